@@ -1,0 +1,66 @@
+# `make run` and `make test` are all that a newcomer needs. Everything else is
+# for those who work on the code; CONTRIBUTING.md says when to use what.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+SOURCES := $(shell find . -name '*.go' -not -path './integration/*') go.mod go.sum
+
+FUZZTIME ?= 10s
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+bin/caddy: $(SOURCES)
+	go build -o $@ ./cmd/caddy
+
+# The integration tests drive this one, so that a data race fails them.
+bin/caddy-race: $(SOURCES)
+	go build -race -o $@ ./cmd/caddy
+
+.PHONY: run
+run: bin/caddy ## Serve the example clip behind the gate and print signed URLs
+	@examples/run.sh bin/caddy
+
+.PHONY: test
+test: test-tools unit fuzz integration ## Run all tests, installing the Debian packages that they need
+
+.PHONY: test-tools
+test-tools:
+	@integration/install-tools.sh
+
+.PHONY: unit
+unit: ## Unit tests, goldens and fuzz seeds, with the race detector
+	go vet ./...
+	go test -race ./...
+
+# One target of one package at a time is what `go test -fuzz` takes.
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZTIME
+	@set -e; for dir in . ./token ./internal/strictjson; do \
+		for target in $$(go test -list '^Fuzz' $$dir | grep '^Fuzz'); do \
+			echo "fuzzing $$dir $$target for $(FUZZTIME)"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$dir; \
+		done; \
+	done
+
+.PHONY: integration
+integration: bin/caddy bin/caddy-race ## The real binary, a recording origin, real players
+	cd integration && go vet ./... && go test -race -count=1 -timeout 20m ./...
+
+.PHONY: lint
+lint: ## Linters, formatting, module files
+	.ci/lint
+
+.PHONY: xcaddy
+xcaddy: ## Build with xcaddy, as users do, and look for the modules
+	.ci/xcaddy
+
+.PHONY: vulncheck
+vulncheck: ## Look up known vulnerabilities; needs the network
+	go run golang.org/x/vuln/cmd/govulncheck@v1.1.4 ./...
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin integration/node_modules

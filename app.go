@@ -1,0 +1,279 @@
+package signedplayback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+func init() {
+	caddy.RegisterModule(new(App))
+}
+
+const (
+	appID = "signed_playback"
+
+	defaultLeeway       = 5 * time.Second
+	defaultJWKSInterval = 5 * time.Minute
+	minJWKSInterval     = time.Second
+)
+
+// App holds what all gates of a server share: the keys that verify tokens, the
+// geo database and the settings of videos.
+type App struct {
+	// Files with verification keys: a JWKS, a JWK, PEM (PKIX, PKCS#1, PKCS#8 or
+	// a certificate), or the base64-wrapped `jwk` or `pem` that the keys API
+	// returns. Private halves are dropped at load. A key without a `kid` takes
+	// the name of its file without the ending. Placeholders are resolved.
+	KeyFiles []string `json:"key_file,omitempty"`
+
+	// The address of a JWKS, http or https, which is loaded at start and then
+	// refreshed in the background. When that fails, the last good set stays in
+	// force. A key in `key_file` wins over one of the same `kid` here.
+	// Placeholders are resolved.
+	JWKSURL string `json:"jwks_url,omitempty"`
+
+	// How often the JWKS is refreshed, at least every second. Default: `5m`.
+	JWKSInterval caddy.Duration `json:"jwks_interval,omitempty"`
+
+	// A geo database in MaxMind DB format, with the country as
+	// `country.iso_code` or `country_code`, for the rules of type
+	// `ip.geoip.country`. It is loaded into memory, and loaded again when the
+	// file changes. Placeholders are resolved.
+	GeoIPDatabase string `json:"geoip_database,omitempty"`
+
+	// Settings for videos that have none of their own.
+	VideoSettings
+
+	// How far in the future the claim `nbf` may lie, for signers whose clocks
+	// are ahead. `exp` is exact. Default: `5s`.
+	Leeway *caddy.Duration `json:"leeway,omitempty"`
+
+	// Refuse a token whose `exp` is further in the future than this. Default:
+	// no limit.
+	MaxTokenLifetime caddy.Duration `json:"max_token_lifetime,omitempty"`
+
+	// Settings of single videos, by video id. What a video does not set is as
+	// it is for all.
+	Videos map[string]VideoSettings `json:"video,omitempty"`
+
+	logger    *zap.Logger
+	now       func() time.Time // tests set their own
+	policy    token.Policy
+	keys      *keyring
+	countries *countryDatabase // nil without a database
+	defaults  *settings
+	videos    map[string]*settings
+	stop      context.CancelFunc
+}
+
+// VideoSettings are the settings that a video can have of its own.
+type VideoSettings struct {
+	// Whether the video plays with a signed token only. Default: true.
+	RequireSignedURLs *bool `json:"require_signed_urls,omitempty"`
+
+	// The sites on which the video may play: `[*.]host[:port]`, an IP address,
+	// or `*`. Without a port, http on port 80 and https on port 443 are meant.
+	// `*.example.com` covers `example.com` too. Default: any site.
+	AllowedOrigins []string `json:"allowed_origins,omitempty"`
+
+	// What to do with a request that has neither `Origin` nor `Referer` where
+	// allowed origins are set: `deny` or `allow`. Default: `deny`.
+	MissingOrigin string `json:"missing_origin,omitempty"`
+}
+
+// settings are the compiled VideoSettings. They are immutable.
+type settings struct {
+	requireSignedURLs bool
+	origins           originPolicy
+}
+
+// CaddyModule returns the Caddy module information.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  appID,
+		New: func() caddy.Module { return new(App) },
+	}
+}
+
+// Provision loads keys and geo database and compiles the settings.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.logger = ctx.Logger()
+	a.now = time.Now
+	if err := a.provisionPolicy(); err != nil {
+		return err
+	}
+	if err := a.provisionSettings(); err != nil {
+		return err
+	}
+	if err := a.provisionKeys(); err != nil {
+		return err
+	}
+	if a.GeoIPDatabase == "" {
+		return nil
+	}
+	path, err := resolve(a.GeoIPDatabase)
+	if err != nil {
+		return fmt.Errorf("geoip_database: %w", err)
+	}
+	a.countries, err = openCountryDatabase(path, a.logger)
+	return err
+}
+
+func (a *App) provisionPolicy() error {
+	a.policy = token.Policy{Leeway: defaultLeeway, MaxLifetime: time.Duration(a.MaxTokenLifetime)}
+	if a.Leeway != nil {
+		a.policy.Leeway = time.Duration(*a.Leeway)
+	}
+	if a.policy.Leeway < 0 {
+		return fmt.Errorf("leeway %s is negative", a.policy.Leeway)
+	}
+	if a.policy.MaxLifetime < 0 {
+		return fmt.Errorf("max_token_lifetime %s is negative", a.policy.MaxLifetime)
+	}
+	return nil
+}
+
+func (a *App) provisionSettings() (err error) {
+	if a.defaults, err = a.VideoSettings.compile(&settings{requireSignedURLs: true}); err != nil {
+		return err
+	}
+	a.videos = make(map[string]*settings, len(a.Videos))
+	for id, own := range a.Videos {
+		if !token.ValidVideoID(id) {
+			return fmt.Errorf("video %q: %w", id, errVideoID)
+		}
+		if a.videos[id], err = own.compile(a.defaults); err != nil {
+			return fmt.Errorf("video %q: %w", id, err)
+		}
+	}
+	return nil
+}
+
+var errVideoID = errors.New("a video id is 1 to 64 of A-Z a-z 0-9 _ -")
+
+// compile overlays the settings on defaults.
+func (v VideoSettings) compile(defaults *settings) (*settings, error) {
+	compiled := *defaults
+	if v.RequireSignedURLs != nil {
+		compiled.requireSignedURLs = *v.RequireSignedURLs
+	}
+	if len(v.AllowedOrigins) > 0 {
+		allowed, err := compileOrigins(v.AllowedOrigins)
+		if err != nil {
+			return nil, err
+		}
+		compiled.origins.allowed = allowed
+	}
+	if v.MissingOrigin != "" {
+		allow, err := parseMissingOrigin(v.MissingOrigin)
+		if err != nil {
+			return nil, err
+		}
+		compiled.origins.allowMissing = allow
+	}
+	return &compiled, nil
+}
+
+func parseMissingOrigin(s string) (allow bool, err error) {
+	switch s {
+	case "allow":
+		return true, nil
+	case "deny":
+		return false, nil
+	}
+	return false, fmt.Errorf("missing_origin %q: want deny or allow", s)
+}
+
+func (a *App) provisionKeys() error {
+	files := make([]string, len(a.KeyFiles))
+	for i, file := range a.KeyFiles {
+		var err error
+		if files[i], err = resolve(file); err != nil {
+			return fmt.Errorf("key_file: %w", err)
+		}
+	}
+	fixed, err := loadKeyFiles(files)
+	if err != nil {
+		return err
+	}
+	a.keys = &keyring{fixed: fixed}
+	if a.JWKSURL == "" {
+		return nil
+	}
+	address, err := resolve(a.JWKSURL)
+	if err != nil {
+		return fmt.Errorf("jwks_url: %w", err)
+	}
+	interval := time.Duration(a.JWKSInterval)
+	if interval == 0 {
+		interval = defaultJWKSInterval
+	}
+	if interval < minJWKSInterval {
+		return fmt.Errorf("jwks_url: interval %s is shorter than %s", interval, minJWKSInterval)
+	}
+	a.keys.remote, err = acquireRemoteKeys(address, interval)
+	return err
+}
+
+// resolve fills in {env.*} and {file.*}. A placeholder that stands for nothing
+// is an error, for an option that silently becomes empty is one that is off.
+func resolve(value string) (string, error) {
+	resolved, err := caddy.NewReplacer().ReplaceOrErr(value, true, true)
+	if err != nil {
+		return "", fmt.Errorf("%q: %w", value, err)
+	}
+	return resolved, nil
+}
+
+// settings returns the settings of a video.
+func (a *App) settings(videoID string) *settings {
+	if own, ok := a.videos[videoID]; ok {
+		return own
+	}
+	return a.defaults
+}
+
+// Start begins the background work: refreshing keys and watching the geo
+// database.
+func (a *App) Start() error {
+	ctx, stop := context.WithCancel(context.Background())
+	a.stop = stop
+	if a.countries != nil {
+		go a.countries.watch(ctx)
+	}
+	if a.keys.remote != nil {
+		a.keys.remote.start()
+	}
+	if a.keys.remote == nil && len(a.keys.fixed.IDs()) == 0 {
+		a.logger.Warn("no verification keys are configured, so every token will be refused; set key_file or jwks_url")
+	}
+	return nil
+}
+
+// Stop ends the background work.
+func (a *App) Stop() error {
+	a.stop()
+	return nil
+}
+
+// Cleanup gives up what is shared with other configs.
+func (a *App) Cleanup() error {
+	if a.keys == nil || a.keys.remote == nil {
+		return nil
+	}
+	return releaseRemoteKeys(a.keys.remote)
+}
+
+// Interface guards
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+)

@@ -1,0 +1,271 @@
+package signedplayback
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+func init() {
+	httpcaddyfile.RegisterHandlerDirective("signed_playback", parseGate)
+	// After encode, so that what the gate changes in a response is compressed
+	// behind it and not before; and before everything that answers.
+	httpcaddyfile.RegisterDirectiveOrder("signed_playback", httpcaddyfile.After, "encode")
+	httpcaddyfile.RegisterGlobalOption("signed_playback", parseApp)
+}
+
+// option parses one subdirective, whose name has been consumed.
+type option func(d *caddyfile.Dispenser) error
+
+// parseBlock hands each subdirective of a block to its option. What is unknown
+// or repeated is an error: an option that is silently dropped may be the one
+// that keeps somebody out.
+func parseBlock(d *caddyfile.Dispenser, options map[string]option) error {
+	seen := make(map[string]bool)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		name := d.Val()
+		parse, known := options[name]
+		if !known {
+			return d.Errf("unrecognized option %q; known are %s", name, knownOptions(options))
+		}
+		if seen[name] && name != "video" {
+			return d.Errf("option %q is repeated; give it once", name)
+		}
+		seen[name] = true
+		if err := parse(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func knownOptions(options map[string]option) string {
+	names := make([]string, 0, len(options))
+	for name := range options {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// parseGate sets up the gate from Caddyfile tokens. Syntax:
+//
+//	signed_playback [<matcher>] {
+//	    origin_path <template>
+//	    downloads   <path glob>...
+//	}
+func parseGate(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	g := new(Gate)
+	return g, g.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile sets up the gate from Caddyfile tokens. See parseGate for
+// the syntax.
+func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the directive's name
+	if d.NextArg() {
+		return d.Errf("unexpected argument %q; the options of signed_playback stand in a block", d.Val())
+	}
+	return parseBlock(d, map[string]option{
+		"origin_path": func(d *caddyfile.Dispenser) error {
+			if err := oneArg(d, &g.OriginPath); err != nil {
+				return err
+			}
+			if hasPlaceholder(strings.ReplaceAll(g.OriginPath, videoPlaceholder, "")) {
+				return nil // Provision knows what it stands for
+			}
+			_, err := parseOriginPath(g.OriginPath)
+			return located(d, err)
+		},
+		"downloads": func(d *caddyfile.Dispenser) error {
+			return someArgs(d, &g.Downloads, func(glob string) error {
+				_, err := parsePathGlob(glob)
+				return err
+			})
+		},
+	})
+}
+
+// parseApp sets up the app from the global option. Syntax:
+//
+//	signed_playback {
+//	    key_file            <path>...
+//	    jwks_url            <url> [<interval>]
+//	    geoip_database      <path>
+//	    require_signed_urls on|off
+//	    allowed_origins     <pattern>...
+//	    missing_origin      deny|allow
+//	    leeway              <duration>
+//	    max_token_lifetime  <duration>
+//	    video <id> {
+//	        require_signed_urls on|off
+//	        allowed_origins     <pattern>...
+//	        missing_origin      deny|allow
+//	    }
+//	}
+func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
+	a := new(App)
+	d.Next() // consume the option's name
+	if existing != nil {
+		return nil, d.Errf("global option %q is repeated; put everything into one block", appID)
+	}
+	if d.NextArg() {
+		return nil, d.Errf("unexpected argument %q; the options of signed_playback stand in a block", d.Val())
+	}
+	options := a.videoOptions()
+	options["key_file"] = func(d *caddyfile.Dispenser) error { return someArgs(d, &a.KeyFiles, nil) }
+	options["jwks_url"] = a.parseJWKSURL
+	options["geoip_database"] = func(d *caddyfile.Dispenser) error { return oneArg(d, &a.GeoIPDatabase) }
+	options["leeway"] = func(d *caddyfile.Dispenser) error {
+		a.Leeway = new(caddy.Duration)
+		return durationArg(d, a.Leeway)
+	}
+	options["max_token_lifetime"] = func(d *caddyfile.Dispenser) error { return durationArg(d, &a.MaxTokenLifetime) }
+	options["video"] = a.parseVideo
+	if err := parseBlock(d, options); err != nil {
+		return nil, err
+	}
+	return httpcaddyfile.App{Name: appID, Value: caddyconfig.JSON(a, nil)}, nil
+}
+
+func (a *App) parseJWKSURL(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) < 1 || len(args) > 2 {
+		return d.Errf("jwks_url takes a URL and perhaps an interval, not %d arguments", len(args))
+	}
+	a.JWKSURL = args[0]
+	if len(args) == 1 {
+		return nil
+	}
+	interval, err := caddy.ParseDuration(args[1])
+	if err != nil || interval < minJWKSInterval {
+		return d.Errf("jwks_url: interval %q: want a duration of at least %s, like 5m", args[1], minJWKSInterval)
+	}
+	a.JWKSInterval = caddy.Duration(interval)
+	return nil
+}
+
+func (a *App) parseVideo(d *caddyfile.Dispenser) error {
+	var id string
+	if err := oneArg(d, &id); err != nil {
+		return err
+	}
+	if !token.ValidVideoID(id) {
+		return d.Errf("video %q: %v", id, errVideoID)
+	}
+	if _, repeated := a.Videos[id]; repeated {
+		return d.Errf("video %q is repeated; put its settings into one block", id)
+	}
+	var own VideoSettings
+	if err := parseBlock(d, own.videoOptions()); err != nil {
+		return err
+	}
+	if a.Videos == nil {
+		a.Videos = make(map[string]VideoSettings)
+	}
+	a.Videos[id] = own
+	return nil
+}
+
+// videoOptions are the options that stand in the global block, for all videos,
+// and in a video's own.
+func (v *VideoSettings) videoOptions() map[string]option {
+	return map[string]option{
+		"require_signed_urls": func(d *caddyfile.Dispenser) error {
+			var word string
+			if err := oneArg(d, &word); err != nil {
+				return err
+			}
+			if word != "on" && word != "off" {
+				return d.Errf("require_signed_urls %q: want on or off", word)
+			}
+			v.RequireSignedURLs = new(word == "on")
+			return nil
+		},
+		"allowed_origins": func(d *caddyfile.Dispenser) error {
+			return someArgs(d, &v.AllowedOrigins, func(pattern string) error {
+				_, err := parseOriginPattern(pattern)
+				return err
+			})
+		},
+		"missing_origin": func(d *caddyfile.Dispenser) error {
+			if err := oneArg(d, &v.MissingOrigin); err != nil {
+				return err
+			}
+			_, err := parseMissingOrigin(v.MissingOrigin)
+			return located(d, err)
+		},
+	}
+}
+
+// oneArg reads the one argument of an option.
+func oneArg(d *caddyfile.Dispenser, value *string) error {
+	name := d.Val()
+	args := d.RemainingArgs()
+	if len(args) != 1 || args[0] == "" {
+		return d.Errf("%s takes one argument, not %d: %q", name, len(args), args)
+	}
+	*value = args[0]
+	return nil
+}
+
+// someArgs reads the arguments of an option that has at least one, and checks
+// each unless check is nil.
+func someArgs(d *caddyfile.Dispenser, values *[]string, check func(string) error) error {
+	name := d.Val()
+	args := d.RemainingArgs()
+	if len(args) == 0 {
+		return d.Errf("%s takes at least one argument", name)
+	}
+	for i, arg := range args {
+		if arg == "" {
+			return d.Errf("%s: argument %d is empty", name, i+1)
+		}
+		if slices.Contains(args[:i], arg) {
+			return d.Errf("%s: %q is repeated", name, arg)
+		}
+		if check == nil {
+			continue
+		}
+		if err := check(arg); err != nil {
+			return located(d, err)
+		}
+	}
+	*values = args
+	return nil
+}
+
+// durationArg reads a duration that is not negative, in Caddy's form (1d12h).
+func durationArg(d *caddyfile.Dispenser, value *caddy.Duration) error {
+	name := d.Val()
+	var text string
+	if err := oneArg(d, &text); err != nil {
+		return err
+	}
+	duration, err := caddy.ParseDuration(text)
+	if err != nil || duration < 0 {
+		return d.Errf("%s %q: want a duration like 5s or 24h", name, text)
+	}
+	*value = caddy.Duration(duration)
+	return nil
+}
+
+// located adds file and line to an error.
+func located(d *caddyfile.Dispenser, err error) error {
+	if err == nil {
+		return nil
+	}
+	return d.WrapErr(err)
+}
+
+func hasPlaceholder(s string) bool { return strings.Contains(s, "{") }
+
+// Interface guards
+var _ caddyfile.Unmarshaler = (*Gate)(nil)

@@ -1,0 +1,357 @@
+package signedplayback
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "signed-playback",
+		Short: "Makes keys and signed playback URLs, and looks into tokens",
+		Long: `
+Makes the keys that sign playback URLs, signs URLs with them, and shows what a
+token says. None of these commands needs a running server.`,
+		CobraFunc: func(cmd *cobra.Command) {
+			cmd.Args = cobra.NoArgs
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand())
+		},
+	})
+}
+
+func keygenCommand() *cobra.Command {
+	var opts keygenOptions
+	cmd := &cobra.Command{
+		Use:   "keygen [--kid <id>]",
+		Short: "Makes a key pair",
+		Long: `
+Makes an RSA-2048 key pair and prints it as one JSON object: the members id, pem
+and jwk are what the keys API returns for a new key (pem and jwk are
+base64-encoded and hold the private half), jwks is the public half as a JWKS.
+
+The whole output serves as --key of the sign command, and as key_file of the
+gate, which drops the private half. A gate on another machine wants no more than
+the public half:
+
+	$ caddy signed-playback keygen > key.json
+	$ jq .jwks key.json > public.json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return keygen(opts, cmd.OutOrStdout()) },
+	}
+	cmd.Flags().StringVar(&opts.keyID, "kid", "", "the key's id (default: 32 random hexadecimal digits)")
+	return cmd
+}
+
+func signCommand() *cobra.Command {
+	opts := signOptions{now: time.Now}
+	cmd := &cobra.Command{
+		Use:   "sign --key <file> --sub <video> [--kid <id>] [--exp <time>] [--nbf <time>] [--downloadable] [--rules <json>] [--url <base>]",
+		Short: "Signs a token, or a playback URL",
+		Long: `
+Signs a token for a video and prints it, or with --url the address of the
+video's HLS manifest.
+
+The key is a file, or - for standard input: what keygen prints, a private JWK,
+a PEM, or the pem or jwk value of the keys API. Times are durations from now
+(1h, -5m), Unix seconds or RFC 3339.
+
+	$ caddy signed-playback sign --key key.json --sub demo --exp 12h --url https://media.example.com
+	$ caddy signed-playback sign --key key.json --sub demo \
+		--rules '[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts.stdin = cmd.InOrStdin()
+			return sign(opts, cmd.OutOrStdout())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&opts.key, "key", "", "the file with the private key, or - for standard input")
+	flags.StringVar(&opts.keyID, "kid", "", "the key's id, for a key that has none (default: the name of its file without the ending)")
+	flags.StringVar(&opts.video, "sub", "", "the video id")
+	flags.StringVar(&opts.expires, "exp", "1h", "when the token expires")
+	flags.StringVar(&opts.notBefore, "nbf", "", "from when on the token works (default: at once)")
+	flags.BoolVar(&opts.downloadable, "downloadable", false, "also allow downloads")
+	flags.StringVar(&opts.rules, "rules", "", "access rules: a JSON array, or @ and the name of a file with one")
+	flags.StringVar(&opts.baseURL, "url", "", "print a playback URL below this address of the gate")
+	return cmd
+}
+
+func inspectCommand() *cobra.Command {
+	opts := inspectOptions{now: time.Now}
+	cmd := &cobra.Command{
+		Use:   "inspect <token or URL> [--key <file>]",
+		Short: "Shows what a token says",
+		Long: `
+Shows the header and the claims of a token, given alone, within a playback URL,
+or as - on standard input. With --key, a file in any form that key_file takes,
+it also verifies the token as the gate would.
+
+The exit status is 0 for a token that is well-formed and, with --key, verifies
+at present, else 1.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.token, opts.stdin = args[0], cmd.InOrStdin()
+			return inspect(opts, cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().StringVar(&opts.key, "key", "", "a file with the verification key, or - for standard input")
+	return cmd
+}
+
+type keygenOptions struct {
+	keyID string
+}
+
+// generatedKey is what keygen prints: a key as the keys API returns it, and its
+// public half.
+type generatedKey struct {
+	ID   string `json:"id"`
+	PEM  string `json:"pem"`
+	JWK  string `json:"jwk"`
+	JWKS jwks   `json:"jwks"`
+}
+
+type jwks struct {
+	Keys []json.RawMessage `json:"keys"`
+}
+
+func keygen(opts keygenOptions, out io.Writer) error {
+	key, err := token.GenerateSigningKey(opts.keyID)
+	if err != nil {
+		return err
+	}
+	generated := generatedKey{ID: key.ID(), PEM: key.PEM()}
+	if generated.JWK, err = key.JWK(); err != nil {
+		return err
+	}
+	public, err := key.Public().JWK()
+	if err != nil {
+		return err
+	}
+	generated.JWKS.Keys = []json.RawMessage{public}
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(generated)
+}
+
+type signOptions struct {
+	key, keyID         string
+	video              string
+	expires, notBefore string
+	downloadable       bool
+	rules              string
+	baseURL            string
+	stdin              io.Reader
+	now                func() time.Time
+}
+
+func sign(opts signOptions, out io.Writer) error {
+	if opts.key == "" || opts.video == "" {
+		return errors.New("sign needs --key and --sub")
+	}
+	key, err := readSigningKey(opts)
+	if err != nil {
+		return err
+	}
+	claims, err := opts.claims()
+	if err != nil {
+		return err
+	}
+	compact, err := token.Sign(claims, key)
+	if err != nil {
+		return err
+	}
+	if opts.baseURL == "" {
+		_, err = fmt.Fprintln(out, compact)
+		return err
+	}
+	base, err := url.Parse(opts.baseURL)
+	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
+		return fmt.Errorf("--url %q: want an address like https://media.example.com", opts.baseURL)
+	}
+	_, err = fmt.Fprintln(out, base.JoinPath(compact, "manifest/video.m3u8"))
+	return err
+}
+
+func readSigningKey(opts signOptions) (*token.SigningKey, error) {
+	data, name, err := readKeyFile(opts.key, opts.stdin)
+	if err != nil {
+		return nil, err
+	}
+	if opts.keyID != "" {
+		name = opts.keyID
+	}
+	key, err := token.ParseSigningKey(data, name)
+	if err != nil {
+		return nil, fmt.Errorf("--key %q: %w", opts.key, err)
+	}
+	if opts.keyID != "" && opts.keyID != key.ID() {
+		return nil, fmt.Errorf("--kid %q: the key in %q has the `kid` %q", opts.keyID, opts.key, key.ID())
+	}
+	return key, nil
+}
+
+// readKeyFile returns the content of a key file and the id that a key in it
+// takes if it has none.
+func readKeyFile(path string, stdin io.Reader) (data []byte, id string, err error) {
+	if path == "-" {
+		data, err = io.ReadAll(stdin)
+		return data, "", err
+	}
+	data, err = os.ReadFile(path)
+	return data, keyIDOfFile(path), err
+}
+
+func (opts signOptions) claims() (claims token.Claims, err error) {
+	claims = token.Claims{VideoID: opts.video, Downloadable: opts.downloadable}
+	if claims.ExpiresAt, err = parseTime(opts.expires, opts.now()); err != nil {
+		return claims, fmt.Errorf("--exp %w", err)
+	}
+	if opts.notBefore != "" {
+		if claims.NotBefore, err = parseTime(opts.notBefore, opts.now()); err != nil {
+			return claims, fmt.Errorf("--nbf %w", err)
+		}
+		if !claims.NotBefore.Before(claims.ExpiresAt) {
+			return claims, fmt.Errorf("--nbf %s is not before --exp %s", opts.notBefore, opts.expires)
+		}
+	}
+	if opts.rules == "" {
+		return claims, nil
+	}
+	rules := []byte(opts.rules)
+	if path, isFile := strings.CutPrefix(opts.rules, "@"); isFile {
+		if rules, err = os.ReadFile(path); err != nil {
+			return claims, fmt.Errorf("--rules: %w", err)
+		}
+	}
+	if _, err := compileRules(rules); err != nil {
+		return claims, fmt.Errorf("--rules: %w", err)
+	}
+	claims.AccessRules = rules
+	return claims, nil
+}
+
+// parseTime reads a duration from now, Unix seconds or RFC 3339.
+func parseTime(text string, now time.Time) (time.Time, error) {
+	if duration, err := caddy.ParseDuration(text); err == nil {
+		return now.Add(duration), nil
+	}
+	if seconds, err := strconv.ParseInt(text, 10, 64); err == nil {
+		return time.Unix(seconds, 0), nil
+	}
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return t, nil
+	}
+	return time.Time{}, fmt.Errorf("%q: want a duration like 1h, Unix seconds, or a time like 2030-01-31T12:00:00Z", text)
+}
+
+type inspectOptions struct {
+	token string
+	key   string
+	stdin io.Reader
+	now   func() time.Time
+}
+
+// inspect prints what a token says, line by line as far as it can be read, and
+// returns why it would be refused.
+func inspect(opts inspectOptions, out io.Writer) error {
+	compact, err := findToken(opts)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "token id:   %s\n", tokenID(compact))
+	parsed, err := token.Parse(compact)
+	if err != nil {
+		return err
+	}
+	header, payload := parsed.Documents()
+	claims := parsed.Unverified()
+	now := opts.now()
+	fmt.Fprintf(out, "header:     %s\n", header)
+	fmt.Fprintf(out, "payload:    %s\n", payload)
+	fmt.Fprintf(out, "video:      %s\n", claims.VideoID)
+	fmt.Fprintf(out, "key id:     %s\n", claims.KeyID)
+	fmt.Fprintf(out, "expires:    %s\n", relativeTime(claims.ExpiresAt, now))
+	if !claims.NotBefore.IsZero() {
+		fmt.Fprintf(out, "not before: %s\n", relativeTime(claims.NotBefore, now))
+	}
+	rules, err := compileRules(claims.AccessRules)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "rules:      %d\n", len(rules))
+	if opts.key == "" {
+		fmt.Fprintln(out, "signature:  not checked; give --key")
+		return nil
+	}
+	keys, err := readKeySet(opts)
+	if err != nil {
+		return err
+	}
+	if _, err := token.Verify(compact, keys, now, token.Policy{Leeway: defaultLeeway}); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, "signature:  valid, and so is the token at present")
+	return nil
+}
+
+func readKeySet(opts inspectOptions) (*token.KeySet, error) {
+	data, id, err := readKeyFile(opts.key, opts.stdin)
+	if err != nil {
+		return nil, fmt.Errorf("--key: %w", err)
+	}
+	keys, err := token.ParsePublicKeys(data, id)
+	if err != nil {
+		return nil, fmt.Errorf("--key %q: %w", opts.key, err)
+	}
+	return token.NewKeySet(keys...)
+}
+
+// findToken finds the token in what the user has given: itself, or the segment
+// of a URL's path that has two dots.
+func findToken(opts inspectOptions) (string, error) {
+	text := opts.token
+	if text == "-" {
+		data, err := io.ReadAll(io.LimitReader(opts.stdin, 4*token.MaxLength))
+		if err != nil {
+			return "", err
+		}
+		text = string(data)
+	}
+	text = strings.TrimSpace(text)
+	if !strings.Contains(text, "/") {
+		return text, nil
+	}
+	if _, rest, ok := strings.Cut(text, "://"); ok {
+		_, text, _ = strings.Cut(rest, "/")
+	}
+	path, _, _ := strings.Cut(text, "?")
+	for segment := range strings.SplitSeq(path, "/") {
+		if strings.Count(segment, ".") == 2 && segment != ".." {
+			return segment, nil
+		}
+	}
+	return "", errors.New("the URL contains no token: no segment of its path has exactly two dots")
+}
+
+func relativeTime(t, now time.Time) string {
+	distance := t.Sub(now).Round(time.Second)
+	if distance < 0 {
+		return fmt.Sprintf("%s (%s ago)", t.UTC().Format(time.RFC3339), -distance)
+	}
+	return fmt.Sprintf("%s (in %s)", t.UTC().Format(time.RFC3339), distance)
+}

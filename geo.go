@@ -1,0 +1,152 @@
+package signedplayback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/oschwald/maxminddb-golang/v2"
+	"go.uber.org/zap"
+)
+
+// geoWatchInterval is how often the file of a geo database is looked at. A look
+// is one stat, which works on every file system and sees a file that is
+// replaced, written over or mounted anew alike.
+const geoWatchInterval = 2 * time.Second
+
+// countryDatabase maps addresses to countries. Lookups read the last good
+// database from memory; watch replaces it when the file changes.
+type countryDatabase struct {
+	path    string
+	logger  *zap.Logger
+	current atomic.Pointer[countryReader]
+	version fileVersion // of the file that was tried last; watch's own
+}
+
+// countryReader is a database and where in its records the country stands.
+type countryReader struct {
+	db   *maxminddb.Reader
+	path []any
+}
+
+// countryPaths are the schemas that are understood, MaxMind's and the flat one.
+var countryPaths = [][]any{{"country", "iso_code"}, {"country_code"}}
+
+// fileVersion tells one state of a file from another.
+type fileVersion struct {
+	info    os.FileInfo
+	missing bool
+}
+
+func (v fileVersion) same(other fileVersion) bool {
+	if v.missing || other.missing {
+		return v.missing == other.missing
+	}
+	return os.SameFile(v.info, other.info) &&
+		v.info.Size() == other.info.Size() && v.info.ModTime().Equal(other.info.ModTime())
+}
+
+func statVersion(path string) fileVersion {
+	info, err := os.Stat(path)
+	return fileVersion{info, err != nil}
+}
+
+// openCountryDatabase loads a database, and fails if it is not a good one.
+func openCountryDatabase(path string, logger *zap.Logger) (*countryDatabase, error) {
+	d := &countryDatabase{path: path, logger: logger, version: statVersion(path)}
+	if err := d.load(); err != nil {
+		return nil, fmt.Errorf("geoip_database %q: %w", path, err)
+	}
+	return d, nil
+}
+
+// load reads the file into memory, checks it and puts it into force. A mapped
+// file would do for less memory, but crashes the server when somebody truncates
+// it in place.
+func (d *countryDatabase) load() error {
+	data, err := os.ReadFile(d.path)
+	if err != nil {
+		return err
+	}
+	db, err := maxminddb.OpenBytes(data)
+	if err != nil {
+		return err
+	}
+	if err := db.Verify(); err != nil {
+		return err
+	}
+	path, err := findCountryPath(db)
+	if err != nil {
+		return err
+	}
+	d.current.Store(&countryReader{db, path})
+	return nil
+}
+
+// findCountryPath tells the schema by the first record that has a country. A
+// database of networks or cities without one would otherwise make every country
+// rule match nobody.
+func findCountryPath(db *maxminddb.Reader) ([]any, error) {
+	for network := range db.Networks() {
+		for _, path := range countryPaths {
+			var code string
+			if err := network.DecodePath(&code, path...); err == nil && code != "" {
+				return path, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("no record of this %q database has a country.iso_code or a country_code", db.Metadata.DatabaseType)
+}
+
+var errNoCountry = errors.New("the record's country cannot be read")
+
+// lookup returns the country of an address, the zero code if the database does
+// not know it.
+func (d *countryDatabase) lookup(addr netip.Addr) (countryCode, error) {
+	reader := d.current.Load()
+	if addr.Is6() && reader.db.Metadata.IPVersion == 4 {
+		return countryCode{}, nil
+	}
+	var code string
+	if err := reader.db.Lookup(addr).DecodePath(&code, reader.path...); err != nil {
+		return countryCode{}, fmt.Errorf("%w: %w", errNoCountry, err)
+	}
+	country, _ := parseCountryCode(code)
+	return country, nil
+}
+
+// watch loads the database again whenever its file changes, until ctx is done.
+func (d *countryDatabase) watch(ctx context.Context) {
+	ticker := time.NewTicker(geoWatchInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			d.refresh()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// refresh looks at the file once. A file that is missing or not a good database
+// is reported once for each of its states, and changes nothing.
+func (d *countryDatabase) refresh() {
+	// Before reading, so that a file that changes meanwhile is read again.
+	version := statVersion(d.path)
+	if version.same(d.version) {
+		return
+	}
+	d.version = version
+	if err := d.load(); err != nil {
+		d.logger.Error("loading the changed geo database failed; the last good one stays in force",
+			zap.String("path", d.path), zap.Error(err))
+		return
+	}
+	d.logger.Info("loaded the changed geo database", zap.String("path", d.path),
+		zap.Time("built", d.current.Load().db.Metadata.BuildTime()))
+}

@@ -1,0 +1,357 @@
+package signedplayback
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// ServeHTTP decides on a request and hands it on if it may pass.
+func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	dropBody(w, r)
+	d := &decision{app: g.app, request: r, kind: kindOther}
+	d.record()
+	if err := g.decide(d); err != nil {
+		d.refused(err)
+		return deny(w, err)
+	}
+	if r.Method == http.MethodOptions {
+		answerPreflight(w, r)
+		return nil
+	}
+	if d.kind == kindIframe {
+		d.settings.origins.setFrameAncestors(w.Header())
+	}
+	g.address(r, d)
+	removeViewerHeaders(r.Header)
+	// The response passes untouched. Rewriting of manifests, the player page,
+	// CORS and caching headers belong here.
+	return next.ServeHTTP(w, r)
+}
+
+// decide is the gate's decision: nil to let the request pass, else a refusal.
+// The steps are in the order of their cost, and each relies on those before it.
+func (g *Gate) decide(d *decision) error {
+	r := d.request
+	if err := checkMethod(r.Method); err != nil {
+		return err
+	}
+	if err := g.parseTarget(d); err != nil {
+		return err
+	}
+	if r.Method == http.MethodOptions {
+		return nil
+	}
+	if err := g.app.authenticate(d); err != nil {
+		return err
+	}
+	if err := d.settings.origins.check(r, d.kind); err != nil {
+		return err
+	}
+	if err := checkRules(d); err != nil {
+		return err
+	}
+	return checkDownload(d)
+}
+
+func checkMethod(method string) error {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+		return nil
+	}
+	return refuse(reasonMethodNotAllowed, errMethod)
+}
+
+// parseTarget finds out what the request asks for.
+func (g *Gate) parseTarget(d *decision) (err error) {
+	if d.target, err = parsePath(d.request.URL); err != nil {
+		return refuse(reasonPathInvalid, err)
+	}
+	d.kind = kindOf(d.target.suffix.decoded)
+	if g.downloads.match(d.target.suffix.decoded) {
+		d.kind = kindDownload
+	}
+	return nil
+}
+
+// authenticate establishes which video the request is for and that the viewer
+// may ask for it: by a token, or by the id of a video that requires none. A
+// token is enforced even where none is required.
+func (a *App) authenticate(d *decision) error {
+	if d.target.token == "" {
+		d.settings = a.settings(d.target.videoID)
+		if d.settings.requireSignedURLs {
+			return refuse(reasonTokenRequired, errTokenRequired)
+		}
+		d.video = d.target.videoID
+		return nil
+	}
+	verified, err := a.verify(d.target.token)
+	if err != nil {
+		return err
+	}
+	if err := verified.claims.CheckTime(a.now(), a.policy); err != nil {
+		return refuse(tokenReason(err), err)
+	}
+	d.verified = verified
+	d.video = verified.claims.VideoID
+	d.settings = a.settings(d.video)
+	return nil
+}
+
+// verifiedToken is what is known of a token for good: its signature holds and
+// its rules can be evaluated. Whether it is valid at present is decided on each
+// request. It is immutable.
+type verifiedToken struct {
+	claims token.Claims
+	rules  accessRules
+}
+
+// verify is a pure function of the token's bytes and the keys.
+func (a *App) verify(compact string) (*verifiedToken, error) {
+	parsed, err := token.Parse(compact)
+	if err != nil {
+		return nil, refuse(tokenReason(err), err)
+	}
+	key, err := parsed.Key(a.keys)
+	if err != nil {
+		if !a.keys.complete() {
+			return nil, refuse(reasonStateUnavailable, errKeysNotLoaded)
+		}
+		return nil, refuse(tokenReason(err), err)
+	}
+	claims, err := parsed.Verify(key)
+	if err != nil {
+		return nil, refuse(tokenReason(err), err)
+	}
+	rules, err := compileRules(claims.AccessRules)
+	if err != nil {
+		return nil, refuse(reasonRulesInvalid, err)
+	}
+	return &verifiedToken{claims, rules}, nil
+}
+
+func checkRules(d *decision) error {
+	if d.verified == nil {
+		return nil
+	}
+	allowed, err := d.verified.rules.allow(d)
+	if err != nil {
+		return err
+	}
+	if !allowed {
+		return refuse(reasonRuleBlocked, errRuleBlocked)
+	}
+	return nil
+}
+
+// checkDownload holds downloads to the `downloadable` claim. A request without
+// a token has no such claim, even where the video itself requires none.
+func checkDownload(d *decision) error {
+	if d.kind != kindDownload || d.verified != nil && d.verified.claims.Downloadable {
+		return nil
+	}
+	return refuse(reasonDownloadNotAllowed, errDownload)
+}
+
+var (
+	errMethod        = errors.New("a playback URL is for GET, HEAD and OPTIONS")
+	errTokenRequired = errors.New("the video requires a signed token")
+	errKeysNotLoaded = errors.New("the remote key set has not been loaded yet")
+	errRuleBlocked   = errors.New("an access rule of the token blocks the viewer")
+	errDownload      = errors.New("downloads need a token with the claim downloadable")
+	errClientIP      = errors.New("an access rule needs the viewer's address, which is unknown")
+	errTooEarly      = errors.New("an access rule needs the viewer's address, which the TLS handshake has yet to confirm")
+	errNoDatabase    = errors.New("an access rule needs the viewer's country, and there is no geo database")
+	errDatabase      = errors.New("an access rule needs the viewer's country, which the geo database cannot tell")
+)
+
+// address turns the request into the one that the origin gets: its path is
+// built from the video id and the suffix, and nothing of the viewer's path is
+// left.
+func (g *Gate) address(r *http.Request, d *decision) {
+	folder := g.originPath.folder(d.video)
+	r.URL.User = nil
+	r.URL.Path = folder + "/" + d.target.suffix.decoded
+	r.URL.RawPath = folder + "/" + d.target.suffix.escaped
+	r.RequestURI = r.URL.RequestURI()
+}
+
+// removeViewerHeaders removes what the origin must not see, because it may
+// carry the token, and what it must not act on: headers by which some origins
+// let a request name another path or method than its own, and an upgrade, which
+// would outlive the token.
+func removeViewerHeaders(h http.Header) {
+	for _, name := range []string{
+		"Referer", "Origin",
+		"X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix", "X-Forwarded-Method",
+		"X-Original-Url", "X-Original-Uri", "X-Original-Method", "X-Rewrite-Url",
+		"X-Http-Method-Override", "X-Http-Method", "X-Method-Override",
+		"Connection", "Upgrade", "Http2-Settings", "Expect", "Content-Length", "Trailer",
+	} {
+		delete(h, name)
+	}
+}
+
+// dropBody makes sure that a body ends here: no method of playback has one, and
+// what two servers disagree about is a second request.
+func dropBody(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength == 0 && len(r.TransferEncoding) == 0 {
+		return
+	}
+	r.Body = http.NoBody
+	r.ContentLength = 0
+	r.TransferEncoding = nil
+	r.Trailer = nil
+	if r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close")
+	}
+}
+
+// decision is what the gate finds out about one request. It belongs to the
+// request's goroutine.
+type decision struct {
+	app      *App
+	request  *http.Request
+	target   target
+	kind     kind
+	video    string         // "" until the viewer has proved to be allowed to ask for it
+	verified *verifiedToken // nil for a request by video id
+	settings *settings
+	reason   reason // "" for a request that passes
+}
+
+func (d *decision) refused(err error) {
+	var why *refusal
+	if errors.As(err, &why) {
+		d.reason = why.reason
+	}
+}
+
+// address implements viewer. The address is the one that Caddy has determined,
+// so trusted_proxies decides whose headers count. IPv4-mapped IPv6 addresses
+// become IPv4 and zones are dropped, lest an IPv4 rule miss its viewer.
+func (d *decision) address() (netip.Addr, error) {
+	// Without a finished handshake the address may be spoofed and the
+	// request replayed (RFC 8470); Caddy's own matchers do the same.
+	if tls := d.request.TLS; tls != nil && !tls.HandshakeComplete {
+		return netip.Addr{}, refuse(reasonTooEarly, errTooEarly)
+	}
+	addr, ok := clientAddress(d.request)
+	if !ok {
+		return netip.Addr{}, refuse(reasonClientIPUnknown, errClientIP)
+	}
+	return addr, nil
+}
+
+func clientAddress(r *http.Request) (addr netip.Addr, ok bool) {
+	text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
+	addr, err := netip.ParseAddr(text)
+	return addr.Unmap().WithZone(""), err == nil
+}
+
+// country implements viewer.
+func (d *decision) country() (countryCode, error) {
+	if d.app.countries == nil {
+		return countryCode{}, refuse(reasonCountryUnavailable, errNoDatabase)
+	}
+	addr, err := d.address()
+	if err != nil {
+		return countryCode{}, err
+	}
+	code, err := d.app.countries.lookup(addr)
+	if err != nil {
+		return countryCode{}, refuse(reasonCountryUnavailable, errDatabase)
+	}
+	return code, nil
+}
+
+// record offers the decision as placeholders and access log fields. Both read
+// it when somebody asks, so it may be recorded before it is made, and what
+// nobody asks for costs nothing.
+func (d *decision) record() {
+	ctx := d.request.Context()
+	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Map(d.placeholder)
+	}
+	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		extra.Add(zap.Inline(d))
+	}
+}
+
+// recorded are the names under which a decision is seen.
+var recorded = [...]string{"video", "kind", "key_id", "token_id", "country", "reason"}
+
+func (d *decision) placeholder(name string) (any, bool) {
+	name, ok := strings.CutPrefix(name, "http.signed_playback.")
+	if !ok {
+		return nil, false
+	}
+	return d.value(name)
+}
+
+// MarshalLogObject implements zapcore.ObjectMarshaler.
+func (d *decision) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	for _, name := range recorded {
+		if value, _ := d.value(name); value != "" {
+			enc.AddString("signed_playback_"+name, value)
+		}
+	}
+	return nil
+}
+
+// value returns what is known under one of the recorded names.
+func (d *decision) value(name string) (value string, ok bool) {
+	switch name {
+	case "video":
+		return d.video, true
+	case "kind":
+		return string(d.kind), true
+	case "key_id":
+		if d.verified == nil {
+			return "", true
+		}
+		return d.verified.claims.KeyID, true
+	case "token_id":
+		return tokenID(d.target.token), true
+	case "country":
+		return d.knownCountry(), true
+	case "reason":
+		return string(d.reason), true
+	}
+	return "", false
+}
+
+// knownCountry returns the viewer's country, "" if it cannot be told. It
+// decides nothing.
+func (d *decision) knownCountry() string {
+	addr, ok := clientAddress(d.request)
+	if !ok || d.app.countries == nil {
+		return ""
+	}
+	code, err := d.app.countries.lookup(addr)
+	if err != nil {
+		return ""
+	}
+	return code.String()
+}
+
+// tokenID names a token in logs: the first 16 hexadecimal digits of its
+// SHA-256, which lead nobody to the token.
+func tokenID(compact string) string {
+	if compact == "" {
+		return ""
+	}
+	digest := sha256.Sum256([]byte(compact))
+	return hex.EncodeToString(digest[:8])
+}

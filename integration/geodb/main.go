@@ -1,0 +1,174 @@
+// Command geodb writes the small address databases that the tests read. They
+// are committed in testdata; to make them again, after a change here, run
+//
+//	cd integration && go run ./geodb ../testdata
+//
+// The files are the same, byte for byte, on every run:
+//
+//   - country.mmdb has the country of a few documentation and loopback
+//     networks, in MaxMind's form (country.iso_code). One network, 192.0.2.0/24,
+//     has only a registered country, so its country is unknown.
+//   - flat.mmdb has the same countries in the flat form that other makers use
+//     (country_code), without the network whose country is unknown.
+//   - asn.mmdb has a network's autonomous system number and no country: a
+//     database of the wrong type.
+//   - updated.mmdb is country.mmdb with 203.0.113.0/24 moved to France, to
+//     stand for a newer file that replaces it.
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/maxmind/mmdbwriter"
+	"github.com/maxmind/mmdbwriter/mmdbtype"
+)
+
+// buildEpoch is the build time in every file, 2026-01-01T00:00:00Z: a fixed
+// one, so that the files do not change from run to run.
+const buildEpoch = 1767225600
+
+// entry is a network and its value: a country code, or a record.
+type entry[T any] struct {
+	network string
+	value   T
+}
+
+// countries are the networks whose country the tests know.
+var countries = []entry[string]{
+	{"203.0.113.0/24", "GB"},
+	{"198.51.100.0/24", "DE"},
+	{"2001:db8:1::/48", "GB"},
+	{"2001:db8:2::/48", "US"},
+	{"127.0.0.1/32", "US"},
+	{"127.0.0.2/32", "GB"},
+	{"127.0.0.3/32", "DE"},
+	{"::1/128", "US"},
+}
+
+// database is one file to write.
+type database struct {
+	file    string
+	kind    string
+	records []entry[mmdbtype.Map]
+}
+
+func main() {
+	if len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "usage: geodb <folder>")
+		os.Exit(2)
+	}
+	if err := writeAll(os.Args[1]); err != nil {
+		fmt.Fprintln(os.Stderr, "geodb:", err)
+		os.Exit(1)
+	}
+}
+
+// writeAll writes every database to folder.
+func writeAll(folder string) error {
+	for _, db := range databases() {
+		if err := db.write(folder); err != nil {
+			return fmt.Errorf("writing %s: %w", db.file, err)
+		}
+	}
+	return nil
+}
+
+func databases() []database {
+	return []database{
+		{"country.mmdb", "GeoLite2-Country", countryRecords()},
+		{"flat.mmdb", "country", records(flatRecord)},
+		{"asn.mmdb", "GeoLite2-ASN", records(asnRecord)},
+		{"updated.mmdb", "GeoLite2-Country", updatedRecords()},
+	}
+}
+
+// records has one record for each of countries.
+func records(record func(code string) mmdbtype.Map) []entry[mmdbtype.Map] {
+	all := make([]entry[mmdbtype.Map], 0, len(countries))
+	for _, c := range countries {
+		all = append(all, entry[mmdbtype.Map]{c.network, record(c.value)})
+	}
+	return all
+}
+
+func countryRecords() []entry[mmdbtype.Map] {
+	unknown := mmdbtype.Map{"registered_country": isoCode("FR")}
+	return append(records(countryRecord), entry[mmdbtype.Map]{"192.0.2.0/24", unknown})
+}
+
+// updatedRecords adds a record that replaces the first one for its network.
+func updatedRecords() []entry[mmdbtype.Map] {
+	return append(countryRecords(), entry[mmdbtype.Map]{"203.0.113.0/24", countryRecord("FR")})
+}
+
+func countryRecord(code string) mmdbtype.Map {
+	return mmdbtype.Map{"country": isoCode(code)}
+}
+
+func isoCode(code string) mmdbtype.Map {
+	return mmdbtype.Map{"iso_code": mmdbtype.String(code)}
+}
+
+func flatRecord(code string) mmdbtype.Map {
+	return mmdbtype.Map{"country_code": mmdbtype.String(code)}
+}
+
+// asnRecord gives every network the same number, one kept for documentation.
+func asnRecord(string) mmdbtype.Map {
+	return mmdbtype.Map{"autonomous_system_number": mmdbtype.Uint32(64496)}
+}
+
+// write makes the file in folder.
+func (d database) write(folder string) error {
+	tree, err := d.tree()
+	if err != nil {
+		return err
+	}
+	file, err := os.Create(filepath.Join(folder, d.file))
+	if err != nil {
+		return fmt.Errorf("creating the file: %w", err)
+	}
+	if _, err := tree.WriteTo(file); err != nil {
+		_ = file.Close() // the write's error says more
+		return fmt.Errorf("encoding the tree: %w", err)
+	}
+	if err := file.Close(); err != nil {
+		return fmt.Errorf("closing the file: %w", err)
+	}
+	return nil
+}
+
+// tree holds the database's records. All its networks are reserved ones, which
+// a database leaves out unless told not to.
+func (d database) tree() (*mmdbwriter.Tree, error) {
+	tree, err := mmdbwriter.New(mmdbwriter.Options{
+		BuildEpoch:              buildEpoch,
+		DatabaseType:            d.kind,
+		Description:             map[string]string{"en": "Test data"},
+		IncludeReservedNetworks: true,
+		RecordSize:              24,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("starting the tree: %w", err)
+	}
+	for _, r := range d.records {
+		if err := insert(tree, r); err != nil {
+			return nil, err
+		}
+	}
+	return tree, nil
+}
+
+func insert(tree *mmdbwriter.Tree, r entry[mmdbtype.Map]) error {
+	_, network, err := net.ParseCIDR(r.network)
+	if err != nil {
+		return fmt.Errorf("parsing network %q: %w", r.network, err)
+	}
+	if err := tree.Insert(network, r.value); err != nil {
+		return fmt.Errorf("inserting network %s: %w", r.network, err)
+	}
+	return nil
+}

@@ -1,0 +1,113 @@
+// Package signedplayback is a Caddy module that puts signed playback URLs in
+// front of an HLS or DASH origin, as Cloudflare Stream's "Secure your stream"
+// does for its customers.
+//
+// A viewer's URL carries a signed token where the video id would stand:
+// /<token>/manifest/video.m3u8. The gate verifies it on each request, applies
+// its access rules, holds the requesting site against the video's allowed
+// origins, and only then hands the request to the next handler, most often
+// reverse_proxy, under the path that the video has on the origin.
+//
+// The package registers the app `signed_playback` and the handler
+// `http.handlers.signed_playback`. ARCHITECTURE.md says how they work.
+package signedplayback
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+func init() {
+	caddy.RegisterModule(new(Gate))
+}
+
+// Gate lets requests through that carry a valid signed token for a video, or
+// the id of a video that does not require one, and refuses everything else.
+//
+// It sets these placeholders, which the access log has as fields too
+// (`signed_playback_video` and so on):
+//
+//	Placeholder                        | Description
+//	-----------------------------------|------------
+//	`{http.signed_playback.video}`     | The video id, once the token is verified
+//	`{http.signed_playback.kind}`      | `manifest`, `segment`, `iframe`, `thumbnail`, `download` or `other`
+//	`{http.signed_playback.key_id}`    | The `kid` of the key that signed the token
+//	`{http.signed_playback.token_id}`  | The first 16 hexadecimal digits of the token's SHA-256
+//	`{http.signed_playback.country}`   | The viewer's country by the geo database, if there is one
+//	`{http.signed_playback.reason}`    | Why the request was refused; empty if it was not
+//
+// A refusal is a Caddy error, so `handle_errors` can shape it, and carries its
+// reason in the header `Signed-Playback-Reason`.
+type Gate struct {
+	// Where a video lives on the origin: a path in which `{video}` stands for
+	// the video id. Placeholders of the environment (`{env.*}`) are resolved
+	// at start. Default: `/{video}`.
+	OriginPath string `json:"origin_path,omitempty"`
+
+	// Path globs of what needs a token with the claim `downloadable`, relative
+	// to the video. `*` stands for any run of characters, slashes included, and
+	// letters match in both cases. Default: `downloads/*`.
+	Downloads []string `json:"downloads,omitempty"`
+
+	app        *App
+	originPath originPath
+	downloads  pathGlobs
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Gate) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.signed_playback",
+		New: func() caddy.Module { return new(Gate) },
+	}
+}
+
+// Provision compiles the configuration.
+func (g *Gate) Provision(ctx caddy.Context) error {
+	app, err := ctx.App(appID)
+	if err != nil {
+		return fmt.Errorf("loading app %s: %w", appID, err)
+	}
+	g.app = app.(*App)
+
+	if g.originPath, err = g.resolveOriginPath(); err != nil {
+		return err
+	}
+	globs := g.Downloads
+	if len(globs) == 0 {
+		globs = []string{"downloads/*"}
+	}
+	g.downloads = make(pathGlobs, len(globs))
+	for i, glob := range globs {
+		if g.downloads[i], err = parsePathGlob(glob); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// resolveOriginPath fills in the placeholders of the template around {video},
+// which is not Caddy's.
+func (g *Gate) resolveOriginPath() (originPath, error) {
+	if g.OriginPath == "" {
+		return parseOriginPath("/" + videoPlaceholder)
+	}
+	literals := strings.Split(g.OriginPath, videoPlaceholder)
+	for i, literal := range literals {
+		var err error
+		if literals[i], err = resolve(literal); err != nil {
+			return originPath{}, fmt.Errorf("origin_path: %w", err)
+		}
+	}
+	return parseOriginPath(strings.Join(literals, videoPlaceholder))
+}
+
+// Interface guards
+var (
+	_ caddy.Module                = (*Gate)(nil)
+	_ caddy.Provisioner           = (*Gate)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Gate)(nil)
+)

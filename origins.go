@@ -1,0 +1,443 @@
+package signedplayback
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/idna"
+)
+
+// webOrigin is a scheme, a host and a port, the unit that browsers enforce.
+type webOrigin struct {
+	https bool
+	host  string // lower case without a trailing dot, or an IP address in its canonical form
+	port  uint16 // never 0
+}
+
+// hostPort is the key under which patterns are looked up. Port 0 stands for the
+// default ports: http on 80 and https on 443.
+type hostPort struct {
+	host string
+	port uint16
+}
+
+// allowedOrigins is a compiled list of patterns. It is immutable; nil stands
+// for no restriction.
+type allowedOrigins struct {
+	any       bool
+	exact     map[hostPort]struct{}
+	wildcard  map[hostPort]struct{} // by the domain below which they match
+	ancestors string                // the value of frame-ancestors
+}
+
+// compileOrigins compiles patterns of the form [*.]host[:port]. Without any it
+// returns nil: no restriction.
+func compileOrigins(patterns []string) (*allowedOrigins, error) {
+	if len(patterns) == 0 {
+		return nil, nil
+	}
+	compiled := &allowedOrigins{
+		exact:    make(map[hostPort]struct{}),
+		wildcard: make(map[hostPort]struct{}),
+	}
+	var ancestors []string
+	for _, text := range patterns {
+		p, err := parseOriginPattern(text)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case p.any:
+			compiled.any = true
+		case p.wildcard:
+			compiled.wildcard[p.hostPort] = struct{}{}
+		default:
+			compiled.exact[p.hostPort] = struct{}{}
+		}
+		ancestors = append(ancestors, p.ancestors()...)
+	}
+	compiled.ancestors = strings.Join(ancestors, " ")
+	return compiled, nil
+}
+
+// allows reports whether a pattern covers an origin.
+func (a *allowedOrigins) allows(o webOrigin) bool {
+	if a.any {
+		return true
+	}
+	if matches(a.exact, o.host, o) {
+		return true
+	}
+	if len(a.wildcard) == 0 || o.isAddress() {
+		return false
+	}
+	for domain := o.host; ; {
+		if matches(a.wildcard, domain, o) {
+			return true
+		}
+		_, parent, ok := strings.Cut(domain, ".")
+		if !ok {
+			return false
+		}
+		domain = parent
+	}
+}
+
+func matches(set map[hostPort]struct{}, host string, o webOrigin) bool {
+	if _, ok := set[hostPort{host, o.port}]; ok {
+		return true
+	}
+	if o.port != defaultPort(o.https) {
+		return false
+	}
+	_, ok := set[hostPort{host, 0}]
+	return ok
+}
+
+func defaultPort(https bool) uint16 {
+	if https {
+		return 443
+	}
+	return 80
+}
+
+// isAddress reports whether the host is an IP address, which has no parents.
+// No domain ends in a number.
+func (o webOrigin) isAddress() bool {
+	return strings.Contains(o.host, ":") || endsInNumber(o.host)
+}
+
+// originPattern is one allowed origin as it is configured.
+type originPattern struct {
+	hostPort
+	any      bool
+	wildcard bool
+}
+
+// parseOriginPattern reads what operators write, strictly: everything that a
+// browser's origin could never equal is a mistake to report.
+func parseOriginPattern(text string) (originPattern, error) {
+	if text == "*" {
+		return originPattern{any: true}, nil
+	}
+	var p originPattern
+	invalid := func(why string) (originPattern, error) {
+		return originPattern{}, fmt.Errorf("allowed origin %q %s", text, why)
+	}
+	if strings.Contains(text, "://") || strings.HasPrefix(text, "//") {
+		return originPattern{}, fmt.Errorf("allowed origin must not specify protocol: %q", text)
+	}
+	if strings.Contains(text, "/") {
+		return invalid("has a path: an origin is a host and perhaps a port")
+	}
+	rest, wildcard := strings.CutPrefix(text, "*.")
+	p.wildcard = wildcard
+	host, port, _, err := splitHostPort(rest)
+	p.port = port
+	if err != nil {
+		if strings.Count(rest, ":") > 1 && !strings.HasPrefix(rest, "[") {
+			return invalid("is not host[:port]: an IPv6 address stands in brackets")
+		}
+		return invalid("is not [*.]host[:port]: " + err.Error())
+	}
+	if !isASCII(host) {
+		// Browsers send the A-label form, so that is what is compared.
+		if host, err = idna.Lookup.ToASCII(host); err != nil {
+			return invalid("has a host that is not a valid domain name: " + err.Error())
+		}
+	}
+	if p.host, err = parseHost(host); err != nil {
+		return invalid("has a host that is not valid: " + err.Error())
+	}
+	if wildcard && (webOrigin{host: p.host}).isAddress() {
+		return invalid("is a wildcard below an IP address")
+	}
+	return p, nil
+}
+
+// ancestors returns the pattern as host-sources of a Content-Security-Policy.
+// By CSP level 3, section 6.7.2.8, an http source covers https as well, and one
+// without a port covers the default ports of both.
+func (p originPattern) ancestors() []string {
+	if p.any {
+		return []string{"*"}
+	}
+	host := p.host
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if p.port != 0 {
+		host += ":" + strconv.Itoa(int(p.port))
+	}
+	if p.wildcard {
+		return []string{"http://" + host, "http://*." + host}
+	}
+	return []string{"http://" + host}
+}
+
+// Errors of the header parser.
+var (
+	errOriginRepeated = errors.New("the header is repeated")
+	errOriginForm     = errors.New("the header is not an http or https origin")
+)
+
+// requestOrigin finds out on which origin a request was made: what `Origin`
+// says if it is sent, else the origin of `Referer`. ok is false if neither was
+// sent. A header that is repeated, or that is not an http or https origin
+// ("null" is none), is an error, for whoever sends it must not be taken for a
+// viewer without one.
+func requestOrigin(h http.Header) (o webOrigin, ok bool, err error) {
+	origins, referers := h["Origin"], h["Referer"]
+	switch {
+	case len(origins) > 1 || len(referers) > 1:
+		return webOrigin{}, false, errOriginRepeated
+	case len(origins) == 1:
+		o, err = parseOrigin(origins[0])
+	case len(referers) == 1:
+		o, err = parseReferer(referers[0])
+	default:
+		return webOrigin{}, false, nil
+	}
+	return o, err == nil, err
+}
+
+// maxOriginLength bounds what the header parser looks at: the longest scheme,
+// host and port.
+const maxOriginLength = len("https://") + 253 + len(".:65535")
+
+// parseOrigin reads an `Origin` header as RFC 6454 section 7 has browsers write
+// it. It never accepts more than the URL standard's parser would.
+func parseOrigin(s string) (webOrigin, error) {
+	var o webOrigin
+	rest, ok := cutPrefixFold(s, "http")
+	if !ok || len(s) > maxOriginLength {
+		return webOrigin{}, errOriginForm
+	}
+	if secure, isHTTPS := cutPrefixFold(rest, "s"); isHTTPS {
+		o.https, rest = true, secure
+	}
+	authority, ok := strings.CutPrefix(rest, "://")
+	if !ok {
+		return webOrigin{}, errOriginForm
+	}
+	host, port, hasPort, err := splitHostPort(authority)
+	if err != nil {
+		return webOrigin{}, errOriginForm
+	}
+	if o.port = port; !hasPort {
+		o.port = defaultPort(o.https)
+	}
+	if o.host, err = parseHost(host); err != nil {
+		return webOrigin{}, errOriginForm
+	}
+	return o, nil
+}
+
+// parseReferer reads the origin of a `Referer` header. Userinfo ends up in the
+// host, where it is refused.
+func parseReferer(s string) (webOrigin, error) {
+	_, afterScheme, ok := strings.Cut(s, "://")
+	if !ok {
+		return webOrigin{}, errOriginForm
+	}
+	if end := strings.IndexAny(afterScheme, "/?#"); end >= 0 {
+		s = s[:len(s)-len(afterScheme)+end]
+	}
+	return parseOrigin(s)
+}
+
+func cutPrefixFold(s, prefix string) (string, bool) {
+	if len(s) < len(prefix) || !strings.EqualFold(s[:len(prefix)], prefix) {
+		return s, false
+	}
+	return s[len(prefix):], true
+}
+
+// splitHostPort takes host[:port] apart. An IPv6 address keeps its brackets.
+func splitHostPort(s string) (host string, port uint16, hasPort bool, err error) {
+	end := strings.LastIndexByte(s, ':')
+	if end < strings.LastIndexByte(s, ']') {
+		end = -1
+	}
+	if end < 0 {
+		return s, 0, false, nil
+	}
+	digits := s[end+1:]
+	n, err := strconv.ParseUint(digits, 10, 16)
+	if err != nil || n == 0 || digits[0] == '0' || digits[0] == '+' {
+		return "", 0, false, errors.New("the port is not a number from 1 to 65535")
+	}
+	return s[:end], uint16(n), true, nil
+}
+
+var errHost = errors.New("want letters, digits, hyphens and dots, or an IP address")
+
+// parseHost reads an ASCII host as the URL standard does, less what no browser
+// sends: a domain name in lower case without its trailing dot, an IPv4 address
+// in four decimal parts, or an IPv6 address in brackets. It returns the one
+// form under which hosts are compared.
+func parseHost(s string) (string, error) {
+	if bracketed, ok := strings.CutPrefix(s, "["); ok {
+		addr, err := netip.ParseAddr(strings.TrimSuffix(bracketed, "]"))
+		if err != nil || !strings.HasSuffix(bracketed, "]") || !addr.Is6() || addr.Zone() != "" {
+			return "", errors.New("want an IPv6 address in brackets")
+		}
+		// Two spellings of an address are one host, an IPv4-mapped address
+		// and the IPv4 address are two.
+		return netip.AddrFrom16(addr.As16()).String(), nil
+	}
+	host := strings.TrimSuffix(s, ".")
+	if len(host) == 0 || len(host) > 253 {
+		return "", errHost
+	}
+	host = strings.ToLower(host)
+	punycode, err := checkLabels(host)
+	if err != nil {
+		return "", err
+	}
+	if endsInNumber(host) {
+		// The URL standard reads such a host as an IPv4 address, in forms
+		// like 0x7f.1 that only this one is safe from.
+		addr, err := netip.ParseAddr(host)
+		if err != nil || !addr.Is4() {
+			return "", errors.New("want an IPv4 address of four decimal numbers")
+		}
+		return host, nil
+	}
+	if punycode {
+		if ascii, err := idna.Lookup.ToASCII(host); err != nil || ascii != host {
+			return "", errors.New("it contains invalid Punycode")
+		}
+	}
+	return host, nil
+}
+
+// checkLabels checks each label of a lower-case domain name. The underscore is
+// in use for hosts, if not by the book.
+func checkLabels(host string) (punycode bool, err error) {
+	for more := true; more; {
+		var label string
+		label, host, more = strings.Cut(host, ".")
+		if len(label) == 0 || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false, errHost
+		}
+		for i := range len(label) {
+			c := label[i]
+			if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+				return false, errHost
+			}
+		}
+		punycode = punycode || strings.HasPrefix(label, "xn--")
+	}
+	return punycode, nil
+}
+
+// endsInNumber is the "ends in a number" check of the URL standard, section
+// 3.5, for a host without a trailing dot.
+func endsInNumber(host string) bool {
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	if digits, ok := strings.CutPrefix(last, "0x"); ok {
+		return strings.Trim(digits, "0123456789abcdef") == ""
+	}
+	return last != "" && strings.Trim(last, "0123456789") == ""
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
+// ownOrigin reports whether an origin is that of the request itself, which is
+// where the player page runs. The scheme is not compared: behind a proxy that
+// ends TLS, only the viewer knows it.
+func ownOrigin(r *http.Request, o webOrigin) bool {
+	host, port, hasPort, err := splitHostPort(r.Host)
+	if err != nil {
+		return false
+	}
+	if !hasPort {
+		port = defaultPort(o.https)
+	}
+	own, err := parseHost(host)
+	return err == nil && own == o.host && port == o.port
+}
+
+// originPolicy is what a video demands of the site that a request comes from.
+type originPolicy struct {
+	allowed      *allowedOrigins // nil: any
+	allowMissing bool
+}
+
+// check decides on a request for a resource of the given kind.
+func (p originPolicy) check(r *http.Request, k kind) error {
+	if p.allowed == nil {
+		return nil
+	}
+	o, ok, err := requestOrigin(r.Header)
+	switch {
+	case err != nil:
+		return refuse(reasonOriginNotAllowed, err)
+	case ok && p.allowed.allows(o):
+		return nil
+	case ok && k != kindIframe && ownOrigin(r, o):
+		return nil
+	case ok:
+		return refuse(reasonOriginNotAllowed, errOriginNotListed)
+	case p.allowMissing || k == kindIframe && isFramed(r):
+		return nil
+	}
+	return refuse(reasonOriginRequired, errOriginMissing)
+}
+
+var (
+	errOriginNotListed = errors.New("the video's allowed origins do not cover the site that asks")
+	errOriginMissing   = errors.New("the request has neither Origin nor Referer, and the video has allowed origins")
+)
+
+// isFramed reports whether a browser says that it loads a document into an
+// iframe. A page can hide its address from the request, but not from
+// frame-ancestors, which then decides.
+func isFramed(r *http.Request) bool {
+	dest := r.Header["Sec-Fetch-Dest"]
+	return len(dest) == 1 && dest[0] == "iframe"
+}
+
+// setFrameAncestors has the browser hold the page that embeds an iframe
+// against the allowed origins. It must stand on every iframe response, for
+// check relies on it.
+func (p originPolicy) setFrameAncestors(h http.Header) {
+	if p.allowed != nil {
+		h.Set("Content-Security-Policy", "frame-ancestors "+p.allowed.ancestors)
+	}
+}
+
+// setRefusalCORS lets a player on any site read why it was refused. A refusal
+// carries nothing that is secret.
+func setRefusalCORS(h http.Header) {
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Access-Control-Expose-Headers", "Content-Length, Content-Range, Accept-Ranges, Date, "+reasonHeader)
+	h.Add("Vary", "Origin")
+}
+
+// answerPreflight answers OPTIONS here: the origin server never sees it, and no
+// more than reading is granted. It does not grant the reading itself, which the
+// request that follows decides, so it needs neither token nor settings.
+func answerPreflight(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Allow", allowedMethods)
+	if r.Header.Get("Access-Control-Request-Method") != "" {
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Access-Control-Allow-Methods", "GET, HEAD")
+		h.Set("Access-Control-Allow-Headers", "Range, If-Range, If-None-Match, If-Modified-Since, Cache-Control")
+		h.Set("Access-Control-Max-Age", "86400")
+	}
+	w.WriteHeader(http.StatusNoContent)
+}

@@ -1,0 +1,118 @@
+package signedplayback
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// reason says why a request is refused, in a word that players, operators and
+// metrics can rely on.
+type reason string
+
+const (
+	reasonPathInvalid           reason = "path_invalid"
+	reasonTokenRequired         reason = "token_required"
+	reasonTokenMalformed        reason = "token_malformed"
+	reasonAlgorithmNotAllowed   reason = "algorithm_not_allowed"
+	reasonKeyUnknown            reason = "key_unknown"
+	reasonSignatureInvalid      reason = "signature_invalid"
+	reasonTokenExpired          reason = "token_expired"
+	reasonTokenNotYetValid      reason = "token_not_yet_valid"
+	reasonTokenLifetimeExceeded reason = "token_lifetime_exceeded"
+	reasonRulesInvalid          reason = "rules_invalid"
+	reasonRuleBlocked           reason = "rule_blocked"
+	reasonOriginRequired        reason = "origin_required"
+	reasonOriginNotAllowed      reason = "origin_not_allowed"
+	reasonDownloadNotAllowed    reason = "download_not_allowed"
+	reasonClientIPUnknown       reason = "client_ip_unknown"
+	reasonMethodNotAllowed      reason = "method_not_allowed"
+	reasonTooEarly              reason = "too_early"
+	reasonStateUnavailable      reason = "state_unavailable"
+	reasonCountryUnavailable    reason = "country_unavailable"
+)
+
+// status maps a reason to an HTTP status. What nobody has thought of is
+// refused as an error of the gate itself.
+func (r reason) status() int {
+	switch r {
+	case reasonPathInvalid:
+		return http.StatusBadRequest
+	case reasonTokenRequired, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonKeyUnknown,
+		reasonSignatureInvalid, reasonTokenExpired, reasonTokenNotYetValid, reasonTokenLifetimeExceeded,
+		reasonRulesInvalid:
+		return http.StatusUnauthorized
+	case reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
+		reasonClientIPUnknown:
+		return http.StatusForbidden
+	case reasonMethodNotAllowed:
+		return http.StatusMethodNotAllowed
+	case reasonTooEarly:
+		return http.StatusTooEarly
+	case reasonStateUnavailable, reasonCountryUnavailable:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// refusal is the error of a step of the gate that refuses a request. Its text
+// reaches logs and perhaps viewers, so it contains no part of a token.
+type refusal struct {
+	reason reason
+	err    error
+}
+
+func refuse(r reason, err error) error { return &refusal{r, err} }
+
+func (r *refusal) Error() string { return fmt.Sprintf("%s: %v", r.reason, r.err) }
+
+func (r *refusal) Unwrap() error { return r.err }
+
+// tokenReason maps an error of package token to a reason.
+func tokenReason(err error) reason {
+	switch {
+	case errors.Is(err, token.ErrAlgorithm):
+		return reasonAlgorithmNotAllowed
+	case errors.Is(err, token.ErrKeyUnknown):
+		return reasonKeyUnknown
+	case errors.Is(err, token.ErrSignature):
+		return reasonSignatureInvalid
+	case errors.Is(err, token.ErrExpired):
+		return reasonTokenExpired
+	case errors.Is(err, token.ErrNotYetValid):
+		return reasonTokenNotYetValid
+	case errors.Is(err, token.ErrLifetime):
+		return reasonTokenLifetimeExceeded
+	}
+	return reasonTokenMalformed
+}
+
+const (
+	reasonHeader   = "Signed-Playback-Reason"
+	allowedMethods = "GET, HEAD, OPTIONS"
+)
+
+// deny turns the error of a refused request into what viewer, log and
+// handle_errors get to see.
+func deny(w http.ResponseWriter, err error) error {
+	var why *refusal
+	if !errors.As(err, &why) {
+		return caddyhttp.Error(http.StatusInternalServerError, err)
+	}
+	h := w.Header()
+	h.Set(reasonHeader, string(why.reason))
+	h.Set("Cache-Control", "no-store")
+	setRefusalCORS(h)
+	status := why.reason.status()
+	switch status {
+	case http.StatusUnauthorized:
+		h.Set("Www-Authenticate", `Bearer error="invalid_token"`)
+	case http.StatusMethodNotAllowed:
+		h.Set("Allow", allowedMethods)
+	}
+	return caddyhttp.Error(status, why)
+}

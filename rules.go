@@ -1,0 +1,230 @@
+package signedplayback
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
+)
+
+// maxRules is how many access rules a token may have.
+const maxRules = 64
+
+// accessRules are the compiled `accessRules` of a token. They are immutable,
+// and nil where a token has none.
+type accessRules []accessRule
+
+type accessRule struct {
+	matches   func(*accessRule, viewer) (bool, error)
+	block     bool
+	prefixes  []netip.Prefix
+	countries []countryCode
+}
+
+// viewer tells rules who is asking. Both facts are looked up when a rule needs
+// them and not before, so a token whose rules do not get that far plays
+// without them. Errors are refusals.
+type viewer interface {
+	address() (netip.Addr, error)
+	country() (countryCode, error)
+}
+
+// countryCode is an ISO 3166-1 alpha-2 code in capitals. The zero value is an
+// unknown country, which matches no rule.
+type countryCode [2]byte
+
+func (c countryCode) String() string {
+	if c == (countryCode{}) {
+		return ""
+	}
+	return string(c[:])
+}
+
+// parseCountryCode reads two ASCII letters of either case.
+func parseCountryCode(s string) (countryCode, bool) {
+	if len(s) != 2 {
+		return countryCode{}, false
+	}
+	var code countryCode
+	for i := range code {
+		c := s[i] &^ 0x20
+		if c < 'A' || c > 'Z' {
+			return countryCode{}, false
+		}
+		code[i] = c
+	}
+	return code, true
+}
+
+// compileRules decodes the `accessRules` claim. One rule that is not
+// understood makes the whole token invalid: a rule that is passed over could be
+// the one that blocks.
+func compileRules(raw []byte) (accessRules, error) {
+	if raw == nil {
+		return nil, nil
+	}
+	list, err := strictjson.Parse(raw, 4)
+	if err != nil {
+		return nil, fmt.Errorf("accessRules: %w", err)
+	}
+	if !list.IsArray() {
+		return nil, errors.New("accessRules is not an array")
+	}
+	var rules accessRules
+	for element := range list.Elements() {
+		if len(rules) == maxRules {
+			return nil, fmt.Errorf("accessRules has more than %d rules", maxRules)
+		}
+		rule, err := compileRule(element)
+		if err != nil {
+			return nil, fmt.Errorf("accessRules, rule %d: %w", len(rules)+1, err)
+		}
+		rules = append(rules, rule)
+	}
+	return rules, nil
+}
+
+func compileRule(object strictjson.Value) (accessRule, error) {
+	if !object.IsObject() {
+		return accessRule{}, errors.New("it is not an object")
+	}
+	var typ, action, ip, country strictjson.Value
+	for name, value := range object.Members() {
+		switch string(name) {
+		case "type":
+			typ = value
+		case "action":
+			action = value
+		case "ip":
+			ip = value
+		case "country":
+			country = value
+		}
+	}
+	var rule accessRule
+	switch text, _ := action.Plain(); string(text) {
+	case "allow":
+	case "block":
+		rule.block = true
+	default:
+		return accessRule{}, fmt.Errorf("action is %s: want \"allow\" or \"block\"", quote(action))
+	}
+	var err error
+	switch text, _ := typ.Plain(); string(text) {
+	case "any":
+		rule.matches = (*accessRule).matchAny
+	case "ip.src":
+		rule.matches = (*accessRule).matchAddress
+		rule.prefixes, err = compileList(ip, "ip", parsePrefix)
+	case "ip.geoip.country":
+		rule.matches = (*accessRule).matchCountry
+		rule.countries, err = compileList(country, "country", parseRuleCountry)
+	default:
+		return accessRule{}, fmt.Errorf("type is %s: want \"any\", \"ip.src\" or \"ip.geoip.country\"", quote(typ))
+	}
+	return rule, err
+}
+
+// compileList decodes the array that a rule needs: at least one string, each of
+// which parse understands.
+func compileList[T any](list strictjson.Value, name string, parse func(string) (T, error)) ([]T, error) {
+	var compiled []T
+	for element := range list.Elements() {
+		text, ok := element.Text()
+		if !ok {
+			return nil, fmt.Errorf("%s holds %s: want strings", name, quote(element))
+		}
+		value, err := parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		compiled = append(compiled, value)
+	}
+	if compiled == nil {
+		return nil, fmt.Errorf("%s is %s: want an array with at least one element", name, quote(list))
+	}
+	return compiled, nil
+}
+
+// quote shows a value of the claim in an error, shortened.
+func quote(v strictjson.Value) string {
+	const most = 40
+	switch raw := v.Raw(); {
+	case !v.Present():
+		return "missing"
+	case len(raw) > most:
+		return string(raw[:most]) + "…"
+	default:
+		return string(raw)
+	}
+}
+
+// parsePrefix reads an address or a CIDR. IPv4-mapped IPv6 ones become IPv4,
+// as viewers' addresses do.
+func parsePrefix(s string) (netip.Prefix, error) {
+	prefix, err := netip.ParsePrefix(s)
+	if err != nil {
+		addr, addrErr := netip.ParseAddr(s)
+		if addrErr != nil || addr.Zone() != "" {
+			return netip.Prefix{}, fmt.Errorf("%q is neither an IP address nor a CIDR", s)
+		}
+		prefix = netip.PrefixFrom(addr, addr.BitLen())
+	}
+	if prefix.Addr().Is4In6() && prefix.Bits() >= 96 {
+		prefix = netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()-96)
+	}
+	return prefix.Masked(), nil
+}
+
+func parseRuleCountry(s string) (countryCode, error) {
+	code, ok := parseCountryCode(s)
+	if !ok {
+		return countryCode{}, fmt.Errorf("%q is not an ISO 3166-1 alpha-2 code", s)
+	}
+	return code, nil
+}
+
+// allow evaluates the rules for a viewer. The first rule that matches decides;
+// a viewer whom none matches is allowed.
+func (rules accessRules) allow(v viewer) (bool, error) {
+	for i := range rules {
+		rule := &rules[i]
+		matches, err := rule.matches(rule, v)
+		if err != nil {
+			return false, err
+		}
+		if matches {
+			return !rule.block, nil
+		}
+	}
+	return true, nil
+}
+
+func (r *accessRule) matchAny(viewer) (bool, error) { return true, nil }
+
+func (r *accessRule) matchAddress(v viewer) (bool, error) {
+	addr, err := v.address()
+	if err != nil {
+		return false, err
+	}
+	for _, prefix := range r.prefixes {
+		if prefix.Contains(addr) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (r *accessRule) matchCountry(v viewer) (bool, error) {
+	country, err := v.country()
+	if err != nil {
+		return false, err
+	}
+	for _, code := range r.countries {
+		if code == country {
+			return true, nil
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,185 @@
+package token
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/lestrrat-go/jwx/v3/jwa"
+	"github.com/lestrrat-go/jwx/v3/jwk"
+)
+
+const (
+	// Moduli outside these bounds are weak, or slow enough to be an attack.
+	minModulusBits = 2048
+	maxModulusBits = 4096
+
+	publicExponent = 65537
+
+	maxKeyID = 255
+)
+
+// PublicKey is an RSA key that verifies tokens, under its id. It is immutable
+// and safe for concurrent use.
+type PublicKey struct {
+	id  string
+	rsa *rsa.PublicKey
+}
+
+// NewPublicKey checks that a key is one that this package verifies with: RSA
+// with 2048 to 4096 bits and the exponent 65537. The id is the `kid`: 1 to 255
+// printable ASCII characters other than the space. Errors wrap ErrKey.
+func NewPublicKey(id string, key *rsa.PublicKey) (*PublicKey, error) {
+	if !validKeyID(id) {
+		return nil, fmt.Errorf("%w: key id %q: want 1 to %d printable ASCII characters without spaces", ErrKey, id, maxKeyID)
+	}
+	switch bits := key.N.BitLen(); {
+	case bits < minModulusBits || bits > maxModulusBits:
+		return nil, fmt.Errorf("%w: %q has %d bits: want RSA with %d to %d", ErrKey, id, bits, minModulusBits, maxModulusBits)
+	case key.E != publicExponent:
+		return nil, fmt.Errorf("%w: %q has the public exponent %d: want %d", ErrKey, id, key.E, publicExponent)
+	case key.N.Bit(0) == 0:
+		return nil, fmt.Errorf("%w: %q has an even modulus", ErrKey, id)
+	}
+	return &PublicKey{id: id, rsa: key}, nil
+}
+
+// ID returns the key's `kid`.
+func (k *PublicKey) ID() string { return k.id }
+
+// Equal reports whether two keys are the same key under the same id.
+func (k *PublicKey) Equal(other *PublicKey) bool {
+	return k.id == other.id && k.rsa.Equal(other.rsa)
+}
+
+// JWK returns the key as a JSON Web Key (RFC 7517).
+func (k *PublicKey) JWK() (json.RawMessage, error) { return marshalJWK(k.id, k.rsa) }
+
+func validKeyID(id string) bool {
+	if len(id) == 0 || len(id) > maxKeyID {
+		return false
+	}
+	for i := range len(id) {
+		if id[i] <= ' ' || id[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// SigningKey is an RSA key pair that signs tokens. It is immutable and safe
+// for concurrent use.
+type SigningKey struct {
+	id  string
+	rsa *rsa.PrivateKey
+}
+
+// NewSigningKey checks a key pair as NewPublicKey does. Errors wrap ErrKey.
+func NewSigningKey(id string, key *rsa.PrivateKey) (*SigningKey, error) {
+	if _, err := NewPublicKey(id, &key.PublicKey); err != nil {
+		return nil, err
+	}
+	if err := key.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %q: %w", ErrKey, id, err)
+	}
+	return &SigningKey{id: id, rsa: key}, nil
+}
+
+// GenerateSigningKey makes an RSA-2048 key pair. Without an id it gets a
+// random one of 32 hexadecimal digits.
+func GenerateSigningKey(id string) (*SigningKey, error) {
+	if id == "" {
+		random := make([]byte, 16)
+		_, _ = rand.Read(random) // never fails
+		id = hex.EncodeToString(random)
+	}
+	key, err := rsa.GenerateKey(rand.Reader, minModulusBits)
+	if err != nil {
+		return nil, fmt.Errorf("token: generating key: %w", err)
+	}
+	return NewSigningKey(id, key)
+}
+
+// ID returns the key's `kid`.
+func (k *SigningKey) ID() string { return k.id }
+
+// Public returns the half that verifies.
+func (k *SigningKey) Public() *PublicKey { return &PublicKey{id: k.id, rsa: &k.rsa.PublicKey} }
+
+// PEM returns the pair in the form of the keys API's `pem`: standard base64 of
+// a PKCS#1 PEM text.
+func (k *SigningKey) PEM() string {
+	return base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{
+		Type:  "RSA PRIVATE KEY",
+		Bytes: x509.MarshalPKCS1PrivateKey(k.rsa),
+	}))
+}
+
+// JWK returns the pair in the form of the keys API's `jwk`: standard base64 of
+// a private JSON Web Key.
+func (k *SigningKey) JWK() (string, error) {
+	doc, err := marshalJWK(k.id, k.rsa)
+	if err != nil {
+		return "", err
+	}
+	return base64.StdEncoding.EncodeToString(doc), nil
+}
+
+func marshalJWK(id string, raw any) (json.RawMessage, error) {
+	key, err := jwk.Import(raw)
+	if err != nil {
+		return nil, fmt.Errorf("token: encoding key %q: %w", id, err)
+	}
+	for name, value := range map[string]any{
+		jwk.KeyIDKey:     id,
+		jwk.AlgorithmKey: jwa.RS256(),
+		jwk.KeyUsageKey:  jwk.ForSignature,
+	} {
+		if err := key.Set(name, value); err != nil {
+			return nil, fmt.Errorf("token: encoding key %q: %w", id, err)
+		}
+	}
+	return json.Marshal(key)
+}
+
+// KeySet is an immutable set of public keys with one key for an id. It is safe
+// for concurrent use. The nil *KeySet is empty.
+type KeySet struct {
+	byID map[string]*PublicKey
+}
+
+// NewKeySet makes a set. The same key may be given twice; two keys of one id
+// are an error that wraps ErrKey, for only one of them could ever verify.
+func NewKeySet(keys ...*PublicKey) (*KeySet, error) {
+	set := &KeySet{byID: make(map[string]*PublicKey, len(keys))}
+	for _, key := range keys {
+		if known := set.byID[key.id]; known != nil && !known.Equal(key) {
+			return nil, fmt.Errorf("%w: two different keys have the id %q", ErrKey, key.id)
+		}
+		set.byID[key.id] = key
+	}
+	return set, nil
+}
+
+// Lookup implements Keys.
+func (s *KeySet) Lookup(keyID string) *PublicKey {
+	if s == nil {
+		return nil
+	}
+	return s.byID[keyID]
+}
+
+// IDs returns the ids of the set in order.
+func (s *KeySet) IDs() []string {
+	if s == nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(s.byID))
+}
