@@ -59,7 +59,7 @@ xcaddy: ## Build with xcaddy, as users do, and look for the modules
 
 .PHONY: vulncheck
 vulncheck: ## Look up known vulnerabilities; needs the network
-	go run golang.org/x/vuln/cmd/govulncheck@v1.1.4 ./...
+	go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
 
 .PHONY: clean
 clean: ## Remove what was built

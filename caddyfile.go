@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -47,12 +48,7 @@ func parseBlock(d *caddyfile.Dispenser, options map[string]option) error {
 }
 
 func knownOptions(options map[string]option) string {
-	names := make([]string, 0, len(options))
-	for name := range options {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return strings.Join(names, ", ")
+	return strings.Join(slices.Sorted(maps.Keys(options)), ", ")
 }
 
 // parseGate sets up the gate from Caddyfile tokens. Syntax:

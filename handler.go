@@ -232,8 +232,7 @@ type decision struct {
 }
 
 func (d *decision) refused(err error) {
-	var why *refusal
-	if errors.As(err, &why) {
+	if why, ok := errors.AsType[*refusal](err); ok {
 		d.reason = why.reason
 	}
 }

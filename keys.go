@@ -2,6 +2,7 @@ package signedplayback
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -216,7 +217,7 @@ func (k *remoteKeys) fetch() ([]byte, error) {
 // withoutURL drops the address that net/http puts into its errors, for it may
 // hold a credential.
 func withoutURL(err error) error {
-	if urlErr, ok := err.(*url.Error); ok {
+	if urlErr, ok := errors.AsType[*url.Error](err); ok {
 		return urlErr.Err
 	}
 	return err

@@ -252,7 +252,7 @@ func parsePathGlob(pattern string) (string, error) {
 	if strings.Contains(pattern, "%") {
 		return "", fmt.Errorf("downloads: path glob %q contains a percent sign; write the name as it is", pattern)
 	}
-	for _, segment := range strings.Split(strings.TrimSuffix(pattern, "/"), "/") {
+	for segment := range strings.SplitSeq(strings.TrimSuffix(pattern, "/"), "/") {
 		if segment == "" || segment == "." || segment == ".." {
 			return "", fmt.Errorf("downloads: path glob %q: %w", pattern, errPathSegment)
 		}

@@ -16,7 +16,7 @@ type reason string
 
 const (
 	reasonPathInvalid           reason = "path_invalid"
-	reasonTokenRequired         reason = "token_required"
+	reasonTokenRequired         reason = "token_required" //nolint:gosec // a word, not a credential
 	reasonTokenMalformed        reason = "token_malformed"
 	reasonAlgorithmNotAllowed   reason = "algorithm_not_allowed"
 	reasonKeyUnknown            reason = "key_unknown"
@@ -99,8 +99,8 @@ const (
 // deny turns the error of a refused request into what viewer, log and
 // handle_errors get to see.
 func deny(w http.ResponseWriter, err error) error {
-	var why *refusal
-	if !errors.As(err, &why) {
+	why, ok := errors.AsType[*refusal](err)
+	if !ok {
 		return caddyhttp.Error(http.StatusInternalServerError, err)
 	}
 	h := w.Header()
@@ -110,7 +110,7 @@ func deny(w http.ResponseWriter, err error) error {
 	status := why.reason.status()
 	switch status {
 	case http.StatusUnauthorized:
-		h.Set("Www-Authenticate", `Bearer error="invalid_token"`)
+		h.Set("WWW-Authenticate", `Bearer error="invalid_token"`)
 	case http.StatusMethodNotAllowed:
 		h.Set("Allow", allowedMethods)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 )
@@ -221,10 +222,5 @@ func (r *accessRule) matchCountry(v viewer) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for _, code := range r.countries {
-		if code == country {
-			return true, nil
-		}
-	}
-	return false, nil
+	return slices.Contains(r.countries, country), nil
 }

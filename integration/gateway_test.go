@@ -1,0 +1,279 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// startTimeout is generous, for a race-enabled binary on a busy machine.
+const startTimeout = 60 * time.Second
+
+// gateway is a running binary.
+type gateway struct {
+	addr string // host:port of the site
+	dir  string // its working folder, with keys and Caddyfile
+	log  *logBuffer
+	cmd  *exec.Cmd
+}
+
+// binary returns the path of the binary under test.
+func binary(t testing.TB) string {
+	t.Helper()
+	path := os.Getenv("SIGNED_PLAYBACK_BINARY")
+	if path == "" {
+		path = "../bin/caddy-race"
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("no binary to test: %v; `make integration` builds it", err)
+	}
+	return path
+}
+
+// config is what the Caddyfile of a gateway is made of.
+type config struct {
+	global string // more global options
+	app    string // options of the global signed_playback block
+	gate   string // options of the directive
+	site   string // more directives of the site; default: a reverse_proxy to the origin
+	listen string // the site's address; default: http://, on a free port, for any host
+	env    []string
+
+	sites string              // more site blocks
+	keys  []*token.SigningKey // of main.jwks.json; default: that of signingKey
+}
+
+// start runs the binary with the key of signingKey, in front of an origin. It
+// is stopped with the test, which fails if the server panicked or raced.
+func start(t testing.TB, o *origin, c config) *gateway {
+	t.Helper()
+	g := &gateway{addr: freeAddr(t), dir: t.TempDir(), log: newLogBuffer()}
+	if c.keys == nil {
+		c.keys = []*token.SigningKey{signingKey()}
+	}
+	writeFile(t, filepath.Join(g.dir, "main.jwks.json"), publicJWKS(t, c.keys...))
+	caddyfile := g.caddyfile(o, c)
+	writeFile(t, filepath.Join(g.dir, "Caddyfile"), []byte(caddyfile))
+
+	g.cmd = exec.Command(binary(t), "run", "--config", "Caddyfile")
+	g.cmd.Dir = g.dir
+	g.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+g.dir, "XDG_CONFIG_HOME="+g.dir, "HOME="+g.dir)
+	g.cmd.Env = append(g.cmd.Env, c.env...)
+	g.cmd.Stdout, g.cmd.Stderr = g.log, g.log
+	if err := g.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.stop(t) })
+	if !g.log.await("serving initial configuration", startTimeout) {
+		t.Fatalf("the server did not start:\n%s\n%s", caddyfile, g.log)
+	}
+	return g
+}
+
+func (g *gateway) caddyfile(o *origin, c config) string {
+	if c.listen == "" {
+		c.listen = "http://"
+	}
+	_, port, _ := net.SplitHostPort(g.addr)
+	if c.site == "" {
+		c.site = "reverse_proxy " + o.addr()
+	}
+	return fmt.Sprintf(`{
+	admin off
+	debug
+	skip_install_trust
+	auto_https disable_redirects
+	default_bind 127.0.0.1
+	order signed_playback after encode
+	%s
+	signed_playback {
+		key_file main.jwks.json
+		%s
+	}
+}
+
+%s:%s {
+	signed_playback {
+		%s
+	}
+	%s
+}
+
+%s
+`, c.global, c.app, c.listen, port, c.gate, c.site, c.sites)
+}
+
+// stop ends the server and looks for what must never be in its log.
+func (g *gateway) stop(t testing.TB) {
+	t.Helper()
+	if g.cmd.ProcessState != nil {
+		return
+	}
+	_ = g.cmd.Process.Signal(syscall.SIGTERM)
+	timer := time.AfterFunc(startTimeout, func() { _ = g.cmd.Process.Kill() })
+	err := g.cmd.Wait()
+	timer.Stop()
+	if err != nil {
+		t.Errorf("the server ended with %v:\n%s", err, g.log)
+	}
+	for _, never := range []string{"DATA RACE", "panic"} {
+		if strings.Contains(g.log.String(), never) {
+			t.Errorf("%q in the server's log:\n%s", never, g.log)
+		}
+	}
+}
+
+// url returns an address on the gateway.
+func (g *gateway) url(path string) string { return "http://" + g.addr + path }
+
+// client follows no redirects and keeps no cookies; it sends what it is given.
+var client = &http.Client{
+	Timeout:       30 * time.Second,
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// get asks the gateway for a path, with header fields as "Name: value".
+func (g *gateway) get(t testing.TB, path string, header ...string) *response {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, g.url(path), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range header {
+		name, value, _ := strings.Cut(line, ": ")
+		req.Header.Add(name, value)
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return readResponse(t, res)
+}
+
+// raw sends bytes as they are, which no HTTP client would, and reads one
+// response.
+func (g *gateway) raw(t testing.TB, request string) *response {
+	t.Helper()
+	return rawTo(t, g.addr, request)
+}
+
+func rawTo(t testing.TB, addr, request string) *response {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(startTimeout))
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	method, _, _ := strings.Cut(request, " ")
+	res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
+	if err != nil {
+		t.Fatalf("reading the response to %.200q: %v", request, err)
+	}
+	return readResponse(t, res)
+}
+
+// rawGet is the request for a target as an HTTP client would not write it.
+func rawGet(target string, header ...string) string {
+	lines := append([]string{"GET " + target + " HTTP/1.1", "Host: media.example.com", "Connection: close"}, header...)
+	return strings.Join(lines, "\r\n") + "\r\n\r\n"
+}
+
+// response is a response with its body read.
+type response struct {
+	*http.Response
+	body []byte
+}
+
+func readResponse(t testing.TB, res *http.Response) *response {
+	t.Helper()
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatalf("reading the body: %v", err)
+	}
+	return &response{res, body}
+}
+
+func (r *response) reason() string { return r.Header.Get("Signed-Playback-Reason") }
+
+// freeAddr returns an address on loopback that nobody listens on.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+func writeFile(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// logBuffer collects a server's output and lets tests await a message in it.
+type logBuffer struct {
+	mu      sync.Mutex
+	written bytes.Buffer
+	grown   *sync.Cond
+}
+
+func newLogBuffer() *logBuffer {
+	b := new(logBuffer)
+	b.grown = sync.NewCond(&b.mu)
+	return b
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	defer b.grown.Broadcast()
+	return b.written.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.written.String()
+}
+
+// await waits until text has been written, and reports whether it has been
+// within the time.
+func (b *logBuffer) await(text string, within time.Duration) bool {
+	deadline := time.Now().Add(within)
+	timer := time.AfterFunc(within, b.grown.Broadcast)
+	defer timer.Stop()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for !bytes.Contains(b.written.Bytes(), []byte(text)) {
+		if !time.Now().Before(deadline) {
+			return false
+		}
+		b.grown.Wait()
+	}
+	return true
+}

@@ -1,0 +1,121 @@
+package integration
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// origin is the server behind the gate. It records every request that reaches
+// it.
+type origin struct {
+	server *httptest.Server
+
+	mu       sync.Mutex
+	requests []seen
+}
+
+// seen is a request as the origin saw it.
+type seen struct {
+	method string
+	uri    string
+	header http.Header
+	body   string
+}
+
+// startOrigin starts an origin that answers with next, or with a short text if
+// that is nil.
+func startOrigin(t testing.TB, next http.Handler) *origin {
+	t.Helper()
+	o := new(origin)
+	if next == nil {
+		next = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("from the origin")) })
+	}
+	o.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		o.record(r)
+		next.ServeHTTP(w, r)
+	}))
+	t.Cleanup(o.server.Close)
+	return o
+}
+
+// exampleMedia serves the clip of examples/media.
+func exampleMedia() http.Handler {
+	return http.FileServer(http.Dir("../examples/media"))
+}
+
+func (o *origin) record(r *http.Request) {
+	var body strings.Builder
+	buf := make([]byte, 512)
+	n, _ := r.Body.Read(buf)
+	body.Write(buf[:n])
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.requests = append(o.requests, seen{r.Method, r.RequestURI, r.Header.Clone(), body.String()})
+}
+
+func (o *origin) addr() string { return strings.TrimPrefix(o.server.URL, "http://") }
+
+// take returns the requests since the last call, and forgets them.
+func (o *origin) take() []seen {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	requests := o.requests
+	o.requests = nil
+	return requests
+}
+
+// uris returns the request targets since the last call of take, in order.
+func (o *origin) uris() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var uris []string
+	for _, r := range o.requests {
+		uris = append(uris, r.uri)
+	}
+	return slices.Clip(uris)
+}
+
+// wantRefused checks everything that a refusal promises: status, reason,
+// headers, that the origin has seen nothing, and that no token is echoed.
+func (o *origin) wantRefused(t testing.TB, res *response, status int, reason string) {
+	t.Helper()
+	if res.StatusCode != status || res.reason() != reason {
+		t.Errorf("got %d %q, want %d %q", res.StatusCode, res.reason(), status, reason)
+	}
+	for name, want := range map[string]string{
+		"Cache-Control":               "no-store",
+		"Access-Control-Allow-Origin": "*",
+	} {
+		if got := res.Header.Values(name); len(got) != 1 || got[0] != want {
+			t.Errorf("%s is %q, want one %q", name, got, want)
+		}
+	}
+	if expose := res.Header.Get("Access-Control-Expose-Headers"); !strings.Contains(expose, "Signed-Playback-Reason") {
+		t.Errorf("Access-Control-Expose-Headers is %q, without the reason", expose)
+	}
+	if got := res.Header.Get("WWW-Authenticate"); (got == `Bearer error="invalid_token"`) != (status == http.StatusUnauthorized) {
+		t.Errorf("WWW-Authenticate is %q with status %d", got, status)
+	}
+	if requests := o.take(); len(requests) != 0 {
+		t.Errorf("the origin was asked for %q", requests[0].uri)
+	}
+	if len(res.body) != 0 {
+		t.Errorf("the refusal has a body: %.100q", res.body)
+	}
+}
+
+// wantPassed checks that a request got through, to one place at the origin.
+func (o *origin) wantPassed(t testing.TB, res *response, uri string) {
+	t.Helper()
+	if res.StatusCode != http.StatusOK || res.reason() != "" {
+		t.Errorf("got %d %q, want 200", res.StatusCode, res.reason())
+	}
+	requests := o.take()
+	if len(requests) != 1 || requests[0].uri != uri {
+		t.Errorf("the origin saw %v, want one request for %q", requests, uri)
+	}
+}
