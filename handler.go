@@ -34,6 +34,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 	}
 	g.address(r, d)
 	removeViewerHeaders(r.Header)
+	limitRanges(r.Header)
 	// The response passes untouched. Rewriting of manifests, the player page,
 	// CORS and caching headers belong here.
 	return next.ServeHTTP(w, r)
@@ -125,7 +126,7 @@ func (a *App) verify(compact string) (*verifiedToken, error) {
 	}
 	key, err := parsed.Key(a.keys)
 	if err != nil {
-		if !a.keys.complete() {
+		if parsed.Unverified().KeyID != "" && !a.keys.complete() {
 			return nil, refuse(reasonStateUnavailable, errKeysNotLoaded)
 		}
 		return nil, refuse(tokenReason(err), err)
@@ -200,6 +201,21 @@ func removeViewerHeaders(h http.Header) {
 		"Connection", "Upgrade", "Http2-Settings", "Expect", "Content-Length", "Trailer",
 	} {
 		delete(h, name)
+	}
+}
+
+// maxRanges is how many byte ranges a request may ask for at once. Players ask
+// for one.
+const maxRanges = 8
+
+// limitRanges drops a Range header by which a short request could have the
+// origin send a file many times over. The answer is then the whole file, as RFC
+// 9110 section 14.2 allows.
+func limitRanges(h http.Header) {
+	ranges := h["Range"]
+	if len(ranges) > 1 || len(ranges) == 1 && strings.Count(ranges[0], ",") >= maxRanges {
+		delete(h, "Range")
+		delete(h, "If-Range")
 	}
 }
 

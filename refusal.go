@@ -16,7 +16,7 @@ type reason string
 
 const (
 	reasonPathInvalid           reason = "path_invalid"
-	reasonTokenRequired         reason = "token_required" //nolint:gosec // a word, not a credential
+	reasonTokenRequired         reason = "token_required"
 	reasonTokenMalformed        reason = "token_malformed"
 	reasonAlgorithmNotAllowed   reason = "algorithm_not_allowed"
 	reasonKeyUnknown            reason = "key_unknown"
@@ -60,7 +60,7 @@ func (r reason) status() int {
 }
 
 // refusal is the error of a step of the gate that refuses a request. Its text
-// reaches logs and perhaps viewers, so it contains no part of a token.
+// reaches logs and perhaps viewers, so it contains no token.
 type refusal struct {
 	reason reason
 	err    error

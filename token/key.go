@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"maps"
+	"math/big"
 	"slices"
 
 	"github.com/lestrrat-go/jwx/v3/jwa"
@@ -40,6 +41,9 @@ func NewPublicKey(id string, key *rsa.PublicKey) (*PublicKey, error) {
 	if !validKeyID(id) {
 		return nil, fmt.Errorf("%w: key id %q: want 1 to %d printable ASCII characters without spaces", ErrKey, id, maxKeyID)
 	}
+	if key == nil || key.N == nil {
+		return nil, fmt.Errorf("%w: %q is no key at all", ErrKey, id)
+	}
 	switch bits := key.N.BitLen(); {
 	case bits < minModulusBits || bits > maxModulusBits:
 		return nil, fmt.Errorf("%w: %q has %d bits: want RSA with %d to %d", ErrKey, id, bits, minModulusBits, maxModulusBits)
@@ -48,7 +52,7 @@ func NewPublicKey(id string, key *rsa.PublicKey) (*PublicKey, error) {
 	case key.N.Bit(0) == 0:
 		return nil, fmt.Errorf("%w: %q has an even modulus", ErrKey, id)
 	}
-	return &PublicKey{id: id, rsa: key}, nil
+	return &PublicKey{id: id, rsa: &rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E}}, nil
 }
 
 // ID returns the key's `kid`.
@@ -83,8 +87,14 @@ type SigningKey struct {
 
 // NewSigningKey checks a key pair as NewPublicKey does. Errors wrap ErrKey.
 func NewSigningKey(id string, key *rsa.PrivateKey) (*SigningKey, error) {
+	if key == nil {
+		return nil, fmt.Errorf("%w: %q is no key at all", ErrKey, id)
+	}
 	if _, err := NewPublicKey(id, &key.PublicKey); err != nil {
 		return nil, err
+	}
+	if len(key.Primes) != 2 {
+		return nil, fmt.Errorf("%w: %q has %d primes: want 2", ErrKey, id, len(key.Primes))
 	}
 	if err := key.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %q: %w", ErrKey, id, err)

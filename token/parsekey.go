@@ -177,8 +177,9 @@ func parseJSONKeys(data []byte) ([]keyMaterial, error) {
 func parseAPIKey(id, wrapped string) ([]keyMaterial, error) {
 	materials, err := parseKeyMaterials([]byte(wrapped))
 	for i := range materials {
-		if materials[i].id == "" {
-			materials[i].id = id
+		m := &materials[i]
+		if m.id = cmp.Or(m.id, id); id != "" && m.id != id {
+			return nil, fmt.Errorf("%w: `id` is %q and the key's `kid` is %q", ErrKey, id, m.id)
 		}
 	}
 	return materials, err
@@ -220,7 +221,7 @@ func parseJWK(data []byte) (keyMaterial, error) {
 
 func checkKeyOps(key jwk.Key, id string, want jwk.KeyOperation) error {
 	ops, ok := key.KeyOps()
-	if !ok || slices.Contains(ops, want) || slices.Contains(ops, jwk.KeyOpVerify) {
+	if !ok || slices.Contains(ops, want) {
 		return nil
 	}
 	return fmt.Errorf("%w: %q has `key_ops` %q: want %q", ErrKey, id, ops, want)
@@ -236,6 +237,7 @@ func exportJWK(key jwk.Key, raw any) error {
 // parsePEM reads every block of a PEM text. Each must be a key that verifies,
 // for a block that is passed over in silence is a key that somebody misses.
 func parsePEM(data []byte) ([]keyMaterial, error) {
+	blocks := bytes.Count(data, []byte("-----BEGIN "))
 	var materials []keyMaterial
 	for len(bytes.TrimSpace(data)) > 0 {
 		block, rest := pem.Decode(data)
@@ -248,6 +250,10 @@ func parsePEM(data []byte) ([]keyMaterial, error) {
 		}
 		materials = append(materials, m)
 		data = rest
+	}
+	if len(materials) != blocks {
+		// pem.Decode passes over a damaged block in front of a good one.
+		return nil, fmt.Errorf("%w: broken PEM: %d blocks begin, %d can be read", ErrKey, blocks, len(materials))
 	}
 	return materials, nil
 }

@@ -66,7 +66,7 @@ func encode(h header, p payload) (string, error) {
 	}
 	encodedPayload, err := json.Marshal(p)
 	if err != nil {
-		return "", fmt.Errorf("token: encoding claims: %w", err)
+		return "", fmt.Errorf("%w: encoding claims: %w", ErrMalformed, err)
 	}
 	enc := base64.RawURLEncoding
 	return enc.EncodeToString(encodedHeader) + "." + enc.EncodeToString(encodedPayload), nil

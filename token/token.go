@@ -186,7 +186,7 @@ func split(compact string) (header, payload, signature []byte, err error) {
 // are refused by not being on the list.
 func parseHeader(header []byte) (keyID string, err error) {
 	members, err := object(header)
-	if err != nil {
+	if err != nil || header[len(header)-1] != '}' {
 		return "", errHeader
 	}
 	var alg strictjson.Value

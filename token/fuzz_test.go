@@ -1,0 +1,163 @@
+package token_test
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/lestrrat-go/jwx/v3/jwa"
+	"github.com/lestrrat-go/jwx/v3/jws"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// FuzzParse holds that an accepted token has one spelling, that a rejected one
+// says nothing, and that a general JWS library takes all that this package
+// takes: it is stricter than others, never laxer.
+func FuzzParse(f *testing.F) {
+	for _, tc := range accepted {
+		f.Add(forge(tc.header, tc.payload))
+	}
+	good := forge(goodHeader, goodPayload)
+	for _, seed := range []string{
+		"", "..", good + "=", good + ".", good[:len(good)-1] + "_", " " + good, cloudflareSample,
+		b64(`{"alg":"none"}`) + "." + b64(goodPayload) + ".",
+		b64(goodHeader) + "." + b64(goodPayload) + ".",
+		b64(goodHeader) + "." + b64(goodPayload) + ".AAAA",
+		forge(`{"alg":"RS256","kid":"a","kid":"k1"}`, goodPayload),
+		forge(`{"alg":"RS256","kid":"k1","crit":["x"],"x":1}`, goodPayload),
+		forge(goodHeader, goodPayload+`{"sub":"vid2"}`),
+		forge(goodHeader, `{"sub":"demo","exp":1800003600,"sub":"vid2"}`),
+		forge(goodHeader, `{"sub":"../vid2","exp":1800003600}`),
+		forge(goodHeader, `{"sub":"demo","exp":1e400}`),
+		forge(goodHeader, `{"sub":"demo","exp":1800003600,"x":"`+"\xff"+`"}`),
+		forge(goodHeader, good),
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(checkParse)
+}
+
+// FuzzForge holds the same for a header and a payload, which a fuzzer does not
+// find its way to through base64, and that a general JSON reader sees the claims
+// that this package sees.
+func FuzzForge(f *testing.F) {
+	for _, tc := range accepted {
+		f.Add(tc.header, tc.payload)
+	}
+	for _, payload := range []string{
+		goodPayload + `{"sub":"vid2"}`, `{"sub":"demo","exp":1800003600,"sub":"vid2"}`, `{"sub":"demo","exp":1800003600,"SUB":"vid2"}`,
+		`{"sub":"../vid2","exp":1}`, `{"sub":"demo","exp":1e400}`, `{"sub":"demo","exp":1,"x":"\ud800"}`, `{"sub":"demo","exp":"1"}`,
+		"{\"sub\":\"demo\",\"exp\":1,\"x\":\"\xff\"}", `{"\u0073ub":"demo","exp":1,"kid":"\u006b1"}`, `[]`, ``,
+	} {
+		f.Add(goodHeader, payload)
+	}
+	for _, header := range []string{
+		`{"alg":"none"}`, `{"alg":"RS256","kid":"a","kid":"k1"}`, `{"alg":"RS256","kid":"k1","crit":["x"],"x":1}`,
+		`{"alg":"RS256","kid":"k1","typ":"jwt"}`, `{"alg":"RS256","b64":false}`, `{"\u0061lg":"RS256","kid":"k1"}`,
+	} {
+		f.Add(header, goodPayload)
+	}
+	f.Fuzz(func(t *testing.T, header, payload string) {
+		compact := b64(header) + "." + b64(payload) + "."
+		checkParse(t, compact)
+		parsed, err := token.Parse(compact)
+		if err != nil {
+			return
+		}
+		var members, claims map[string]any
+		if err := json.Unmarshal([]byte(header), &members); err != nil {
+			t.Fatalf("Parse accepted the header %q, encoding/json says %v", header, err)
+		}
+		if err := json.Unmarshal([]byte(payload), &claims); err != nil && !strings.Contains(err.Error(), "cannot unmarshal number") {
+			t.Fatalf("Parse accepted the payload %q, encoding/json says %v", payload, err)
+		}
+		got := parsed.Unverified()
+		if members["alg"] != "RS256" || claims["sub"] != got.VideoID {
+			t.Fatalf("Parse(%q, %q) = %+v, encoding/json reads %v, %v", header, payload, got, members, claims)
+		}
+		for _, id := range []any{members["kid"], claims["kid"]} {
+			if id != nil && id != got.KeyID {
+				t.Fatalf("Parse(%q, %q) has the key id %q, encoding/json reads %q", header, payload, got.KeyID, id)
+			}
+		}
+	})
+}
+
+// checkParse holds the relations of FuzzParse for one token.
+func checkParse(t *testing.T, compact string) {
+	t.Helper()
+	parsed, err := token.Parse(compact)
+	if err != nil {
+		if diff := cmp.Diff(token.Parsed{}, parsed, cmp.AllowUnexported(token.Parsed{})); diff != "" {
+			t.Fatalf("Parse(%q) = %v and (-want +got):\n%s", compact, err, diff)
+		}
+		return
+	}
+	var decoded, again []string
+	for segment := range strings.SplitSeq(compact, ".") {
+		data, err := base64.RawURLEncoding.DecodeString(segment)
+		if err != nil {
+			t.Fatalf("Parse accepted %q, base64 says %v", compact, err)
+		}
+		decoded, again = append(decoded, string(data)), append(again, b64(data))
+	}
+	if strings.Join(again, ".") != compact || len(again) != 3 {
+		t.Fatalf("Parse accepted %q, whose own encoding is %q", compact, strings.Join(again, "."))
+	}
+	if claims := parsed.Unverified(); !token.ValidVideoID(claims.VideoID) || claims.ExpiresAt.IsZero() {
+		t.Fatalf("Parse(%q) = %+v", compact, claims)
+	}
+	if header, payload := parsed.Documents(); header != decoded[0] || payload != decoded[1] {
+		t.Fatalf("Documents of %q = %q, %q", compact, header, payload)
+	}
+	signed := seal(again[0] + "." + again[1])
+	if parsed, err = token.Parse(signed); err != nil {
+		if len(signed) <= token.MaxLength {
+			t.Fatalf("Parse(%q) = %v with a signature", compact, err)
+		}
+		return
+	}
+	if _, err := parsed.Verify(testKeys().set.Lookup("k1")); err != nil {
+		t.Fatalf("Verify(%q) = %v", signed, err)
+	}
+	payload, err := jws.Verify([]byte(signed), jws.WithKey(jwa.RS256(), &testKeys().k1.PublicKey))
+	if err != nil || string(payload) != decoded[1] {
+		t.Fatalf("jws.Verify(%q) = %q, %v", signed, payload, err)
+	}
+}
+
+// FuzzOneByteChange holds that no token is one byte away from another token of
+// the same signature.
+func FuzzOneByteChange(f *testing.F) {
+	claims := token.Claims{VideoID: "demo", ExpiresAt: hour, NotBefore: now, Downloadable: true}
+	genuine := must(token.Sign(claims, signingKey()))
+	accept := func(compact string) bool {
+		_, err := token.Verify(compact, testKeys().set, now, token.Policy{})
+		return err == nil
+	}
+	if !accept(genuine) {
+		f.Fatalf("Verify refuses %q", genuine)
+	}
+	for i := range genuine {
+		f.Add(i, genuine[i]^1)
+	}
+	for _, value := range []byte("\x00\n\r =+/.%A_\xff") {
+		f.Add(0, value)
+		f.Add(strings.IndexByte(genuine, '.'), value)
+		f.Add(strings.LastIndexByte(genuine, '.'), value)
+		f.Add(len(genuine)-1, value)
+	}
+	f.Fuzz(func(t *testing.T, position int, value byte) {
+		at := int(uint(position) % uint(len(genuine)))
+		if genuine[at] == value {
+			return
+		}
+		changed := genuine[:at] + string([]byte{value}) + genuine[at+1:]
+		if accept(changed) {
+			t.Fatalf("Verify accepts %q with byte %d changed to %q", genuine, at, value)
+		}
+	})
+}

@@ -1,0 +1,685 @@
+package token_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"maps"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// publicJWK writes a key as it is, however weak.
+func publicJWK(id string, key *rsa.PublicKey) []byte {
+	return must(json.Marshal(map[string]any{
+		"kty": "RSA", "kid": id, "n": b64(key.N.Bytes()), "e": b64(big.NewInt(int64(key.E)).Bytes()),
+	}))
+}
+
+// privateMembers are those of a JWK that nobody but the signer may see.
+func privateMembers(key *rsa.PrivateKey) map[string]any {
+	return map[string]any{
+		"d": b64(key.D.Bytes()), "p": b64(key.Primes[0].Bytes()), "q": b64(key.Primes[1].Bytes()),
+		"dp": b64(key.Precomputed.Dp.Bytes()), "dq": b64(key.Precomputed.Dq.Bytes()), "qi": b64(key.Precomputed.Qinv.Bytes()),
+	}
+}
+
+// jwk is the JWK of k1 with other members as well, of which nil removes one.
+func jwk(private bool, change map[string]any) string {
+	var members map[string]any
+	key := testKeys().k1
+	if err := json.Unmarshal(publicJWK("k1", &key.PublicKey), &members); err != nil {
+		panic(err)
+	}
+	if private {
+		maps.Copy(members, privateMembers(key))
+	}
+	maps.Copy(members, change)
+	maps.DeleteFunc(members, func(_ string, value any) bool { return value == nil })
+	return string(must(json.Marshal(members)))
+}
+
+func pemText(blockType string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: blockType, Bytes: der})
+}
+
+func wrap[T string | []byte](data T) string {
+	return base64.StdEncoding.EncodeToString([]byte(data))
+}
+
+func certificate(key *rsa.PrivateKey) []byte {
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "signer.example"},
+		NotBefore: now, NotAfter: now.Add(time.Hour),
+	}
+	return must(x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key))
+}
+
+// pems are all the PEM forms of a key pair; none of them has a key id.
+type pems struct{ pkix, pkcs1, pkcs8, pkcs1Private, certificate string }
+
+func pemsOf(key *rsa.PrivateKey) pems {
+	return pems{
+		pkix:         string(pemText("PUBLIC KEY", must(x509.MarshalPKIXPublicKey(&key.PublicKey)))),
+		pkcs1:        string(pemText("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&key.PublicKey))),
+		pkcs8:        string(pemText("PRIVATE KEY", must(x509.MarshalPKCS8PrivateKey(key)))),
+		pkcs1Private: string(pemText("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(key))),
+		certificate:  string(pemText("CERTIFICATE", certificate(key))),
+	}
+}
+
+// apiKey is the object in which the keys API returns k1.
+func apiKey(members ...string) string {
+	key := signingKey()
+	all := map[string]string{"id": "k1", "pem": key.PEM(), "jwk": must(key.JWK()), "created": "2027-01-15T08:00:00Z"}
+	maps.DeleteFunc(all, func(name, _ string) bool { return !slices.Contains(members, name) })
+	return string(must(json.Marshal(all)))
+}
+
+func envelope(result string) string {
+	return `{"result":` + result + `,"success":true,"errors":[],"messages":[]}`
+}
+
+// secretRuns are the runs of 16 bytes of all that the private halves of the
+// tests' keys look like in one of their forms: as bytes, as numbers, and encoded
+// once or twice, at every offset.
+var secretRuns = sync.OnceValue(func() map[string]bool {
+	runs := map[string]bool{}
+	add := func(text string) {
+		for run := range windows(text) {
+			runs[run] = true
+		}
+	}
+	encodings := []*base64.Encoding{base64.RawURLEncoding, base64.RawStdEncoding}
+	for _, key := range []*rsa.PrivateKey{testKeys().k1, testKeys().k2} {
+		for _, n := range []*big.Int{
+			key.D, key.Primes[0], key.Primes[1], key.Precomputed.Dp, key.Precomputed.Dq, key.Precomputed.Qinv,
+		} {
+			add(string(n.Bytes()))
+			add(n.String())
+			add(hex.EncodeToString(n.Bytes()))
+			for _, encoding := range encodings {
+				for i := range 3 {
+					once := encoding.EncodeToString(n.Bytes()[i:])
+					add(once)
+					for j := range 3 {
+						add(base64.StdEncoding.EncodeToString([]byte(once[j:])))
+					}
+				}
+			}
+		}
+	}
+	return runs
+})
+
+func hasSecret(text string) bool {
+	for run := range windows(text) {
+		if secretRuns()[run] {
+			return true
+		}
+	}
+	return false
+}
+
+func checkNoSecret(t *testing.T, text string) {
+	t.Helper()
+	if hasSecret(text) {
+		t.Errorf("a private key is in %q", text)
+	}
+}
+
+// The check above must find a private half in every form that has one.
+func TestSecretsAreFound(t *testing.T) {
+	t.Parallel()
+	forms := pemsOf(testKeys().k1)
+	for _, text := range []string{
+		jwk(true, nil), must(signingKey().JWK()), signingKey().PEM(), apiKey("pem"), forms.pkcs8, forms.pkcs1Private, wrap(forms.pkcs8),
+	} {
+		if !hasSecret(text) {
+			t.Errorf("no private key is found in %.60q…", text)
+		}
+	}
+}
+
+func TestParsePublicKeys(t *testing.T) {
+	t.Parallel()
+	k1, k2 := testKeys().k1, testKeys().k2
+	forms := pemsOf(k1)
+	pub := func(id string, key *rsa.PrivateKey) *token.PublicKey {
+		return must(token.NewPublicKey(id, &key.PublicKey))
+	}
+	own := []*token.PublicKey{pub("k1", k1)}
+	given := []*token.PublicKey{pub("given", k1)}
+	for _, tc := range []struct {
+		name, data, id string
+		want           []*token.PublicKey
+	}{
+		{"JWK", jwk(false, nil), "", own},
+		{"JWK with all that it may say", jwk(false, map[string]any{"alg": "RS256", "use": "sig", "key_ops": []string{"verify"}}), "", own},
+		{"JWK without kid", jwk(false, map[string]any{"kid": nil}), "given", given},
+		{"JWK keeps its kid", jwk(false, nil), "given", own},
+		{"JWK with several operations", jwk(false, map[string]any{"key_ops": []string{"encrypt", "verify"}}), "", own},
+		{"private JWK", jwk(true, nil), "", own},
+		{"private JWK that signs", jwk(true, map[string]any{"key_ops": []string{"sign"}}), "", own},
+		{"private JWK that signs and verifies", jwk(true, map[string]any{"key_ops": []string{"sign", "verify"}, "use": "sig"}), "", own},
+		{"JWKS", `{"keys":[` + jwk(false, nil) + `]}`, "", own},
+		{"JWKS of two", `{"keys":[` + jwk(false, nil) + `,` + string(publicJWK("k2", &k2.PublicKey)) + `]}`, "", []*token.PublicKey{own[0], pub("k2", k2)}},
+		{"JWKS of two of which one has no kid", `{"keys":[` + jwk(false, map[string]any{"kid": nil}) + `,` + string(publicJWK("k2", &k2.PublicKey)) + `]}`, "given", []*token.PublicKey{given[0], pub("k2", k2)}},
+		{"JWKS with private keys", `{"keys":[` + jwk(true, nil) + `]}`, "", own},
+		{"JWKS with the same key twice", `{"keys":[` + jwk(false, nil) + `,` + jwk(true, nil) + `]}`, "", []*token.PublicKey{own[0], own[0]}},
+		{"JWKS with white space", "\n\t{ \"keys\" : [\n" + jwk(false, nil) + "\n] }\r\n", "", own},
+		{"PKIX PEM", forms.pkix, "given", given},
+		{"PKCS#1 PEM", forms.pkcs1, "given", given},
+		{"PKCS#8 PEM", forms.pkcs8, "given", given},
+		{"PKCS#1 private PEM", forms.pkcs1Private, "given", given},
+		{"certificate", forms.certificate, "given", given},
+		{"PEM with white space", "\r\n" + strings.ReplaceAll(forms.pkix, "\n", "\r\n") + "\r\n", "given", given},
+		{"PEM with the pair in two blocks", forms.pkcs1Private + "\n" + forms.pkix, "given", []*token.PublicKey{given[0], given[0]}},
+		{"base64 of a JWK, as the API's jwk", must(signingKey().JWK()), "", own},
+		{"base64 of a PEM, as the API's pem", signingKey().PEM(), "given", given},
+		{"base64 of a public PEM", wrap(forms.pkix), "given", given},
+		{"base64 of a JWKS", wrap(`{"keys":[` + jwk(false, nil) + `]}`), "", own},
+		{"base64 in lines", inLines(signingKey().PEM()), "given", given},
+		{"API object", apiKey("id", "pem", "jwk", "created"), "", own},
+		{"API object with pem alone takes its id", apiKey("id", "pem"), "given", own},
+		{"API object with jwk alone", apiKey("jwk"), "", own},
+		{"API object with pem alone and no id", apiKey("pem"), "given", given},
+		{"API object with a jwk that has no kid", `{"id":"k1","jwk":"` + wrap(jwk(true, map[string]any{"kid": nil})) + `"}`, "given", own},
+		{"API envelope", envelope(apiKey("id", "pem", "jwk", "created")), "", own},
+		{"API envelope with pem alone", envelope(apiKey("id", "pem")), "", own},
+		{"API envelope with white space", "{\n \"result\" : " + apiKey("id", "pem", "jwk") + "\n}", "", own},
+		{"keygen output with the public JWKS", strings.TrimSuffix(apiKey("id", "pem", "jwk"), "}") + `,"keys":[` + jwk(false, nil) + `]}`, "", own},
+		{"keygen output in base64", wrap(apiKey("id", "pem", "jwk")), "", own},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := token.ParsePublicKeys([]byte(tc.data), tc.id)
+			if err != nil {
+				t.Fatalf("ParsePublicKeys = %v", err)
+			}
+			if !slices.EqualFunc(got, tc.want, (*token.PublicKey).Equal) {
+				t.Errorf("ParsePublicKeys = %v, want %v", ids(got), ids(tc.want))
+			}
+			for _, key := range got {
+				checkNoPrivateHalf(t, key)
+			}
+		})
+	}
+}
+
+func ids(keys []*token.PublicKey) (ids []string) {
+	for _, key := range keys {
+		ids = append(ids, key.ID())
+	}
+	return ids
+}
+
+func inLines(text string) string {
+	var lines []string
+	for line := range slices.Chunk([]byte(text), 76) {
+		lines = append(lines, string(line))
+	}
+	return " " + strings.Join(lines, "\r\n\t") + "\n"
+}
+
+// checkNoPrivateHalf holds that whatever a public key was read from, nothing
+// that could sign is left in it.
+func checkNoPrivateHalf(t *testing.T, key *token.PublicKey) {
+	t.Helper()
+	doc, err := key.JWK()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var members map[string]string
+	if err := json.Unmarshal(doc, &members); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"alg", "e", "kid", "kty", "n", "use"}
+	if diff := cmp.Diff(want, slices.Sorted(maps.Keys(members))); diff != "" {
+		t.Errorf("members of the public JWK (-want +got):\n%s", diff)
+	}
+	checkNoSecret(t, string(doc))
+	if again, err := token.ParsePublicKeys(doc, ""); err != nil || len(again) != 1 || !again[0].Equal(key) {
+		t.Errorf("ParsePublicKeys(JWK()) = %v, %v, want the same key", ids(again), err)
+	}
+}
+
+// The attack: key material that is not for this purpose, is too weak, or is
+// somebody else's. None of it may be taken in silence, and no complaint about it
+// may print a private key into a log.
+func TestParsePublicKeysRefuses(t *testing.T) {
+	t.Parallel()
+	k1, k2 := testKeys().k1, testKeys().k2
+	forms := pemsOf(k1)
+	ec := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	edwards, _, _ := ed25519.GenerateKey(rand.Reader)
+	small := newRSA(1024)
+	encrypted := string(pem.EncodeToMemory(&pem.Block{
+		Type: "RSA PRIVATE KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"},
+		Bytes: x509.MarshalPKCS1PrivateKey(k1),
+	}))
+	with := func(name string, value any) string { return jwk(false, map[string]any{name: value}) }
+	for _, tc := range []struct{ name, data string }{
+		{"empty", ""},
+		{"white space", " \r\n\t"},
+		{"garbage", "garbage"},
+		{"binary garbage", "\x00\xff\xfe"},
+		{"DER", string(x509.MarshalPKCS1PrivateKey(k1))},
+		{"base64 of DER", wrap(x509.MarshalPKCS1PrivateKey(k1))},
+		{"base64 of base64", wrap(must(signingKey().JWK()))},
+		{"base64 of nothing", "===="},
+		{"base64 without padding", strings.TrimRight(wrap(forms.pkix), "=")},
+		{"base64 cut short", signingKey().PEM()[:501]},
+		{"base64 with a character of the other alphabet", "-" + signingKey().PEM()[1:]},
+		{"array", `[` + jwk(true, nil) + `]`},
+		{"empty object", `{}`},
+		{"open JSON", jwk(true, nil)[:700]},
+		{"two JSON values", jwk(true, nil) + jwk(true, nil)},
+		{"byte order mark", "\ufeff" + jwk(true, nil)},
+		{"JWKS without keys", `{"keys":[]}`},
+		{"JWKS with null", `{"keys":[null]}`},
+		{"JWKS with a string", `{"keys":["` + must(signingKey().JWK()) + `"]}`},
+		{"JWKS with a JWKS", `{"keys":[{"keys":[` + jwk(true, nil) + `]}]}`},
+		{"JWKS whose keys is an object", `{"keys":` + jwk(true, nil) + `}`},
+		{"JWKS with one good and one bad key", `{"keys":[` + jwk(true, nil) + `,` + with("use", "enc") + `]}`},
+		{"JWKS with two keys of one kid", `{"keys":[` + jwk(false, nil) + `,` + string(publicJWK("k1", &k2.PublicKey)) + `]}`},
+		{"JWKS with two keys without kid", `{"keys":[` + with("kid", nil) + `,` + strings.Replace(string(publicJWK("x", &k2.PublicKey)), `"kid":"x",`, ``, 1) + `]}`},
+		{"JWK without n", with("n", nil)},
+		{"JWK without e", with("e", nil)},
+		{"JWK with an empty n", with("n", "")},
+		{"JWK with n of other characters", with("n", "!!!")},
+		{"JWK with a number for n", with("n", 5)},
+		{"JWK with e=3", with("e", "Aw")},
+		{"JWK with e=0", with("e", "AA")},
+		{"JWK of 8192 bits", string(publicJWK("k1", &rsa.PublicKey{N: oddModulus(8192), E: 65537}))},
+		{"JWK of 1024 bits", string(publicJWK("k1", &small.PublicKey))},
+		{"JWK for encryption", with("use", "enc")},
+		{"JWK for RS384", with("alg", "RS384")},
+		{"JWK for PS256", with("alg", "PS256")},
+		{"JWK for RSA-OAEP", with("alg", "RSA-OAEP")},
+		{"JWK for HS256", with("alg", "HS256")},
+		{"JWK for none", with("alg", "none")},
+		{"JWK that encrypts", with("key_ops", []string{"encrypt"})},
+		{"JWK that signs but has no private half", with("key_ops", []string{"sign"})},
+		{"JWK that is for nothing", with("key_ops", []string{})},
+		{"private JWK that decrypts", jwk(true, map[string]any{"key_ops": []string{"decrypt"}})},
+		{"private JWK for encryption", jwk(true, map[string]any{"use": "enc"})},
+		{"private JWK for RS512", jwk(true, map[string]any{"alg": "RS512"})},
+		{"private JWK with a broken d", jwk(true, map[string]any{"d": "!" + b64(k1.D.Bytes())})},
+		{"private JWK with a d that is an array", jwk(true, map[string]any{"d": []string{b64(k1.D.Bytes())}})},
+		{"private JWK with a kid that is a number", jwk(true, map[string]any{"kid": 1})},
+		{"JWK with an empty kid and no id", with("kid", "")},
+		{"JWK with a space in its kid", with("kid", "k 1")},
+		{"JWK with a kid that is too long", with("kid", strings.Repeat("k", 256))},
+		{"EC JWK", fmt.Sprintf(`{"kty":"EC","kid":"k1","crv":"P-256","x":%q,"y":%q}`, b64(must(ec.PublicKey.Bytes())[1:33]), b64(must(ec.PublicKey.Bytes())[33:]))},
+		{"OKP JWK", fmt.Sprintf(`{"kty":"OKP","kid":"k1","crv":"Ed25519","x":%q}`, b64([]byte(edwards)))},
+		{"oct JWK", `{"kty":"oct","kid":"k1","k":"` + b64(k1.D.Bytes()) + `"}`},
+		{"oct JWK for RS256", `{"kty":"oct","kid":"k1","alg":"RS256","k":"` + b64(k1.D.Bytes()) + `"}`},
+		{"JWK of an unknown type", with("kty", "XYZ")},
+		{"JWK type in lower case", with("kty", "rsa")},
+		{"API object without values", `{"id":"k1","created":"2027-01-15T08:00:00Z"}`},
+		{"API object with a jwk that is not base64", `{"id":"k1","jwk":"{}"}`},
+		{"API object with a jwk that is an object", `{"id":"k1","jwk":` + jwk(true, nil) + `}`},
+		{"API object with a jwk of garbage", `{"id":"k1","jwk":"` + wrap("garbage") + `"}`},
+		{"API envelope of a list", envelope(`[` + apiKey("id", "pem") + `]`)},
+		{"API envelope of a string", envelope(`"Revoked"`)},
+		{"API envelope of null", envelope(`null`)},
+		{"1024 bits PEM", pemsOf(small).pkix},
+		{"1024 bits certificate", pemsOf(small).certificate},
+		{"EC PEM", string(pemText("PUBLIC KEY", must(x509.MarshalPKIXPublicKey(&ec.PublicKey))))},
+		{"EC private PEM", string(pemText("EC PRIVATE KEY", must(x509.MarshalECPrivateKey(ec))))},
+		{"EC PKCS#8 PEM", string(pemText("PRIVATE KEY", must(x509.MarshalPKCS8PrivateKey(ec))))},
+		{"Ed25519 PEM", string(pemText("PUBLIC KEY", must(x509.MarshalPKIXPublicKey(edwards))))},
+		{"encrypted PEM", encrypted},
+		{"encrypted PKCS#8 PEM", string(pemText("ENCRYPTED PRIVATE KEY", must(x509.MarshalPKCS8PrivateKey(k1))))},
+		{"PEM of another kind", string(pemText("OPENSSH PRIVATE KEY", x509.MarshalPKCS1PrivateKey(k1)))},
+		{"PEM with the wrong label", string(pemText("PUBLIC KEY", x509.MarshalPKCS1PrivateKey(k1)))},
+		{"PEM with a damaged block in front", strings.Replace(forms.pkix, "MIIB", "!!!!", 1) + forms.pkcs1Private},
+		{"PEM with a block cut short in front", forms.pkix[:200] + "\n" + forms.pkcs1Private},
+		{"PEM with garbage inside", string(pemText("PUBLIC KEY", []byte("garbage")))},
+		{"PEM cut short", forms.pkcs1Private[:900]},
+		{"PEM with a broken line", strings.Replace(forms.pkcs1Private, "\n", "\n!", 3)},
+		{"PEM with garbage behind", forms.pkcs1Private + "garbage"},
+		{"PEM with a block cut short behind", forms.pkix + forms.pkcs1Private[:900]},
+		{"PEM with two keys and one id", forms.pkix + pemsOf(k2).pkix},
+		{"PEM with a good key and one of another kind", forms.pkix + string(pemText("EC PRIVATE KEY", must(x509.MarshalECPrivateKey(ec))))},
+		{"PEM behind text", "key:\n" + forms.pkcs1Private},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			id := "given"
+			if strings.HasSuffix(tc.name, "and no id") {
+				id = ""
+			}
+			keys, err := token.ParsePublicKeys([]byte(tc.data), id)
+			if !errors.Is(err, token.ErrKey) {
+				t.Fatalf("ParsePublicKeys = %v, %v, want ErrKey", ids(keys), err)
+			}
+			if keys != nil {
+				t.Errorf("ParsePublicKeys returned %v with %v", ids(keys), err)
+			}
+			checkNoSecret(t, err.Error())
+			if _, err := token.ParseSigningKey([]byte(tc.data), id); err != nil {
+				checkNoSecret(t, err.Error())
+			}
+		})
+	}
+}
+
+// Every PEM form lacks an id, and without one a key cannot be found.
+func TestKeysNeedAnID(t *testing.T) {
+	t.Parallel()
+	forms := pemsOf(testKeys().k1)
+	for _, data := range []string{forms.pkix, forms.certificate, signingKey().PEM(), apiKey("pem"), jwk(false, map[string]any{"kid": nil})} {
+		if keys, err := token.ParsePublicKeys([]byte(data), ""); !errors.Is(err, token.ErrKey) {
+			t.Errorf("ParsePublicKeys(%.40q, no id) = %v, %v, want ErrKey", data, ids(keys), err)
+		}
+	}
+}
+
+// The attack: a key file that points at an address. Reading it must not fetch
+// anything.
+func TestParsingKeysFetchesNothing(t *testing.T) {
+	t.Parallel()
+	var requests atomic.Int64
+	spy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { requests.Add(1) }))
+	defer spy.Close()
+	doc := jwk(false, map[string]any{"x5u": spy.URL + "/k.pem", "jku": spy.URL + "/k.json"})
+	if _, err := token.ParsePublicKeys([]byte(doc), ""); err != nil {
+		t.Errorf("ParsePublicKeys = %v", err)
+	}
+	if _, _, err := token.ParseJWKS([]byte(`{"keys":[` + doc + `]}`)); err != nil {
+		t.Errorf("ParseJWKS = %v", err)
+	}
+	if n := requests.Load(); n != 0 {
+		t.Errorf("%d requests were made", n)
+	}
+}
+
+func TestParseJWKS(t *testing.T) {
+	t.Parallel()
+	k2 := string(publicJWK("k2", &testKeys().k2.PublicKey))
+	skip := []string{
+		jwk(false, map[string]any{"use": "enc"}), jwk(false, map[string]any{"alg": "PS256"}), jwk(false, map[string]any{"kid": nil}),
+		jwk(false, map[string]any{"e": "Aw"}), jwk(false, map[string]any{"n": "AQAB"}), jwk(false, map[string]any{"key_ops": []string{"encrypt"}}),
+		`{"kty":"oct","kid":"k1","k":"AAAA"}`, `{"kty":"OKP","kid":"k1","crv":"Ed25519","x":"` + strings.Repeat("A", 43) + `"}`,
+		`{"kty":"new","kid":"k1"}`, `{}`, `null`, `1`, `"k1"`, `[]`, `{"keys":[` + jwk(false, nil) + `]}`,
+		jwk(true, map[string]any{"kid": "k 1"}), jwk(true, map[string]any{"d": 1}),
+	}
+	for _, tc := range []struct {
+		name, data string
+		ids        []string
+		skipped    int
+	}{
+		{"one key", `{"keys":[` + jwk(false, nil) + `]}`, []string{"k1"}, 0},
+		{"two keys", `{"keys":[` + k2 + `,` + jwk(false, nil) + `]}`, []string{"k1", "k2"}, 0},
+		{"a private key", `{"keys":[` + jwk(true, nil) + `]}`, []string{"k1"}, 0},
+		{"the same key twice", `{"keys":[` + jwk(false, nil) + `,` + jwk(true, nil) + `]}`, []string{"k1"}, 0},
+		{"no keys", `{"keys":[]}`, nil, 0},
+		{"other members", `{"issuer":"x","keys":[` + k2 + `],"next":null}`, []string{"k2"}, 0},
+		{"nothing but unusable keys", `{"keys":[` + strings.Join(skip, ",") + `]}`, nil, len(skip)},
+		{"unusable keys around", `{"keys":[` + strings.Join(append(append([]string{k2}, skip...), jwk(false, nil)), ",") + `]}`, []string{"k1", "k2"}, len(skip)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			set, skipped, err := token.ParseJWKS([]byte(tc.data))
+			if err != nil {
+				t.Fatalf("ParseJWKS = %v", err)
+			}
+			if diff := cmp.Diff(tc.ids, set.IDs()); diff != "" {
+				t.Errorf("ids (-want +got):\n%s", diff)
+			}
+			if len(skipped) != tc.skipped {
+				t.Errorf("%d keys skipped, want %d: %v", len(skipped), tc.skipped, skipped)
+			}
+			for _, reason := range skipped {
+				if !errors.Is(reason, token.ErrKey) {
+					t.Errorf("skipped for %v, want ErrKey", reason)
+				}
+				checkNoSecret(t, reason.Error())
+			}
+			for _, id := range set.IDs() {
+				if key := set.Lookup(id); key.ID() != id || !key.Equal(testKeys().set.Lookup(id)) {
+					t.Errorf("Lookup(%q) is another key", id)
+				}
+				checkNoPrivateHalf(t, set.Lookup(id))
+			}
+		})
+	}
+}
+
+// A skipped key is named by its place, for it may have no other name.
+func TestParseJWKSNamesWhatItSkips(t *testing.T) {
+	t.Parallel()
+	_, skipped, err := token.ParseJWKS([]byte(`{"keys":[` + jwk(false, nil) + `,{"kty":"oct","kid":"hmac","k":"AAAA"}]}`))
+	if err != nil || len(skipped) != 1 || !strings.HasPrefix(skipped[0].Error(), "key 2: ") {
+		t.Errorf("ParseJWKS skipped %v, %v, want key 2", skipped, err)
+	}
+}
+
+// The attack: a published set whose second key takes over the id of the first,
+// and documents that are taken for an empty set, which would drop all keys.
+func TestParseJWKSRefuses(t *testing.T) {
+	t.Parallel()
+	for name, data := range map[string]string{
+		"two keys of one id": `{"keys":[` + jwk(false, nil) + `,` + string(publicJWK("k1", &testKeys().k2.PublicKey)) + `]}`,
+		"empty":              ``,
+		"garbage":            `garbage`,
+		"HTML":               `<!doctype html>`,
+		"empty object":       `{}`,
+		"a JWK":              jwk(false, nil),
+		"null":               `null`,
+		"array":              `[` + jwk(false, nil) + `]`,
+		"keys is null":       `{"keys":null}`,
+		"keys is an object":  `{"keys":` + jwk(true, nil) + `}`,
+		"keys is a string":   `{"keys":"` + must(signingKey().JWK()) + `"}`,
+		"cut short":          `{"keys":[` + jwk(true, nil),
+		"two documents":      `{"keys":[]}{"keys":[]}`,
+		"an error":           `{"error":"not found"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			set, _, err := token.ParseJWKS([]byte(data))
+			if !errors.Is(err, token.ErrKey) || set != nil {
+				t.Fatalf("ParseJWKS = %v, %v, want ErrKey", set.IDs(), err)
+			}
+			checkNoSecret(t, err.Error())
+		})
+	}
+}
+
+func TestParseSigningKey(t *testing.T) {
+	t.Parallel()
+	forms := pemsOf(testKeys().k1)
+	k2 := string(publicJWK("k2", &testKeys().k2.PublicKey))
+	for _, tc := range []struct{ name, data, id, want string }{
+		{"JWK", jwk(true, nil), "", "k1"},
+		{"JWK keeps its kid", jwk(true, nil), "given", "k1"},
+		{"JWK without kid", jwk(true, map[string]any{"kid": nil}), "given", "given"},
+		{"JWKS with one private key", `{"keys":[` + k2 + `,` + jwk(true, nil) + `]}`, "", "k1"},
+		{"PKCS#1 PEM", forms.pkcs1Private, "given", "given"},
+		{"PKCS#8 PEM", forms.pkcs8, "given", "given"},
+		{"PEM and its certificate", forms.certificate + forms.pkcs8, "given", "given"},
+		{"the API's jwk", must(signingKey().JWK()), "", "k1"},
+		{"the API's pem", signingKey().PEM(), "k1", "k1"},
+		{"API object", apiKey("id", "pem", "jwk"), "", "k1"},
+		{"API object with pem alone", apiKey("id", "pem"), "", "k1"},
+		{"API object keeps its id", apiKey("id", "pem"), "given", "k1"},
+		{"API envelope", envelope(apiKey("id", "pem", "jwk")), "", "k1"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			key, err := token.ParseSigningKey([]byte(tc.data), tc.id)
+			if err != nil {
+				t.Fatalf("ParseSigningKey = %v", err)
+			}
+			if key.ID() != tc.want || !key.Public().Equal(must(token.NewPublicKey(tc.want, &testKeys().k1.PublicKey))) {
+				t.Errorf("ParseSigningKey = %q, want k1 as %q", key.ID(), tc.want)
+			}
+			compact, err := token.Sign(token.Claims{VideoID: "demo", ExpiresAt: hour}, key)
+			if err != nil {
+				t.Fatalf("Sign = %v", err)
+			}
+			set := must(token.NewKeySet(key.Public()))
+			if _, err := token.Verify(compact, set, now, token.Policy{}); err != nil {
+				t.Errorf("Verify = %v", err)
+			}
+			checkNoPrivateHalf(t, key.Public())
+		})
+	}
+}
+
+func TestParseSigningKeyRefuses(t *testing.T) {
+	t.Parallel()
+	k1, k2 := testKeys().k1, testKeys().k2
+	forms := pemsOf(k1)
+	for _, tc := range []struct{ name, data, id string }{
+		{"empty", "", "k1"},
+		{"public JWK", jwk(false, nil), ""},
+		{"public PEM", forms.pkix, "k1"},
+		{"certificate", forms.certificate, "k1"},
+		{"no id", forms.pkcs8, ""},
+		{"an id that cannot be one", forms.pkcs8, "k 1"},
+		{"two private keys", forms.pkcs8 + pemsOf(k2).pkcs8, "k1"},
+		{"a weak key", pemsOf(newRSA(1024)).pkcs8, "k1"},
+		{"a large key", string(pemText("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(&rsa.PrivateKey{
+			PublicKey: rsa.PublicKey{N: oddModulus(8192), E: 65537}, D: k1.D, Primes: k1.Primes,
+		}))), "k1"},
+		{"JWK whose halves do not belong together", jwk(true, map[string]any{"n": b64(k2.N.Bytes())}), ""},
+		{"JWK with another d", jwk(true, map[string]any{"d": b64(k2.D.Bytes())}), ""},
+		{"JWK with other primes", jwk(true, map[string]any{"p": b64(k2.Primes[0].Bytes()), "q": b64(k2.Primes[1].Bytes())}), ""},
+		{"JWK with e=3", jwk(true, map[string]any{"e": "Aw"}), ""},
+		{"JWK for encryption", jwk(true, map[string]any{"use": "enc"}), ""},
+		{"JWK for RS512", jwk(true, map[string]any{"alg": "RS512"}), ""},
+		{"JWK that decrypts", jwk(true, map[string]any{"key_ops": []string{"decrypt"}}), ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			key, err := token.ParseSigningKey([]byte(tc.data), tc.id)
+			if !errors.Is(err, token.ErrKey) || key != nil {
+				t.Fatalf("ParseSigningKey = %v, %v, want ErrKey", key, err)
+			}
+			checkNoSecret(t, err.Error())
+		})
+	}
+}
+
+func TestGenerateSigningKey(t *testing.T) {
+	t.Parallel()
+	key, err := token.GenerateSigningKey("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id := key.ID(); len(id) != 32 || strings.Trim(id, "0123456789abcdef") != "" {
+		t.Errorf("ID() = %q, want 32 hexadecimal digits", id)
+	}
+	wrapped := map[string]string{"PEM": key.PEM(), "JWK": must(key.JWK())}
+	for form, data := range wrapped {
+		got, err := token.ParseSigningKey([]byte(data), key.ID())
+		if err != nil || !got.Public().Equal(key.Public()) {
+			t.Errorf("ParseSigningKey(%s()) = %v, want the same key", form, err)
+		}
+	}
+	text := string(must(base64.StdEncoding.DecodeString(wrapped["PEM"])))
+	if !strings.HasPrefix(text, "-----BEGIN RSA PRIVATE KEY-----\n") {
+		t.Errorf("PEM() wraps %.40q", text)
+	}
+	var members map[string]string
+	if err := json.Unmarshal(must(base64.StdEncoding.DecodeString(wrapped["JWK"])), &members); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"kty": "RSA", "alg": "RS256", "use": "sig", "kid": key.ID(), "e": "AQAB"}
+	for name, value := range want {
+		if members[name] != value {
+			t.Errorf("JWK() has %s %q, want %q", name, members[name], value)
+		}
+	}
+	for _, id := range []string{"k 1", "ké", strings.Repeat("k", 256)} {
+		if _, err := token.GenerateSigningKey(id); !errors.Is(err, token.ErrKey) {
+			t.Errorf("GenerateSigningKey(%q) = %v, want ErrKey", id, err)
+		}
+	}
+}
+
+func TestKeyIDsOfKeys(t *testing.T) {
+	t.Parallel()
+	public := &testKeys().k1.PublicKey
+	for _, id := range []string{"k", strings.Repeat("k", 255), "!", "~", "../k", `"\<>&`} {
+		if key, err := token.NewPublicKey(id, public); err != nil || key.ID() != id {
+			t.Errorf("NewPublicKey(%q) = %v", id, err)
+		}
+	}
+	for _, id := range []string{"", strings.Repeat("k", 256), " ", "k 1", "k1\n", "\x00", "k\x7f", "ké", "k\u0301", "\xff"} {
+		if _, err := token.NewPublicKey(id, public); !errors.Is(err, token.ErrKey) {
+			t.Errorf("NewPublicKey(%q) = %v, want ErrKey", id, err)
+		}
+		if _, err := token.NewSigningKey(id, testKeys().k1); !errors.Is(err, token.ErrKey) {
+			t.Errorf("NewSigningKey(%q) = %v, want ErrKey", id, err)
+		}
+	}
+}
+
+func TestKeySet(t *testing.T) {
+	t.Parallel()
+	k1, k2 := testKeys().set.Lookup("k1"), testKeys().set.Lookup("k2")
+	same := must(token.NewPublicKey("k1", &testKeys().k1.PublicKey))
+	set, err := token.NewKeySet(k2, k1, same)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"k1", "k2"}, set.IDs()); diff != "" {
+		t.Errorf("ids (-want +got):\n%s", diff)
+	}
+	if got := set.Lookup("k1"); got == nil || !got.Equal(k1) || got.Equal(k2) {
+		t.Errorf("Lookup(k1) = %v", got)
+	}
+	for _, id := range []string{"", "K1", "k3"} {
+		if got := set.Lookup(id); got != nil {
+			t.Errorf("Lookup(%q) = %v, want nil", id, got.ID())
+		}
+	}
+	other := must(token.NewPublicKey("k1", &testKeys().k2.PublicKey))
+	if _, err := token.NewKeySet(k1, other); !errors.Is(err, token.ErrKey) {
+		t.Errorf("NewKeySet of two keys with one id = %v, want ErrKey", err)
+	}
+	if other.Equal(k2) || other.Equal(k1) {
+		t.Error("keys of different ids or halves are equal")
+	}
+	for name, empty := range map[string]*token.KeySet{"nil": nil, "empty": must(token.NewKeySet()), "zero": new(token.KeySet)} {
+		if empty.Lookup("k1") != nil || empty.Lookup("") != nil || len(empty.IDs()) != 0 {
+			t.Errorf("the %s set has keys", name)
+		}
+	}
+}
+
+// The attack: a key that gets into a log by being printed, or into a response by
+// being encoded.
+func TestSigningKeysDoNotPrint(t *testing.T) {
+	t.Parallel()
+	key := signingKey()
+	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
+		checkNoSecret(t, fmt.Sprintf(format, key))
+	}
+	checkNoSecret(t, string(must(json.Marshal(key))))
+}

@@ -1,0 +1,446 @@
+package token_test
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// The token that the tests change: signed by the key "k1", it opens "demo" from
+// now on for an hour.
+const (
+	goodHeader  = `{"alg":"RS256","kid":"k1"}`
+	goodPayload = `{"sub":"demo","exp":1800003600}`
+)
+
+var (
+	now  = time.Unix(1_800_000_000, 0)
+	hour = now.Add(time.Hour)
+)
+
+// keys are the RSA keys of the whole run. Verifiers trust "k1" and "k2".
+type keys struct {
+	k1, k2, stranger *rsa.PrivateKey
+	set              *token.KeySet
+}
+
+var testKeys = sync.OnceValue(func() keys {
+	k := keys{k1: newRSA(2048), k2: newRSA(2048), stranger: newRSA(2048)}
+	k.set = must(token.NewKeySet(
+		must(token.NewPublicKey("k1", &k.k1.PublicKey)),
+		must(token.NewPublicKey("k2", &k.k2.PublicKey)),
+	))
+	return k
+})
+
+func newRSA(bits int) *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, bits)) }
+
+func signingKey() *token.SigningKey { return must(token.NewSigningKey("k1", testKeys().k1)) }
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
+}
+
+func b64[T string | []byte](data T) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(data))
+}
+
+// forge makes a token of any header and payload with a genuine signature of k1.
+func forge[T string | []byte](header string, payload T) string {
+	return seal(b64(header) + "." + b64(payload))
+}
+
+// seal appends a genuine signature of k1 to any signing input.
+func seal(input string) string { return input + "." + b64(signature(testKeys().k1, input)) }
+
+func signature(key *rsa.PrivateKey, input string) []byte {
+	digest := sha256.Sum256([]byte(input))
+	return must(rsa.SignPKCS1v15(nil, key, crypto.SHA256, digest[:]))
+}
+
+// accepted are tokens that verify, and what they say.
+var accepted = []struct {
+	name, header, payload string
+	want                  token.Claims
+}{
+	{
+		"kid in the header alone", goodHeader, goodPayload,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"kid in the payload alone", `{"alg":"RS256"}`, `{"sub":"demo","kid":"k1","exp":1800003600}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"kid in both", goodHeader, `{"sub":"demo","kid":"k1","exp":1800003600}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"kid in both, escaped in one", `{"alg":"RS256","kid":"\u006b\u0031"}`, `{"sub":"demo","kid":"k1","exp":1800003600}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"escaped kid in the payload alone", `{"alg":"RS256"}`, `{"sub":"demo","kid":"k\u0031","exp":1800003600}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"typ JWT", `{"typ":"JWT","alg":"RS256","kid":"k1"}`, goodPayload,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"dates as strings", goodHeader, `{"sub":"demo","exp":"1800003600","nbf":"1799996400"}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour, NotBefore: now.Add(-time.Hour)},
+	},
+	{
+		"a string date with zeros in front", goodHeader, `{"sub":"demo","exp":"0001800003600"}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"the last second of the year 9999", goodHeader, `{"sub":"demo","exp":253402300799,"nbf":0}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: time.Unix(253402300799, 0), NotBefore: time.Unix(0, 0)},
+	},
+	{
+		"every claim", goodHeader,
+		`{"sub":"demo","exp":1800003600,"nbf":1800000000,"downloadable":true,"accessRules":[{"type":"any","action":"block"}]}`,
+		token.Claims{
+			VideoID: "demo", KeyID: "k1", ExpiresAt: hour, NotBefore: now, Downloadable: true,
+			AccessRules: json.RawMessage(`[{"type":"any","action":"block"}]`),
+		},
+	},
+	{
+		"access rules keep their bytes", goodHeader, `{"accessRules": [ { "type" : "\u0061ny" } ] ,"sub":"demo","exp":1800003600}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour, AccessRules: json.RawMessage(`[ { "type" : "\u0061ny" } ]`)},
+	},
+	{
+		"access rules are not judged", goodHeader, `{"sub":"demo","exp":1800003600,"accessRules":null}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour, AccessRules: json.RawMessage(`null`)},
+	},
+	{
+		"downloadable false", goodHeader, `{"sub":"demo","exp":1800003600,"downloadable":false}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"other claims", goodHeader,
+		`{"iss":"https://example.com","aud":["a"],"iat":1800000600,"jti":"é\ud83d\ude00","SUB":"other","sub":"demo","exp":1800003600,"x":{"sub":"y"}}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"white space inside, and behind the payload", "{ \"alg\" : \"RS256\",\r\n\t\"kid\":\"k1\" }", "{\n\t\"sub\": \"demo\",\n\t\"exp\": 1800003600\n} \t\r\n",
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"nested as deep as allowed", goodHeader,
+		`{"sub":"demo","exp":1800003600,"x":` + strings.Repeat("[", 15) + strings.Repeat("]", 15) + `}`,
+		token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"a video id of every kind of character", goodHeader, `{"sub":"AZ_az-09","exp":1800003600}`,
+		token.Claims{VideoID: "AZ_az-09", KeyID: "k1", ExpiresAt: hour},
+	},
+	{
+		"another key of the set", `{"alg":"RS256","kid":"k2"}`, goodPayload,
+		token.Claims{VideoID: "demo", KeyID: "k2", ExpiresAt: hour},
+	},
+}
+
+func TestVerify(t *testing.T) {
+	t.Parallel()
+	for _, tc := range accepted {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			input := b64(tc.header) + "." + b64(tc.payload)
+			key := testKeys().k1
+			if tc.want.KeyID == "k2" {
+				key = testKeys().k2
+			}
+			compact := input + "." + b64(signature(key, input))
+			got, err := token.Verify(compact, testKeys().set, now, token.Policy{})
+			if err != nil {
+				t.Fatalf("Verify(%s) = %v", tc.payload, err)
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("claims (-want +got):\n%s", diff)
+			}
+			parsed, err := token.Parse(compact)
+			if err != nil {
+				t.Fatalf("Parse(%s) = %v", tc.payload, err)
+			}
+			if diff := cmp.Diff(tc.want, parsed.Unverified()); diff != "" {
+				t.Errorf("unverified claims (-want +got):\n%s", diff)
+			}
+			if header, payload := parsed.Documents(); header != tc.header || payload != tc.payload {
+				t.Errorf("Documents() = %q, %q, want %q, %q", header, payload, tc.header, tc.payload)
+			}
+		})
+	}
+}
+
+// longToken returns a genuine token of exactly n bytes. An encoded segment
+// cannot have every length, so both header and payload are filled up.
+func longToken(t *testing.T, n int) string {
+	t.Helper()
+	const fixed = "." + "." // and 342 characters of signature
+	for space := range 3 {
+		header := b64(strings.Replace(goodHeader, "{", "{"+strings.Repeat(" ", space), 1))
+		free := n - len(header) - len(fixed) - base64.RawURLEncoding.EncodedLen(256)
+		payload := goodPayload + strings.Repeat(" ", base64.RawURLEncoding.DecodedLen(free)-len(goodPayload))
+		if compact := seal(header + "." + b64(payload)); len(compact) == n {
+			return compact
+		}
+	}
+	t.Fatalf("no token has %d bytes", n)
+	return ""
+}
+
+func TestLength(t *testing.T) {
+	t.Parallel()
+	compact := longToken(t, token.MaxLength)
+	if _, err := token.Verify(compact, testKeys().set, now, token.Policy{}); err != nil {
+		t.Errorf("Verify(%d bytes) = %v", len(compact), err)
+	}
+	refuse(t, longToken(t, token.MaxLength+1), token.ErrMalformed)
+}
+
+func TestSign(t *testing.T) {
+	t.Parallel()
+	rules := must(json.Marshal([]token.AccessRule{
+		{Type: "ip.geoip.country", Action: "allow", Country: []string{"GB", "IE"}},
+		{Type: "ip.src", Action: "allow", IP: []string{"192.0.2.0/24", "2001:db8::1"}},
+		{Type: "any", Action: "block"},
+	}))
+	for _, tc := range []struct {
+		name    string
+		claims  token.Claims
+		payload string
+		want    token.Claims
+	}{
+		{
+			"required claims", token.Claims{VideoID: "demo", ExpiresAt: hour},
+			`{"sub":"demo","kid":"k1","exp":1800003600}`,
+			token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+		},
+		{
+			"every claim",
+			token.Claims{VideoID: "demo", ExpiresAt: hour, NotBefore: now, Downloadable: true, AccessRules: rules},
+			`{"sub":"demo","kid":"k1","exp":1800003600,"nbf":1800000000,"downloadable":true,"accessRules":` + string(rules) + `}`,
+			token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour, NotBefore: now, Downloadable: true, AccessRules: rules},
+		},
+		{
+			"dates are cut to seconds",
+			token.Claims{VideoID: "demo", ExpiresAt: hour.Add(999 * time.Millisecond), NotBefore: now.Add(time.Nanosecond)},
+			`{"sub":"demo","kid":"k1","exp":1800003600,"nbf":1800000000}`,
+			token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour, NotBefore: now},
+		},
+		{
+			"the start of 1970 is a date",
+			token.Claims{VideoID: "demo", ExpiresAt: hour, NotBefore: time.Unix(0, 0)},
+			`{"sub":"demo","kid":"k1","exp":1800003600,"nbf":0}`,
+			token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour, NotBefore: time.Unix(0, 0)},
+		},
+		{
+			"the key id is the key's",
+			token.Claims{VideoID: "demo", KeyID: "k2", ExpiresAt: hour},
+			`{"sub":"demo","kid":"k1","exp":1800003600}`,
+			token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
+		},
+		{
+			"no rules is not an empty list of rules",
+			token.Claims{VideoID: "demo", ExpiresAt: hour, AccessRules: json.RawMessage("[]")},
+			`{"sub":"demo","kid":"k1","exp":1800003600,"accessRules":[]}`,
+			token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour, AccessRules: json.RawMessage("[]")},
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			compact, err := token.Sign(tc.claims, signingKey())
+			if err != nil {
+				t.Fatalf("Sign(%+v) = %v", tc.claims, err)
+			}
+			if want := forge(goodHeader, tc.payload); compact != want {
+				t.Errorf("Sign(%+v) signed %q, want the payload %s", tc.claims, compact, tc.payload)
+			}
+			got, err := token.Verify(compact, testKeys().set, now, token.Policy{})
+			if err != nil {
+				t.Fatalf("Verify = %v", err)
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("claims (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A key id may hold characters that JSON, or Go's encoder, escapes.
+func TestSignWithEveryKeyIDCharacter(t *testing.T) {
+	t.Parallel()
+	var id []byte
+	for c := byte('!'); c <= '~'; c++ {
+		id = append(id, c)
+	}
+	key := must(token.NewSigningKey(string(id), testKeys().k1))
+	set := must(token.NewKeySet(key.Public()))
+	compact, err := token.Sign(token.Claims{VideoID: "demo", ExpiresAt: hour}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims, err := token.Verify(compact, set, now, token.Policy{})
+	if err != nil || claims.KeyID != string(id) {
+		t.Errorf("Verify = key id %q, %v", claims.KeyID, err)
+	}
+}
+
+func TestSignRefuses(t *testing.T) {
+	t.Parallel()
+	with := func(change func(*token.Claims)) token.Claims {
+		c := token.Claims{VideoID: "demo", ExpiresAt: hour}
+		change(&c)
+		return c
+	}
+	rules := func(text string) token.Claims {
+		return with(func(c *token.Claims) { c.AccessRules = json.RawMessage(text) })
+	}
+	for _, tc := range []struct {
+		name   string
+		claims token.Claims
+		text   string
+	}{
+		{"no claims", token.Claims{}, `""; a video id is`},
+		{"no video id", with(func(c *token.Claims) { c.VideoID = "" }), `""; a video id is`},
+		{"video id with a slash", with(func(c *token.Claims) { c.VideoID = "a/b" }), `"a/b"; a video id is`},
+		{"video id too long", with(func(c *token.Claims) { c.VideoID = strings.Repeat("a", 65) }), "a video id is"},
+		{"video id that is not UTF-8", with(func(c *token.Claims) { c.VideoID = "vid\xff" }), `"vid\xff"; a video id is`},
+		{"no exp", with(func(c *token.Claims) { c.ExpiresAt = time.Time{} }), "no exp"},
+		{"exp before 1970", with(func(c *token.Claims) { c.ExpiresAt = time.Unix(-1, 0) }), "exp is 19"},
+		{"exp after 9999", with(func(c *token.Claims) { c.ExpiresAt = time.Unix(253402300800, 0).UTC() }), "exp is 10000-01-01"},
+		{"exp in milliseconds", with(func(c *token.Claims) { c.ExpiresAt = time.Unix(hour.UnixMilli(), 0) }), "exp is "},
+		{"nbf before 1970", with(func(c *token.Claims) { c.NotBefore = time.Unix(-1, 0) }), "nbf"},
+		{"nbf after 9999", with(func(c *token.Claims) { c.NotBefore = time.Unix(253402300800, 0) }), "nbf"},
+		{"rules with a member twice", rules(`[{"type":"any","action":"allow","action":"block"}]`), "strict JSON"},
+		{"rules that are not UTF-8", rules("[\"\xff\"]"), "strict JSON"},
+		{"rules nested too deeply", rules(strings.Repeat("[", 16) + strings.Repeat("]", 16)), "strict JSON"},
+		{"too long", rules(`["` + strings.Repeat("x", token.MaxLength) + `"]`), "longer than"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			compact, err := token.Sign(tc.claims, signingKey())
+			if !errors.Is(err, token.ErrMalformed) || compact != "" {
+				t.Fatalf("Sign = %q, %v, want ErrMalformed", compact, err)
+			}
+			if !strings.Contains(err.Error(), tc.text) {
+				t.Errorf("Sign = %q, want an error with %q", err, tc.text)
+			}
+		})
+	}
+	for _, text := range []string{"[", "[]]", "[] []", "{'type':'any'}", "x"} {
+		if compact, err := token.Sign(rules(text), signingKey()); err == nil || compact != "" {
+			t.Errorf("Sign with the rules %q = %q, %v, want an error", text, compact, err)
+		}
+	}
+}
+
+func TestValidVideoID(t *testing.T) {
+	t.Parallel()
+	pattern := regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+	ids := []string{
+		"", "demo", "-", "_", strings.Repeat("a", 64), strings.Repeat("a", 65), "../vid2", "vid2/../vid1", "vid%2f", "a.b",
+		"a b", "a\n", "\x00", "dеmo", "\u202edemo", "é",
+	}
+	for c := range 256 {
+		ids = append(ids, string([]byte{byte(c)}), string([]byte{'a', byte(c), 'z'}))
+	}
+	for _, id := range ids {
+		if got, want := token.ValidVideoID(id), pattern.MatchString(id); got != want {
+			t.Errorf("ValidVideoID(%q) = %v, want %v", id, got, want)
+		}
+	}
+}
+
+func TestCheckTime(t *testing.T) {
+	t.Parallel()
+	claims := token.Claims{ExpiresAt: now.Add(10 * time.Second), NotBefore: now}
+	for _, tc := range []struct {
+		name   string
+		now    time.Time
+		policy token.Policy
+		want   error
+	}{
+		{"a nanosecond before nbf", now.Add(-1), token.Policy{}, token.ErrNotYetValid},
+		{"at nbf", now, token.Policy{}, nil},
+		{"a nanosecond before exp", now.Add(10*time.Second - 1), token.Policy{}, nil},
+		{"at exp", now.Add(10 * time.Second), token.Policy{}, token.ErrExpired},
+		{"at exp with leeway", now.Add(10 * time.Second), token.Policy{Leeway: time.Hour}, token.ErrExpired},
+		{"before nbf within the leeway", now.Add(-5 * time.Second), token.Policy{Leeway: 5 * time.Second}, nil},
+		{"before nbf and the leeway", now.Add(-5*time.Second - 1), token.Policy{Leeway: 5 * time.Second}, token.ErrNotYetValid},
+		{"as long as allowed", now, token.Policy{MaxLifetime: 10 * time.Second}, nil},
+		{"longer than allowed", now, token.Policy{MaxLifetime: 10*time.Second - 1}, token.ErrLifetime},
+		{"another time zone", now.In(time.FixedZone("", 14*3600)), token.Policy{}, nil},
+		{"a limit that no date reaches", now, token.Policy{Leeway: 1<<63 - 1, MaxLifetime: 1<<63 - 1}, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			if err := claims.CheckTime(tc.now, tc.policy); !errors.Is(err, tc.want) {
+				t.Errorf("CheckTime(%s, %+v) = %v, want %v", tc.now, tc.policy, err, tc.want)
+			}
+		})
+	}
+}
+
+// The zero values must not open anything: claims without dates are expired, and
+// a Parsed that Parse has not made has neither a key nor a signature.
+func TestZeroValuesAreRefused(t *testing.T) {
+	t.Parallel()
+	if err := new(token.Claims).CheckTime(now, token.Policy{}); !errors.Is(err, token.ErrExpired) {
+		t.Errorf("CheckTime of zero claims = %v, want ErrExpired", err)
+	}
+	var parsed token.Parsed
+	if _, err := parsed.Key(testKeys().set); !errors.Is(err, token.ErrKeyUnknown) {
+		t.Errorf("Key of the zero Parsed = %v, want ErrKeyUnknown", err)
+	}
+	if _, err := parsed.Verify(testKeys().set.Lookup("k1")); !errors.Is(err, token.ErrSignature) {
+		t.Errorf("Verify of the zero Parsed = %v, want ErrSignature", err)
+	}
+	if header, payload := parsed.Documents(); header != "" || payload != "" {
+		t.Errorf("Documents of the zero Parsed = %q, %q", header, payload)
+	}
+	var none *token.KeySet
+	if _, err := token.Verify(forge(goodHeader, goodPayload), none, now, token.Policy{}); !errors.Is(err, token.ErrKeyUnknown) {
+		t.Errorf("Verify with the nil *KeySet = %v, want ErrKeyUnknown", err)
+	}
+}
+
+// windows yields every run of 16 bytes of a text.
+func windows(text string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for i := range max(0, len(text)-15) {
+			if !yield(text[i : i+16]) {
+				return
+			}
+		}
+	}
+}
+
+// describeToken shows what a token says in a failing test's message.
+func describeToken(compact string) string {
+	if len(compact) > 400 {
+		compact = fmt.Sprintf("%.400s… (%d bytes)", compact, len(compact))
+	}
+	return fmt.Sprintf("%q", compact)
+}
