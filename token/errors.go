@@ -46,7 +46,7 @@ var (
 	errPayload     = fmt.Errorf("%w: payload is not a strict JSON object", ErrMalformed)
 	errSubject     = fmt.Errorf("%w: sub is not a video id", ErrMalformed)
 	errNoExpiry    = fmt.Errorf("%w: no exp", ErrMalformed)
-	errDate        = fmt.Errorf("%w: exp or nbf is not a whole number of seconds before the year 10000", ErrMalformed)
+	errDate        = fmt.Errorf("%w: exp or nbf is not a whole number of seconds, 0 to 2^53", ErrMalformed)
 	errDownload    = fmt.Errorf("%w: downloadable is not true or false", ErrMalformed)
 	errAlgorithm   = fmt.Errorf("%w: only RS256 is", ErrAlgorithm)
 	errNoKeyID     = fmt.Errorf("%w: the token names none", ErrKeyUnknown)

@@ -33,6 +33,11 @@ type payload struct {
 // MaxLength, are errors. The content of AccessRules is not looked at beyond
 // being strict JSON.
 func Sign(claims Claims, key *SigningKey) (string, error) {
+	for name, date := range map[string]time.Time{"exp": claims.ExpiresAt, "nbf": claims.NotBefore} {
+		if date.Unix() > maxExpiry {
+			return "", fmt.Errorf("%w: %s is %s, after the year 9999", ErrMalformed, name, date.UTC().Format(time.DateTime))
+		}
+	}
 	p := payload{
 		Subject:      claims.VideoID,
 		KeyID:        key.id,
@@ -80,7 +85,7 @@ func describe(claims Claims, err error) error {
 		return fmt.Errorf("%w: %q; a video id is 1 to %d of A-Z a-z 0-9 _ -", errSubject, claims.VideoID, maxVideoID)
 	case claims.ExpiresAt.IsZero():
 		return errNoExpiry
-	case claims.ExpiresAt.Unix() < 0 || claims.ExpiresAt.Unix() > maxDate:
+	case claims.ExpiresAt.Unix() < 0:
 		return fmt.Errorf("%w: exp is %s", errDate, claims.ExpiresAt.Format(time.RFC3339))
 	}
 	return err

@@ -28,9 +28,13 @@ const (
 	// maxDepth bounds the nesting of a payload. Access rules need four levels.
 	maxDepth = 16
 
-	// maxDate is the last second of the year 9999. A later one is a mistake,
-	// most often milliseconds, that would make a token last for ever.
-	maxDate = 253402300799
+	// maxDate bounds what is read as a date at all: the largest integer that
+	// every JSON reader reads exactly (RFC 8259 section 6).
+	maxDate = 1 << 53
+
+	// maxExpiry is the last second of the year 9999. A later `exp` is a
+	// mistake, most often milliseconds, that would make a token last for ever.
+	maxExpiry = 253402300799
 
 	maxVideoID = 64
 )
@@ -274,7 +278,7 @@ func object(doc []byte) (strictjson.Value, error) {
 }
 
 // date reads a NumericDate (RFC 7519 section 2) narrowed to whole seconds from
-// 1970 to 9999: an integer, or a string of decimal digits as Cloudflare's own
+// 1970 on: an integer, or a string of decimal digits as Cloudflare's own
 // token endpoint writes them.
 func date(v strictjson.Value) (time.Time, error) {
 	digits := v.Raw()

@@ -19,7 +19,8 @@ type Policy struct {
 	// are ahead. `exp` is exact. Default: none.
 	Leeway time.Duration
 
-	// MaxLifetime is how far in the future `exp` may lie. Default: no limit.
+	// MaxLifetime is how far in the future `exp` may lie. Default: no limit but
+	// the year 9999, which a date in milliseconds exceeds.
 	MaxLifetime time.Duration
 }
 
@@ -80,7 +81,8 @@ func (c *Claims) CheckTime(now time.Time, policy Policy) error {
 		return ErrExpired
 	case c.NotBefore.After(now.Add(policy.Leeway)):
 		return ErrNotYetValid
-	case policy.MaxLifetime > 0 && c.ExpiresAt.After(now.Add(policy.MaxLifetime)):
+	case c.ExpiresAt.Unix() > maxExpiry,
+		policy.MaxLifetime > 0 && c.ExpiresAt.After(now.Add(policy.MaxLifetime)):
 		return ErrLifetime
 	}
 	return nil
