@@ -29,15 +29,22 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 		answerPreflight(w, r)
 		return nil
 	}
-	if d.kind == kindIframe {
-		d.settings.origins.setFrameAncestors(w.Header())
-	}
+	d.requestOrigin = r.Header.Get("Origin")
 	g.address(r, d)
 	removeViewerHeaders(r.Header)
 	limitRanges(r.Header)
-	// The response passes untouched. Rewriting of manifests, the player page,
-	// CORS and caching headers belong here.
-	return next.ServeHTTP(w, r)
+	// The body of the response passes untouched. The player page, and the
+	// writer that rewrites manifests, belong here.
+	res := &responseHeaders{
+		ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
+		apply:                 d.setResponseHeaders,
+	}
+	err := next.ServeHTTP(res, r)
+	if err != nil {
+		// The error is answered past res; players are to see its status too.
+		res.send()
+	}
+	return err
 }
 
 // decide is the gate's decision: nil to let the request pass, else a refusal.
@@ -245,6 +252,8 @@ type decision struct {
 	verified *verifiedToken // nil for a request by video id
 	settings *settings
 	reason   reason // "" for a request that passes
+
+	requestOrigin string // the Origin header of a request that passes
 }
 
 func (d *decision) refused(err error) {

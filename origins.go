@@ -415,7 +415,31 @@ func isFramed(r *http.Request) bool {
 // check relies on it.
 func (p originPolicy) setFrameAncestors(h http.Header) {
 	if p.allowed != nil {
-		h.Set("Content-Security-Policy", "frame-ancestors "+p.allowed.ancestors)
+		// Added to what the page itself demands: a browser enforces both.
+		h.Add("Content-Security-Policy", "frame-ancestors "+p.allowed.ancestors)
+	}
+}
+
+// exposedHeaders are what a page on another origin may read of a response.
+const exposedHeaders = "Content-Length, Content-Range, Accept-Ranges, Date, " + reasonHeader
+
+// setCORS lets the site that asks, which check has accepted, read the response.
+// The origin server has no say in it. Without allowed origins any site may.
+func (p originPolicy) setCORS(h http.Header, requestOrigin string) {
+	for name := range h {
+		if strings.HasPrefix(name, "Access-Control-") {
+			delete(h, name)
+		}
+	}
+	if p.allowed == nil {
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Access-Control-Expose-Headers", exposedHeaders)
+		return
+	}
+	h.Add("Vary", "Origin")
+	if requestOrigin != "" {
+		h.Set("Access-Control-Allow-Origin", requestOrigin)
+		h.Set("Access-Control-Expose-Headers", exposedHeaders)
 	}
 }
 
@@ -423,7 +447,7 @@ func (p originPolicy) setFrameAncestors(h http.Header) {
 // carries nothing that is secret.
 func setRefusalCORS(h http.Header) {
 	h.Set("Access-Control-Allow-Origin", "*")
-	h.Set("Access-Control-Expose-Headers", "Content-Length, Content-Range, Accept-Ranges, Date, "+reasonHeader)
+	h.Set("Access-Control-Expose-Headers", exposedHeaders)
 	h.Add("Vary", "Origin")
 }
 
