@@ -1,0 +1,257 @@
+package signedplayback
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/google/go-cmp/cmp"
+)
+
+// validate is `caddy validate` of a config with an app and a gate.
+func validate(app, gate string) error {
+	if gate == "" {
+		gate = `{}`
+	}
+	handler := strings.Replace(gate, "{", `{"handler":"signed_playback",`, 1)
+	handler = strings.Replace(handler, ",}", "}", 1)
+	return caddy.Validate(&caddy.Config{
+		Admin: &caddy.AdminConfig{Disabled: true},
+		AppsRaw: caddy.ModuleMap{
+			appID: json.RawMessage(app),
+			"http": json.RawMessage(`{"servers":{"playback":{
+				"automatic_https":{"disable":true},"routes":[{"handle":[` + handler + `]}]}}}`),
+		},
+	})
+}
+
+// A mistake in a config is an error when it is loaded, which leaves the old one
+// in force, and says what is wrong.
+func TestConfigsThatAreRefused(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "none.json")
+	noKey := writeFile(t, "key.json", "no key")
+	t.Setenv("TEST_BAD_FOLDER", "/a/../b")
+	t.Setenv("TEST_EMPTY", "")
+	for _, tc := range []struct {
+		name, app, gate string
+		want            []string
+	}{
+		{"key file missing", `{"key_file":["` + missing + `"]}`, "", []string{missing, "signed-playback keygen"}},
+		{"key file without a key", `{"key_file":["` + noKey + `"]}`, "", []string{noKey}},
+		{"key file behind a good one", `{"key_file":["examples/public.jwks.json","` + noKey + `"]}`, "", []string{noKey}},
+		{"key file of an unset variable", `{"key_file":["{env.TEST_UNSET}"]}`, "", []string{"key_file", "{env.TEST_UNSET}"}},
+		{"key file of an empty variable", `{"key_file":["{env.TEST_EMPTY}/key.json"]}`, "", []string{"key_file", "{env.TEST_EMPTY}"}},
+		{"key file of a placeholder that is none", `{"key_file":["{http.request.host}"]}`, "", []string{"key_file", "{http.request.host}"}},
+		{"key file named by a file that is missing", `{"key_file":["{file.` + missing + `}"]}`, "", []string{"key_file", missing}},
+		{"database missing", `{"geoip_database":"` + missing + `"}`, "", []string{"geoip_database", missing}},
+		{"database broken", `{"geoip_database":"` + noKey + `"}`, "", []string{"geoip_database", noKey}},
+		{"database of the wrong kind", `{"geoip_database":"testdata/asn.mmdb"}`, "", []string{"testdata/asn.mmdb", "GeoLite2-ASN"}},
+		{"database of an unset variable", `{"geoip_database":"{env.TEST_UNSET}"}`, "", []string{"geoip_database", "{env.TEST_UNSET}"}},
+		{"jwks_url relative", `{"jwks_url":"keys.json"}`, "", []string{"jwks_url", "keys.json"}},
+		{"jwks_url of a file", `{"jwks_url":"file:///keys.json"}`, "", []string{"jwks_url", "http or https"}},
+		{"jwks_url of an unset variable", `{"jwks_url":"https://{env.TEST_UNSET}/keys"}`, "", []string{"jwks_url", "{env.TEST_UNSET}"}},
+		{"jwks_interval too short", `{"jwks_url":"http://127.0.0.1:1/","jwks_interval":"10ms"}`, "", []string{"10ms"}},
+		{"jwks_interval negative", `{"jwks_url":"http://127.0.0.1:1/","jwks_interval":"-1h"}`, "", []string{"-1h"}},
+		{"leeway negative", `{"leeway":"-1s"}`, "", []string{"leeway", "-1s"}},
+		{"max_token_lifetime negative", `{"max_token_lifetime":"-1s"}`, "", []string{"max_token_lifetime", "-1s"}},
+		{"missing_origin", `{"missing_origin":"Deny"}`, "", []string{"missing_origin", `"Deny"`}},
+		{"allowed_origins", `{"allowed_origins":["example.com","https://example.org"]}`, "", []string{"must not specify protocol", "https://example.org"}},
+		{"allowed_origins with an empty one", `{"allowed_origins":[""]}`, "", []string{`allowed origin ""`}},
+		{"video id", `{"video":{"a/b":{}}}`, "", []string{`video "a/b"`}},
+		{"video id empty", `{"video":{"":{}}}`, "", []string{`video ""`}},
+		{"video's allowed_origins", `{"video":{"demo":{"allowed_origins":["example.com/"]}}}`, "", []string{`video "demo"`, `"example.com/"`}},
+		{"video's missing_origin", `{"video":{"demo":{"missing_origin":"x"}}}`, "", []string{`video "demo"`, `"x"`}},
+		{"unknown field", `{"keyfile":["a"]}`, "", []string{"keyfile"}},
+		{"unknown field of a video", `{"video":{"demo":{"leeway":"1s"}}}`, "", []string{"leeway"}},
+		{"unknown field of the gate", `{}`, `{"origin":"x"}`, []string{"origin"}},
+		{"origin_path without the video", `{}`, `{"origin_path":"/media"}`, []string{"origin_path", "{video}"}},
+		{"origin_path of an unset variable", `{}`, `{"origin_path":"/{env.TEST_UNSET}/{video}"}`, []string{"origin_path", "{env.TEST_UNSET}"}},
+		{"origin_path of a variable with dot segments", `{}`, `{"origin_path":"{env.TEST_BAD_FOLDER}/{video}"}`, []string{"origin_path", "dot segment"}},
+		{"origin_path with a misspelt placeholder", `{}`, `{"origin_path":"/{vidoe}"}`, []string{"origin_path", "{vidoe}"}},
+		{"origin_path of the request", `{}`, `{"origin_path":"/{http.request.host}/{video}"}`, []string{"origin_path", "{http.request.host}"}},
+		{"downloads", `{}`, `{"downloads":["ok","a%20b"]}`, []string{"downloads", "a%20b"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			err := validate(tc.app, tc.gate)
+			if err == nil {
+				t.Fatal("the config is accepted")
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("the error is %v, want %s in it", err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestConfigsThatAreAccepted(t *testing.T) {
+	for _, tc := range []struct{ name, app, gate string }{
+		{"nothing", `{}`, `{}`},
+		{"all", `{
+			"key_file": ["examples/public.jwks.json"], "jwks_url": "http://127.0.0.1:1/keys", "jwks_interval": "1s",
+			"geoip_database": "testdata/flat.mmdb", "require_signed_urls": false, "allowed_origins": ["*.example.com", "*"],
+			"missing_origin": "allow", "leeway": "0s", "max_token_lifetime": "24h",
+			"video": {"demo": {"require_signed_urls": true, "allowed_origins": ["localhost:3000"], "missing_origin": "deny"}}
+		}`, `{"origin_path": "/media/{video}", "downloads": ["*.mp4"]}`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := validate(tc.app, tc.gate); err != nil {
+				t.Errorf("the config is refused: %v", err)
+			}
+		})
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	app, gate, err := provisioned(t, new(App), new(Gate))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if app.policy.Leeway != 5*time.Second || app.policy.MaxLifetime != 0 {
+		t.Errorf("the dates' policy is %+v, want a leeway of 5s and no more", app.policy)
+	}
+	if s := app.settings("any"); !s.requireSignedURLs || s.origins != (originPolicy{}) {
+		t.Errorf("the settings of a video are %+v, want signed URLs from anywhere", s)
+	}
+	if got := gate.originPath.folder("demo"); got != "/demo" {
+		t.Errorf("a video lives at %q, want /demo", got)
+	}
+	if diff := cmp.Diff(pathGlobs{"downloads/*"}, gate.downloads); diff != "" {
+		t.Errorf("downloads (-want +got):\n%s", diff)
+	}
+	if app.countries != nil || app.keys.remote != nil || len(app.keys.fixed.IDs()) != 0 {
+		t.Error("a gate without a config has a database or keys")
+	}
+}
+
+// A gate without the app in the config gets one that lets nobody in.
+func TestGateWithoutTheApp(t *testing.T) {
+	ctx, err := caddy.ProvisionContext(new(caddy.Config))
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler, err := ctx.LoadModuleByID("http.handlers.signed_playback", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for target, want := range map[string]string{"/demo/x.ts": "token_required", "/" + plainToken() + "/x.ts": "key_unknown"} {
+		r := requestFor(t, target, nil)
+		wantRefusal(t, r, ask(t, handler.(*Gate), r), want)
+	}
+}
+
+// What stands in the environment or in a file is filled in once, at start.
+func TestPlaceholdersInTheConfig(t *testing.T) {
+	folder := t.TempDir()
+	key := writeFile(t, "key.json", publicJWK(testKey()))
+	t.Setenv("TEST_FOLDER", filepath.Dir(key))
+	t.Setenv("TEST_KEY_SERVER", "127.0.0.1:1")
+	t.Setenv("TEST_MEDIA", "media/hls")
+	name := filepath.Join(folder, "name")
+	if err := os.WriteFile(name, []byte("country.mmdb"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	app, gate, err := provisioned(t, &App{
+		KeyFiles:      []string{"{env.TEST_FOLDER}/key.json"},
+		JWKSURL:       "http://{env.TEST_KEY_SERVER}/keys",
+		GeoIPDatabase: "testdata/{file." + name + "}",
+	}, &Gate{OriginPath: "/{env.TEST_MEDIA}/{video}/{env.TEST_MEDIA}/{video}"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"k1"}, app.keys.fixed.IDs()); diff != "" {
+		t.Errorf("keys (-want +got):\n%s", diff)
+	}
+	if want := "http://127.0.0.1:1/keys"; app.keys.remote.url != want {
+		t.Errorf("the key set is at %q, want %q", app.keys.remote.url, want)
+	}
+	if want := "testdata/country.mmdb"; app.countries.path != want {
+		t.Errorf("the database is %q, want %q", app.countries.path, want)
+	}
+	if got, want := gate.originPath.folder("demo"), "/media/hls/demo/media/hls/demo"; got != want {
+		t.Errorf("a video lives at %q, want %q", got, want)
+	}
+	if gate.OriginPath != "/{env.TEST_MEDIA}/{video}/{env.TEST_MEDIA}/{video}" {
+		t.Error("the config, which the admin API shows, has the value of the variable")
+	}
+}
+
+// `caddy validate`, and a reload that fails, must not ask anybody for keys.
+func TestValidatingFetchesNothing(t *testing.T) {
+	server := newKeyServer(t)
+	if err := validate(`{"jwks_url":"`+server.URL+`"}`, ""); err != nil {
+		t.Fatal(err)
+	}
+	if got := server.requests.Load(); got != 0 {
+		t.Errorf("%d requests to the key server, want none", got)
+	}
+	if n, known := remoteKeysPool.References(server.URL + " 5m0s"); known {
+		t.Errorf("%d references to the key set remain", n)
+	}
+}
+
+// An app without keys refuses every token, which its operator should hear of.
+func TestStartAndStop(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		app  App
+		want int // warnings
+	}{
+		{"no keys", App{}, 1},
+		{"a key", App{KeyFiles: []string{"examples/public.jwks.json"}}, 0},
+		{"a key set", App{JWKSURL: "http://127.0.0.1:1/"}, 0},
+		{"a database", App{KeyFiles: []string{"examples/public.jwks.json"}, GeoIPDatabase: "testdata/country.mmdb"}, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			app, _, err := provisioned(t, &tc.app, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			log, logs := observedLog()
+			app.logger = log
+			if err := errors.Join(app.Start(), app.Stop()); err != nil {
+				t.Errorf("Start and Stop = %v", err)
+			}
+			if logs.Len() != tc.want {
+				t.Errorf("%d warnings, want %d", logs.Len(), tc.want)
+			}
+		})
+	}
+}
+
+// The example that `make run` starts is a config that loads.
+func TestExampleCaddyfile(t *testing.T) {
+	text := must(os.ReadFile("examples/Caddyfile"))
+	result, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt(text, map[string]any{"filename": "examples/Caddyfile"})
+	if err != nil || len(warnings) > 0 {
+		t.Fatalf("adapting: %v, warnings %v", err, warnings)
+	}
+	var cfg caddy.Config
+	if err := caddy.StrictUnmarshalJSON(result, &cfg); err != nil {
+		t.Fatal(err)
+	}
+	if err := caddy.Validate(&cfg); err != nil {
+		t.Errorf("the example is refused: %v", err)
+	}
+}
+
+// The modules are registered under the names that configs have them by.
+func TestModules(t *testing.T) {
+	for _, id := range []string{"signed_playback", "http.handlers.signed_playback"} {
+		info, err := caddy.GetModule(id)
+		if err != nil {
+			t.Errorf("module %s: %v", id, err)
+			continue
+		}
+		if got := info.New().CaddyModule().ID; string(got) != id {
+			t.Errorf("the module of the name %s is %s", id, got)
+		}
+	}
+}

@@ -1,0 +1,27 @@
+package signedplayback
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// A back end that signs tokens imports package token, and must not get a web
+// server with it.
+func TestPurePackagesStayPure(t *testing.T) {
+	const module = "github.com/signed-playback/caddy-signed-playback"
+	out, err := exec.Command("go", "list", "-deps", "./token", "./internal/strictjson").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, out)
+	}
+	pure := map[string]bool{module + "/token": true, module + "/internal/strictjson": true}
+	for pkg := range strings.FieldsSeq(string(out)) {
+		if strings.HasPrefix(pkg, "github.com/caddyserver/") || strings.HasPrefix(pkg, module) && !pure[pkg] {
+			t.Errorf("token or strictjson imports %s", pkg)
+		}
+		delete(pure, pkg)
+	}
+	if len(pure) > 0 {
+		t.Errorf("go list did not list %v", pure)
+	}
+}

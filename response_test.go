@@ -1,0 +1,191 @@
+package signedplayback
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/google/go-cmp/cmp"
+)
+
+// A cache that holds a response longer than its token lasts, or that hands it to
+// somebody else, opens what the gate has closed.
+func TestPrivateCacheControl(t *testing.T) {
+	for _, tc := range []struct {
+		name, origin, want string
+		lifetime           time.Duration
+	}{
+		{"C1 public for a year", "public, max-age=31536000, immutable", "private, max-age=3600", time.Hour},
+		{"C1 shared caches addressed", "s-maxage=600, max-age=60, proxy-revalidate", "private, max-age=60", time.Hour},
+		{"C1 stale beyond its time", "max-age=60, stale-while-revalidate=86400, stale-if-error=86400", "private, max-age=60", time.Hour},
+		{"the origin says nothing", "", "private, max-age=0", time.Hour},
+		{"the origin allows less", "max-age=10, must-revalidate", "private, max-age=10, must-revalidate", time.Hour},
+		{"no-cache stays", "no-cache", "private, no-cache, max-age=0", time.Hour},
+		{"no-store stays", "no-store, max-age=60", "no-store", time.Hour},
+		{"capitals and quotes", `Public, Max-Age="60", No-Transform`, "private, max-age=60, no-transform", time.Hour},
+		{"max-age twice", "max-age=10, max-age=9999", "private, max-age=10", time.Hour},
+		{"max-age that is none", "max-age=-1, max-age=x, max-age=1e9", "private, max-age=0", time.Hour},
+		{"max-age beyond any integer", "max-age=99999999999999999999", "private, max-age=0", time.Hour},
+		{"a part of a second left", "max-age=60", "private, max-age=0", 900 * time.Millisecond},
+		{"expired while the origin answered", "max-age=60", "private, max-age=0", -time.Second},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := privateCacheControl([]string{tc.origin}, tc.lifetime); got != tc.want {
+				t.Errorf("privateCacheControl(%q, %s) = %q, want %q", tc.origin, tc.lifetime, got, tc.want)
+			}
+		})
+	}
+}
+
+// answerWith has an origin answer a request that passes with headers of its
+// own.
+func answerWith(t *testing.T, app *App, r *http.Request, origin http.Header) http.Header {
+	t.Helper()
+	g := newGate(t, app, new(Gate))
+	w := httptest.NewRecorder()
+	err := g.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+		for name, values := range origin {
+			w.Header()[name] = values
+		}
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}))
+	if err != nil {
+		t.Fatalf("the request was refused: %v", err)
+	}
+	return w.Result().Header
+}
+
+// Who may read a response is the gate's to say, once, whatever the origin says
+// (C4), and a cache must know when the answer depends on the site (C3, R13).
+func TestResponseHeaders(t *testing.T) {
+	talkative := http.Header{
+		"Access-Control-Allow-Origin":      {"https://origin.example", "*"},
+		"Access-Control-Allow-Credentials": {"true"},
+		"Access-Control-Expose-Headers":    {"X-Secret"},
+		"Cache-Control":                    {"public, max-age=86400"},
+		"Cdn-Cache-Control":                {"max-age=86400"},
+		"Surrogate-Control":                {"max-age=86400"},
+		"Expires":                          {"Thu, 31 Dec 2099 00:00:00 GMT"},
+		"Vary":                             {"Accept-Encoding"},
+		"Content-Type":                     {"video/mp4"},
+		"Content-Security-Policy":          {"default-src 'self'"},
+	}
+	from := func(name, value string) func(*http.Request) {
+		return func(r *http.Request) { r.Header.Set(name, value) }
+	}
+	restricted := func() *App { return &App{VideoSettings: VideoSettings{AllowedOrigins: []string{"*.example.com"}}} }
+	open := func() *App { return &App{VideoSettings: VideoSettings{RequireSignedURLs: new(false)}} }
+	expose := "Content-Length, Content-Range, Accept-Ranges, Date, Signed-Playback-Reason"
+
+	for _, tc := range []struct {
+		name    string
+		app     *App
+		target  string
+		request func(*http.Request)
+		want    http.Header
+	}{
+		{"a token and any site", new(App), "/" + plainToken() + "/a.mp4", from("Origin", "https://player.example"), http.Header{
+			"Access-Control-Allow-Origin":   {"*"},
+			"Access-Control-Expose-Headers": {expose},
+			"Cache-Control":                 {"private, max-age=3600"},
+			"Vary":                          {"Accept-Encoding"},
+			"Content-Security-Policy":       {"default-src 'self'"},
+		}},
+		{"a token and an allowed site", restricted(), "/" + plainToken() + "/a.mp4", from("Origin", "https://www.example.com"), http.Header{
+			"Access-Control-Allow-Origin":   {"https://www.example.com"},
+			"Access-Control-Expose-Headers": {expose},
+			"Cache-Control":                 {"private, max-age=3600"},
+			"Vary":                          {"Accept-Encoding", "Origin"},
+			"Content-Security-Policy":       {"default-src 'self'"},
+		}},
+		{"an allowed site without CORS", restricted(), "/" + plainToken() + "/a.mp4", from("Referer", "https://www.example.com/page"), http.Header{
+			"Cache-Control":           {"private, max-age=3600"},
+			"Vary":                    {"Accept-Encoding", "Origin"},
+			"Content-Security-Policy": {"default-src 'self'"},
+		}},
+		{"the iframe on an allowed site", restricted(), "/" + plainToken() + "/iframe", from("Referer", "https://www.example.com/page"), http.Header{
+			"Cache-Control":           {"private, max-age=3600"},
+			"Vary":                    {"Accept-Encoding", "Origin"},
+			"Content-Security-Policy": {"default-src 'self'", "frame-ancestors http://example.com http://*.example.com"},
+		}},
+		{"an open video", open(), "/vid1/a.mp4", nil, http.Header{
+			"Access-Control-Allow-Origin":   {"*"},
+			"Access-Control-Expose-Headers": {expose},
+			"Cache-Control":                 {"public, max-age=86400"},
+			"Cdn-Cache-Control":             {"max-age=86400"},
+			"Surrogate-Control":             {"max-age=86400"},
+			"Expires":                       {"Thu, 31 Dec 2099 00:00:00 GMT"},
+			"Vary":                          {"Accept-Encoding"},
+			"Content-Security-Policy":       {"default-src 'self'"},
+		}},
+		{
+			"an open video with allowed origins", &App{VideoSettings: VideoSettings{RequireSignedURLs: new(false), AllowedOrigins: []string{"example.com"}}},
+			"/vid1/a.mp4", from("Origin", "https://example.com"), http.Header{
+				"Access-Control-Allow-Origin":   {"https://example.com"},
+				"Access-Control-Expose-Headers": {expose},
+				"Cache-Control":                 {"private, max-age=86400"},
+				"Vary":                          {"Accept-Encoding", "Origin"},
+				"Content-Security-Policy":       {"default-src 'self'"},
+			},
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got := answerWith(t, tc.app, requestFor(t, tc.target, tc.request), talkative.Clone())
+			tc.want.Set("Content-Type", "video/mp4")
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("response headers (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// The headers are applied once, however the handler behind the gate begins its
+// response, and not to an informational response that precedes it.
+func TestResponseHeadersAreSentOnce(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		write func(w http.ResponseWriter) error
+	}{
+		{"WriteHeader", func(w http.ResponseWriter) error { w.WriteHeader(http.StatusOK); return nil }},
+		{"Write", func(w http.ResponseWriter) error { _, err := io.WriteString(w, "x"); return err }},
+		{"ReadFrom", func(w http.ResponseWriter) error {
+			_, err := w.(io.ReaderFrom).ReadFrom(strings.NewReader("x"))
+			return err
+		}},
+		{"Flush", func(w http.ResponseWriter) error { return http.NewResponseController(w).Flush() }},
+		{"an error", func(http.ResponseWriter) error { return caddyhttp.Error(http.StatusBadGateway, io.ErrUnexpectedEOF) }},
+		{"early hints", func(w http.ResponseWriter) error {
+			w.WriteHeader(http.StatusEarlyHints)
+			if w.Header().Get("Cache-Control") != "" {
+				t.Error("the headers were applied to the early hints")
+			}
+			w.WriteHeader(http.StatusOK)
+			return nil
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g := newGate(t, &App{VideoSettings: VideoSettings{AllowedOrigins: []string{"example.com"}}}, new(Gate))
+			r := requestFor(t, "/"+plainToken()+"/a.mp4", func(r *http.Request) { r.Header.Set("Origin", "https://example.com") })
+			w := httptest.NewRecorder()
+			_ = g.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+				err := tc.write(w)
+				_, _ = io.WriteString(w, "more")
+				return err
+			}))
+			for name, want := range map[string]string{
+				"Access-Control-Allow-Origin": "https://example.com",
+				"Cache-Control":               "private, max-age=0",
+				"Vary":                        "Origin",
+			} {
+				if got := w.Header().Values(name); len(got) != 1 || got[0] != want {
+					t.Errorf("%s is %q, want one %q", name, got, want)
+				}
+			}
+		})
+	}
+}
