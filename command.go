@@ -326,6 +326,9 @@ func readKeySet(opts inspectOptions) (*token.KeySet, error) {
 func findToken(opts inspectOptions) (string, error) {
 	text := opts.token
 	if text == "-" {
+		if opts.key == "-" {
+			return "", errors.New("the token and --key cannot both come from standard input")
+		}
 		data, err := io.ReadAll(io.LimitReader(opts.stdin, 4*token.MaxLength))
 		if err != nil {
 			return "", err

@@ -147,14 +147,14 @@ func (k *remoteKeys) start() {
 }
 
 func (k *remoteKeys) refresh() {
-	retry := firstRetryWait
+	failures := 0
 	for {
 		wait := k.interval
 		if err := k.load(); err == nil {
-			retry = firstRetryWait
+			failures = 0
 		} else if k.ctx.Err() == nil {
-			wait = min(retry, k.interval)
-			retry *= 2
+			wait = k.backoff(failures)
+			failures++
 			k.logger().Error("loading keys failed; the last good set stays in force",
 				zap.Error(err), zap.Bool("have_keys", k.set.Load() != nil), zap.Duration("retry_in", wait))
 		}
@@ -164,6 +164,13 @@ func (k *remoteKeys) refresh() {
 			return
 		}
 	}
+}
+
+// backoff returns how long to wait after a number of failures in a row and one
+// more: a second at first, twice as long each time, the interval at the most.
+func (k *remoteKeys) backoff(failures int) time.Duration {
+	const doublings = 30 // beyond any interval, and far from overflowing
+	return min(firstRetryWait<<min(failures, doublings), k.interval)
 }
 
 // logger is looked up each time, because the set outlives configs and their

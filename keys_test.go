@@ -494,3 +494,19 @@ func TestFailedConfigReleasesTheRemoteKeys(t *testing.T) {
 		t.Errorf("%d references to the key set of a config that failed", n)
 	}
 }
+
+// A key server that is down for hours must not be asked more and more often:
+// doubling a wait for ever ends in one of no time at all.
+func TestBackoffStaysBounded(t *testing.T) {
+	k := &remoteKeys{interval: 5 * time.Minute}
+	for failures, want := range []time.Duration{1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300} {
+		if got := k.backoff(failures); got != want*time.Second {
+			t.Errorf("backoff(%d) = %s, want %s", failures, got, want*time.Second)
+		}
+	}
+	for failures := range 10_000 {
+		if got := k.backoff(failures); got < firstRetryWait || got > k.interval {
+			t.Fatalf("backoff(%d) = %s", failures, got)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -15,12 +16,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 // startTimeout is generous, for a race-enabled binary on a busy machine.
 const startTimeout = 60 * time.Second
+
+// noRaceSleep, in the environment, saves the second for which a race-enabled
+// program otherwise lingers at its end.
+const noRaceSleep = "GORACE=atexit_sleep_ms=0"
 
 // gateway is a running binary.
 type gateway struct {
@@ -51,13 +54,12 @@ func binary(t testing.TB) string {
 type config struct {
 	global string // more global options
 	app    string // options of the global signed_playback block
+	keys   string // what its key_file names; default: the public half of signingKey
 	gate   string // options of the directive
 	site   string // more directives of the site; default: a reverse_proxy to the origin
 	listen string // the site's address; default: http://, on a free port, for any host
 	env    []string
-
-	sites string              // more site blocks
-	keys  []*token.SigningKey // of main.jwks.json; default: that of signingKey
+	sites  string // more site blocks
 }
 
 // start runs the binary with the key of signingKey, in front of an origin. It
@@ -65,16 +67,13 @@ type config struct {
 func start(t testing.TB, o *origin, c config) *gateway {
 	t.Helper()
 	g := &gateway{addr: freeAddr(t), dir: t.TempDir(), log: newLogBuffer()}
-	if c.keys == nil {
-		c.keys = []*token.SigningKey{signingKey()}
-	}
-	writeFile(t, filepath.Join(g.dir, "main.jwks.json"), publicJWKS(t, c.keys...))
+	writeFile(t, filepath.Join(g.dir, "main.jwks.json"), publicJWKS(t, signingKey()))
 	caddyfile := g.caddyfile(o, c)
 	writeFile(t, filepath.Join(g.dir, "Caddyfile"), []byte(caddyfile))
 
 	g.cmd = exec.Command(binary(t), "run", "--config", "Caddyfile")
 	g.cmd.Dir = g.dir
-	g.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+g.dir, "XDG_CONFIG_HOME="+g.dir, "HOME="+g.dir)
+	g.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+g.dir, "XDG_CONFIG_HOME="+g.dir, "HOME="+g.dir, noRaceSleep)
 	g.cmd.Env = append(g.cmd.Env, c.env...)
 	g.cmd.Stdout, g.cmd.Stderr = g.log, g.log
 	if err := g.cmd.Start(); err != nil {
@@ -91,6 +90,9 @@ func (g *gateway) caddyfile(o *origin, c config) string {
 	if c.listen == "" {
 		c.listen = "http://"
 	}
+	if c.keys == "" {
+		c.keys = "main.jwks.json"
+	}
 	_, port, _ := net.SplitHostPort(g.addr)
 	if c.site == "" {
 		c.site = "reverse_proxy " + o.addr()
@@ -104,7 +106,7 @@ func (g *gateway) caddyfile(o *origin, c config) string {
 	order signed_playback after encode
 	%s
 	signed_playback {
-		key_file main.jwks.json
+		key_file %s
 		%s
 	}
 }
@@ -117,7 +119,7 @@ func (g *gateway) caddyfile(o *origin, c config) string {
 }
 
 %s
-`, c.global, c.app, c.listen, port, c.gate, c.site, c.sites)
+`, c.global, c.keys, c.app, c.listen, port, c.gate, c.site, c.sites)
 }
 
 // stop ends the server and looks for what must never be in its log.
@@ -226,6 +228,50 @@ func freeAddr(t testing.TB) string {
 	}
 	defer listener.Close()
 	return listener.Addr().String()
+}
+
+// eventually polls until done reports true, and fails the test if that takes
+// too long. It is for what announces itself in no other way.
+func eventually(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(startTimeout); !done(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %s in vain: %s", startTimeout, what)
+		}
+	}
+}
+
+// tool returns the path of a program that a test needs.
+func tool(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatalf("this test needs %s: integration/install-tools.sh installs it, or says what to install", name)
+	}
+	return path
+}
+
+// outcome is what a program has done.
+type outcome struct {
+	stdout, stderr string
+	code           int
+}
+
+// execute runs a program in a folder to its end.
+func execute(t testing.TB, dir, stdin, name string, args ...string) outcome {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*startTimeout)
+	defer cancel()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), noRaceSleep)
+	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = dir, strings.NewReader(stdin), &stdout, &stderr
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil || ctx.Err() != nil {
+		t.Fatalf("running %s: %v: %v\n%s", name, err, ctx.Err(), &stderr)
+	}
+	return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
 func writeFile(t testing.TB, path string, data []byte) {

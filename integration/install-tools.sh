@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Sees to the programs that the tests need: installs the Debian packages of
+# those that are missing, or names them where it may not install, and fetches
+# the npm packages of package-lock.json. Silent when everything is there.
+set -eu
+cd "$(dirname "$0")"
+
+# Each line: a program, and the Debian packages that it comes with. The race
+# detector needs gcc together with the headers of the C library.
+tools='gcc gcc libc6-dev
+ffmpeg ffmpeg
+ffprobe ffmpeg
+chromium chromium
+node nodejs
+npm npm
+curl curl'
+
+works() {
+	command -v "$1" >/dev/null || return 1
+	[ "$1" != gcc ] || echo '#include <stdlib.h>' | gcc -E -x c - >/dev/null 2>&1
+}
+
+# Prints the lines of the tools that do not work.
+missing() {
+	while read -r tool packages; do
+		works "$tool" || echo "$tool $packages"
+	done <<<"$tools"
+}
+
+root() {
+	if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+absent=$(missing)
+if [ -n "$absent" ] && command -v apt-get >/dev/null && root true 2>/dev/null; then
+	packages=$(cut -d ' ' -f 2- <<<"$absent" | tr ' ' '\n' | sort -u)
+	root apt-get update
+	# One word per package is what is wanted here.
+	# shellcheck disable=SC2086
+	root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages
+	absent=$(missing)
+fi
+if [ -n "$absent" ]; then
+	echo 'The tests need programs that are not installed:' >&2
+	while read -r tool packages; do
+		echo "  $tool (on Debian: apt-get install $packages)" >&2
+	done <<<"$absent"
+	exit 1
+fi
+
+if [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
+	npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
+fi

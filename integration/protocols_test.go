@@ -1,0 +1,347 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// tlsGateway is a gateway whose site speaks HTTP/1.1, HTTP/2 and HTTP/3.
+type tlsGateway struct {
+	*gateway
+	trust *tls.Config
+}
+
+// startTLS is start for a TLS site on localhost, with a certificate made for
+// the test.
+func startTLS(t testing.TB, o *origin, c config) *tlsGateway {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		DNSNames:     []string{"localhost"},
+		NotAfter:     time.Now().Add(time.Hour),
+	}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	certificatePEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate})
+	writeFile(t, filepath.Join(dir, "site.crt"), certificatePEM)
+	writeFile(t, filepath.Join(dir, "site.key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}))
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(certificatePEM)
+
+	c.listen = "https://localhost"
+	c.site = fmt.Sprintf("tls %s/site.crt %s/site.key\nreverse_proxy %s", dir, dir, o.addr())
+	return &tlsGateway{start(t, o, c), &tls.Config{RootCAs: pool, ServerName: "localhost", MinVersion: tls.VersionTLS12}}
+}
+
+// protocols are the versions of HTTP that viewers come with. Each connects
+// makes a client that keeps its connection, and counts its connections.
+var protocols = []struct {
+	name    string
+	connect func(t testing.TB, g *tlsGateway) (*http.Client, *atomic.Int32)
+}{
+	{"HTTP/1.1", func(t testing.TB, g *tlsGateway) (*http.Client, *atomic.Int32) { return connectTCP(t, g, false) }},
+	{"HTTP/2.0", func(t testing.TB, g *tlsGateway) (*http.Client, *atomic.Int32) { return connectTCP(t, g, true) }},
+	{"HTTP/3.0", connectQUIC},
+}
+
+func connectTCP(t testing.TB, g *tlsGateway, http2 bool) (*http.Client, *atomic.Int32) {
+	dials := new(atomic.Int32)
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(!http2)
+	protocols.SetHTTP2(http2)
+	transport := &http.Transport{
+		Protocols:       protocols,
+		TLSClientConfig: g.trust.Clone(),
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			dials.Add(1)
+			return new(net.Dialer).DialContext(ctx, network, g.addr)
+		},
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 2 * startTimeout}, dials
+}
+
+func connectQUIC(t testing.TB, g *tlsGateway) (*http.Client, *atomic.Int32) {
+	dials := new(atomic.Int32)
+	transport := &http3.Transport{
+		TLSClientConfig: g.trust.Clone(),
+		Dial: func(ctx context.Context, _ string, tlsConfig *tls.Config, quicConfig *quic.Config) (*quic.Conn, error) {
+			dials.Add(1)
+			return quic.DialAddr(ctx, g.addr, tlsConfig, quicConfig)
+		},
+	}
+	t.Cleanup(func() { _ = transport.Close() })
+	return &http.Client{Transport: transport, Timeout: 2 * startTimeout}, dials
+}
+
+// ask sends a request without a body, with header fields as "Name: value".
+func (g *tlsGateway) ask(t testing.TB, c *http.Client, method, path string, header ...string) *http.Response {
+	t.Helper()
+	_, port, _ := net.SplitHostPort(g.addr)
+	req, err := http.NewRequest(method, "https://localhost:"+port+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range header {
+		name, value, _ := strings.Cut(line, ": ")
+		req.Header.Add(name, value)
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res
+}
+
+// The gate's promises do not depend on the version of HTTP.
+func TestProtocols(t *testing.T) {
+	o := startOrigin(t, exampleMedia())
+	g := startTLS(t, o, config{app: withCountries(t)})
+	segment, err := os.ReadFile("../examples/media/demo/video/180p/001.m4s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := len(segment)
+	good := "/" + mint(t, "demo", nil)
+	path := good + "/video/180p/001.m4s"
+
+	type answer struct {
+		Status       int
+		Length       int64
+		ContentRange string
+	}
+	passing := []struct {
+		name, method, header string
+		want                 answer
+		body                 []byte
+	}{
+		{"GET", http.MethodGet, "", answer{http.StatusOK, int64(size), ""}, segment},
+		{"HEAD", http.MethodHead, "", answer{http.StatusOK, int64(size), ""}, nil},
+		{"first bytes", http.MethodGet, "Range: bytes=0-99", answer{http.StatusPartialContent, 100, fmt.Sprintf("bytes 0-99/%d", size)}, segment[:100]},
+		{"one byte", http.MethodGet, "Range: bytes=7-7", answer{http.StatusPartialContent, 1, fmt.Sprintf("bytes 7-7/%d", size)}, segment[7:8]},
+		{"from the middle on", http.MethodGet, "Range: bytes=1000-", answer{http.StatusPartialContent, int64(size - 1000), fmt.Sprintf("bytes 1000-%d/%d", size-1, size)}, segment[1000:]},
+		{"last bytes", http.MethodGet, "Range: bytes=-500", answer{http.StatusPartialContent, 500, fmt.Sprintf("bytes %d-%d/%d", size-500, size-1, size)}, segment[size-500:]},
+		{"past the end", http.MethodGet, fmt.Sprintf("Range: bytes=%d-", size), answer{http.StatusRequestedRangeNotSatisfiable, -1, fmt.Sprintf("bytes */%d", size)}, nil},
+		{"HEAD with a range", http.MethodHead, "Range: bytes=0-99", answer{http.StatusPartialContent, 100, fmt.Sprintf("bytes 0-99/%d", size)}, nil},
+	}
+
+	rules := func(country string) string {
+		return "/" + mint(t, "demo", withRules(`[{"type":"ip.geoip.country","country":["`+country+`"],"action":"block"}]`))
+	}
+	expired := "/" + mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Second) })
+	early := "/" + mint(t, "demo", func(c *token.Claims) { c.NotBefore = time.Now().Add(time.Minute) })
+	unknown := "/" + signRaw(privateKey(), `{"alg":"RS256","kid":"other"}`, goodPayloadOf("demo"))
+	forged := good[:len(good)-20] + strings.Repeat("A", 18) + good[len(good)-2:]
+	refused := []struct {
+		name, method, path string
+		status             int
+		reason             string
+	}{
+		{"no token", http.MethodGet, "/demo/manifest/video.m3u8", http.StatusUnauthorized, "token_required"},
+		{"not a token", http.MethodGet, "/a.b.c/manifest/video.m3u8", http.StatusUnauthorized, "token_malformed"},
+		{"a forged token", http.MethodGet, forged + "/manifest/video.m3u8", http.StatusUnauthorized, "signature_invalid"},
+		{"an unknown key", http.MethodGet, unknown + "/manifest/video.m3u8", http.StatusUnauthorized, "key_unknown"},
+		{"an expired token", http.MethodGet, expired + "/manifest/video.m3u8", http.StatusUnauthorized, "token_expired"},
+		{"an expired token, HEAD", http.MethodHead, expired + "/video/180p/001.m4s", http.StatusUnauthorized, "token_expired"},
+		{"a token for later", http.MethodGet, early + "/manifest/video.m3u8", http.StatusUnauthorized, "token_not_yet_valid"},
+		{"a blocked country", http.MethodGet, rules("US") + "/manifest/video.m3u8", http.StatusForbidden, "rule_blocked"},
+		{"a download", http.MethodGet, good + "/downloads/default.mp4", http.StatusForbidden, "download_not_allowed"},
+		{"a dot segment", http.MethodGet, good + "/%2e%2e/other/video.m3u8", http.StatusBadRequest, "path_invalid"},
+		{"POST", http.MethodPost, path, http.StatusMethodNotAllowed, "method_not_allowed"},
+		{"DELETE", http.MethodDelete, path, http.StatusMethodNotAllowed, "method_not_allowed"},
+	}
+
+	for _, protocol := range protocols {
+		t.Run(protocol.name, func(t *testing.T) {
+			c, dials := protocol.connect(t, g)
+			for _, tc := range passing {
+				t.Run(tc.name, func(t *testing.T) {
+					o.take()
+					var header []string
+					if tc.header != "" {
+						header = []string{tc.header}
+					}
+					res := readResponse(t, g.ask(t, c, tc.method, path, header...))
+					got := answer{res.StatusCode, res.ContentLength, res.Header.Get("Content-Range")}
+					if tc.want.Length < 0 {
+						got.Length = tc.want.Length // an error's text is the origin's affair
+						tc.body = res.body
+					}
+					if diff := cmp.Diff(tc.want, got); diff != "" {
+						t.Errorf("(-want +got):\n%s", diff)
+					}
+					if !bytes.Equal(res.body, tc.body) {
+						t.Errorf("got other %d bytes than the %d of the file", len(res.body), len(tc.body))
+					}
+					if res.Proto != protocol.name {
+						t.Errorf("answered in %s", res.Proto)
+					}
+					if requests := o.take(); len(requests) != 1 || requests[0].method != tc.method || requests[0].uri != "/demo/video/180p/001.m4s" {
+						t.Errorf("the origin saw %v", requests)
+					}
+				})
+			}
+			t.Run("a country that is not blocked", func(t *testing.T) {
+				o.take()
+				o.wantPassed(t, readResponse(t, g.ask(t, c, http.MethodGet, rules("GB")+"/manifest/video.mpd")), "/demo/manifest/video.mpd")
+			})
+			for _, tc := range refused {
+				t.Run(tc.name, func(t *testing.T) {
+					o.take()
+					o.wantRefused(t, readResponse(t, g.ask(t, c, tc.method, tc.path)), tc.status, tc.reason)
+				})
+			}
+			if n := dials.Load(); n != 1 {
+				t.Errorf("%d connections, want one for all requests", n)
+			}
+		})
+	}
+}
+
+// A connection that has outlived its token gets no further segment: the gate
+// decides on requests, not on connections.
+func TestExpiryInMidPlay(t *testing.T) {
+	o := startOrigin(t, exampleMedia())
+	g := startTLS(t, o, config{})
+	type viewer struct {
+		client         *http.Client
+		dials          *atomic.Int32
+		played, denied int
+	}
+	viewers := make([]viewer, len(protocols))
+	for i, protocol := range protocols {
+		viewers[i].client, viewers[i].dials = protocol.connect(t, g)
+	}
+	exp := time.Unix(time.Now().Unix()+3, 0)
+	base := "/" + mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = exp })
+	expired := verdict{http.StatusUnauthorized, "token_expired"}
+	for round := 0; viewers[len(viewers)-1].denied < 3; round++ {
+		for i, protocol := range protocols {
+			v := &viewers[i]
+			asked := time.Now()
+			res := readResponse(t, g.ask(t, v.client, http.MethodGet, fmt.Sprintf("%s/video/180p/%03d.m4s", base, round%6+1)))
+			answered := time.Now()
+			switch got := res.verdict(); {
+			case got == plays && !asked.Before(exp):
+				t.Fatalf("%s: segment %d played %s after the token's end", protocol.name, round, asked.Sub(exp))
+			case got == plays:
+				v.played++
+			case answered.Before(exp):
+				t.Fatalf("%s: segment %d: %v %s before the token's end", protocol.name, round, got, exp.Sub(answered))
+			case got != expired:
+				t.Fatalf("%s: segment %d: %v", protocol.name, round, got)
+			default:
+				v.denied++
+			}
+		}
+	}
+	for i, protocol := range protocols {
+		if v := &viewers[i]; v.played < 2 || v.dials.Load() != 1 {
+			t.Errorf("%s: %d segments played over %d connections; want some over one", protocol.name, v.played, v.dials.Load())
+		}
+	}
+}
+
+// A response of any size passes through a gate of a fixed size.
+func TestLargeFile(t *testing.T) {
+	const (
+		warmUp    = 32 << 20 // for what a connection and the garbage collector need once
+		maxGrowth = 64 << 20
+	)
+	// With the race detector in client and server, a GiB takes 15 seconds in
+	// HTTP/2 and 40 in HTTP/3. Four times the bound tells as well.
+	sizes := map[string]int{"HTTP/1.1": 1 << 30, "HTTP/2.0": 256 << 20, "HTTP/3.0": 256 << 20}
+
+	chunk := make([]byte, 256<<10)
+	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		size, err := strconv.Atoi(r.URL.Query().Get("size"))
+		if err != nil {
+			t.Error(err)
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(size))
+		for sent := 0; sent < size; sent += len(chunk) {
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+		}
+	}))
+	g := startTLS(t, o, config{})
+	base := "/" + mint(t, "demo", nil)
+	for _, protocol := range protocols {
+		t.Run(protocol.name, func(t *testing.T) {
+			c, _ := protocol.connect(t, g)
+			download := func(size int) {
+				res := g.ask(t, c, http.MethodGet, fmt.Sprintf("%s/large.mp4?size=%d", base, size))
+				defer res.Body.Close()
+				n, err := io.Copy(io.Discard, res.Body)
+				if err != nil || n != int64(size) || res.StatusCode != http.StatusOK {
+					t.Fatalf("got %d and %d bytes: %v", res.StatusCode, n, err)
+				}
+			}
+			download(warmUp)
+			before := g.memory(t)
+			download(sizes[protocol.name])
+			after := g.memory(t)
+			if growth := after["VmHWM"] - before["VmHWM"]; growth > maxGrowth {
+				t.Errorf("the server grew by %d MiB while it served %d MiB, from %v to %v", growth>>20, sizes[protocol.name]>>20, before, after)
+			}
+			t.Logf("resident memory was at most %d KiB, then %d KiB", before["VmHWM"]>>10, after["VmHWM"]>>10)
+		})
+	}
+}
+
+// memory returns the sizes in /proc/<pid>/status in bytes, by their names.
+func (g *gateway) memory(t testing.TB) map[string]int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sizes := make(map[string]int)
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		if kib, ok := strings.CutSuffix(strings.TrimSpace(value), " kB"); ok {
+			n, err := strconv.Atoi(kib)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sizes[name] = n << 10
+		}
+	}
+	return sizes
+}
