@@ -1,0 +1,149 @@
+// Package player is the page that plays a video in an iframe.
+//
+// The page is one document without anything to load but the video, and hls.js
+// for browsers without HLS of their own. It is the same for every video and
+// every viewer: what it plays and how, it finds out from its own address, so
+// nothing that a viewer writes is ever put into it here.
+package player
+
+import (
+	"bytes"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+var (
+	//go:embed page.html
+	pageHTML string
+	//go:embed page.css
+	pageCSS string
+	//go:embed page.js
+	pageJS string
+)
+
+// Page is the player page with the headers it must be served with. It is
+// immutable.
+type Page struct {
+	html     []byte
+	policy   string // the Content-Security-Policy less frame-ancestors
+	hlsJS    []byte // nil: there is none
+	hlsJSTag string
+}
+
+// New prepares the page. hlsJS is the content of the hls.js file that the
+// operator configured, nil for none.
+func New(hlsJS []byte) (*Page, error) {
+	if err := checkHLSJS(hlsJS); err != nil {
+		return nil, err
+	}
+	style, script := asParsed(pageCSS), asParsed(pageJS)
+	hasHLSJS, scripts := "no", hashSource(script)
+	if hlsJS != nil {
+		hasHLSJS, scripts = "yes", scripts+" 'self'"
+	}
+	html := strings.NewReplacer(
+		"{{hls.js}}", hasHLSJS,
+		"{{style}}", style,
+		"{{script}}", script,
+	).Replace(asParsed(pageHTML))
+	tag := sha256.Sum256(hlsJS)
+	return &Page{
+		html: []byte(html),
+		policy: strings.Join([]string{
+			"default-src 'none'",
+			"script-src " + scripts,
+			"style-src " + hashSource(style),
+			"media-src 'self' blob:",            // hls.js feeds the video from a blob
+			"img-src 'self' https: http: data:", // a poster may be anywhere
+			"connect-src 'self'",                // hls.js, and the question why a video is refused
+			"worker-src blob:",                  // hls.js
+			"base-uri 'none'",
+			"form-action 'none'",
+		}, "; "),
+		hlsJS:    bytes.Clone(hlsJS),
+		hlsJSTag: `"` + hex.EncodeToString(tag[:16]) + `"`,
+	}, nil
+}
+
+// moduleExport is how an ES module ends, which a page cannot load as a script.
+var moduleExport = regexp.MustCompile(`(?:^|[;}\s])export\s*(?:\{|default\b)`)
+
+// checkHLSJS finds the files that operators name by mistake, for viewers would
+// see no more than that nothing plays.
+func checkHLSJS(hlsJS []byte) error {
+	switch {
+	case hlsJS == nil:
+		return nil
+	case !utf8.Valid(hlsJS):
+		return errors.New("the hls.js file is not UTF-8 text")
+	case !bytes.Contains(hlsJS, []byte("Hls")):
+		return errors.New("the hls.js file does not define Hls; want dist/hls.min.js of the npm package hls.js")
+	case moduleExport.Match(hlsJS):
+		return errors.New("the hls.js file is an ES module; want dist/hls.min.js of the npm package hls.js")
+	}
+	return nil
+}
+
+// asParsed returns text with the line ends that a browser's parser makes of
+// it, for it is what the parser sees that the browser hashes. A checkout may
+// have brought others.
+func asParsed(text string) string {
+	return strings.ReplaceAll(text, "\r\n", "\n")
+}
+
+// hashSource is the CSP source of the one inline text with this content.
+func hashSource(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+}
+
+// ServePage writes the page. frameAncestors is the value of the directive
+// frame-ancestors; "" leaves it out, and any site may embed the page.
+func (p *Page) ServePage(w http.ResponseWriter, r *http.Request, frameAncestors string) {
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", p.policyWith(frameAncestors))
+	// The address of the page contains the token. A poster on another host is
+	// asked for without it.
+	h.Set("Referrer-Policy", "strict-origin")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Length", strconv.Itoa(len(p.html)))
+	w.WriteHeader(http.StatusOK)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(p.html) // the viewer has gone; nobody is left to tell
+	}
+}
+
+// policyWith adds frame-ancestors to the policy. A value that would end the
+// directive, and so perhaps allow more than it says, allows nobody.
+func (p *Page) policyWith(frameAncestors string) string {
+	if frameAncestors == "" {
+		return p.policy
+	}
+	if strings.ContainsFunc(frameAncestors, func(c rune) bool { return c < ' ' || c > '~' || c == ';' || c == ',' }) {
+		frameAncestors = "'none'"
+	}
+	return p.policy + "; frame-ancestors " + frameAncestors
+}
+
+// ServeHLSJS serves hls.js, or answers 404 if there is none.
+func (p *Page) ServeHLSJS(w http.ResponseWriter, r *http.Request) {
+	if p.hlsJS == nil {
+		http.NotFound(w, r)
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/javascript; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("ETag", p.hlsJSTag)
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(p.hlsJS))
+}

@@ -1,0 +1,292 @@
+package player
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// fakeHLSJS passes for hls.js: the page does not care what the file does.
+const fakeHLSJS = "/*! hls.js */ globalThis.Hls = class {};\n"
+
+func newPage(t *testing.T, hlsJS []byte) *Page {
+	t.Helper()
+	p, err := New(hlsJS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// servePage returns the response to a request for the page, over a connection,
+// so that what net/http makes of it is seen too.
+func servePage(t *testing.T, p *Page, method, frameAncestors string) (*http.Response, string) {
+	t.Helper()
+	return serve(t, method, nil, func(w http.ResponseWriter, r *http.Request) {
+		p.ServePage(w, r, frameAncestors)
+	})
+}
+
+func serveHLSJS(t *testing.T, p *Page, method string, header http.Header) (*http.Response, string) {
+	t.Helper()
+	return serve(t, method, header, p.ServeHLSJS)
+}
+
+func serve(t *testing.T, method string, header http.Header, handler http.HandlerFunc) (*http.Response, string) {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	defer server.Close()
+	r, err := http.NewRequestWithContext(t.Context(), method, server.URL+"/token/iframe", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps.Copy(r.Header, header)
+	res, err := server.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Header.Del("Date")
+	return res, string(body)
+}
+
+var (
+	inlineStyles  = regexp.MustCompile(`(?s)<style[^>]*>(.*?)</style>`)
+	inlineScripts = regexp.MustCompile(`(?s)<script[^>]*>(.*?)</script>`)
+)
+
+// inlineHash returns the CSP source of the one inline element of its kind.
+func inlineHash(t *testing.T, element *regexp.Regexp, html string) string {
+	t.Helper()
+	found := element.FindAllStringSubmatch(html, -1)
+	if len(found) != 1 {
+		t.Fatalf("the page has %d of %s, want 1", len(found), element)
+	}
+	sum := sha256.Sum256([]byte(found[0][1]))
+	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+}
+
+// TestPageHeaders compares the headers in full: one more could loosen what the
+// others say.
+func TestPageHeaders(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name           string
+		hlsJS          []byte
+		frameAncestors string
+		self, tail     string
+	}{
+		{"native only", nil, "", "", ""},
+		{"hls.js", []byte(fakeHLSJS), "", " 'self'", ""},
+		{"one site", nil, "http://example.com", "", "; frame-ancestors http://example.com"},
+		{
+			"sites", []byte(fakeHLSJS), "http://example.com http://*.example.com http://[::1]:8080", " 'self'",
+			"; frame-ancestors http://example.com http://*.example.com http://[::1]:8080",
+		},
+		{"any site by name", nil, "*", "", "; frame-ancestors *"},
+		{"nobody", nil, "'none'", "", "; frame-ancestors 'none'"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			res, html := servePage(t, newPage(t, tc.hlsJS), http.MethodGet, tc.frameAncestors)
+			if res.StatusCode != http.StatusOK {
+				t.Errorf("status %d", res.StatusCode)
+			}
+			want := http.Header{
+				"Content-Type":   {"text/html; charset=utf-8"},
+				"Content-Length": {strconv.Itoa(len(html))},
+				"Content-Security-Policy": {"default-src 'none'; script-src " + inlineHash(t, inlineScripts, html) + tc.self +
+					"; style-src " + inlineHash(t, inlineStyles, html) +
+					"; media-src 'self' blob:; img-src 'self' https: http: data:; connect-src 'self'; worker-src blob:" +
+					"; base-uri 'none'; form-action 'none'" + tc.tail},
+				"Referrer-Policy":        {"strict-origin"},
+				"X-Content-Type-Options": {"nosniff"},
+			}
+			if diff := cmp.Diff(want, res.Header); diff != "" {
+				t.Errorf("headers (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestFrameAncestorsInjection: a value that ends the directive must not add
+// another one, nor widen the list (C5).
+func TestFrameAncestorsInjection(t *testing.T) {
+	t.Parallel()
+	p := newPage(t, nil)
+	for _, value := range []string{
+		"http://example.com; script-src *",
+		"http://example.com, default-src *",
+		"http://example.com\r\nX: y",
+		"http://example.com\x00",
+		"http://exämple.com",
+		";",
+	} {
+		res, _ := servePage(t, p, http.MethodGet, value)
+		policies := res.Header["Content-Security-Policy"]
+		if want := []string{p.policy + "; frame-ancestors 'none'"}; !cmp.Equal(want, policies) {
+			t.Errorf("%q: %s", value, cmp.Diff(want, policies))
+		}
+	}
+}
+
+func TestPageHead(t *testing.T) {
+	t.Parallel()
+	p := newPage(t, []byte(fakeHLSJS))
+	get, _ := servePage(t, p, http.MethodGet, "http://example.com")
+	head, body := servePage(t, p, http.MethodHead, "http://example.com")
+	if body != "" {
+		t.Errorf("HEAD has a body of %d bytes", len(body))
+	}
+	if diff := cmp.Diff(get.Header, head.Header); diff != "" {
+		t.Errorf("HEAD and GET differ (-get +head):\n%s", diff)
+	}
+	// net/http drops the body of a HEAD response; other servers may not.
+	recorder := httptest.NewRecorder()
+	p.ServePage(recorder, httptest.NewRequest(http.MethodHead, "/token/iframe", nil), "")
+	if recorder.Body.Len() != 0 {
+		t.Error("ServePage writes a body for HEAD")
+	}
+}
+
+// TestPageIsSelfContained: nothing in the page may lead a viewer's browser, and
+// with it the token, elsewhere, and nothing may need what the policy forbids.
+func TestPageIsSelfContained(t *testing.T) {
+	t.Parallel()
+	for _, hlsJS := range [][]byte{nil, []byte(fakeHLSJS)} {
+		_, html := servePage(t, newPage(t, hlsJS), http.MethodGet, "")
+		for what, pattern := range map[string]string{
+			"an absolute URL":          `(?i)(https?|wss?|ftp):?//`,
+			"a protocol-relative URL":  `["'(=]\s*//[a-z]`,
+			"an event handler":         `(?i)<[^>]*\son[a-z]+\s*=`,
+			"a style attribute":        `(?i)<[^>]*\sstyle\s*=`,
+			"an import":                `(?i)@import|import\s*\(`,
+			"a style that loads":       `\burl\(`,
+			"markup made from text":    `innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|Function\(`,
+			"a message to any origin":  `postMessage\([^)]*['"]\*['"]`,
+			"an unfilled placeholder":  `\{\{[^}]*\}\}`,
+			"a line end that is no LF": `\r`,
+		} {
+			if found := regexp.MustCompile(pattern).FindString(html); found != "" {
+				t.Errorf("the page contains %s: %q", what, found)
+			}
+		}
+	}
+}
+
+// TestLineEnds: a browser's parser turns CR LF into LF before it hashes.
+func TestLineEnds(t *testing.T) {
+	t.Parallel()
+	if got := asParsed("a\r\nb\n"); got != "a\nb\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestPageKnowsHLSJS: by this the page's script decides whether to ask for
+// hls.js.
+func TestPageKnowsHLSJS(t *testing.T) {
+	t.Parallel()
+	for want, hlsJS := range map[string][]byte{
+		`<html lang="en" data-hls-js="no">`:  nil,
+		`<html lang="en" data-hls-js="yes">`: []byte(fakeHLSJS),
+	} {
+		if _, html := servePage(t, newPage(t, hlsJS), http.MethodGet, ""); !strings.Contains(html, want) {
+			t.Errorf("the page lacks %s", want)
+		}
+	}
+}
+
+// TestReasonsHaveWords: a viewer is not left with "cannot be played" where the
+// gate has said why.
+func TestReasonsHaveWords(t *testing.T) {
+	t.Parallel()
+	for _, reason := range []string{
+		"path_invalid", "token_required", "token_malformed", "algorithm_not_allowed", "key_unknown", "signature_invalid",
+		"token_expired", "token_not_yet_valid", "token_lifetime_exceeded", "rules_invalid", "rule_blocked",
+		"origin_required", "origin_not_allowed", "download_not_allowed", "client_ip_unknown", "too_early",
+		"verification_limited", "manifest_invalid", "state_unavailable", "country_unavailable",
+	} {
+		if !strings.Contains(pageJS, "\n    "+reason+": ") {
+			t.Errorf("page.js has no words for %s", reason)
+		}
+	}
+}
+
+func TestServeHLSJS(t *testing.T) {
+	t.Parallel()
+	content := []byte(fakeHLSJS)
+	p := newPage(t, content)
+	content[0] = 'X' // the page keeps its own copy
+	res, body := serveHLSJS(t, p, http.MethodGet, nil)
+	if res.StatusCode != http.StatusOK || body != fakeHLSJS {
+		t.Fatalf("status %d, body %q", res.StatusCode, body)
+	}
+	etag := res.Header.Get("Etag")
+	if !regexp.MustCompile(`^"[0-9a-f]{32}"$`).MatchString(etag) {
+		t.Errorf("ETag %q", etag)
+	}
+	want := http.Header{
+		"Accept-Ranges":          {"bytes"},
+		"Content-Length":         {strconv.Itoa(len(fakeHLSJS))},
+		"Content-Type":           {"text/javascript; charset=utf-8"},
+		"Etag":                   {etag},
+		"X-Content-Type-Options": {"nosniff"},
+	}
+	if diff := cmp.Diff(want, res.Header); diff != "" {
+		t.Errorf("headers (-want +got):\n%s", diff)
+	}
+
+	if res, body := serveHLSJS(t, p, http.MethodHead, nil); res.StatusCode != http.StatusOK || body != "" {
+		t.Errorf("HEAD: status %d, body %q", res.StatusCode, body)
+	}
+	for tag, status := range map[string]int{
+		etag: http.StatusNotModified, "W/" + etag: http.StatusNotModified, `"a", ` + etag: http.StatusNotModified,
+		"*": http.StatusNotModified, `"other"`: http.StatusOK,
+	} {
+		if res, _ := serveHLSJS(t, p, http.MethodGet, http.Header{"If-None-Match": {tag}}); res.StatusCode != status {
+			t.Errorf("If-None-Match: %s: status %d, want %d", tag, res.StatusCode, status)
+		}
+	}
+	if other, _ := serveHLSJS(t, newPage(t, []byte(fakeHLSJS+";")), http.MethodGet, nil); other.Header.Get("Etag") == etag {
+		t.Error("another file has the same ETag")
+	}
+}
+
+func TestServeHLSJSWithoutOne(t *testing.T) {
+	t.Parallel()
+	if res, _ := serveHLSJS(t, newPage(t, nil), http.MethodGet, nil); res.StatusCode != http.StatusNotFound {
+		t.Errorf("status %d, want 404", res.StatusCode)
+	}
+}
+
+// TestNewRefuses: what operators name instead of dist/hls.min.js.
+func TestNewRefuses(t *testing.T) {
+	t.Parallel()
+	for name, hlsJS := range map[string][]byte{
+		"an empty file":                   {},
+		"a binary file":                   []byte("Hls\xff\xfe"),
+		"another file":                    []byte("<!DOCTYPE html><title>404</title>"),
+		"an ES module, minified":          []byte("class Hls{};export{Hls as default};"),
+		"an ES module":                    []byte("class Hls {}\nexport { Hls as default };\n"),
+		"an ES module with one statement": []byte("export default class Hls {}"),
+	} {
+		if p, err := New(hlsJS); err == nil || p != nil {
+			t.Errorf("%s: accepted", name)
+		} else if !strings.HasPrefix(err.Error(), "the hls.js file ") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
