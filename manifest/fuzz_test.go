@@ -1,0 +1,218 @@
+package manifest_test
+
+import (
+	"bytes"
+	"encoding/xml"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/signed-playback/caddy-signed-playback/manifest"
+)
+
+// FuzzMap holds that a mapped URI leads the viewer to the file that the URI leads
+// to on the origin, that it never names a host, that what leads elsewhere is
+// untouched, and that what every reading takes into the folder is mapped.
+func FuzzMap(f *testing.F) {
+	for _, tc := range mapCases {
+		f.Add(tc.uri, "manifest/video.m3u8")
+		f.Add(tc.uri, "video.m3u8")
+	}
+	f.Add("../../../a:b", "a/b/../c//d/")
+	f.Fuzz(func(t *testing.T, uri, name string) {
+		at := here
+		at.Path = at.Folder + name
+		mapped, inside := at.Map(uri)
+		if !inside {
+			if mapped != uri {
+				t.Fatalf("Map(%q) = %q outside of the folder", uri, mapped)
+			}
+		} else if again, ok := at.Map(mapped); !ok || again != mapped {
+			t.Fatalf("Map(%q) = %q, and that maps to %q, %t", uri, mapped, again, ok)
+		}
+		if clean(at.Path) != at.Path || strings.ContainsAny(name, `?#\`) {
+			return // not a location
+		}
+		origin, viewer := visit(originSpot(at), uri), visit(viewerSpot(at), mapped)
+		if why := judge(at, origin, viewer, uri, mapped); why != "" {
+			t.Errorf("%q maps to %q: %s", uri, mapped, why)
+		}
+		if inside && mapped != uri {
+			u, err := url.Parse(mapped)
+			if err == nil && (u.Scheme != "" || u.Host != "" || strings.HasPrefix(mapped, "/")) {
+				t.Errorf("%q maps to %q, which net/url does not take for relative to the folder", uri, mapped)
+			}
+		}
+		if inFolder(at, uri) && strings.HasPrefix(origin.path, at.Folder) && origin.host == originHost && !origin.odd && !inside {
+			t.Errorf("%q is in the folder, and is not mapped", uri)
+		}
+	})
+}
+
+// inFolder reports whether net/url takes a URI into the folder.
+func inFolder(at manifest.Location, uri string) bool {
+	base := url.URL{Scheme: "https", Host: originHost, Path: at.Path}
+	u, err := base.Parse(uri)
+	return err == nil && u.User == nil && u.Host == originHost && strings.HasPrefix(u.EscapedPath(), at.Folder)
+}
+
+// seeds adds the manifests of testdata.
+func seeds(f *testing.F, pattern string, add func(body []byte)) {
+	f.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", pattern))
+	if err != nil || len(files) == 0 {
+		f.Fatalf("no seeds match %s: %v", pattern, err)
+	}
+	for _, name := range files {
+		body, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		add(body)
+	}
+}
+
+// rewriteTwice holds what is true of both formats: an error comes with nothing,
+// growth is bounded, a second pass finds nothing to do, and what the first pass
+// did not change it returned as it was.
+func rewriteTwice(t *testing.T, body []byte, f manifest.Format, query string) (out []byte, ok bool) {
+	t.Helper()
+	out, stats, err := manifest.Rewrite(nil, body, f, here, query)
+	if err != nil {
+		if out != nil || stats != (manifest.Stats{}) {
+			t.Fatalf("Rewrite = %q, %v with error %v", out, stats, err)
+		}
+		return nil, false
+	}
+	if len(out) > 2*len(body)+4096 {
+		t.Errorf("%d bytes became %d", len(body), len(out))
+	}
+	if stats.Rewritten == 0 && !bytes.Equal(out, body) {
+		t.Errorf("nothing was rewritten, and yet\n%q became\n%q", body, out)
+	}
+	again, second, err := manifest.Rewrite(nil, out, f, here, query)
+	if err != nil || !bytes.Equal(again, out) || second.Rewritten != 0 {
+		t.Errorf("%q\nbecame %q\nand then %q, %v, %v", body, out, again, second, err)
+	}
+	return out, true
+}
+
+// FuzzHLS holds that each URI of a playlist leads the viewer where it led on the
+// origin, or is untouched, and that nothing but URIs changes.
+func FuzzHLS(f *testing.F) {
+	seeds(f, "*.m3u8", func(body []byte) { f.Add(body, "t=abc&dir=video") })
+	for _, tc := range hlsCases {
+		f.Add([]byte("#EXTM3U\n"+tc.in+"\n"), tc.query)
+	}
+	f.Fuzz(func(t *testing.T, body []byte, query string) {
+		out, ok := rewriteTwice(t, body, manifest.HLS, query)
+		if !ok {
+			return
+		}
+		before, after := strings.Split(string(body), "\n"), strings.Split(string(out), "\n")
+		if len(before) != len(after) {
+			t.Fatalf("%d lines became %d", len(before), len(after))
+		}
+		for i := range before[1:] {
+			line, written := before[i+1], after[i+1]
+			uris, rest := hlsURIs(line)
+			written2, rest2 := hlsURIs(written)
+			if len(uris) == 0 && line != written {
+				t.Fatalf("line without a URI %q became %q", line, written)
+			}
+			if line == written && strings.Contains(line, "{$") {
+				continue // judged by the tables
+			}
+			if rest != rest2 || len(uris) != len(written2) {
+				t.Fatalf("%q became %q: more than URIs changed", line, written)
+			}
+			for j, uri := range uris {
+				if path, _, _ := strings.Cut(uri, "?"); strings.Contains(path, "{$") {
+					continue
+				}
+				origin, viewer := visit(originSpot(here), uri), visit(viewerSpot(here), written2[j])
+				if why := judge(here, origin, viewer, uri, written2[j]); why != "" {
+					t.Errorf("%q became %q: %s", uri, written2[j], why)
+				}
+			}
+		}
+	})
+}
+
+// FuzzDASH holds the same for MPDs, below all alternatives that BaseURLs offer.
+func FuzzDASH(f *testing.F) {
+	seeds(f, "*.mpd", func(body []byte) { f.Add(body) })
+	for _, tc := range dashCases {
+		f.Add([]byte(tc.in))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		out, ok := rewriteTwice(t, body, manifest.DASH, "")
+		if !ok {
+			return
+		}
+		before, after := tree(body), tree(out)
+		if before == nil || before.name == "Patch" {
+			return
+		}
+		if after == nil {
+			t.Fatalf("%q\nbecame %q, which is not XML", body, out)
+		}
+		if a, b := cutURIs(body), cutURIs(out); a != b {
+			t.Fatalf("%q\nbecame %q: more than URIs changed:\n%q\n%q", body, out, a, b)
+		}
+		uris, rest, ok1 := mpdURIs(before, originSpot(here))
+		written, rest2, ok2 := mpdURIs(after, viewerSpot(here))
+		if !ok1 || !ok2 {
+			return
+		}
+		if rest != rest2 || len(uris) != len(written) {
+			t.Fatalf("%q\nbecame %q: more than URIs changed", body, out)
+		}
+		for i, u := range uris {
+			for j := range u.at {
+				why := judge(here, u.at[j], written[i].at[j], u.uri, written[i].uri)
+				if u.base && why == "a URI outside of the folder was changed" {
+					continue // adopted; what is below it is judged by itself
+				}
+				if why != "" {
+					t.Errorf("%q\nbecame %q:\n%q became %q: %s", body, out, u.uri, written[i].uri, why)
+				}
+			}
+		}
+	})
+}
+
+var (
+	quotedURI   = regexp.MustCompile(`([ \t\r\n](?:media|index|initialization|bitstreamSwitching|sourceURL|value|[^\s"'=<>]*:href)[ \t\r\n]*=[ \t\r\n]*)("[^"]*"|'[^']*')`)
+	elementText = regexp.MustCompile(`(BaseURL|Location|ContentSteering)$`)
+)
+
+// cutURIs cuts out of an MPD whatever could be a URI, and leaves every other byte.
+func cutURIs(doc []byte) string {
+	d := xml.NewDecoder(bytes.NewReader(doc))
+	var b strings.Builder
+	inURI := false
+	for {
+		from := d.InputOffset()
+		t, err := d.RawToken()
+		if err != nil {
+			return b.String()
+		}
+		raw := string(doc[from:d.InputOffset()])
+		switch t := t.(type) {
+		case xml.StartElement:
+			inURI = elementText.MatchString(t.Name.Local)
+			raw = quotedURI.ReplaceAllString(raw, "$1")
+		case xml.EndElement:
+			inURI = false
+		case xml.CharData:
+			if inURI {
+				raw = ""
+			}
+		}
+		b.WriteString(raw)
+	}
+}

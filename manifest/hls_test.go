@@ -1,0 +1,151 @@
+package manifest_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/signed-playback/caddy-signed-playback/manifest"
+)
+
+// refused is what a case wants whose manifest is invalid.
+const refused = "(refused)"
+
+// hlsCases are what follows the first line of a playlist, and what becomes of it.
+// An empty want means that it stays as it is.
+var hlsCases = []struct{ name, in, query, want string }{
+	{name: "M1 empty lines and comments", in: "\n\n  \n\t\n#\n#URI=\"/library/vidA/v1/x\"\n# /library/vidA/v1/x"},
+	{name: "M1 no line break at the end", in: "/library/vidA/v1/x", want: "../x"},
+	{name: "M1 CRLF", in: "#EXTINF:1,\r\n/library/vidA/v1/x\r\n\r\n", want: "#EXTINF:1,\r\n../x\r\n\r\n"},
+	{name: "M1 lone CR, which starts a line for some players", in: "# comment\r/library/vidA/v1/x\n", want: refused},
+	{name: "M1 lone CR at the end", in: "x\r", want: refused},
+	{name: "M1 two CR", in: "x\r\r\n", want: refused},
+	{name: "M1 NUL", in: "x\x00y", want: refused},
+	{name: "M1 very long line", in: strings.Repeat("a", 1<<20)},
+	{name: "M1 white space before a number sign makes no tag", in: " #EXT-X-KEY:METHOD=NONE,URI=x"},
+	{name: "M1 white space around a URI", in: "\t/library/vidA/v1/x \t", want: "\t../x \t"},
+	{name: "M1 foreign hosts and schemes", in: "https://evil.example/library/vidA/v1/x\nfile:///etc/passwd\ndata:text/plain,x\njavascript:x\nhttp://169.254.169.254/"},
+	{name: "second EXTM3U", in: "#EXTM3U\n#EXTM3U:URI=\"/library/vidA/v1/x\"", want: "#EXTM3U\n#EXTM3U:URI=\"../x\""},
+
+	{name: "M4 comma within quotes", in: `#EXT-X-MEDIA:NAME="a,URI=b",URI="/library/vidA/v1/a,b"`, want: `#EXT-X-MEDIA:NAME="a,URI=b",URI="../a,b"`},
+	{name: "M4 backslash does not escape a quote", in: `#EXT-X-MEDIA:NAME="a\",URI="/library/vidA/v1/x"`, want: `#EXT-X-MEDIA:NAME="a\",URI="../x"`},
+	{name: "M4 unbalanced quote", in: `#EXT-X-KEY:METHOD=AES-128,URI="/library/vidA/v1/x`, want: refused},
+	{name: "M4 text behind a quote", in: `#EXT-X-KEY:URI="a"b`, want: refused},
+	{name: "M4 quote within an unquoted value", in: `#EXT-X-KEY:METHOD=A"B,URI="a"`, want: refused},
+	{name: "M4 unquoted URI", in: "#EXT-X-KEY:METHOD=AES-128,URI=/library/vidA/v1/x", want: refused},
+	{name: "M4 duplicate URI", in: `#EXT-X-MAP:URI="a",URI="/library/vidA/v1/x"`, want: refused},
+	{name: "M4 attribute without a value", in: `#EXT-X-MAP:FOO,URI="a"`, want: refused},
+	{name: "M4 attribute without a name", in: `#EXT-X-MAP:="a"`, want: refused},
+	{name: "M4 nothing between commas", in: `#EXT-X-MAP:URI="a",,B=1`, want: refused},
+	{name: "M4 comma at the end and white space", in: `#EXT-X-MAP: URI = "/library/vidA/v1/x" , B=1 ,`, want: `#EXT-X-MAP: URI = "../x" , B=1 ,`},
+	{name: "M4 white space within the quotes", in: `#EXT-X-MAP:URI=" /library/vidA/v1/x "`, want: `#EXT-X-MAP:URI=" ../x "`},
+	{name: "M4 empty URI", in: `#EXT-X-MAP:URI=""`},
+	{name: "M4 no attributes", in: "#EXT-X-MAP\n#EXT-X-MAP:"},
+	{name: "M2 other attributes keep their values", in: `#EXT-X-SESSION-DATA:DATA-ID="a",VALUE="/library/vidA/v1/x",uri="/library/vidA/v1/x"`},
+	{name: "M2 unknown tag without attributes", in: "#EXT-X-TOMORROW:what \"ever, it = is\n#EXTGRP:URI\n#EXT-OATCLS-SCTE35:/DAlAAAURI=,"},
+	{name: "M2 unknown tag with a URI", in: `#EXT-X-TOMORROW:A="b",URI="/library/vidA/v1/x"`, want: `#EXT-X-TOMORROW:A="b",URI="../x"`},
+	{name: "M2 unknown tag whose URI cannot be read", in: `#EXT-X-TOMORROW:URI=/library/vidA/v1/x`, want: refused},
+	{name: "M2 unknown tag with a URI in a list that is none", in: `#EXT-X-TOMORROW:"a" b,URI="/library/vidA/v1/x"`, want: refused},
+	{name: "M2 titles are not attribute lists", in: `#EXTINF:1,URI="/library/vidA/v1/x`},
+
+	{name: "M3 query parameter behind the path", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\nseg.ts?{$t}", query: "t=//evil.example/"},
+	{name: "M3 harmless query parameter in the path", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=hd"},
+	{name: "M3 harmless query parameter in a path to rewrite", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n/library/vidA/v1/{$t}/seg.ts?{$t}", query: "a=b&t=h%64", want: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n../hd/seg.ts?{$t}"},
+	{name: "M3 query parameter that names a host", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=//evil.example", want: refused},
+	{name: "M3 query parameter that climbs", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=..", want: refused},
+	{name: "M3 query parameter that climbs, encoded", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=%2e%2E", want: refused},
+	{name: "M3 query parameter that is doubly encoded", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=%252e", want: refused},
+	{name: "M3 query parameter that completes dots", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n.{$t}/seg.ts", query: "t=.", want: refused},
+	{name: "M3 query parameter that completes a scheme", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}://x/seg.ts", query: "t=https", want: ""},
+	{name: "M3 query parameter that is empty, and leaves a path from the root", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=", want: refused},
+	{name: "M3 query parameter that is missing", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "x=1", want: refused},
+	{name: "M3 query parameter that is repeated", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=a&t=b", want: refused},
+	{name: "M3 query parameter with a line break", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=a%0A/library/vidA/v1/", want: refused},
+	{name: "M3 query parameter with a quote", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n#EXT-X-MAP:URI=\"/library/vidA/v1/{$t}\"", query: "t=%22", want: refused},
+	{name: "M3 query parameter that is malformed", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=%zz", want: refused},
+	{name: "M3 query parameter that nobody uses", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\nseg.ts", query: "t=//evil.example/"},
+	{name: "M3 variable of the origin, its own host", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"https://origin.example/library/vidA/v1\"\n{$b}/x", want: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"https://origin.example/library/vidA/v1\"\n../x"},
+	{name: "M3 variable of the origin, with a query", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"/library/vidA/v1/x?y\"\n{$b}&z?{$b}#f", want: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"/library/vidA/v1/x?y\"\n../x?y&z?{$b}#f"},
+	{name: "M3 variable of the origin, another host", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"https://cdn.example\"\n{$b}/x"},
+	{name: "M3 variable of the origin, downwards", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"../video/hd\"\n{$b}/x"},
+	{name: "M3 variable of the origin that climbs out and in", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"../..\"\n{$b}/v1/x", want: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"../..\"\n../x"},
+	{name: "M3 variable that is imported", in: "#EXT-X-DEFINE:IMPORT=\"b\"\n{$b}/x", want: refused},
+	{name: "M3 variable that is imported, in the query", in: "#EXT-X-DEFINE:IMPORT=\"b\"\n/library/vidA/v1/x?{$b}", want: "#EXT-X-DEFINE:IMPORT=\"b\"\n../x?{$b}"},
+	{name: "M3 variable that is not defined", in: "{$b}/x", want: refused},
+	{name: "M3 variable that is not defined yet", in: "{$b}/x\n#EXT-X-DEFINE:NAME=\"b\",VALUE=\"c\"", want: refused},
+	{name: "M3 variable that is not defined, in an attribute", in: "#EXT-X-MAP:URI=\"{$b}\"", want: refused},
+	{name: "M3 variable within a variable", in: "#EXT-X-DEFINE:NAME=\"a\",VALUE=\"x\"\n#EXT-X-DEFINE:NAME=\"b\",VALUE=\"{$a}\"\n{$b}/x", want: refused},
+	{name: "M3 values that make another variable", in: "#EXT-X-DEFINE:NAME=\"a\",VALUE=\"{\"\n/library/vidA/v1/{$a}$a}", want: refused},
+	{name: "M3 what is not a variable", in: "{$}/{$a b}/{$/{x}/x{$"},
+	{name: "M3 defined twice", in: "#EXT-X-DEFINE:NAME=\"a\",VALUE=\"x\"\n#EXT-X-DEFINE:QUERYPARAM=\"a\"", want: refused},
+	{name: "M3 definition of nothing", in: "#EXT-X-DEFINE:VALUE=\"x\"", want: refused},
+	{name: "M3 definition without a value", in: "#EXT-X-DEFINE:NAME=\"x\"", want: refused},
+	{name: "M3 definition of two kinds", in: "#EXT-X-DEFINE:NAME=\"x\",VALUE=\"y\",IMPORT=\"z\"", want: refused},
+	{name: "M3 definition with two values", in: "#EXT-X-DEFINE:NAME=\"x\",VALUE=\"y\",VALUE=\"z\"", want: refused},
+	{name: "M3 definition without quotes", in: "#EXT-X-DEFINE:NAME=x,VALUE=\"y\"", want: refused},
+	{name: "M3 too many definitions", in: definitions(257), want: refused},
+	{name: "M3 many definitions", in: definitions(256)},
+}
+
+func definitions(n int) string {
+	var b strings.Builder
+	for i := range n {
+		b.WriteString("#EXT-X-DEFINE:NAME=\"v" + strings.Repeat("v", i) + "\",VALUE=\"\"\n")
+	}
+	return b.String()
+}
+
+func TestHLS(t *testing.T) {
+	t.Parallel()
+	for _, tc := range hlsCases {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			check(t, manifest.HLS, "#EXTM3U\n", tc.in, tc.query, tc.want)
+		})
+	}
+}
+
+// check compares what becomes of a manifest.
+func check(t *testing.T, f manifest.Format, before, in, query, want string) {
+	t.Helper()
+	got, _, err := manifest.Rewrite(nil, []byte(before+in), f, here, query)
+	if want == refused {
+		if !errors.Is(err, manifest.ErrInvalid) || got != nil {
+			t.Fatalf("Rewrite = %q, %v, want ErrInvalid", got, err)
+		}
+		// An error ends up in logs, and URIs may carry secrets.
+		if strings.Contains(err.Error(), "library") || strings.Contains(err.Error(), "evil") {
+			t.Errorf("error %q contains a URI", err)
+		}
+		return
+	}
+	if want == "" {
+		want = in
+	}
+	if err != nil || string(got) != before+want {
+		t.Errorf("Rewrite = %q, %v, want %q", got, err, before+want)
+	}
+}
+
+// What is not a playlist is not passed on as one.
+func TestHLSFirstLine(t *testing.T) {
+	t.Parallel()
+	for body, ok := range map[string]bool{
+		"#EXTM3U":                           true,
+		"#EXTM3U\r\n":                       true,
+		"\ufeff#EXTM3U\n":                   true,
+		"#EXTM3U x-tvg-url=\"/epg\"\n":      true,
+		"":                                  false,
+		"\n#EXTM3U\n":                       false,
+		" #EXTM3U\n":                        false,
+		"#EXTM3U8\n":                        false,
+		"#extm3u\n":                         false,
+		"\ufeff\ufeff#EXTM3U\n":             false,
+		"<!doctype html>":                   false,
+		"\xff\xfe#\x00E\x00X\x00T\x00M\x00": false,
+	} {
+		if _, _, err := manifest.Rewrite(nil, []byte(body), manifest.HLS, here, ""); (err == nil) != ok {
+			t.Errorf("Rewrite(%q): %v", body, err)
+		}
+	}
+}

@@ -1,0 +1,234 @@
+package manifest_test
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/manifest"
+)
+
+var update = flag.Bool("update", false, "write the golden files of testdata anew")
+
+// here is where the manifests of the tests stand.
+var here = manifest.Location{
+	Path:   "/library/vidA/v1/manifest/video.m3u8",
+	Folder: "/library/vidA/v1/",
+	Hosts:  []string{"origin.example", "origin.example:8443"},
+}
+
+// cloudflare is a folder right below the root, as Cloudflare Stream has them.
+var cloudflare = manifest.Location{
+	Path:   "/ea95132c15732412d22c1476fa83f27a/manifest/video.mpd",
+	Folder: "/ea95132c15732412d22c1476fa83f27a/",
+}
+
+// TestGolden compares whole manifests. The inputs are <name>, what they become
+// is <name>.golden.
+func TestGolden(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		file  string
+		at    manifest.Location
+		query string
+		want  manifest.Stats
+	}{
+		{file: "tags.m3u8", at: here, want: manifest.Stats{Rewritten: 51, Left: 37, Outside: 17}},
+		{file: "master.m3u8", at: here, want: manifest.Stats{Rewritten: 9, Left: 4}},
+		{file: "media.m3u8", at: here, want: manifest.Stats{Rewritten: 5, Left: 4}},
+		{file: "lowlatency.m3u8", at: here, want: manifest.Stats{Rewritten: 9, Left: 8}},
+		{file: "delta.m3u8", at: here, want: manifest.Stats{Rewritten: 3, Left: 3}},
+		{file: "define.m3u8", at: here, query: "session=abc-123&x=1", want: manifest.Stats{Rewritten: 2, Left: 5, Outside: 1}},
+		{file: "cloudflare.m3u8", at: cloudflare, want: manifest.Stats{Rewritten: 4, Left: 1}},
+		{file: "relative.m3u8", at: here, want: manifest.Stats{Left: 7}},
+		{file: "tags.mpd", at: here, want: manifest.Stats{Rewritten: 63, Left: 46, Outside: 20}},
+		{file: "template.mpd", at: here, want: manifest.Stats{Rewritten: 2, Left: 2}},
+		{file: "list.mpd", at: here, want: manifest.Stats{Rewritten: 3, Left: 2}},
+		{file: "nested.mpd", at: here, want: manifest.Stats{Rewritten: 1, Left: 10}},
+		{file: "dynamic.mpd", at: here, want: manifest.Stats{Rewritten: 5, Left: 3, Outside: 1}},
+		{file: "periods.mpd", at: here, want: manifest.Stats{Rewritten: 2, Left: 5, Outside: 3}},
+		{file: "hostroot.mpd", at: here, want: manifest.Stats{Rewritten: 6, Left: 1}},
+		{file: "cloudflare.mpd", at: cloudflare, want: manifest.Stats{Rewritten: 2}},
+		{file: "patch.mpd", at: here, want: manifest.Stats{Rewritten: 6, Left: 1}},
+	}
+	for _, tc := range tests {
+		t.Run(tc.file, func(t *testing.T) {
+			t.Parallel()
+			in := readFile(t, tc.file)
+			got, stats, err := manifest.Rewrite(nil, in, manifest.Sniff(in), tc.at, tc.query)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if *update {
+				if err := os.WriteFile(filepath.Join("testdata", tc.file+".golden"), got, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if diff := cmp.Diff(string(readFile(t, tc.file+".golden")), string(got)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tc.want, stats); diff != "" {
+				t.Errorf("stats (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func readFile(tb testing.TB, name string) []byte {
+	tb.Helper()
+	body, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return body
+}
+
+func TestSniff(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, body string
+		want       manifest.Format
+	}{
+		{"playlist", "#EXTM3U\n", manifest.HLS},
+		{"M1 playlist with a byte order mark", "\ufeff#EXTM3U\r\n", manifest.HLS},
+		{"M10 playlist cut short", "#EXTM3U", manifest.HLS},
+		{"other comment", "#EXTINF:6,\n", 0},
+		{"not at the start", "\n#EXTM3U\n", 0},
+		{"MPD", "<MPD/>", manifest.DASH},
+		{"MPD with all that may come before", "\ufeff<?xml version=\"1.0\"?>\n<!-- <html> -->\n<?x y?>\r\n\t<MPD xmlns=\"a\">", manifest.DASH},
+		{"M7 MPD behind a document type, which is to be refused and not passed", "<!DOCTYPE MPD [<!ENTITY a \"]>\"><!ENTITY b 'c'>]><MPD>", manifest.DASH},
+		{"M7 prefixed MPD", "<dash:MPD xmlns:dash='a'>", manifest.DASH},
+		{"patch", "<Patch mpdId=\"1\">", manifest.DASH},
+		{"longer name", "<MPDX>", 0},
+		{"M10 HTML", "<!doctype html><html><body>MPD</body></html>", 0},
+		{"MP4", "\x00\x00\x00\x18ftypmp42", 0},
+		{"comment without end", "<!-- <MPD>", 0},
+		{"empty", "", 0},
+		{"only white space", " \n", 0},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			if got := manifest.Sniff([]byte(tc.body)); got != tc.want {
+				t.Errorf("Sniff(%q) = %d, want %d", tc.body, got, tc.want)
+			}
+		})
+	}
+}
+
+// On error a caller must not be able to send half a manifest.
+func TestErrorReturnsWhatWasThere(t *testing.T) {
+	t.Parallel()
+	dst := append(make([]byte, 0, 4096), "before"...)
+	for _, body := range []string{"", "#EXTM3U\n/library/vidA/v1/1.ts\n#EXT-X-KEY:URI=\"", "<MPD><BaseURL>/library/vidA/v1/</BaseURL>"} {
+		f := manifest.Sniff([]byte(body))
+		if f == 0 {
+			f = manifest.HLS
+		}
+		got, stats, err := manifest.Rewrite(dst, []byte(body), f, here, "")
+		if !errors.Is(err, manifest.ErrInvalid) || string(got) != "before" || stats != (manifest.Stats{}) {
+			t.Errorf("Rewrite(%q) = %q, %v, %v", body, got, stats, err)
+		}
+	}
+	got, _, err := manifest.Rewrite(dst, []byte("#EXTM3U\n/library/vidA/v1/1.ts\n"), manifest.HLS, here, "")
+	if want := "before#EXTM3U\n../1.ts\n"; string(got) != want || err != nil {
+		t.Errorf("Rewrite = %q, %v, want %q", got, err, want)
+	}
+}
+
+// M8: what is too large is refused before it is looked at.
+func TestSizeIsBounded(t *testing.T) {
+	t.Parallel()
+	body := append([]byte("#EXTM3U\n"), bytes.Repeat([]byte("\n"), manifest.MaxSize)...)
+	if _, _, err := manifest.Rewrite(nil, body, manifest.HLS, here, ""); !errors.Is(err, manifest.ErrInvalid) {
+		t.Errorf("%d bytes: %v, want ErrInvalid", len(body), err)
+	}
+	if _, _, err := manifest.Rewrite(nil, body[:manifest.MaxSize], manifest.HLS, here, ""); err != nil {
+		t.Errorf("%d bytes: %v", manifest.MaxSize, err)
+	}
+}
+
+// A location that is not one is the caller's mistake, not that of a manifest.
+func TestLocationIsChecked(t *testing.T) {
+	t.Parallel()
+	for _, at := range []manifest.Location{
+		{},
+		{Path: "/a/b", Folder: "/a"},
+		{Path: "a/b", Folder: "a/"},
+		{Path: "/b/c", Folder: "/a/"},
+		{Path: "/a/../b", Folder: "/a/"},
+		{Path: "/a/%2e%2E/b", Folder: "/a/"},
+		{Path: `/a/b\c`, Folder: "/a/"},
+		{Path: "/a/b?c", Folder: "/a/"},
+	} {
+		_, _, err := manifest.Rewrite(nil, []byte("#EXTM3U\n"), manifest.HLS, at, "")
+		if err == nil || errors.Is(err, manifest.ErrInvalid) {
+			t.Errorf("Rewrite at %+v: %v", at, err)
+		}
+		if mapped, inside := at.Map("x"); mapped != "x" || inside {
+			t.Errorf("Map at %+v = %q, %t", at, mapped, inside)
+		}
+	}
+}
+
+// M11: resolving dot segments must take linear time: 8 MiB of them, as one chain
+// and as many, would take hours in quadratic time. And each URI is resolved in
+// memory that is there already. (Not parallel: allocations are counted for the
+// whole process.)
+func TestWorkIsLinear(t *testing.T) {
+	chain := strings.Repeat("../", 2_700_000)
+	for _, uri := range []string{chain, chain + "library/vidA/v1/x", strings.Repeat("a/../", 1_600_000), strings.Repeat("/", 8_000_000)} {
+		for _, format := range []string{"#EXTM3U\n%\n", `<MPD><SegmentTemplate media="%"/></MPD>`, `<MPD><BaseURL>%</BaseURL></MPD>`} {
+			body := []byte(strings.Replace(format, "%", uri, 1))
+			if _, _, err := manifest.Rewrite(nil, body, manifest.Sniff(body), here, ""); err != nil {
+				t.Errorf("%.20s of %.20s: %v", uri, format, err)
+			}
+		}
+	}
+	for _, tc := range []struct{ before, each, after string }{
+		{"#EXTM3U\n", "../../../../../../../../../library/vidA/v1/video/1.ts\n", ""},
+		{"#EXTM3U\n", "#EXT-X-PART:DURATION=0.3,URI=\"https://origin.example/library/vidA/v1/1.ts\"\n", ""},
+		{"<MPD><BaseURL>../x/</BaseURL>", `<SegmentURL media="../../../../../../../library/vidA/v1/1.ts?a&amp;b"/>`, "</MPD>"},
+	} {
+		allocations := func(n int) float64 {
+			body := []byte(tc.before + strings.Repeat(tc.each, n) + tc.after)
+			dst := make([]byte, 0, 2*len(body))
+			return testing.AllocsPerRun(5, func() {
+				_, stats, err := manifest.Rewrite(dst, body, manifest.Sniff(body), here, "")
+				if err != nil || stats.Rewritten < n {
+					t.Errorf("%q: %v, %v", tc.each, stats, err)
+				}
+			})
+		}
+		if few, many := allocations(1000), allocations(10_000); many > few+2 {
+			t.Errorf("%q: %v allocations for 1,000 URIs, %v for 10,000", tc.each, few, many)
+		}
+	}
+}
+
+// A manifest whose parts are short, but become long when rewritten, must not
+// become a multiple of itself.
+func TestGrowthIsBounded(t *testing.T) {
+	t.Parallel()
+	deep := here
+	deep.Path = deep.Folder + strings.Repeat("a/", 1000) + "video.m3u8"
+	for name, body := range map[string]string{
+		"deep location": "#EXTM3U\n" + strings.Repeat("/library/vidA/v1/x\n", 10_000),
+		"variables": "#EXTM3U\n#EXT-X-DEFINE:NAME=\"a\",VALUE=\"" + strings.Repeat("a", 2000) + "\"\n" +
+			strings.Repeat("/library/vidA/v1/{$a}{$a}\n", 10_000),
+		"variables that change nothing": "#EXTM3U\n#EXT-X-DEFINE:NAME=\"a\",VALUE=\"" + strings.Repeat("a", 2000) + "\"\n" +
+			strings.Repeat("{$a}{$a}\n", 10_000),
+		"BaseURL": "<MPD><BaseURL>" + strings.Repeat("a/", 900) + "</BaseURL>" + strings.Repeat(`<SegmentURL media="/library/vidA/v1/x"/>`, 10_000) + "</MPD>",
+	} {
+		_, _, err := manifest.Rewrite(nil, []byte(body), manifest.Sniff([]byte(body)), deep, "")
+		if !errors.Is(err, manifest.ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+		}
+	}
+}

@@ -1,0 +1,311 @@
+package manifest_test
+
+import (
+	"bytes"
+	"encoding/xml"
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/signed-playback/caddy-signed-playback/manifest"
+)
+
+// This file is a slow and obvious second opinion: what a browser makes of URIs
+// and manifests. It shares no code with the package.
+
+// spot is where a browser ends up. odd marks a URI that does not write the host
+// the way RFC 3986 does, which the package is free to leave alone.
+type spot struct {
+	host string // or, for other schemes, the whole URI
+	path string
+	odd  bool
+}
+
+const (
+	originHost = "origin.example"
+	viewerHost = "gw.example"
+	viewerRoot = "/mount/TOKEN/"
+)
+
+func originSpot(at manifest.Location) spot { return spot{host: originHost, path: at.Path} }
+
+func viewerSpot(at manifest.Location) spot {
+	return spot{host: viewerHost, path: viewerRoot + strings.TrimPrefix(at.Path, at.Folder)}
+}
+
+var schemePattern = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:`)
+
+// visit follows a URI as the URL standard, section 4.4, has a browser do on an
+// https page.
+func visit(from spot, uri string) spot {
+	uri = strings.TrimFunc(uri, func(r rune) bool { return r <= ' ' })
+	uri = strings.NewReplacer("\t", "", "\n", "", "\r", "").Replace(uri)
+	uri, _, _ = strings.Cut(uri, "#")
+	uri, _, _ = strings.Cut(uri, "?")
+	scheme := strings.ToLower(schemePattern.FindString(uri))
+	if scheme != "" && scheme != "http:" && scheme != "https:" {
+		return spot{host: uri, odd: from.odd}
+	}
+	rest := strings.ReplaceAll(uri[len(scheme):], `\`, "/")
+	slashes := len(rest) - len(strings.TrimLeft(rest, "/"))
+	if slashes >= 2 || scheme == "http:" {
+		host, path, _ := strings.Cut(rest[slashes:], "/")
+		odd := slashes != 2 || strings.ContainsAny(host, "@%") || strings.HasSuffix(uri[:len(uri)-len(path)], `\`)
+		host = host[strings.LastIndex(host, "@")+1:]
+		host = strings.TrimSuffix(strings.ToLower(host), ":")
+		if scheme != "https:" {
+			host = strings.TrimSuffix(host, ":80")
+		}
+		if scheme != "http:" {
+			host = strings.TrimSuffix(host, ":443")
+		}
+		if host == originHost+":8443" {
+			host = originHost
+		}
+		return spot{host, clean("/" + path), odd}
+	}
+	if !strings.HasPrefix(from.path, "/") {
+		return spot{host: from.host, odd: from.odd} // nothing is relative to these
+	}
+	odd := from.odd || scheme != ""
+	switch {
+	case slashes == 1:
+		return spot{from.host, clean(rest), odd}
+	case rest == "":
+		return spot{from.host, from.path, odd}
+	}
+	return spot{from.host, clean(from.path[:strings.LastIndex(from.path, "/")+1] + rest), odd}
+}
+
+// clean removes dot segments.
+func clean(path string) string {
+	var kept []string
+	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	for i, s := range segments {
+		last := i == len(segments)-1
+		switch strings.ReplaceAll(strings.ToLower(s), "%2e", ".") {
+		case ".":
+			if last {
+				kept = append(kept, "")
+			}
+		case "..":
+			kept = kept[:max(len(kept)-1, 0)]
+			if last {
+				kept = append(kept, "")
+			}
+		default:
+			kept = append(kept, s)
+		}
+	}
+	return "/" + strings.Join(kept, "/")
+}
+
+// judge says what is wrong with writing got for want, resolved on the origin and
+// by the viewer; "" if nothing is.
+func judge(at manifest.Location, origin, viewer spot, before, after string) string {
+	tail, inside := strings.CutPrefix(origin.path, at.Folder)
+	switch {
+	case before != after && viewer.host != viewerHost:
+		return "something was written that leads to another host"
+	case before != after && !strings.HasPrefix(viewer.path, viewerRoot):
+		return "something was written that leads out of the viewer's folder"
+	case origin.host == originHost && inside && viewer != (spot{viewerHost, viewerRoot + tail, viewer.odd}) && !(origin.odd && before == after):
+		return "a file in the folder is not where the viewer looks for it"
+	case origin.host != originHost && before != after:
+		return "a foreign URI was changed"
+	case origin.host != originHost && origin != viewer:
+		return "a foreign URI leads elsewhere for the viewer"
+	case origin.host == originHost && !inside && before != after && !strings.Contains(origin.path, "%"):
+		return "a URI outside of the folder was changed"
+	}
+	return ""
+}
+
+// hlsURIs returns the URIs of an HLS line, and what is left without them.
+func hlsURIs(line string) (uris []string, rest string) {
+	line = strings.TrimSuffix(line, "\r")
+	if !strings.HasPrefix(line, "#") {
+		uri := strings.TrimFunc(line, func(r rune) bool { return r <= ' ' })
+		if uri == "" {
+			return nil, line
+		}
+		return []string{uri}, strings.Replace(line, uri, "", 1)
+	}
+	tag, list, ok := strings.Cut(line, ":")
+	if !ok || !strings.HasPrefix(line, "#EXT") || strings.HasPrefix(line, "#EXTINF") {
+		return nil, line
+	}
+	rest = tag
+	quoted := false
+	items := strings.FieldsFunc(list, func(r rune) bool {
+		if r == '"' {
+			quoted = !quoted
+		}
+		return r == ',' && !quoted
+	})
+	for _, item := range items {
+		name, value, _ := strings.Cut(item, "=")
+		switch strings.TrimSpace(name) {
+		case "URI", "SERVER-URI", "X-ASSET-URI", "X-ASSET-LIST":
+			if quoted := strings.Trim(value, " \t"); len(quoted) >= 2 && quoted[0] == '"' {
+				uri := strings.TrimFunc(strings.Trim(quoted, `"`), func(r rune) bool { return r <= ' ' })
+				uris = append(uris, uri)
+				item = name + "=" + strings.Replace(value, uri, "", 1)
+			}
+		}
+		rest += "," + item
+	}
+	return uris, rest
+}
+
+// node is an element of an MPD.
+type node struct {
+	name     string
+	attrs    []xml.Attr
+	text     string
+	children []*node
+}
+
+// tree parses an MPD; nil if encoding/xml does not like it.
+func tree(doc []byte) *node {
+	d := xml.NewDecoder(strings.NewReader(normalize(doc)))
+	root := &node{}
+	stack := []*node{root}
+	for {
+		t, err := d.Token()
+		if err == io.EOF && len(stack) == 1 && len(root.children) == 1 {
+			return root.children[0]
+		}
+		if err != nil {
+			return nil
+		}
+		top := stack[len(stack)-1]
+		switch t := t.(type) {
+		case xml.StartElement:
+			n := &node{name: t.Name.Local, attrs: slices.Clone(t.Attr)}
+			top.children = append(top.children, n)
+			stack = append(stack, n)
+		case xml.EndElement:
+			stack = stack[:len(stack)-1]
+		case xml.CharData:
+			top.text += string(t)
+		}
+	}
+}
+
+// normalize makes spaces of the line breaks in tags, which encoding/xml forgets
+// to do in attributes.
+func normalize(doc []byte) string {
+	d := xml.NewDecoder(bytes.NewReader(doc))
+	var b strings.Builder
+	for {
+		from := d.InputOffset()
+		t, err := d.RawToken()
+		if err != nil {
+			return b.String() + string(doc[from:])
+		}
+		raw := string(doc[from:d.InputOffset()])
+		if _, ok := t.(xml.StartElement); ok {
+			raw = strings.NewReplacer("\t", " ", "\r", " ", "\n", " ").Replace(raw)
+		}
+		b.WriteString(raw)
+	}
+}
+
+// finding is a URI in an MPD, with all the places that it may lead to.
+type finding struct {
+	uri  string
+	at   []spot
+	base bool // a BaseURL
+}
+
+// mpdURIs returns the URIs of an MPD, and what is left without them. ok is false
+// if there are too many alternatives to follow.
+func mpdURIs(n *node, document spot) (found []finding, rest string, ok bool) {
+	ok = true
+	add := func(uri string, from []spot) []spot {
+		f := finding{uri: strings.TrimFunc(uri, func(r rune) bool { return r <= ' ' })}
+		for _, s := range from {
+			f.at = append(f.at, visit(s, f.uri))
+		}
+		found = append(found, f)
+		return f.at
+	}
+	var b strings.Builder
+	var walk func(n *node, outer []spot, opaque bool)
+	walk = func(n *node, outer []spot, opaque bool) {
+		b.WriteString("<" + n.name)
+		for _, a := range n.attrs {
+			value := a.Value
+			isTime := n.name == "UTCTiming" && a.Name.Local == "value" && slices.ContainsFunc(n.attrs, func(a xml.Attr) bool {
+				return a.Name.Local == "schemeIdUri" && strings.HasPrefix(a.Value, "urn:mpeg:dash:utc:http-")
+			})
+			switch {
+			case opaque:
+			case isTime:
+				for uri := range strings.FieldsSeq(value) {
+					add(uri, outer)
+				}
+				value = ""
+			case isMPDAttribute(n.name, a.Name):
+				add(value, outer)
+				value = ""
+			}
+			b.WriteString(" " + a.Name.Space + ":" + a.Name.Local + "=" + value)
+		}
+		b.WriteString(">")
+		opaqueInside := opaque || n.name == "ContentProtection" || n.name == "EventStream"
+		inner := outer
+		var bases []spot
+		for _, c := range n.children {
+			if c.name == "BaseURL" && !opaqueInside {
+				bases = append(bases, add(c.text, outer)...)
+				found[len(found)-1].base = true
+			}
+		}
+		if len(bases) > 0 {
+			inner = bases
+		}
+		ok = ok && len(inner) < 256
+		for _, c := range n.children {
+			text := c.text
+			switch {
+			case opaqueInside || !ok:
+			case c.name == "BaseURL":
+				text = ""
+			case c.name == "Location", c.name == "PatchLocation":
+				add(text, []spot{document})
+				text = ""
+			case c.name == "ContentSteering":
+				add(text, inner)
+				text = ""
+			}
+			b.WriteString(strings.TrimSpace(text))
+			if ok {
+				walk(c, inner, opaqueInside)
+			}
+		}
+		b.WriteString("</>")
+	}
+	walk(n, []spot{document}, false)
+	return found, b.String(), ok
+}
+
+func isMPDAttribute(element string, name xml.Name) bool {
+	switch {
+	case name.Local == "href":
+		return name.Space == "xlink" || name.Space == "http://www.w3.org/1999/xlink"
+	case name.Space != "":
+		return false
+	case name.Local == "sourceURL":
+		return true
+	case element == "SegmentURL":
+		return name.Local == "media" || name.Local == "index"
+	case element == "InitializationSet":
+		return name.Local == "initialization"
+	case element == "SegmentTemplate":
+		return slices.Contains([]string{"media", "initialization", "index", "bitstreamSwitching"}, name.Local)
+	}
+	return false
+}

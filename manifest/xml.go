@@ -1,0 +1,356 @@
+package manifest
+
+import (
+	"bytes"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// span is a range of bytes of the source.
+type span struct{ from, to int }
+
+type tokenKind int
+
+const (
+	tokenEnd      tokenKind = iota // of the document
+	tokenStart                     // a start tag
+	tokenEmpty                     // an empty-element tag
+	tokenClose                     // an end tag
+	tokenText                      // character data; references are checked
+	tokenVerbatim                  // the content of a CDATA section
+	tokenOther                     // a comment or a processing instruction
+)
+
+type xmlToken struct {
+	kind tokenKind
+	span        // of the tag, the text, or the content of the CDATA section
+	name []byte // of a tag, with its prefix
+}
+
+type xmlAttribute struct {
+	name  []byte // with its prefix
+	value span   // without the quotes; references are checked
+}
+
+// scanner splits an XML document into tokens that remember where they stand,
+// which encoding/xml does not for attributes. It reads the XML 1.0 that
+// manifests are written in: UTF-8 and no document type, so no entities but the
+// five that are predefined, and nothing to fetch or to blow up.
+type scanner struct {
+	src        []byte
+	pos        int
+	attributes []xmlAttribute // of the last start tag
+}
+
+func newScanner(src []byte) (*scanner, error) {
+	if !utf8.Valid(src) {
+		return nil, invalid("not UTF-8")
+	}
+	s := &scanner{src: src}
+	if bytes.HasPrefix(src, byteOrderMark) {
+		s.pos = len(byteOrderMark)
+	}
+	return s, s.declaration()
+}
+
+// declaration skips the XML declaration, if there is one. A player that believed
+// in another encoding would read other URIs.
+func (s *scanner) declaration() error {
+	rest := s.src[s.pos:]
+	if !bytes.HasPrefix(rest, []byte("<?xml")) || len(rest) == 5 || nameByte[rest[5]] {
+		return nil
+	}
+	end := after(rest, "?>")
+	if end < 0 {
+		return s.invalid("the XML declaration does not end")
+	}
+	inner := &scanner{src: s.src[:s.pos+end-2], pos: s.pos + 5}
+	for {
+		a, ok, err := inner.attribute()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		if string(a.name) == "encoding" && !strings.EqualFold(string(s.src[a.value.from:a.value.to]), "utf-8") {
+			return s.invalid("an encoding other than UTF-8")
+		}
+	}
+	if inner.pos != len(inner.src) {
+		return s.invalid("a malformed XML declaration")
+	}
+	s.pos += end
+	return nil
+}
+
+// next returns the next token.
+func (s *scanner) next() (xmlToken, error) {
+	start := s.pos
+	if start == len(s.src) {
+		return xmlToken{}, nil
+	}
+	if s.src[start] != '<' {
+		length := bytes.IndexByte(s.src[start:], '<')
+		if length < 0 {
+			length = len(s.src) - start
+		}
+		s.pos += length
+		text := span{start, s.pos}
+		return xmlToken{kind: tokenText, span: text}, s.checkReferences(text)
+	}
+	rest := s.src[start:]
+	if len(rest) < 2 {
+		return xmlToken{}, s.invalid("a tag does not end")
+	}
+	switch rest[1] {
+	case '?':
+		if len(rest) > 5 && strings.EqualFold(string(rest[2:5]), "xml") && !nameByte[rest[5]] {
+			return xmlToken{}, s.invalid("an XML declaration that is not at the start")
+		}
+		return s.until("?>", xmlToken{kind: tokenOther, span: span{start, 0}})
+	case '!':
+		switch {
+		case bytes.HasPrefix(rest, []byte("<!--")):
+			s.pos += len("<!--")
+			return s.until("-->", xmlToken{kind: tokenOther, span: span{start, 0}})
+		case bytes.HasPrefix(rest, []byte("<![CDATA[")):
+			s.pos += len("<![CDATA[")
+			t, err := s.until("]]>", xmlToken{kind: tokenVerbatim, span: span{s.pos, 0}})
+			t.to -= len("]]>")
+			return t, err
+		}
+		return xmlToken{}, s.invalid("a document type, or another declaration")
+	case '/':
+		s.pos += 2
+		name := s.name()
+		s.space()
+		if len(name) == 0 || !s.skip('>') {
+			return xmlToken{}, s.invalid("a malformed end tag")
+		}
+		return xmlToken{kind: tokenClose, span: span{start, s.pos}, name: name}, nil
+	}
+	return s.startTag()
+}
+
+// until ends a token behind a mark.
+func (s *scanner) until(mark string, t xmlToken) (xmlToken, error) {
+	length := after(s.src[s.pos:], mark)
+	if length < 0 {
+		return xmlToken{}, s.invalid("a %s is missing", mark)
+	}
+	s.pos += length
+	t.to = s.pos
+	return t, nil
+}
+
+func (s *scanner) startTag() (xmlToken, error) {
+	t := xmlToken{kind: tokenStart, span: span{from: s.pos}}
+	s.pos++
+	if t.name = s.name(); len(t.name) == 0 {
+		return xmlToken{}, s.invalid("a tag has no proper name")
+	}
+	s.attributes = s.attributes[:0]
+	for {
+		a, ok, err := s.attribute()
+		if err != nil {
+			return xmlToken{}, err
+		}
+		if !ok {
+			break
+		}
+		s.attributes = append(s.attributes, a)
+	}
+	if s.skip('/') {
+		t.kind = tokenEmpty
+	}
+	if !s.skip('>') {
+		return xmlToken{}, s.invalid("a malformed start tag")
+	}
+	t.to = s.pos
+	return t, nil
+}
+
+// attribute reads an attribute and the white space around it. ok is false if
+// there is none.
+func (s *scanner) attribute() (a xmlAttribute, ok bool, err error) {
+	separated := s.space()
+	if a.name = s.name(); len(a.name) == 0 {
+		return xmlAttribute{}, false, nil
+	}
+	s.space()
+	if !separated || !s.skip('=') {
+		return xmlAttribute{}, false, s.invalid("a malformed attribute")
+	}
+	s.space()
+	if s.pos == len(s.src) || s.src[s.pos] != '"' && s.src[s.pos] != '\'' {
+		return xmlAttribute{}, false, s.invalid("an attribute is not quoted")
+	}
+	quote := s.src[s.pos]
+	s.pos++
+	length := bytes.IndexByte(s.src[s.pos:], quote)
+	if length < 0 {
+		return xmlAttribute{}, false, s.invalid("the quotes of an attribute are not balanced")
+	}
+	a.value = span{s.pos, s.pos + length}
+	if bytes.IndexByte(s.src[a.value.from:a.value.to], '<') >= 0 {
+		return xmlAttribute{}, false, s.invalid("a < within an attribute")
+	}
+	if err := s.checkReferences(a.value); err != nil {
+		return xmlAttribute{}, false, err
+	}
+	s.pos = a.value.to + 1
+	return a, true, nil
+}
+
+// name reads a name. It is empty if there is none.
+func (s *scanner) name() []byte {
+	start := s.pos
+	if start == len(s.src) || !nameByte[s.src[start]] || strings.IndexByte("-.0123456789", s.src[start]) >= 0 {
+		return nil
+	}
+	for s.pos < len(s.src) && nameByte[s.src[s.pos]] {
+		s.pos++
+	}
+	return s.src[start:s.pos]
+}
+
+func (s *scanner) space() bool {
+	start := s.pos
+	for s.pos < len(s.src) && xmlSpace(s.src[s.pos]) {
+		s.pos++
+	}
+	return s.pos > start
+}
+
+func (s *scanner) skip(c byte) bool {
+	if s.pos < len(s.src) && s.src[s.pos] == c {
+		s.pos++
+		return true
+	}
+	return false
+}
+
+// checkReferences refuses references to entities that are not predefined: without
+// a document type there are none.
+func (s *scanner) checkReferences(in span) error {
+	for rest := s.src[in.from:in.to]; ; {
+		i := bytes.IndexByte(rest, '&')
+		if i < 0 {
+			return nil
+		}
+		_, size := dereference(rest[i:])
+		if size == 0 {
+			return s.invalid("a malformed reference, or one to an unknown entity")
+		}
+		rest = rest[i+size:]
+	}
+}
+
+func (s *scanner) invalid(format string, args ...any) error {
+	return invalid("offset %d: "+format, append([]any{s.pos}, args...)...)
+}
+
+// dereference reads a character or entity reference. The size is 0 if it is none.
+func dereference(b []byte) (r rune, size int) {
+	const longest = len("&#x0010ffff;")
+	end := bytes.IndexByte(b[:min(len(b), longest)], ';')
+	if end < 0 {
+		return 0, 0
+	}
+	name := string(b[1:end])
+	switch name {
+	case "amp":
+		return '&', end + 1
+	case "lt":
+		return '<', end + 1
+	case "gt":
+		return '>', end + 1
+	case "quot":
+		return '"', end + 1
+	case "apos":
+		return '\'', end + 1
+	}
+	digits, ok := strings.CutPrefix(name, "#")
+	base := 10
+	if hex, isHex := strings.CutPrefix(digits, "x"); isHex {
+		digits, base = hex, 16
+	}
+	n, err := strconv.ParseUint(digits, base, 32)
+	if !ok || err != nil || n == 0 || n > utf8.MaxRune || !utf8.ValidRune(rune(n)) {
+		return 0, 0
+	}
+	return rune(n), end + 1
+}
+
+// nameByte are the bytes of names. Those beyond ASCII are not told apart.
+var nameByte = func() (set [256]bool) {
+	for c := range 256 {
+		b := byte(c)
+		set[c] = c >= 0x80 || '0' <= b && b <= '9' || 'a' <= b|0x20 && b|0x20 <= 'z' || strings.IndexByte("-._:", b) >= 0
+	}
+	return set
+}()
+
+func xmlSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\t' || c == '\r' }
+
+// local returns a name without its prefix.
+func local(name []byte) []byte {
+	return name[bytes.LastIndexByte(name, ':')+1:]
+}
+
+// decodeReference decodes an XML value up to the query or the fragment of the URI
+// that it holds. suffix is the rest, undecoded, for it is written as it was.
+func decodeReference(dst, value []byte, kind valueKind) (ref, suffix []byte) {
+	for i := 0; i < len(value); {
+		c := value[i]
+		r, size := rune(c), 1
+		switch {
+		case kind != verbatimValue && c == '&':
+			r, size = dereference(value[i:])
+		case kind == attributeValue && xmlSpace(c):
+			r = ' ' // XML 1.0 section 3.3.3
+		case c >= utf8.RuneSelf:
+			dst = append(dst, c)
+			i++
+			continue
+		}
+		if r == '?' || r == '#' {
+			return dst, value[i:]
+		}
+		dst = utf8.AppendRune(dst, r)
+		i += size
+	}
+	return dst, nil
+}
+
+// valueKind is how a value is written in XML.
+type valueKind int
+
+const (
+	textValue valueKind = iota
+	attributeValue
+	verbatimValue // in a CDATA section
+)
+
+// appendEscaped appends a value such that it can stand in text and in quotes.
+func appendEscaped(dst, value []byte) []byte {
+	for _, c := range value {
+		switch c {
+		case '&':
+			dst = append(dst, "&amp;"...)
+		case '<':
+			dst = append(dst, "&lt;"...)
+		case '>':
+			dst = append(dst, "&gt;"...)
+		case '"':
+			dst = append(dst, "&quot;"...)
+		case '\'':
+			dst = append(dst, "&apos;"...)
+		default:
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}
