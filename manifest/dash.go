@@ -68,6 +68,9 @@ type prefix struct {
 	xlink bool
 }
 
+// rewriteDASH rewrites an MPD or a patch. What a patch brings into an MPD is
+// resolved as if it stood in an MPD in the patch's own folder without BaseURLs
+// other than the patch's, for the MPD itself is not at hand.
 func rewriteDASH(dst, src []byte, at Location) ([]byte, Stats, error) {
 	m := newMapper(at)
 	d := &mpd{mapper: m, src: src, here: []*place{m.document()}}
@@ -284,9 +287,9 @@ func (d *mpd) isXLink(name []byte) bool {
 	if !ok {
 		return false
 	}
-	for i := len(d.prefixes) - 1; i >= 0; i-- {
-		if bytes.Equal(d.prefixes[i].name, before) {
-			return d.prefixes[i].xlink
+	for _, p := range slices.Backward(d.prefixes) {
+		if bytes.Equal(p.name, before) {
+			return p.xlink
 		}
 	}
 	return string(before) == "xlink"
@@ -460,14 +463,7 @@ func (d *mpd) decode(in span, kind valueKind) (trimmed span, ref, suffix []byte)
 		return in, ref, suffix
 	}
 	d.decoded, suffix = decodeReference(d.decoded[:0], value, kind)
-	ref = d.decoded
-	for len(ref) > 0 && ref[0] <= ' ' {
-		ref = ref[1:]
-	}
-	if len(suffix) == 0 {
-		ref = trim(ref)
-	}
-	return in, ref, suffix
+	return in, trimReference(d.decoded, len(suffix) > 0), suffix
 }
 
 // write replaces a URI by what the mapper made of it.

@@ -26,6 +26,7 @@ type variables struct {
 	params map[string]variable // the query, parsed when it is asked for
 	values map[string]variable
 	budget int
+	out    []byte // scratch memory
 }
 
 // variable is the value of a variable in the player, as far as it is known here.
@@ -138,10 +139,10 @@ func variableNameByte(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z' || c == '-' || c == '_'
 }
 
-// expand replaces the variables in a reference. A variable that is not known is
+// expand replaces the variables in a reference, until the next call. A variable that is not known is
 // an error, as it is to players.
 func (v *variables) expand(ref []byte) ([]byte, error) {
-	var out []byte
+	out := v.out[:0]
 	for {
 		before, after, found := bytes.Cut(ref, reference)
 		out = append(out, before...)
@@ -167,6 +168,7 @@ func (v *variables) expand(ref []byte) ([]byte, error) {
 			return nil, errExpansion
 		}
 	}
+	v.out = out
 	if v.budget -= len(out); v.budget < 0 {
 		return nil, errExpansion
 	}

@@ -143,10 +143,7 @@ func (p *playlist) rewriteURI(from, to int) error {
 		if err != nil {
 			return p.invalid(err.Error())
 		}
-		if len(suffix) == 0 {
-			text = trim(text)
-		}
-		expanded, extra = cutSuffix(text)
+		expanded, extra = cutSuffix(trimReference(text, len(suffix) > 0))
 	}
 	switch p.follow(p.here, expanded) {
 	case elsewhere, kept:

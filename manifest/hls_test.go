@@ -69,6 +69,8 @@ var hlsCases = []struct{ name, in, query, want string }{
 	{name: "M3 variable of the origin, another host", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"https://cdn.example\"\n{$b}/x"},
 	{name: "M3 variable of the origin, downwards", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"../video/hd\"\n{$b}/x"},
 	{name: "M3 variable of the origin that climbs out and in", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"../..\"\n{$b}/v1/x", want: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"../..\"\n../x"},
+	{name: "M3 variable of the origin, with white space", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\" /library/vidA/v1/x \"\n{$b}\n{$b}?y", want: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\" /library/vidA/v1/x \"\n../x\n../x ?y"},
+	{name: "M3 values that make another variable in the query", in: "#EXT-X-DEFINE:NAME=\"a\",VALUE=\"?{\"\n/library/vidA/v1/{$a}$a}", want: refused},
 	{name: "M3 variable that is imported", in: "#EXT-X-DEFINE:IMPORT=\"b\"\n{$b}/x", want: refused},
 	{name: "M3 variable that is imported, in the query", in: "#EXT-X-DEFINE:IMPORT=\"b\"\n/library/vidA/v1/x?{$b}", want: "#EXT-X-DEFINE:IMPORT=\"b\"\n../x?{$b}"},
 	{name: "M3 variable that is not defined", in: "{$b}/x", want: refused},

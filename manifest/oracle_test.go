@@ -3,6 +3,7 @@ package manifest_test
 import (
 	"bytes"
 	"encoding/xml"
+	"errors"
 	"io"
 	"regexp"
 	"slices"
@@ -110,7 +111,7 @@ func judge(at manifest.Location, origin, viewer spot, before, after string) stri
 		return "something was written that leads to another host"
 	case before != after && !strings.HasPrefix(viewer.path, viewerRoot):
 		return "something was written that leads out of the viewer's folder"
-	case origin.host == originHost && inside && viewer != (spot{viewerHost, viewerRoot + tail, viewer.odd}) && !(origin.odd && before == after):
+	case origin.host == originHost && inside && viewer != (spot{viewerHost, viewerRoot + tail, viewer.odd}) && (!origin.odd || before != after):
 		return "a file in the folder is not where the viewer looks for it"
 	case origin.host != originHost && before != after:
 		return "a foreign URI was changed"
@@ -174,7 +175,7 @@ func tree(doc []byte) *node {
 	stack := []*node{root}
 	for {
 		t, err := d.Token()
-		if err == io.EOF && len(stack) == 1 && len(root.children) == 1 {
+		if errors.Is(err, io.EOF) && len(stack) == 1 && len(root.children) == 1 {
 			return root.children[0]
 		}
 		if err != nil {

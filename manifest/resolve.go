@@ -126,6 +126,18 @@ func trim(uri []byte) []byte {
 	return uri
 }
 
+// trimReference trims a reference that was decoded after its query and fragment
+// were cut off, if it had any.
+func trimReference(ref []byte, cut bool) []byte {
+	if !cut {
+		return trim(ref)
+	}
+	for len(ref) > 0 && ref[0] <= ' ' {
+		ref = ref[1:]
+	}
+	return ref
+}
+
 // cutSuffix cuts off query and fragment, which neither decide where a URI leads
 // nor change on the way.
 func cutSuffix(uri []byte) (ref, suffix []byte) {
