@@ -349,6 +349,7 @@ func TestInspectOfTokensThatAreRefused(t *testing.T) {
 		{"key file missing", plainToken(), filepath.Join(t.TempDir(), "none.pem"), "video:      demo", "--key"},
 		{"key file that is none", plainToken(), writeFile(t, "key.pem", "no key"), "video:      demo", "--key"},
 		{"rules that nobody understands", signedWithRules(`[{"type":"x","action":"allow"}]`), public, `"accessRules":[{"type":"x"`, `type is "x"`},
+		{"token and key both on standard input", "-", "-", "", "standard input"},
 		{"not a token", "abc", "", "token id:   " + tokenID("abc"), "not three segments"},
 		{"empty", "", "", "", "not three segments"},
 		{"padded", plainToken() + "=", "", "token id:", "base64url"},

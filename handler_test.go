@@ -181,6 +181,8 @@ func TestRefusalsOfWhatCannotBeTold(t *testing.T) {
 		g := newGate(t, &App{JWKSURL: "http://127.0.0.1:1/" + t.Name()}, new(Gate))
 		r := requestFor(t, "/"+encoded(`{"alg":"RS256","kid":"k2"}`, `{"sub":"demo","exp":1800000060}`)+"/x.ts", nil)
 		wantRefusal(t, r, ask(t, g, r), "state_unavailable")
+		r = requestFor(t, "/"+encoded(`{"alg":"RS256"}`, `{"sub":"demo","exp":1800000060}`)+"/x.ts", nil)
+		wantRefusal(t, r, ask(t, g, r), "key_unknown") // no set will ever have the key of no name
 		r = requestFor(t, "/"+plainToken()+"/x.ts", nil)
 		if a := ask(t, g, r); !a.allowed() {
 			t.Errorf("a token of a key of the config = %d %s, want it allowed meanwhile", a.status, a.reason)

@@ -434,6 +434,31 @@ func TestRefreshBacksOff(t *testing.T) {
 	})
 }
 
+// A key server that is away for a day must not be asked without a pause in the
+// end, because the doubling of the pause has overflowed.
+func TestRefreshStaysSlowInALongOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys, err := acquireRemoteKeys("http://keys.example/"+t.Name(), 5*time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		start, requests := time.Now(), 0
+		keys.client.Transport = roundTrips(func() *http.Response {
+			requests++
+			if requests == 1000 || time.Since(start) > 24*time.Hour {
+				if err := releaseRemoteKeys(keys); err != nil {
+					t.Errorf("releaseRemoteKeys = %v", err)
+				}
+			}
+			return &http.Response{StatusCode: http.StatusServiceUnavailable, Body: http.NoBody}
+		})
+		keys.refresh()
+		if most := 24*12 + 10; requests > most {
+			t.Errorf("%d requests in %s, want at most %d in a day", requests, time.Since(start), most)
+		}
+	})
+}
+
 // The set outlives a config: a reload while the key server is away must not
 // forget the keys, and the last config that goes takes it along.
 func TestRemoteKeysAreSharedOverReloads(t *testing.T) {
@@ -499,9 +524,10 @@ func TestFailedConfigReleasesTheRemoteKeys(t *testing.T) {
 // doubling a wait for ever ends in one of no time at all.
 func TestBackoffStaysBounded(t *testing.T) {
 	k := &remoteKeys{interval: 5 * time.Minute}
-	for failures, want := range []time.Duration{1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300} {
-		if got := k.backoff(failures); got != want*time.Second {
-			t.Errorf("backoff(%d) = %s, want %s", failures, got, want*time.Second)
+	for failures, seconds := range []int{1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300} {
+		want := time.Duration(seconds) * time.Second
+		if got := k.backoff(failures); got != want {
+			t.Errorf("backoff(%d) = %s, want %s", failures, got, want)
 		}
 	}
 	for failures := range 10_000 {

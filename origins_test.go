@@ -148,6 +148,7 @@ var badPatterns = []struct{ name, pattern, want string }{
 	{"R5 IPv6 zone, encoded", "[fe80::1%25eth0]", "host that is not valid"},
 	{"R5 IPv4 in brackets", "[192.0.2.1]", "host that is not valid"},
 	{"R5 bracket missing", "[::1", "host that is not valid"},
+	{"R5 bracket missing in front of a port", "[::1:8080", "host that is not valid"},
 	{"R5 bracket too many", "[::1]]", "host that is not valid"},
 	{"R5 text behind the bracket", "[::1]x", "host that is not valid"},
 	{"R5 empty brackets", "[]", "host that is not valid"},
@@ -245,6 +246,7 @@ var headerCases = []struct {
 	{"R3 space behind", "example.com", is("https://example.com "), nil, reasonOriginNotAllowed},
 	{"R3 percent-encoding", "example.com", is("https://ex%61mple.com"), nil, reasonOriginNotAllowed},
 	{"R3 percent-encoded end of the host", "example.com", nil, is("https://example.com%2f.evil.com/"), reasonOriginNotAllowed},
+	{"R3 path that is not well-formed", "example.com", nil, is("https://example.com/%zz\x7f"), ""},
 	{"R3 path in Origin", "example.com", is("https://example.com/"), nil, reasonOriginNotAllowed},
 	{"R3 URL in a Referer's path", "example.com", nil, is("https:/x/https://example.com/"), reasonOriginNotAllowed},
 
@@ -269,6 +271,7 @@ var headerCases = []struct {
 	{"R5 IPv6", "[::1]:8080", is("http://[::1]:8080"), nil, ""},
 	{"R5 IPv6, spelt otherwise", "[::1]:8080", is("http://[0:0::1]:8080"), nil, ""},
 	{"R5 IPv6 on another port", "[::1]:8080", is("http://[::1]:8081"), nil, reasonOriginNotAllowed},
+	{"R5 IPv6 with a bracket missing", "[::1]:8080", is("http://[::1:8080"), nil, reasonOriginNotAllowed},
 	{"R5 IPv4-mapped is another host", "127.0.0.1:8080", is("http://[::ffff:127.0.0.1]:8080"), nil, reasonOriginNotAllowed},
 	{"R5 zone", "[fe80::1]", is("http://[fe80::1%25lo]"), nil, reasonOriginNotAllowed},
 	{"R5 localhost on its port", "localhost:3000", is("http://localhost:3000"), nil, ""},
@@ -594,14 +597,14 @@ func checkPatternAllowsItself(t *testing.T, pattern string) {
 }
 
 // referenceAllows is a slow reading of allowed origins: net/url takes the
-// header apart, and hosts are compared as the URL standard's host parser
+// origin apart, and hosts are compared as the URL standard's host parser
 // (section 3.5) understands them. One trailing dot counts for nothing.
 func referenceAllows(patterns []string, header string, isOrigin bool) bool {
-	u, err := url.Parse(header)
-	if err != nil || u.User != nil || u.Opaque != "" || u.Host == "" {
-		return false
+	if !isOrigin {
+		header = withoutPath(header)
 	}
-	if isOrigin && (u.Path != "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "") {
+	u, err := url.Parse(header)
+	if err != nil || u.User != nil || u.Opaque != "" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
 		return false
 	}
 	defaults := map[string]string{"http": "80", "https": "443"}
@@ -619,6 +622,19 @@ func referenceAllows(patterns []string, header string, isOrigin bool) bool {
 		}
 	}
 	return false
+}
+
+// withoutPath cuts a URL off where the URL standard's authority state ends.
+// What follows may be anything, also what net/url does not read.
+func withoutPath(header string) string {
+	scheme, rest, ok := strings.Cut(header, "://")
+	if !ok {
+		return header
+	}
+	if end := strings.IndexAny(rest, `/\?#`); end >= 0 {
+		rest = rest[:end]
+	}
+	return scheme + "://" + rest
 }
 
 func referenceCovers(pattern, host, port, defaultPort string) bool {
