@@ -65,6 +65,7 @@ type App struct {
 
 	logger    *zap.Logger
 	now       func() time.Time // tests set their own
+	metrics   *metrics
 	policy    token.Policy
 	keys      *keyring
 	countries *countryDatabase // nil without a database
@@ -106,6 +107,10 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 func (a *App) Provision(ctx caddy.Context) error {
 	a.logger = ctx.Logger()
 	a.now = time.Now
+	a.metrics = collectMetrics()
+	if err := a.metrics.register(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
 	if err := a.provisionPolicy(); err != nil {
 		return err
 	}

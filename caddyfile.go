@@ -55,7 +55,9 @@ func knownOptions(options map[string]option) string {
 //
 //	signed_playback [<matcher>] {
 //	    origin_path <template>
+//	    player      [<path to hls.js file>]
 //	    downloads   <path glob>...
+//	    manifest_hosts <host[:port]>...
 //	}
 func parseGate(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	g := new(Gate)
@@ -79,6 +81,19 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 			_, err := parseOriginPath(g.OriginPath)
 			return located(d, err)
+		},
+		"player": func(d *caddyfile.Dispenser) error {
+			g.Player = new(PlayerConfig)
+			if d.CountRemainingArgs() == 0 {
+				return nil
+			}
+			return oneArg(d, &g.Player.HLSJS)
+		},
+		"manifest_hosts": func(d *caddyfile.Dispenser) error {
+			return someArgs(d, &g.ManifestHosts, func(host string) error {
+				_, err := parseManifestHost(host)
+				return err
+			})
 		},
 		"downloads": func(d *caddyfile.Dispenser) error {
 			return someArgs(d, &g.Downloads, func(glob string) error {

@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -19,7 +20,7 @@ import (
 // ServeHTTP decides on a request and hands it on if it may pass.
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	dropBody(w, r)
-	d := &decision{app: g.app, request: r, kind: kindOther}
+	d := &decision{gate: g, app: g.app, request: r, kind: kindOther}
 	d.record()
 	if err := g.decide(d); err != nil {
 		d.refused(err)
@@ -33,16 +34,19 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 	g.address(r, d)
 	removeViewerHeaders(r.Header)
 	limitRanges(r.Header)
-	// The body of the response passes untouched. The player page, and the
-	// writer that rewrites manifests, belong here.
-	res := &responseHeaders{
-		ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
-		apply:                 d.setResponseHeaders,
+	if g.player != nil && g.servePlayer(w, d) {
+		return nil
 	}
-	err := next.ServeHTTP(res, r)
-	if err != nil {
-		// The error is answered past res; players are to see its status too.
-		res.send()
+	if d.kind == kindManifest {
+		var cancel context.CancelFunc
+		r, cancel = prepareManifestRequest(r)
+		defer cancel()
+	}
+	res := &response{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, d: d}
+	err := res.serve(next, r)
+	if _, isRefusal := errors.AsType[*refusal](err); isRefusal {
+		d.refused(err)
+		return deny(w, err)
 	}
 	return err
 }
@@ -244,6 +248,7 @@ func dropBody(w http.ResponseWriter, r *http.Request) {
 // decision is what the gate finds out about one request. It belongs to the
 // request's goroutine.
 type decision struct {
+	gate     *Gate
 	app      *App
 	request  *http.Request
 	target   target

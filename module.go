@@ -18,6 +18,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/player"
 )
 
 func init() {
@@ -52,9 +54,21 @@ type Gate struct {
 	// letters match in both cases. Default: `downloads/*`.
 	Downloads []string `json:"downloads,omitempty"`
 
-	app        *App
-	originPath originPath
-	downloads  pathGlobs
+	// Serve a player page at /<token>/iframe instead of asking the origin for
+	// it. Default: none.
+	Player *PlayerConfig `json:"player,omitempty"`
+
+	// Host names, with the port if it is not the default one, that absolute
+	// URIs in this origin's manifests may have. They stay in the viewer's URL
+	// space like relative ones. The name under which the viewer has asked for
+	// the manifest needs not be listed. Default: none.
+	ManifestHosts []string `json:"manifest_hosts,omitempty"`
+
+	app           *App
+	originPath    originPath
+	downloads     pathGlobs
+	player        *player.Page // nil without a player
+	manifestHosts []string
 }
 
 // CaddyModule returns the Caddy module information.
@@ -79,6 +93,17 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	globs := g.Downloads
 	if len(globs) == 0 {
 		globs = []string{"downloads/*"}
+	}
+	if g.Player != nil {
+		if g.player, err = g.Player.provision(); err != nil {
+			return err
+		}
+	}
+	g.manifestHosts = make([]string, len(g.ManifestHosts))
+	for i, host := range g.ManifestHosts {
+		if g.manifestHosts[i], err = parseManifestHost(host); err != nil {
+			return err
+		}
 	}
 	g.downloads = make(pathGlobs, len(globs))
 	for i, glob := range globs {

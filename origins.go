@@ -414,10 +414,19 @@ func isFramed(r *http.Request) bool {
 // against the allowed origins. It must stand on every iframe response, for
 // check relies on it.
 func (p originPolicy) setFrameAncestors(h http.Header) {
-	if p.allowed != nil {
+	if ancestors := p.frameAncestors(); ancestors != "" {
 		// Added to what the page itself demands: a browser enforces both.
-		h.Add("Content-Security-Policy", "frame-ancestors "+p.allowed.ancestors)
+		h.Add("Content-Security-Policy", "frame-ancestors "+ancestors)
 	}
+}
+
+// frameAncestors returns the value of frame-ancestors, "" where any page may
+// embed the video.
+func (p originPolicy) frameAncestors() string {
+	if p.allowed == nil {
+		return ""
+	}
+	return p.allowed.ancestors
 }
 
 // exposedHeaders are what a page on another origin may read of a response.

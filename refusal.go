@@ -32,6 +32,7 @@ const (
 	reasonClientIPUnknown       reason = "client_ip_unknown"
 	reasonMethodNotAllowed      reason = "method_not_allowed"
 	reasonTooEarly              reason = "too_early"
+	reasonManifestInvalid       reason = "manifest_invalid"
 	reasonStateUnavailable      reason = "state_unavailable"
 	reasonCountryUnavailable    reason = "country_unavailable"
 )
@@ -53,6 +54,8 @@ func (r reason) status() int {
 		return http.StatusMethodNotAllowed
 	case reasonTooEarly:
 		return http.StatusTooEarly
+	case reasonManifestInvalid:
+		return http.StatusBadGateway
 	case reasonStateUnavailable, reasonCountryUnavailable:
 		return http.StatusServiceUnavailable
 	}

@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"strconv"
@@ -10,52 +11,206 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// responseHeaders is a response writer that puts the gate's headers in the
-// place of the origin's in the moment in which they are sent. The body passes
-// untouched, by sendfile where the server beneath can.
-type responseHeaders struct {
+// response stands between the handler behind the gate and the viewer. It puts
+// the gate's headers in the place of the origin's, holds manifests back until
+// they are rewritten, and lets everything else pass untouched, by sendfile where
+// the server beneath can.
+type response struct {
 	*caddyhttp.ResponseWriterWrapper
-	apply func(http.Header)
-	sent  bool
+	d      *decision
+	state  responseState
+	status int
+	held   []byte // what has been written and not been sent
+	err    error  // why the response is denied
+}
+
+type responseState int
+
+const (
+	waiting  responseState = iota // for the status
+	sniffing                      // for the first bytes, which may be those of a manifest
+	holding                       // a manifest, until it is complete
+	passing
+	denied
+)
+
+// serve has the next handler answer. Its error is a refusal if the answer is
+// one that no viewer may get.
+func (w *response) serve(next caddyhttp.Handler, r *http.Request) (err error) {
+	defer func() {
+		// This is how reverse_proxy gives up on a body that it cannot read
+		// or write to its end.
+		if p := recover(); p != nil {
+			if p != http.ErrAbortHandler || w.state == passing || r.Context().Err() == context.Canceled {
+				panic(p)
+			}
+			w.refuse(errManifestIncomplete)
+			err = w.err
+		}
+	}()
+	if err := next.ServeHTTP(w, r); err != nil {
+		w.abandon()
+		return err
+	}
+	return w.finish()
+}
+
+// abandon makes way for an error, which is answered past w. Players are to see
+// its status too, and nothing of what the origin said about a body.
+func (w *response) abandon() {
+	if w.state == passing {
+		return
+	}
+	if w.state != waiting {
+		dropEntityHeaders(w.Header())
+	}
+	w.d.setResponseHeaders(w.Header())
 }
 
 // WriteHeader implements http.ResponseWriter. Informational responses have
 // headers of their own.
-func (w *responseHeaders) WriteHeader(status int) {
-	if status >= http.StatusOK || status == http.StatusSwitchingProtocols {
-		w.send()
+func (w *response) WriteHeader(status int) {
+	switch {
+	case status < http.StatusOK && status != http.StatusSwitchingProtocols:
+		w.ResponseWriterWrapper.WriteHeader(status)
+		return
+	case w.state != waiting:
+		return
 	}
-	w.ResponseWriterWrapper.WriteHeader(status)
+	w.status = status
+	ok := status == http.StatusOK || status == http.StatusPartialContent
+	switch {
+	case w.Header().Get("Location") != "" && status >= 300 && status < 400:
+		w.redirect()
+	case ok && (w.d.kind == kindManifest || isManifestType(w.Header().Get("Content-Type"))):
+		w.hold()
+	case ok:
+		w.state = sniffing
+	default:
+		w.pass()
+	}
 }
 
-func (w *responseHeaders) Write(p []byte) (int, error) {
-	w.send()
-	return w.ResponseWriterWrapper.Write(p)
+// pass sends the headers; what is written from now on goes to the viewer.
+func (w *response) pass() {
+	w.state = passing
+	w.d.setResponseHeaders(w.Header())
+	w.ResponseWriterWrapper.WriteHeader(w.status)
+}
+
+func (w *response) refuse(why error) {
+	w.state = denied
+	w.err = refuse(reasonManifestInvalid, why)
+	w.held = nil
+	dropEntityHeaders(w.Header())
+}
+
+func (w *response) Write(p []byte) (int, error) {
+	if w.state == waiting {
+		w.WriteHeader(http.StatusOK)
+	}
+	switch w.state {
+	case passing:
+		return w.ResponseWriterWrapper.Write(p)
+	case sniffing:
+		return w.sniff(p)
+	case holding:
+		return w.keep(p)
+	default:
+		return 0, w.err
+	}
+}
+
+// sniff waits for enough of the body to tell a manifest.
+func (w *response) sniff(p []byte) (int, error) {
+	start := p
+	if len(w.held) > 0 || len(p) < sniffLength {
+		w.held = append(w.held, p...)
+		start = w.held
+	}
+	switch {
+	case beginsLikeHLS(start):
+		w.hold()
+	case len(start) < sniffLength:
+		return len(p), nil
+	default:
+		w.pass()
+	}
+	if len(w.held) == 0 {
+		return w.Write(p)
+	}
+	held := w.held
+	w.held = nil
+	if _, err := w.Write(held); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // ReadFrom implements io.ReaderFrom.
-func (w *responseHeaders) ReadFrom(r io.Reader) (int64, error) {
-	w.send()
-	return w.ResponseWriterWrapper.ReadFrom(r)
+func (w *response) ReadFrom(r io.Reader) (n int64, err error) {
+	if w.state == waiting {
+		w.WriteHeader(http.StatusOK)
+	}
+	toWrite := struct{ io.Writer }{w}
+	if w.state == sniffing {
+		n, err = io.CopyN(toWrite, r, int64(sniffLength))
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	var rest int64
+	if w.state == passing {
+		rest, err = w.ResponseWriterWrapper.ReadFrom(r)
+	} else {
+		rest, err = io.Copy(toWrite, r)
+	}
+	return n + rest, err
 }
 
-// FlushError implements what http.ResponseController looks for: a flush sends
-// the headers, so they must be right before it.
-func (w *responseHeaders) FlushError() error {
-	w.send()
+// FlushError implements what http.ResponseController looks for. What is held
+// back stays so.
+func (w *response) FlushError() error {
+	if w.state != passing {
+		return nil
+	}
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-func (w *responseHeaders) send() {
-	if !w.sent {
-		w.sent = true
-		w.apply(w.Header())
+// finish sends what is held back when the next handler is done.
+func (w *response) finish() error {
+	switch w.state {
+	case waiting:
+		w.d.setResponseHeaders(w.Header())
+	case sniffing:
+		w.pass()
+		_, err := w.ResponseWriterWrapper.Write(w.held)
+		return err
+	case holding:
+		return w.sendManifest()
+	case denied:
+		return w.err
+	}
+	return nil
+}
+
+// setResponseHeaders overrules what the origin says about who may read, keep and
+// embed the response.
+func (d *decision) setResponseHeaders(h http.Header) {
+	d.setAccessHeaders(h)
+	if d.kind == kindIframe {
+		d.settings.origins.setFrameAncestors(h)
+	}
+	if d.kind == kindDownload {
+		setFilename(h, d.request.URL.Query().Get("filename"), d.target.suffix.decoded)
 	}
 }
 
-// setResponseHeaders overrules what the origin says about who may read and keep
-// the response.
-func (d *decision) setResponseHeaders(h http.Header) {
+// setAccessHeaders says who may read and keep a response.
+func (d *decision) setAccessHeaders(h http.Header) {
 	d.settings.origins.setCORS(h, d.requestOrigin)
 	switch {
 	case d.verified != nil:
@@ -63,10 +218,23 @@ func (d *decision) setResponseHeaders(h http.Header) {
 	case d.settings.origins.allowed != nil:
 		setPrivateCaching(h, time.Duration(1<<63-1))
 	}
-	if d.kind == kindIframe {
-		d.settings.origins.setFrameAncestors(h)
-	}
 }
+
+// setFilename has the browser save a download under the name that the viewer's
+// URL asks for: up to 120 of A-Z a-z 0-9 _ -, to which the ending of the file is
+// added. Another name is ignored.
+func setFilename(h http.Header, name, decoded string) {
+	const most = 120
+	if name == "" || len(name) > most || strings.Trim(name, filenameCharacters) != "" {
+		return
+	}
+	if ending := extension(decoded); ending != "" && strings.Trim(ending, filenameCharacters) == "" {
+		name += "." + ending
+	}
+	h.Set("Content-Disposition", `attachment; filename="`+name+`"`)
+}
+
+const filenameCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 
 // sharedCacheHeaders are those by which origins direct shared caches past
 // Cache-Control.
@@ -112,6 +280,6 @@ func privateCacheControl(origin []string, lifetime time.Duration) string {
 
 // Interface guards
 var (
-	_ http.ResponseWriter = (*responseHeaders)(nil)
-	_ io.ReaderFrom       = (*responseHeaders)(nil)
+	_ http.ResponseWriter = (*response)(nil)
+	_ io.ReaderFrom       = (*response)(nil)
 )

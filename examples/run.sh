@@ -35,9 +35,11 @@ base=${plays%/manifest/video.m3u8}
 cat <<URLS
 
 The gate listens on http://localhost:8080, in front of the origin on port 8081.
-Open these in a player (Safari, VLC, ffplay, a page with hls.js), or ask with curl -i.
+Open the page in a browser that plays HLS (Safari, Chrome from 142 on, Edge), the others in a player (VLC, ffplay), or
+ask with curl -i.
 
 These play for the next 12 hours:
+  Page  $base/iframe
   HLS   $plays
   TS    $base/manifest/ts.m3u8
   DASH  $base/manifest/video.mpd

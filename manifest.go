@@ -1,0 +1,221 @@
+package signedplayback
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/signed-playback/caddy-signed-playback/manifest"
+)
+
+// manifestTimeout bounds how long the origin may take for a whole manifest. A
+// blocking playlist reload (LL-HLS) takes three target durations at the most.
+const manifestTimeout = time.Minute
+
+var (
+	errManifestIncomplete = errors.New("the origin's response broke off")
+	errManifestPartial    = errors.New("the origin answered with a part of a manifest")
+	errManifestSize       = fmt.Errorf("the manifest is larger than %d bytes", manifest.MaxSize)
+	errManifestForm       = errors.New("the origin's response is neither HLS nor DASH")
+	errManifestEncoding   = errors.New("the origin compressed the manifest by other means than gzip")
+	errRedirect           = errors.New("the origin redirects to a place outside the video's folder")
+)
+
+// prepareManifestRequest asks the origin for all of a manifest, as it is: a
+// part, a compressed form, or the answer that nothing has changed since another
+// token could not be rewritten. A HEAD becomes a GET, for the length of what is
+// rewritten is only known then.
+func prepareManifestRequest(r *http.Request) (*http.Request, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(r.Context(), manifestTimeout)
+	r = r.WithContext(ctx)
+	r.Method = http.MethodGet
+	for _, name := range []string{
+		"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since",
+	} {
+		delete(r.Header, name)
+	}
+	r.Header["Accept-Encoding"] = []string{"identity"}
+	return r, cancel
+}
+
+// isManifestType reports whether a Content-Type is that of a manifest.
+func isManifestType(contentType string) bool {
+	if contentType == "" {
+		return false
+	}
+	mediaType, _, _ := mime.ParseMediaType(contentType)
+	switch mediaType {
+	case "application/vnd.apple.mpegurl", "application/x-mpegurl", "application/mpegurl",
+		"audio/mpegurl", "audio/x-mpegurl", "audio/vnd.apple.mpegurl", "video/x-mpegurl",
+		"application/dash+xml", "application/dash-patch+xml", "video/vnd.mpeg.dash.mpd":
+		return true
+	}
+	return false
+}
+
+const (
+	hlsStart      = "#EXTM3U"
+	byteOrderMark = "\ufeff"
+	sniffLength   = len(byteOrderMark + hlsStart) // enough to tell a playlist
+)
+
+// beginsLikeHLS tells a playlist under a segment's name and type. Players find
+// out the same way.
+func beginsLikeHLS(body []byte) bool {
+	return bytes.HasPrefix(bytes.TrimPrefix(body, []byte(byteOrderMark)), []byte(hlsStart))
+}
+
+// hold begins to keep a manifest back.
+func (w *response) hold() {
+	length, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64)
+	switch {
+	case w.status == http.StatusPartialContent:
+		w.refuse(errManifestPartial)
+	case err == nil && length > manifest.MaxSize:
+		w.refuse(errManifestSize)
+	case w.d.request.Method == http.MethodHead && w.d.kind != kindManifest:
+		// Known by its type only, when it was too late to ask for its body.
+		dropEntityHeaders(w.Header())
+		w.pass()
+	default:
+		w.state = holding
+	}
+}
+
+func (w *response) keep(p []byte) (int, error) {
+	if len(w.held)+len(p) > manifest.MaxSize {
+		w.refuse(errManifestSize)
+		return 0, w.err
+	}
+	w.held = append(w.held, p...)
+	return len(p), nil
+}
+
+// sendManifest sends the rewritten manifest, with nothing left of what the
+// origin said about the bytes that it was before.
+func (w *response) sendManifest() error {
+	rewritten, err := w.rewrite()
+	if err != nil {
+		w.refuse(err)
+		return w.err
+	}
+	h := w.Header()
+	contentType := h["Content-Type"]
+	dropEntityHeaders(h)
+	if contentType != nil {
+		h["Content-Type"] = contentType
+	}
+	h.Set("Content-Length", strconv.Itoa(len(rewritten)))
+	w.pass()
+	if w.d.request.Method == http.MethodHead {
+		return nil
+	}
+	_, err = w.ResponseWriterWrapper.Write(rewritten)
+	return err
+}
+
+func (w *response) rewrite() ([]byte, error) {
+	body, err := decodeManifest(w.held, w.Header()["Content-Encoding"])
+	if err != nil {
+		return nil, err
+	}
+	format := manifest.Sniff(body)
+	if format == 0 {
+		return nil, errManifestForm
+	}
+	start := time.Now()
+	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, w.d.location(), w.d.request.URL.RawQuery)
+	w.d.app.metrics.manifestSeconds.Observe(time.Since(start).Seconds())
+	w.d.app.metrics.countURIs(stats)
+	return rewritten, err
+}
+
+// decodeManifest undoes gzip, which was not asked for, within the bound of all
+// manifests.
+func decodeManifest(body []byte, encoding []string) ([]byte, error) {
+	switch strings.ToLower(strings.Join(encoding, ",")) {
+	case "", "identity":
+		return body, nil
+	case "gzip", "x-gzip":
+	default:
+		return nil, errManifestEncoding
+	}
+	reader, err := gzip.NewReader(bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("decompressing the manifest: %w", err)
+	}
+	decoded, err := io.ReadAll(io.LimitReader(reader, manifest.MaxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("decompressing the manifest: %w", err)
+	}
+	if len(decoded) > manifest.MaxSize {
+		return nil, errManifestSize
+	}
+	return decoded, nil
+}
+
+// redirect keeps a redirect inside the video's folder, where the viewer's own
+// prefix leads; out of it, nobody follows.
+func (w *response) redirect() {
+	location, inside := w.d.location().Map(w.Header().Get("Location"))
+	if !inside {
+		w.refuse(errRedirect)
+		return
+	}
+	w.Header().Set("Location", location)
+	w.pass()
+}
+
+// location says where the origin has what the viewer asks for. The name under
+// which the viewer knows the gate counts as the origin's own, because origins
+// that build absolute URIs take it from the Host header.
+func (d *decision) location() manifest.Location {
+	hosts := d.gate.manifestHosts
+	if own, err := parseManifestHost(d.request.Host); err == nil {
+		hosts = append(slices.Clip(hosts), own)
+	}
+	folder := d.gate.originPath.folder(d.video) + "/"
+	return manifest.Location{Path: folder + d.target.suffix.escaped, Folder: folder, Hosts: hosts}
+}
+
+// parseManifestHost reads host[:port] into the form in which package manifest
+// compares.
+func parseManifestHost(text string) (string, error) {
+	if strings.Contains(text, "/") {
+		return "", fmt.Errorf("manifest host %q must not specify protocol or path", text)
+	}
+	host, port, hasPort, err := splitHostPort(text)
+	if err == nil {
+		host, err = parseHost(host)
+	}
+	if err != nil {
+		return "", fmt.Errorf("manifest host %q is not host[:port]: %w", text, err)
+	}
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if hasPort {
+		host += ":" + strconv.Itoa(int(port))
+	}
+	return host, nil
+}
+
+// dropEntityHeaders removes what describes a body that the viewer does not get.
+func dropEntityHeaders(h http.Header) {
+	for _, name := range []string{
+		"Content-Type", "Content-Length", "Content-Encoding", "Content-Range", "Content-Location",
+		"Content-Disposition", "Content-Md5", "Content-Digest", "Repr-Digest", "Digest",
+		"Etag", "Last-Modified", "Accept-Ranges", "Age", "Location", "Trailer",
+	} {
+		delete(h, name)
+	}
+}

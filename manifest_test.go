@@ -1,0 +1,328 @@
+package signedplayback
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/manifest"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+const (
+	absolutePlaylist  = "#EXTM3U\n#EXTINF:2,\nhttps://origin.example.com/demo/video/1.ts\n#EXTINF:2,\n/demo/video/2.ts\n"
+	rewrittenPlaylist = "#EXTM3U\n#EXTINF:2,\n../video/1.ts\n#EXTINF:2,\n../video/2.ts\n"
+)
+
+// exchange is one request through a gate whose origin answers as told.
+type exchange struct {
+	status int
+	reason string
+	header http.Header
+	body   string
+	origin *http.Request // what the origin saw
+}
+
+func exchangeWith(t *testing.T, r *http.Request, origin func(http.ResponseWriter, *http.Request) error) exchange {
+	t.Helper()
+	g := newGate(t, new(App), &Gate{ManifestHosts: []string{"origin.example.com"}})
+	w := httptest.NewRecorder()
+	var e exchange
+	err := g.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		e.origin = r.Clone(r.Context())
+		return origin(w, r)
+	}))
+	e.status, e.header, e.body = w.Code, w.Header(), w.Body.String()
+	e.reason = e.header.Get(reasonHeader)
+	if handlerError, ok := errors.AsType[caddyhttp.HandlerError](err); ok {
+		e.status = handlerError.StatusCode
+	} else if err != nil {
+		t.Fatalf("ServeHTTP = %v", err)
+	}
+	return e
+}
+
+// reply answers with headers and a body, in two writes, as an origin across a
+// network does.
+func reply(status int, body string, header ...string) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, _ *http.Request) error {
+		for _, line := range header {
+			name, value, _ := strings.Cut(line, ": ")
+			w.Header().Add(name, value)
+		}
+		w.WriteHeader(status)
+		if body == "" {
+			return nil
+		}
+		half := len(body) / 2
+		if _, err := io.WriteString(w, body[:half]); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		if _, err := io.WriteString(w, body[half:]); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		return nil
+	}
+}
+
+func zipped(body string) string {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, _ = io.WriteString(w, body)
+	_ = w.Close()
+	return b.String()
+}
+
+// A manifest is what its path, its type or its first bytes say it is. One that
+// reached a viewer unrewritten would send the player out of the token's space.
+func TestManifestsAreRewritten(t *testing.T) {
+	hls := "Content-Type: application/vnd.apple.mpegurl"
+	for _, tc := range []struct {
+		name, suffix string
+		origin       func(http.ResponseWriter, *http.Request) error
+	}{
+		{"by its path", "manifest/video.m3u8", reply(200, absolutePlaylist)},
+		{"by its path in capitals", "manifest/VIDEO.M3U8", reply(200, absolutePlaylist)},
+		{"by its path with a type of media", "manifest/video.m3u8", reply(200, absolutePlaylist, "Content-Type: video/mp2t")},
+		{"by its type", "manifest/video", reply(200, absolutePlaylist, hls)},
+		{"by its type with parameters", "manifest/video", reply(200, absolutePlaylist, "Content-Type: Audio/MPEGURL; charset=utf-8")},
+		{"M10 playlist under a segment's name and type", "manifest/1.ts", reply(200, absolutePlaylist, "Content-Type: video/mp2t")},
+		{"M10 playlist behind a byte order mark", "manifest/1.ts", reply(200, "\ufeff"+absolutePlaylist)},
+		{"M9 gzip that was not asked for", "manifest/video.m3u8", reply(200, zipped(absolutePlaylist), "Content-Encoding: gzip")},
+		{"written byte by byte", "manifest/1.ts", func(w http.ResponseWriter, _ *http.Request) error {
+			for i := range len(absolutePlaylist) {
+				if _, err := io.WriteString(w, absolutePlaylist[i:i+1]); err != nil {
+					return err
+				}
+				if err := http.NewResponseController(w).Flush(); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+		{"copied from a file", "manifest/1.ts", func(w http.ResponseWriter, _ *http.Request) error {
+			_, err := w.(io.ReaderFrom).ReadFrom(strings.NewReader(absolutePlaylist))
+			return err
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/"+tc.suffix, nil), tc.origin)
+			if got := strings.TrimPrefix(e.body, "\ufeff"); e.status != 200 || got != rewrittenPlaylist {
+				t.Errorf("got %d %q:\n%s\nwant:\n%s", e.status, e.reason, got, rewrittenPlaylist)
+			}
+			if got := e.header.Get("Content-Length"); got != strconv.Itoa(len(e.body)) {
+				t.Errorf("Content-Length is %q, the body has %d bytes", got, len(e.body))
+			}
+			if got := e.header.Get("Content-Encoding"); got != "" {
+				t.Errorf("Content-Encoding is %q", got)
+			}
+		})
+	}
+}
+
+// H9, H10: a part of a manifest, or the origin's word for it that nothing has
+// changed, is about other bytes than those that the viewer has.
+func TestManifestRequests(t *testing.T) {
+	change := func(r *http.Request) {
+		for name, value := range map[string]string{
+			"Range": "bytes=0-", "If-Range": `"origin"`, "If-None-Match": `"origin"`, "If-Modified-Since": "Mon, 23 Nov 2026 00:00:00 GMT",
+			"Accept-Encoding": "gzip, br",
+		} {
+			r.Header.Set(name, value)
+		}
+	}
+	target := "/" + plainToken() + "/manifest/video.m3u8?_HLS_msn=7&_HLS_part=1&_HLS_skip=YES"
+	e := exchangeWith(t, requestFor(t, target, change), reply(200, absolutePlaylist,
+		"Content-Type: application/x-mpegURL", `Etag: "origin"`, "Last-Modified: Mon, 23 Nov 2026 00:00:00 GMT",
+		"Accept-Ranges: bytes", "Content-Length: "+strconv.Itoa(len(absolutePlaylist)), "Digest: x", "Cache-Control: public, max-age=2"))
+	want := http.Header{"Accept-Encoding": {"identity"}}
+	if diff := cmp.Diff(want, e.origin.Header); diff != "" {
+		t.Errorf("header at the origin (-want +got):\n%s", diff)
+	}
+	if e.origin.URL.RawQuery != "_HLS_msn=7&_HLS_part=1&_HLS_skip=YES" {
+		t.Errorf("query at the origin is %q", e.origin.URL.RawQuery)
+	}
+	if diff := cmp.Diff(http.Header{
+		"Access-Control-Allow-Origin":   {"*"},
+		"Access-Control-Expose-Headers": {exposedHeaders},
+		"Cache-Control":                 {"private, max-age=2"},
+		"Content-Length":                {strconv.Itoa(len(rewrittenPlaylist))},
+		"Content-Type":                  {"application/x-mpegURL"},
+	}, e.header); diff != "" || e.status != 200 || e.body != rewrittenPlaylist {
+		t.Errorf("got %d %q, header (-want +got):\n%s", e.status, e.body, diff)
+	}
+}
+
+// H4: HEAD tells the length of what GET would send.
+func TestHeadOfManifest(t *testing.T) {
+	head := func(r *http.Request) { r.Method = http.MethodHead }
+	e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/manifest/video.m3u8", head), reply(200, absolutePlaylist))
+	if e.origin.Method != http.MethodGet || e.status != 200 || e.body != "" || e.header.Get("Content-Length") != strconv.Itoa(len(rewrittenPlaylist)) {
+		t.Errorf("got %d with %q bytes and body %q, after %s at the origin", e.status, e.header.Get("Content-Length"), e.body, e.origin.Method)
+	}
+	e = exchangeWith(t, requestFor(t, "/"+plainToken()+"/playlist", head), func(w http.ResponseWriter, _ *http.Request) error {
+		w.Header().Set("Content-Type", "application/vnd.apple.mpegurl")
+		w.Header().Set("Content-Length", "12345")
+		w.Header().Set("Etag", `"origin"`)
+		w.WriteHeader(http.StatusOK)
+		return nil
+	})
+	if e.status != 200 || e.header.Get("Content-Length") != "" || e.header.Get("Etag") != "" {
+		t.Errorf("HEAD of a playlist that only its type tells got %d %v", e.status, e.header)
+	}
+}
+
+// What cannot be rewritten does not pass, and what the origin said about it does
+// not stick to the refusal.
+func TestManifestsThatAreRefused(t *testing.T) {
+	abort := func(w http.ResponseWriter, _ *http.Request) error {
+		_, _ = io.WriteString(w, absolutePlaylist[:40])
+		panic(http.ErrAbortHandler) // as reverse_proxy does when the origin breaks off
+	}
+	endless := func(w http.ResponseWriter, _ *http.Request) error {
+		chunk := strings.Repeat("#comment\n", 1<<16)
+		if _, err := io.WriteString(w, "#EXTM3U\n"); err != nil {
+			return err
+		}
+		for n := 0; n < 4*manifest.MaxSize; n += len(chunk) {
+			if _, err := io.WriteString(w, chunk); err != nil {
+				panic(http.ErrAbortHandler)
+			}
+		}
+		t.Error("the gate read on beyond its bound")
+		return nil
+	}
+	bomb := zipped("#EXTM3U\n" + strings.Repeat("#\n", manifest.MaxSize))
+	for _, tc := range []struct {
+		name, suffix string
+		origin       func(http.ResponseWriter, *http.Request) error
+	}{
+		{"M8 larger than the bound", "a.m3u8", endless},
+		{"M8 larger by its own word", "a.m3u8", reply(200, "", "Content-Length: 104857600")},
+		{"M8 larger, found by its first bytes", "a.ts", endless},
+		{"M8 broken off", "a.m3u8", abort},
+		{"M9 gzip bomb", "a.m3u8", reply(200, bomb, "Content-Encoding: gzip")},
+		{"M9 gzip that is none", "a.m3u8", reply(200, absolutePlaylist, "Content-Encoding: gzip")},
+		{"M9 gzip broken off", "a.m3u8", reply(200, zipped(absolutePlaylist)[:30], "Content-Encoding: gzip")},
+		{"M9 gzip twice", "a.m3u8", reply(200, zipped(zipped(absolutePlaylist)), "Content-Encoding: gzip, gzip")},
+		{"M9 brotli", "a.m3u8", reply(200, "xx", "Content-Encoding: br")},
+		{"H9 a part", "a.m3u8", reply(206, absolutePlaylist, "Content-Range: bytes 0-99/200")},
+		{"H9 a part, found by its first bytes", "a.ts", reply(206, absolutePlaylist, "Content-Range: bytes 0-99/200")},
+		{"M10 error page with 200", "a.m3u8", reply(200, "<!doctype html><title>Oops</title>", "Content-Type: text/html")},
+		{"M10 JSON", "a.mpd", reply(200, `{"error":"not found"}`)},
+		{"M10 empty", "a.m3u8", reply(200, "")},
+		{"M10 segment under a manifest's name", "a.m3u8", reply(200, "G\x40\x00\x10"+strings.Repeat("\xff", 184))},
+		{"M7 document type", "a.mpd", reply(200, `<?xml version="1.0"?><!DOCTYPE MPD [<!ENTITY x "y">]><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>`)},
+		{"M10 redirect to another host", "a.ts", reply(302, "", "Location: https://evil.example/x")},
+		{"M10 redirect to the admin API", "a.m3u8", reply(307, "", "Location: http://127.0.0.1:2019/load")},
+		{"M10 redirect to another video", "a.ts", reply(301, "", "Location: /vidB/a.ts")},
+		{"M10 redirect upwards", "a/b.ts", reply(301, "", "Location: ../../vidB/a.ts")},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/"+tc.suffix, nil), tc.origin)
+			if e.status != http.StatusBadGateway || e.reason != "manifest_invalid" || e.body != "" {
+				t.Errorf("got %d %q with %d bytes, want 502 manifest_invalid", e.status, e.reason, len(e.body))
+			}
+			for _, name := range []string{"Content-Length", "Content-Encoding", "Content-Range", "Content-Type", "Location"} {
+				if got := e.header.Get(name); got != "" {
+					t.Errorf("the refusal has %s: %q", name, got)
+				}
+			}
+			if got := e.header.Get("Cache-Control"); got != "no-store" {
+				t.Errorf("Cache-Control is %q", got)
+			}
+		})
+	}
+}
+
+// Media and errors pass as they are.
+func TestOtherResponsesPass(t *testing.T) {
+	media := "\x00\x00\x00\x18ftyp" + strings.Repeat("media", 1000)
+	for _, tc := range []struct {
+		name, suffix string
+		status       int
+		body         string
+		header       []string
+	}{
+		{"segment", "a.m4s", 200, media, []string{`Etag: "origin"`, "Accept-Ranges: bytes"}},
+		{"part of a segment", "a.m4s", 206, media, []string{"Content-Range: bytes 5-9/100"}},
+		{"compressed subtitles", "a.vtt", 200, zipped("WEBVTT\n"), []string{"Content-Encoding: gzip"}},
+		{"short body", "a.key", 200, "0123456", nil},
+		{"empty body", "a.ts", 200, "", nil},
+		{"no manifest there", "a.m3u8", 404, "not found", []string{"Content-Type: text/plain"}},
+		{"origin down", "a.m3u8", 503, "down", nil},
+		{"nothing has changed", "a.ts", 304, "", []string{`Etag: "origin"`}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/"+tc.suffix, nil), reply(tc.status, tc.body, tc.header...))
+			if e.status != tc.status || e.body != tc.body || e.reason != "" {
+				t.Errorf("got %d %q with %d bytes, want %d with %d", e.status, e.reason, len(e.body), tc.status, len(tc.body))
+			}
+			for _, line := range tc.header {
+				name, value, _ := strings.Cut(line, ": ")
+				if got := e.header.Get(name); got != value {
+					t.Errorf("%s is %q, want %q", name, got, value)
+				}
+			}
+		})
+	}
+}
+
+// A redirect that stays inside the video's folder leads the viewer to the same
+// place in its own space.
+func TestRedirectsInsideTheFolder(t *testing.T) {
+	for location, want := range map[string]string{
+		"b.ts":                                 "b.ts",
+		"/demo/seg/b.ts":                       "b.ts",
+		"/demo/other/b.ts?x":                   "../other/b.ts?x",
+		"https://origin.example.com/demo/b.ts": "../b.ts",
+		"http://media.example.net/demo/b.ts":   "../b.ts",
+		"/demo/seg/":                           "./",
+	} {
+		e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/seg/a.ts", nil), reply(302, "", "Location: "+location))
+		if got := e.header.Get("Location"); e.status != 302 || got != want {
+			t.Errorf("Location %q became %d %q, want %q", location, e.status, got, want)
+		}
+	}
+}
+
+// A viewer who goes away is no fault of the origin's.
+func TestViewerGoesAway(t *testing.T) {
+	defer func() {
+		if p := recover(); p != http.ErrAbortHandler {
+			t.Errorf("recovered %v, want http.ErrAbortHandler", p)
+		}
+	}()
+	r := requestFor(t, "/"+plainToken()+"/a.m4s", nil)
+	exchangeWith(t, r, func(w http.ResponseWriter, _ *http.Request) error {
+		_, _ = io.WriteString(w, strings.Repeat("media", 100))
+		panic(http.ErrAbortHandler)
+	})
+}
+
+// A download is saved under the name that its URL asks for, if that is one.
+func TestDownloadFilename(t *testing.T) {
+	downloadable := signed(func(c *token.Claims) { c.Downloadable = true })
+	for query, want := range map[string]string{
+		"":                                      "",
+		"?filename=my-clip_1":                   `attachment; filename="my-clip_1.mp4"`,
+		"?filename=a%22%3b%20x":                 "",
+		"?filename=../../etc/passwd":            "",
+		"?filename=a%0d%0aX:%20y":               "",
+		"?filename=" + strings.Repeat("a", 121): "",
+	} {
+		e := exchangeWith(t, requestFor(t, "/"+downloadable+"/downloads/default.mp4"+query, nil), reply(200, "media"))
+		if got := e.header.Get("Content-Disposition"); e.status != 200 || got != want {
+			t.Errorf("%q got %d with Content-Disposition %q, want %q", query, e.status, got, want)
+		}
+	}
+}

@@ -1,0 +1,56 @@
+package signedplayback
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/player"
+)
+
+// PlayerConfig has the gate serve a player page at /<token>/iframe.
+type PlayerConfig struct {
+	// The file with hls.js (hls.min.js of its npm package), for browsers that
+	// do not play HLS themselves. Placeholders are resolved. Default: none, so
+	// only browsers with HLS of their own play.
+	HLSJS string `json:"hls_js,omitempty"`
+}
+
+// hlsJSSuffix is where the player page finds hls.js, below the viewer's own
+// prefix like everything that it loads.
+const hlsJSSuffix = "iframe/hls.js"
+
+// provision loads hls.js and prepares the page.
+func (c *PlayerConfig) provision() (*player.Page, error) {
+	if c.HLSJS == "" {
+		return player.New(nil)
+	}
+	path, err := resolve(c.HLSJS)
+	if err != nil {
+		return nil, fmt.Errorf("player: %w", err)
+	}
+	script, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("player: reading hls.js: %w", err)
+	}
+	if len(script) == 0 {
+		return nil, fmt.Errorf("player: %q is empty", path)
+	}
+	return player.New(script)
+}
+
+// servePlayer answers a request for the player page or its script, and reports
+// whether it was one. The request has passed the gate.
+func (g *Gate) servePlayer(w http.ResponseWriter, d *decision) bool {
+	switch d.target.suffix.decoded {
+	case iframeSuffix:
+		d.setAccessHeaders(w.Header())
+		g.player.ServePage(w, d.request, d.settings.origins.frameAncestors())
+	case hlsJSSuffix:
+		d.setAccessHeaders(w.Header())
+		g.player.ServeHLSJS(w, d.request)
+	default:
+		return false
+	}
+	return true
+}
