@@ -26,13 +26,13 @@ type seen struct {
 	body   string
 }
 
-// startOrigin starts an origin that answers with next, or with a short text if
-// that is nil.
+// startOrigin starts an origin that answers with next, or with a playlist under
+// every name if that is nil.
 func startOrigin(t testing.TB, next http.Handler) *origin {
 	t.Helper()
 	o := new(origin)
 	if next == nil {
-		next = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("from the origin")) })
+		next = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("#EXTM3U\n## from the origin\n")) })
 	}
 	o.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		o.record(r)
