@@ -37,7 +37,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 	if g.player != nil && g.servePlayer(w, d) {
 		return nil
 	}
-	if d.kind == kindManifest {
+	if d.manifest {
 		var cancel context.CancelFunc
 		r, cancel = prepareManifestRequest(r)
 		defer cancel()
@@ -90,6 +90,7 @@ func (g *Gate) parseTarget(d *decision) (err error) {
 		return refuse(reasonPathInvalid, err)
 	}
 	d.kind = kindOf(d.target.suffix.decoded)
+	d.manifest = d.kind == kindManifest
 	if g.downloads.match(d.target.suffix.decoded) {
 		d.kind = kindDownload
 	}
@@ -253,6 +254,7 @@ type decision struct {
 	request  *http.Request
 	target   target
 	kind     kind
+	manifest bool           // by its name; a download can be one too
 	video    string         // "" until the viewer has proved to be allowed to ask for it
 	verified *verifiedToken // nil for a request by video id
 	settings *settings

@@ -82,7 +82,7 @@ func (w *response) hold() {
 		w.refuse(errManifestPartial)
 	case err == nil && length > manifest.MaxSize:
 		w.refuse(errManifestSize)
-	case w.d.request.Method == http.MethodHead && w.d.kind != kindManifest:
+	case w.d.request.Method == http.MethodHead && !w.d.manifest:
 		// Known by its type only, when it was too late to ask for its body.
 		dropEntityHeaders(w.Header())
 		w.pass()

@@ -93,6 +93,7 @@ func TestManifestsAreRewritten(t *testing.T) {
 		{"by its path", "manifest/video.m3u8", reply(200, absolutePlaylist)},
 		{"by its path in capitals", "manifest/VIDEO.M3U8", reply(200, absolutePlaylist)},
 		{"by its path with a type of media", "manifest/video.m3u8", reply(200, absolutePlaylist, "Content-Type: video/mp2t")},
+		{"by its path among thumbnails", "thumbnails/storyboard.m3u8", reply(200, absolutePlaylist)},
 		{"by its type", "manifest/video", reply(200, absolutePlaylist, hls)},
 		{"by its type with parameters", "manifest/video", reply(200, absolutePlaylist, "Content-Type: Audio/MPEGURL; charset=utf-8")},
 		{"M10 playlist under a segment's name and type", "manifest/1.ts", reply(200, absolutePlaylist, "Content-Type: video/mp2t")},

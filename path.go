@@ -215,12 +215,14 @@ func kindOf(decoded string) kind {
 	if decoded == iframeSuffix {
 		return kindIframe
 	}
-	if strings.HasPrefix(decoded, "thumbnails/") {
+	ending := extension(decoded)
+	switch {
+	case ending == "m3u8" || ending == "mpd":
+		return kindManifest
+	case strings.HasPrefix(decoded, "thumbnails/"):
 		return kindThumbnail
 	}
-	switch extension(decoded) {
-	case "m3u8", "mpd":
-		return kindManifest
+	switch ending {
 	case "ts", "mp4", "m4s", "m4v", "m4a", "m4f", "cmfv", "cmfa", "cmft", "aac", "mp3", "ac3", "ec3", "webm", "vtt", "key":
 		return kindSegment
 	}

@@ -303,7 +303,7 @@ func TestKinds(t *testing.T) {
 		"subtitles/en.vtt":       kindSegment,
 		"secret.key":             kindSegment,
 		"thumbnails/1.jpg":       kindThumbnail,
-		"thumbnails/list.m3u8":   kindThumbnail,
+		"thumbnails/list.m3u8":   kindManifest,
 		"thumbnails":             kindOther,
 		"x/thumbnails/1.jpg":     kindOther,
 		"Thumbnails/1.jpg":       kindOther,

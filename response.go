@@ -82,7 +82,7 @@ func (w *response) WriteHeader(status int) {
 	switch {
 	case w.Header().Get("Location") != "" && status >= 300 && status < 400:
 		w.redirect()
-	case ok && (w.d.kind == kindManifest || isManifestType(w.Header().Get("Content-Type"))):
+	case ok && (w.d.manifest || isManifestType(w.Header().Get("Content-Type"))):
 		w.hold()
 	case ok:
 		w.state = sniffing
