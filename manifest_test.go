@@ -299,7 +299,7 @@ func TestRedirectsInsideTheFolder(t *testing.T) {
 // A viewer who goes away is no fault of the origin's.
 func TestViewerGoesAway(t *testing.T) {
 	defer func() {
-		if p := recover(); p != http.ErrAbortHandler {
+		if p := recover(); p != any(http.ErrAbortHandler) {
 			t.Errorf("recovered %v, want http.ErrAbortHandler", p)
 		}
 	}()

@@ -2,6 +2,7 @@ package signedplayback
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -41,7 +42,7 @@ func (w *response) serve(next caddyhttp.Handler, r *http.Request) (err error) {
 		// This is how reverse_proxy gives up on a body that it cannot read
 		// or write to its end.
 		if p := recover(); p != nil {
-			if p != http.ErrAbortHandler || w.state == passing || r.Context().Err() == context.Canceled {
+			if p != any(http.ErrAbortHandler) || w.state == passing || errors.Is(r.Context().Err(), context.Canceled) {
 				panic(p)
 			}
 			w.refuse(errManifestIncomplete)
@@ -155,7 +156,7 @@ func (w *response) ReadFrom(r io.Reader) (n int64, err error) {
 	toWrite := struct{ io.Writer }{w}
 	if w.state == sniffing {
 		n, err = io.CopyN(toWrite, r, int64(sniffLength))
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return n, nil
 		}
 		if err != nil {
@@ -193,6 +194,7 @@ func (w *response) finish() error {
 		return w.sendManifest()
 	case denied:
 		return w.err
+	case passing:
 	}
 	return nil
 }

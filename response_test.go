@@ -2,6 +2,7 @@ package signedplayback
 
 import (
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -48,9 +49,7 @@ func answerWith(t *testing.T, app *App, r *http.Request, origin http.Header) htt
 	g := newGate(t, app, new(Gate))
 	w := httptest.NewRecorder()
 	err := g.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
-		for name, values := range origin {
-			w.Header()[name] = values
-		}
+		maps.Copy(w.Header(), origin)
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}))
@@ -125,7 +124,8 @@ func TestResponseHeaders(t *testing.T) {
 		}},
 		{
 			"an open video with allowed origins", &App{VideoSettings: VideoSettings{RequireSignedURLs: new(false), AllowedOrigins: []string{"example.com"}}},
-			"/vid1/a.mp4", from("Origin", "https://example.com"), http.Header{
+			"/vid1/a.mp4", from("Origin", "https://example.com"),
+			http.Header{
 				"Access-Control-Allow-Origin":   {"https://example.com"},
 				"Access-Control-Expose-Headers": {expose},
 				"Cache-Control":                 {"private, max-age=86400"},

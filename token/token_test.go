@@ -233,7 +233,8 @@ func TestSign(t *testing.T) {
 		want    token.Claims
 	}{
 		{
-			"required claims", token.Claims{VideoID: "demo", ExpiresAt: hour},
+			"required claims",
+			token.Claims{VideoID: "demo", ExpiresAt: hour},
 			`{"sub":"demo","kid":"k1","exp":1800003600}`,
 			token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: hour},
 		},
