@@ -223,8 +223,10 @@ func (a *App) provisionKeys() error {
 	if interval < minJWKSInterval {
 		return fmt.Errorf("jwks_url: interval %s is shorter than %s", interval, minJWKSInterval)
 	}
-	a.keys.remote, err = acquireRemoteKeys(address, interval)
-	return err
+	if a.keys.remote, err = acquireRemoteKeys(address, interval); err != nil {
+		return fmt.Errorf("jwks_url %q: %w", a.JWKSURL, err)
+	}
+	return nil
 }
 
 // resolve fills in {env.*} and {file.*}. A placeholder that stands for nothing

@@ -97,6 +97,9 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		},
 		"downloads": func(d *caddyfile.Dispenser) error {
 			return someArgs(d, &g.Downloads, func(glob string) error {
+				if hasPlaceholder(glob) {
+					return nil // Provision knows what it stands for
+				}
 				_, err := parsePathGlob(glob)
 				return err
 			})
@@ -149,7 +152,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 func (a *App) parseJWKSURL(d *caddyfile.Dispenser) error {
 	args := d.RemainingArgs()
 	if len(args) < 1 || len(args) > 2 {
-		return d.Errf("jwks_url takes a URL and perhaps an interval, not %d arguments", len(args))
+		return d.Errf("jwks_url takes a URL and perhaps an interval, not %d arguments: %q", len(args), args)
 	}
 	a.JWKSURL = args[0]
 	if len(args) == 1 {

@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -343,12 +344,22 @@ func findToken(opts inspectOptions) (string, error) {
 		_, text, _ = strings.Cut(rest, "/")
 	}
 	path, _, _ := strings.Cut(text, "?")
+	var found string
 	for segment := range strings.SplitSeq(path, "/") {
-		if strings.Count(segment, ".") == 2 && segment != ".." {
+		if strings.Count(segment, ".") != 2 || segment == ".." {
+			continue
+		}
+		if _, err := token.Parse(segment); err == nil {
 			return segment, nil
 		}
+		// Perhaps the host of a URL without its scheme; perhaps what the user
+		// wants to be told about.
+		found = cmp.Or(found, segment)
 	}
-	return "", errors.New("the URL contains no token: no segment of its path has exactly two dots")
+	if found == "" {
+		return "", errors.New("the URL contains no token: no segment of its path has exactly two dots")
+	}
+	return found, nil
 }
 
 func relativeTime(t, now time.Time) string {

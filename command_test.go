@@ -303,6 +303,7 @@ rules:      2
 		{"playback URL", "https://media.example.com/" + compact + "/manifest/video.m3u8?a=b", "", described + unchecked},
 		{"URL of the player", "https://media.example.com:8443/" + compact, "", described + unchecked},
 		{"URL below a path", "http://localhost/a/b.c/" + compact + "/x.ts", "", described + unchecked},
+		{"URL without its scheme", "media.example.com/" + compact + "/x.ts", "", described + unchecked},
 		{"path", "/" + compact + "/x.ts", "", described + unchecked},
 		{"key", compact, public, described + valid},
 		{"private key", compact, writeFile(t, "key.txt", must(testKey().JWK())), described + valid},

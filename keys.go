@@ -56,7 +56,7 @@ func loadKeyFiles(paths []string) (*token.KeySet, error) {
 	}
 	set, err := token.NewKeySet(keys...)
 	if err != nil {
-		return nil, fmt.Errorf("key_file: %w", err)
+		return nil, fmt.Errorf("key_file %q: %w", paths, err)
 	}
 	return set, nil
 }
@@ -92,12 +92,16 @@ type remoteKeys struct {
 	cancel  context.CancelFunc
 }
 
+// errJWKSURL does not name the URL, which may hold a credential from the
+// environment.
+var errJWKSURL = errors.New("want an absolute http or https URL")
+
 // acquireRemoteKeys returns the key set of an address, shared with other
 // configs that use it. Each call must be matched by releaseRemoteKeys.
 func acquireRemoteKeys(address string, interval time.Duration) (*remoteKeys, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("jwks_url %q: want an absolute http or https URL", address)
+		return nil, errJWKSURL
 	}
 	poolKey := address + " " + interval.String()
 	value, _, err := remoteKeysPool.LoadOrNew(poolKey, func() (caddy.Destructor, error) {

@@ -90,10 +90,6 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if g.originPath, err = g.resolveOriginPath(); err != nil {
 		return err
 	}
-	globs := g.Downloads
-	if len(globs) == 0 {
-		globs = []string{"downloads/*"}
-	}
 	if g.Player != nil {
 		if g.player, err = g.Player.provision(); err != nil {
 			return err
@@ -105,8 +101,15 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
+	globs := g.Downloads
+	if len(globs) == 0 {
+		globs = []string{"downloads/*"}
+	}
 	g.downloads = make(pathGlobs, len(globs))
 	for i, glob := range globs {
+		if glob, err = resolve(glob); err != nil {
+			return fmt.Errorf("downloads: %w", err)
+		}
 		if g.downloads[i], err = parsePathGlob(glob); err != nil {
 			return err
 		}

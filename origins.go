@@ -136,12 +136,12 @@ func parseOriginPattern(text string) (originPattern, error) {
 	}
 	rest, wildcard := strings.CutPrefix(text, "*.")
 	p.wildcard = wildcard
+	if addr, err := netip.ParseAddr(rest); err == nil && addr.Is6() {
+		return invalid("is not host[:port]: an IPv6 address stands in brackets")
+	}
 	host, port, _, err := splitHostPort(rest)
 	p.port = port
 	if err != nil {
-		if strings.Count(rest, ":") > 1 && !strings.HasPrefix(rest, "[") {
-			return invalid("is not host[:port]: an IPv6 address stands in brackets")
-		}
 		return invalid("is not [*.]host[:port]: " + err.Error())
 	}
 	if !isASCII(host) {
@@ -291,7 +291,8 @@ func parseHost(s string) (string, error) {
 		return netip.AddrFrom16(addr.As16()).String(), nil
 	}
 	host := strings.TrimSuffix(s, ".")
-	if len(host) == 0 || len(host) > 253 {
+	// Beyond ASCII, ToLower makes letters of what the URL standard does not.
+	if len(host) == 0 || len(host) > 253 || !isASCII(host) {
 		return "", errHost
 	}
 	host = strings.ToLower(host)

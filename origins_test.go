@@ -142,7 +142,7 @@ var badPatterns = []struct{ name, pattern, want string }{
 	{"R4 IPv4 as one number", "2130706433", "host that is not valid"},
 	{"R4 name that ends in a number", "example.1", "host that is not valid"},
 
-	{"R5 IPv6 without brackets", "::1", "not valid"},
+	{"R5 IPv6 without brackets", "::1", "IPv6 address stands in brackets"},
 	{"R5 IPv6 without brackets, and no port", "fe80::abcd", "IPv6 address stands in brackets"},
 	{"R5 IPv6 zone", "[fe80::1%eth0]", "host that is not valid"},
 	{"R5 IPv6 zone, encoded", "[fe80::1%25eth0]", "host that is not valid"},
@@ -283,6 +283,8 @@ var headerCases = []struct {
 
 	{"R6 A-label", "xn--e1afmkfd.example", is("https://xn--e1afmkfd.example"), nil, ""},
 	{"R6 A-label for a pattern in Cyrillic", "пример.example", is("https://xn--e1afmkfd.example"), nil, ""},
+	{"R6 dotted capital I, which Go lowers to i", "wiki.example", is("https://w\u0130ki.example"), nil, reasonOriginNotAllowed},
+	{"R6 Kelvin sign", "wiki.example", is("https://wi\u212ai.example"), nil, reasonOriginNotAllowed},
 	{"R6 A-label in capitals", "xn--e1afmkfd.example", is("https://XN--E1AFMKFD.example"), nil, ""},
 	{"R6 Cyrillic, which browsers do not send", "xn--e1afmkfd.example", is("https://пример.example"), nil, reasonOriginNotAllowed},
 	{"R6 fullwidth dot", "example.com", is("https://example。com"), nil, reasonOriginNotAllowed},

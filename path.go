@@ -187,6 +187,9 @@ func parseOriginPath(template string) (originPath, error) {
 	if strings.Contains(example, "%") {
 		return originPath{}, fmt.Errorf("origin_path %q contains a percent sign; write the folder's name as it is", template)
 	}
+	if strings.HasSuffix(example, "/") {
+		return originPath{}, fmt.Errorf("origin_path %q: %w", template, errPathSegment)
+	}
 	if _, err := parseSuffix(example); err != nil {
 		return originPath{}, fmt.Errorf("origin_path %q: %w", template, err)
 	}
@@ -247,12 +250,17 @@ type pathGlobs []string
 
 // parsePathGlob checks one pattern and returns it in lower case.
 func parsePathGlob(pattern string) (string, error) {
+	text := pattern
 	pattern, _ = strings.CutPrefix(pattern, "/")
 	if pattern == "" {
-		return "", errors.New("downloads: empty path glob; write for example downloads/*")
+		return "", fmt.Errorf("downloads: path glob %q is empty; write for example downloads/*", text)
 	}
 	if strings.Contains(pattern, "%") {
 		return "", fmt.Errorf("downloads: path glob %q contains a percent sign; write the name as it is", pattern)
+	}
+	// No suffix contains these, so the pattern would guard nothing.
+	if !utf8.ValidString(pattern) || strings.ContainsAny(pattern, `\;?#`) || strings.ContainsFunc(pattern, unicode.IsControl) {
+		return "", fmt.Errorf("downloads: path glob %q contains a character that no path of a playback URL can: \\ ; ? # or a control character", pattern)
 	}
 	for segment := range strings.SplitSeq(strings.TrimSuffix(pattern, "/"), "/") {
 		if segment == "" || segment == "." || segment == ".." {

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
+	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 // maxRules is how many access rules a token may have.
@@ -65,7 +66,7 @@ func compileRules(raw []byte) (accessRules, error) {
 	if raw == nil {
 		return nil, nil
 	}
-	list, err := strictjson.Parse(raw, 4)
+	list, err := strictjson.Parse(raw, token.MaxDepth)
 	if err != nil {
 		return nil, fmt.Errorf("accessRules: %w", err)
 	}
