@@ -25,8 +25,8 @@ const (
 	// MaxLength is how many bytes a token may have.
 	MaxLength = 8192
 
-	// maxDepth bounds the nesting of a payload. Access rules need four levels.
-	maxDepth = 16
+	// MaxDepth bounds the nesting of a payload. Access rules need four levels.
+	MaxDepth = 16
 
 	// maxDate bounds what is read as a date at all: the largest integer that
 	// every JSON reader reads exactly (RFC 8259 section 6).
@@ -274,7 +274,7 @@ func object(doc []byte) (strictjson.Value, error) {
 	if len(doc) == 0 || doc[0] != '{' {
 		return strictjson.Value{}, strictjson.ErrSyntax
 	}
-	return strictjson.Parse(doc, maxDepth)
+	return strictjson.Parse(doc, MaxDepth)
 }
 
 // date reads a NumericDate (RFC 7519 section 2) narrowed to whole seconds from
