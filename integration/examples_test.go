@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -75,7 +76,7 @@ func TestDemo(t *testing.T) {
 			output := newLogBuffer()
 			cmd := exec.Command(tool(t, "bash"), filepath.Join(root, "examples/run.sh"), binary(t))
 			cmd.Dir = t.TempDir() // it is started from anywhere
-			cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+root, "XDG_CONFIG_HOME="+root, "HOME="+root, noRaceSleep)
+			cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+root, "XDG_CONFIG_HOME="+root, "HOME="+root, raceOptions)
 			cmd.Stdout, cmd.Stderr = output, output
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 			if err := cmd.Start(); err != nil {
@@ -144,10 +145,13 @@ func checkDemo(t *testing.T, output string) {
 		if diff := cmp.Diff(want, answered.verdict()); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", strings.TrimSpace(line), diff)
 		}
+		if want == plays && !startsLike(answered.body, playback) {
+			t.Errorf("%s answers with something else: %.60q", strings.TrimSpace(line), answered.body)
+		}
 		got[answered.verdict()]++
 	}
 	wantAll := map[verdict]int{
-		plays: 4, // HLS, TS, DASH, MP4
+		plays: 5, // page, HLS, TS, DASH, MP4
 		{http.StatusUnauthorized, "token_expired"}:  1,
 		{http.StatusForbidden, "rule_blocked"}:      1,
 		{http.StatusUnauthorized, "token_required"}: 1,
@@ -179,4 +183,12 @@ func listens(addr string) bool {
 		conn.Close()
 	}
 	return err == nil
+}
+
+// startsLike reports whether a body is what the ending of its URL promises.
+func startsLike(body []byte, playback string) bool {
+	start := map[string]string{
+		"": "<!doctype html>", ".m3u8": "#EXTM3U\n", ".mpd": "<?xml", ".mp4": "\x00\x00\x00 ftyp",
+	}[path.Ext(playback[strings.LastIndexByte(playback, '/'):])]
+	return start != "" && strings.HasPrefix(strings.ToLower(string(body)), strings.ToLower(start))
 }
