@@ -34,6 +34,7 @@ var (
 	errPathID      = errors.New("the first segment is neither a token nor a video id")
 	errPathByte    = errors.New("the path contains a byte that has no business in a playback URL")
 	errPathEscape  = errors.New("the path contains a percent-encoding that is not of harmless UTF-8")
+	errPathToken   = errors.New("the path contains its token twice, and the origin must not see it")
 	errPathSegment = errors.New("the path contains an empty segment or a dot segment")
 )
 
@@ -62,6 +63,9 @@ func parsePath(u *url.URL) (target, error) {
 		return target{}, errPathSegment
 	case strings.Count(first, ".") == 2:
 		t.token = first
+		if strings.Contains(t.suffix.decoded, first) {
+			return target{}, errPathToken
+		}
 	case token.ValidVideoID(first):
 		t.videoID = first
 	default:

@@ -53,6 +53,10 @@ var hostilePaths = []struct {
 	{"P1 double dot behind a video id", "/vidA/../vidB/x", errPathSegment},
 	{"P1 single dot in front of the token", "/./T/x", errPathID},
 
+	// The attack: a viewer who has the token logged by the origin.
+	{"P10 the token in the suffix", "/T/T/seg.ts", errPathToken},
+	{"P10 the token within a segment", "/T/a/x-T-y.ts", errPathToken},
+
 	// The attack: the same with the dots encoded, which only the origin decodes.
 	{"P2 encoded dots", "/T/%2e%2e/vidB/x", errPathEscape},
 	{"P2 encoded dot, then a dot", "/T/%2E./vidB/x", errPathEscape},
