@@ -216,6 +216,7 @@ func startChromium(t *testing.T) context.Context {
 type player struct {
 	ctx  context.Context
 	base string // the gateway's address
+	page string // the folder of the page
 
 	mu       sync.Mutex
 	requests []string
@@ -223,9 +224,15 @@ type player struct {
 
 func openPlayer(t *testing.T, browser context.Context, g *gateway) *player {
 	t.Helper()
+	return openPage(t, browser, g, g.url("/player/"))
+}
+
+// openPage opens a page, from wherever it comes.
+func openPage(t *testing.T, browser context.Context, g *gateway, page string) *player {
+	t.Helper()
 	ctx, closeTab := chromedp.NewContext(browser)
 	t.Cleanup(closeTab)
-	p := &player{ctx: ctx, base: g.url("")}
+	p := &player{ctx: ctx, base: g.url(""), page: page}
 	err := chromedp.Listen(ctx, func(event any) {
 		if sent, ok := event.(*network.EventRequestWillBeSent); ok {
 			p.mu.Lock()
@@ -238,7 +245,7 @@ func openPlayer(t *testing.T, browser context.Context, g *gateway) *player {
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := chromedp.Do(ctx, chromedp.Navigate(g.url("/player/"))); err != nil {
+	if err := chromedp.Do(ctx, chromedp.Navigate(page)); err != nil {
 		t.Fatalf("opening the page: %v", err)
 	}
 	return p
@@ -285,13 +292,14 @@ func (p *player) wantRequestsIn(t *testing.T, space string, uris []string) {
 	defer p.mu.Unlock()
 	for _, address := range p.requests {
 		own := strings.HasPrefix(address, p.base+space)
-		page := strings.HasPrefix(address, p.base+"/player/") || strings.HasPrefix(address, "blob:") || strings.HasPrefix(address, "data:")
+		page := strings.HasPrefix(address, p.page) || strings.HasPrefix(address, "blob:") || strings.HasPrefix(address, "data:")
 		if !own && !page {
 			t.Errorf("the player asked for %s, outside of %s", address, space)
 		}
 	}
 	for _, uri := range uris {
-		if suffix := strings.TrimPrefix(uri, "/demo/"); !slices.Contains(p.requests, p.base+space+suffix) {
+		_, suffix, _ := strings.Cut(uri[1:], "/") // less the video's folder
+		if !slices.Contains(p.requests, p.base+space+suffix) {
 			t.Errorf("%s is missing in the record of the browser's requests: %v", suffix, p.requests)
 		}
 	}

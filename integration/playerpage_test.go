@@ -1,0 +1,843 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"image"
+	"image/png"
+	"math"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+const (
+	// watchPolicy records what the page's own policy has blocked.
+	watchPolicy = `window.violations = []
+addEventListener("securitypolicyviolation", e => violations.push(e.effectiveDirective + " " + e.blockedURI))`
+
+	// Browsers as others have them.
+	noNativeHLS     = `HTMLMediaElement.prototype.canPlayType = () => ""`
+	brokenNativeHLS = `{
+	const { get, set } = Object.getOwnPropertyDescriptor(HTMLMediaElement.prototype, "src")
+	Object.defineProperty(HTMLMediaElement.prototype, "src", {
+		get, set(value) { set.call(this, value.includes("m3u8") ? location.href : value) },
+	})
+}`
+	noMediaSource = `delete window.MediaSource; delete window.ManagedMediaSource; delete window.WebKitMediaSource`
+)
+
+// pageView is what a viewer gets to see and to hear of the page.
+type pageView struct {
+	Title, Heading  string
+	Position        float64
+	Paused, Playing bool // the latter: it has got somewhere
+	Ready           bool
+	Muted, Loop     bool
+	Controls        bool
+	Alert           string // what is read out
+	Code, Button    string
+	HLSJS           bool
+	Violations      []string
+}
+
+func (p *tab) view(t *testing.T) pageView {
+	t.Helper()
+	return evaluate[pageView](t, &p.player, `(() => {
+		const video = document.getElementById("video")
+		const alert = document.querySelector("[role=alert]")
+		const heading = document.getElementById("title")
+		const text = selector => alert.querySelector(selector)?.textContent ?? ""
+		return {
+			Title: document.title, Heading: heading.checkVisibility() ? heading.textContent : "",
+			Position: video.currentTime, Paused: video.paused, Playing: video.currentTime > 0.3 && !video.paused,
+			Ready: video.readyState > 0, Muted: video.muted, Loop: video.loop, Controls: video.controls,
+			Alert: alert.checkVisibility() ? text("p") : "", Code: text("small"), Button: text("button"),
+			HLSJS: "Hls" in window, Violations: violations,
+		}
+	})()`)
+}
+
+// await waits until the page looks as done wants it.
+func (p *tab) await(t *testing.T, what string, done func(pageView) bool) pageView {
+	t.Helper()
+	var last pageView
+	defer func() {
+		if t.Failed() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			t.Logf("the page, while waiting for %s: %+v, console: %v", what, last, p.console)
+		}
+	}()
+	eventually(t, what, func() bool {
+		last = p.view(t)
+		return done(last)
+	})
+	return last
+}
+
+func (p *tab) do(t *testing.T, steps ...chromedp.Action[chromedp.Void]) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, startTimeout)
+	defer cancel()
+	if err := chromedp.Do(ctx, steps...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantQuiet checks that nothing has gone wrong behind the viewer's back.
+func (p *tab) wantQuiet(t *testing.T) {
+	t.Helper()
+	if violations := p.view(t).Violations; len(violations) != 0 {
+		t.Errorf("the page's policy has blocked %v", violations)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.console) != 0 || p.dialogs != 0 {
+		t.Errorf("%d dialogs, and in the console: %v", p.dialogs, p.console)
+	}
+}
+
+func isReady(v pageView) bool   { return v.Ready }
+func isPlaying(v pageView) bool { return v.Playing }
+func isTold(v pageView) bool    { return v.Alert != "" }
+
+func startPlayerWeb(t *testing.T) *web {
+	t.Helper()
+	return startWeb(t, anyVideo(), config{app: allowedSites, gate: "player " + hlsJS(t)})
+}
+
+// page is the address of a player page.
+func (w *web) page(t *testing.T, query string) string {
+	t.Helper()
+	return w.media("/" + mint(t, "demo", nil) + "/iframe" + query)
+}
+
+// The page plays with what the browser has, and says so if that is nothing.
+func TestPlayerPagePlays(t *testing.T) {
+	with := startPlayerWeb(t)
+	without := startWeb(t, anyVideo(), config{gate: "player"})
+	unsupported := "This browser cannot play this video. Try another one."
+	for _, tc := range []struct {
+		name    string
+		web     *web
+		browser []string
+		hlsJS   bool
+		told    string
+	}{
+		{name: "native", web: with},
+		{name: "native, without hls.js", web: without},
+		{name: "hls.js", web: with, browser: []string{noNativeHLS}, hlsJS: true},
+		{name: "hls.js after native has failed", web: with, browser: []string{brokenNativeHLS}, hlsJS: true},
+		{name: "neither, for want of hls.js", web: without, browser: []string{noNativeHLS}, told: unsupported},
+		{name: "neither, for want of MediaSource", web: with, browser: []string{noNativeHLS, noMediaSource}, told: unsupported},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := openTab(t, append(tc.browser, watchPolicy)...)
+			p.open(t, tc.web.page(t, ""))
+			if tc.told != "" {
+				got := p.await(t, "words", isTold)
+				if got.Alert != tc.told || got.Code != "unsupported" || got.Button != "" {
+					t.Errorf("it says %q, %q and offers %q", got.Alert, got.Code, got.Button)
+				}
+				p.wantQuiet(t)
+				tc.web.wantUnasked(t)
+				return
+			}
+			if got := p.await(t, "metadata", isReady); !got.Paused || got.Position != 0 {
+				t.Errorf("it plays by itself: %+v", got)
+			}
+			p.do(t, chromedp.Click(chromedp.CSS("#toggle")))
+			if got := p.await(t, "playback", isPlaying); got.HLSJS != tc.hlsJS {
+				t.Errorf("hls.js is loaded: %t, want %t", got.HLSJS, tc.hlsJS)
+			}
+			p.wantQuiet(t)
+			tc.web.origin.take()
+		})
+	}
+}
+
+// What the query asks for is what viewers get.
+func TestPlayerPageOptions(t *testing.T) {
+	w := startPlayerWeb(t)
+	tabs := map[string]*tab{"native": openTab(t, watchPolicy), "hls.js": openTab(t, watchPolicy, noNativeHLS)}
+	plain := pageView{Title: "Video", Paused: true, Ready: true, Controls: true, Violations: []string{}}
+	for _, tc := range []struct {
+		name, query string
+		want        func(*pageView)
+		script      string // must be true then
+	}{
+		{"none", "", func(*pageView) {}, `!video.poster && video.preload === "metadata" && video.getAttribute("aria-label") === "Video"`},
+		{
+			"title", "?title=%3Cb%3EA+%26+B%3C/b%3E", func(v *pageView) { v.Title, v.Heading = "<b>A & B</b>", "<b>A & B</b>" },
+			`video.getAttribute("aria-label") === "<b>A & B</b>"`,
+		},
+		{"muted", "?muted", func(v *pageView) { v.Muted = true }, ""},
+		{"loop", "?loop=true", func(v *pageView) { v.Loop = true }, ""},
+		{"flags that are off", "?muted=false&loop=0&autoplay=no", func(*pageView) {}, ""},
+		{"controls", "?controls=false", func(v *pageView) { v.Controls = false }, `document.getElementById("toggle").checkVisibility()`},
+		{"startTime", "?startTime=5.5", func(v *pageView) { v.Position = 5.5 }, ""},
+		{"startTime in units", "?startTime=0m7s", func(v *pageView) { v.Position = 7 }, ""},
+		{"startTime past the end", "?startTime=1h", func(*pageView) {}, ""},
+		{"preload", "?preload=auto", func(*pageView) {}, `video.preload === "auto"`},
+		{
+			"primaryColor", "?primaryColor=%23f4801f", func(*pageView) {},
+			`getComputedStyle(document.getElementById("toggle")).backgroundColor === "rgb(244, 128, 31)"`,
+		},
+		{"letterboxColor", "?letterboxColor=rgb(1,2,3)", func(*pageView) {}, `getComputedStyle(document.body).backgroundColor === "rgb(1, 2, 3)"`},
+		{"a color that is none", "?primaryColor=var(--letterbox)&letterboxColor=url(x)", func(*pageView) {}, `!document.documentElement.getAttribute("style")`},
+		{"poster", "?poster=thumbnails/thumbnail.jpg", func(*pageView) {}, `video.poster === location.href.replace(/iframe.*/, "thumbnails/thumbnail.jpg")`},
+	} {
+		for how := range tabs {
+			if how == "hls.js" && !strings.HasPrefix(tc.name, "startTime") {
+				continue // the player in use has no part in it
+			}
+			t.Run(tc.name+", "+how, func(t *testing.T) {
+				p := tabs[how]
+				p.open(t, w.page(t, tc.query))
+				want := plain
+				tc.want(&want)
+				want.HLSJS = how == "hls.js"
+				got := p.await(t, "metadata and a seek", func(v pageView) bool { return v.Ready && v.Position == want.Position })
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("the page (-want +got):\n%s", diff)
+				}
+				if tc.script != "" && !evaluate[bool](t, &p.player, `(video => `+tc.script+`)(document.getElementById("video"))`) {
+					t.Errorf("this is not so: %s", tc.script)
+				}
+				p.wantQuiet(t)
+			})
+		}
+	}
+
+	t.Run("autoplay and loop", func(t *testing.T) {
+		p := openTab(t, watchPolicy)
+		p.open(t, w.page(t, "?autoplay&muted&loop&startTime=11"))
+		p.await(t, "the end", func(v pageView) bool { return v.Position > 11.1 })
+		p.await(t, "the start", func(v pageView) bool { return v.Position < 5 && !v.Paused })
+		p.wantQuiet(t)
+	})
+
+	// The address of the page contains the token, so nobody else may be told.
+	t.Run("a poster on another host", func(t *testing.T) {
+		p := openTab(t, watchPolicy)
+		p.open(t, w.page(t, "?poster="+url.QueryEscape(w.site("evil.test")+"/poster.jpg")))
+		var asked []http.Header
+		eventually(t, "a request for the poster", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			asked = slices.Clone(w.posters)
+			return len(asked) > 0
+		})
+		if got := asked[0].Get("Referer"); got != w.media("/") {
+			t.Errorf("the host of the poster was told %q", got)
+		}
+		p.wantQuiet(t)
+	})
+}
+
+// documentedWords are those of the table in docs/player.md, by reason.
+func documentedWords(t *testing.T) map[string]string {
+	t.Helper()
+	manual, err := os.ReadFile("../docs/player.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(manual), "| reason | words |\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	words := make(map[string]string)
+	for row := range strings.Lines(table) {
+		cells := strings.Split(strings.TrimSpace(row), "|")
+		if len(cells) != 4 {
+			t.Fatalf("docs/player.md: %q is no row of two cells", row)
+		}
+		for _, reason := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(cells[1], -1) {
+			words[reason[1]] = strings.TrimSpace(cells[2])
+		}
+	}
+	if len(words) < 15 {
+		t.Fatalf("docs/player.md: %d reasons in the table of words", len(words))
+	}
+	return words
+}
+
+// request changes a request so that the gate refuses it.
+type request func(*http.Request)
+
+// to has a request ask for another path.
+func to(path string) request { return func(r *http.Request) { r.URL.Path = path } }
+
+// refusedRequests are requests that a gate with max_token_lifetime 24h and
+// without geo database refuses, by reason.
+func refusedRequests(t *testing.T) map[string]request {
+	t.Helper()
+	const suffix = "/manifest/video.m3u8"
+	minted := func(edit func(*token.Claims)) request { return to("/" + mint(t, "demo", edit) + suffix) }
+	raw := func(header, payload string) request {
+		return to("/" + signRaw(privateKey(), header, payload) + suffix)
+	}
+	foreign, err := token.GenerateSigningKey(keyID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unsigned, err := token.Sign(token.Claims{VideoID: "demo", ExpiresAt: time.Now().Add(time.Hour)}, foreign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := func(origin string) request {
+		return func(r *http.Request) {
+			r.URL.Path = "/" + mint(t, "sites", nil) + suffix
+			r.Header.Del("Referer")
+			if r.Header.Del("Origin"); origin != "" {
+				r.Header.Set("Origin", origin)
+			}
+		}
+	}
+	return map[string]request{
+		"path_invalid":            to("/not~an~id" + suffix),
+		"token_required":          to("/demo" + suffix),
+		"token_malformed":         to("/a.b.c" + suffix),
+		"algorithm_not_allowed":   raw(`{"alg":"HS256","kid":"main"}`, goodPayload("demo")),
+		"key_unknown":             raw(`{"alg":"RS256","kid":"other"}`, `{"sub":"demo","exp":4102444800}`),
+		"signature_invalid":       to("/" + unsigned + suffix),
+		"token_expired":           minted(func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Second) }),
+		"token_not_yet_valid":     minted(func(c *token.Claims) { c.NotBefore = time.Now().Add(time.Minute) }),
+		"token_lifetime_exceeded": minted(func(c *token.Claims) { c.ExpiresAt = time.Now().Add(48 * time.Hour) }),
+		"rules_invalid":           minted(withRules(`[{"type":"any","action":"maybe"}]`)),
+		"rule_blocked":            minted(withRules(`[{"type":"any","action":"block"}]`)),
+		"country_unavailable":     minted(withRules(`[{"type":"ip.geoip.country","country":["US"],"action":"allow"}]`)),
+		"origin_required":         from(""),
+		"origin_not_allowed":      from("http://evil.test"),
+		"manifest_invalid":        to("/" + mint(t, "broken", nil) + suffix),
+	}
+}
+
+// otherStatuses are of the reasons that this gate has no cause to give; the
+// tests answer for it.
+var otherStatuses = map[string]int{
+	"client_ip_unknown":    http.StatusForbidden,
+	"too_early":            http.StatusTooEarly,
+	"verification_limited": http.StatusTooManyRequests,
+	"state_unavailable":    http.StatusServiceUnavailable,
+}
+
+// Each refusal is explained in the words of the manual, with its code for who
+// is asked for help.
+func TestPlayerPageRefusals(t *testing.T) {
+	w := startWeb(t, brokenVideos(anyVideo()), config{
+		app:  allowedSites + "\nmax_token_lifetime 24h",
+		gate: "player " + hlsJS(t),
+	})
+	requests := refusedRequests(t)
+	retried := []string{"token_not_yet_valid", "country_unavailable", "too_early", "verification_limited", "state_unavailable"}
+	p := openTab(t, watchPolicy)
+	for reason, words := range documentedWords(t) {
+		t.Run(reason, func(t *testing.T) {
+			w.forget()
+			w.tap.diverting(func(rw http.ResponseWriter, r *http.Request) bool {
+				if !strings.HasSuffix(r.URL.Path, ".m3u8") {
+					return false
+				}
+				if change, ok := requests[reason]; ok {
+					change(r)
+					return false
+				}
+				rw.Header().Set("Signed-Playback-Reason", reason)
+				rw.WriteHeader(otherStatuses[reason])
+				return true
+			})
+			status := otherStatuses[reason]
+			p.open(t, w.page(t, "?title=A+title"))
+			got := p.await(t, "words", isTold)
+			if _, ok := requests[reason]; ok {
+				refused, _ := w.tap.first("GET", ".m3u8")
+				if status = refused.status; refused.verdict().Reason != reason {
+					t.Fatalf("the gate says %v", refused.verdict())
+				}
+			}
+			want := pageView{
+				Title: "A title", Paused: true, Controls: true, HLSJS: got.HLSJS, Violations: []string{},
+				Alert: words, Code: fmt.Sprintf("%s (%d)", reason, status),
+			}
+			if slices.Contains(retried, reason) {
+				want.Button = "Try again"
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("the page (-want +got):\n%s", diff)
+			}
+			if !evaluate[bool](t, &p.player, `document.getElementById("video").inert && document.getElementById("toggle").hidden`) {
+				t.Error("what cannot be played can be reached")
+			}
+		})
+	}
+	for reason := range requests {
+		if documentedWords(t)[reason] == "" {
+			t.Errorf("docs/player.md has no words for %s", reason)
+		}
+	}
+}
+
+// brokenVideos are videos that something is wrong with.
+func brokenVideos(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		isManifest := strings.HasSuffix(r.URL.Path, ".m3u8")
+		switch video, _, _ := strings.Cut(r.URL.Path[1:], "/"); {
+		case video == "broken" && isManifest:
+			_, _ = w.Write([]byte("<html>not what was asked for</html>"))
+		case video == "missing":
+			http.NotFound(w, r)
+		case video == "corrupt" && !isManifest:
+			_, _ = w.Write(bytes.Repeat([]byte("not a segment "), 1000))
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+// Where the gate gives no reason, the page has words of its own.
+func TestPlayerPageFailures(t *testing.T) {
+	w := startWeb(t, brokenVideos(anyVideo()), config{gate: "player " + hlsJS(t)})
+	for _, tc := range []struct {
+		name, video string
+		alert, code string
+		button      string
+	}{
+		{"no such video", "missing", "This video does not exist, or it has been removed.", "http_error (404)", ""},
+		{"segments that are none", "corrupt", "Something went wrong while this video was loading. Try again.", "media_error", "Try again"},
+		{"no connection", "unreachable", "The connection failed. Check that you are online, and try again.", "network_error", "Try again"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w.tap.diverting(func(_ http.ResponseWriter, r *http.Request) bool {
+				if tc.video == "unreachable" && strings.HasSuffix(r.URL.Path, ".m3u8") {
+					panic(http.ErrAbortHandler) // hangs up
+				}
+				return false
+			})
+			p := openTab(t, watchPolicy)
+			p.open(t, w.media("/"+mint(t, tc.video, nil)+"/iframe?autoplay&muted"))
+			got := p.await(t, "words", isTold)
+			if got.Alert != tc.alert || got.Code != tc.code || got.Button != tc.button {
+				t.Errorf("it says %q, %q and offers %q", got.Alert, got.Code, got.Button)
+			}
+		})
+	}
+}
+
+// A failure that passes is over when the viewer tries again.
+func TestPlayerPageRetry(t *testing.T) {
+	for how, browser := range map[string]string{"native": "", "hls.js": noNativeHLS} {
+		t.Run(how, func(t *testing.T) {
+			var down atomic.Bool
+			next := anyVideo()
+			w := startWeb(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if down.Load() {
+					w.WriteHeader(http.StatusServiceUnavailable)
+					return
+				}
+				next.ServeHTTP(w, r)
+			}), config{gate: "player " + hlsJS(t)})
+			down.Store(true)
+			p := openTab(t, watchPolicy, browser)
+			p.open(t, w.page(t, ""))
+			told := p.await(t, "words", isTold)
+			if told.Alert != "This video is not available right now. Try again in a moment." || told.Code != "http_error (503)" || told.Button != "Try again" {
+				t.Errorf("it says %q, %q and offers %q", told.Alert, told.Code, told.Button)
+			}
+			p.do(t, chromedp.Click(chromedp.CSS("#failure button")))
+			p.await(t, "the same words again", isTold)
+
+			down.Store(false)
+			p.do(t, chromedp.Click(chromedp.CSS("#failure button")))
+			p.await(t, "metadata", func(v pageView) bool { return v.Ready && v.Alert == "" })
+			if !evaluate[bool](t, &p.player, `document.activeElement.id === "toggle"`) {
+				t.Error("the focus is not on the play button")
+			}
+			p.do(t, chromedp.KeyEvent(" "))
+			p.await(t, "playback", isPlaying)
+		})
+	}
+}
+
+// A token that expires while the video plays stops it at the next segment, and
+// the viewer and the embedding page are told.
+func TestPlayerPageExpiry(t *testing.T) {
+	for how, browser := range map[string]string{"native": "", "hls.js": noNativeHLS} {
+		t.Run(how, func(t *testing.T) {
+			expired := make(chan struct{})
+			next := anyVideo()
+			w := startWeb(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				// These have been asked for in time, and those after them come
+				// too late.
+				if strings.HasSuffix(r.URL.Path, "/003.m4s") {
+					select {
+					case <-expired:
+					case <-r.Context().Done():
+					}
+				}
+				next.ServeHTTP(w, r)
+			}), config{app: allowedSites, gate: "player " + hlsJS(t)})
+			p := openTab(t, browser)
+			p.open(t, w.site("www.example.test")+"/")
+			limited := mint(t, "sites", func(c *token.Claims) { c.ExpiresAt = time.Unix(time.Now().Unix()+5, 0) })
+			evaluate[bool](t, &p.player, fmt.Sprintf("embed('iframe', %q, {}).then(() => true)", w.media("/"+limited+"/iframe?muted")))
+			evaluate[bool](t, &p.player, "playEmbedded(), true")
+			eventually(t, "playback", func() bool { return evaluate[progress](t, &p.player, "seen").Position > enough })
+			allowed := "Origin: " + w.site("www.example.test")
+			eventually(t, "the token to expire", func() bool {
+				return w.gate.get(t, "/"+limited+"/manifest/video.m3u8", allowed).reason() == "token_expired"
+			})
+			close(expired)
+			var last progress
+			eventually(t, "an error event", func() bool {
+				last = evaluate[progress](t, &p.player, "seen")
+				return last.Told != ""
+			})
+			if last.Told != "token_expired" || last.Position > clipSeconds-2 {
+				t.Errorf("it ended with %+v", last)
+			}
+			const get = `player.get("error", "paused").then(got => JSON.stringify(got))`
+			want := `{"error":{"reason":"token_expired","status":401},"paused":true}`
+			if got := evaluate[string](t, &p.player, get); got != want {
+				t.Errorf("the player says %s, want %s", got, want)
+			}
+			if got := evaluate[string](t, &p.player, `player.play().catch(error => error.name)`); got != "InvalidStateError" {
+				t.Errorf("it plays on: %s", got)
+			}
+			for _, uri := range w.origin.uris() {
+				if strings.HasSuffix(uri, "/006.m4s") {
+					t.Errorf("the last segment was fetched: %s", uri)
+				}
+			}
+		})
+	}
+}
+
+// Nothing that a link can bring along becomes markup, code, or an address that
+// the page loads anything else from.
+func TestPlayerPageHostileQuery(t *testing.T) {
+	w := startPlayerWeb(t)
+	names := []string{
+		"title", "poster", "autoplay", "muted", "loop", "controls", "preload", "startTime",
+		"defaultTextTrack", "primaryColor", "letterboxColor", "src", "hlsJs", "__proto__", "constructor",
+	}
+	const skeleton = `[...document.querySelectorAll("*")].map(e => e.tagName + [...e.attributes].map(a => " " + a.name).sort().join("")).join("\n")`
+	p := openTab(t, watchPolicy)
+	p.open(t, w.page(t, ""))
+	p.await(t, "metadata", isReady)
+	elements := evaluate[string](t, &p.player, `[...document.querySelectorAll("*")].map(e => e.tagName).join()`)
+	style := evaluate[string](t, &p.player, `document.querySelector("style").textContent`)
+
+	for _, value := range []string{
+		"</script><script>window.pwned=1</script>",
+		"</title></style><img src=x onerror=window.pwned=1>",
+		`"><svg onload=window.pwned=1>`,
+		`' onfocus=window.pwned=1 autofocus '`,
+		"javascript:window.pwned=1",
+		" \tjava\nscript:window.pwned=1",
+		"data:text/html,<script>window.pwned=1</script>",
+		"blob:" + w.media("/x"),
+		"\u2028window.pwned=1//\u2029",
+		"{{constructor.constructor('window.pwned=1')()}}",
+		"${window.pwned=1}`-window.pwned=1",
+		"red;} body{background:url(//evil.test/x)",
+		"url(//evil.test/x)",
+		"\x00\r\nContent-Security-Policy: default-src *",
+		"%3Cscript%3E",
+		strings.Repeat("A", 500),
+		"1e999", "-1", "NaN", "Infinity",
+	} {
+		t.Run(fmt.Sprintf("%.40q", value), func(t *testing.T) {
+			p.mu.Lock()
+			p.requests, p.console = nil, nil
+			p.mu.Unlock()
+			query := make(url.Values)
+			for _, name := range names {
+				query[name] = []string{value, value}
+			}
+			w.forget()
+			p.open(t, w.page(t, "?"+query.Encode()+"#"+url.PathEscape(value)))
+			got := p.await(t, "metadata", isReady)
+			if now := evaluate[string](t, &p.player, `[...document.querySelectorAll("*")].map(e => e.tagName).join()`); now != elements {
+				t.Errorf("elements: %s", cmp.Diff(elements, now))
+			}
+			if now := evaluate[string](t, &p.player, `document.querySelector("style").textContent`); now != style {
+				t.Errorf("style: %s", cmp.Diff(style, now))
+			}
+			attributes := evaluate[string](t, &p.player, skeleton)
+			if on := regexp.MustCompile(`(?m) (on\w+|srcdoc|href|style)\b`).FindAllString(strings.ReplaceAll(attributes, "LINK href rel", ""), -1); on != nil {
+				t.Errorf("attributes %v in\n%s", on, attributes)
+			}
+			if evaluate[bool](t, &p.player, `"pwned" in window || "pwned" in Object.prototype`) {
+				t.Error("it has run")
+			}
+			if !got.Paused || got.Muted || got.Loop || !got.Controls || got.Position != 0 {
+				t.Errorf("it has taken a value for another one: %+v", got)
+			}
+			p.mu.Lock()
+			// Most of these are the relative address of a poster that is not there.
+			p.console = slices.DeleteFunc(p.console, func(line string) bool { return strings.HasPrefix(line, "Failed to load resource") })
+			for _, address := range p.requests {
+				// The browser's own controls have icons.
+				icon := address == "data:," || strings.HasPrefix(address, "data:image/svg+xml;base64,")
+				if !icon && !strings.HasPrefix(address, w.media("/")) {
+					t.Errorf("the page asked for %.200s", address)
+				}
+			}
+			p.mu.Unlock()
+			p.wantQuiet(t)
+		})
+	}
+}
+
+// The page is the same under all its addresses, and finds its media from each.
+func TestPlayerPageAddresses(t *testing.T) {
+	addr := freeAddr(t)
+	_, port, _ := strings.Cut(addr, ":")
+	o := startOrigin(t, anyVideo())
+	g := start(t, o, config{
+		app:  "video open {\nrequire_signed_urls off\n}",
+		gate: "player " + hlsJS(t),
+		sites: fmt.Sprintf(`http://:%s {
+	handle_path /play/* {
+		signed_playback {
+			player %s
+		}
+		reverse_proxy %s
+	}
+}`, port, hlsJS(t), o.addr()),
+	})
+	root := "http://" + g.addr
+	mounted := "http://" + addr + "/play"
+	good := "/" + mint(t, "demo", nil)
+	want := g.get(t, good+"/iframe").body
+	p := openTab(t, watchPolicy)
+	for _, address := range []string{
+		root + good, root + good + "/", root + good + "/iframe", root + good + "?title=x", root + good + "/?title=x",
+		root + "/open", root + "/open/", root + "/open/iframe", root + "/open/iframe?poster=thumbnails/thumbnail.jpg",
+		mounted + good, mounted + good + "/", mounted + good + "/iframe", mounted + "/open/iframe#x",
+	} {
+		name := strings.NewReplacer(root, "", mounted, "/play", good, "/token").Replace(address)
+		t.Run(name, func(t *testing.T) {
+			o.take()
+			u, err := url.Parse(address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res := (&gateway{addr: u.Host}).get(t, u.RequestURI())
+			if !bytes.Equal(res.body, want) || res.StatusCode != http.StatusOK {
+				t.Errorf("%d, and a page of %d bytes; want that of %d", res.StatusCode, len(res.body), len(want))
+			}
+			p.open(t, address)
+			p.await(t, "metadata", isReady)
+			p.wantQuiet(t)
+			if !slices.ContainsFunc(o.uris(), func(uri string) bool { return strings.HasSuffix(uri, "/manifest/video.m3u8") }) {
+				t.Errorf("the origin was asked for %v", o.uris())
+			}
+		})
+	}
+}
+
+// Who has no mouse can do everything.
+func TestPlayerPageKeyboard(t *testing.T) {
+	w := startPlayerWeb(t)
+	position := func(p *tab) float64 { return p.view(t).Position }
+	paused := func(v pageView) bool { return v.Paused }
+	near := func(want float64) func(pageView) bool {
+		return func(v pageView) bool { return math.Abs(v.Position-want) < 0.01 }
+	}
+	focus := func(p *tab) string { return evaluate[string](t, &p.player, `document.activeElement.id`) }
+
+	t.Run("without controls", func(t *testing.T) {
+		p := openTab(t, watchPolicy)
+		p.open(t, w.page(t, "?controls=0&muted"))
+		p.await(t, "metadata", isReady)
+		p.do(t, chromedp.KeyEvent(" "))
+		p.await(t, "playback", isPlaying)
+		p.do(t, chromedp.KeyEvent(" "))
+		p.await(t, "a pause", paused)
+		p.do(t, chromedp.KeyEvent("k"))
+		p.await(t, "playback", isPlaying)
+		p.do(t, chromedp.KeyEvent("K"))
+		p.await(t, "a pause", paused)
+
+		before := position(p)
+		p.do(t, chromedp.KeyEvent(kb.ArrowRight))
+		p.await(t, "five seconds on", near(before+5))
+		p.do(t, chromedp.KeyEvent(kb.ArrowLeft))
+		p.await(t, "five seconds back", near(before))
+		p.do(t, chromedp.KeyEvent("m"))
+		p.await(t, "sound", func(v pageView) bool { return !v.Muted })
+
+		for range 5 {
+			if focus(p) == "toggle" {
+				break
+			}
+			p.do(t, chromedp.KeyEvent(kb.Tab))
+		}
+		if got := focus(p); got != "toggle" {
+			t.Fatalf("Tab leads to %q, and not to the button", got)
+		}
+		for _, key := range []string{" ", kb.Enter} {
+			p.do(t, chromedp.KeyEvent(key))
+			p.await(t, "playback", func(v pageView) bool { return !v.Paused })
+			eventually(t, "a visible button to pause", func() bool {
+				return evaluate[bool](t, &p.player, `getComputedStyle(toggle).opacity === "1" && toggle.ariaLabel === "Pause"`)
+			})
+			p.do(t, chromedp.KeyEvent(key))
+			p.await(t, "a pause", paused)
+		}
+		p.wantQuiet(t)
+	})
+
+	// The browser's own keys must not be taken twice.
+	t.Run("with controls", func(t *testing.T) {
+		p := openTab(t, watchPolicy)
+		p.open(t, w.page(t, "?muted"))
+		p.await(t, "metadata", isReady)
+		p.do(t, chromedp.Click(chromedp.CSS("#toggle")))
+		p.await(t, "playback", isPlaying)
+		if got := focus(p); got != "video" {
+			t.Errorf("the focus is on %q, want the video and its controls", got)
+		}
+		p.do(t, chromedp.KeyEvent(" "))
+		p.await(t, "a pause", paused)
+		p.do(t, chromedp.KeyEvent(" "))
+		p.await(t, "playback", isPlaying)
+		p.wantQuiet(t)
+	})
+}
+
+// The page's headers, as they cross the wire.
+func TestPlayerPageHeaders(t *testing.T) {
+	w := startPlayerWeb(t)
+	for _, tc := range []struct {
+		video, origin, ancestors string
+		access                   http.Header
+	}{
+		{"demo", "", "", http.Header{"Access-Control-Allow-Origin": {"*"}}},
+		{
+			"sites", w.site("www.example.test"), "; frame-ancestors http://example.test:PORT http://*.example.test:PORT",
+			http.Header{"Access-Control-Allow-Origin": {w.site("www.example.test")}, "Vary": {"Origin"}},
+		},
+		{"apps", "", "; frame-ancestors http://example.test:PORT http://*.example.test:PORT", http.Header{"Vary": {"Origin"}}},
+	} {
+		t.Run(tc.video, func(t *testing.T) {
+			var header []string
+			if tc.origin != "" {
+				header = []string{"Origin: " + tc.origin}
+			}
+			res := w.gate.get(t, "/"+mint(t, tc.video, nil)+"/iframe", header...)
+			hash := func(element string) string {
+				found := regexp.MustCompile("(?s)<" + element + ">(.*?)</" + element + ">").FindSubmatch(res.body)
+				if found == nil {
+					t.Fatalf("the page has no %s", element)
+				}
+				sum := sha256.Sum256(found[1])
+				return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+			}
+			want := tc.access
+			if want.Get("Access-Control-Allow-Origin") != "" {
+				want.Set("Access-Control-Expose-Headers", "Content-Length, Content-Range, Accept-Ranges, Date, Signed-Playback-Reason")
+			}
+			for name, value := range map[string]string{
+				"Content-Type":   "text/html; charset=utf-8",
+				"Content-Length": strconv.Itoa(len(res.body)),
+				"Content-Security-Policy": "default-src 'none'; script-src " + hash("script") + " 'self'; style-src " + hash("style") +
+					"; media-src 'self' blob:; img-src 'self' https: http: data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'" +
+					strings.ReplaceAll(tc.ancestors, "PORT", portOf(w.sites)),
+				"Referrer-Policy":        "strict-origin",
+				"X-Content-Type-Options": "nosniff",
+				"Cache-Control":          "private, max-age=0",
+				"Server":                 "Caddy",
+			} {
+				want.Set(name, value)
+			}
+			res.Header.Del("Date")
+			if diff := cmp.Diff(want, res.Header); diff != "" {
+				t.Errorf("headers (-want +got):\n%s", diff)
+			}
+			w.wantUnasked(t)
+		})
+	}
+}
+
+// The page shows something at sizes of screens that are in use. What it shows
+// is for eyes: go test -artifacts keeps the pictures.
+func TestPlayerPageScreenshots(t *testing.T) {
+	w := startPlayerWeb(t)
+	p := openTab(t, watchPolicy)
+	const look = "?title=The+launch+of+the+test+pattern&poster=thumbnails/thumbnail.jpg&primaryColor=%23f4801f&muted"
+	for _, size := range []struct{ width, height int64 }{{1280, 720}, {360, 640}} {
+		p.do(t, chromedp.EmulateViewport(size.width, size.height))
+		for _, state := range []struct {
+			name, query string
+			refused     bool
+			done        func(pageView) bool
+		}{
+			{"ready", look, false, isReady},
+			{"playing", look + "&autoplay", false, isPlaying},
+			{"playing without controls", look + "&autoplay&controls=0", false, isPlaying},
+			{"refused", look, true, isTold},
+		} {
+			name := fmt.Sprintf("%s %dx%d", state.name, size.width, size.height)
+			t.Run(name, func(t *testing.T) {
+				w.tap.diverting(func(rw http.ResponseWriter, r *http.Request) bool {
+					if state.refused && strings.HasSuffix(r.URL.Path, ".m3u8") {
+						http.Error(rw, "", http.StatusServiceUnavailable)
+						return true
+					}
+					return false
+				})
+				p.open(t, w.page(t, state.query))
+				p.await(t, state.name, state.done)
+				data, err := chromedp.Run(p.ctx, chromedp.CaptureScreenshot())
+				if err != nil {
+					t.Fatal(err)
+				}
+				writeFile(t, filepath.Join(t.ArtifactDir(), strings.ReplaceAll(name, " ", "-")+".png"), data)
+				picture, err := png.Decode(bytes.NewReader(data))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := picture.Bounds().Size(); got != image.Pt(int(size.width), int(size.height)) {
+					t.Errorf("the picture has %v", got)
+				}
+				if n := colors(picture); n < 16 {
+					t.Errorf("the picture has %d colors", n)
+				}
+				if wide := evaluate[int64](t, &p.player, `document.documentElement.scrollWidth`); wide > size.width {
+					t.Errorf("the page is %d wide", wide)
+				}
+			})
+		}
+	}
+}
+
+// colors counts those of a picture.
+func colors(picture image.Image) int {
+	seen := make(map[[3]uint32]bool)
+	for y := picture.Bounds().Min.Y; y < picture.Bounds().Max.Y; y++ {
+		for x := picture.Bounds().Min.X; x < picture.Bounds().Max.X; x++ {
+			r, g, b, _ := picture.At(x, y).RGBA()
+			seen[[3]uint32{r, g, b}] = true
+		}
+	}
+	return len(seen)
+}
