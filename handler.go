@@ -42,8 +42,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 		r, cancel = prepareManifestRequest(r)
 		defer cancel()
 	}
-	res := &response{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, d: d}
-	err := res.serve(next, r)
+	err := newResponse(w, d).serve(next, r)
 	if _, isRefusal := errors.AsType[*refusal](err); isRefusal {
 		d.refused(err)
 		return deny(w, err)

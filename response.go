@@ -22,7 +22,8 @@ type response struct {
 	state  responseState
 	status int
 	held   []byte // what has been written and not been sent
-	err    error  // why the response is denied
+	before [len(originHeaders)]int
+	err    error // why the response is denied
 }
 
 type responseState int
@@ -34,6 +35,38 @@ const (
 	passing
 	denied
 )
+
+// originHeaders are headers by which an origin would talk to the viewer's browser
+// about more than the response: where else to find the site, what to load, show
+// or remember. Media need none of them.
+var originHeaders = [...]string{
+	"Alt-Svc", "Clear-Site-Data", "Link", "Refresh", "Set-Cookie", "X-Frame-Options", "X-Powered-By",
+}
+
+// newResponse makes the writer for a request that has passed. It remembers what
+// Caddy and the handlers in front have set, which is not the origin's.
+func newResponse(w http.ResponseWriter, d *decision) *response {
+	res := &response{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, d: d}
+	for i, name := range originHeaders {
+		res.before[i] = len(w.Header()[name])
+	}
+	return res
+}
+
+// setHeaders puts the gate's headers in the place of the origin's.
+func (w *response) setHeaders() {
+	h := w.Header()
+	for i, name := range originHeaders {
+		switch values := h[name]; {
+		case len(values) <= w.before[i]:
+		case w.before[i] == 0:
+			delete(h, name)
+		default:
+			h[name] = values[:w.before[i]]
+		}
+	}
+	w.d.setResponseHeaders(h)
+}
 
 // serve has the next handler answer. Its error is a refusal if the answer is
 // one that no viewer may get.
@@ -65,7 +98,7 @@ func (w *response) abandon() {
 	if w.state != waiting {
 		dropEntityHeaders(w.Header())
 	}
-	w.d.setResponseHeaders(w.Header())
+	w.setHeaders()
 }
 
 // WriteHeader implements http.ResponseWriter. Informational responses have
@@ -95,7 +128,7 @@ func (w *response) WriteHeader(status int) {
 // pass sends the headers; what is written from now on goes to the viewer.
 func (w *response) pass() {
 	w.state = passing
-	w.d.setResponseHeaders(w.Header())
+	w.setHeaders()
 	w.ResponseWriterWrapper.WriteHeader(w.status)
 }
 
@@ -185,7 +218,7 @@ func (w *response) FlushError() error {
 func (w *response) finish() error {
 	switch w.state {
 	case waiting:
-		w.d.setResponseHeaders(w.Header())
+		w.setHeaders()
 	case sniffing:
 		w.pass()
 		_, err := w.ResponseWriterWrapper.Write(w.held)

@@ -144,6 +144,31 @@ func TestResponseHeaders(t *testing.T) {
 	}
 }
 
+// C4: what an origin says to the viewer's browser about more than the response
+// ends at the gate; what the site's own config has set before stays.
+func TestOriginHeadersEndAtTheGate(t *testing.T) {
+	g := newGate(t, new(App), new(Gate))
+	w := httptest.NewRecorder()
+	w.Header().Set("Alt-Svc", `h3=":443"`)
+	w.Header().Set("X-Frame-Options", "SAMEORIGIN")
+	err := g.ServeHTTP(w, requestFor(t, "/"+plainToken()+"/a.mp4", nil), caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+		for _, name := range originHeaders {
+			w.Header().Add(name, "the origin's")
+		}
+		_, err := io.WriteString(w, "media of some length")
+		return err
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range originHeaders {
+		want := map[string]string{"Alt-Svc": `h3=":443"`, "X-Frame-Options": "SAMEORIGIN"}[name]
+		if got := strings.Join(w.Result().Header[name], "|"); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
 // The headers are applied once, however the handler behind the gate begins its
 // response, and not to an informational response that precedes it.
 func TestResponseHeadersAreSentOnce(t *testing.T) {
