@@ -48,7 +48,7 @@ The whole output serves as --key of the sign command, and as key_file of the
 gate, which drops the private half. A gate on another machine wants no more than
 the public half:
 
-	$ caddy signed-playback keygen > key.json
+	$ (umask 077; caddy signed-playback keygen > key.json)
 	$ jq .jwks key.json > public.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return keygen(opts, cmd.OutOrStdout()) },
@@ -252,6 +252,10 @@ func parseTime(text string, now time.Time) (time.Time, error) {
 		return now.Add(duration), nil
 	}
 	if seconds, err := strconv.ParseInt(text, 10, 64); err == nil {
+		const year2001 = 1_000_000_000
+		if seconds < year2001 {
+			return time.Time{}, fmt.Errorf("%q: as Unix seconds that is long ago; for a duration write %ss", text, text)
+		}
 		return time.Unix(seconds, 0), nil
 	}
 	if t, err := time.Parse(time.RFC3339, text); err == nil {
@@ -303,7 +307,11 @@ func inspect(opts inspectOptions, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := token.Verify(compact, keys, now, token.Policy{Leeway: defaultLeeway}); err != nil {
+	_, err = token.Verify(compact, keys, now, token.Policy{Leeway: defaultLeeway})
+	if errors.Is(err, token.ErrKeyUnknown) {
+		return fmt.Errorf("%w: the token's key id is %q, and --key has %q", err, claims.KeyID, keys.IDs())
+	}
+	if err != nil {
 		return err
 	}
 	fmt.Fprintln(out, "signature:  valid, and so is the token at present")

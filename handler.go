@@ -31,16 +31,21 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 		return nil
 	}
 	d.requestOrigin = r.Header.Get("Origin")
+	d.query = r.URL.RawQuery
 	g.address(r, d)
 	removeViewerHeaders(r.Header)
 	limitRanges(r.Header)
 	if g.player != nil && g.servePlayer(w, d) {
 		return nil
 	}
-	if d.manifest {
+	switch {
+	case d.manifest:
 		var cancel context.CancelFunc
 		r, cancel = prepareManifestRequest(r)
 		defer cancel()
+	case d.kind == kindOther:
+		// It may turn out to be a manifest.
+		askForWhole(r.Header)
 	}
 	err := newResponse(w, d).serve(next, r)
 	if _, isRefusal := errors.AsType[*refusal](err); isRefusal {
@@ -88,9 +93,13 @@ func (g *Gate) parseTarget(d *decision) (err error) {
 	if d.target, err = parsePath(d.request.URL); err != nil {
 		return refuse(reasonPathInvalid, err)
 	}
-	d.kind = kindOf(d.target.suffix.decoded)
+	// Some origins ignore a slash at the end, so it must not make a guarded
+	// name another one.
+	name := strings.TrimSuffix(d.target.suffix.decoded, "/")
+	d.kind = kindOf(name)
 	d.manifest = d.kind == kindManifest
-	if g.downloads.match(d.target.suffix.decoded) {
+	d.download = g.downloads.match(name) || g.downloads.match(d.target.suffix.decoded)
+	if d.download && d.kind != kindIframe {
 		d.kind = kindDownload
 	}
 	return nil
@@ -170,7 +179,7 @@ func checkRules(d *decision) error {
 // checkDownload holds downloads to the `downloadable` claim. A request without
 // a token has no such claim, even where the video itself requires none.
 func checkDownload(d *decision) error {
-	if d.kind != kindDownload || d.verified != nil && d.verified.claims.Downloadable {
+	if !d.download || d.verified != nil && d.verified.claims.Downloadable {
 		return nil
 	}
 	return refuse(reasonDownloadNotAllowed, errDownload)
@@ -254,12 +263,14 @@ type decision struct {
 	target   target
 	kind     kind
 	manifest bool           // by its name; a download can be one too
+	download bool           // needs the claim; the iframe can be one too
 	video    string         // "" until the viewer has proved to be allowed to ask for it
 	verified *verifiedToken // nil for a request by video id
 	settings *settings
 	reason   reason // "" for a request that passes
 
 	requestOrigin string // the Origin header of a request that passes
+	query         string // as the viewer has sent it
 }
 
 func (d *decision) refused(err error) {

@@ -503,7 +503,8 @@ func TestDownloads(t *testing.T) {
 		{"own globs, the second", []string{"*.mov", "/originals/*"}, "originals/x", false, "download"},
 		{"own globs replace the default", []string{"*.mov"}, "downloads/default.mp4", true, "segment"},
 		{"a thumbnail", []string{"thumbnails/*"}, "thumbnails/1.jpg", false, "download"},
-		{"the player page", []string{"*"}, "iframe", false, "download"},
+		{"the player page, whose kind stays", []string{"*"}, "iframe", false, "iframe"},
+		{"a slash at the end, which some origins ignore", []string{"promo/*.mp4"}, "promo/x.mp4/", false, "download"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			g := newGate(t, testApp(), &Gate{Downloads: tc.globs})

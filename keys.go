@@ -104,7 +104,7 @@ func acquireRemoteKeys(address string, interval time.Duration) (*remoteKeys, err
 		return nil, errJWKSURL
 	}
 	poolKey := address + " " + interval.String()
-	value, _, err := remoteKeysPool.LoadOrNew(poolKey, func() (caddy.Destructor, error) {
+	value, loaded, err := remoteKeysPool.LoadOrNew(poolKey, func() (caddy.Destructor, error) {
 		ctx, cancel := context.WithCancel(context.Background())
 		return &remoteKeys{
 			poolKey:  poolKey,
@@ -118,7 +118,23 @@ func acquireRemoteKeys(address string, interval time.Duration) (*remoteKeys, err
 	if err != nil {
 		return nil, err
 	}
-	return value.(*remoteKeys), nil
+	keys := value.(*remoteKeys)
+	if !loaded {
+		keys.inherit()
+	}
+	return keys, nil
+}
+
+// inherit takes over the keys of a config that asks the same address at another
+// interval, so that a reload which changes the interval forgets nothing.
+func (k *remoteKeys) inherit() {
+	remoteKeysPool.Range(func(_, value any) bool {
+		other := value.(*remoteKeys)
+		if set := other.set.Load(); other.url == k.url && set != nil {
+			k.set.CompareAndSwap(nil, set)
+		}
+		return true
+	})
 }
 
 func releaseRemoteKeys(k *remoteKeys) error {
@@ -159,8 +175,11 @@ func (k *remoteKeys) refresh() {
 		} else if k.ctx.Err() == nil {
 			wait = k.backoff(failures)
 			failures++
-			k.logger().Error("loading keys failed; the last good set stays in force",
-				zap.Error(err), zap.Bool("have_keys", k.set.Load() != nil), zap.Duration("retry_in", wait))
+			consequence := "the last good set stays in force"
+			if k.set.Load() == nil {
+				consequence = "tokens with its keys are refused until it succeeds"
+			}
+			k.logger().Error("loading keys failed; "+consequence, zap.Error(err), zap.Duration("retry_in", wait))
 		}
 		select {
 		case <-time.After(wait):

@@ -536,3 +536,21 @@ func TestBackoffStaysBounded(t *testing.T) {
 		}
 	}
 }
+
+// A reload that changes the interval while the key server is away must not
+// forget the keys.
+func TestAnotherIntervalKeepsTheKeys(t *testing.T) {
+	const address = "http://keys.example.com/jwks.json"
+	first := must(acquireRemoteKeys(address, time.Hour))
+	set := must(token.NewKeySet(testKey().Public()))
+	first.set.Store(set)
+	second := must(acquireRemoteKeys(address, 2*time.Hour))
+	if second == first || second.set.Load() != set {
+		t.Error("the keys are forgotten")
+	}
+	for _, keys := range []*remoteKeys{first, second} {
+		if err := releaseRemoteKeys(keys); err != nil {
+			t.Error(err)
+		}
+	}
+}

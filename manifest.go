@@ -2,6 +2,7 @@ package signedplayback
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -38,13 +39,18 @@ func prepareManifestRequest(r *http.Request) (*http.Request, context.CancelFunc)
 	ctx, cancel := context.WithTimeout(r.Context(), manifestTimeout)
 	r = r.WithContext(ctx)
 	r.Method = http.MethodGet
-	for _, name := range []string{
-		"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since",
-	} {
+	for _, name := range []string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"} {
 		delete(r.Header, name)
 	}
-	r.Header["Accept-Encoding"] = []string{"identity"}
+	askForWhole(r.Header)
 	return r, cancel
+}
+
+// askForWhole asks the origin for all of a resource, uncompressed.
+func askForWhole(h http.Header) {
+	delete(h, "Range")
+	delete(h, "If-Range")
+	h["Accept-Encoding"] = []string{"identity"}
 }
 
 // isManifestType reports whether a Content-Type is that of a manifest.
@@ -133,7 +139,7 @@ func (w *response) rewrite() ([]byte, error) {
 		return nil, errManifestForm
 	}
 	start := time.Now()
-	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, w.d.location(), w.d.request.URL.RawQuery)
+	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, w.d.location(), w.d.query)
 	w.d.app.metrics.manifestSeconds.Observe(time.Since(start).Seconds())
 	w.d.app.metrics.countURIs(stats)
 	return rewritten, err
@@ -166,13 +172,31 @@ func decodeManifest(body []byte, encoding []string) ([]byte, error) {
 // redirect keeps a redirect inside the video's folder, where the viewer's own
 // prefix leads; out of it, nobody follows.
 func (w *response) redirect() {
-	location, inside := w.d.location().Map(w.Header().Get("Location"))
-	if !inside {
+	locations := w.Header()["Location"]
+	if len(locations) != 1 {
+		w.refuse(errRedirect)
+		return
+	}
+	location, inside := w.d.location().Map(locations[0])
+	if !inside && !w.d.inViewerSpace(locations[0]) {
 		w.refuse(errRedirect)
 		return
 	}
 	w.Header().Set("Location", location)
 	w.pass()
+}
+
+// inViewerSpace reports whether a redirect names a place below the prefix that
+// the viewer has asked under. Handlers of this server redirect so, for they know
+// the path as it came.
+func (d *decision) inViewerSpace(location string) bool {
+	below, ok := strings.CutPrefix(location, "/"+cmp.Or(d.target.token, d.target.videoID)+"/")
+	if !ok {
+		return false
+	}
+	path, _, _ := strings.Cut(below, "?")
+	_, err := parseSuffix(path)
+	return err == nil
 }
 
 // location says where the origin has what the viewer asks for. The name under

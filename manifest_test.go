@@ -98,6 +98,8 @@ func TestManifestsAreRewritten(t *testing.T) {
 		{"by its type with parameters", "manifest/video", reply(200, absolutePlaylist, "Content-Type: Audio/MPEGURL; charset=utf-8")},
 		{"M10 playlist under a segment's name and type", "manifest/1.ts", reply(200, absolutePlaylist, "Content-Type: video/mp2t")},
 		{"M10 playlist behind a byte order mark", "manifest/1.ts", reply(200, "\ufeff"+absolutePlaylist)},
+		{"P13 by its path with a slash at the end", "manifest/video.m3u8/", reply(200, strings.ReplaceAll(absolutePlaylist, "/video/", "/manifest/video/"))},
+		{"by its path with another success status", "manifest/video.m3u8", reply(203, absolutePlaylist)},
 		{"M9 gzip that was not asked for", "manifest/video.m3u8", reply(200, zipped(absolutePlaylist), "Content-Encoding: gzip")},
 		{"written byte by byte", "manifest/1.ts", func(w http.ResponseWriter, _ *http.Request) error {
 			for i := range len(absolutePlaylist) {
@@ -117,7 +119,7 @@ func TestManifestsAreRewritten(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/"+tc.suffix, nil), tc.origin)
-			if got := strings.TrimPrefix(e.body, "\ufeff"); e.status != 200 || got != rewrittenPlaylist {
+			if got := strings.TrimPrefix(e.body, "\ufeff"); e.status/100 != 2 || got != rewrittenPlaylist {
 				t.Errorf("got %d %q:\n%s\nwant:\n%s", e.status, e.reason, got, rewrittenPlaylist)
 			}
 			if got := e.header.Get("Content-Length"); got != strconv.Itoa(len(e.body)) {
@@ -142,6 +144,10 @@ func TestManifestRequests(t *testing.T) {
 		}
 	}
 	target := "/" + plainToken() + "/manifest/video.m3u8?_HLS_msn=7&_HLS_part=1&_HLS_skip=YES"
+	other := exchangeWith(t, requestFor(t, "/"+plainToken()+"/live", change), reply(200, absolutePlaylist, "Content-Type: audio/mpegurl"))
+	if h := other.origin.Header; h.Get("Range") != "" || h.Get("Accept-Encoding") != "identity" {
+		t.Errorf("header at the origin for what may be a manifest: %v", h)
+	}
 	e := exchangeWith(t, requestFor(t, target, change), reply(200, absolutePlaylist,
 		"Content-Type: application/x-mpegURL", `Etag: "origin"`, "Last-Modified: Mon, 23 Nov 2026 00:00:00 GMT",
 		"Accept-Ranges: bytes", "Content-Length: "+strconv.Itoa(len(absolutePlaylist)), "Digest: x", "Cache-Control: public, max-age=2"))
@@ -226,6 +232,10 @@ func TestManifestsThatAreRefused(t *testing.T) {
 		{"M10 redirect to another host", "a.ts", reply(302, "", "Location: https://evil.example/x")},
 		{"M10 redirect to the admin API", "a.m3u8", reply(307, "", "Location: http://127.0.0.1:2019/load")},
 		{"M10 redirect to another video", "a.ts", reply(301, "", "Location: /vidB/a.ts")},
+		{"M10 redirect twice", "a.ts", reply(302, "", "Location: ", "Location: https://evil.example/x")},
+		{"M10 redirect to another token", "a.ts", reply(302, "", "Location: /a.b.c/x.ts")},
+		{"H9 a part, with all the origin's caching", "a.m3u8", reply(206, "#EXTM3U\n", "Cdn-Cache-Control: public, max-age=9999",
+			"Surrogate-Control: max-age=9999", "Expires: Thu, 31 Dec 2099 00:00:00 GMT", "Access-Control-Allow-Credentials: true", "Set-Cookie: a=b")},
 		{"M10 redirect upwards", "a/b.ts", reply(301, "", "Location: ../../vidB/a.ts")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -233,7 +243,7 @@ func TestManifestsThatAreRefused(t *testing.T) {
 			if e.status != http.StatusBadGateway || e.reason != "manifest_invalid" || e.body != "" {
 				t.Errorf("got %d %q with %d bytes, want 502 manifest_invalid", e.status, e.reason, len(e.body))
 			}
-			for _, name := range []string{"Content-Length", "Content-Encoding", "Content-Range", "Content-Type", "Location"} {
+			for _, name := range []string{"Content-Length", "Content-Encoding", "Content-Range", "Content-Type", "Location", "Cdn-Cache-Control", "Surrogate-Control", "Expires", "Access-Control-Allow-Credentials", "Set-Cookie"} {
 				if got := e.header.Get(name); got != "" {
 					t.Errorf("the refusal has %s: %q", name, got)
 				}
@@ -296,6 +306,45 @@ func TestRedirectsInsideTheFolder(t *testing.T) {
 	}
 }
 
+// A handler of this server knows the path as the viewer wrote it, and may
+// redirect within it, as file_server does from a folder without its slash.
+func TestRedirectsInTheViewersSpace(t *testing.T) {
+	location := "/" + plainToken() + "/seg/?x"
+	e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/seg", nil), reply(308, "", "Location: "+location))
+	if got := e.header.Get("Location"); e.status != 308 || got != location {
+		t.Errorf("got %d %q, want 308 to the viewer's own space", e.status, got)
+	}
+	e = exchangeWith(t, requestFor(t, "/"+plainToken()+"/seg", nil), reply(308, "", "Location: /"+plainToken()+"/../x"))
+	if e.reason != "manifest_invalid" {
+		t.Errorf("a redirect out of the viewer's space got %d %q", e.status, e.reason)
+	}
+}
+
+// What the origin does with the query is no affair of the viewer's: a variable
+// of a playlist takes its value from the viewer's own.
+func TestVariablesComeFromTheViewersQuery(t *testing.T) {
+	playlist := "#EXTM3U\n#EXT-X-DEFINE:QUERYPARAM=\"secret\"\n/demo/{$secret}.ts\n"
+	e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/a.m3u8?secret=viewer", nil), func(w http.ResponseWriter, r *http.Request) error {
+		r.URL.RawQuery = "secret=origin"
+		return reply(200, playlist)(w, r)
+	})
+	if !strings.Contains(e.body, "viewer.ts") || strings.Contains(e.body, "origin") {
+		t.Errorf("got %d %q:\n%s", e.status, e.reason, e.body)
+	}
+}
+
+// A handler that hangs up before it answers is not an origin that breaks off.
+func TestAbortPasses(t *testing.T) {
+	defer func() {
+		if p := recover(); p != any(http.ErrAbortHandler) {
+			t.Errorf("recovered %v, want http.ErrAbortHandler", p)
+		}
+	}()
+	exchangeWith(t, requestFor(t, "/"+plainToken()+"/a.m3u8", nil), func(http.ResponseWriter, *http.Request) error {
+		panic(http.ErrAbortHandler)
+	})
+}
+
 // A viewer who goes away is no fault of the origin's.
 func TestViewerGoesAway(t *testing.T) {
 	defer func() {
@@ -308,6 +357,15 @@ func TestViewerGoesAway(t *testing.T) {
 		_, _ = io.WriteString(w, strings.Repeat("media", 100))
 		panic(http.ErrAbortHandler)
 	})
+}
+
+// An error page is no download.
+func TestErrorsHaveNoFilename(t *testing.T) {
+	downloadable := signed(func(c *token.Claims) { c.Downloadable = true })
+	e := exchangeWith(t, requestFor(t, "/"+downloadable+"/downloads/a.mp4?filename=x", nil), reply(404, "not found"))
+	if got := e.header.Get("Content-Disposition"); e.status != 404 || got != "" {
+		t.Errorf("got %d with Content-Disposition %q", e.status, got)
+	}
 }
 
 // A download is saved under the name that its URL asks for, if that is one.

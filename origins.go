@@ -436,11 +436,7 @@ const exposedHeaders = "Content-Length, Content-Range, Accept-Ranges, Date, " + 
 // setCORS lets the site that asks, which check has accepted, read the response.
 // The origin server has no say in it. Without allowed origins any site may.
 func (p originPolicy) setCORS(h http.Header, requestOrigin string) {
-	for name := range h {
-		if strings.HasPrefix(name, "Access-Control-") {
-			delete(h, name)
-		}
-	}
+	dropCORS(h)
 	if p.allowed == nil {
 		h.Set("Access-Control-Allow-Origin", "*")
 		h.Set("Access-Control-Expose-Headers", exposedHeaders)
@@ -453,9 +449,19 @@ func (p originPolicy) setCORS(h http.Header, requestOrigin string) {
 	}
 }
 
+// dropCORS removes what an origin server grants.
+func dropCORS(h http.Header) {
+	for name := range h {
+		if strings.HasPrefix(name, "Access-Control-") {
+			delete(h, name)
+		}
+	}
+}
+
 // setRefusalCORS lets a player on any site read why it was refused. A refusal
 // carries nothing that is secret.
 func setRefusalCORS(h http.Header) {
+	dropCORS(h)
 	h.Set("Access-Control-Allow-Origin", "*")
 	h.Set("Access-Control-Expose-Headers", exposedHeaders)
 	h.Add("Vary", "Origin")

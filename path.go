@@ -230,7 +230,8 @@ func kindOf(decoded string) kind {
 		return kindThumbnail
 	}
 	switch ending {
-	case "ts", "mp4", "m4s", "m4v", "m4a", "m4f", "cmfv", "cmfa", "cmft", "aac", "mp3", "ac3", "ec3", "webm", "vtt", "key":
+	case "ts", "m2ts", "mp4", "m4s", "m4v", "m4a", "m4f", "cmfv", "cmfa", "cmft", "aac", "mp3", "ac3", "ec3", "ac4",
+		"webm", "mkv", "mov", "ogg", "oga", "ogv", "opus", "flac", "wav", "vtt", "srt", "key":
 		return kindSegment
 	}
 	return kindOther

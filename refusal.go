@@ -109,6 +109,7 @@ func deny(w http.ResponseWriter, err error) error {
 	h := w.Header()
 	h.Set(reasonHeader, string(why.reason))
 	h.Set("Cache-Control", "no-store")
+	dropSharedCaching(h)
 	setRefusalCORS(h)
 	status := why.reason.status()
 	switch status {

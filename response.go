@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -55,6 +56,11 @@ func newResponse(w http.ResponseWriter, d *decision) *response {
 
 // setHeaders puts the gate's headers in the place of the origin's.
 func (w *response) setHeaders() {
+	w.dropOriginHeaders()
+	w.d.setResponseHeaders(w.Header())
+}
+
+func (w *response) dropOriginHeaders() {
 	h := w.Header()
 	for i, name := range originHeaders {
 		switch values := h[name]; {
@@ -65,7 +71,6 @@ func (w *response) setHeaders() {
 			h[name] = values[:w.before[i]]
 		}
 	}
-	w.d.setResponseHeaders(h)
 }
 
 // serve has the next handler answer. Its error is a refusal if the answer is
@@ -75,10 +80,13 @@ func (w *response) serve(next caddyhttp.Handler, r *http.Request) (err error) {
 		// This is how reverse_proxy gives up on a body that it cannot read
 		// or write to its end.
 		if p := recover(); p != nil {
-			if p != any(http.ErrAbortHandler) || w.state == passing || errors.Is(r.Context().Err(), context.Canceled) {
+			if p != any(http.ErrAbortHandler) || w.state == waiting || w.state == passing ||
+				errors.Is(r.Context().Err(), context.Canceled) {
 				panic(p)
 			}
-			w.refuse(errManifestIncomplete)
+			if w.state != denied {
+				w.refuse(errManifestIncomplete)
+			}
 			err = w.err
 		}
 	}()
@@ -112,9 +120,9 @@ func (w *response) WriteHeader(status int) {
 		return
 	}
 	w.status = status
-	ok := status == http.StatusOK || status == http.StatusPartialContent
+	ok := status == http.StatusOK || status == http.StatusNonAuthoritativeInfo || status == http.StatusPartialContent
 	switch {
-	case w.Header().Get("Location") != "" && status >= 300 && status < 400:
+	case len(w.Header()["Location"]) > 0 && status >= 300 && status < 400:
 		w.redirect()
 	case ok && (w.d.manifest || isManifestType(w.Header().Get("Content-Type"))):
 		w.hold()
@@ -129,6 +137,9 @@ func (w *response) WriteHeader(status int) {
 func (w *response) pass() {
 	w.state = passing
 	w.setHeaders()
+	if w.d.download && w.status < 300 {
+		setFilename(w.Header(), w.d.query, w.d.target.suffix.decoded)
+	}
 	w.ResponseWriterWrapper.WriteHeader(w.status)
 }
 
@@ -137,6 +148,7 @@ func (w *response) refuse(why error) {
 	w.err = refuse(reasonManifestInvalid, why)
 	w.held = nil
 	dropEntityHeaders(w.Header())
+	w.dropOriginHeaders()
 }
 
 func (w *response) Write(p []byte) (int, error) {
@@ -239,9 +251,6 @@ func (d *decision) setResponseHeaders(h http.Header) {
 	if d.kind == kindIframe {
 		d.settings.origins.setFrameAncestors(h)
 	}
-	if d.kind == kindDownload {
-		setFilename(h, d.request.URL.Query().Get("filename"), d.target.suffix.decoded)
-	}
 }
 
 // setAccessHeaders says who may read and keep a response.
@@ -258,8 +267,10 @@ func (d *decision) setAccessHeaders(h http.Header) {
 // setFilename has the browser save a download under the name that the viewer's
 // URL asks for: up to 120 of A-Z a-z 0-9 _ -, to which the ending of the file is
 // added. Another name is ignored.
-func setFilename(h http.Header, name, decoded string) {
+func setFilename(h http.Header, query, decoded string) {
 	const most = 120
+	values, _ := url.ParseQuery(query)
+	name := values.Get("filename")
 	if name == "" || len(name) > most || strings.Trim(name, filenameCharacters) != "" {
 		return
 	}
@@ -282,6 +293,10 @@ var sharedCacheHeaders = []string{"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Con
 // long.
 func setPrivateCaching(h http.Header, lifetime time.Duration) {
 	h.Set("Cache-Control", privateCacheControl(h["Cache-Control"], lifetime))
+	dropSharedCaching(h)
+}
+
+func dropSharedCaching(h http.Header) {
 	for _, name := range sharedCacheHeaders {
 		delete(h, name)
 	}

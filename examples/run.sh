@@ -5,6 +5,14 @@ set -eu
 caddy=$(realpath "$1")
 cd "$(dirname "$0")/.."
 
+# Two servers of Caddy can share a port, and each would get half of the requests.
+for port in 8080 8081; do
+	if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+		echo "Port $port is in use, and the demo needs it. Is another one running?" >&2
+		exit 1
+	fi
+done
+
 key=examples/key.json
 [ -s "$key" ] || (umask 077 && "$caddy" signed-playback keygen >"$key")
 export SIGNED_PLAYBACK_KEY_FILE=$key
@@ -21,10 +29,6 @@ until (exec 3<>/dev/tcp/127.0.0.1/8080) 2>/dev/null; do
 	fi
 	sleep 0.1
 done
-# Another program may have answered on the port, on which Caddy then gives up.
-sleep 0.5
-kill -0 "$server" 2>/dev/null || { wait "$server"; exit 1; }
-
 sign() {
 	"$caddy" signed-playback sign --key "$key" --sub demo --url http://localhost:8080 "$@"
 }
@@ -55,7 +59,7 @@ Without a token (401 token_required):
   http://localhost:8080/demo/manifest/video.m3u8
 
 Sign more with
-  $caddy signed-playback sign --key $key --sub demo --url http://localhost:8080
+  $1 signed-playback sign --key $key --sub demo --url http://localhost:8080
 Stop with Ctrl-C.
 
 URLS
