@@ -1,7 +1,6 @@
 package signedplayback
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -20,7 +19,10 @@ import (
 // ServeHTTP decides on a request and hands it on if it may pass.
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	dropBody(w, r)
-	d := &decision{gate: g, app: g.app, request: r, kind: kindOther}
+	d := &decision{
+		gate: g, app: g.app, request: r, kind: kindOther,
+		query: r.URL.RawQuery, requestOrigin: r.Header.Get("Origin"),
+	}
 	d.record()
 	if err := g.decide(d); err != nil {
 		d.refused(err)
@@ -30,23 +32,11 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 		answerPreflight(w, r)
 		return nil
 	}
-	d.requestOrigin = r.Header.Get("Origin")
-	d.query = r.URL.RawQuery
-	g.address(r, d)
-	removeViewerHeaders(r.Header)
-	limitRanges(r.Header)
 	if g.player != nil && g.servePlayer(w, d) {
 		return nil
 	}
-	switch {
-	case d.manifest:
-		var cancel context.CancelFunc
-		r, cancel = prepareManifestRequest(r)
-		defer cancel()
-	case d.kind == kindOther:
-		// It may turn out to be a manifest.
-		askForWhole(r.Header)
-	}
+	r, done := g.originRequest(r, d)
+	defer done()
 	err := newResponse(w, d).serve(next, r)
 	if _, isRefusal := errors.AsType[*refusal](err); isRefusal {
 		d.refused(err)
@@ -197,7 +187,23 @@ var (
 	errDatabase      = errors.New("an access rule needs the viewer's country, which the geo database cannot tell")
 )
 
-// address turns the request into the one that the origin gets: its path is
+// originRequest makes the request that the origin gets of the viewer's. done
+// must be called when it has been answered.
+func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Request, done func()) {
+	g.address(r, d)
+	removeViewerHeaders(r.Header)
+	limitRanges(r.Header)
+	switch {
+	case d.manifest:
+		return prepareManifestRequest(r)
+	case d.kind == kindOther:
+		// It may turn out to be a manifest.
+		askForWhole(r.Header)
+	}
+	return r, func() {}
+}
+
+// address gives the request the path that the video has at the origin: it is
 // built from the video id and the suffix, and nothing of the viewer's path is
 // left.
 func (g *Gate) address(r *http.Request, d *decision) {
@@ -269,8 +275,9 @@ type decision struct {
 	settings *settings
 	reason   reason // "" for a request that passes
 
-	requestOrigin string // the Origin header of a request that passes
-	query         string // as the viewer has sent it
+	// As the viewer has sent them, before the request becomes the origin's.
+	query         string
+	requestOrigin string
 }
 
 func (d *decision) refused(err error) {
