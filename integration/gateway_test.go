@@ -196,6 +196,12 @@ func rawTo(t testing.TB, addr, request string) *response {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+	return rawOn(t, conn, request)
+}
+
+// rawOn sends bytes on a connection and reads one response.
+func rawOn(t testing.TB, conn net.Conn, request string) *response {
+	t.Helper()
 	_ = conn.SetDeadline(time.Now().Add(startTimeout))
 	if _, err := io.WriteString(conn, request); err != nil {
 		t.Fatal(err)

@@ -57,21 +57,6 @@ func trusting(prefixes string) string {
 	return "servers {\ntrusted_proxies static " + prefixes + "\ntrusted_proxies_strict\n}"
 }
 
-// rawOn sends bytes on a connection and reads one response.
-func rawOn(t testing.TB, conn net.Conn, request string) *response {
-	t.Helper()
-	_ = conn.SetDeadline(time.Now().Add(startTimeout))
-	if _, err := io.WriteString(conn, request); err != nil {
-		t.Fatal(err)
-	}
-	method, _, _ := strings.Cut(request, " ")
-	res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
-	if err != nil {
-		t.Fatalf("reading the response to %.200q: %v", request, err)
-	}
-	return readResponse(t, res)
-}
-
 // rawFrom is raw for a viewer with another address than 127.0.0.1.
 func (g *gateway) rawFrom(t testing.TB, viewer, request string) *response {
 	t.Helper()
