@@ -2,13 +2,18 @@ package signedplayback
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -48,6 +53,20 @@ type App struct {
 	// file changes. Placeholders are resolved.
 	GeoIPDatabase string `json:"geoip_database,omitempty"`
 
+	// What the control API puts before playback paths: an http or https URL.
+	// Default: none, so they are relative to the host. Placeholders are
+	// resolved.
+	PublicURL string `json:"public_url,omitempty"`
+
+	// Where keys and settings that the control API makes are kept: `caddy`, the
+	// storage of the server itself, or `redis`. Default: `caddy`.
+	Store string `json:"store,omitempty"`
+
+	// The address of the Redis or Valkey that a fleet shares:
+	// redis://[user:password@]host:port/database, rediss:// for TLS.
+	// Placeholders are resolved.
+	StoreURL string `json:"store_url,omitempty"`
+
 	// Settings for videos that have none of their own.
 	VideoSettings
 
@@ -67,10 +86,13 @@ type App struct {
 	now       func() time.Time // tests set their own
 	metrics   *metrics
 	policy    token.Policy
+	state     *state
+	storage   *configStorage
 	keys      *keyring
 	countries *countryDatabase // nil without a database
-	defaults  *settings
-	videos    map[string]*settings
+	defaults  settings
+	videos    map[string]settings
+	publicURL string
 	stop      context.CancelFunc
 }
 
@@ -117,7 +139,16 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.provisionSettings(); err != nil {
 		return err
 	}
+	if err := a.provisionPublicURL(); err != nil {
+		return err
+	}
+	if err := a.provisionState(ctx); err != nil {
+		return err
+	}
 	if err := a.provisionKeys(); err != nil {
+		return err
+	}
+	if err := a.metrics.registerKeys(ctx.GetMetricsRegistry(), a.keys); err != nil {
 		return err
 	}
 	if a.GeoIPDatabase == "" {
@@ -146,10 +177,10 @@ func (a *App) provisionPolicy() error {
 }
 
 func (a *App) provisionSettings() (err error) {
-	if a.defaults, err = a.VideoSettings.compile(&settings{requireSignedURLs: true}); err != nil {
+	if a.defaults, err = a.VideoSettings.compile(settings{requireSignedURLs: true}); err != nil {
 		return err
 	}
-	a.videos = make(map[string]*settings, len(a.Videos))
+	a.videos = make(map[string]settings, len(a.Videos))
 	for id, own := range a.Videos {
 		if !token.ValidVideoID(id) {
 			return fmt.Errorf("video %q: %w", id, errVideoID)
@@ -164,26 +195,26 @@ func (a *App) provisionSettings() (err error) {
 var errVideoID = errors.New("a video id is 1 to 64 of A-Z a-z 0-9 _ -")
 
 // compile overlays the settings on defaults.
-func (v VideoSettings) compile(defaults *settings) (*settings, error) {
-	compiled := *defaults
+func (v VideoSettings) compile(defaults settings) (settings, error) {
+	compiled := defaults
 	if v.RequireSignedURLs != nil {
 		compiled.requireSignedURLs = *v.RequireSignedURLs
 	}
 	if len(v.AllowedOrigins) > 0 {
 		allowed, err := compileOrigins(v.AllowedOrigins)
 		if err != nil {
-			return nil, err
+			return settings{}, err
 		}
 		compiled.origins.allowed = allowed
 	}
 	if v.MissingOrigin != "" {
 		allow, err := parseMissingOrigin(v.MissingOrigin)
 		if err != nil {
-			return nil, err
+			return settings{}, err
 		}
 		compiled.origins.allowMissing = allow
 	}
-	return &compiled, nil
+	return compiled, nil
 }
 
 func parseMissingOrigin(s string) (allow bool, err error) {
@@ -194,6 +225,70 @@ func parseMissingOrigin(s string) (allow bool, err error) {
 		return false, nil
 	}
 	return false, fmt.Errorf("missing_origin %q: want deny or allow", s)
+}
+
+func (a *App) provisionPublicURL() error {
+	address, err := resolve(a.PublicURL)
+	if err != nil {
+		return fmt.Errorf("public_url: %w", err)
+	}
+	if address == "" {
+		return nil
+	}
+	a.publicURL, err = parsePublicURL(address)
+	return err
+}
+
+// parsePublicURL checks what is put before playback paths.
+func parsePublicURL(address string) (string, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" ||
+		u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
+		return "", fmt.Errorf("public_url %q: want an http or https URL like https://media.example.com", address)
+	}
+	return strings.TrimSuffix(u.String(), "/"), nil
+}
+
+// provisionState opens the store, or takes the state over from the config
+// before this one.
+func (a *App) provisionState(ctx caddy.Context) (err error) {
+	address, err := resolve(a.StoreURL)
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	storage := &configStorage{ctx.Storage()}
+	switch {
+	case a.Store == "redis" && address == "":
+		return errors.New("store redis: it needs the URL of the Redis, like redis://127.0.0.1:6379/0")
+	case a.Store == "redis":
+		a.state, err = acquireState("redis "+address, storage, func(local certmagic.Storage, logger *zap.Logger) (store.Store, error) {
+			return store.NewRedis(address, local, logger)
+		})
+	case a.Store != "" && a.Store != "caddy":
+		return fmt.Errorf("store %q: want caddy or redis", a.Store)
+	case address != "":
+		return errors.New("store caddy takes no URL; the global option `storage` says where Caddy keeps its files")
+	default:
+		a.state, err = acquireState("caddy "+storageIdentity(storage.Storage), storage, func(shared certmagic.Storage, logger *zap.Logger) (store.Store, error) {
+			return store.NewCaddy(shared, logger), nil
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("store %s: %w", a.Store, err)
+	}
+	a.storage = storage
+	return nil
+}
+
+// storageIdentity tells whether two storages of two configs are the same place:
+// their configuration is the same. Where it cannot be told, each config has a
+// state of its own, which follows the others' as that of another node would.
+func storageIdentity(storage certmagic.Storage) string {
+	config, err := json.Marshal(storage)
+	if err != nil || string(config) == "{}" {
+		return fmt.Sprintf("%T %p", storage, storage)
+	}
+	return fmt.Sprintf("%T %s", storage, config)
 }
 
 func (a *App) provisionKeys() error {
@@ -208,7 +303,7 @@ func (a *App) provisionKeys() error {
 	if err != nil {
 		return err
 	}
-	a.keys = &keyring{fixed: fixed}
+	a.keys = &keyring{fixed: fixed, stored: &a.state.keys}
 	if a.JWKSURL == "" {
 		return nil
 	}
@@ -239,12 +334,17 @@ func resolve(value string) (string, error) {
 	return resolved, nil
 }
 
-// settings returns the settings of a video.
-func (a *App) settings(videoID string) *settings {
+// settings returns the settings of a video: those of the config, else those of
+// the control API over those for all. Errors are refusals.
+func (a *App) settings(ctx context.Context, videoID string) (settings, error) {
 	if own, ok := a.videos[videoID]; ok {
-		return own
+		return own, nil
 	}
-	return a.defaults
+	video, err := a.state.videos.get(ctx, videoID)
+	if err != nil {
+		return settings{}, refuse(reasonStateUnavailable, errSettingsUnknown)
+	}
+	return video.over(a.defaults), nil
 }
 
 // Start begins the background work: refreshing keys and watching the geo
@@ -258,8 +358,10 @@ func (a *App) Start() error {
 	if a.keys.remote != nil {
 		a.keys.remote.start()
 	}
-	if a.keys.remote == nil && len(a.keys.fixed.IDs()) == 0 {
-		a.logger.Warn("no verification keys are configured, so every token will be refused; set key_file or jwks_url")
+	a.state.storages.use(a.storage)
+	a.state.start()
+	if a.keys.remote == nil && a.state.keys.known() && a.keys.count() == 0 {
+		a.logger.Warn("there are no verification keys yet, so every token will be refused; set key_file or jwks_url, or make keys with the control API")
 	}
 	return nil
 }
@@ -272,10 +374,14 @@ func (a *App) Stop() error {
 
 // Cleanup gives up what is shared with other configs.
 func (a *App) Cleanup() error {
-	if a.keys == nil || a.keys.remote == nil {
-		return nil
+	var err error
+	if a.state != nil {
+		err = releaseState(a.state, a.storage)
 	}
-	return releaseRemoteKeys(a.keys.remote)
+	if a.keys != nil && a.keys.remote != nil {
+		err = errors.Join(err, releaseRemoteKeys(a.keys.remote))
+	}
+	return err
 }
 
 // Interface guards

@@ -117,8 +117,8 @@ func TestDefaults(t *testing.T) {
 	if app.policy.Leeway != 5*time.Second || app.policy.MaxLifetime != 0 {
 		t.Errorf("the dates' policy is %+v, want a leeway of 5s and no more", app.policy)
 	}
-	if s := app.settings("any"); !s.requireSignedURLs || s.origins != (originPolicy{}) {
-		t.Errorf("the settings of a video are %+v, want signed URLs from anywhere", s)
+	if s, err := app.settings(t.Context(), "any"); err != nil || !s.requireSignedURLs || s.origins != (originPolicy{}) {
+		t.Errorf("the settings of a video are %+v (%v), want signed URLs from anywhere", s, err)
 	}
 	if got := gate.originPath.folder("demo"); got != "/demo" {
 		t.Errorf("a video lives at %q, want /demo", got)

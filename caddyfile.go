@@ -19,6 +19,8 @@ func init() {
 	// After encode, so that what the gate changes in a response is compressed
 	// behind it and not before; and before everything that answers.
 	httpcaddyfile.RegisterDirectiveOrder("signed_playback", httpcaddyfile.After, "encode")
+	httpcaddyfile.RegisterHandlerDirective("signed_playback_api", parseAPI)
+	httpcaddyfile.RegisterDirectiveOrder("signed_playback_api", httpcaddyfile.After, "encode") // so before the gate
 	httpcaddyfile.RegisterGlobalOption("signed_playback", parseApp)
 }
 
@@ -36,7 +38,7 @@ func parseBlock(d *caddyfile.Dispenser, options map[string]option) error {
 		if !known {
 			return d.Errf("unrecognized option %q; known are %s", name, knownOptions(options))
 		}
-		if seen[name] && name != "video" {
+		if seen[name] && name != "video" && name != "auth_key" {
 			return d.Errf("option %q is repeated; give it once", name)
 		}
 		seen[name] = true
@@ -107,6 +109,59 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	})
 }
 
+// parseAPI sets up the control API from Caddyfile tokens. Syntax:
+//
+//	signed_playback_api [<matcher>] {
+//	    bearer_token <secret>...
+//	    auth_key     <email> <key>
+//	    account      <id>
+//	}
+//
+// auth_key may be repeated.
+func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	a := new(API)
+	return a, a.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile sets up the control API from Caddyfile tokens. See
+// parseAPI for the syntax. Its errors show no secret.
+func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the directive's name
+	if d.NextArg() {
+		return d.Errf("unexpected argument; the options of signed_playback_api stand in a block")
+	}
+	err := parseBlock(d, map[string]option{
+		"bearer_token": func(d *caddyfile.Dispenser) error {
+			a.BearerTokens = d.RemainingArgs()
+			if len(a.BearerTokens) == 0 || slices.Contains(a.BearerTokens, "") {
+				return d.Err("bearer_token takes at least one secret, none of them empty")
+			}
+			return nil
+		},
+		"auth_key": func(d *caddyfile.Dispenser) error {
+			args := d.RemainingArgs()
+			if len(args) != 2 || args[0] == "" || args[1] == "" {
+				return d.Errf("auth_key takes an email address and a key, not %d arguments", len(args))
+			}
+			a.AuthKeys = append(a.AuthKeys, AuthKey{Email: args[0], Key: args[1]})
+			return nil
+		},
+		"account": func(d *caddyfile.Dispenser) error {
+			if err := oneArg(d, &a.Account); err != nil || hasPlaceholder(a.Account) {
+				return err // Provision knows what a placeholder stands for
+			}
+			return located(d, checkAccount(a.Account))
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if len(a.BearerTokens)+len(a.AuthKeys) == 0 {
+		return located(d, errNoCredential)
+	}
+	return nil
+}
+
 // parseApp sets up the app from the global option. Syntax:
 //
 //	signed_playback {
@@ -118,6 +173,8 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    missing_origin      deny|allow
 //	    leeway              <duration>
 //	    max_token_lifetime  <duration>
+//	    public_url          <url>
+//	    store               caddy | redis <url>
 //	    video <id> {
 //	        require_signed_urls on|off
 //	        allowed_origins     <pattern>...
@@ -142,6 +199,14 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		return durationArg(d, a.Leeway)
 	}
 	options["max_token_lifetime"] = func(d *caddyfile.Dispenser) error { return durationArg(d, &a.MaxTokenLifetime) }
+	options["public_url"] = func(d *caddyfile.Dispenser) error {
+		if err := oneArg(d, &a.PublicURL); err != nil || hasPlaceholder(a.PublicURL) {
+			return err // Provision knows what a placeholder stands for
+		}
+		_, err := parsePublicURL(a.PublicURL)
+		return located(d, err)
+	}
+	options["store"] = a.parseStore
 	options["video"] = a.parseVideo
 	if err := parseBlock(d, options); err != nil {
 		return nil, err
@@ -163,6 +228,24 @@ func (a *App) parseJWKSURL(d *caddyfile.Dispenser) error {
 		return d.Errf("jwks_url: interval %q: want a duration of at least %s, like 5m", args[1], minJWKSInterval)
 	}
 	a.JWKSInterval = caddy.Duration(interval)
+	return nil
+}
+
+// parseStore shows no URL in its errors, for it may hold a password.
+func (a *App) parseStore(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	switch {
+	case len(args) == 1 && args[0] == "caddy":
+		a.Store = args[0]
+	case len(args) == 2 && args[0] == "redis" && args[1] != "":
+		a.Store, a.StoreURL = args[0], args[1]
+	case len(args) > 0 && (args[0] == "caddy" || args[0] == "redis"):
+		return d.Errf("store %s: want `store caddy`, or `store redis <url>` with one URL", args[0])
+	case len(args) > 0:
+		return d.Errf("store %q: want caddy or redis", args[0])
+	default:
+		return d.Err("store takes `caddy`, or `redis` and a URL")
+	}
 	return nil
 }
 
@@ -282,4 +365,7 @@ func located(d *caddyfile.Dispenser, err error) error {
 func hasPlaceholder(s string) bool { return strings.Contains(s, "{") }
 
 // Interface guards
-var _ caddyfile.Unmarshaler = (*Gate)(nil)
+var (
+	_ caddyfile.Unmarshaler = (*Gate)(nil)
+	_ caddyfile.Unmarshaler = (*API)(nil)
+)

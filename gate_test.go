@@ -19,12 +19,26 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/filestorage"
+	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
+
+// TestMain keeps the tests out of the storage of whoever runs them.
+func TestMain(m *testing.M) {
+	folder, err := os.MkdirTemp("", "signed-playback-test-")
+	if err != nil {
+		panic(err)
+	}
+	caddy.DefaultStorage = &certmagic.FileStorage{Path: folder}
+	code := m.Run()
+	_ = os.RemoveAll(folder)
+	os.Exit(code)
+}
 
 // testTime is the present, as far as the gates of the tests know.
 var testTime = time.Unix(1_800_000_000, 0)
@@ -77,6 +91,7 @@ func publicJWK(key *token.SigningKey) string { return string(must(key.Public().J
 func provisioned(t testing.TB, app *App, gate *Gate) (*App, *Gate, error) {
 	t.Helper()
 	ctx, err := caddy.ProvisionContext(&caddy.Config{
+		StorageRaw: caddyconfig.JSONModuleObject(filestorage.FileStorage{Root: t.TempDir()}, "module", "file_system", nil),
 		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{
 			"default": {BaseLog: caddy.BaseLog{WriterRaw: json.RawMessage(`{"output":"discard"}`)}},
 		}},

@@ -248,6 +248,7 @@ func TestDatabaseIsWatched(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	app.state.started.Do(func() {}) // following the store does not end with the app
 	synctest.Test(t, func(t *testing.T) {
 		look := func(want string) {
 			t.Helper()

@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -98,16 +99,19 @@ func (g *Gate) parseTarget(d *decision) (err error) {
 // authenticate establishes which video the request is for and that the viewer
 // may ask for it: by a token, or by the id of a video that requires none. A
 // token is enforced even where none is required.
-func (a *App) authenticate(d *decision) error {
+func (a *App) authenticate(d *decision) (err error) {
+	ctx := d.request.Context()
 	if d.target.token == "" {
-		d.settings = a.settings(d.target.videoID)
+		if d.settings, err = a.settings(ctx, d.target.videoID); err != nil {
+			return err
+		}
 		if d.settings.requireSignedURLs {
 			return refuse(reasonTokenRequired, errTokenRequired)
 		}
 		d.video = d.target.videoID
 		return nil
 	}
-	verified, err := a.verify(d.target.token)
+	verified, err := a.verify(ctx, d.target.token)
 	if err != nil {
 		return err
 	}
@@ -116,8 +120,8 @@ func (a *App) authenticate(d *decision) error {
 	}
 	d.verified = verified
 	d.video = verified.claims.VideoID
-	d.settings = a.settings(d.video)
-	return nil
+	d.settings, err = a.settings(ctx, d.video)
+	return err
 }
 
 // verifiedToken is what is known of a token for good: its signature holds and
@@ -129,17 +133,14 @@ type verifiedToken struct {
 }
 
 // verify is a pure function of the token's bytes and the keys.
-func (a *App) verify(compact string) (*verifiedToken, error) {
+func (a *App) verify(ctx context.Context, compact string) (*verifiedToken, error) {
 	parsed, err := token.Parse(compact)
 	if err != nil {
 		return nil, refuse(tokenReason(err), err)
 	}
-	key, err := parsed.Key(a.keys)
+	key, err := a.key(ctx, parsed)
 	if err != nil {
-		if parsed.Unverified().KeyID != "" && !a.keys.complete() {
-			return nil, refuse(reasonStateUnavailable, errKeysNotLoaded)
-		}
-		return nil, refuse(tokenReason(err), err)
+		return nil, err
 	}
 	claims, err := parsed.Verify(key)
 	if err != nil {
@@ -150,6 +151,24 @@ func (a *App) verify(compact string) (*verifiedToken, error) {
 		return nil, refuse(reasonRulesInvalid, err)
 	}
 	return &verifiedToken{claims, rules}, nil
+}
+
+// key finds the key of a token. One that is not known here may have been made
+// on another node a moment ago.
+func (a *App) key(ctx context.Context, parsed token.Parsed) (*token.PublicKey, error) {
+	key, err := parsed.Key(a.keys)
+	keyID := parsed.Unverified().KeyID
+	if err != nil && a.keys.mayAppear(keyID) {
+		a.state.catchUp(ctx)
+		key, err = parsed.Key(a.keys)
+	}
+	switch {
+	case err == nil:
+		return key, nil
+	case keyID != "" && !a.keys.certain(keyID):
+		return nil, refuse(reasonStateUnavailable, errKeysUnknown)
+	}
+	return nil, refuse(tokenReason(err), err)
 }
 
 func checkRules(d *decision) error {
@@ -176,15 +195,16 @@ func checkDownload(d *decision) error {
 }
 
 var (
-	errMethod        = errors.New("a playback URL is for GET, HEAD and OPTIONS")
-	errTokenRequired = errors.New("the video requires a signed token")
-	errKeysNotLoaded = errors.New("the remote key set has not been loaded yet")
-	errRuleBlocked   = errors.New("an access rule of the token blocks the viewer")
-	errDownload      = errors.New("downloads need a token with the claim downloadable")
-	errClientIP      = errors.New("an access rule needs the viewer's address, which is unknown")
-	errTooEarly      = errors.New("an access rule needs the viewer's address, which the TLS handshake has yet to confirm")
-	errNoDatabase    = errors.New("an access rule needs the viewer's country, and there is no geo database")
-	errDatabase      = errors.New("an access rule needs the viewer's country, which the geo database cannot tell")
+	errMethod          = errors.New("a playback URL is for GET, HEAD and OPTIONS")
+	errTokenRequired   = errors.New("the video requires a signed token")
+	errKeysUnknown     = errors.New("the key cannot be looked up: the store or the remote key set has not been read, or the key's object is damaged")
+	errRuleBlocked     = errors.New("an access rule of the token blocks the viewer")
+	errDownload        = errors.New("downloads need a token with the claim downloadable")
+	errClientIP        = errors.New("an access rule needs the viewer's address, which is unknown")
+	errTooEarly        = errors.New("an access rule needs the viewer's address, which the TLS handshake has yet to confirm")
+	errSettingsUnknown = errors.New("the settings of the video cannot be read, or their object is damaged")
+	errNoDatabase      = errors.New("an access rule needs the viewer's country, and there is no geo database")
+	errDatabase        = errors.New("an access rule needs the viewer's country, which the geo database cannot tell")
 )
 
 // originRequest makes the request that the origin gets of the viewer's. done
@@ -272,7 +292,7 @@ type decision struct {
 	download bool           // needs the claim; the iframe can be one too
 	video    string         // "" until the viewer has proved to be allowed to ask for it
 	verified *verifiedToken // nil for a request by video id
-	settings *settings
+	settings settings
 	reason   reason // "" for a request that passes
 
 	// As the viewer has sent them, before the request becomes the origin's.

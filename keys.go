@@ -17,27 +17,82 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// keyring finds verification keys: first those of the config, then those of the
-// remote set. It implements token.Keys.
+// keyring finds verification keys: first those of the config, then those that
+// the control API has made, then those of the remote set. What is revoked is
+// found nowhere. It implements token.Keys.
 type keyring struct {
 	fixed  *token.KeySet
+	stored *storedKeys
 	remote *remoteKeys // nil without jwks_url
 }
 
 // Lookup implements token.Keys.
 func (k *keyring) Lookup(keyID string) *token.PublicKey {
-	if key := k.fixed.Lookup(keyID); key != nil || k.remote == nil {
+	stored, ok := k.stored.get(keyID)
+	if !ok || stored.revoked || stored.damage != nil {
+		return nil
+	}
+	if key := k.fixed.Lookup(keyID); key != nil {
 		return key
+	}
+	if stored.public != nil || k.remote == nil {
+		return stored.public
 	}
 	return k.remote.set.Load().Lookup(keyID)
 }
 
-// complete reports whether a key that is not found is unknown for sure.
-func (k *keyring) complete() bool {
+// certain reports whether a key that is not found does not exist, or may not be
+// used, for sure.
+func (k *keyring) certain(keyID string) bool {
+	stored, ok := k.stored.get(keyID)
+	switch {
+	case !ok || stored.damage != nil:
+		return false
+	case stored.revoked:
+		return true
+	}
 	return k.remote == nil || k.remote.set.Load() != nil
+}
+
+// mayAppear reports whether a key that is not found could be one that another
+// node has just made.
+func (k *keyring) mayAppear(keyID string) bool {
+	stored, known := k.stored.get(keyID)
+	_, err := store.NewName(store.Keys, keyID)
+	return known && !stored.revoked && stored.damage == nil && err == nil
+}
+
+// revocable reports whether there is something to revoke: a key from anywhere,
+// also one that is revoked or whose object is damaged.
+func (k *keyring) revocable(keyID string) bool {
+	stored, _ := k.stored.get(keyID)
+	return stored.revoked || stored.damage != nil || k.Lookup(keyID) != nil
+}
+
+// count returns the number of keys that verify.
+func (k *keyring) count() int {
+	ids := make(map[string]struct{})
+	for _, keyID := range k.fixed.IDs() {
+		ids[keyID] = struct{}{}
+	}
+	for _, key := range k.stored.live() {
+		ids[key.id] = struct{}{}
+	}
+	if k.remote != nil {
+		for _, keyID := range k.remote.set.Load().IDs() {
+			ids[keyID] = struct{}{}
+		}
+	}
+	for keyID := range ids {
+		if k.Lookup(keyID) == nil {
+			delete(ids, keyID)
+		}
+	}
+	return len(ids)
 }
 
 // loadKeyFiles reads the keys of all files into one set.

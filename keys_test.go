@@ -1,7 +1,6 @@
 package signedplayback
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -464,45 +463,47 @@ func TestRefreshStaysSlowInALongOutage(t *testing.T) {
 func TestRemoteKeysAreSharedOverReloads(t *testing.T) {
 	server := newKeyServer(t)
 	server.body = keySetOf(testKey())
-	load := func(interval caddy.Duration) (*App, context.CancelFunc) {
-		ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
+	load := func(interval caddy.Duration) *App {
+		ctx, err := caddy.ProvisionContext(new(caddy.Config))
+		if err != nil {
+			t.Fatal(err)
+		}
 		app := &App{JWKSURL: server.URL, JWKSInterval: interval}
 		if err := app.Provision(ctx); err != nil {
 			t.Fatalf("Provision = %v", err)
 		}
-		return app, cancel
+		return app
 	}
 	references := func(k *remoteKeys) int { n, _ := remoteKeysPool.References(k.poolKey); return n }
-	unload := func(app *App, cancel context.CancelFunc) {
-		cancel()
+	unload := func(app *App) {
 		if err := app.Cleanup(); err != nil {
 			t.Errorf("Cleanup = %v", err)
 		}
 	}
 
-	old, cancelOld := load(0)
+	old := load(0)
 	keys := old.keys.remote
 	if err := keys.load(); err != nil {
 		t.Fatal(err)
 	}
 	server.Close()
-	next, cancelNext := load(caddy.Duration(5 * time.Minute)) // the default, written out
+	next := load(caddy.Duration(5 * time.Minute)) // the default, written out
 	if next.keys.remote != keys || references(keys) != 2 {
 		t.Fatalf("%d references to the set of the old config, want 2", references(keys))
 	}
-	unload(old, cancelOld)
+	unload(old)
 	if keys.ctx.Err() != nil || references(keys) != 1 {
 		t.Errorf("the old config's end ended the set (%d references, want 1)", references(keys))
 	}
-	if next.keys.Lookup("k1") == nil || !next.keys.complete() {
+	if next.keys.Lookup("k1") == nil || !next.keys.certain("k") {
 		t.Error("the new config does not know the key that the old one had loaded")
 	}
-	other, cancelOther := load(caddy.Duration(time.Minute))
+	other := load(caddy.Duration(time.Minute))
 	if other.keys.remote == keys {
 		t.Error("a config with another interval shares the set")
 	}
-	unload(other, cancelOther)
-	unload(next, cancelNext)
+	unload(other)
+	unload(next)
 	if keys.ctx.Err() == nil || references(keys) != 0 {
 		t.Errorf("the set outlives its last config (%d references, want 0)", references(keys))
 	}

@@ -25,3 +25,16 @@ func TestPurePackagesStayPure(t *testing.T) {
 		t.Errorf("go list did not list %v", pure)
 	}
 }
+
+// The store is used by the gate and knows nothing of it, nor of HTTP.
+func TestStoreKnowsNoServer(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "./internal/store").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, out)
+	}
+	for pkg := range strings.FieldsSeq(string(out)) {
+		if strings.HasPrefix(pkg, "github.com/caddyserver/caddy/") {
+			t.Errorf("the store imports %s", pkg)
+		}
+	}
+}

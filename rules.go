@@ -24,6 +24,9 @@ type accessRule struct {
 	countries []countryCode
 }
 
+// any reports whether the rule matches every viewer.
+func (r *accessRule) any() bool { return len(r.prefixes) == 0 && len(r.countries) == 0 }
+
 // viewer tells rules who is asking. Both facts are looked up when a rule needs
 // them and not before, so a token whose rules do not get that far plays
 // without them. Errors are refusals.

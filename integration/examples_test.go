@@ -32,6 +32,16 @@ func TestExampleConfigs(t *testing.T) {
 	if len(files) == 0 {
 		t.Fatal("there are no examples")
 	}
+	// What the comments of the examples tell to export.
+	for name, value := range map[string]string{
+		"SIGNED_PLAYBACK_API_TOKEN": "a-secret",
+		"SIGNED_PLAYBACK_REDIS":     "redis://" + freeAddr(t),
+		"CLOUDFLARE_API_TOKEN":      "a-secret",
+		"CLOUDFLARE_EMAIL":          "me@example.com",
+		"CLOUDFLARE_API_KEY":        "a-secret",
+	} {
+		t.Setenv(name, value)
+	}
 	for _, file := range files {
 		name, err := filepath.Rel("..", file)
 		if err != nil {

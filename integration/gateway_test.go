@@ -28,7 +28,8 @@ const raceOptions = "GORACE=atexit_sleep_ms=0 exitcode=0"
 // gateway is a running binary.
 type gateway struct {
 	addr string // host:port of the site
-	dir  string // its working folder, with keys and Caddyfile
+	api  string // host:port of the control API, if there is one
+	dir  string // its working folder, with keys, Caddyfile and storage
 	log  *logBuffer
 	cmd  *exec.Cmd
 }
@@ -60,13 +61,26 @@ type config struct {
 	listen string // the site's address; default: http://, on a free port, for any host
 	env    []string
 	sites  string // more site blocks
+	api    string // options of signed_playback_api, on a site of its own; default: no API
+
+	// For a server that comes back after it was killed; default: new ones.
+	dir, addr, apiAddr string
 }
 
 // start runs the binary with the key of signingKey, in front of an origin. It
 // is stopped with the test, which fails if the server panicked or raced.
 func start(t testing.TB, o *origin, c config) *gateway {
 	t.Helper()
-	g := &gateway{addr: freeAddr(t), dir: t.TempDir(), log: newLogBuffer()}
+	g := &gateway{addr: c.addr, api: c.apiAddr, dir: c.dir, log: newLogBuffer()}
+	if g.dir == "" {
+		g.dir = t.TempDir()
+	}
+	if g.addr == "" {
+		g.addr = freeAddr(t)
+	}
+	if c.api != "" && g.api == "" {
+		g.api = freeAddr(t)
+	}
 	writeFile(t, filepath.Join(g.dir, "main.jwks.json"), publicJWKS(t, signingKey()))
 	caddyfile := g.caddyfile(o, c)
 	writeFile(t, filepath.Join(g.dir, "Caddyfile"), []byte(caddyfile))
@@ -93,6 +107,9 @@ func (g *gateway) caddyfile(o *origin, c config) string {
 	if c.keys == "" {
 		c.keys = "main.jwks.json"
 	}
+	if c.api != "" {
+		c.sites += fmt.Sprintf("\nhttp://%s {\n\tsigned_playback_api {\n\t\t%s\n\t}\n}\n", g.api, c.api)
+	}
 	_, port, _ := net.SplitHostPort(g.addr)
 	if c.site == "" {
 		c.site = "reverse_proxy " + o.addr()
@@ -103,7 +120,6 @@ func (g *gateway) caddyfile(o *origin, c config) string {
 	skip_install_trust
 	auto_https disable_redirects
 	default_bind 127.0.0.1
-	order signed_playback after encode
 	%s
 	signed_playback {
 		key_file %s
@@ -120,6 +136,12 @@ func (g *gateway) caddyfile(o *origin, c config) string {
 
 %s
 `, c.global, c.keys, c.app, c.listen, port, c.gate, c.site, c.sites)
+}
+
+// kill ends the server as a power cut would.
+func (g *gateway) kill() {
+	_ = g.cmd.Process.Kill()
+	_ = g.cmd.Wait()
 }
 
 // stop ends the server and looks for what must never be in its log.

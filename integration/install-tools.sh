@@ -13,7 +13,8 @@ ffprobe ffmpeg
 chromium chromium
 node nodejs
 npm npm
-curl curl'
+curl curl
+redis-server redis-server'
 
 works() {
 	command -v "$1" >/dev/null || return 1

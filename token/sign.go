@@ -8,6 +8,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strconv"
 	"time"
 )
 
@@ -21,10 +23,25 @@ type header struct {
 type payload struct {
 	Subject      string          `json:"sub"`
 	KeyID        string          `json:"kid"`
-	ExpiresAt    int64           `json:"exp"`
-	NotBefore    *int64          `json:"nbf,omitempty"`
+	ExpiresAt    unixTime        `json:"exp"`
+	NotBefore    *unixTime       `json:"nbf,omitempty"`
 	Downloadable bool            `json:"downloadable,omitempty"`
 	AccessRules  json.RawMessage `json:"accessRules,omitempty"`
+}
+
+// unixTime is a Unix time in seconds.
+type unixTime struct {
+	seconds int64
+	text    bool // written as a string of digits
+}
+
+// MarshalJSON implements json.Marshaler.
+func (d unixTime) MarshalJSON() ([]byte, error) {
+	digits := strconv.AppendInt(nil, d.seconds, 10)
+	if d.text {
+		return slices.Concat([]byte{'"'}, digits, []byte{'"'}), nil
+	}
+	return digits, nil
 }
 
 // Sign makes a compact token of claims. VideoID and ExpiresAt are required;
@@ -32,7 +49,15 @@ type payload struct {
 // returns, Parse accepts: claims that it would not, and tokens longer than
 // MaxLength, are errors. The content of AccessRules is not looked at beyond
 // being strict JSON.
-func Sign(claims Claims, key *SigningKey) (string, error) {
+func Sign(claims Claims, key *SigningKey) (string, error) { return sign(claims, key, false) }
+
+// SignWithTextDates is Sign with the dates as strings of digits, as Cloudflare's
+// own API writes them.
+func SignWithTextDates(claims Claims, key *SigningKey) (string, error) {
+	return sign(claims, key, true)
+}
+
+func sign(claims Claims, key *SigningKey, textDates bool) (string, error) {
 	for name, date := range map[string]time.Time{"exp": claims.ExpiresAt, "nbf": claims.NotBefore} {
 		if date.Unix() > maxExpiry {
 			return "", fmt.Errorf("%w: %s is %s, after the year 9999", ErrMalformed, name, date.UTC().Format(time.DateTime))
@@ -41,12 +66,12 @@ func Sign(claims Claims, key *SigningKey) (string, error) {
 	p := payload{
 		Subject:      claims.VideoID,
 		KeyID:        key.id,
-		ExpiresAt:    claims.ExpiresAt.Unix(),
+		ExpiresAt:    unixTime{claims.ExpiresAt.Unix(), textDates},
 		Downloadable: claims.Downloadable,
 		AccessRules:  claims.AccessRules,
 	}
 	if !claims.NotBefore.IsZero() {
-		p.NotBefore = new(claims.NotBefore.Unix())
+		p.NotBefore = &unixTime{claims.NotBefore.Unix(), textDates}
 	}
 	signed, err := encode(header{"RS256", key.id}, p)
 	if err != nil {
