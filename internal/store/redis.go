@@ -84,7 +84,8 @@ type session struct {
 }
 
 // NewRedis returns a Store on the Redis at an address, which may be down. In
-// local, the storage of this node, it remembers which data it has seen there.
+// local, the storage of this node, it remembers which data it has seen there;
+// so that must not be kept in the same Redis.
 //
 // The address is redis://, rediss:// (with TLS) or unix://, as rueidis.ParseURL
 // takes it. It has a password in it, so errors do not quote it.
@@ -176,6 +177,9 @@ func (r *Redis) Close() {
 			r.calls <- struct{}{}
 		}
 		client.Close()
+		for range cap(r.calls) {
+			r.calls.give()
+		}
 	}()
 }
 

@@ -35,7 +35,7 @@ var (
 )
 
 // The scripts are sent whole each time. They are short, and their digest would
-// be SHA-1, which a FIPS build does not have.
+// be SHA-1, which FIPS mode forbids.
 var (
 	// luaEpochs collects the epochs of the first four keys.
 	luaEpochs = `
