@@ -61,21 +61,42 @@ func (s *signer) forget() { s.own.Store(nil) }
 func (s *signer) get(ctx context.Context) (*token.SigningKey, error) {
 	own := s.own.Load()
 	if own == nil {
-		var err error
-		if own, err = s.read(ctx); err != nil {
+		read, err := s.read(ctx)
+		if err != nil {
 			return nil, err
 		}
+		own = read
 	}
-	if own == nil || !s.usable(own) {
+	if own == nil {
+		return s.rotate(ctx, nil)
+	}
+	usable, err := s.usable(ctx, own)
+	if err != nil {
+		return nil, err
+	}
+	if !usable {
 		return s.rotate(ctx, own)
 	}
 	s.own.Store(own)
 	return own.key, nil
 }
 
-func (s *signer) usable(own *ownKey) bool {
-	key, known := s.state.keys.get(own.key.ID())
-	return known && key.public != nil && s.state.now().Sub(own.created) < maxSigningAge
+// usable reports whether a key still verifies and is not too old. One that
+// another node has just made may not have been heard of here.
+func (s *signer) usable(ctx context.Context, own *ownKey) (bool, error) {
+	keyID := own.key.ID()
+	key, _ := s.state.keys.get(keyID)
+	if key.public == nil && !key.revoked {
+		name, err := store.NewName(store.Keys, keyID)
+		if err != nil {
+			return false, err
+		}
+		if err := s.state.readKey(ctx, name); err != nil {
+			return false, err
+		}
+		key, _ = s.state.keys.get(keyID)
+	}
+	return key.public != nil && s.state.now().Sub(own.created) < maxSigningAge, nil
 }
 
 // read returns the key of the store, nil if there is none.

@@ -212,19 +212,20 @@ func (s *state) forget() {
 }
 
 func (s *state) readChanges(ctx context.Context) error {
-	changed, complete, err := s.store.Changes(ctx)
+	asking, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	changed, complete, err := s.store.Changes(asking)
 	if err != nil {
 		return s.failed("changes", err)
 	}
-	s.unreadAll = s.unreadAll || !complete || s.now().Sub(s.readAllAt) > rereadInterval
+	s.unreadAll = s.unreadAll || !complete
 	for _, name := range changed {
 		s.unread[name] = struct{}{}
 	}
-	if s.unreadAll {
+	if s.unreadAll || s.now().Sub(s.readAllAt) > rereadInterval {
 		if err := s.readAll(ctx); err != nil {
 			return err
 		}
-		s.unreadAll, s.readAllAt = false, s.now()
 	}
 	return s.readUnread(ctx)
 }
@@ -251,6 +252,7 @@ func (s *state) readUnread(ctx context.Context) (failure error) {
 }
 
 // readAll reads all keys. Videos are read anew when somebody asks for them.
+// Where nothing is known to be missed, what is known of them serves meanwhile.
 func (s *state) readAll(ctx context.Context) error {
 	update := s.keys.beginReload()
 	for object, err := range s.store.All(ctx, store.Keys) {
@@ -260,8 +262,13 @@ func (s *state) readAll(ctx context.Context) error {
 		update.add(s.decodeKey(object))
 	}
 	lost := update.commit()
-	s.videos.suspectAll()
+	if s.unreadAll {
+		s.videos.suspectAll()
+	} else {
+		s.videos.refreshAll()
+	}
 	s.signer.forget()
+	s.unreadAll, s.readAllAt = false, s.now()
 	for _, keyID := range lost {
 		s.revokeAgain(keyID)
 	}

@@ -91,6 +91,7 @@ type storedVideos struct {
 	state      *state
 	cache      *otter.Cache[string, videoEntry]
 	generation atomic.Uint64 // entries of an earlier one may be out of date
+	refreshed  atomic.Uint64 // those of an earlier one are to be read again, but serve meanwhile
 
 	mu    sync.Mutex
 	loads map[string]*videoLoad // those under way
@@ -100,6 +101,7 @@ type videoEntry struct {
 	video      *storedVideo
 	damage     error
 	generation uint64
+	refreshed  uint64
 }
 
 // videoLoad is the reading of one video. entry and err are set when done is
@@ -139,10 +141,14 @@ func weighVideo(videoID string, entry videoEntry) uint32 {
 // waits only for a video that is not known yet, and not if the store is away.
 func (v *storedVideos) get(ctx context.Context, videoID string) (*storedVideo, error) {
 	known, ok := v.cache.GetIfPresent(videoID)
-	if ok && (known.generation == v.generation.Load() || v.state.away.Load()) {
+	away := v.state.away.Load()
+	switch {
+	case ok && (away || known.generation == v.generation.Load()):
+		if !away && known.refreshed != v.refreshed.Load() {
+			v.join(videoID)
+		}
 		return known.video, known.damage
-	}
-	if v.state.away.Load() {
+	case away:
 		return nil, errStoreAway
 	}
 	load := v.join(videoID)
@@ -176,9 +182,9 @@ func (v *storedVideos) join(videoID string) *videoLoad {
 func (v *storedVideos) load(videoID string, load *videoLoad) {
 	defer close(load.done)
 	for {
-		generation := v.generation.Load()
+		generation, refreshed := v.generation.Load(), v.refreshed.Load()
 		load.entry, load.err = v.read(v.state.ctx, videoID)
-		load.entry.generation = generation
+		load.entry.generation, load.entry.refreshed = generation, refreshed
 		if v.finish(videoID, load) {
 			return
 		}
@@ -226,6 +232,10 @@ func (v *storedVideos) drop(videoID string) {
 // suspectAll has every video read anew when it is next asked for. What was
 // known of it serves if that fails.
 func (v *storedVideos) suspectAll() { v.generation.Add(1) }
+
+// refreshAll has every video read anew when it is next asked for, without
+// letting anybody wait for it.
+func (v *storedVideos) refreshAll() { v.refreshed.Add(1) }
 
 // forget gives up all that is known.
 func (v *storedVideos) forget() {
