@@ -35,6 +35,10 @@ const (
 	finishTimeout = 30 * time.Second
 
 	lockRetry = 50 * time.Millisecond
+
+	// maxListings is how often a folder is listed again because it changed
+	// meanwhile.
+	maxListings = 100
 )
 
 // Caddy keeps objects in Caddy's own storage, be it files or what a plugin
@@ -142,9 +146,11 @@ func (s *Caddy) update(ctx context.Context, name Name, change Change) error {
 
 // undo takes back a change that could not be announced, as far as that is
 // possible. What was damaged before stays overwritten: it must not become an
-// object that does not exist, which would mean something else.
+// object that does not exist, which would mean something else. And a key that
+// was there before stays revoked, for another node may have revoked it, too,
+// and said so.
 func (s *Caddy) undo(ctx context.Context, present Object) {
-	if present.Damage != nil {
+	if present.Damage != nil || present.Name.collection == Keys && present.Data != nil {
 		return
 	}
 	if err := s.write(ctx, present.Name, present.Data); err != nil {
@@ -207,6 +213,12 @@ func (s *Caddy) acquire(ctx context.Context, name Name) (release func(), err err
 // lock asks again and again: some storages look only once a second whether a
 // lock has been given up, and fail over one that is just being written.
 func (s *Caddy) lock(ctx context.Context, lock string) error {
+	if deadline, ok := ctx.Deadline(); ok {
+		// The caller is to hear why, before there is no time left for it.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-lockRetry))
+		defer cancel()
+	}
 	retry := time.NewTicker(lockRetry)
 	defer retry.Stop()
 	for {
@@ -290,11 +302,25 @@ func (s *Caddy) allIn(ctx context.Context, collection Collection, folder string,
 // list returns what is in a folder, which need not exist.
 func (s *Caddy) list(ctx context.Context, folder string) ([]string, error) {
 	return await(ctx, s.reads, func() ([]string, error) {
-		entries, err := s.storage.List(ctx, folder, false)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%w: listing %s: %w", ErrUnavailable, folder, err)
+		for attempt := 1; ; attempt++ {
+			entries, err := s.storage.List(ctx, folder, false)
+			switch {
+			case err == nil:
+				return entries, nil
+			case !errors.Is(err, fs.ErrNotExist), attempt == maxListings, ctx.Err() != nil:
+				return nil, fmt.Errorf("%w: listing %s: %w", ErrUnavailable, folder, err)
+			}
+			// File storage also says so, and returns a part of the list, when
+			// a file vanishes meanwhile: one that somebody is just writing
+			// under a temporary name. What is missing then may be a revocation.
+			_, err = s.storage.Stat(ctx, folder)
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
+				return nil, nil
+			case err != nil:
+				return nil, fmt.Errorf("%w: looking for %s: %w", ErrUnavailable, folder, err)
+			}
 		}
-		return entries, nil
 	})
 }
 

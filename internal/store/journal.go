@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"go.uber.org/zap"
 )
 
 const (
@@ -109,8 +111,9 @@ func (s *Caddy) announce(ctx context.Context, name Name) error {
 
 // otherJournal is another node's journal as it was last seen.
 type otherJournal struct {
-	raw   []byte
-	count uint64
+	raw        []byte
+	count      uint64
+	unreadable bool // at the last attempt
 }
 
 // Changes implements Store.
@@ -140,6 +143,12 @@ func (s *Caddy) Changes(ctx context.Context) (changed []Name, complete bool, err
 			}
 		}
 	}
+	for file := range s.others {
+		if _, still := seen[file]; !still {
+			// Somebody has swept it, perhaps just after its node wrote to it.
+			reading.complete = false
+		}
+	}
 	s.others = seen
 	made := s.journal.snapshot()
 	reading.add(made, s.journal.reported)
@@ -151,14 +160,24 @@ func (s *Caddy) Changes(ctx context.Context) (changed []Name, complete bool, err
 func (s *Caddy) readJournal(ctx context.Context, file string, r *reading) (journal otherJournal, present bool, err error) {
 	node := strings.TrimSuffix(path.Base(file), ".json")
 	raw, err := await(ctx, s.reads, func() ([]byte, error) { return s.storage.Load(ctx, file) })
+	before, known := s.others[file]
 	switch {
 	case err == nil:
 	case errors.Is(err, fs.ErrNotExist):
 		return otherJournal{}, false, nil
+	case ofOneFile(err):
+		// Whatever its node changes, it cannot be heard of: everything is read
+		// as long as that lasts.
+		if !before.unreadable {
+			s.logger.Error("the journal of a node cannot be read; all keys are read again each time instead",
+				zap.String("file", file), zap.Error(err))
+		}
+		before.unreadable = true
+		r.complete = false
+		return before, true, nil
 	default:
 		return otherJournal{}, false, fmt.Errorf("%w: reading %s: %w", ErrUnavailable, file, err)
 	}
-	before, known := s.others[file]
 	if known && bytes.Equal(raw, before.raw) {
 		return before, true, nil
 	}
@@ -169,7 +188,7 @@ func (s *Caddy) readJournal(ctx context.Context, file string, r *reading) (journ
 	} else {
 		r.complete = false
 	}
-	return otherJournal{raw, made.Count}, true, nil
+	return otherJournal{raw: raw, count: made.Count}, true, nil
 }
 
 // reading collects what journals tell.

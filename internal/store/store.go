@@ -167,6 +167,8 @@ func unseal(name Name, raw []byte) Object {
 		return damaged("it has format %d: want %d", s.Format, format)
 	case s.Name != name.String():
 		return damaged("it says that it is %.80q", s.Name)
+	case len(s.Data) == 0:
+		return damaged("it has no content")
 	case s.SHA256 != digest(s.Data):
 		return damaged("its content has been changed")
 	}

@@ -1,0 +1,393 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"testing"
+)
+
+// named makes a name of what the tests know to be one.
+func named(collection Collection, id string) Name {
+	name, err := NewName(collection, id)
+	if err != nil {
+		panic(err)
+	}
+	return name
+}
+
+// A4: an id from outside that is a path, or that some storage or file system
+// would understand as something else, names nothing.
+func TestNamesThatAreRefused(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name       string
+		collection Collection
+		id         string
+	}{
+		{"empty", Keys, ""},
+		{"this folder", Videos, "."},
+		{"the folder above", Videos, ".."},
+		{"traversal", Videos, "../keys/a"},
+		{"traversal from within", Videos, "a/../../b"},
+		{"slash", Keys, "a/b"},
+		{"slash alone", Keys, "/"},
+		{"slash in front", Keys, "/a"},
+		{"slash at the end", Keys, "a/"},
+		{"backslash", Keys, `a\b`},
+		{"encoded slash", Keys, "a%2fb"},
+		{"encoded folder above", Keys, "%2e%2e"},
+		{"encoded twice", Keys, "%252e%252e"},
+		{"NUL", Keys, "a\x00"},
+		{"line feed", Keys, "a\n"},
+		{"line feed at the end", Keys, "..\n"},
+		{"space", Keys, "a b"},
+		{"space around", Keys, " a "},
+		{"delete", Keys, "a\x7f"},
+		{"not UTF-8", Keys, "a\xff"},
+		{"letter of another script", Keys, "а"}, // Cyrillic
+		{"composed letter", Keys, "\u00e9"},
+		{"decomposed letter", Keys, "e\u0301"},
+		{"letter that folds to an ASCII one", Keys, "\u212a"}, // the Kelvin sign
+		{"full-width dot", Keys, "\uff0e\uff0e"},
+		{"glob", Keys, "*"},
+		{"colon", Keys, "a:b"},
+		{"hash tag of Redis", Keys, "{a}"},
+		{"option of a command", Keys, "a b --c"},
+		{"65 characters", Keys, strings.Repeat("a", 65)},
+		{"300 characters", Keys, strings.Repeat("a", 300)},
+		{"64 characters of two bytes", Keys, strings.Repeat("\u00e9", 64)},
+		{"no collection", "", "a"},
+		{"the journals", journals, "0123456789abcdef"},
+		{"collection in other case", "Keys", "a"},
+		{"collection that is a path", "../keys", "a"},
+		{"collection with a slash", "keys/", "a"},
+		{"collection that is none", "locks", "a"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			name, err := NewName(tc.collection, tc.id)
+			if !errors.Is(err, ErrName) || name != (Name{}) {
+				t.Errorf("NewName(%q, %q) = %v, %v, want no name and ErrName", tc.collection, tc.id, name, err)
+			}
+			if err != nil && len(err.Error()) > 400 {
+				t.Errorf("the error has %d bytes of somebody else's text", len(err.Error()))
+			}
+		})
+	}
+}
+
+func TestNamesThatAreGood(t *testing.T) {
+	t.Parallel()
+	for _, id := range []string{
+		"a", "A", "0", "-", "_", "~", "...", ".a", "a.", "a..b", "..a", "CON", "nul", "locks", "last_clean.json", "x-a", "A-z_0.~",
+		strings.Repeat("Z", 64), "0123456789abcdef0123456789abcdef",
+	} {
+		for _, collection := range []Collection{Keys, Videos, Signing} {
+			name, err := NewName(collection, id)
+			if err != nil || name.Collection() != collection || name.ID() != id || name.String() != string(collection)+"/"+id {
+				t.Errorf("NewName(%q, %q) = %q, %v", collection, id, name, err)
+			}
+		}
+	}
+}
+
+// The alphabet of ids is exactly what the API promises: what one of two checks
+// lets through and the other does not is where attacks live.
+func TestNamesOfEachByte(t *testing.T) {
+	t.Parallel()
+	const want = "-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz~"
+	var good []byte
+	for c := range 256 {
+		if _, err := NewName(Keys, "a"+string([]byte{byte(c)})); err == nil {
+			good = append(good, byte(c))
+		}
+	}
+	if string(good) != want {
+		t.Errorf("ids may have %q, want %q", good, want)
+	}
+}
+
+func TestSealRoundTrip(t *testing.T) {
+	t.Parallel()
+	for _, data := range []string{
+		`{}`, `[]`, `null`, `0`, `""`, `"x"`, `{"a":1,"a":2}`, `{"html":"<b>&amp;</b>"}`, "{\"line\":\"\u2028\u2029\"}",
+		`{"escaped":"\u003c\ud83d\ude00\/"}`, `{"number":1.0e+10}`, `12345678901234567890`, `{"data":{"sha256":"x"}}`,
+	} {
+		name := named(Videos, "v")
+		raw, err := seal(name, []byte(data))
+		if err != nil {
+			t.Fatalf("seal(%s) = %v", data, err)
+		}
+		if object := unseal(name, raw); object.Damage != nil || string(object.Data) != data || object.Name != name {
+			t.Errorf("unseal(seal(%s)) = %s, %v", data, object.Data, object.Damage)
+		}
+	}
+}
+
+func TestSealWantsJSON(t *testing.T) {
+	t.Parallel()
+	for _, data := range []string{"", " ", "{", "{}{}", "nul", "{\"a\":1}x", "'a'", "\x00"} {
+		if raw, err := seal(named(Keys, "k"), []byte(data)); err == nil {
+			t.Errorf("seal(%q) = %q, want an error", data, raw)
+		}
+	}
+}
+
+// S4: an object that was cut off, changed, or that belongs elsewhere is
+// damaged. It must never count as one that does not exist, which would mean
+// "not revoked" and "no settings".
+func TestForeignBytesAreDamage(t *testing.T) {
+	t.Parallel()
+	name := named(Videos, "v")
+	good, err := seal(name, []byte(`{"uid":"v","requireSignedURLs":true}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealedAs := func(change func(*sealed)) []byte {
+		data := json.RawMessage(`{"uid":"v"}`)
+		s := sealed{format, name.String(), digest(data), data}
+		change(&s)
+		raw, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	if object := unseal(name, sealedAs(func(*sealed) {})); object.Damage != nil {
+		t.Fatalf("what the rows differ from is damaged: %v", object.Damage)
+	}
+	cases := map[string][]byte{
+		"empty":                         {},
+		"NULs, as after a crash":        make([]byte, len(good)),
+		"null":                          []byte("null"),
+		"another document":              []byte(`{"requireSignedURLs":false}`),
+		"empty object":                  []byte("{}"),
+		"array":                         []byte("[]"),
+		"twice":                         slicesOf(good, good),
+		"a rest of what was longer":     slicesOf(good, good[len(good)-3:]),
+		"content without its seal":      []byte(`{"uid":"v","requireSignedURLs":true}`),
+		"of another object":             sealedAs(func(s *sealed) { s.Name = "videos/w" }),
+		"of an object of other case":    sealedAs(func(s *sealed) { s.Name = "videos/V" }),
+		"of another collection":         sealedAs(func(s *sealed) { s.Name = "keys/v" }),
+		"without a name":                sealedAs(func(s *sealed) { s.Name = "" }),
+		"of a later version":            sealedAs(func(s *sealed) { s.Format = 2 }),
+		"of no version":                 sealedAs(func(s *sealed) { s.Format = 0 }),
+		"digest of something else":      sealedAs(func(s *sealed) { s.SHA256 = digest([]byte("{}")) }),
+		"digest in capitals":            sealedAs(func(s *sealed) { s.SHA256 = strings.ToUpper(s.SHA256) }),
+		"no digest":                     sealedAs(func(s *sealed) { s.SHA256 = "" }),
+		"content of something else":     sealedAs(func(s *sealed) { s.Data = json.RawMessage(`{"uid":"w"}`) }),
+		"content null under its digest": sealedAs(func(s *sealed) { s.Data = nil }),
+		"no content, digest of nothing": fmt.Appendf(nil, `{"signed_playback":1,"name":"videos/v","sha256":%q}`, digest(nil)),
+	}
+	for length := range len(good) - 1 { // the last byte is a line feed
+		cases[fmt.Sprintf("cut to %d bytes", length)] = good[:length]
+	}
+	for what, raw := range cases {
+		object := unseal(name, raw)
+		if !errors.Is(object.Damage, ErrDamaged) || object.Data != nil || object.Name != name {
+			t.Errorf("%s: unseal(%.100q) = data %q, damage %v; want damage and no data", what, raw, object.Data, object.Damage)
+		}
+		if object.Damage != nil && !strings.Contains(object.Damage.Error(), name.String()) {
+			t.Errorf("%s: the damage does not name the object: %v", what, object.Damage)
+		}
+	}
+}
+
+func slicesOf(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+
+// FuzzSealedBytesAreTrusted holds that what is unsealed is what was sealed, and
+// that one changed byte is damage, or changes nothing that is read.
+func FuzzSealedBytesAreTrusted(f *testing.F) {
+	name := named(Keys, "k")
+	for i, data := range []string{
+		`{"id":"k","revoked":"2026-01-02T03:04:05Z"}`, `null`, ` { "a" : [ 1 , 2 ] } `, `"<\u2028&>"`, `{`, ``, `{"a":"` + "\xff" + `"}`, `-0`,
+	} {
+		for _, value := range []byte("\x00 \"\\:,{}0aAnZ\xff") {
+			f.Add([]byte(data), i*17, value)
+			f.Add([]byte(data), -1-i, value)
+		}
+	}
+	sample, err := seal(name, []byte(`{"a":1}`))
+	if err != nil {
+		f.Fatal(err)
+	}
+	for position := range sample {
+		f.Add([]byte(`{"a":1}`), position, sample[position]^0x20) // the other case
+		f.Add([]byte(`{"a":1}`), position, sample[position]^1)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, position int, value byte) {
+		raw, err := seal(name, data)
+		if err != nil {
+			if json.Valid(data) {
+				t.Fatalf("seal(%q) = %v", data, err)
+			}
+			return
+		}
+		var want bytes.Buffer
+		if err := json.Compact(&want, data); err != nil {
+			t.Fatalf("seal accepts %q: %v", data, err)
+		}
+		if got := unseal(name, raw); got.Damage != nil || !bytes.Equal(got.Data, want.Bytes()) {
+			t.Fatalf("unseal(seal(%q)) = %q, %v", data, got.Data, got.Damage)
+		}
+		changed := bytes.Clone(raw)
+		changed[uint(position)%uint(len(raw))] = value
+		switch got := unseal(name, changed); {
+		case got.Damage != nil && got.Data == nil:
+		case got.Damage != nil:
+			t.Fatalf("unseal(%q) = %q beside its damage %v", changed, got.Data, got.Damage)
+		case !bytes.Equal(got.Data, want.Bytes()):
+			t.Fatalf("unseal(%q) = %q, want %q or damage", changed, got.Data, want.Bytes())
+		}
+	})
+}
+
+// FuzzEscapedNamesAreDistinct holds that no two ids share a path, not even where
+// the file system folds case, that a path leads back to its name and that no
+// other path does.
+func FuzzEscapedNamesAreDistinct(f *testing.F) {
+	for _, pair := range [][2]string{
+		{"a", "A"},
+		{"a", "%41"},
+		{"A", "x-%41"},
+		{"~", "%7e"},
+		{".", ".."},
+		{"a.json", "a"},
+		{"x-a", "a"},
+		{"con", "CON"},
+		{"a~1", "A~1"},
+		{"signed_playback/keys/x-a.json", "signed_playback/videos/ca/x-a.json"},
+		{"signed_playback/keys/x-%61.json", "signed_playback/keys/x-%2e%2e.json"},
+		{"signed_playback/keys/../keys/x-a.json", "x-a.json"},
+		{"signed_playback/keys/x-%.json", "signed_playback/keys/x-%4.json"},
+		{"signed_playback/keys/x-%4A.json", "signed_playback/keys/x-%4a.json"},
+		{"signed_playback/keys/x-.json", "signed_playback/keys/.json"},
+	} {
+		f.Add(pair[0], pair[1])
+	}
+	f.Fuzz(func(t *testing.T, a, b string) {
+		var paths []string
+		for _, collection := range []Collection{Keys, Videos, Signing} {
+			for _, text := range []string{a, b} {
+				if name, ok := nameOfPath(collection, text); ok && objectPath(name) != text {
+					t.Fatalf("nameOfPath(%q) = %s, whose path is %q", text, name, objectPath(name))
+				}
+				if name, err := NewName(collection, text); err == nil {
+					checkPath(t, name)
+					paths = append(paths, strings.ToLower(objectPath(name)))
+				}
+			}
+		}
+		for i, one := range paths {
+			for j, other := range paths[:i] {
+				if one == other && a != b {
+					t.Fatalf("the ids %q and %q share the path %q (%d, %d)", a, b, one, i, j)
+				}
+			}
+		}
+	})
+}
+
+// checkPath holds what every object's path promises.
+func checkPath(t *testing.T, name Name) {
+	t.Helper()
+	file := objectPath(name)
+	if file != strings.ToLower(file) || path.Clean(file) != file {
+		t.Fatalf("the path of %s is %q: want lower case and no other spelling", name, file)
+	}
+	folder := path.Join(root, string(name.Collection()))
+	depth := 1
+	if name.Collection() == Videos {
+		depth = 2
+	}
+	rest, inside := strings.CutPrefix(file, folder+"/")
+	if !inside || strings.Count(rest, "/") != depth-1 || strings.Trim(rest, "abcdefghijklmnopqrstuvwxyz0123456789_-%./") != "" {
+		t.Fatalf("the path of %s is %q", name, file)
+	}
+	base := path.Base(file)
+	if len(base) > 255 || !strings.HasPrefix(base, "x-") || strings.Count(base, ".") != 1 || temporaryName.MatchString(base) {
+		t.Fatalf("the file of %s is called %q", name, base)
+	}
+	if back, ok := nameOfPath(name.Collection(), file); !ok || back != name {
+		t.Fatalf("nameOfPath(%q) = %s, %t, want %s", file, back, ok, name)
+	}
+	for _, other := range []Collection{Keys, Videos, Signing} {
+		if _, ok := nameOfPath(other, file); ok != (other == name.Collection()) {
+			t.Fatalf("nameOfPath(%s, %q) = %t", other, file, ok)
+		}
+	}
+	if back, err := unescape(escape(name.ID())); err != nil || back != name.ID() {
+		t.Fatalf("unescape(escape(%q)) = %q, %v", name.ID(), back, err)
+	}
+}
+
+// On a file system that folds case, the object of one id must not be read as
+// that of another: a key that is revoked, or a video that is public, is of one
+// id alone.
+func TestIDsThatDifferInCaseHaveTheirOwnPaths(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]string)
+	for _, id := range []string{"abc", "ABC", "Abc", "aBc", "abC", "%41bc", "x-abc", "a.b", "a~b", "con", "CON", "con.json"} {
+		name, err := NewName(Keys, id)
+		if err != nil {
+			continue
+		}
+		checkPath(t, name)
+		folded := strings.ToLower(objectPath(name))
+		if other, taken := seen[folded]; taken {
+			t.Errorf("%q and %q share the path %q", id, other, folded)
+		}
+		seen[folded] = id
+	}
+	if len(seen) != 11 {
+		t.Errorf("%d ids were compared, want 11", len(seen))
+	}
+}
+
+func TestPathsThatAreNoObjects(t *testing.T) {
+	t.Parallel()
+	video := objectPath(named(Videos, "demo"))
+	shard := path.Base(path.Dir(video))
+	for _, tc := range []struct {
+		collection Collection
+		file       string
+	}{
+		{Keys, "signed_playback/keys/a.json"},        // not escaped
+		{Keys, "signed_playback/keys/x-a"},           // no ending
+		{Keys, "signed_playback/keys/x-a.json.tmp"},  //
+		{Keys, "signed_playback/keys/x-a.JSON"},      //
+		{Keys, "signed_playback/keys/X-a.json"},      //
+		{Keys, "signed_playback/keys/x-A.json"},      // a capital that is not escaped
+		{Keys, "signed_playback/keys/x-%61.json"},    // a second spelling of a
+		{Keys, "signed_playback/keys/x-%4A.json"},    // a second spelling of J
+		{Keys, "signed_playback/keys/x-%2e%2e.json"}, // not a name
+		{Keys, "signed_playback/keys/x-%2f.json"},    //
+		{Keys, "signed_playback/keys/x-%.json"},      // cut
+		{Keys, "signed_playback/keys/x-%zz.json"},    //
+		{Keys, "signed_playback/keys/x-.json"},       // empty
+		{Keys, "signed_playback/keys/b/x-a.json"},    // too deep
+		{Keys, "signed_playback/keys/1827364509"},    // a temporary file
+		{Keys, "keys/x-a.json"},                      //
+		{Keys, "x-a.json"},                           //
+		{Keys, "signed_playback/videos/ca/x-a.json"}, // of another collection
+		{Videos, "signed_playback/videos/x-demo.json"},
+		/* no shard */ {Videos, "signed_playback/videos/zz/x-demo.json"},
+		{Videos, strings.Replace(video, "/"+shard+"/", "/"+otherShard(shard)+"/", 1)},
+	} {
+		if name, ok := nameOfPath(tc.collection, tc.file); ok {
+			t.Errorf("nameOfPath(%s, %q) = %s, want none", tc.collection, tc.file, name)
+		}
+	}
+}
+
+// otherShard is another shard than the given one.
+func otherShard(shard string) string {
+	if shard == "00" {
+		return "01"
+	}
+	return "00"
+}
