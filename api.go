@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -123,6 +124,7 @@ type call struct {
 	subject  string // the id that it is about, once it is checked
 	messages []apiMessage
 	counts   *listCounts
+	changed  []zap.Field // what the call has changed, for the log
 
 	// Undoes what the call has made, for a caller who has left before the
 	// answer. May be nil.
@@ -251,7 +253,7 @@ func (c *call) pick(method string, routes map[string]route) (handleFunc, error) 
 
 func (*API) noRoute(c *call) error {
 	return failure(http.StatusNotFound, codeRoute,
-		"could not route to %.200q, perhaps your object identifier is invalid?", c.request.URL.EscapedPath())
+		"could not route to %.200q, perhaps your object identifier is invalid? That is no call of this API, or not its account", c.request.URL.EscapedPath())
 }
 
 // checkAccount holds account ids to the form of video ids.
@@ -293,7 +295,7 @@ func members(body strictjson.Value, readers map[string]func(strictjson.Value) er
 	for name, value := range body.Members() {
 		read, known := readers[string(name)]
 		if !known {
-			return badRequest("unknown member %.80q; known are %s", name, sortedNames(readers))
+			return unknownMember(string(name), readers)
 		}
 		if read == nil {
 			continue
@@ -303,6 +305,23 @@ func members(body strictjson.Value, readers map[string]func(strictjson.Value) er
 		}
 	}
 	return nil
+}
+
+func unknownMember(name string, readers map[string]func(strictjson.Value) error) error {
+	var settable []string
+	for known, read := range readers {
+		if strings.EqualFold(known, name) {
+			return badRequest("unknown member %.80q: did you mean %q?", name, known)
+		}
+		if read != nil {
+			settable = append(settable, known)
+		}
+	}
+	if len(settable) == 0 {
+		return badRequest("unknown member %.80q: this call takes none", name)
+	}
+	slices.Sort(settable)
+	return badRequest("unknown member %.80q; known are %s", name, strings.Join(settable, ", "))
 }
 
 // envelope is what every answer is wrapped in.
@@ -355,7 +374,7 @@ func apiErrorOf(err error) *apiError {
 	case errors.Is(err, store.ErrBusy):
 		status, code, text = http.StatusServiceUnavailable, codeUnavailable, "another node is writing the same object; try again in a moment"
 	case errors.Is(err, store.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		status, code, text = http.StatusServiceUnavailable, codeUnavailable, "the store is not available, so nothing is certain to have changed; try again later"
+		status, code, text = http.StatusServiceUnavailable, codeUnavailable, "the store is not available; try again later. A change that was asked for is not certain to have been made"
 	case errors.Is(err, errTooManyKeys):
 		status, code, text = http.StatusServiceUnavailable, codeUnavailable, errTooManyKeys.Error()
 	}
@@ -370,10 +389,13 @@ func (c *call) log(status int, err error) {
 	if c.subject != "" && validSubject(c.subject) {
 		fields = append(fields, zap.String("id", c.subject))
 	}
+	fields = append(fields, c.changed...)
 	if err != nil {
 		fields = append(fields, zap.Error(err))
 	}
 	switch {
+	case status == http.StatusTooManyRequests:
+		c.api.logger.Debug("call of the control API refused", fields...)
 	case status >= http.StatusInternalServerError:
 		c.api.logger.Error("call of the control API failed", fields...)
 	case status >= http.StatusBadRequest:

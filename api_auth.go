@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/maypok86/otter/v2"
+	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 )
 
@@ -41,6 +42,7 @@ func (a *API) provisionCredentials() (credentials, error) {
 		if err != nil {
 			return credentials{}, fmt.Errorf("bearer_token %d: %w", i+1, err)
 		}
+		a.warnOfShort(secret)
 		c.bearer = append(c.bearer, sha256.Sum256([]byte(secret)))
 	}
 	for i, pair := range a.AuthKeys {
@@ -52,6 +54,7 @@ func (a *API) provisionCredentials() (credentials, error) {
 		if err != nil {
 			return credentials{}, fmt.Errorf("auth_key %d, key: %w", i+1, err)
 		}
+		a.warnOfShort(key)
 		c.pairs = append(c.pairs, pairDigest(email, key))
 	}
 	if len(c.bearer)+len(c.pairs) == 0 {
@@ -61,6 +64,13 @@ func (a *API) provisionCredentials() (credentials, error) {
 }
 
 var errSecret = errors.New("it is empty or contains a space or a control character, which no header can carry as it is")
+
+func (a *API) warnOfShort(secret string) {
+	const least = 16
+	if len(secret) < least {
+		a.logger.Warn("a secret of the control API is short enough to be guessed; make one with `openssl rand -hex 32`", zap.Int("characters", len(secret)))
+	}
+}
 
 // placeholderName matches a text that is one placeholder and nothing else.
 var placeholderName = regexp.MustCompile(`^\{(env|file)\.[^{}]*\}$`)
@@ -120,49 +130,66 @@ func match(known [][sha256.Size]byte, presented [sha256.Size]byte) int {
 	return matches
 }
 
-// authorize checks the credential of a request. An address that has failed too
-// often is not listened to for a while, so that it learns nothing even if it
-// guesses right.
+// authorize checks the credential of a request. Wrong ones are limited by
+// address, right ones are not: whoever shares an address with an attacker must
+// still be able to revoke a key.
 func (a *API) authorize(r *http.Request) error {
-	address, _ := clientAddress(r)
-	if !a.failures.mayTry(address) {
-		return failure(http.StatusTooManyRequests, codeLimited, "too many calls with wrong credentials from this address; try again later")
-	}
 	if a.credentials.allow(r.Header) {
 		return nil
 	}
-	a.failures.note(address)
-	return failure(http.StatusUnauthorized, codeCredentials, "authentication error")
+	address, _ := clientAddress(r)
+	switch a.failures.note(address) {
+	case failedOnce:
+		return failure(http.StatusUnauthorized, codeCredentials, "authentication error")
+	case failedTooOften:
+		a.logger.Warn("an address sends wrong credentials to the control API again and again", zap.Stringer("client_ip", address))
+	case failedStill:
+	}
+	return failure(http.StatusTooManyRequests, codeLimited, "too many calls with wrong credentials from this address; try again later")
 }
 
 // failureLimit counts wrong credentials by address. It is safe for concurrent
 // use.
 type failureLimit struct {
 	mu        sync.Mutex
-	addresses *otter.Cache[netip.Prefix, *rate.Limiter]
+	addresses *otter.Cache[netip.Prefix, *failingAddress]
+}
+
+type failingAddress struct {
+	limit *rate.Limiter
+	told  bool // the log has it
 }
 
 func newFailureLimit() *failureLimit {
-	return &failureLimit{addresses: otter.Must(&otter.Options[netip.Prefix, *rate.Limiter]{MaximumSize: maxFailingAddresses})}
+	return &failureLimit{addresses: otter.Must(&otter.Options[netip.Prefix, *failingAddress]{MaximumSize: maxFailingAddresses})}
 }
 
-// mayTry reports whether an address may still fail.
-func (f *failureLimit) mayTry(address netip.Addr) bool {
-	limiter, ok := f.addresses.GetIfPresent(network(address))
-	return !ok || limiter.Tokens() >= 1
-}
+type failed int
+
+const (
+	failedOnce     failed = iota // within the limit
+	failedTooOften               // for the first time since it was within
+	failedStill
+)
 
 // note counts a failure.
-func (f *failureLimit) note(address netip.Addr) {
+func (f *failureLimit) note(address netip.Addr) failed {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	key := network(address)
-	limiter, ok := f.addresses.GetIfPresent(key)
+	failing, ok := f.addresses.GetIfPresent(key)
 	if !ok {
-		limiter = rate.NewLimiter(failureRate, failureBurst)
-		f.addresses.Set(key, limiter)
+		failing = &failingAddress{limit: rate.NewLimiter(failureRate, failureBurst)}
+		f.addresses.Set(key, failing)
 	}
-	limiter.Allow()
+	switch {
+	case failing.limit.Allow():
+		return failedOnce
+	case failing.told:
+		return failedStill
+	}
+	failing.told = true
+	return failedTooOften
 }
 
 // network is what one caller has of addresses: one in IPv4, a /64 in IPv6.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -193,6 +195,11 @@ func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
 	return patterns, nil
 }
 
+// empty reports whether there is nothing to change.
+func (e *videoEdit) empty() bool {
+	return e.requireSignedURLs == nil && e.allowedOrigins == nil && len(e.descriptive) == 0
+}
+
 // apply makes the change.
 func (e *videoEdit) apply(doc *videoDocument) {
 	if e.requireSignedURLs != nil {
@@ -258,6 +265,9 @@ func (c *call) editVideo(body strictjson.Value) (any, error) {
 	if _, ok := app.Videos[c.subject]; ok {
 		return nil, errConfigured(c.subject)
 	}
+	if edit.empty() {
+		return c.getVideo(body)
+	}
 	var edited videoDocument
 	err = app.state.update(ctx, name, func(present store.Object) ([]byte, error) {
 		doc, err := app.state.decodeVideo(present)
@@ -277,7 +287,15 @@ func (c *call) editVideo(body strictjson.Value) (any, error) {
 		return nil, err
 	}
 	app.state.settled(ctx, c.subject)
-	return app.describe(c.subject, &edited), nil
+	if _, set := edit.descriptive["scheduledDeletion"]; set {
+		c.warn("scheduledDeletion is kept, and nothing is deleted by it")
+	}
+	described := app.describe(c.subject, &edited)
+	c.changed = []zap.Field{
+		zap.Bool("require_signed_urls", described.RequireSignedURLs),
+		zap.Strings("allowed_origins", described.AllowedOrigins),
+	}
+	return described, nil
 }
 
 // deleteVideo forgets the settings of a video.
@@ -290,11 +308,20 @@ func (c *call) deleteVideo(strictjson.Value) (any, error) {
 	if _, ok := app.Videos[c.subject]; ok {
 		return nil, errConfigured(c.subject)
 	}
-	err = app.state.update(ctx, name, func(store.Object) ([]byte, error) { return nil, nil })
+	var opened bool
+	err = app.state.update(ctx, name, func(present store.Object) ([]byte, error) {
+		doc, err := app.state.decodeVideo(present)
+		opened = !app.defaults.requireSignedURLs && (err != nil || doc != nil && doc.RequireSignedURLs != nil && *doc.RequireSignedURLs)
+		return nil, nil
+	})
 	if err != nil {
 		return nil, err
 	}
 	app.state.settled(ctx, c.subject)
+	if opened {
+		c.warn("the video %q plays without a token from now on, for require_signed_urls is off in the config", c.subject)
+	}
+	c.changed = []zap.Field{zap.Bool("require_signed_urls", app.defaults.requireSignedURLs)}
 	return nil, nil
 }
 

@@ -303,7 +303,7 @@ func (a *App) provisionKeys() error {
 	if err != nil {
 		return err
 	}
-	a.keys = &keyring{fixed: fixed, stored: &a.state.keys}
+	a.keys = &keyring{fixed: fixed, stored: &a.state.keys, away: &a.state.away}
 	if a.JWKSURL == "" {
 		return nil
 	}
@@ -361,7 +361,11 @@ func (a *App) Start() error {
 	a.state.storages.use(a.storage)
 	a.state.start()
 	if a.keys.remote == nil && a.state.keys.known() && a.keys.count() == 0 {
-		a.logger.Warn("there are no verification keys yet, so every token will be refused; set key_file or jwks_url, or make keys with the control API")
+		a.logger.Warn("there are no verification keys yet, so no token plays; set key_file or jwks_url, or have the control API make a key or mint a token")
+	}
+	for _, keyID := range a.keys.fixed.IDs() {
+		stored, _ := a.state.keys.get(keyID)
+		a.logger.Info("verification key of a key_file", zap.String("key_id", keyID), zap.Bool("revoked", stored.revoked))
 	}
 	return nil
 }

@@ -27,7 +27,8 @@ import (
 type keyring struct {
 	fixed  *token.KeySet
 	stored *storedKeys
-	remote *remoteKeys // nil without jwks_url
+	away   *atomic.Bool // whether there may be keys in the store that nobody has heard of
+	remote *remoteKeys  // nil without jwks_url
 }
 
 // Lookup implements token.Keys.
@@ -54,6 +55,8 @@ func (k *keyring) certain(keyID string) bool {
 		return false
 	case stored.revoked:
 		return true
+	case k.away.Load():
+		return false
 	}
 	return k.remote == nil || k.remote.set.Load() != nil
 }

@@ -46,7 +46,8 @@ type retiredKey struct {
 // signer is the gateway's own signing key as this node knows it.
 type signer struct {
 	state *state
-	own   atomic.Pointer[ownKey] // nil until it is needed, and after a change
+	own   atomic.Pointer[ownKey] // nil until it is needed
+	stale atomic.Bool            // it may have been replaced
 }
 
 type ownKey struct {
@@ -54,18 +55,26 @@ type ownKey struct {
 	created time.Time
 }
 
-// forget has the key read from the store when it is next needed.
+// suspect has the key read from the store when it is next needed. If that fails,
+// the one that is known goes on signing.
+func (s *signer) suspect() { s.stale.Store(true) }
+
+// forget gives up the key.
 func (s *signer) forget() { s.own.Store(nil) }
 
 // get returns the key that signs, and makes one if there is none.
 func (s *signer) get(ctx context.Context) (*token.SigningKey, error) {
 	own := s.own.Load()
-	if own == nil {
+	if stale := s.stale.Swap(false); stale || own == nil {
 		read, err := s.read(ctx)
-		if err != nil {
+		switch {
+		case err == nil:
+			own = read
+		case own == nil || isDamaged(err):
 			return nil, err
+		default:
+			s.stale.Store(true)
 		}
-		own = read
 	}
 	if own == nil {
 		return s.rotate(ctx, nil)

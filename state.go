@@ -244,7 +244,7 @@ func (s *state) readUnread(ctx context.Context) (failure error) {
 		case store.Videos:
 			s.videos.drop(name.ID())
 		case store.Signing:
-			s.signer.forget()
+			s.signer.suspect()
 		}
 		delete(s.unread, name)
 	}
@@ -267,7 +267,7 @@ func (s *state) readAll(ctx context.Context) error {
 	} else {
 		s.videos.refreshAll()
 	}
-	s.signer.forget()
+	s.signer.suspect()
 	s.unreadAll, s.readAllAt = false, s.now()
 	for _, keyID := range lost {
 		s.revokeAgain(keyID)

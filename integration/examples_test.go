@@ -34,11 +34,11 @@ func TestExampleConfigs(t *testing.T) {
 	}
 	// What the comments of the examples tell to export.
 	for name, value := range map[string]string{
-		"SIGNED_PLAYBACK_API_TOKEN": "a-secret",
+		"SIGNED_PLAYBACK_API_TOKEN": "a-secret-of-some-length",
 		"SIGNED_PLAYBACK_REDIS":     "redis://" + freeAddr(t),
-		"CLOUDFLARE_API_TOKEN":      "a-secret",
+		"CLOUDFLARE_API_TOKEN":      "a-secret-of-some-length",
 		"CLOUDFLARE_EMAIL":          "me@example.com",
-		"CLOUDFLARE_API_KEY":        "a-secret",
+		"CLOUDFLARE_API_KEY":        "a-secret-of-some-length",
 	} {
 		t.Setenv(name, value)
 	}
