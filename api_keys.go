@@ -9,6 +9,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
+	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 // maxKeys is how many keys may verify at a time, besides the gateway's own.
@@ -40,13 +41,17 @@ func (c *call) createKey(body strictjson.Value) (any, error) {
 	if err := members(body, nil); err != nil {
 		return nil, err
 	}
-	state := c.api.app.state
+	state, ctx := c.api.app.state, c.request.Context()
+	leave, err := state.generator.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	request := c.requestDigest()
 	if err := state.mayCreate(request); err != nil {
 		return nil, err
 	}
-	ctx := c.request.Context()
-	key, err := state.generator.generate(ctx)
+	key, err := token.GenerateSigningKey("")
 	if err != nil {
 		return nil, err
 	}

@@ -142,7 +142,12 @@ func (s *signer) document(object store.Object) (*signingDocument, error) {
 // verifying until its tokens have expired. If another node has been faster, its
 // key is taken. old is the key to replace; nil stands for none.
 func (s *signer) rotate(ctx context.Context, old *ownKey) (*token.SigningKey, error) {
-	key, err := s.state.generator.generate(ctx)
+	leave, err := s.state.generator.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	key, err := token.GenerateSigningKey("")
 	if err != nil {
 		return nil, err
 	}
@@ -248,7 +253,9 @@ func newKeyGenerator() keyGenerator {
 
 var errTooManyKeys = errors.New("too many keys are being made at once; try again in a moment")
 
-func (g keyGenerator) generate(ctx context.Context) (*token.SigningKey, error) {
+// enter waits for the caller's turn to make a key. It must call leave when the
+// key is stored, unless there is an error.
+func (g keyGenerator) enter(ctx context.Context) (leave func(), err error) {
 	select {
 	case g.waiting <- struct{}{}:
 		defer func() { <-g.waiting }()
@@ -257,9 +264,8 @@ func (g keyGenerator) generate(ctx context.Context) (*token.SigningKey, error) {
 	}
 	select {
 	case g.turn <- struct{}{}:
-		defer func() { <-g.turn }()
+		return func() { <-g.turn }, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	return token.GenerateSigningKey("")
 }
