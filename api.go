@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -204,15 +205,17 @@ func (a *API) find(c *call) (handleFunc, error) {
 	if !ok || !hasPath || checkAccount(account) != nil || a.account != "" && account != a.account {
 		return nil, a.noRoute(c)
 	}
-	resource, path, _ := strings.Cut(path, "/")
+	resource, path, below := strings.Cut(path, "/")
 	if resource != "stream" {
 		return nil, a.noRoute(c)
 	}
 	first, second, two := strings.Cut(path, "/")
 	method := c.request.Method
 	switch {
-	case path == "":
+	case !below:
 		return c.pick(method, map[string]route{http.MethodGet: {"videos.list", (*call).listVideos}})
+	case path == "":
+		return nil, a.noRoute(c)
 	case path == "keys":
 		return c.pick(method, map[string]route{
 			http.MethodGet:  {"keys.list", (*call).listKeys},
@@ -381,8 +384,11 @@ func apiErrorOf(err error) *apiError {
 	return &apiError{status, apiMessage{code, text}}
 }
 
-// log notes what was done by whom, and never a secret: not even the path, for
-// somebody may have put one there.
+// quoted matches what an error quotes, most often of what the caller has sent.
+var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"?`)
+
+// log notes what was done by whom, and never a secret: neither the path nor
+// what is quoted of the call, for somebody may have put one there.
 func (c *call) log(status int, err error) {
 	address, _ := clientAddress(c.request)
 	fields := []zap.Field{zap.String("call", c.route), zap.Int("status", status), zap.Stringer("client_ip", address)}
@@ -391,7 +397,7 @@ func (c *call) log(status int, err error) {
 	}
 	fields = append(fields, c.changed...)
 	if err != nil {
-		fields = append(fields, zap.Error(err))
+		fields = append(fields, zap.String("error", quoted.ReplaceAllString(err.Error(), `"…"`)))
 	}
 	switch {
 	case status == http.StatusTooManyRequests:

@@ -89,6 +89,10 @@ func parseMintRequest(body strictjson.Value) (*mintRequest, error) {
 	if (m.keyID == "") != (m.pem == "") {
 		return nil, badRequest("`id` and `pem` go together: give both, or neither to have the gateway's own key sign")
 	}
+	if _, err := store.NewName(store.Keys, m.keyID); m.keyID != "" && err != nil {
+		// Not quoted: it may be the private key.
+		return nil, badRequest("there is no key with the `id` that stands beside `pem`: an id is 1 to %d of A-Z a-z 0-9 _ - . ~", store.MaxID)
+	}
 	return m, nil
 }
 
@@ -148,12 +152,12 @@ func (m *mintRequest) claims(videoID string, now time.Time) (token.Claims, error
 	if notBefore.IsZero() {
 		notBefore = now.Add(-defaultBackdating)
 	}
-	switch {
-	case !expires.After(now):
+	switch { // in seconds, for times far from now cannot be compared
+	case expires.Unix() <= now.Unix():
 		return token.Claims{}, badRequest("exp is %s, which is in the past", expires.UTC().Format(time.RFC3339))
-	case expires.After(now.Add(maxMintedLifetime)):
+	case expires.Unix() > now.Add(maxMintedLifetime).Unix():
 		return token.Claims{}, badRequest("exp is %d, which is more than %.0f hours ahead; it is in Unix seconds", expires.Unix(), maxMintedLifetime.Hours())
-	case !notBefore.Before(expires):
+	case notBefore.Unix() >= expires.Unix():
 		return token.Claims{}, badRequest("nbf is %d, which is not before exp (%d)", notBefore.Unix(), expires.Unix())
 	}
 	return token.Claims{

@@ -70,7 +70,11 @@ func (s *signer) get(ctx context.Context) (*token.SigningKey, error) {
 		switch {
 		case err == nil:
 			own = read
-		case own == nil || isDamaged(err):
+			s.own.Store(own)
+		case isDamaged(err):
+			s.own.Store(nil)
+			return nil, err
+		case own == nil:
 			return nil, err
 		default:
 			s.stale.Store(true)
@@ -86,7 +90,6 @@ func (s *signer) get(ctx context.Context) (*token.SigningKey, error) {
 	if !usable {
 		return s.rotate(ctx, own)
 	}
-	s.own.Store(own)
 	return own.key, nil
 }
 
@@ -147,6 +150,9 @@ func (s *signer) rotate(ctx context.Context, old *ownKey) (*token.SigningKey, er
 		return nil, err
 	}
 	defer leave()
+	if own := s.own.Load(); own != nil && (old == nil || own.key.ID() != old.key.ID()) {
+		return own.key, nil // made while this call was waiting
+	}
 	key, err := token.GenerateSigningKey("")
 	if err != nil {
 		return nil, err
@@ -165,9 +171,10 @@ func (s *signer) rotate(ctx context.Context, old *ownKey) (*token.SigningKey, er
 		}
 		before, err := s.document(present)
 		if err != nil {
-			before = new(signingDocument) // what is damaged is replaced
+			before = new(signingDocument)
 		}
-		if old != nil && before.ID != "" && before.ID != old.key.ID() || old == nil && before.ID != "" {
+		// What is damaged is replaced, whoever has made it.
+		if _, err := s.decode(present); err == nil && (old == nil || before.ID != old.key.ID()) {
 			return nil, errOvertaken
 		}
 		next := doc
@@ -243,29 +250,36 @@ const maxWaitingForKey = 32
 // keyGenerator makes keys one at a time: each takes a core for a moment, which
 // playback needs too.
 type keyGenerator struct {
-	waiting chan struct{}
-	turn    chan struct{}
+	waiting  chan struct{}
+	turn     chan struct{}
+	failures atomic.Uint64 // keys that could not be stored
 }
 
-func newKeyGenerator() keyGenerator {
-	return keyGenerator{make(chan struct{}, maxWaitingForKey), make(chan struct{}, 1)}
+func newKeyGenerator() *keyGenerator {
+	return &keyGenerator{waiting: make(chan struct{}, maxWaitingForKey), turn: make(chan struct{}, 1)}
 }
 
 var errTooManyKeys = errors.New("too many keys are being made at once; try again in a moment")
 
 // enter waits for the caller's turn to make a key. It must call leave when the
-// key is stored, unless there is an error.
-func (g keyGenerator) enter(ctx context.Context) (leave func(), err error) {
+// key is stored, unless there is an error. When the store turns out to be away,
+// all who are waiting are told so, rather than each in its turn.
+func (g *keyGenerator) enter(ctx context.Context) (leave func(), err error) {
 	select {
 	case g.waiting <- struct{}{}:
 		defer func() { <-g.waiting }()
 	default:
 		return nil, errTooManyKeys
 	}
+	failures := g.failures.Load()
 	select {
 	case g.turn <- struct{}{}:
-		return func() { <-g.turn }, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	if g.failures.Load() != failures {
+		<-g.turn
+		return nil, errStoreAway
+	}
+	return func() { <-g.turn }, nil
 }

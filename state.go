@@ -59,7 +59,7 @@ type state struct {
 	keys      storedKeys
 	videos    *storedVideos
 	signer    signer
-	generator keyGenerator
+	generator *keyGenerator
 
 	started sync.Once
 	ctx     context.Context
@@ -69,6 +69,7 @@ type state struct {
 	// For the goroutine of watch and, before it is started, for load.
 	unread    map[store.Name]struct{} // changed, and not yet read
 	unreadAll bool                    // everything may have changed
+	lost      []string                // revoked keys of which the store does not say so
 	readAllAt time.Time
 	since     time.Time // of the last success
 	failing   bool
@@ -156,14 +157,21 @@ func (s *state) load() {
 func (s *state) watch() {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
+	var begun time.Time
 	for {
 		select {
 		case <-tick.C:
 		case <-s.store.Wake():
 		case <-s.round.wanted:
+			select {
+			case <-time.After(time.Until(begun.Add(catchUpInterval))):
+			case <-s.ctx.Done():
+				return
+			}
 		case <-s.ctx.Done():
 			return
 		}
+		begun = time.Now()
 		done := s.round.begin()
 		ctx, cancel := context.WithTimeout(s.ctx, syncTimeout)
 		s.sync(ctx)
@@ -180,6 +188,7 @@ func (s *state) sync(ctx context.Context) {
 	}
 	if err == nil {
 		s.recovered()
+		s.revokeAgain(ctx)
 		return
 	}
 	if !s.failing {
@@ -261,7 +270,7 @@ func (s *state) readAll(ctx context.Context) error {
 		}
 		update.add(s.decodeKey(object))
 	}
-	lost := update.commit()
+	s.lost = append(s.lost, update.commit()...)
 	if s.unreadAll {
 		s.videos.suspectAll()
 	} else {
@@ -269,9 +278,6 @@ func (s *state) readAll(ctx context.Context) error {
 	}
 	s.signer.suspect()
 	s.unreadAll, s.readAllAt = false, s.now()
-	for _, keyID := range lost {
-		s.revokeAgain(keyID)
-	}
 	return nil
 }
 
@@ -284,18 +290,20 @@ func (s *state) readKey(ctx context.Context, name store.Name) error {
 	return nil
 }
 
-// revokeAgain writes a revocation that the store has lost, most likely because
-// an older backup of it was restored.
-func (s *state) revokeAgain(keyID string) {
-	stateLogger().Warn("the store has lost a revocation; writing it again", zap.String("key_id", keyID))
-	go func() {
-		ctx, cancel := context.WithTimeout(s.ctx, syncTimeout)
-		defer cancel()
+// revokeAgain writes revocations that the store has lost, most likely because an
+// older backup of it was restored. What cannot be written now is when the store
+// is next read.
+func (s *state) revokeAgain(ctx context.Context) {
+	for len(s.lost) > 0 {
+		keyID := s.lost[0]
 		if err := s.revoke(ctx, keyID); err != nil {
-			stateLogger().Error("could not write a revocation that the store has lost; this node knows of it until it is restarted",
+			stateLogger().Error("could not write a revocation that the store has lost; trying again",
 				zap.String("key_id", keyID), zap.Error(err))
+			return
 		}
-	}()
+		s.lost = s.lost[1:]
+		stateLogger().Warn("the store had lost a revocation; it is written again", zap.String("key_id", keyID))
+	}
 }
 
 // get reads one object and sees to it that a failure is counted.
@@ -396,8 +404,6 @@ type round struct {
 
 	mu      sync.Mutex
 	next    chan struct{} // closed at the end of the next sync to begin
-	begun   time.Time
-	called  bool // the next one has been asked for
 	waiting int
 }
 
@@ -407,7 +413,6 @@ func (r *round) begin() chan struct{} {
 	defer r.mu.Unlock()
 	this := r.next
 	r.next = make(chan struct{})
-	r.begun, r.called = time.Now(), false
 	return this
 }
 
@@ -420,14 +425,9 @@ func (r *round) join() <-chan struct{} {
 		return nil
 	}
 	r.waiting++
-	if !r.called {
-		r.called = true
-		time.AfterFunc(time.Until(r.begun.Add(catchUpInterval)), func() {
-			select {
-			case r.wanted <- struct{}{}:
-			default:
-			}
-		})
+	select {
+	case r.wanted <- struct{}{}:
+	default:
 	}
 	return r.next
 }

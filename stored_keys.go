@@ -208,6 +208,7 @@ func (s *state) createKey(ctx context.Context, key *token.PublicKey, own bool, r
 		return true, nil
 	})
 	if err != nil {
+		s.generator.failures.Add(1)
 		return time.Time{}, err
 	}
 	s.keys.publish(storedKey{id: doc.ID, public: key, created: doc.Created, own: own, request: request})

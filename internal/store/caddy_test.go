@@ -40,6 +40,9 @@ type memStorage struct {
 
 	// What a storage without folders does: it lists everything below.
 	flat bool
+
+	// How often Lock looks whether the lock has been given up. 0: it knows.
+	lockPoll time.Duration
 }
 
 type memFile struct {
@@ -156,6 +159,18 @@ func (m *memStorage) Lock(ctx context.Context, name string) error {
 		m.locks[name] = lock
 	}
 	m.mu.Unlock()
+	for m.lockPoll > 0 {
+		select {
+		case lock <- struct{}{}:
+			return nil
+		default:
+		}
+		select {
+		case <-time.After(m.lockPoll):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	select {
 	case lock <- struct{}{}:
 		return nil
@@ -691,10 +706,22 @@ func TestUnchangedDataIsNotWritten(t *testing.T) {
 	}
 	wantChanges(t, s, true)
 	wantNoWake(t, s)
-	if err := s.Update(t.Context(), named(Keys, "k"), func(Object) ([]byte, error) { return []byte("no JSON"), nil }); err == nil || errors.Is(err, ErrUnavailable) {
-		t.Errorf("Update with what is no JSON = %v", err)
+	for _, data := range []string{"no JSON", ""} {
+		err := s.Update(t.Context(), named(Keys, "k"), func(Object) ([]byte, error) { return []byte(data), nil })
+		if err == nil || errors.Is(err, ErrUnavailable) {
+			t.Errorf("Update with %q, which is no JSON = %v", data, err)
+		}
 	}
 	wantObject(t, s, named(Keys, "k"), "")
+}
+
+// What is gone already is removed: some storages say so.
+func TestRemovingWhatHasJustVanished(t *testing.T) {
+	storage := newMemStorage()
+	s := quiet(storage)
+	write(t, s, named(Videos, "v"), "1")
+	storage.intercept(failOn("delete", "x-v", &fs.PathError{Op: "remove", Path: "x", Err: fs.ErrNotExist}))
+	write(t, s, named(Videos, "v"), "")
 }
 
 // S5: a full disk must not change anything, neither what is read nor what is
@@ -1175,11 +1202,13 @@ func TestRevocationsWaitForNoLock(t *testing.T) {
 	write(t, s, named(Keys, "k"), `"revoked"`)
 }
 
-// The lock is taken soon after it has been given up, and an error over a lock
-// that is just being written is not the end.
+// The lock is taken soon after it has been given up, though some storages look
+// only once a second, and an error over a lock that is just being written is not
+// the end.
 func TestLockIsAskedForAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newMemStorage()
+		storage.lockPoll = time.Second
 		s := quiet(storage)
 		failures := 3
 		storage.intercept(func(operation, _ string) error {
@@ -1198,10 +1227,11 @@ func TestLockIsAskedForAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		start = time.Now()
-		time.AfterFunc(time.Second, func() { _ = storage.Unlock(t.Context(), "signed_playback_videos_v") })
+		const busy = 1010 * time.Millisecond
+		time.AfterFunc(busy, func() { _ = storage.Unlock(t.Context(), "signed_playback_videos_v") })
 		write(t, s, named(Videos, "v"), "2")
-		if waited := time.Since(start); waited > time.Second+2*lockRetry {
-			t.Errorf("Update took %s, and the lock was given up after a second", waited)
+		if waited := time.Since(start); waited > busy+2*lockRetry {
+			t.Errorf("Update took %s, and the lock was given up after %s", waited, busy)
 		}
 		// An error that stays is reported for what it is.
 		storage.intercept(failOn("lock", "", errors.New("locks are broken")))
@@ -1311,22 +1341,26 @@ func TestConcurrentUpdatesLoseNothing(t *testing.T) {
 // On one node, two changes of a key see each other too, though keys are not
 // locked for the fleet.
 func TestConcurrentUpdatesOfAKeyOnOneNode(t *testing.T) {
-	s := quiet(newMemStorage())
-	name := named(Keys, "counter")
-	var wg sync.WaitGroup
-	for range 20 {
-		wg.Go(func() {
-			err := s.Update(t.Context(), name, func(present Object) ([]byte, error) {
-				n, _ := strconv.Atoi(string(present.Data))
-				return strconv.AppendInt(nil, int64(n+1), 10), nil
+	synctest.Test(t, func(t *testing.T) {
+		storage := newMemStorage()
+		storage.intercept(func(string, string) error { <-time.After(time.Millisecond); return nil })
+		s := quiet(storage)
+		name := named(Keys, "counter")
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				err := s.Update(t.Context(), name, func(present Object) ([]byte, error) {
+					n, _ := strconv.Atoi(string(present.Data))
+					return strconv.AppendInt(nil, int64(n+1), 10), nil
+				})
+				if err != nil {
+					t.Errorf("Update = %v", err)
+				}
 			})
-			if err != nil {
-				t.Errorf("Update = %v", err)
-			}
-		})
-	}
-	wg.Wait()
-	wantObject(t, s, name, "20")
+		}
+		wg.Wait()
+		wantObject(t, s, name, "20")
+	})
 }
 
 // A caller who has left before anything began changes nothing.

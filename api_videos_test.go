@@ -1,0 +1,403 @@
+package signedplayback
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+)
+
+// A member that is not understood is refused, and changes nothing: it may be
+// the one that was to make a video private.
+func TestVideoEditsThatAreRefused(t *testing.T) {
+	c := control(t, new(App), new(API))
+	origins := func(n int) string { return `["` + strings.Repeat(`a.example","`, n-1) + `a.example"]` }
+	long := make([]string, 150)
+	for i := range long {
+		long[i] = fmt.Sprintf("%03d.%s.example", i, strings.Repeat("a", 50))
+	}
+	for _, tc := range []struct{ body, why string }{
+		{`{"requireSignedURLs":"true"}`, "requireSignedURLs"},
+		{`{"requireSignedURLs":1}`, "requireSignedURLs"},
+		{`{"requireSignedURLs":null}`, "requireSignedURLs"},
+		{`{"requireSignedURLs":[true]}`, "requireSignedURLs"},
+		{`{"allowedOrigins":null}`, "allowedOrigins"},
+		{`{"allowedOrigins":"example.com"}`, "allowedOrigins"},
+		{`{"allowedOrigins":{}}`, "allowedOrigins"},
+		{`{"allowedOrigins":[1]}`, "allowedOrigins"},
+		{`{"allowedOrigins":[null]}`, "allowedOrigins"},
+		{`{"allowedOrigins":[["example.com"]]}`, "allowedOrigins"},
+		{`{"allowedOrigins":["https://example.com"]}`, "allowed origin must not specify protocol"},
+		{`{"allowedOrigins":["example.com","//example.com"]}`, "allowed origin must not specify protocol"},
+		{`{"allowedOrigins":["example.com/path"]}`, `"example.com/path"`},
+		{`{"allowedOrigins":[""]}`, `""`},
+		{`{"allowedOrigins":["exa mple.com"]}`, "exa mple.com"},
+		{`{"allowedOrigins":["a.*.com"]}`, "a.*.com"},
+		{`{"allowedOrigins":["example.com:0"]}`, "port"},
+		{`{"allowedOrigins":["example.com; script-src *"]}`, "example.com"},
+		{`{"allowedOrigins":` + origins(maxAllowedOrigins+1) + `}`, "more than 200"},
+		{`{"allowedOrigins":` + string(must(json.Marshal(long))) + `}`, "longer than"},
+		{`{"uid":"w"}`, "uid"},
+		{`{"uid":"V"}`, "uid"},
+		{`{"uid":null}`, "uid"},
+		{`{"uid":1}`, "uid"},
+		{`{"meta":null}`, "meta"},
+		{`{"meta":[]}`, "meta"},
+		{`{"meta":"{}"}`, "meta"},
+		{`{"creator":1}`, "creator"},
+		{`{"creator":{}}`, "creator"},
+		{`{"maxDurationSeconds":"1"}`, "maxDurationSeconds"},
+		{`{"maxDurationSeconds":true}`, "maxDurationSeconds"},
+		{`{"thumbnailTimestampPct":null}`, "thumbnailTimestampPct"},
+		{`{"thumbnailTimestampPct":"0.5"}`, "thumbnailTimestampPct"},
+		{`{"publicDetails":[]}`, "publicDetails"},
+		{`{"scheduledDeletion":"tomorrow"}`, "scheduledDeletion"},
+		{`{"scheduledDeletion":""}`, "scheduledDeletion"},
+		{`{"scheduledDeletion":1800000000}`, "scheduledDeletion"},
+		{`{"uploadExpiry":"2026-01-02"}`, "uploadExpiry"},
+		{`{"requiresignedurls":true}`, `"requiresignedurls"`},
+		{`{"requireSignedUrls":true}`, `"requireSignedUrls"`},
+		{`{"allowed_origins":[]}`, `"allowed_origins"`},
+		{`{"missingOrigin":"allow"}`, `"missingOrigin"`},
+		{`{"requireSignedURLs":false,"unknown":1}`, `"unknown"`},
+	} {
+		a := c.call(t, "POST", "v", tc.body)
+		wantReply(t, tc.body, a, 400, codeBadRequest)
+		if len(a.errors) > 0 && (!strings.Contains(a.errors[0].Message, tc.why) || len(a.errors[0].Message) > 1000) {
+			t.Errorf("%s is refused with %q, want %q in it", tc.body, a.errors[0].Message, tc.why)
+		}
+	}
+	if got := c.node.count("update"); got != 0 {
+		t.Errorf("%d changes, want none", got)
+	}
+}
+
+// decodedVideo is what clients see, less what is the same for all videos.
+type decodedVideo struct {
+	UID                   string          `json:"uid"`
+	RequireSignedURLs     bool            `json:"requireSignedURLs"`
+	AllowedOrigins        []string        `json:"allowedOrigins"`
+	Created               *string         `json:"created"`
+	Modified              *string         `json:"modified"`
+	Uploaded              *string         `json:"uploaded"`
+	Creator               json.RawMessage `json:"creator"`
+	Meta                  json.RawMessage `json:"meta"`
+	MaxDurationSeconds    json.RawMessage `json:"maxDurationSeconds"`
+	PublicDetails         json.RawMessage `json:"publicDetails"`
+	ScheduledDeletion     json.RawMessage `json:"scheduledDeletion"`
+	ThumbnailTimestampPct json.RawMessage `json:"thumbnailTimestampPct"`
+	UploadExpiry          json.RawMessage `json:"uploadExpiry"`
+}
+
+func unsetVideo(id string) decodedVideo {
+	null := json.RawMessage("null")
+	return decodedVideo{
+		UID: id, RequireSignedURLs: true, AllowedOrigins: []string{}, Creator: null, Meta: json.RawMessage("{}"), MaxDurationSeconds: null,
+		PublicDetails: null, ScheduledDeletion: null, ThumbnailTimestampPct: json.RawMessage("0"), UploadExpiry: null,
+	}
+}
+
+func (c controlled) wantVideo(t *testing.T, a apiReply, want decodedVideo) {
+	t.Helper()
+	wantReply(t, "a call of "+want.UID, a, 200, 0)
+	var got decodedVideo
+	if err := json.Unmarshal(a.result, &got); err != nil {
+		t.Fatalf("the video is %s: %v", a.result, err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the video (-want +got):\n%s", diff)
+	}
+}
+
+// Everything that Cloudflare's object has, in its order: SDKs that decode it
+// must find what they look for, and null where it can be null.
+func TestVideoHasAllMembers(t *testing.T) {
+	c := control(t, &App{PublicURL: "https://media.example.com/v/"}, new(API))
+	const unset = `{"uid":"v","creator":null,"thumbnail":"https://media.example.com/v/v/thumbnails/thumbnail.jpg","thumbnailTimestampPct":0,` +
+		`"readyToStream":true,"readyToStreamAt":null,"status":{"state":"ready","pctComplete":"100.000000","errorReasonCode":"","errorReasonText":""},` +
+		`"meta":{},"created":null,"modified":null,"scheduledDeletion":null,"size":0,"preview":"https://media.example.com/v/v/iframe",` +
+		`"allowedOrigins":[],"requireSignedURLs":true,"uploaded":null,"uploadExpiry":null,"maxSizeBytes":null,"maxDurationSeconds":null,` +
+		`"duration":-1,"input":{"width":-1,"height":-1},"playback":{"hls":"https://media.example.com/v/v/manifest/video.m3u8",` +
+		`"dash":"https://media.example.com/v/v/manifest/video.mpd"},"watermark":null,"clippedFrom":null,"publicDetails":null}`
+	if got := string(c.call(t, "GET", "v", "").result); got != unset {
+		t.Errorf("a video of which nothing is known is\n%s, want\n%s", got, unset)
+	}
+	const at = `"2027-01-15T08:00:00.000000Z"`
+	want := strings.NewReplacer(
+		`"readyToStreamAt":null`, `"readyToStreamAt":`+at, `"created":null`, `"created":`+at, `"modified":null`, `"modified":`+at,
+		`"uploaded":null`, `"uploaded":`+at, `"requireSignedURLs":true`, `"requireSignedURLs":false`, `"creator":null`, `"creator":"me"`,
+	).Replace(unset)
+	if got := string(c.call(t, "POST", "v", `{"requireSignedURLs":false,"creator":"me"}`).result); got != want {
+		t.Errorf("the edited video is\n%s, want\n%s", got, want)
+	}
+	if got := string(c.call(t, "GET", "v", "").result); got != want {
+		t.Errorf("the video is\n%s, want\n%s", got, want)
+	}
+	// Clients send back what they got.
+	if a := c.call(t, "POST", "v", want); a.status != 200 || string(a.result) != want {
+		t.Errorf("the video sent back is %d %s", a.status, a.raw)
+	}
+	var described map[string]any
+	if err := json.Unmarshal([]byte(unset), &described); err != nil {
+		t.Fatal(err)
+	}
+	known := slices.Concat(computed, slices.Collect(maps.Keys(describing)), []string{"uid", "requireSignedURLs", "allowedOrigins"})
+	for member := range described {
+		if !slices.Contains(known, member) {
+			t.Errorf("a client that sends back %q is refused", member)
+		}
+	}
+}
+
+// An edit changes what it names and nothing else; null takes back a member that
+// describes; DELETE takes back everything.
+func TestPartialUpdates(t *testing.T) {
+	c := control(t, new(App), new(API))
+	clock := testTime
+	c.api.app.now = func() time.Time { return clock }
+	want := unsetVideo("v")
+	c.wantVideo(t, c.call(t, "GET", "v", ""), want)
+	for _, body := range []string{"", "{}", `{"uid":"v"}`, `{"size":7,"created":"never"}`} { // nothing to change
+		c.wantVideo(t, c.call(t, "POST", "v", body), want)
+	}
+	if c.node.count("update") != 0 {
+		t.Error("settings are made of nothing")
+	}
+	created := apiTime(testTime)
+	for _, tc := range []struct {
+		body   string
+		change func(*decodedVideo)
+	}{
+		{`{"requireSignedURLs":false}`, func(v *decodedVideo) { v.RequireSignedURLs, v.Created, v.Uploaded = false, &created, &created }},
+		{`{"allowedOrigins":["Example.COM","*.example.org:8443"]}`, func(v *decodedVideo) { v.AllowedOrigins = []string{"Example.COM", "*.example.org:8443"} }},
+		{`{"uid":"v","meta":{"name":"A \"b\"","n":[1,2.50,{"x":null}]}}`, func(v *decodedVideo) { v.Meta = json.RawMessage(`{"name":"A \"b\"","n":[1,2.50,{"x":null}]}`) }},
+		{`{"creator":"c","maxDurationSeconds":1.5,"publicDetails":{"title":"t"},"scheduledDeletion":"2030-01-02T03:04:05Z","thumbnailTimestampPct":0.5,"uploadExpiry":"2030-01-02T03:04:05.123+01:00"}`, func(v *decodedVideo) {
+			v.Creator, v.MaxDurationSeconds, v.PublicDetails = json.RawMessage(`"c"`), json.RawMessage("1.5"), json.RawMessage(`{"title":"t"}`)
+			v.ScheduledDeletion, v.ThumbnailTimestampPct = json.RawMessage(`"2030-01-02T03:04:05Z"`), json.RawMessage("0.5")
+			v.UploadExpiry = json.RawMessage(`"2030-01-02T03:04:05.123+01:00"`)
+		}},
+		{`{"meta":{}}`, func(v *decodedVideo) { v.Meta = json.RawMessage("{}") }},
+		{`{"creator":null,"scheduledDeletion":null}`, func(v *decodedVideo) {
+			v.Creator, v.ScheduledDeletion = json.RawMessage("null"), json.RawMessage("null")
+		}},
+		{`{"publicDetails":null,"maxDurationSeconds":null,"uploadExpiry":null}`, func(v *decodedVideo) {
+			null := json.RawMessage("null")
+			v.PublicDetails, v.MaxDurationSeconds, v.UploadExpiry = null, null, null
+		}},
+		{`{"allowedOrigins":[]}`, func(v *decodedVideo) { v.AllowedOrigins = []string{} }},
+		{`{"requireSignedURLs":true,"size":7,"playback":{},"status":"x","created":"never"}`, func(v *decodedVideo) { v.RequireSignedURLs = true }},
+	} {
+		tc.change(&want)
+		modified := apiTime(clock)
+		want.Modified = &modified
+		c.wantVideo(t, c.call(t, "POST", "v", tc.body), want)
+		c.wantVideo(t, c.call(t, "GET", "v", ""), want)
+		clock = clock.Add(time.Second)
+	}
+	a := c.call(t, "DELETE", "v", "")
+	if wantReply(t, "DELETE", a, 200, 0); string(a.result) != "null" {
+		t.Errorf("DELETE = %s", a.raw)
+	}
+	c.wantVideo(t, c.call(t, "GET", "v", ""), unsetVideo("v"))
+	wantReply(t, "DELETE again", c.call(t, "DELETE", "v", ""), 200, 0)
+	if objects := c.node.fleet.backup(); len(objects) != 0 {
+		t.Errorf("the store has %v", objects)
+	}
+}
+
+// What is not set is as it is for all videos, also when that changes later; what
+// is set, if only to the same, is not.
+func TestVideosAreReportedWithTheDefaults(t *testing.T) {
+	c := control(t, &App{VideoSettings: VideoSettings{RequireSignedURLs: new(false), AllowedOrigins: []string{"default.example"}}}, new(API))
+	want := unsetVideo("v")
+	want.RequireSignedURLs, want.AllowedOrigins = false, []string{"default.example"}
+	c.wantVideo(t, c.call(t, "GET", "v", ""), want)
+	created := apiTime(testTime)
+	want.Created, want.Modified, want.Uploaded, want.Creator = &created, &created, &created, json.RawMessage(`"x"`)
+	c.wantVideo(t, c.call(t, "POST", "v", `{"creator":"x"}`), want)
+	if data := c.node.fleet.data(videoNamed("v")); strings.Contains(data, "requireSignedURLs") || strings.Contains(data, "allowedOrigins") {
+		t.Errorf("defaults are stored as if somebody had set them: %s", data)
+	}
+	want.RequireSignedURLs, want.AllowedOrigins = true, []string{}
+	c.wantVideo(t, c.call(t, "POST", "v", `{"requireSignedURLs":true,"allowedOrigins":[]}`), want)
+	if s, err := c.api.app.settings(t.Context(), "v"); err != nil || !s.requireSignedURLs || s.origins.allowed != nil {
+		t.Errorf("the gate goes by %+v, %v", s, err)
+	}
+	// The answer is made of a copy: whoever changes it changes no default.
+	if c.api.app.describe("w", nil).AllowedOrigins[0] = "changed"; c.api.app.AllowedOrigins[0] != "default.example" {
+		t.Error("a described video shares the default's list")
+	}
+}
+
+// An edit is in force at the gate with its answer.
+func TestEditsAreInForceAtOnce(t *testing.T) {
+	c := control(t, new(App), new(API))
+	private := func(want bool) {
+		t.Helper()
+		if s, err := c.api.app.settings(t.Context(), "v"); err != nil || s.requireSignedURLs != want {
+			t.Errorf("the gate goes by %+v, %v, want it private: %t", s, err, want)
+		}
+	}
+	private(true)
+	for _, want := range []bool{false, true, false} {
+		wantReply(t, "POST", c.call(t, "POST", "v", fmt.Sprintf(`{"requireSignedURLs":%t}`, want)), 200, 0)
+		private(want)
+	}
+	wantReply(t, "DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
+	private(true)
+}
+
+// What an answer should not be taken for: a deletion that nobody will make, and
+// settings that are forgotten where they were what kept viewers out.
+func TestWarningsAboutVideos(t *testing.T) {
+	for _, tc := range []struct {
+		name, before string
+		public       bool // by default
+		method, body string
+		want         string // in the warning; "" for none
+	}{
+		{"deletion that is scheduled", "", false, "POST", `{"scheduledDeletion":"2030-01-02T03:04:05Z"}`, "nothing is deleted"},
+		{"other edit", "", false, "POST", `{"creator":"x"}`, ""},
+		{"private video forgotten", privateVideo, true, "DELETE", "", "without a token"},
+		{"private video forgotten, private by default", privateVideo, false, "DELETE", "", ""},
+		{"public video forgotten", publicVideo, true, "DELETE", "", ""},
+		{"video without that setting forgotten", `{"uid":"v"}`, true, "DELETE", "", ""},
+		{"damaged video forgotten", "broken", true, "DELETE", "", "without a token"},
+		{"damaged video forgotten, private by default", "broken", false, "DELETE", "", ""},
+		{"nothing forgotten", "", true, "DELETE", "", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := control(t, &App{VideoSettings: VideoSettings{RequireSignedURLs: new(!tc.public)}}, new(API))
+			if tc.before != "" {
+				c.node.fleet.plant(videoNamed("v"), tc.before)
+			}
+			a := c.call(t, tc.method, "v", tc.body)
+			wantReply(t, tc.name, a, 200, 0)
+			switch {
+			case tc.want == "" && len(a.messages) != 0, tc.want != "" && len(a.messages) != 1:
+				t.Errorf("the messages are %v", a.messages)
+			case tc.want != "" && (!strings.Contains(a.messages[0].Message, tc.want) || a.messages[0].Code != codeWarning):
+				t.Errorf("the warning is %v, want %q in it", a.messages[0], tc.want)
+			}
+		})
+	}
+}
+
+// The log says what a call has made of a video.
+func TestLogOfVideos(t *testing.T) {
+	c := control(t, new(App), new(API))
+	for _, tc := range []struct {
+		method, body string
+		want         []any // require_signed_urls, allowed_origins
+	}{
+		{"POST", `{"requireSignedURLs":false,"allowedOrigins":["example.com"]}`, []any{false, []any{"example.com"}}},
+		{"POST", `{"creator":"x"}`, []any{false, []any{"example.com"}}},
+		{"GET", ``, []any{nil, nil}},
+		{"DELETE", ``, []any{true, nil}},
+	} {
+		c.logs.TakeAll()
+		c.call(t, tc.method, "v", tc.body)
+		fields := c.logs.TakeAll()[0].ContextMap()
+		if diff := cmp.Diff(tc.want, []any{fields["require_signed_urls"], fields["allowed_origins"]}); diff != "" {
+			t.Errorf("%s %s is logged as %v", tc.method, tc.body, fields)
+		}
+	}
+}
+
+// Settings of the config file win, are shown, and cannot be changed: an answer
+// that says "done" must not be one that changes nothing.
+func TestVideosOfTheConfigFile(t *testing.T) {
+	c := control(t, &App{
+		VideoSettings: VideoSettings{AllowedOrigins: []string{"default.example"}},
+		Videos: map[string]VideoSettings{
+			"open": {RequireSignedURLs: new(false)},
+			"site": {AllowedOrigins: []string{"site.example"}},
+		},
+	}, new(API))
+	c.node.fleet.plant(videoNamed("open"), `{"uid":"open","requireSignedURLs":true,"created":"2020-01-01T00:00:00Z","descriptive":{"creator":"\"x\""}}`)
+	c.node.fleet.damage(videoNamed("site"))
+	c.state.sync(t.Context())
+	open, site := unsetVideo("open"), unsetVideo("site")
+	open.RequireSignedURLs, open.AllowedOrigins = false, []string{"default.example"}
+	site.AllowedOrigins = []string{"site.example"}
+	c.wantVideo(t, c.call(t, "GET", "open", ""), open)
+	c.wantVideo(t, c.call(t, "GET", "site", ""), site)
+	for _, id := range []string{"open", "site"} {
+		wantReply(t, "POST", c.call(t, "POST", id, `{"requireSignedURLs":true}`), 403, codeForbidden)
+		wantReply(t, "POST of nothing", c.call(t, "POST", id, ""), 403, codeForbidden)
+		wantReply(t, "DELETE", c.call(t, "DELETE", id, ""), 403, codeForbidden)
+		wantReply(t, "POST of nonsense", c.call(t, "POST", id, `{"x":1}`), 400, codeBadRequest)
+	}
+	if c.node.count("update")+c.node.count("get") != 0 {
+		t.Error("the store is asked for a video of the config")
+	}
+}
+
+// S4: a video whose settings are damaged is reported as that, not with
+// defaults; an edit does not write over what it cannot read, and DELETE forgets
+// it.
+func TestDamagedVideosInTheAPI(t *testing.T) {
+	for what, data := range map[string]string{"damaged": "", "of another video": `{"uid":"w"}`} {
+		c := control(t, new(App), new(API))
+		plant := func() {
+			if data == "" {
+				c.node.fleet.damage(videoNamed("v"))
+			} else {
+				c.node.fleet.write(videoNamed("v"), data)
+			}
+		}
+		plant()
+		before := c.node.fleet.backup()[videoNamed("v")]
+		wantReply(t, what+": GET", c.call(t, "GET", "v", ""), 503, codeUnavailable)
+		wantReply(t, what+": POST", c.call(t, "POST", "v", `{"requireSignedURLs":false}`), 503, codeUnavailable)
+		if after := c.node.fleet.backup()[videoNamed("v")]; string(after.Data) != string(before.Data) || (after.Damage == nil) != (before.Damage == nil) {
+			t.Errorf("%s: the object is %q now", what, after.Data)
+		}
+		wantReply(t, what+": DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
+		c.wantVideo(t, c.call(t, "GET", "v", ""), unsetVideo("v"))
+		if s, err := c.api.app.settings(t.Context(), "v"); err != nil || !s.requireSignedURLs {
+			t.Errorf("%s: the gate goes by %+v, %v after DELETE", what, s, err)
+		}
+	}
+}
+
+// Two edits of different members, by two nodes at the same time: both hold.
+func TestEditsAtTheSameTime(t *testing.T) {
+	c := control(t, new(App), new(API))
+	other := newTestState(t, c.node.fleet.node())
+	doc := `{"uid":"v","created":"2020-01-01T00:00:00Z","modified":"2020-01-01T00:00:00Z","requireSignedURLs":false}`
+	c.node.fleet.plant(videoNamed("v"), doc)
+	if video, err := other.videos.get(t.Context(), "v"); err != nil || *video.requireSignedURLs {
+		t.Fatalf("the other node knows %v, %v", video, err)
+	}
+	a := c.call(t, "POST", "v", `{"creator":"x"}`)
+	want := unsetVideo("v")
+	created, modified := "2020-01-01T00:00:00.000000Z", apiTime(testTime)
+	want.RequireSignedURLs, want.Creator, want.Created, want.Uploaded, want.Modified = false, json.RawMessage(`"x"`), &created, &created, &modified
+	c.wantVideo(t, a, want)
+	edit := &videoEdit{requireSignedURLs: new(true)}
+	err := other.update(t.Context(), videoNamed("v"), func(present store.Object) ([]byte, error) {
+		doc, err := other.decodeVideo(present)
+		if err != nil {
+			return nil, err
+		}
+		edit.apply(doc)
+		return json.Marshal(doc)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.state.sync(t.Context())
+	want.RequireSignedURLs = true
+	c.wantVideo(t, c.call(t, "GET", "v", ""), want)
+	if s, err := c.api.app.settings(t.Context(), "v"); err != nil || !s.requireSignedURLs {
+		t.Errorf("the gate goes by %+v, %v", s, err)
+	}
+}
