@@ -65,6 +65,7 @@ func (c *call) createKey(body strictjson.Value) (any, error) {
 	}
 	if request != "" {
 		if err := state.revokeRepeated(ctx, request, key.ID()); err != nil {
+			state.discard(ctx, key.ID()) // nobody is told its private half
 			return nil, err
 		}
 	}

@@ -1,0 +1,863 @@
+package integration
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+const (
+	// spreadBound is what the issue allows a change until it is in force on
+	// every node, and writeBound a write that the store cannot take until it is
+	// refused.
+	spreadBound = 2 * time.Second
+	writeBound  = time.Second
+
+	// revocationRounds is how often the spreading of a revocation is measured.
+	revocationRounds = 30
+
+	storeAway = "the store cannot be read"
+	storeBack = "the store can be read again"
+)
+
+var (
+	unavailable = verdict{http.StatusServiceUnavailable, "state_unavailable"}
+	keyUnknown  = verdict{http.StatusUnauthorized, "key_unknown"}
+	tokenNeeded = verdict{http.StatusUnauthorized, "token_required"}
+)
+
+// redisServer is a redis-server of a test's own.
+type redisServer struct {
+	addr string
+	dir  string
+	args []string
+	cmd  *exec.Cmd
+}
+
+// newRedis returns a server that is not running.
+func newRedis(t testing.TB, args ...string) *redisServer {
+	t.Helper()
+	r := &redisServer{addr: freeAddr(t), dir: t.TempDir(), args: args}
+	t.Cleanup(r.kill)
+	return r
+}
+
+func startRedis(t testing.TB, args ...string) *redisServer {
+	t.Helper()
+	r := newRedis(t, args...)
+	r.start(t)
+	return r
+}
+
+// start runs the server until it answers. What it held when it was killed, it
+// has again.
+func (r *redisServer) start(t testing.TB) {
+	t.Helper()
+	_, port, _ := net.SplitHostPort(r.addr)
+	args := append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", r.dir, "--appendonly", "yes", "--save", ""}, r.args...)
+	output := newLogBuffer()
+	r.cmd = exec.Command(tool(t, "redis-server"), args...)
+	r.cmd.Stdout, r.cmd.Stderr = output, output
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if !output.await("Ready to accept connections", startTimeout) {
+		t.Fatalf("redis-server did not start:\n%s", output)
+	}
+}
+
+// kill ends the server at once, even one that hangs.
+func (r *redisServer) kill() {
+	if r.cmd != nil {
+		_ = r.cmd.Process.Kill()
+		_ = r.cmd.Wait()
+		r.cmd = nil
+	}
+}
+
+func (r *redisServer) signal(t testing.TB, signal syscall.Signal) {
+	t.Helper()
+	if err := r.cmd.Process.Signal(signal); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// option is the option of the global block that uses the server.
+func (r *redisServer) option() string { return "store redis redis://" + r.addr + "/0" }
+
+// do runs one command over a connection of its own. The reply must be a string
+// or a number.
+func (r *redisServer) do(t testing.TB, args ...string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(startTimeout))
+	if _, err := io.WriteString(conn, redisCommand(args...)); err != nil {
+		t.Fatal(err)
+	}
+	replies := bufio.NewReader(conn)
+	line, err := replies.ReadString('\n')
+	line = strings.TrimSuffix(line, "\r\n")
+	if err != nil || line == "" || line[0] == '-' {
+		t.Fatalf("%.80q: reply %q: %v", args, line, err)
+	}
+	if line[0] != '$' {
+		return line[1:]
+	}
+	size, err := strconv.Atoi(line[1:])
+	if err != nil || size < 0 {
+		t.Fatalf("%.80q: no such value: reply %q", args, line)
+	}
+	text := make([]byte, size)
+	if _, err := io.ReadFull(replies, text); err != nil {
+		t.Fatalf("%.80q: reading the reply: %v", args, err)
+	}
+	return string(text)
+}
+
+// redisCommand is a command as it is sent.
+func redisCommand(args ...string) string {
+	b := fmt.Appendf(nil, "*%d\r\n", len(args))
+	for _, arg := range args {
+		b = append(strconv.AppendInt(append(b, '$'), int64(len(arg)), 10), "\r\n"...)
+		b = append(append(b, arg...), "\r\n"...)
+	}
+	return string(b)
+}
+
+// fleet is some nodes that share a store, each with a folder of its own.
+type fleet struct {
+	origin *origin
+	config config
+	nodes  []*gateway
+}
+
+// startFleet starts three nodes of the same config, which have the API.
+func startFleet(t testing.TB, c config) *fleet {
+	t.Helper()
+	c.api = withAPI
+	f := &fleet{origin: startOrigin(t, nil), config: c}
+	for range 3 {
+		f.nodes = append(f.nodes, start(t, f.origin, c))
+	}
+	return f
+}
+
+// restart ends a node as a power cut would, and starts it again in its folder.
+func (f *fleet) restart(t testing.TB, i int) {
+	t.Helper()
+	f.nodes[i].kill()
+	f.nodes[i] = startAgain(t, f.origin, f.nodes[i], f.config)
+}
+
+// startAgain starts a server that has ended, in the same place.
+func startAgain(t testing.TB, o *origin, g *gateway, c config) *gateway {
+	t.Helper()
+	c.dir, c.addr, c.apiAddr = g.dir, g.addr, g.api
+	return start(t, o, c)
+}
+
+// sharedFolder is the global option by which nodes share a folder, as one on a
+// network file system.
+func sharedFolder(dir string) string { return "storage file_system " + dir }
+
+// wantEverywhere checks what a path gets on each node.
+func (f *fleet) wantEverywhere(t testing.TB, what, path string, want verdict, header ...string) {
+	t.Helper()
+	for i, g := range f.nodes {
+		if got := g.get(t, path, header...).verdict(); got != want {
+			t.Errorf("%s: node %d answers %v, want %v", what, i+1, got, want)
+		}
+	}
+}
+
+// await waits until a path gets an answer on each node, which must be within
+// the bound, counted from started.
+func (f *fleet) await(t testing.TB, what, path string, want verdict, started time.Time, header ...string) {
+	t.Helper()
+	var got verdict
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for i, g := range f.nodes {
+		for got = g.get(t, path, header...).verdict(); got != want; got = g.get(t, path, header...).verdict() {
+			if time.Since(started) > startTimeout {
+				t.Fatalf("%s: node %d still answers %v, want %v", what, i+1, got, want)
+			}
+			<-tick.C
+		}
+	}
+	took := time.Since(started)
+	if took >= spreadBound {
+		t.Errorf("%s: took %s to be in force on all nodes, want less than %s", what, took, spreadBound)
+	}
+	t.Logf("%s: in force on all nodes after %s", what, took.Round(time.Millisecond))
+}
+
+func (f *fleet) awaitLog(t testing.TB, text string) {
+	t.Helper()
+	for i, g := range f.nodes {
+		if !g.log.await(text, startTimeout) {
+			t.Fatalf("node %d has not logged %q", i+1, text)
+		}
+	}
+}
+
+// signWith signs a token offline, as a back end with a key of the API does.
+func signWith(t testing.TB, key apiKey, video string) string {
+	t.Helper()
+	signing, err := token.ParseSigningKey([]byte(key.PEM), key.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compact, err := token.Sign(token.Claims{VideoID: video, ExpiresAt: time.Now().Add(time.Hour)}, signing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return compact
+}
+
+// segment is what viewers with a token, or of an open video, ask for.
+func segment(tokenOrVideo string) string { return "/" + tokenOrVideo + "/video/1.ts" }
+
+// stranger is a path with a token of a key that nobody has made.
+func stranger() string {
+	return segment(signRaw(privateKey(), `{"alg":"RS256","kid":"stranger"}`, goodPayloadOf("demo")))
+}
+
+// videoView is what these tests look at of a video that the API returns.
+type videoView struct {
+	RequireSignedURLs bool            `json:"requireSignedURLs"`
+	AllowedOrigins    []string        `json:"allowedOrigins"`
+	Meta              json.RawMessage `json:"meta"`
+}
+
+func (g *gateway) video(t testing.TB, id string) (v videoView) {
+	t.Helper()
+	g.mustCall(t, http.MethodGet, "stream/"+id, "", &v)
+	return v
+}
+
+func (g *gateway) edit(t testing.TB, id, body string) {
+	t.Helper()
+	g.mustCall(t, http.MethodPost, "stream/"+id, body, nil)
+}
+
+// keyIDs lists the keys that the API has made.
+func (g *gateway) keyIDs(t testing.TB) []string {
+	t.Helper()
+	var list []struct {
+		ID string `json:"id"`
+	}
+	g.mustCall(t, http.MethodGet, "stream/keys", "", &list)
+	ids := []string{}
+	for _, key := range list {
+		ids = append(ids, key.ID)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// fleetStores are the two ways in which a fleet shares its state.
+var fleetStores = []struct {
+	name   string
+	config func(t testing.TB) config
+	pause  time.Duration // between revocations that are measured; out of step with polling
+}{
+	{"redis", func(t testing.TB) config { return config{app: startRedis(t).option()} }, 30 * time.Millisecond},
+	{"files", func(t testing.TB) config { return config{global: sharedFolder(t.TempDir())} }, 170 * time.Millisecond},
+}
+
+// What one node is told holds on the others: new keys with the very next
+// request, which keeps freshly minted tokens from being refused, revocations
+// and settings within two seconds, which keeps viewers out that were to be.
+func TestFleet(t *testing.T) {
+	for _, store := range fleetStores {
+		t.Run(store.name, func(t *testing.T) {
+			f := startFleet(t, store.config(t))
+			t.Run("a token of the own key", func(t *testing.T) { mintHerePlayThere(t, f) })
+			t.Run("revocations", func(t *testing.T) { measureRevocations(t, f, store.pause) })
+			t.Run("settings", func(t *testing.T) { spreadSettings(t, f) })
+			t.Run("two editors", func(t *testing.T) { editTogether(t, f) })
+		})
+	}
+}
+
+// mintHerePlayThere has each node play, with the next request, what another has
+// minted: with the key that the first of them makes, and with the one that a
+// rotation puts in its place.
+func mintHerePlayThere(t *testing.T, f *fleet) {
+	for _, rotate := range []bool{false, true} {
+		for i, g := range f.nodes {
+			if rotate {
+				g.mustCall(t, http.MethodPost, "stream/keys/rotate", "", nil)
+			}
+			minted := g.mintToken(t, "demo", "")
+			f.wantEverywhere(t, fmt.Sprintf("minted on node %d", i+1), segment(minted), plays)
+		}
+	}
+}
+
+// spreading is a revocation on its way to the nodes that still play.
+type spreading struct {
+	path    string
+	started time.Time
+	playing []*gateway
+}
+
+// measureRevocations makes keys on all nodes, whose tokens must play on all with
+// the next request, and revokes them on the first: one after the other, though
+// with pauses. The times are from the moment in which
+// the revocation is asked for to the last answer of the last node's that it does
+// not stop.
+func measureRevocations(t *testing.T, f *fleet, pause time.Duration) {
+	var ids, paths []string
+	for i := range revocationRounds {
+		key := f.nodes[i%len(f.nodes)].createKey(t)
+		path := segment(signWith(t, key, "demo"))
+		f.wantEverywhere(t, "a token of a new key", path, plays)
+		ids, paths = append(ids, key.ID), append(paths, path)
+	}
+	f.origin.take()
+
+	var under []*spreading
+	var times []time.Duration
+	next, tick := time.NewTicker(pause), time.NewTicker(5*time.Millisecond)
+	defer next.Stop()
+	defer tick.Stop()
+	for begun := 0; len(times) < revocationRounds; {
+		select {
+		case <-next.C:
+			if begun == revocationRounds {
+				break
+			}
+			r := &spreading{paths[begun], time.Now(), slices.Clone(f.nodes[1:])}
+			f.nodes[0].mustCall(t, http.MethodDelete, "stream/keys/"+ids[begun], "", nil)
+			if got := f.nodes[0].get(t, r.path).verdict(); got != keyUnknown {
+				t.Errorf("the node that has revoked a key answers %v to the next request, want %v", got, keyUnknown)
+			}
+			under = append(under, r)
+			begun++
+		case <-tick.C:
+			under = slices.DeleteFunc(under, func(r *spreading) bool {
+				done := r.arrived(t)
+				if done {
+					times = append(times, time.Since(r.started))
+				}
+				return done
+			})
+		}
+	}
+	for _, path := range paths {
+		f.wantEverywhere(t, "a token of a revoked key", path, keyUnknown)
+	}
+	slices.Sort(times)
+	p99, slowest := times[(len(times)*99-1)/100], times[len(times)-1]
+	t.Logf("a revocation is in force on all nodes after p50 %s, p99 %s, max %s (%d rounds)",
+		times[len(times)/2].Round(time.Millisecond), p99.Round(time.Millisecond), slowest.Round(time.Millisecond), len(times))
+	if slowest >= spreadBound {
+		t.Errorf("a revocation took %s to be in force on all nodes, want less than %s", slowest, spreadBound)
+	}
+}
+
+// arrived asks the nodes that still played last time, and reports whether none
+// does any more.
+func (r *spreading) arrived(t testing.TB) bool {
+	t.Helper()
+	r.playing = slices.DeleteFunc(r.playing, func(g *gateway) bool {
+		got := g.get(t, r.path).verdict()
+		if got != plays && got != keyUnknown {
+			t.Errorf("a revocation on its way turns into %v, want %v", got, keyUnknown)
+		}
+		return got == keyUnknown
+	})
+	if len(r.playing) > 0 && time.Since(r.started) > startTimeout {
+		t.Fatalf("a revocation has not reached all nodes in %s", startTimeout)
+	}
+	return len(r.playing) == 0
+}
+
+// spreadSettings changes a video that all nodes know, on the first.
+func spreadSettings(t *testing.T, f *fleet) {
+	path := segment("showcase")
+	f.wantEverywhere(t, "by default", path, tokenNeeded)
+	const here, elsewhere = "Origin: https://example.com", "Origin: https://example.net"
+	refused := verdict{http.StatusForbidden, "origin_not_allowed"}
+	for _, step := range []struct {
+		name, body, origin string
+		want               verdict
+	}{
+		{"opened", `{"requireSignedURLs":false}`, here, plays},
+		{"private", `{"requireSignedURLs":true}`, here, tokenNeeded},
+		{"open again", `{"requireSignedURLs":false}`, elsewhere, plays},
+		{"for one site", `{"allowedOrigins":["example.com"]}`, elsewhere, refused},
+		{"for that site", ``, here, plays},
+		{"for another site", `{"allowedOrigins":["example.net"]}`, here, refused},
+	} {
+		started := time.Now()
+		if step.body != "" {
+			f.nodes[0].edit(t, "showcase", step.body)
+		}
+		f.await(t, step.name, path, step.want, started, step.origin)
+	}
+	started := time.Now()
+	f.nodes[1].mustCall(t, http.MethodDelete, "stream/showcase", "", nil)
+	f.await(t, "forgotten", path, tokenNeeded, started, here)
+}
+
+// editTogether has two nodes edit the same video at the same time. Each knows
+// only what it changes itself, so writing back what it has read before would
+// lose what the other was told meanwhile.
+func editTogether(t *testing.T, f *fleet) {
+	const rounds = 50
+	for round := range rounds {
+		want := videoView{RequireSignedURLs: round%2 == 0, AllowedOrigins: []string{}, Meta: json.RawMessage(fmt.Sprintf(`{"round":%d}`, round))}
+		bodies := []string{fmt.Sprintf(`{"requireSignedURLs":%t}`, want.RequireSignedURLs), fmt.Sprintf(`{"meta":%s}`, want.Meta)}
+		var editors sync.WaitGroup
+		for i, body := range bodies {
+			editors.Go(func() {
+				if err := f.nodes[i].insist("stream/together", body); err != nil {
+					t.Errorf("round %d, node %d: %v", round, i+1, err)
+				}
+			})
+		}
+		editors.Wait()
+		if diff := cmp.Diff(want, f.nodes[2].video(t, "together")); diff != "" {
+			t.Fatalf("round %d: an acknowledged change is lost (-want +got):\n%s", round, diff)
+		}
+	}
+}
+
+// insist posts until the answer is not that another node is busy with the same.
+func (g *gateway) insist(resource, body string) error {
+	for started := time.Now(); ; {
+		res, err := g.tryCall(http.MethodPost, resource, body)
+		if err != nil {
+			return err
+		}
+		answer, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		switch {
+		case err != nil:
+			return err
+		case res.StatusCode == http.StatusOK:
+			return nil
+		case res.StatusCode != http.StatusServiceUnavailable || time.Since(started) > startTimeout:
+			return fmt.Errorf("status %d: %s", res.StatusCode, answer)
+		}
+	}
+}
+
+// audience is viewers who go on asking for what they know.
+type audience struct {
+	stop    chan struct{}
+	viewers sync.WaitGroup
+	played  atomic.Int64
+
+	mu       sync.Mutex
+	failures []string
+}
+
+// seat has each path asked for on each node, over and over, until leave.
+func seat(t testing.TB, nodes []*gateway, paths map[string]string) *audience {
+	t.Helper()
+	a := &audience{stop: make(chan struct{})}
+	for i, g := range nodes {
+		for what, path := range paths {
+			if got := g.get(t, path).verdict(); got != plays {
+				t.Fatalf("%s: node %d answers %v before anything has happened", what, i+1, got)
+			}
+			a.viewers.Go(func() { a.watch(g, fmt.Sprintf("%s on node %d", what, i+1), path) })
+		}
+	}
+	t.Cleanup(func() { a.leave(t) })
+	return a
+}
+
+func (a *audience) watch(g *gateway, what, path string) {
+	tick := time.NewTicker(25 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-a.stop:
+			return
+		}
+		if got, err := g.tryGet(path); err != nil || got != plays {
+			a.mu.Lock()
+			a.failures = append(a.failures, fmt.Sprintf("%s: %v %v", what, got, err))
+			a.mu.Unlock()
+			continue
+		}
+		a.played.Add(1)
+	}
+}
+
+// leave ends the viewers, none of whom must have met a failure.
+func (a *audience) leave(t testing.TB) {
+	t.Helper()
+	select {
+	case <-a.stop:
+		return
+	default:
+	}
+	close(a.stop)
+	a.viewers.Wait()
+	if len(a.failures) > 0 {
+		t.Errorf("%d of %d requests for what is known have failed; the first: %s",
+			len(a.failures), int64(len(a.failures))+a.played.Load(), a.failures[0])
+	}
+	if a.played.Load() == 0 {
+		t.Error("nobody has watched anything")
+	}
+	t.Logf("%d requests for what is known, %d failed", a.played.Load(), len(a.failures))
+}
+
+// tryGet is get for goroutines.
+func (g *gateway) tryGet(path string) (verdict, error) {
+	res, err := client.Get(g.url(path))
+	if err != nil {
+		return verdict{}, err
+	}
+	defer res.Body.Close()
+	_, err = io.Copy(io.Discard, res.Body)
+	return verdict{res.StatusCode, res.Header.Get("Signed-Playback-Reason")}, err
+}
+
+// apiWrite is a call that changes something.
+type apiWrite struct{ name, method, resource, body string }
+
+// apiWrites are all kinds of writes, about a key and a video that exist.
+func apiWrites(keyID, video string) []apiWrite {
+	return []apiWrite{
+		{"make a key", http.MethodPost, "stream/keys", ""},
+		{"revoke a key", http.MethodDelete, "stream/keys/" + keyID, ""},
+		{"rotate the own key", http.MethodPost, "stream/keys/rotate", ""},
+		{"edit a video", http.MethodPost, "stream/" + video, `{"requireSignedURLs":true,"meta":{"name":"changed"}}`},
+		{"edit a new video", http.MethodPost, "stream/" + video + "-2", `{"requireSignedURLs":false}`},
+		{"forget a video", http.MethodDelete, "stream/" + video, ""},
+	}
+}
+
+// wantWritesRefused makes all writes at the same time, because the first to fail
+// may be what tells a node that its store is away.
+func (g *gateway) wantWritesRefused(t *testing.T, writes []apiWrite) {
+	t.Helper()
+	var callers sync.WaitGroup
+	for _, w := range writes {
+		callers.Go(func() {
+			started := time.Now()
+			res, err := g.tryCall(w.method, w.resource, w.body)
+			if err != nil {
+				t.Errorf("%s: %v", w.name, err)
+				return
+			}
+			defer res.Body.Close()
+			answer, _ := io.ReadAll(res.Body)
+			took := time.Since(started)
+			t.Logf("%s: refused after %s", w.name, took.Round(time.Millisecond))
+			if res.StatusCode != http.StatusServiceUnavailable {
+				t.Errorf("%s without a store: status %d, want 503: %s", w.name, res.StatusCode, answer)
+			}
+			if took >= writeBound {
+				t.Errorf("%s without a store: took %s to be refused, want less than %s", w.name, took, writeBound)
+			}
+		})
+	}
+	callers.Wait()
+}
+
+// awaitWrites waits until the store takes writes again.
+func (g *gateway) awaitWrites(t testing.TB) {
+	t.Helper()
+	eventually(t, "the store takes writes", func() bool {
+		return g.call(t, http.MethodPost, "stream/recovered", `{"creator":"somebody"}`).StatusCode == http.StatusOK
+	})
+}
+
+// redisFleet is a fleet on Redis with an audience of all kinds, a video that
+// the API has opened, and a key that is revoked.
+type redisFleet struct {
+	*fleet
+	redis    *redisServer
+	key      apiKey // plays
+	revoked  string // a path
+	audience *audience
+}
+
+func startRedisFleet(t *testing.T) *redisFleet {
+	t.Helper()
+	r := &redisFleet{redis: startRedis(t)}
+	r.fleet = startFleet(t, config{app: r.redis.option()})
+	g := r.nodes[0]
+	r.key = g.createKey(t)
+	g.edit(t, "open", `{"requireSignedURLs":false}`)
+	revoked := g.createKey(t)
+	r.revoked = segment(signWith(t, revoked, "demo"))
+	started := time.Now()
+	g.mustCall(t, http.MethodDelete, "stream/keys/"+revoked.ID, "", nil)
+	r.await(t, "revoked", r.revoked, keyUnknown, started)
+	r.audience = seat(t, r.nodes, map[string]string{
+		"a token of the key file":   segment(mint(t, "demo", nil)),
+		"a token of a key made":     segment(signWith(t, r.key, "demo")),
+		"a token of the own key":    segment(g.mintToken(t, "demo", "")),
+		"a video that is set open":  segment("open"),
+		"a token for an open video": segment(mint(t, "open", nil)),
+	})
+	return r
+}
+
+// wantNothingOpened checks what the nodes say while the store is away.
+func (r *redisFleet) wantNothingOpened(t *testing.T, unknownVideo string) {
+	t.Helper()
+	r.wantEverywhere(t, "a video that no node knows", segment(unknownVideo), unavailable)
+	r.wantEverywhere(t, "a token for a video that no node knows", segment(mint(t, unknownVideo, nil)), unavailable)
+	r.wantEverywhere(t, "a token of a revoked key", r.revoked, keyUnknown)
+	r.wantEverywhere(t, "a token of a key that may have been made", stranger(), unavailable)
+}
+
+// wantRecovered checks that writes and their spreading work as before.
+func (r *redisFleet) wantRecovered(t *testing.T, unknownVideo string) {
+	t.Helper()
+	r.awaitLog(t, storeBack)
+	for _, g := range r.nodes {
+		g.awaitWrites(t)
+	}
+	r.wantEverywhere(t, "a token of a key that does not exist", stranger(), keyUnknown)
+	r.wantEverywhere(t, "a video that no node has known", segment(unknownVideo), tokenNeeded)
+	r.wantEverywhere(t, "a token of a revoked key", r.revoked, keyUnknown)
+	key := r.nodes[1].createKey(t)
+	path := segment(signWith(t, key, "demo"))
+	r.wantEverywhere(t, "a token of a new key", path, plays)
+	started := time.Now()
+	r.nodes[2].mustCall(t, http.MethodDelete, "stream/keys/"+key.ID, "", nil)
+	r.await(t, "a revocation after the outage", path, keyUnknown, started)
+	if got, want := r.nodes[0].keyIDs(t), []string{r.key.ID}; !slices.Equal(got, want) {
+		t.Errorf("keys are %q after the outage, want %q: a write that was refused has been made", got, want)
+	}
+	if v := r.nodes[0].video(t, "open"); v.RequireSignedURLs || string(v.Meta) != "{}" {
+		t.Errorf("a video is %+v after the outage: a write that was refused has been made", v)
+	}
+}
+
+// A Redis that is killed takes no viewer along, tells nobody's settings wrong,
+// and is noticed at once by those who write. When it is back, all is as before.
+func TestRedisKilled(t *testing.T) {
+	r := startRedisFleet(t)
+	r.redis.kill()
+	r.nodes[0].wantWritesRefused(t, apiWrites(r.key.ID, "open"))
+	r.awaitLog(t, storeAway)
+	for _, g := range r.nodes {
+		g.wantWritesRefused(t, apiWrites(r.key.ID, "open"))
+	}
+	r.wantNothingOpened(t, "unseen")
+	r.redis.start(t)
+	r.wantRecovered(t, "unseen")
+	r.audience.leave(t)
+}
+
+// A Redis that hangs keeps its connections open and says nothing, which takes
+// longest to notice. Nobody waits for it longer than a second.
+func TestHostileRedisHangs(t *testing.T) {
+	r := startRedisFleet(t)
+	r.redis.signal(t, syscall.SIGSTOP)
+	for _, g := range r.nodes { // none of which can know
+		writes := apiWrites(r.key.ID, "open")
+		g.wantWritesRefused(t, append(writes, writes[0])) // two keys, which are made one after the other
+	}
+	r.awaitLog(t, storeAway)
+	for _, g := range r.nodes {
+		g.wantWritesRefused(t, apiWrites(r.key.ID, "open"))
+	}
+	r.wantNothingOpened(t, "unseen")
+	r.redis.signal(t, syscall.SIGCONT)
+	r.wantRecovered(t, "unseen")
+	r.audience.leave(t)
+}
+
+// FLUSHALL leaves a Redis that answers as if nobody had ever set anything. Where
+// videos are open unless they are set private, that must not open those that
+// are, whether a node knows them or not, nor bring back a revoked key.
+func TestHostileFlushAll(t *testing.T) {
+	redis := startRedis(t)
+	f := startFleet(t, config{app: "require_signed_urls off\n" + redis.option()})
+	g := f.nodes[0]
+	private, cold, key := segment("private"), segment("cold"), g.createKey(t)
+	played := segment(signWith(t, key, "demo"))
+	f.wantEverywhere(t, "a token of a key made", played, plays)
+	started := time.Now()
+	g.edit(t, "private", `{"requireSignedURLs":true}`)
+	g.edit(t, "cold", `{"requireSignedURLs":true}`) // no other node is asked for it
+	g.mustCall(t, http.MethodDelete, "stream/keys/"+key.ID, "", nil)
+	f.await(t, "private", private, tokenNeeded, started)
+	f.await(t, "revoked", played, keyUnknown, started)
+	audience := seat(t, f.nodes, map[string]string{
+		"a video that nobody has set": segment("demo"),
+		"a token for a private video": segment(mint(t, "private", nil)),
+	})
+	f.origin.take()
+
+	wantClosed := func(when string) {
+		t.Helper()
+		for i, g := range f.nodes[1:] {
+			if got := g.get(t, cold).verdict(); got != unavailable {
+				t.Errorf("a private video that node %d has not met, %s: %v, want %v", i+2, when, got, unavailable)
+			}
+		}
+		f.wantEverywhere(t, "a private video, "+when, private, tokenNeeded)
+		f.wantEverywhere(t, "a revoked key, "+when, played, keyUnknown)
+		f.wantEverywhere(t, "a video that no node knows, "+when, segment("unseen"), unavailable)
+	}
+
+	redis.do(t, "FLUSHALL")
+	wantClosed("at once")
+	f.awaitLog(t, storeAway)
+	wantClosed("when the loss is noticed")
+	for _, g := range f.nodes {
+		g.wantWritesRefused(t, apiWrites(key.ID, "private"))
+	}
+	newcomer := start(t, f.origin, f.config) // to which an empty Redis is a new one
+	newcomer.edit(t, "private", `{"requireSignedURLs":false}`)
+	newcomer.stop(t)
+	wantClosed("when somebody has begun anew")
+	audience.leave(t)
+
+	f.origin.take()
+	for i := range f.nodes {
+		f.restart(t, i)
+		for what, path := range map[string]string{
+			"a private video": private, "a private video that it had not met": cold,
+			"a video that no node knows": segment("unseen"), "a revoked key": played,
+		} {
+			if got := f.nodes[i].get(t, path).verdict(); got != unavailable {
+				t.Errorf("%s: node %d answers %v after a restart, want %v", what, i+1, got, unavailable)
+			}
+		}
+		f.nodes[i].wantWritesRefused(t, apiWrites(key.ID, "private"))
+	}
+	f.origin.wantUntouched(t)
+}
+
+// A node whose Redis is down when it starts serves all the same: it refuses what
+// it cannot know, opens nothing, and recovers by itself.
+func TestRedisDownAtStart(t *testing.T) {
+	redis := newRedis(t)
+	o := startOrigin(t, nil)
+	g := start(t, o, config{app: "require_signed_urls off\n" + redis.option(), api: withAPI})
+	for what, path := range map[string]string{
+		"an open video": segment("demo"),
+		"a token":       segment(mint(t, "demo", nil)),
+		"a token of a key that may have been made": stranger(),
+	} {
+		if got := g.get(t, path).verdict(); got != unavailable {
+			t.Errorf("%s: got %v, want %v", what, got, unavailable)
+		}
+	}
+	o.wantUntouched(t)
+	g.wantWritesRefused(t, apiWrites("main", "demo"))
+	if res := g.call(t, http.MethodGet, "stream/keys", ""); res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("the list of keys: status %d, want 503: %s", res.StatusCode, res.body)
+	}
+
+	redis.start(t)
+	for what, path := range map[string]string{"an open video": segment("demo"), "a token": segment(mint(t, "demo", nil))} {
+		eventually(t, what+" plays", func() bool { return g.get(t, path).verdict() == plays })
+	}
+	g.edit(t, "demo", `{"requireSignedURLs":true}`)
+	if got := g.get(t, segment("demo")).verdict(); got != tokenNeeded {
+		t.Errorf("a video that is set private: got %v, want %v", got, tokenNeeded)
+	}
+	path := segment(signWith(t, g.createKey(t), "demo"))
+	if got := g.get(t, path).verdict(); got != plays {
+		t.Errorf("a token of a new key: got %v, want %v", got, plays)
+	}
+}
+
+// A connection made under a config that a reload has replaced is still served by
+// that config. What is revoked or set private under the next one holds there
+// too, or viewers would play on for as long as they keep their connection.
+func TestHostileOldConnectionAfterReload(t *testing.T) {
+	const marker = "X-Config"
+	o := startOrigin(t, nil)
+	// Caddy serves old connections on if it delays its shutdown, as it does when
+	// one of its addresses goes away: here, that of the API.
+	g := startTLS(t, o, config{api: withAPI, global: "shutdown_delay 1m", app: "require_signed_urls off"})
+	key := g.createKey(t)
+	signed, open := segment(signWith(t, key, "demo")), segment("open")
+	type viewer struct {
+		client *http.Client
+		dials  *atomic.Int32
+	}
+	viewers := make([]viewer, len(protocols))
+	ask := func(t *testing.T, i int, path string, want verdict) {
+		t.Helper()
+		res := readResponse(t, g.ask(t, viewers[i].client, http.MethodGet, path))
+		if got := res.verdict(); got != want {
+			t.Errorf("%s: got %v, want %v", protocols[i].name, got, want)
+		}
+		if res.Header.Get(marker) != "" || viewers[i].dials.Load() != 1 || res.Proto != protocols[i].name {
+			t.Fatalf("%s: not served by the old config over the old connection (%s, %d connections, new config: %q)",
+				protocols[i].name, res.Proto, viewers[i].dials.Load(), res.Header.Get(marker))
+		}
+	}
+	for i, protocol := range protocols {
+		viewers[i].client, viewers[i].dials = protocol.connect(t, g)
+		ask(t, i, signed, plays)
+		ask(t, i, open, plays)
+	}
+
+	path := filepath.Join(g.dir, "Caddyfile")
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := *g.gateway
+	next.api = freeAddr(t)
+	writeFile(t, path, []byte(strings.NewReplacer(
+		g.api, next.api, "shutdown_delay 1m", "", "reverse_proxy ", "header "+marker+" new\n\treverse_proxy ").Replace(string(before))))
+	if err := g.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new config serves", func() bool {
+		res, err := next.tryCall(http.MethodGet, "stream/keys", "")
+		if err == nil {
+			res.Body.Close()
+		}
+		return err == nil
+	})
+	for i := range protocols {
+		ask(t, i, signed, plays)
+	}
+	next.mustCall(t, http.MethodDelete, "stream/keys/"+key.ID, "", nil)
+	next.edit(t, "open", `{"requireSignedURLs":true}`)
+	o.take()
+	for i := range protocols {
+		ask(t, i, signed, keyUnknown)
+		ask(t, i, open, tokenNeeded)
+	}
+	o.wantUntouched(t)
+	g.kill() // or it would wait for the minute to end
+	if log := g.log.String(); strings.Contains(log, "panic") || len(g.races()) > 0 {
+		t.Errorf("a panic or a data race:\n%s", log)
+	}
+}
