@@ -231,12 +231,13 @@ func (s *state) readChanges(ctx context.Context) error {
 	for _, name := range changed {
 		s.unread[name] = struct{}{}
 	}
+	// First what is known to have changed: it must not stay in force because
+	// something else cannot be read.
+	err = s.readUnread(ctx)
 	if s.unreadAll || s.now().Sub(s.readAllAt) > rereadInterval {
-		if err := s.readAll(ctx); err != nil {
-			return err
-		}
+		err = errors.Join(err, s.readAll(ctx))
 	}
-	return s.readUnread(ctx)
+	return err
 }
 
 // readUnread reads what has changed. A key that has changed and cannot be read

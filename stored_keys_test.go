@@ -419,6 +419,7 @@ func TestTokensOfKeysInTheStore(t *testing.T) {
 		if got := refusalOf("k1"); got != reasonKeyUnknown {
 			t.Errorf("a token of a key of the config that is revoked is refused with %q", got)
 		}
+		synctest.Wait() // nobody follows the store at the moment
 		s.forget()
 		if got := refusalOf("live"); got != reasonStateUnavailable {
 			t.Errorf("a token is refused with %q while nothing is known, want %q", got, reasonStateUnavailable)

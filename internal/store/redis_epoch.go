@@ -27,7 +27,9 @@ const (
 	epochField = "#epoch"
 )
 
-func hashOf(c Collection) string { return hashTag + string(c) }
+func hashOf(c Collection) string {
+	return hashTag + string(c)
+}
 
 var (
 	allKeys   = []string{stateKey, hashOf(Keys), hashOf(Videos), hashOf(Signing), changesKey}
