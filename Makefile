@@ -38,7 +38,7 @@ unit: ## Unit tests, goldens and fuzz seeds, with the race detector
 # One target of one package at a time is what `go test -fuzz` takes.
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME
-	@set -e; for dir in . ./token ./manifest ./internal/strictjson; do \
+	@set -e; for dir in . ./token ./manifest ./internal/strictjson ./internal/store; do \
 		for target in $$(go test -list '^Fuzz' $$dir | grep '^Fuzz'); do \
 			echo "fuzzing $$dir $$target for $(FUZZTIME)"; \
 			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$dir; \
