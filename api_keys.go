@@ -42,6 +42,10 @@ func (c *call) createKey(body strictjson.Value) (any, error) {
 		return nil, err
 	}
 	state, ctx := c.api.app.state, c.request.Context()
+	// Making a key takes a while, so first see whether it could be stored.
+	if _, err := state.get(ctx, signingName()); err != nil {
+		return nil, err
+	}
 	leave, err := state.generator.enter(ctx)
 	if err != nil {
 		return nil, err

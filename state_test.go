@@ -754,6 +754,43 @@ func TestLostRevocationIsWrittenAgain(t *testing.T) {
 	}
 }
 
+// A store that can be read and not be written keeps the revocation on the list:
+// it is written when that has passed, and not five minutes later.
+func TestLostRevocationThatCannotBeWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet()
+		f.plant(keyNamed("a"), revokedKey("a"))
+		f.plant(keyNamed("b"), revokedKey("b"))
+		n := f.node()
+		s := newTestState(t, n)
+		f.restore(nil)
+		for _, fails := range []step{down, hang} {
+			n.intercept(on("update", "", fails), nil)
+			s.sync(t.Context())
+			synctest.Wait()
+			wantKey(t, s, "a", "revoked")
+			wantKey(t, s, "b", "revoked")
+			if len(f.backup()) != 0 {
+				t.Fatal("something is written")
+			}
+		}
+		n.intercept(nil, nil)
+		s.sync(t.Context())
+		synctest.Wait()
+		for _, id := range []string{"a", "b"} {
+			if !strings.Contains(f.data(keyNamed(id)), `"revoked"`) {
+				t.Errorf("the revocation of %q is not written: %q", id, f.data(keyNamed(id)))
+			}
+		}
+		updates := n.count("update")
+		s.sync(t.Context())
+		synctest.Wait()
+		if n.count("update") != updates {
+			t.Error("revocations are written again that the store has")
+		}
+	})
+}
+
 // The same when the store has been away meanwhile, which is when backups are
 // restored. This node may not live to the next time that it reads everything.
 func TestLostRevocationIsWrittenAgainAfterAnOutage(t *testing.T) {
@@ -943,35 +980,37 @@ func TestStaleStateIsForgotten(t *testing.T) {
 // While the store is away nobody waits for it: what is not known is refused at
 // once, and so is what would change.
 func TestNobodyWaitsForAStoreThatIsAway(t *testing.T) {
-	f := newFleet()
-	n := f.node()
-	s := newTestState(t, n)
-	n.intercept(down, nil)
-	s.sync(t.Context())
-	calls := func() int { return n.count("get") + n.count("update") + n.count("changes") + n.count("list") }
-	before, errorsBefore := calls(), storeErrors(t, "update")
-	if _, err := s.videos.get(t.Context(), "v"); !errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("the settings of a video = %v, want ErrUnavailable", err)
-	}
-	if err := s.revoke(t.Context(), "a"); !errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("revoke = %v, want ErrUnavailable", err)
-	}
-	if _, err := s.createKey(t.Context(), keyOf("a").Public(), false, ""); !errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("createKey = %v, want ErrUnavailable", err)
-	}
-	s.catchUp(t.Context()) // nobody runs rounds here, so it would hang
-	if calls() != before {
-		t.Errorf("%d calls of a store that is away", calls()-before)
-	}
-	if got := storeErrors(t, "update") - errorsBefore; got != 2 {
-		t.Errorf("%v failed updates are counted, want 2", got)
-	}
-	wantKey(t, s, "a", "none") // nothing is revoked that is not stored
-	n.intercept(nil, nil)
-	s.sync(t.Context())
-	if err := s.revoke(t.Context(), "a"); err != nil {
-		t.Errorf("revoke = %v after the store is back", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet()
+		n := f.node()
+		s := newTestState(t, n)
+		n.intercept(down, nil)
+		s.sync(t.Context())
+		calls := func() int { return n.count("get") + n.count("update") + n.count("changes") + n.count("list") }
+		before, errorsBefore, start := calls(), storeErrors(t, "update"), time.Now()
+		if _, err := s.videos.get(t.Context(), "v"); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("the settings of a video = %v, want ErrUnavailable", err)
+		}
+		if err := s.revoke(t.Context(), "a"); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("revoke = %v, want ErrUnavailable", err)
+		}
+		if _, err := s.createKey(t.Context(), keyOf("a").Public(), false, ""); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("createKey = %v, want ErrUnavailable", err)
+		}
+		s.catchUp(t.Context()) // nobody would end its waiting
+		if waited := time.Since(start); calls() != before || waited != 0 {
+			t.Errorf("%d calls of a store that is away, and somebody waited for %s", calls()-before, waited)
+		}
+		if got := storeErrors(t, "update") - errorsBefore; got != 2 {
+			t.Errorf("%v failed updates are counted, want 2", got)
+		}
+		wantKey(t, s, "a", "none") // nothing is revoked that is not stored
+		n.intercept(nil, nil)
+		s.sync(t.Context())
+		if err := s.revoke(t.Context(), "a"); err != nil {
+			t.Errorf("revoke = %v after the store is back", err)
+		}
+	})
 }
 
 // Failures are counted by what has failed.

@@ -66,7 +66,8 @@ func TestVideoIsReadOnce(t *testing.T) {
 				var wg sync.WaitGroup
 				for i := range 200 {
 					wg.Go(func() {
-						<-time.After(time.Duration(i) * time.Millisecond) // some come while it is read, some later
+						// Some come while it is read, some just when it has been, and some later.
+						<-time.After(time.Duration(min(i, 100)+i/190) * time.Millisecond)
 						wantVideo(t, s, want)
 					})
 				}

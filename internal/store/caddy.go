@@ -14,6 +14,7 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -60,6 +61,7 @@ type Caddy struct {
 	writers [64]slots // one writer at a time for the names of one hash
 	seed    maphash.Seed
 	journal *journal
+	stuck   sync.Map                // locks that are being cleared, by name
 	others  map[string]otherJournal // by path; for the caller of Changes only
 }
 
@@ -102,7 +104,7 @@ func (s *Caddy) load(ctx context.Context, name Name) (Object, error) {
 // ofOneFile reports whether an error of a file system says something about one
 // file rather than about all of them.
 func ofOneFile(err error) bool {
-	for _, own := range []error{fs.ErrPermission, syscall.EISDIR, syscall.ENOTDIR, syscall.ELOOP, syscall.EIO} {
+	for _, own := range []error{fs.ErrPermission, syscall.EISDIR, syscall.ELOOP, syscall.EIO} {
 		if errors.Is(err, own) {
 			return true
 		}
@@ -231,11 +233,32 @@ func (s *Caddy) lock(ctx context.Context, lock string) error {
 		select {
 		case <-retry.C:
 		case <-ctx.Done():
+			go s.clearLock(lock)
 			if errors.Is(err, context.DeadlineExceeded) {
-				err = fmt.Errorf("%w, or has died doing so; the lock %q ends by itself within seconds", ErrBusy, lock)
+				err = fmt.Errorf("%w, or has died doing so; the lock %q ends by itself within a minute", ErrBusy, lock)
 			}
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
+	}
+}
+
+// clearLock takes a lock with the patience that a storage needs to find out that
+// its owner has died, and gives it up. File storage breaks an empty lock, which a
+// full disk leaves, after two seconds of waiting. And it goes on refreshing a
+// lock for seconds after giving it up, even if it is then somebody else's who
+// has died; but no write takes longer than this waits.
+func (s *Caddy) clearLock(lock string) {
+	if _, already := s.stuck.LoadOrStore(lock, struct{}{}); already {
+		return
+	}
+	defer s.stuck.Delete(lock)
+	ctx, cancel := context.WithTimeout(context.Background(), finishTimeout)
+	defer cancel()
+	if err := s.storage.Lock(ctx, lock); err != nil {
+		s.logger.Warn("breaking a lock that nobody has given up in time", zap.String("lock", lock), zap.Error(err))
+	}
+	if err := s.storage.Unlock(context.WithoutCancel(ctx), lock); err != nil {
+		s.logger.Warn("could not give up a lock", zap.String("lock", lock), zap.Error(err))
 	}
 }
 

@@ -942,7 +942,7 @@ func TestErrorsOfTheStorage(t *testing.T) {
 		{fs.ErrPermission, true},
 		{syscall.EACCES, true},
 		{syscall.EISDIR, true},
-		{syscall.ENOTDIR, true},
+		{syscall.ENOTDIR, false}, // something is in the place of the folder
 		{syscall.ELOOP, true},
 		{syscall.EIO, true},
 		{syscall.EMFILE, false},

@@ -355,15 +355,27 @@ func TestFirstChangesAfterAFailure(t *testing.T) {
 // have changed, and is read as long as that lasts.
 func TestJournalThatCannotBeRead(t *testing.T) {
 	for _, failure := range []error{fs.ErrPermission, syscall.EISDIR, syscall.EIO} {
-		storage := newMemStorage()
-		a, b := quiet(storage), quiet(storage)
-		write(t, a, named(Keys, "k"), "1")
-		follows(t, b)
-		storage.intercept(failOn("load", "changes", &fs.PathError{Op: "open", Path: "x", Err: failure}))
-		for range 2 {
-			if changed, complete, err := b.Changes(t.Context()); err != nil || complete {
-				t.Errorf("%v: Changes = %v, %t, %v, want an incomplete list and no error", failure, changed, complete, err)
+		for _, met := range []bool{true, false} { // before
+			storage := newMemStorage()
+			a, b := quiet(storage), quiet(storage)
+			write(t, a, named(Keys, "k"), "1")
+			if met {
+				follows(t, b)
 			}
+			storage.intercept(failOn("load", "changes", &fs.PathError{Op: "open", Path: "x", Err: failure}))
+			for range 2 {
+				if changed, complete, err := b.Changes(t.Context()); err != nil || complete {
+					t.Errorf("%v: Changes = %v, %t, %v, want an incomplete list and no error", failure, changed, complete, err)
+				}
+			}
+			write(t, a, named(Keys, "meanwhile"), "1")
+			storage.intercept(nil)
+			changed, complete, err := b.Changes(t.Context())
+			if err != nil || complete && !slices.Contains(changed, named(Keys, "meanwhile")) {
+				t.Errorf("%v: Changes = %v, %t, %v: a change is not told when the journal can be read again", failure, changed, complete, err)
+			}
+			write(t, a, named(Keys, "later"), "1")
+			wantChanges(t, b, true, named(Keys, "later"))
 		}
 	}
 }
