@@ -424,16 +424,20 @@ func TestStoreIsDownAtStart(t *testing.T) {
 
 // A store that hangs must not keep the server from starting.
 func TestStoreHangsAtStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := newFleet().node()
-		n.intercept(hang, nil)
-		start := time.Now()
-		s := newTestState(t, n)
-		if waited := time.Since(start); waited > loadTimeout {
-			t.Errorf("opening the state took %s, want %s at the most", waited, loadTimeout)
-		}
-		wantKey(t, s, "a", "unknown")
-	})
+	for what, hangs := range map[string]step{"at once": hang, "in the middle": on("list", "", hang)} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newFleet().node()
+				n.intercept(hangs, nil)
+				start := time.Now()
+				s := newTestState(t, n)
+				if waited := time.Since(start); waited > loadTimeout {
+					t.Errorf("opening the state took %s, want %s at the most", waited, loadTimeout)
+				}
+				wantKey(t, s, "a", "unknown")
+			})
+		})
+	}
 }
 
 // What other nodes change is in force here with the next poll, without anybody
@@ -1394,10 +1398,14 @@ func TestStateIsSharedOverReloads(t *testing.T) {
 	if shared.ctx.Err() == nil || references(shared) != 0 {
 		t.Errorf("the state outlives its last config (%d references)", references(shared))
 	}
-	again := loaded(t, folder, new(App))
-	defer unload(again)
+	again, last := loaded(t, folder, new(App)), loaded(t, folder, new(App))
 	wantKey(t, again.state, "a", "revoked")
 	wantKey(t, again.state, "b", "revoked")
+	unload(again) // neither has started
+	if err := last.state.revoke(t.Context(), "c"); err != nil || last.state.storages.present() != last.storage.Storage {
+		t.Errorf("revoke = %v with the storage of a config that is only loaded", err)
+	}
+	unload(last)
 }
 
 // A config that fails after it has acquired the state gives it up.

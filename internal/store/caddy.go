@@ -233,7 +233,7 @@ func (s *Caddy) lock(ctx context.Context, lock string) error {
 		select {
 		case <-retry.C:
 		case <-ctx.Done():
-			go s.clearLock(lock)
+			go s.clearLock(context.WithoutCancel(ctx), lock)
 			if errors.Is(err, context.DeadlineExceeded) {
 				err = fmt.Errorf("%w, or has died doing so; the lock %q ends by itself within a minute", ErrBusy, lock)
 			}
@@ -247,12 +247,12 @@ func (s *Caddy) lock(ctx context.Context, lock string) error {
 // full disk leaves, after two seconds of waiting. And it goes on refreshing a
 // lock for seconds after giving it up, even if it is then somebody else's who
 // has died; but no write takes longer than this waits.
-func (s *Caddy) clearLock(lock string) {
+func (s *Caddy) clearLock(ctx context.Context, lock string) {
 	if _, already := s.stuck.LoadOrStore(lock, struct{}{}); already {
 		return
 	}
 	defer s.stuck.Delete(lock)
-	ctx, cancel := context.WithTimeout(context.Background(), finishTimeout)
+	ctx, cancel := context.WithTimeout(ctx, finishTimeout)
 	defer cancel()
 	if err := s.storage.Lock(ctx, lock); err != nil {
 		s.logger.Warn("breaking a lock that nobody has given up in time", zap.String("lock", lock), zap.Error(err))
