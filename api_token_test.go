@@ -304,6 +304,10 @@ func TestMintedTokensPlay(t *testing.T) {
 		}
 	}
 	compact := mint("")
+	header, payload := must(token.Parse(compact)).Documents()
+	if header != `{"alg":"RS256","kid":"own"}` || payload != `{"sub":"demo","kid":"own","exp":"1800003600","nbf":"1799996400"}` {
+		t.Errorf("the token is %s %s", header, payload)
+	}
 	if err := s.revoke(t.Context(), "own"); err != nil {
 		t.Fatal(err)
 	}
@@ -386,6 +390,7 @@ func TestWarningsAboutRules(t *testing.T) {
 		{"allows some, and all", `[` + rule("ip.geoip.country", "allow", gb) + `,` + rule("any", "allow", "") + `]`, []string{open}, []string{country}},
 		{"blocks some", `[` + rule("ip.geoip.country", "block", gb) + `]`, nil, []string{country}},
 		{"blocks some and allows the rest", `[` + rule("ip.geoip.country", "block", gb) + `,` + rule("any", "allow", "") + `]`, nil, []string{country}},
+		{"blocks some, then allows others", `[` + rule("ip.geoip.country", "block", gb) + `,` + rule("ip.src", "allow", `,"ip":["2001:db8::/32"]`) + `]`, []string{open}, []string{country}},
 		{"IPv4 alone", `[` + rule("ip.src", "allow", v4) + `,` + rule("any", "block", "") + `]`, []string{v6}, nil},
 		{"IPv4 blocked", `[` + rule("ip.src", "block", v4) + `]`, []string{v6}, nil},
 		{"IPv4 written as IPv6", `[` + rule("ip.src", "block", `,"ip":["::ffff:192.0.2.1"]`) + `]`, []string{v6}, nil},

@@ -393,7 +393,7 @@ func TestSigningWithoutTheStore(t *testing.T) {
 	}
 	n.intercept(nil, nil)
 	signingKey(t, s)
-	f.tell(signingName()) // it may have been replaced
+	f.plantSigningKey("next", testTime)
 	n.intercept(on("get", signingID, down), nil)
 	s.sync(t.Context())
 	for range 2 {
@@ -406,9 +406,7 @@ func TestSigningWithoutTheStore(t *testing.T) {
 	if id := signingKey(t, s); id != "own" {
 		t.Errorf("the key %s signs, want the known one", id)
 	}
-	f.plantSigningKey("next", testTime)
 	n.intercept(nil, nil)
-	s.sync(t.Context())
 	if id := signingKey(t, s); id != "next" {
 		t.Errorf("the key %s signs after the store is back, want the new one", id)
 	}

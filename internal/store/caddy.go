@@ -254,8 +254,16 @@ func (s *Caddy) clearLock(ctx context.Context, lock string) {
 	defer s.stuck.Delete(lock)
 	ctx, cancel := context.WithTimeout(ctx, finishTimeout)
 	defer cancel()
-	if err := s.storage.Lock(ctx, lock); err != nil {
-		s.logger.Warn("breaking a lock that nobody has given up in time", zap.String("lock", lock), zap.Error(err))
+	for err := s.storage.Lock(ctx, lock); err != nil; err = s.storage.Lock(ctx, lock) {
+		// Another error says nothing about the owner, who may be alive.
+		if ctx.Err() != nil {
+			s.logger.Warn("breaking a lock that nobody has given up in time", zap.String("lock", lock), zap.Error(err))
+			break
+		}
+		select {
+		case <-time.After(lockRetry):
+		case <-ctx.Done():
+		}
 	}
 	if err := s.storage.Unlock(context.WithoutCancel(ctx), lock); err != nil {
 		s.logger.Warn("could not give up a lock", zap.String("lock", lock), zap.Error(err))

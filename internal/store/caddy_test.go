@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -1239,6 +1240,52 @@ func TestLockIsAskedForAgain(t *testing.T) {
 		defer cancel()
 		wantUnavailable(t, "Update", tryWrite(ctx, s, named(Videos, "v"), "3"))
 		wantObject(t, s, named(Videos, "v"), "2")
+		<-time.After(2 * finishTimeout) // until nobody tries any more
+	})
+}
+
+// S3: waiting for a lock in vain must not end in taking it from a node that
+// holds it and is alive: then two would write at once, and one acknowledged
+// change would be lost. An error over a lock that is just being refreshed says
+// nothing about its owner.
+func TestLockOfALivingNodeIsNotBroken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := newMemStorage()
+		holder, s := quiet(storage), quiet(storage)
+		name := named(Videos, "v")
+		proceed := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			err := holder.Update(t.Context(), name, func(Object) ([]byte, error) {
+				<-proceed
+				return []byte(`"the holder's"`), nil
+			})
+			if err != nil {
+				t.Errorf("Update of the holder = %v", err)
+			}
+		})
+		synctest.Wait()
+		var attempts atomic.Int64
+		storage.intercept(func(operation, _ string) error {
+			if operation == "lock" {
+				if attempts.Add(1)%4 != 0 {
+					return errors.New("decoding lockfile contents: unexpected EOF")
+				}
+			}
+			return nil
+		})
+		for range 5 {
+			ctx, cancel := context.WithTimeout(t.Context(), 800*time.Millisecond)
+			wantUnavailable(t, "Update of a locked object", tryWrite(ctx, s, name, `"another's"`))
+			cancel()
+		}
+		close(proceed)
+		wg.Wait()
+		storage.intercept(nil)
+		wantObject(t, s, name, `"the holder's"`)
+		<-time.After(2 * finishTimeout)
+		write(t, s, name, `"another's"`)
+		wantObject(t, holder, name, `"another's"`)
 	})
 }
 

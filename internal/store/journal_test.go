@@ -541,21 +541,22 @@ func TestAnnouncementThatHangs(t *testing.T) {
 		write(t, a, named(Keys, "first"), "1")
 		follows(t, b)
 		h := hold(storage, func(operation, file string) bool { return operation == "store" && file == a.journal.path() })
+		names := namesOfTheirOwnWriters(a, 3)
 		var wg sync.WaitGroup
-		for i := range 3 {
+		for _, name := range names {
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
-				wantUnavailable(t, "Update", tryWrite(ctx, a, named(Keys, fmt.Sprint("k", i)), "1"))
+				wantUnavailable(t, "Update", tryWrite(ctx, a, name, "1"))
 			})
 		}
 		wg.Wait()
 		storage.intercept(nil)
 		close(h.release)
 		synctest.Wait()
-		wantChanges(t, b, true, named(Keys, "k0"), named(Keys, "k1"), named(Keys, "k2"))
-		for i := range 3 {
-			wantObject(t, b, named(Keys, fmt.Sprint("k", i)), "1")
+		wantChanges(t, b, true, names...)
+		for _, name := range names {
+			wantObject(t, b, name, "1")
 		}
 	})
 }
