@@ -166,16 +166,23 @@ func (v *storedVideos) get(ctx context.Context, videoID string) (*storedVideo, e
 	return nil, load.err
 }
 
-// join returns the reading of a video that is under way, or begins one.
+// join returns the reading of a video that is under way, or that has ended
+// since the caller looked, or begins one.
 func (v *storedVideos) join(videoID string) *videoLoad {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	load := v.loads[videoID]
-	if load == nil {
-		load = &videoLoad{done: make(chan struct{})}
-		v.loads[videoID] = load
-		go v.load(videoID, load)
+	if load := v.loads[videoID]; load != nil {
+		return load
 	}
+	load := &videoLoad{done: make(chan struct{})}
+	known, ok := v.cache.GetIfPresent(videoID)
+	if ok && known.generation == v.generation.Load() && known.refreshed == v.refreshed.Load() {
+		load.entry = known
+		close(load.done)
+		return load
+	}
+	v.loads[videoID] = load
+	go v.load(videoID, load)
 	return load
 }
 
