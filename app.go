@@ -53,6 +53,10 @@ type App struct {
 	// file changes. Placeholders are resolved.
 	GeoIPDatabase string `json:"geoip_database,omitempty"`
 
+	// Memory for tokens whose signature has been verified, in bytes. Default:
+	// 128 MiB.
+	TokenCacheSize uint64 `json:"token_cache_size,omitempty"`
+
 	// What the control API puts before playback paths: an http or https URL.
 	// Default: none, so they are relative to the host. Placeholders are
 	// resolved.
@@ -89,6 +93,8 @@ type App struct {
 	state     *state
 	storage   *configStorage
 	keys      *keyring
+	tokens    *tokenCache
+	limit     *verificationLimit
 	countries *countryDatabase // nil without a database
 	defaults  settings
 	videos    map[string]settings
@@ -148,7 +154,10 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.provisionKeys(); err != nil {
 		return err
 	}
-	if err := a.metrics.registerKeys(ctx.GetMetricsRegistry(), a.keys); err != nil {
+	if err := a.provisionTokenCache(); err != nil {
+		return err
+	}
+	if err := registerGauges(ctx.GetMetricsRegistry(), a); err != nil {
 		return err
 	}
 	if a.GeoIPDatabase == "" {
@@ -225,6 +234,18 @@ func parseMissingOrigin(s string) (allow bool, err error) {
 		return false, nil
 	}
 	return false, fmt.Errorf("missing_origin %q: want deny or allow", s)
+}
+
+func (a *App) provisionTokenCache() (err error) {
+	if a.TokenCacheSize == 0 {
+		a.TokenCacheSize = defaultTokenCacheSize
+	}
+	if a.TokenCacheSize < minTokenCacheSize {
+		return fmt.Errorf("token_cache_size %d: want at least %d bytes", a.TokenCacheSize, minTokenCacheSize)
+	}
+	a.limit = newVerificationLimit()
+	a.tokens, err = acquireTokenCache()
+	return err
 }
 
 func (a *App) provisionPublicURL() error {
@@ -358,6 +379,7 @@ func (a *App) Start() error {
 	if a.keys.remote != nil {
 		a.keys.remote.start()
 	}
+	a.tokens.entries.SetMaximum(a.TokenCacheSize)
 	a.state.storages.use(a.storage)
 	a.state.start()
 	if a.keys.remote == nil && a.state.keys.known() && a.keys.count() == 0 {
@@ -381,6 +403,9 @@ func (a *App) Cleanup() error {
 	var err error
 	if a.state != nil {
 		err = releaseState(a.state, a.storage)
+	}
+	if a.tokens != nil {
+		err = errors.Join(err, releaseTokenCache())
 	}
 	if a.keys != nil && a.keys.remote != nil {
 		err = errors.Join(err, releaseRemoteKeys(a.keys.remote))

@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/dustin/go-humanize"
 
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -173,6 +174,7 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    missing_origin      deny|allow
 //	    leeway              <duration>
 //	    max_token_lifetime  <duration>
+//	    token_cache_size    <size>
 //	    public_url          <url>
 //	    store               caddy | redis <url>
 //	    video <id> {
@@ -199,6 +201,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		return durationArg(d, a.Leeway)
 	}
 	options["max_token_lifetime"] = func(d *caddyfile.Dispenser) error { return durationArg(d, &a.MaxTokenLifetime) }
+	options["token_cache_size"] = func(d *caddyfile.Dispenser) error { return sizeArg(d, minTokenCacheSize, &a.TokenCacheSize) }
 	options["public_url"] = func(d *caddyfile.Dispenser) error {
 		if err := oneArg(d, &a.PublicURL); err != nil || hasPlaceholder(a.PublicURL) {
 			return err // Provision knows what a placeholder stands for
@@ -351,6 +354,21 @@ func durationArg(d *caddyfile.Dispenser, value *caddy.Duration) error {
 		return d.Errf("%s %q: want a duration like 5s or 24h", name, text)
 	}
 	*value = caddy.Duration(duration)
+	return nil
+}
+
+// sizeArg reads a number of bytes, like 128MiB.
+func sizeArg(d *caddyfile.Dispenser, least uint64, value *uint64) error {
+	name := d.Val()
+	var text string
+	if err := oneArg(d, &text); err != nil {
+		return err
+	}
+	size, err := humanize.ParseBytes(text)
+	if err != nil || size < least {
+		return d.Errf("%s %q: want a size like 128MiB, at least %s", name, text, humanize.IBytes(least))
+	}
+	*value = size
 	return nil
 }
 

@@ -220,6 +220,7 @@ var refusals = map[string]int{
 	"client_ip_unknown":       403,
 	"method_not_allowed":      405,
 	"too_early":               425,
+	"verification_limited":    429,
 	"state_unavailable":       503,
 	"country_unavailable":     503,
 }

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/maypok86/otter/v2"
 	"github.com/oschwald/maxminddb-golang/v2"
 	"go.uber.org/zap"
 )
@@ -27,11 +28,17 @@ type countryDatabase struct {
 	version fileVersion // of the file that was tried last; watch's own
 }
 
-// countryReader is a database and where in its records the country stands.
+// countryReader is a database, where in its records the country stands, and the
+// countries that were looked up last. With the database, they are dropped.
 type countryReader struct {
-	db   *maxminddb.Reader
-	path []any
+	db    *maxminddb.Reader
+	path  []any
+	known *otter.Cache[netip.Addr, countryCode]
 }
+
+// maxKnownCountries bounds the memory for countries that were looked up, to a
+// few MiB.
+const maxKnownCountries = 20_000
 
 // countryPaths are the schemas that are understood, MaxMind's and the flat one.
 var countryPaths = [][]any{{"country", "iso_code"}, {"country_code"}}
@@ -83,8 +90,12 @@ func (d *countryDatabase) load() error {
 	if err != nil {
 		return err
 	}
-	d.current.Store(&countryReader{db, path})
+	d.current.Store(newCountryReader(db, path))
 	return nil
+}
+
+func newCountryReader(db *maxminddb.Reader, path []any) *countryReader {
+	return &countryReader{db, path, otter.Must(&otter.Options[netip.Addr, countryCode]{MaximumSize: maxKnownCountries})}
 }
 
 // findCountryPath tells the schema by the first record that has a country. A
@@ -108,11 +119,22 @@ var errNoCountry = errors.New("the record's country cannot be read")
 // not know it.
 func (d *countryDatabase) lookup(addr netip.Addr) (countryCode, error) {
 	reader := d.current.Load()
-	if addr.Is6() && reader.db.Metadata.IPVersion == 4 {
+	if country, ok := reader.known.GetIfPresent(addr); ok {
+		return country, nil
+	}
+	country, err := reader.lookup(addr)
+	if err == nil {
+		reader.known.Set(addr, country)
+	}
+	return country, err
+}
+
+func (r *countryReader) lookup(addr netip.Addr) (countryCode, error) {
+	if addr.Is6() && r.db.Metadata.IPVersion == 4 {
 		return countryCode{}, nil
 	}
 	var code string
-	if err := reader.db.Lookup(addr).DecodePath(&code, reader.path...); err != nil {
+	if err := r.db.Lookup(addr).DecodePath(&code, r.path...); err != nil {
 		return countryCode{}, fmt.Errorf("%w: %w", errNoCountry, err)
 	}
 	country, _ := parseCountryCode(code)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -26,8 +27,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 	}
 	d.record()
 	if err := g.decide(d); err != nil {
-		d.refused(err)
-		return deny(w, err)
+		return d.refuse(w, err)
 	}
 	if r.Method == http.MethodOptions {
 		answerPreflight(w, r)
@@ -38,10 +38,12 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 	}
 	r, done := g.originRequest(r, d)
 	defer done()
-	err := newResponse(w, d).serve(next, r)
+	err := d.response.start(w, d).serve(next, r)
 	if _, isRefusal := errors.AsType[*refusal](err); isRefusal {
-		d.refused(err)
-		return deny(w, err)
+		return d.refuse(w, err)
+	}
+	if err != nil {
+		d.log()
 	}
 	return err
 }
@@ -89,7 +91,8 @@ func (g *Gate) parseTarget(d *decision) (err error) {
 	name := strings.TrimSuffix(d.target.suffix.decoded, "/")
 	d.kind = kindOf(name)
 	d.manifest = d.kind == kindManifest
-	d.download = g.downloads.match(name) || g.downloads.match(d.target.suffix.decoded)
+	d.download = g.downloads.match(name) ||
+		len(name) != len(d.target.suffix.decoded) && g.downloads.match(d.target.suffix.decoded)
 	if d.download && d.kind != kindIframe {
 		d.kind = kindDownload
 	}
@@ -111,7 +114,7 @@ func (a *App) authenticate(d *decision) (err error) {
 		d.video = d.target.videoID
 		return nil
 	}
-	verified, err := a.verify(ctx, d.target.token)
+	verified, err := a.verify(d)
 	if err != nil {
 		return err
 	}
@@ -128,20 +131,55 @@ func (a *App) authenticate(d *decision) (err error) {
 // its rules can be evaluated. Whether it is valid at present is decided on each
 // request. It is immutable.
 type verifiedToken struct {
-	claims token.Claims
+	claims token.Claims // without the rules
 	rules  accessRules
+	key    *token.PublicKey
 }
 
-// verify is a pure function of the token's bytes and the keys.
-func (a *App) verify(ctx context.Context, compact string) (*verifiedToken, error) {
+// verify returns the token of a request, if its signature holds: one that is
+// remembered, or one that is verified now.
+func (a *App) verify(d *decision) (*verifiedToken, error) {
+	compact := d.target.token
+	if known := a.tokens.get(compact, a.keys); known != nil {
+		return known, nil
+	}
+	ctx := d.request.Context()
+	// Anybody can send tokens of unknown keys, so they are refused before the
+	// rest of them is looked at.
+	keyID, err := token.HeaderKeyID(compact)
+	if err == nil && keyID != "" {
+		_, err = a.key(ctx, keyID)
+	}
+	if err != nil {
+		return nil, d.refusal(err)
+	}
 	parsed, err := token.Parse(compact)
 	if err != nil {
-		return nil, refuse(tokenReason(err), err)
+		return nil, d.refusal(err)
 	}
-	key, err := a.key(ctx, parsed)
+	key, err := a.key(ctx, parsed.Unverified().KeyID)
 	if err != nil {
-		return nil, err
+		return nil, d.refusal(err)
 	}
+	return a.tokens.verify(ctx, compact, key, func() (verified *verifiedToken, err error) {
+		defer func() { a.metrics.countVerification(err) }()
+		client := clientPrefix(d.request)
+		if err := a.limit.enter(ctx, client); err != nil {
+			return nil, err
+		}
+		defer a.limit.leave()
+		began := time.Now()
+		verified, err = verifyWith(key, parsed)
+		a.metrics.verifySeconds.Observe(time.Since(began).Seconds())
+		if errors.Is(err, token.ErrSignature) {
+			a.limit.note(client)
+		}
+		return verified, err
+	})
+}
+
+// verifyWith is a pure function of a token and its key.
+func verifyWith(key *token.PublicKey, parsed token.Parsed) (*verifiedToken, error) {
 	claims, err := parsed.Verify(key)
 	if err != nil {
 		return nil, refuse(tokenReason(err), err)
@@ -150,25 +188,29 @@ func (a *App) verify(ctx context.Context, compact string) (*verifiedToken, error
 	if err != nil {
 		return nil, refuse(reasonRulesInvalid, err)
 	}
-	return &verifiedToken{claims, rules}, nil
+	// Whoever remembers the token must not keep its payload for two strings.
+	claims.AccessRules, claims.KeyID = nil, key.ID()
+	return &verifiedToken{claims, rules, key}, nil
 }
 
-// key finds the key of a token. One that is not known here may have been made
-// on another node a moment ago.
-func (a *App) key(ctx context.Context, parsed token.Parsed) (*token.PublicKey, error) {
-	key, err := parsed.Key(a.keys)
-	keyID := parsed.Unverified().KeyID
-	if err != nil && a.keys.mayAppear(keyID) {
+// key finds a key. One that is not known here may have been made on another
+// node a moment ago. Errors are refusals or of package token.
+func (a *App) key(ctx context.Context, keyID string) (*token.PublicKey, error) {
+	if keyID == "" {
+		return nil, token.ErrKeyUnknown
+	}
+	key := a.keys.Lookup(keyID)
+	if key == nil && a.keys.mayAppear(keyID) {
 		a.state.catchUp(ctx)
-		key, err = parsed.Key(a.keys)
+		key = a.keys.Lookup(keyID)
 	}
 	switch {
-	case err == nil:
+	case key != nil:
 		return key, nil
-	case keyID != "" && !a.keys.certain(keyID):
+	case !a.keys.certain(keyID):
 		return nil, refuse(reasonStateUnavailable, errKeysUnknown)
 	}
-	return nil, refuse(tokenReason(err), err)
+	return nil, token.ErrKeyUnknown
 }
 
 func checkRules(d *decision) error {
@@ -227,11 +269,16 @@ func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Requ
 // built from the video id and the suffix, and nothing of the viewer's path is
 // left.
 func (g *Gate) address(r *http.Request, d *decision) {
-	folder := g.originPath.folder(d.video)
+	path := g.originPath.file(d.video, d.target.suffix.escaped)
 	r.URL.User = nil
-	r.URL.Path = folder + "/" + d.target.suffix.decoded
-	r.URL.RawPath = folder + "/" + d.target.suffix.escaped
-	r.RequestURI = r.URL.RequestURI()
+	r.URL.Path, r.URL.RawPath = path, path
+	if d.target.suffix.decoded != d.target.suffix.escaped {
+		r.URL.Path = g.originPath.file(d.video, d.target.suffix.decoded)
+	}
+	r.RequestURI = path
+	if d.query != "" || r.URL.ForceQuery {
+		r.RequestURI = path + "?" + d.query
+	}
 }
 
 // removeViewerHeaders removes what the origin must not see, because it may
@@ -239,14 +286,15 @@ func (g *Gate) address(r *http.Request, d *decision) {
 // let a request name another path or method than its own, and an upgrade, which
 // would outlive the token.
 func removeViewerHeaders(h http.Header) {
-	for _, name := range []string{
-		"Referer", "Origin",
-		"X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix", "X-Forwarded-Method",
-		"X-Original-Url", "X-Original-Uri", "X-Original-Method", "X-Rewrite-Url",
-		"X-Http-Method-Override", "X-Http-Method", "X-Method-Override",
-		"Connection", "Upgrade", "Http2-Settings", "Expect", "Content-Length", "Trailer",
-	} {
-		delete(h, name)
+	for name := range h {
+		switch name {
+		case "Referer", "Origin",
+			"X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix", "X-Forwarded-Method",
+			"X-Original-Url", "X-Original-Uri", "X-Original-Method", "X-Rewrite-Url",
+			"X-Http-Method-Override", "X-Http-Method", "X-Method-Override",
+			"Connection", "Upgrade", "Http2-Settings", "Expect", "Content-Length", "Trailer":
+			delete(h, name)
+		}
 	}
 }
 
@@ -298,12 +346,29 @@ type decision struct {
 	// As the viewer has sent them, before the request becomes the origin's.
 	query         string
 	requestOrigin string
+
+	refused  refusal
+	logged   bool
+	response response // here, so that both are one allocation
 }
 
-func (d *decision) refused(err error) {
+// refusal makes a refusal of an error of package token. It takes no memory of
+// its own, for a flood of garbage must cost as little as can be.
+func (d *decision) refusal(err error) error {
+	if why, ok := err.(*refusal); ok { //nolint:errorlint // of this package, and never wrapped
+		return why
+	}
+	d.refused = refusal{tokenReason(err), err}
+	return &d.refused
+}
+
+// refuse makes the answer of a refusal.
+func (d *decision) refuse(w http.ResponseWriter, err error) error {
 	if why, ok := errors.AsType[*refusal](err); ok {
 		d.reason = why.reason
 	}
+	d.log()
+	return deny(w, err)
 }
 
 // address implements viewer. The address is the one that Caddy has determined,
@@ -344,15 +409,25 @@ func (d *decision) country() (countryCode, error) {
 	return code, nil
 }
 
-// record offers the decision as placeholders and access log fields. Both read
-// it when somebody asks, so it may be recorded before it is made, and what
-// nobody asks for costs nothing.
+// record offers the decision as placeholders and, where there is an access log,
+// as its fields. Both read it when somebody asks, so it may be recorded before
+// it is made, and what nobody asks for costs nothing.
 func (d *decision) record() {
 	ctx := d.request.Context()
 	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Map(d.placeholder)
 	}
-	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); !ok || server == nil || server.Logs != nil {
+		d.log()
+	}
+}
+
+// log adds the decision to the fields of log lines about the request: those of
+// the access log, and, if there is an error, of the error log.
+func (d *decision) log() {
+	extra, ok := d.request.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields)
+	if ok && !d.logged {
+		d.logged = true
 		extra.Add(zap.Inline(d))
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"slices"
 	"strconv"
@@ -58,8 +57,8 @@ func isManifestType(contentType string) bool {
 	if contentType == "" {
 		return false
 	}
-	mediaType, _, _ := mime.ParseMediaType(contentType)
-	switch mediaType {
+	mediaType, _, _ := strings.Cut(contentType, ";")
+	switch strings.ToLower(strings.TrimSpace(mediaType)) {
 	case "application/vnd.apple.mpegurl", "application/x-mpegurl", "application/mpegurl",
 		"audio/mpegurl", "audio/x-mpegurl", "audio/vnd.apple.mpegurl", "video/x-mpegurl",
 		"application/dash+xml", "application/dash-patch+xml", "video/vnd.mpeg.dash.mpd":

@@ -435,17 +435,16 @@ const exposedHeaders = "Content-Length, Content-Range, Accept-Ranges, Date, " + 
 
 // setCORS lets the site that asks, which check has accepted, read the response.
 // The origin server has no say in it. Without allowed origins any site may.
-func (p originPolicy) setCORS(h http.Header, requestOrigin string) {
+func (p originPolicy) setCORS(h http.Header, values *headerValues, requestOrigin string) {
 	dropCORS(h)
 	if p.allowed == nil {
-		h.Set("Access-Control-Allow-Origin", "*")
-		h.Set("Access-Control-Expose-Headers", exposedHeaders)
-		return
+		requestOrigin = "*"
+	} else {
+		h.Add("Vary", "Origin")
 	}
-	h.Add("Vary", "Origin")
 	if requestOrigin != "" {
-		h.Set("Access-Control-Allow-Origin", requestOrigin)
-		h.Set("Access-Control-Expose-Headers", exposedHeaders)
+		values.set(h, "Access-Control-Allow-Origin", requestOrigin)
+		values.set(h, "Access-Control-Expose-Headers", exposedHeaders)
 	}
 }
 

@@ -42,7 +42,10 @@ var (
 // sent, for a decoded or cleaned path would let `..`, `%2f` or `//` mean one
 // thing here and another at the origin.
 func parsePath(u *url.URL) (target, error) {
-	path := u.EscapedPath()
+	path := u.Path
+	if u.RawPath != "" || !isPlain(path) {
+		path = u.EscapedPath()
+	}
 	if u.RawPath != "" && path != u.RawPath {
 		// The path holds bytes that are never sent raw, or a handler in front
 		// has changed one of the two forms only.
@@ -73,6 +76,34 @@ func parsePath(u *url.URL) (target, error) {
 	}
 	return t, nil
 }
+
+// isPlain reports whether what follows the first segment of a path is written
+// as it is. The first segment need not be looked at: in a token or a video id,
+// nothing is ever encoded, so what had to be is none.
+func isPlain(path string) bool {
+	if len(path) == 0 {
+		return false
+	}
+	end := strings.IndexByte(path[1:], '/') + 1
+	if end == 0 {
+		return true
+	}
+	for i := end; i < len(path); i++ {
+		if !plain[path[i]] {
+			return false
+		}
+	}
+	return true
+}
+
+// plain are the bytes that net/url never encodes in a path.
+var plain = func() (set [256]bool) {
+	for c := range set {
+		set[c] = pchar[c] && !strings.ContainsRune("!'()*", rune(c))
+	}
+	set['/'] = true
+	return set
+}()
 
 func parseSuffix(escaped string) (suffix, error) {
 	if escaped == "" {
@@ -202,6 +233,14 @@ func parseOriginPath(template string) (originPath, error) {
 
 // folder returns the path of a video on the origin, without a trailing slash.
 func (p originPath) folder(videoID string) string { return strings.Join(p.literals, videoID) }
+
+// file returns the path of what a suffix names in the folder of a video.
+func (p originPath) file(videoID, suffix string) string {
+	if len(p.literals) == 2 { // in one allocation
+		return p.literals[0] + videoID + p.literals[1] + "/" + suffix
+	}
+	return p.folder(videoID) + "/" + suffix
+}
 
 // kind says what sort of resource a suffix names. It is one of a closed set,
 // so it can be a metric's label.

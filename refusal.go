@@ -32,6 +32,7 @@ const (
 	reasonClientIPUnknown       reason = "client_ip_unknown"
 	reasonMethodNotAllowed      reason = "method_not_allowed"
 	reasonTooEarly              reason = "too_early"
+	reasonVerificationLimited   reason = "verification_limited"
 	reasonManifestInvalid       reason = "manifest_invalid"
 	reasonStateUnavailable      reason = "state_unavailable"
 	reasonCountryUnavailable    reason = "country_unavailable"
@@ -54,6 +55,8 @@ func (r reason) status() int {
 		return http.StatusMethodNotAllowed
 	case reasonTooEarly:
 		return http.StatusTooEarly
+	case reasonVerificationLimited:
+		return http.StatusTooManyRequests
 	case reasonManifestInvalid:
 		return http.StatusBadGateway
 	case reasonStateUnavailable, reasonCountryUnavailable:
@@ -117,6 +120,8 @@ func deny(w http.ResponseWriter, err error) error {
 		h.Set("WWW-Authenticate", `Bearer error="invalid_token"`)
 	case http.StatusMethodNotAllowed:
 		h.Set("Allow", allowedMethods)
+	case http.StatusTooManyRequests:
+		h.Set("Retry-After", "1")
 	}
 	return caddyhttp.Error(status, why)
 }

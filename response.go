@@ -18,13 +18,34 @@ import (
 // they are rewritten, and lets everything else pass untouched, by sendfile where
 // the server beneath can.
 type response struct {
-	*caddyhttp.ResponseWriterWrapper
+	caddyhttp.ResponseWriterWrapper
 	d      *decision
 	state  responseState
 	status int
 	held   []byte // what has been written and not been sent
 	before [len(originHeaders)]int
 	err    error // why the response is denied
+	values headerValues
+}
+
+// headerValues has room for the values of the headers that most responses get.
+// A slice that responses share would do for constant ones, were it not that
+// handlers in front change values in place.
+type headerValues struct {
+	values [4]string
+	used   int
+}
+
+// set is h.Set for a canonical name.
+func (v *headerValues) set(h http.Header, name, value string) {
+	if v.used == len(v.values) {
+		h[name] = []string{value}
+		return
+	}
+	i := v.used
+	v.used++
+	v.values[i] = value
+	h[name] = v.values[i : i+1 : i+1]
 }
 
 type responseState int
@@ -44,14 +65,16 @@ var originHeaders = [...]string{
 	"Alt-Svc", "Clear-Site-Data", "Link", "Refresh", "Set-Cookie", "X-Frame-Options", "X-Powered-By",
 }
 
-// newResponse makes the writer for a request that has passed. It remembers what
+// start readies the writer for a request that has passed. It remembers what
 // Caddy and the handlers in front have set, which is not the origin's.
-func newResponse(w http.ResponseWriter, d *decision) *response {
-	res := &response{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, d: d}
-	for i, name := range originHeaders {
-		res.before[i] = len(w.Header()[name])
+func (w *response) start(to http.ResponseWriter, d *decision) *response {
+	w.ResponseWriter, w.d = to, d
+	if h := to.Header(); len(h) > 0 {
+		for i, name := range originHeaders {
+			w.before[i] = len(h[name])
+		}
 	}
-	return res
+	return w
 }
 
 // setHeaders puts the gate's headers in the place of the origin's.
@@ -255,12 +278,12 @@ func (d *decision) setResponseHeaders(h http.Header) {
 
 // setAccessHeaders says who may read and keep a response.
 func (d *decision) setAccessHeaders(h http.Header) {
-	d.settings.origins.setCORS(h, d.requestOrigin)
+	d.settings.origins.setCORS(h, &d.response.values, d.requestOrigin)
 	switch {
 	case d.verified != nil:
-		setPrivateCaching(h, d.verified.claims.ExpiresAt.Sub(d.app.now()))
+		d.response.values.setPrivateCaching(h, d.verified.claims.ExpiresAt.Sub(d.app.now()))
 	case d.settings.origins.allowed != nil:
-		setPrivateCaching(h, time.Duration(1<<63-1))
+		d.response.values.setPrivateCaching(h, time.Duration(1<<63-1))
 	}
 }
 
@@ -291,8 +314,8 @@ var sharedCacheHeaders = []string{"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Con
 // lasts. What the origin allows beyond that is kept; where it says nothing, the
 // response is revalidated each time, for a cache that guesses might guess too
 // long.
-func setPrivateCaching(h http.Header, lifetime time.Duration) {
-	h.Set("Cache-Control", privateCacheControl(h["Cache-Control"], lifetime))
+func (v *headerValues) setPrivateCaching(h http.Header, lifetime time.Duration) {
+	v.set(h, "Cache-Control", privateCacheControl(h["Cache-Control"], lifetime))
 	dropSharedCaching(h)
 }
 
@@ -303,29 +326,35 @@ func dropSharedCaching(h http.Header) {
 }
 
 func privateCacheControl(origin []string, lifetime time.Duration) string {
-	kept := []string{"private"}
+	const private, unset = "private", ", max-age=0"
+	if len(origin) == 0 {
+		return private + unset
+	}
+	kept := append(make([]byte, 0, 64), private...)
 	var fresh bool
-	for directive := range strings.SplitSeq(strings.ToLower(strings.Join(origin, ",")), ",") {
-		name, value, _ := strings.Cut(strings.TrimSpace(directive), "=")
-		switch name {
-		case "no-store":
-			return "no-store"
-		case "no-cache", "no-transform", "must-revalidate":
-			kept = append(kept, name)
-		case "max-age":
-			seconds, err := strconv.ParseInt(strings.Trim(value, `"`), 10, 64)
-			if err != nil || seconds < 0 || fresh {
-				continue
+	for _, line := range origin {
+		for directive := range strings.SplitSeq(line, ",") {
+			name, value, _ := strings.Cut(strings.TrimSpace(directive), "=")
+			switch name = strings.ToLower(name); name {
+			case "no-store":
+				return name
+			case "no-cache", "no-transform", "must-revalidate":
+				kept = append(append(kept, ", "...), name...)
+			case "max-age":
+				seconds, err := strconv.ParseInt(strings.Trim(value, `"`), 10, 64)
+				if err != nil || seconds < 0 || fresh {
+					continue
+				}
+				fresh = true
+				seconds = min(seconds, max(0, int64(lifetime/time.Second)))
+				kept = strconv.AppendInt(append(kept, ", max-age="...), seconds, 10)
 			}
-			fresh = true
-			seconds = min(seconds, max(0, int64(lifetime/time.Second)))
-			kept = append(kept, "max-age="+strconv.FormatInt(seconds, 10))
 		}
 	}
 	if !fresh {
-		kept = append(kept, "max-age=0")
+		kept = append(kept, unset...)
 	}
-	return strings.Join(kept, ", ")
+	return string(kept)
 }
 
 // Interface guards

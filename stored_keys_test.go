@@ -390,7 +390,10 @@ func TestTokensOfKeysInTheStore(t *testing.T) {
 		f.plant(videoNamed("demo"), `{"uid":"demo"}`)
 		n := f.node()
 		s := newTestState(t, n)
-		app := &App{now: func() time.Time { return testTime }, metrics: s.metrics, state: s, defaults: settings{requireSignedURLs: true}}
+		app := &App{
+			now: func() time.Time { return testTime }, metrics: s.metrics, state: s, defaults: settings{requireSignedURLs: true},
+			tokens: newTokenCache(minTokenCacheSize), limit: newVerificationLimit(),
+		}
 		app.keys = ringOf(s)
 		refusalOf := func(keyID string) reason {
 			t.Helper()

@@ -1,0 +1,185 @@
+package signedplayback
+
+import (
+	"encoding/json"
+	"maps"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// restrictedApp has a country rule's database and a video with allowed origins.
+func restrictedApp() *App {
+	return &App{
+		GeoIPDatabase: "testdata/country.mmdb",
+		VideoSettings: VideoSettings{AllowedOrigins: []string{"example.com", "*.example.org"}},
+	}
+}
+
+const restrictedRules = `[{"type":"ip.geoip.country","country":["GB","US"],"action":"allow"},{"type":"any","action":"block"}]`
+
+// benchCase is a request that a benchmark repeats.
+type benchCase struct {
+	name   string
+	app    *App
+	token  func() string
+	header http.Header
+}
+
+var warmCases = []benchCase{
+	{"plain", new(App), plainToken, nil},
+	{
+		"country and origins", restrictedApp(), func() string { return signedWithRules(restrictedRules) },
+		http.Header{"Origin": {"https://www.example.org"}, "Referer": {"https://www.example.org/watch"}},
+	},
+}
+
+// request makes the request of a case, and what sets it back after the gate has
+// made it the origin's.
+func (c benchCase) request(b testing.TB) (r *http.Request, reset func()) {
+	r = requestFor(b, "/"+c.token()+"/video/1080/seg_123.m4s", nil)
+	u, uri := *r.URL, r.RequestURI
+	return r, func() {
+		*r.URL, r.RequestURI = u, uri
+		maps.Copy(r.Header, c.header)
+	}
+}
+
+// The decision alone, for a token that is remembered.
+func BenchmarkDecide(b *testing.B) {
+	for _, c := range warmCases {
+		b.Run(c.name, func(b *testing.B) {
+			app := *c.app
+			g := newGate(b, &app, new(Gate))
+			r, reset := c.request(b)
+			reset()
+			var d decision
+			b.ReportAllocs()
+			for b.Loop() {
+				d = decision{gate: g, app: g.app, request: r, kind: kindOther, requestOrigin: r.Header.Get("Origin")}
+				if err := g.decide(&d); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// The whole gate, with a next handler that answers at once, beside that handler
+// alone. The difference is what the gate adds.
+func BenchmarkServe(b *testing.B) {
+	server := new(caddyhttp.Server) // without access logs
+	body := []byte(strings.Repeat("x", 1024))
+	next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+		h := w.Header()
+		h["Content-Type"] = []string{"video/iso.segment"}
+		h["Content-Length"] = []string{"1024"}
+		w.WriteHeader(http.StatusOK)
+		_, err := w.Write(body)
+		return err
+	})
+	for _, c := range warmCases {
+		app := *c.app
+		g := newGate(b, &app, new(Gate))
+		r, reset := c.request(b)
+		for _, with := range []struct {
+			name  string
+			serve func(http.ResponseWriter, *http.Request) error
+		}{
+			{"without the gate", func(w http.ResponseWriter, r *http.Request) error { return next.ServeHTTP(w, r) }},
+			{"with the gate", func(w http.ResponseWriter, r *http.Request) error { return g.ServeHTTP(w, r, next) }},
+		} {
+			b.Run(c.name+"/"+with.name, func(b *testing.B) {
+				w := &discard{header: make(http.Header)}
+				b.ReportAllocs()
+				for b.Loop() {
+					clear(w.header)
+					reset()
+					// What Caddy makes for each request, and the gate adds to.
+					prepared := caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, server)
+					caddyhttp.SetVar(prepared.Context(), caddyhttp.ClientIPVarKey, "203.0.113.7")
+					if err := with.serve(w, prepared); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A token that is verified for the first time, beside its signature alone.
+func BenchmarkCold(b *testing.B) {
+	g := newGate(b, new(App), new(Gate))
+	tokens := make([]string, 200)
+	for i := range tokens {
+		tokens[i] = signed(func(c *token.Claims) {
+			c.NotBefore, c.AccessRules = testTime.Add(-time.Duration(i)*time.Second), json.RawMessage(restrictedRules)
+		})
+	}
+	b.Run("signature alone", func(b *testing.B) {
+		parsed := must(token.Parse(tokens[0]))
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := parsed.Verify(testKey().Public()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("verify", func(b *testing.B) {
+		d := &decision{request: requestFor(b, "/x", nil)}
+		i := 0
+		b.ReportAllocs()
+		for b.Loop() {
+			if i == len(tokens) {
+				b.StopTimer()
+				g.app.tokens.entries.InvalidateAll()
+				i = 0
+				b.StartTimer()
+			}
+			d.target.token = tokens[i]
+			if _, err := g.app.verify(d); err != nil {
+				b.Fatal(err)
+			}
+			i++
+		}
+	})
+}
+
+// What is refused without a look at a signature.
+func BenchmarkGarbage(b *testing.B) {
+	g := newGate(b, new(App), new(Gate))
+	good := plainToken()
+	// An id that the control API cannot have made, so nobody else is asked.
+	stranger := must(token.GenerateSigningKey(strings.Repeat("u", 65)))
+	unknown := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, stranger))
+	for _, c := range []struct{ name, token string }{
+		{"alphabet", strings.Replace(good, "e", "%", 1)},
+		{"segments", strings.ReplaceAll(good, ".", "_")},
+		{"length", strings.Repeat("a", 9000) + ".b.c"},
+		{"random", strings.Repeat("x", 36) + "." + strings.Repeat("y", 400) + "." + strings.Repeat("z", 342)},
+		{"unknown key", unknown},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			d := &decision{request: requestFor(b, "/x", nil), target: target{token: c.token}}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := g.app.verify(d); err == nil {
+					b.Fatal("it was accepted")
+				}
+			}
+		})
+	}
+}
+
+// discard is a response writer that keeps nothing.
+type discard struct{ header http.Header }
+
+func (d *discard) Header() http.Header         { return d.header }
+func (d *discard) Write(p []byte) (int, error) { return len(p), nil }
+func (d *discard) WriteHeader(int)             {}

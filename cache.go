@@ -1,0 +1,163 @@
+package signedplayback
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/maypok86/otter/v2"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// tokenCachePool keeps the cache over config reloads, so that a reload does not
+// have every viewer's token verified at once.
+var tokenCachePool = caddy.NewUsagePool()
+
+const (
+	tokenCacheKey = "tokens"
+
+	defaultTokenCacheSize = 128 << 20
+	minTokenCacheSize     = 1 << 20
+)
+
+// tokenCache remembers tokens whose signature has been verified. An entry is
+// found under the bytes of its token, all of them, so no other string can meet
+// it. What it says is a function of those bytes and of the key, which is held
+// against the present one on each hit; dates, settings, addresses and origins
+// are not in it.
+//
+// Tokens that do not verify are not remembered: an attacker makes a new one for
+// each request, and would but push out those of viewers.
+type tokenCache struct {
+	entries *otter.Cache[string, *verifiedToken]
+	metrics *metrics
+
+	mu       sync.Mutex
+	underway map[string]*verification
+}
+
+// verification is the verifying of a token by one request, which others with
+// the same token wait for. token and err are set when done is closed.
+type verification struct {
+	key   *token.PublicKey
+	done  chan struct{}
+	token *verifiedToken
+	err   error
+}
+
+func acquireTokenCache() (*tokenCache, error) {
+	cache, _, err := tokenCachePool.LoadOrNew(tokenCacheKey, func() (caddy.Destructor, error) {
+		return newTokenCache(defaultTokenCacheSize), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return cache.(*tokenCache), nil
+}
+
+func releaseTokenCache() error {
+	_, err := tokenCachePool.Delete(tokenCacheKey)
+	return err
+}
+
+func newTokenCache(size uint64) *tokenCache {
+	c := &tokenCache{
+		entries: otter.Must(&otter.Options[string, *verifiedToken]{
+			MaximumWeight: size,
+			// Waking a goroutine for each new token would cost more than the
+			// work that it is woken for.
+			Executor: func(work func()) { work() },
+			Weigher:  func(compact string, t *verifiedToken) uint32 { return t.weight(compact) },
+		}),
+		metrics:  collectMetrics(),
+		underway: make(map[string]*verification),
+	}
+	return c
+}
+
+// Destruct implements caddy.Destructor.
+func (c *tokenCache) Destruct() error {
+	c.entries.InvalidateAll()
+	return nil
+}
+
+// get returns a token that has been verified with a key that is still in force,
+// else nil.
+func (c *tokenCache) get(compact string, keys *keyring) *verifiedToken {
+	t, ok := c.entries.GetIfPresent(compact)
+	if !ok || !sameKey(t.key, keys.Lookup(t.key.ID())) {
+		c.metrics.cacheMisses.Inc()
+		return nil
+	}
+	c.metrics.cacheHits.Inc()
+	return t
+}
+
+// sameKey compares a key with the one that is in force, nil for none. A reload
+// reads the same keys anew.
+func sameKey(key, present *token.PublicKey) bool {
+	return key == present || present != nil && key.Equal(present)
+}
+
+// verify has a token verified once for all requests that come with it
+// meanwhile, and remembers it.
+func (c *tokenCache) verify(ctx context.Context, compact string, key *token.PublicKey, check func() (*verifiedToken, error)) (*verifiedToken, error) {
+	v, first := c.join(compact, key)
+	if first {
+		defer c.leave(compact, v)
+		if v.token, v.err = check(); v.err == nil {
+			// The path that the token is a part of must not be kept with it.
+			c.entries.Set(strings.Clone(compact), v.token)
+		}
+		return v.token, v.err
+	}
+	select {
+	case <-v.done:
+	case <-ctx.Done():
+		return nil, refuse(reasonVerificationLimited, ctx.Err())
+	}
+	if why, isRefusal := errors.AsType[*refusal](v.err); v.key != key || isRefusal && why.reason == reasonVerificationLimited {
+		return check() // what kept the other request from an answer need not keep this one
+	}
+	return v.token, v.err
+}
+
+// join returns the verifying of a token that is under way, or that has ended
+// since the caller looked, or begins one.
+func (c *tokenCache) join(compact string, key *token.PublicKey) (v *verification, first bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v := c.underway[compact]; v != nil {
+		return v, false
+	}
+	v = &verification{key: key, done: make(chan struct{}), err: errVerificationDied}
+	if t, ok := c.entries.GetIfPresent(compact); ok && sameKey(t.key, key) {
+		v.token, v.err = t, nil
+		close(v.done)
+		return v, false
+	}
+	c.underway[compact] = v
+	return v, true
+}
+
+var errVerificationDied = errors.New("the verification was given up")
+
+func (c *tokenCache) leave(compact string, v *verification) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.underway, compact)
+	close(v.done)
+}
+
+// weight estimates the memory that a token takes in the cache, in bytes.
+func (t *verifiedToken) weight(compact string) uint32 {
+	const ofEntry, ofRule, ofPrefix, ofCountry = 500, 80, 32, 2
+	weight := ofEntry + len(compact) + ofRule*len(t.rules)
+	for _, rule := range t.rules {
+		weight += ofPrefix*len(rule.prefixes) + ofCountry*len(rule.countries)
+	}
+	return uint32(weight)
+}

@@ -1,0 +1,376 @@
+package signedplayback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// A warm request costs next to nothing: the decision itself takes no memory, and
+// the whole gate three pieces, which are what placeholders are read from, what
+// looks them up, and the path at the origin.
+func TestWarmRequestsAllocateNextToNothing(t *testing.T) {
+	for _, c := range warmCases {
+		t.Run(c.name, func(t *testing.T) {
+			app := *c.app
+			g := newGate(t, &app, new(Gate))
+			r, reset := c.request(t)
+			reset()
+			var d decision
+			allocations := testing.AllocsPerRun(100, func() {
+				d = decision{gate: g, app: g.app, request: r, kind: kindOther, requestOrigin: r.Header.Get("Origin")}
+				if err := g.decide(&d); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if allocations != 0 {
+				t.Errorf("the decision takes %v allocations, want none", allocations)
+			}
+		})
+	}
+}
+
+// A flood of garbage must not become work for the garbage collector.
+func TestGarbageAllocatesNothing(t *testing.T) {
+	g := newGate(t, new(App), new(Gate))
+	for name, compact := range map[string]string{
+		"alphabet": strings.Replace(plainToken(), "e", "%", 1),
+		"segments": strings.ReplaceAll(plainToken(), ".", "_"),
+		"length":   strings.Repeat("a", 9000) + ".b.c",
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &decision{request: requestFor(t, "/x", nil), target: target{token: compact}}
+			allocations := testing.AllocsPerRun(100, func() {
+				if _, err := g.app.verify(d); err == nil {
+					t.Fatal("it was accepted")
+				}
+			})
+			if allocations != 0 {
+				t.Errorf("refusing it takes %v allocations, want none", allocations)
+			}
+		})
+	}
+}
+
+// The second request of a token is answered from memory, and a token with one
+// changed character never is.
+func TestCacheKnowsWholeTokensOnly(t *testing.T) {
+	g := newGate(t, new(App), new(Gate))
+	compact := plainToken()
+	for range 2 {
+		r := requestFor(t, "/"+compact+"/x.ts", nil)
+		if a := ask(t, g, r); !a.allowed() {
+			t.Fatalf("refused: %s", a.text)
+		}
+	}
+	if g.app.tokens.get(compact, g.app.keys) == nil {
+		t.Fatal("a token that has played is not remembered")
+	}
+	for i := range len(compact) {
+		other := []byte(compact)
+		if other[i]++; g.app.tokens.get(string(other), g.app.keys) != nil {
+			t.Fatalf("a token that differs in byte %d meets the entry", i)
+		}
+	}
+	for _, other := range []string{compact[:len(compact)-1], compact + "A", compact + "=", "", compact + compact} {
+		if g.app.tokens.get(other, g.app.keys) != nil {
+			t.Errorf("%d bytes that are not the token meet its entry", len(other))
+		}
+	}
+}
+
+// What is remembered is held against the present: dates, keys and settings.
+func TestRememberedTokensAreCheckedAgain(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(t *testing.T, app *App)
+		reason string
+	}{
+		{"expired meanwhile", func(_ *testing.T, app *App) {
+			app.now = func() time.Time { return testTime.Add(time.Hour) }
+		}, "token_expired"},
+		{"the clock has gone back", func(_ *testing.T, app *App) {
+			app.now = func() time.Time { return testTime.Add(-time.Hour) }
+		}, "token_not_yet_valid"},
+		{"key revoked", func(t *testing.T, app *App) {
+			if err := app.state.revoke(t.Context(), "k1"); err != nil {
+				t.Fatal(err)
+			}
+		}, "key_unknown"},
+		{"another key of the same id", func(_ *testing.T, app *App) {
+			app.keys.fixed = must(token.NewKeySet(strangerKey().Public()))
+		}, "signature_invalid"},
+		{"key gone", func(_ *testing.T, app *App) {
+			app.keys.fixed = must(token.NewKeySet())
+		}, "key_unknown"},
+		{"the state is forgotten", func(_ *testing.T, app *App) { app.state.forget() }, "state_unavailable"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g := newGate(t, new(App), new(Gate))
+			path := "/" + signed(func(c *token.Claims) { c.NotBefore = testTime.Add(-time.Minute) }) + "/x.ts"
+			r := requestFor(t, path, nil)
+			if a := ask(t, g, r); !a.allowed() {
+				t.Fatalf("refused at first: %s", a.text)
+			}
+			tc.change(t, g.app)
+			r = requestFor(t, path, nil)
+			wantRefusal(t, r, ask(t, g, r), tc.reason)
+		})
+	}
+}
+
+// However many viewers come with a token at once, it is verified once.
+func TestSimultaneousRequestsShareOneVerification(t *testing.T) {
+	g := newGate(t, new(App), new(Gate))
+	cache := g.app.tokens
+	key := testKey().Public()
+	const viewers = 50
+	var verifications atomic.Int32
+	began, goOn := make(chan struct{}), make(chan struct{})
+	check := func() (*verifiedToken, error) {
+		if verifications.Add(1) == 1 {
+			close(began)
+		}
+		<-goOn
+		return &verifiedToken{key: key}, nil
+	}
+	var all sync.WaitGroup
+	ask := func() {
+		if _, err := cache.verify(t.Context(), "compact", key, check); err != nil {
+			t.Error(err)
+		}
+	}
+	all.Go(ask)
+	<-began
+	for range viewers {
+		all.Go(ask)
+	}
+	close(goOn)
+	all.Wait()
+	if n := verifications.Load(); n != 1 {
+		t.Errorf("%d verifications for %d viewers", n, viewers+1)
+	}
+	if len(cache.underway) != 0 {
+		t.Errorf("%d verifications are still under way", len(cache.underway))
+	}
+}
+
+// A verification that another request was refused for its own sake is no answer
+// for this one; one that says something of the token is.
+func TestOthersRefusalsAreNotShared(t *testing.T) {
+	for _, tc := range []struct {
+		name      string
+		err       error
+		key       *token.PublicKey
+		wantCalls int32
+	}{
+		{"limited", refuse(reasonVerificationLimited, errPrefixLimited), testKey().Public(), 2},
+		{"bad signature", refuse(reasonSignatureInvalid, token.ErrSignature), testKey().Public(), 1},
+		{"bad signature of another config's key", refuse(reasonSignatureInvalid, token.ErrSignature), strangerKey().Public(), 2},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			cache := newTokenCache(minTokenCacheSize)
+			key := testKey().Public()
+			if tc.wantCalls == 1 {
+				tc.key = key
+			}
+			began, goOn := make(chan struct{}), make(chan struct{})
+			var calls atomic.Int32
+			go func() {
+				_, _ = cache.verify(t.Context(), "compact", tc.key, func() (*verifiedToken, error) {
+					calls.Add(1)
+					close(began)
+					<-goOn
+					return nil, tc.err
+				})
+			}()
+			<-began
+			outcome := make(chan error)
+			go func() {
+				_, err := cache.verify(t.Context(), "compact", key, func() (*verifiedToken, error) {
+					calls.Add(1)
+					return &verifiedToken{key: key}, nil
+				})
+				outcome <- err
+			}()
+			close(goOn)
+			err := <-outcome
+			// The second may also come after the first, and then asks anew.
+			if got := calls.Load(); got != tc.wantCalls && got != 2 || got == 2 && err != nil {
+				t.Errorf("%d calls and the error %v, want %d calls", got, err, tc.wantCalls)
+			}
+		})
+	}
+}
+
+// The cache stays within its size, whatever it is fed with.
+func TestCacheIsBounded(t *testing.T) {
+	cache := newTokenCache(minTokenCacheSize)
+	key := testKey().Public()
+	rules := must(compileRules([]byte(restrictedRules)))
+	for i := range 20_000 {
+		compact := fmt.Sprintf("%0700d", i)
+		cache.entries.Set(compact, &verifiedToken{key: key, rules: rules})
+	}
+	cache.entries.CleanUp()
+	if size := cache.entries.WeightedSize(); size > minTokenCacheSize || size < minTokenCacheSize/2 {
+		t.Errorf("the cache holds %d bytes, want up to %d", size, minTokenCacheSize)
+	}
+}
+
+// Tokens that do not verify take no place of those that do.
+func TestForgedTokensAreNotRemembered(t *testing.T) {
+	g := newGate(t, new(App), new(Gate))
+	before := g.app.tokens.entries.EstimatedSize()
+	forged := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, strangerKey()))
+	r := requestFor(t, "/"+forged+"/x.ts", nil)
+	wantRefusal(t, r, ask(t, g, r), "signature_invalid")
+	if after := g.app.tokens.entries.EstimatedSize(); after != before {
+		t.Errorf("%d entries after a forged token, want %d", after, before)
+	}
+}
+
+// The cache is that of the configs before and after a reload, and goes with the
+// last of them.
+func TestCacheOutlivesReloads(t *testing.T) {
+	old := newGate(t, new(App), new(Gate))
+	r := requestFor(t, "/"+plainToken()+"/x.ts", nil)
+	if a := ask(t, old, r); !a.allowed() {
+		t.Fatalf("refused: %s", a.text)
+	}
+	next := newGate(t, new(App), new(Gate))
+	hits := testutil.ToFloat64(next.app.metrics.cacheHits)
+	r = requestFor(t, "/"+plainToken()+"/x.ts", nil)
+	if a := ask(t, next, r); !a.allowed() {
+		t.Fatalf("refused: %s", a.text)
+	}
+	if got := testutil.ToFloat64(next.app.metrics.cacheHits) - hits; got != 1 {
+		t.Errorf("%v hits after the reload, want 1: it reads the same keys anew", got)
+	}
+}
+
+// A network that sends forged tokens is not listened to for long, and viewers of
+// other networks notice nothing.
+func TestForgedTokensAreLimitedByNetwork(t *testing.T) {
+	g := newGate(t, new(App), new(Gate))
+	now := testTime
+	g.app.limit.now = func() time.Time { return now }
+	from := func(address string) func(*http.Request) {
+		return func(r *http.Request) { caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, address) }
+	}
+	forged := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, strangerKey()))
+	limited := false
+	for range failedBurst + 1 {
+		r := requestFor(t, "/"+forged+"/x.ts", from("198.51.100.7"))
+		if a := ask(t, g, r); a.reason == "verification_limited" {
+			limited = true
+			wantRefusal(t, r, a, "verification_limited")
+			if a.header.Get("Retry-After") == "" {
+				t.Error("the refusal does not say when to try again")
+			}
+			break
+		}
+	}
+	if !limited {
+		t.Fatalf("%d forged tokens of one network were verified", failedBurst+1)
+	}
+	fresh := func(i int) string {
+		return "/" + signed(func(c *token.Claims) { c.NotBefore = testTime.Add(-time.Duration(i) * time.Second) }) + "/x.ts"
+	}
+	r := requestFor(t, fresh(1), from("198.51.100.8"))
+	wantRefusal(t, r, ask(t, g, r), "verification_limited")
+	for i, other := range []string{"198.51.101.7", "2001:db8::1"} {
+		if a := ask(t, g, requestFor(t, fresh(2+i), from(other))); !a.allowed() {
+			t.Errorf("a new viewer from %s: %s", other, a.text)
+		}
+	}
+	// What is remembered is not verified, so it plays from there too.
+	if a := ask(t, g, requestFor(t, fresh(2), from("198.51.100.8"))); !a.allowed() {
+		t.Errorf("a token that is remembered: %s", a.text)
+	}
+	now = now.Add(time.Second / failedRate * 2)
+	if a := ask(t, g, requestFor(t, fresh(1), from("198.51.100.8"))); !a.allowed() {
+		t.Errorf("the network's budget does not recover: %s", a.text)
+	}
+}
+
+// Those who have failed before cannot fill the queue of those who have not.
+func TestVerificationQueues(t *testing.T) {
+	l := newVerificationLimit()
+	for range cap(l.turns) {
+		if err := l.enter(t.Context(), netip.Prefix{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	failed := netip.MustParsePrefix("198.51.100.0/24")
+	now := testTime
+	l.now = func() time.Time { return now }
+	l.note(failed)
+	outcomes := make(chan error)
+	for range maxFailedWaiting + 1 {
+		go func() { outcomes <- l.enter(t.Context(), failed) }()
+	}
+	var why *refusal
+	if err := <-outcomes; !errors.As(err, &why) || why.reason != reasonVerificationLimited {
+		t.Fatalf("the last of those in the queue got %v, want a refusal", err)
+	}
+	clean := make(chan error)
+	go func() { clean <- l.enter(t.Context(), netip.MustParsePrefix("203.0.113.0/24")) }()
+	for range maxFailedWaiting + 1 {
+		l.leave()
+		select {
+		case err := <-outcomes:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case err := <-clean:
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// A failure is forgotten, so a company whose one player has an old key is not
+// set back for good.
+func TestFailuresAreForgotten(t *testing.T) {
+	l := newVerificationLimit()
+	for range cap(l.turns) {
+		if err := l.enter(t.Context(), netip.Prefix{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	failed := netip.MustParsePrefix("198.51.100.0/24")
+	now := testTime
+	l.now = func() time.Time { return now }
+	l.note(failed)
+	now = now.Add(failedMemory)
+	gone, cancel := context.WithCancel(t.Context())
+	outcomes := make(chan error)
+	const waiting = maxFailedWaiting + 1
+	for range waiting {
+		go func() { outcomes <- l.enter(gone, failed) }()
+	}
+	for l.waiting[0].Load() < waiting {
+		runtime.Gosched()
+	}
+	cancel()
+	for range waiting {
+		if err := <-outcomes; !errors.Is(err, context.Canceled) {
+			t.Errorf("one of those in the queue got %v, want them all to wait", err)
+		}
+	}
+}
