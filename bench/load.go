@@ -1,0 +1,82 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// load is one run of the load generator.
+type load struct {
+	url         string
+	paths       string // a file, one a line
+	once        bool   // no path twice
+	header      map[string]string
+	connections int
+	duration    time.Duration
+}
+
+// loadResult is what load.lua prints of it.
+type loadResult struct {
+	Requests  int64 `json:"requests"`
+	Micros    int64 `json:"micros"`
+	Bytes     int64 `json:"bytes"`
+	P50       int64 `json:"p50"` // microseconds, like the others
+	P90       int64 `json:"p90"`
+	P99       int64 `json:"p99"`
+	Exhausted bool  `json:"exhausted"` // there were not enough paths
+	Errors    struct {
+		Connect int64 `json:"connect"`
+		Read    int64 `json:"read"`
+		Write   int64 `json:"write"`
+		Status  int64 `json:"status"`
+		Timeout int64 `json:"timeout"`
+	} `json:"errors"`
+}
+
+func (r loadResult) perSecond() float64 { return float64(r.Requests) / (float64(r.Micros) / 1e6) }
+
+// run runs wrk. It has one thread, which is enough for servers with two, and
+// takes little of the processors from them.
+func (b *bench) run(ctx context.Context, l load) (r loadResult, err error) {
+	mode := "again"
+	if l.once {
+		mode = "once"
+	}
+	header := make([]string, 0, len(l.header))
+	for name, value := range l.header {
+		header = append(header, name+": "+value)
+	}
+	args := []string{
+		"-t1", "-c" + strconv.Itoa(l.connections), "-d" + l.duration.String(), "--timeout", "30s",
+		"-s", b.script, l.url, "--", l.paths, mode,
+	}
+	out, err := exec.CommandContext(ctx, "wrk", append(args, header...)...).CombinedOutput() //nolint:gosec // the arguments are ours
+	if err != nil {
+		return r, fmt.Errorf("wrk: %w\n%s", err, out)
+	}
+	lines := bytes.Split(out, []byte("\n"))
+	i := slices.IndexFunc(lines, func(line []byte) bool { return bytes.HasPrefix(line, []byte("RESULT ")) })
+	if i < 0 {
+		return r, fmt.Errorf("wrk has printed no result:\n%s", out)
+	}
+	err = json.Unmarshal(bytes.TrimPrefix(lines[i], []byte("RESULT ")), &r)
+	return r, err
+}
+
+// check says what is wrong with a run: anything but success.
+func (r loadResult) check(size int) error {
+	if e := r.Errors; e.Connect+e.Read+e.Write+e.Status+e.Timeout != 0 {
+		return fmt.Errorf("errors: %d connecting, %d reading, %d writing, %d of status, %d timeouts; want none",
+			e.Connect, e.Read, e.Write, e.Status, e.Timeout)
+	}
+	if r.Requests == 0 || r.Bytes < r.Requests*int64(size) {
+		return fmt.Errorf("%d bytes in %d responses; want at least %d in each", r.Bytes, r.Requests, size)
+	}
+	return nil
+}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+const (
+	keyID  = "bench"
+	issuer = "bench"
+
+	video      = "demo"
+	otherVideo = "other"
+
+	// What a viewer from the US, on a site below example.org, passes.
+	usRules = `[{"type":"ip.geoip.country","country":["GB","US"],"action":"allow"},{"type":"any","action":"block"}]`
+	gbRules = `[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]`
+)
+
+// signer is a key pair in the forms in which it is needed here.
+type signer struct {
+	rsa *rsa.PrivateKey
+	key *token.SigningKey
+}
+
+func newSigner() (*signer, error) {
+	const bits = 2048
+	key, err := rsa.GenerateKey(rand.Reader, bits)
+	if err != nil {
+		return nil, err
+	}
+	signing, err := token.NewSigningKey(keyID, key)
+	return &signer{key, signing}, err
+}
+
+// publicKey is the half that verifies, in the forms that servers want.
+type publicKey struct {
+	SPKI string // base64
+	PEM  string
+	JWK  string
+}
+
+func (s *signer) public() (publicKey, error) {
+	der, err := x509.MarshalPKIXPublicKey(&s.rsa.PublicKey)
+	if err != nil {
+		return publicKey{}, err
+	}
+	jwk, err := s.key.Public().JWK()
+	return publicKey{
+		SPKI: base64.StdEncoding.EncodeToString(der),
+		PEM:  string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})),
+		JWK:  string(jwk),
+	}, err
+}
+
+// grant is what a token says.
+type grant struct {
+	video   string
+	expires time.Time
+	rules   string
+}
+
+// scheme is a form of tokens, and of URLs with them.
+type scheme struct {
+	sign func(s *signer, g grant) (string, error)
+	path func(compact, video, file string) string
+}
+
+// ours is the form of the gate, for which HAProxy and njs can be configured.
+var ours = &scheme{
+	sign: func(s *signer, g grant) (string, error) {
+		claims := token.Claims{VideoID: g.video, ExpiresAt: g.expires}
+		if g.rules != "" {
+			claims.AccessRules = json.RawMessage(g.rules)
+		}
+		return token.Sign(claims, s.key)
+	},
+	path: func(compact, _, file string) string { return "/" + compact + "/" + file },
+}
+
+// cdni is that of the URI signing of RFC 9246, as Traffic Server has it: the
+// token has an issuer, and a pattern for the URL without the token.
+var cdni = &scheme{
+	sign: func(s *signer, g grant) (string, error) {
+		return s.signJSON(fmt.Sprintf(`{"alg":"RS256","kid":%q}`, keyID), fmt.Sprintf(
+			`{"iss":%q,"sub":%q,"exp":%d,"cdniuc":"regex:http://[^/]+/%s/.*"}`, issuer, g.video, g.expires.Unix(), g.video))
+	},
+	path: func(compact, video, file string) string {
+		return "/URISigningPackage=" + compact + "/" + video + "/" + file
+	},
+}
+
+func (s *signer) signJSON(header, payload string) (string, error) {
+	signed := base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(payload))
+	digest := sha256.Sum256([]byte(signed))
+	signature, err := rsa.SignPKCS1v15(rand.Reader, s.rsa, crypto.SHA256, digest[:])
+	return signed + "." + base64.RawURLEncoding.EncodeToString(signature), err
+}
+
+// unsigned makes a token say that it has no signature.
+func unsigned(compact string) string {
+	payload := strings.Split(compact, ".")[1]
+	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"alg":"none","kid":%q}`, keyID)) + "." + payload + "."
+}
+
+// transplanted has the payload of one token, and all else of the other.
+func transplanted(payloadOf, restOf string) string {
+	parts := strings.Split(restOf, ".")
+	return parts[0] + "." + strings.Split(payloadOf, ".")[1] + "." + parts[2]
+}
+
+// mint makes n different tokens that are valid for at least a day. It takes all
+// processors.
+func mint(s *signer, form *scheme, rules string, first, n int) ([]string, error) {
+	tokens := make([]string, n)
+	expires := time.Now().Add(24 * time.Hour)
+	var wg sync.WaitGroup
+	workers := runtime.NumCPU()
+	errs := make(chan error, workers)
+	for worker := range workers {
+		wg.Go(func() {
+			for i := worker; i < n; i += workers {
+				var err error
+				g := grant{video, expires.Add(time.Duration(first+i) * time.Second), rules}
+				if tokens[i], err = form.sign(s, g); err != nil {
+					errs <- err
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	select {
+	case err := <-errs:
+		return nil, fmt.Errorf("minting: %w", err)
+	default:
+		return tokens, nil
+	}
+}
