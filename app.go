@@ -97,9 +97,11 @@ type App struct {
 	limit     *verificationLimit
 	countries *countryDatabase // nil without a database
 	defaults  settings
-	videos    map[string]settings
-	publicURL string
-	stop      context.CancelFunc
+	// For gates and videos that say nothing of it.
+	enforcement enforcement
+	videos      map[string]settings
+	publicURL   string
+	stop        context.CancelFunc
 }
 
 // VideoSettings are the settings that a video can have of its own.
@@ -115,12 +117,17 @@ type VideoSettings struct {
 	// What to do with a request that has neither `Origin` nor `Referer` where
 	// allowed origins are set: `deny` or `allow`. Default: `deny`.
 	MissingOrigin string `json:"missing_origin,omitempty"`
+
+	// Whether refusals are made or only reported. What a video says counts
+	// before what its gate says, and that before what is said for all videos.
+	Enforcement
 }
 
 // settings are the compiled VideoSettings. They are immutable.
 type settings struct {
 	requireSignedURLs bool
 	origins           originPolicy
+	enforcement       enforcement // not set for most: then that of the gate
 }
 
 // CaddyModule returns the Caddy module information.
@@ -157,9 +164,13 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.provisionTokenCache(); err != nil {
 		return err
 	}
-	if err := registerGauges(ctx.GetMetricsRegistry(), a); err != nil {
+	if err := a.provisionCountries(); err != nil {
 		return err
 	}
+	return registerGauges(ctx.GetMetricsRegistry(), a)
+}
+
+func (a *App) provisionCountries() error {
 	if a.GeoIPDatabase == "" {
 		return nil
 	}
@@ -189,6 +200,8 @@ func (a *App) provisionSettings() (err error) {
 	if a.defaults, err = a.VideoSettings.compile(settings{requireSignedURLs: true}); err != nil {
 		return err
 	}
+	a.enforcement, a.defaults.enforcement = a.defaults.enforcement, enforcement{}
+	a.enforcement.warn(a.logger, "all gates and videos that do not say otherwise")
 	a.videos = make(map[string]settings, len(a.Videos))
 	for id, own := range a.Videos {
 		if !token.ValidVideoID(id) {
@@ -197,6 +210,7 @@ func (a *App) provisionSettings() (err error) {
 		if a.videos[id], err = own.compile(a.defaults); err != nil {
 			return fmt.Errorf("video %q: %w", id, err)
 		}
+		a.videos[id].enforcement.warn(a.logger, "video "+id)
 	}
 	return nil
 }
@@ -223,7 +237,9 @@ func (v VideoSettings) compile(defaults settings) (settings, error) {
 		}
 		compiled.origins.allowMissing = allow
 	}
-	return compiled, nil
+	var err error
+	compiled.enforcement, err = v.Enforcement.compile()
+	return compiled, err
 }
 
 func parseMissingOrigin(s string) (allow bool, err error) {

@@ -61,6 +61,8 @@ func knownOptions(options map[string]option) string {
 //	    player      [<path to hls.js file>]
 //	    downloads   <path glob>...
 //	    manifest_hosts <host[:port]>...
+//	    enforce     on|off
+//	    report_only <check>...
 //	}
 func parseGate(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	g := new(Gate)
@@ -74,7 +76,7 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("unexpected argument %q; the options of signed_playback stand in a block", d.Val())
 	}
-	return parseBlock(d, map[string]option{
+	options := map[string]option{
 		"origin_path": func(d *caddyfile.Dispenser) error {
 			if err := oneArg(d, &g.OriginPath); err != nil {
 				return err
@@ -107,7 +109,9 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return err
 			})
 		},
-	})
+	}
+	maps.Copy(options, g.Enforcement.options())
+	return parseBlock(d, options)
 }
 
 // parseAPI sets up the control API from Caddyfile tokens. Syntax:
@@ -172,6 +176,8 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    require_signed_urls on|off
 //	    allowed_origins     <pattern>...
 //	    missing_origin      deny|allow
+//	    enforce             on|off
+//	    report_only         <check>...
 //	    leeway              <duration>
 //	    max_token_lifetime  <duration>
 //	    token_cache_size    <size>
@@ -181,6 +187,8 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	        require_signed_urls on|off
 //	        allowed_origins     <pattern>...
 //	        missing_origin      deny|allow
+//	        enforce             on|off
+//	        report_only         <check>...
 //	    }
 //	}
 func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
@@ -277,18 +285,8 @@ func (a *App) parseVideo(d *caddyfile.Dispenser) error {
 // videoOptions are the options that stand in the global block, for all videos,
 // and in a video's own.
 func (v *VideoSettings) videoOptions() map[string]option {
-	return map[string]option{
-		"require_signed_urls": func(d *caddyfile.Dispenser) error {
-			var word string
-			if err := oneArg(d, &word); err != nil {
-				return err
-			}
-			if word != "on" && word != "off" {
-				return d.Errf("require_signed_urls %q: want on or off", word)
-			}
-			v.RequireSignedURLs = new(word == "on")
-			return nil
-		},
+	options := map[string]option{
+		"require_signed_urls": func(d *caddyfile.Dispenser) error { return switchArg(d, &v.RequireSignedURLs) },
 		"allowed_origins": func(d *caddyfile.Dispenser) error {
 			return someArgs(d, &v.AllowedOrigins, func(pattern string) error {
 				_, err := parseOriginPattern(pattern)
@@ -303,6 +301,44 @@ func (v *VideoSettings) videoOptions() map[string]option {
 			return located(d, err)
 		},
 	}
+	maps.Copy(options, v.Enforcement.options())
+	return options
+}
+
+// options are those of gates, of videos and of the global block alike.
+func (e *Enforcement) options() map[string]option {
+	both := func(d *caddyfile.Dispenser) error {
+		_, err := e.compile()
+		return located(d, err)
+	}
+	return map[string]option{
+		"enforce": func(d *caddyfile.Dispenser) error {
+			if err := switchArg(d, &e.Enforce); err != nil {
+				return err
+			}
+			return both(d)
+		},
+		"report_only": func(d *caddyfile.Dispenser) error {
+			if err := someArgs(d, &e.ReportOnly, nil); err != nil {
+				return err
+			}
+			return both(d)
+		},
+	}
+}
+
+// switchArg reads on or off.
+func switchArg(d *caddyfile.Dispenser, value **bool) error {
+	name := d.Val()
+	var word string
+	if err := oneArg(d, &word); err != nil {
+		return err
+	}
+	if word != "on" && word != "off" {
+		return d.Errf("%s %q: want on or off", name, word)
+	}
+	*value = new(word == "on")
+	return nil
 }
 
 // oneArg reads the one argument of an option.

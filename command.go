@@ -22,14 +22,15 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "signed-playback",
-		Short: "Makes keys and signed playback URLs, and looks into tokens",
+		Short: "Makes keys and signed playback URLs, and tells why they play or not",
 		Long: `
-Makes the keys that sign playback URLs, signs URLs with them, and shows what a
-token says. None of these commands needs a running server.`,
+Makes the keys that sign playback URLs, signs URLs with them, shows what a token
+says, and explains what the gate of a config makes of a request. None of these
+commands needs a running server.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand())
+			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand(), explainCommand())
 		},
 	})
 }

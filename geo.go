@@ -25,6 +25,7 @@ type countryDatabase struct {
 	path    string
 	logger  *zap.Logger
 	current atomic.Pointer[countryReader]
+	stale   atomic.Bool // the file is another one than that in force, and not a good one
 	version fileVersion // of the file that was tried last; watch's own
 }
 
@@ -164,7 +165,9 @@ func (d *countryDatabase) refresh() {
 		return
 	}
 	d.version = version
-	if err := d.load(); err != nil {
+	err := d.load()
+	d.stale.Store(err != nil)
+	if err != nil {
 		d.logger.Error("loading the changed geo database failed; the last good one stays in force",
 			zap.String("path", d.path), zap.Error(err))
 		return

@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	oteltrace "go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -22,17 +23,22 @@ import (
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	dropBody(w, r)
 	d := &decision{
-		gate: g, app: g.app, request: r, kind: kindOther,
+		gate: g, app: g.app, request: r, kind: kindOther, result: resultAllowed,
 		query: r.URL.RawQuery, requestOrigin: r.Header.Get("Origin"),
 	}
 	d.record()
+	defer d.count()
 	if err := g.decide(d); err != nil {
 		return d.refuse(w, err)
+	}
+	if d.trace != nil {
+		return nil
 	}
 	if r.Method == http.MethodOptions {
 		answerPreflight(w, r)
 		return nil
 	}
+	d.passReported()
 	if g.player != nil && g.servePlayer(w, d) {
 		return nil
 	}
@@ -52,25 +58,26 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 // The steps are in the order of their cost, and each relies on those before it.
 func (g *Gate) decide(d *decision) error {
 	r := d.request
-	if err := checkMethod(r.Method); err != nil {
+	if err := d.enforce(methodCheck, checkMethod(r.Method)); err != nil {
 		return err
 	}
-	if err := g.parseTarget(d); err != nil {
+	if err := d.enforce(pathCheck, g.parseTarget(d)); err != nil {
 		return err
 	}
 	if r.Method == http.MethodOptions {
+		d.result = resultPreflight
 		return nil
 	}
-	if err := g.app.authenticate(d); err != nil {
+	if err := d.enforce(tokenCheck, g.app.authenticate(d)); err != nil {
 		return err
 	}
-	if err := d.settings.origins.check(r, d.kind); err != nil {
+	if err := d.enforce(originsCheck, d.settings.origins.check(r, d.kind)); err != nil {
 		return err
 	}
-	if err := checkRules(d); err != nil {
+	if err := d.enforce(rulesCheck, checkRules(d)); err != nil {
 		return err
 	}
-	return checkDownload(d)
+	return d.enforce(downloadsCheck, checkDownload(d))
 }
 
 func checkMethod(method string) error {
@@ -103,28 +110,63 @@ func (g *Gate) parseTarget(d *decision) (err error) {
 // may ask for it: by a token, or by the id of a video that requires none. A
 // token is enforced even where none is required.
 func (a *App) authenticate(d *decision) (err error) {
-	ctx := d.request.Context()
 	if d.target.token == "" {
-		if d.settings, err = a.settings(ctx, d.target.videoID); err != nil {
-			return err
-		}
-		if d.settings.requireSignedURLs {
-			return refuse(reasonTokenRequired, errTokenRequired)
-		}
-		d.video = d.target.videoID
-		return nil
+		return a.authenticateByID(d)
 	}
 	verified, err := a.verify(d)
-	if err != nil {
-		return err
+	if err == nil {
+		if err = verified.claims.CheckTime(a.now(), a.policy); err != nil {
+			err = refuse(tokenReason(err), err)
+		}
 	}
-	if err := verified.claims.CheckTime(a.now(), a.policy); err != nil {
-		return refuse(tokenReason(err), err)
+	if err != nil {
+		a.assume(d, verified)
+		return err
 	}
 	d.verified = verified
 	d.video = verified.claims.VideoID
-	d.settings, err = a.settings(ctx, d.video)
+	d.settings, err = a.settings(d.request.Context(), d.video)
 	return err
+}
+
+func (a *App) authenticateByID(d *decision) (err error) {
+	id := d.target.videoID
+	d.settings, err = a.settings(d.request.Context(), id)
+	if err == nil && d.settings.requireSignedURLs {
+		err = refuse(reasonTokenRequired, errTokenRequired)
+	}
+	if err == nil || d.goesOn(tokenCheck) {
+		d.video = id
+	}
+	return err
+}
+
+// assume has a request whose token is refused go on, where that is only
+// reported, for the video that the token names: whoever may ask for it without
+// a token may do so with any. A token without a valid form names none.
+func (a *App) assume(d *decision, verified *verifiedToken) {
+	if d.trace == nil && !d.gate.mayReportTokens {
+		return
+	}
+	if verified == nil {
+		parsed, err := token.Parse(d.target.token)
+		if err != nil {
+			return
+		}
+		verified = &verifiedToken{claims: parsed.Unverified()}
+	}
+	video := verified.claims.VideoID
+	d.settings, _ = a.settings(d.request.Context(), video)
+	if !d.goesOn(tokenCheck) {
+		return
+	}
+	d.video = video
+	switch {
+	case verified.key != nil:
+		d.verified = verified
+	case d.trace != nil:
+		d.trace.assume(d, verified.claims)
+	}
 }
 
 // verifiedToken is what is known of a token for good: its signature holds and
@@ -213,15 +255,15 @@ func (a *App) key(ctx context.Context, keyID string) (*token.PublicKey, error) {
 	return nil, token.ErrKeyUnknown
 }
 
-func checkRules(d *decision) error {
+func checkRules(d *decision) (err error) {
 	if d.verified == nil {
 		return nil
 	}
-	allowed, err := d.verified.rules.allow(d)
-	if err != nil {
+	rules := d.verified.rules
+	if d.matchedRule, err = rules.match(d); err != nil {
 		return err
 	}
-	if !allowed {
+	if !rules.allow(d.matchedRule) {
 		return refuse(reasonRuleBlocked, errRuleBlocked)
 	}
 	return nil
@@ -341,7 +383,12 @@ type decision struct {
 	video    string         // "" until the viewer has proved to be allowed to ask for it
 	verified *verifiedToken // nil for a request by video id
 	settings settings
-	reason   reason // "" for a request that passes
+
+	matchedRule int // of the token's access rules, or noRule
+
+	result result
+	reason reason // of a refusal, or of one that is only reported; else ""
+	trace  *trace // nil but for a request that is explained
 
 	// As the viewer has sent them, before the request becomes the origin's.
 	query         string
@@ -364,11 +411,30 @@ func (d *decision) refusal(err error) error {
 
 // refuse makes the answer of a refusal.
 func (d *decision) refuse(w http.ResponseWriter, err error) error {
+	d.result = resultRefused
 	if why, ok := errors.AsType[*refusal](err); ok {
 		d.reason = why.reason
 	}
 	d.log()
 	return deny(w, err)
+}
+
+// result is what became of a request. It is a label of metrics and a value of
+// logs, so it stays one of a closed set.
+type result string
+
+const (
+	resultAllowed     result = "allowed"
+	resultRefused     result = "refused"
+	resultWouldRefuse result = "would_refuse"
+	resultPreflight   result = "preflight"
+)
+
+// count counts the request by what became of it.
+func (d *decision) count() {
+	if d.trace == nil {
+		d.app.metrics.countRequest(d.result, d.reason, d.kind)
+	}
 }
 
 // address implements viewer. The address is the one that Caddy has determined,
@@ -414,6 +480,10 @@ func (d *decision) country() (countryCode, error) {
 // it is made, and what nobody asks for costs nothing.
 func (d *decision) record() {
 	ctx := d.request.Context()
+	d.trace, _ = ctx.Value(traceKey{}).(*trace)
+	if span := oteltrace.SpanFromContext(ctx); span.IsRecording() {
+		redactSpan(span, d.request.URL.Path)
+	}
 	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Map(d.placeholder)
 	}
@@ -433,7 +503,7 @@ func (d *decision) log() {
 }
 
 // recorded are the names under which a decision is seen.
-var recorded = [...]string{"video", "kind", "key_id", "token_id", "country", "reason"}
+var recorded = [...]string{"video", "kind", "key_id", "token_id", "country", "result", "reason"}
 
 func (d *decision) placeholder(name string) (any, bool) {
 	name, ok := strings.CutPrefix(name, "http.signed_playback.")
@@ -469,6 +539,8 @@ func (d *decision) value(name string) (value string, ok bool) {
 		return tokenID(d.target.token), true
 	case "country":
 		return d.knownCountry(), true
+	case "result":
+		return string(d.result), true
 	case "reason":
 		return string(d.reason), true
 	}

@@ -681,10 +681,18 @@ func TestPlaceholdersAndLogFields(t *testing.T) {
 		{"preflight", "/" + plainToken() + "/x.ts", method("OPTIONS"), map[string]string{"kind": "segment", "token_id": id, "country": "GB"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			switch {
+			case tc.want["reason"] != "":
+				tc.want["result"] = "refused"
+			case tc.name == "preflight":
+				tc.want["result"] = "preflight"
+			default:
+				tc.want["result"] = "allowed"
+			}
 			g := newGate(t, testApp(), new(Gate))
 			r := requestFor(t, tc.target, tc.change)
 			ask(t, g, r)
-			for _, name := range []string{"video", "kind", "key_id", "token_id", "country", "reason"} {
+			for _, name := range []string{"video", "kind", "key_id", "token_id", "country", "result", "reason"} {
 				got := placeholder(r, name)
 				if got != tc.want[name] {
 					t.Errorf("{http.signed_playback.%s} = %q, want %q", name, got, tc.want[name])
@@ -695,7 +703,7 @@ func TestPlaceholdersAndLogFields(t *testing.T) {
 				t.Errorf("{http.signed_playback.token} = %q, want no such placeholder", got)
 			}
 
-			d := &decision{app: g.app, request: requestFor(t, tc.target, tc.change), kind: kindOther}
+			d := &decision{gate: g, app: g.app, result: resultAllowed, request: requestFor(t, tc.target, tc.change), kind: kindOther}
 			if err := g.decide(d); err != nil {
 				_ = d.refuse(httptest.NewRecorder(), err)
 			}
@@ -757,15 +765,15 @@ func TestGateWithinCaddysServer(t *testing.T) {
 	}{
 		{
 			"allowed", "/" + compact + "/x.ts", "203.0.113.7:1234", 200, "demo /demo/x.ts ",
-			map[string]any{"video": "demo", "kind": "segment", "key_id": "k1", "token_id": id, "country": "GB"},
+			map[string]any{"video": "demo", "kind": "segment", "key_id": "k1", "token_id": id, "country": "GB", "result": "allowed"},
 		},
 		{
 			"refused", "/" + compact + "/x.ts", "198.51.100.1:1234", 403, "403 rule_blocked: an access rule of the token blocks the viewer rule_blocked " + id,
-			map[string]any{"video": "demo", "kind": "segment", "key_id": "k1", "token_id": id, "country": "DE", "reason": "rule_blocked"},
+			map[string]any{"video": "demo", "kind": "segment", "key_id": "k1", "token_id": id, "country": "DE", "result": "refused", "reason": "rule_blocked"},
 		},
 		{
 			"malformed", "/" + compact + "=/x.ts", "203.0.113.7:1234", 401, "401 token_malformed: token: malformed: not canonical unpadded base64url token_malformed " + tokenID(compact+"="),
-			map[string]any{"kind": "segment", "token_id": tokenID(compact + "="), "country": "GB", "reason": "token_malformed"},
+			map[string]any{"kind": "segment", "token_id": tokenID(compact + "="), "country": "GB", "result": "refused", "reason": "token_malformed"},
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

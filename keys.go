@@ -144,10 +144,11 @@ type remoteKeys struct {
 	interval time.Duration
 	client   *http.Client
 
-	set     atomic.Pointer[token.KeySet] // nil until the first success
-	started sync.Once
-	ctx     context.Context
-	cancel  context.CancelFunc
+	set      atomic.Pointer[token.KeySet] // nil until the first success
+	started  sync.Once
+	loadedAt atomic.Int64 // Unix seconds; 0 for never
+	ctx      context.Context
+	cancel   context.CancelFunc
 }
 
 // errJWKSURL does not name the URL, which may hold a credential from the
@@ -190,6 +191,7 @@ func (k *remoteKeys) inherit() {
 		other := value.(*remoteKeys)
 		if set := other.set.Load(); other.url == k.url && set != nil {
 			k.set.CompareAndSwap(nil, set)
+			k.loadedAt.Store(other.loadedAt.Load())
 		}
 		return true
 	})
@@ -275,6 +277,7 @@ func (k *remoteKeys) load() error {
 		k.logger().Warn("leaving out a key of the set", zap.Error(why))
 	}
 	k.set.Store(set)
+	k.loadedAt.Store(time.Now().Unix())
 	return nil
 }
 

@@ -16,6 +16,8 @@ const namespace, subsystem = "caddy", "signed_playback"
 // and registered with each config's registry, so that a reload does not set
 // them back.
 type metrics struct {
+	requests        *prometheus.CounterVec
+	allowed         map[kind]prometheus.Counter // of requests, looked up once
 	manifestSeconds prometheus.Histogram
 	urisRewritten   prometheus.Counter
 	urisLeft        prometheus.Counter
@@ -67,7 +69,17 @@ var collectMetrics = sync.OnceValue(func() *metrics {
 	for _, why := range []reason{reasonSignatureInvalid, reasonRulesInvalid, reasonVerificationLimited} {
 		verified[why] = verifications.WithLabelValues(string(why))
 	}
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Subsystem: subsystem, Name: "requests_total",
+		Help: "Requests by what became of them (allowed, refused, would_refuse, preflight), why, and the kind of resource.",
+	}, []string{"result", "reason", "kind"})
+	allowed := make(map[kind]prometheus.Counter)
+	for _, k := range kinds {
+		allowed[k] = requests.WithLabelValues(string(resultAllowed), "", string(k))
+	}
 	return &metrics{
+		requests:        requests,
+		allowed:         allowed,
 		cacheHits:       hits,
 		cacheMisses:     misses,
 		verified:        verified,
@@ -77,7 +89,7 @@ var collectMetrics = sync.OnceValue(func() *metrics {
 		urisLeft:        uris.WithLabelValues("left"),
 		urisOutside:     uris.WithLabelValues("outside"),
 		storeErrors:     storeErrors,
-		collectors:      []prometheus.Collector{seconds, uris, storeErrors, hits, misses, verifySeconds, verifications},
+		collectors:      []prometheus.Collector{requests, seconds, uris, storeErrors, hits, misses, verifySeconds, verifications},
 	}
 })
 
@@ -92,12 +104,15 @@ func (m *metrics) register(registry *prometheus.Registry) error {
 	return nil
 }
 
-// registerGauges adds what is looked up in an app when somebody asks.
+// gauge is what is looked up when somebody asks.
+type gauge struct {
+	name, help string
+	value      func() float64
+}
+
+// registerGauges adds what is looked up in an app.
 func registerGauges(registry *prometheus.Registry, a *App) error {
-	for _, gauge := range []struct {
-		name, help string
-		value      func() float64
-	}{
+	gauges := []gauge{
 		{
 			"keys", "Keys that verify tokens: of key files, of the control API and of the remote key set.",
 			func() float64 { return float64(a.keys.count()) },
@@ -110,13 +125,49 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 			"token_cache_bytes", "Memory that they take, estimated.",
 			func() float64 { return float64(a.tokens.entries.WeightedSize()) },
 		},
-	} {
-		opts := prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: gauge.name, Help: gauge.help}
-		if err := registry.Register(prometheus.NewGaugeFunc(opts, gauge.value)); err != nil {
+		{
+			"store_up", "Whether the store of the control API's keys and settings answers; if not, the last known state is in force.",
+			func() float64 { return truth(!a.state.away.Load()) },
+		},
+	}
+	if countries := a.countries; countries != nil {
+		gauges = append(gauges, gauge{
+			"geoip_build_timestamp_seconds", "When the geo database in force was built, in Unix seconds.",
+			func() float64 { return float64(countries.current.Load().db.Metadata.BuildTime().Unix()) },
+		}, gauge{
+			"geoip_last_reload_successful", "Whether the geo database in force is that of the file; if not, the file is missing or broken.",
+			func() float64 { return truth(!countries.stale.Load()) },
+		})
+	}
+	if remote := a.keys.remote; remote != nil {
+		gauges = append(gauges, gauge{
+			"jwks_last_success_timestamp_seconds", "When the remote key set was last loaded, in Unix seconds; 0 for never.",
+			func() float64 { return float64(remote.loadedAt.Load()) },
+		})
+	}
+	for _, g := range gauges {
+		opts := prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: g.name, Help: g.help}
+		if err := registry.Register(prometheus.NewGaugeFunc(opts, g.value)); err != nil {
 			return fmt.Errorf("registering metrics: %w", err)
 		}
 	}
 	return nil
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// countRequest counts a request by its outcome.
+func (m *metrics) countRequest(became result, why reason, k kind) {
+	if became == resultAllowed {
+		m.allowed[k].Inc()
+		return
+	}
+	m.requests.WithLabelValues(string(became), string(why), string(k)).Inc()
 }
 
 // countVerification counts a verification by its outcome.

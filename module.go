@@ -18,6 +18,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/player"
 )
@@ -39,7 +40,8 @@ func init() {
 //	`{http.signed_playback.key_id}`    | The `kid` of the key that signed the token
 //	`{http.signed_playback.token_id}`  | The first 16 hexadecimal digits of the token's SHA-256
 //	`{http.signed_playback.country}`   | The viewer's country by the geo database, if there is one
-//	`{http.signed_playback.reason}`    | Why the request was refused; empty if it was not
+//	`{http.signed_playback.result}`    | `allowed`, `refused`, `would_refuse` (see `enforce`) or `preflight`
+//	`{http.signed_playback.reason}`    | Why the request was refused, or would have been; else empty
 //
 // A refusal is a Caddy error, so `handle_errors` can shape it, and carries its
 // reason in the header `Signed-Playback-Reason`.
@@ -64,11 +66,19 @@ type Gate struct {
 	// the manifest needs not be listed. Default: none.
 	ManifestHosts []string `json:"manifest_hosts,omitempty"`
 
+	// Whether refusals are made or only reported, for videos that do not say so
+	// themselves. Default: what the app says.
+	Enforcement
+
 	app           *App
+	enforcement   enforcement
 	originPath    originPath
 	downloads     pathGlobs
 	player        *player.Page // nil without a player
 	manifestHosts []string
+
+	mayReportTokens bool // for some video
+	reportLog       *zap.Logger
 }
 
 // CaddyModule returns the Caddy module information.
@@ -86,7 +96,9 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading app %s: %w", appID, err)
 	}
 	g.app = app.(*App)
-
+	if err := g.provisionEnforcement(ctx); err != nil {
+		return err
+	}
 	if g.originPath, err = g.resolveOriginPath(); err != nil {
 		return err
 	}
@@ -114,6 +126,21 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
+	return nil
+}
+
+func (g *Gate) provisionEnforcement(ctx caddy.Context) error {
+	own, err := g.Enforcement.compile()
+	if err != nil {
+		return err
+	}
+	g.enforcement = own.or(g.app.enforcement)
+	g.mayReportTokens = g.enforcement.reportOnly.has(tokenCheck)
+	for _, video := range g.app.videos {
+		g.mayReportTokens = g.mayReportTokens || video.enforcement.reportOnly.has(tokenCheck)
+	}
+	own.warn(ctx.Logger(), "this gate")
+	g.reportLog = newReportLog(ctx)
 	return nil
 }
 

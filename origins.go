@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -62,6 +63,30 @@ func compileOrigins(patterns []string) (*allowedOrigins, error) {
 	}
 	compiled.ancestors = strings.Join(ancestors, " ")
 	return compiled, nil
+}
+
+// patterns returns the patterns in an order that does not change, for showing
+// them.
+func (a *allowedOrigins) patterns() (patterns []string) {
+	show := func(prefix string, set map[hostPort]struct{}) {
+		for p := range set {
+			pattern := prefix + p.host
+			if strings.Contains(p.host, ":") {
+				pattern = prefix + "[" + p.host + "]"
+			}
+			if p.port != 0 {
+				pattern += ":" + strconv.Itoa(int(p.port))
+			}
+			patterns = append(patterns, pattern)
+		}
+	}
+	show("", a.exact)
+	show("*.", a.wildcard)
+	if a.any {
+		patterns = append(patterns, "*")
+	}
+	slices.Sort(patterns)
+	return patterns
 }
 
 // allows reports whether a pattern covers an origin.

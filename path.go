@@ -255,6 +255,8 @@ const (
 	kindOther     kind = "other"
 )
 
+var kinds = [...]kind{kindManifest, kindSegment, kindIframe, kindThumbnail, kindDownload, kindOther}
+
 // kindOf tells the kind of a suffix by its name. Downloads are the gate's to
 // tell, for they are configured.
 func kindOf(decoded string) kind {

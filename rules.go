@@ -190,20 +190,26 @@ func parseRuleCountry(s string) (countryCode, error) {
 	return code, nil
 }
 
-// allow evaluates the rules for a viewer. The first rule that matches decides;
-// a viewer whom none matches is allowed.
-func (rules accessRules) allow(v viewer) (bool, error) {
+// noRule stands for the rule that matches a viewer whom none matches.
+const noRule = -1
+
+// match evaluates the rules for a viewer: the first that matches decides. It
+// returns its index, noRule if there is none; with an error, that of the rule
+// that cannot be evaluated.
+func (rules accessRules) match(v viewer) (int, error) {
 	for i := range rules {
 		rule := &rules[i]
-		matches, err := rule.matches(rule, v)
-		if err != nil {
-			return false, err
-		}
-		if matches {
-			return !rule.block, nil
+		if matches, err := rule.matches(rule, v); matches || err != nil {
+			return i, err
 		}
 	}
-	return true, nil
+	return noRule, nil
+}
+
+// allow reports whether a viewer whom a rule matches may play. One whom none
+// matches may.
+func (rules accessRules) allow(matched int) bool {
+	return matched == noRule || !rules[matched].block
 }
 
 func (r *accessRule) matchAny(viewer) (bool, error) { return true, nil }

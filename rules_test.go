@@ -252,12 +252,18 @@ func TestRules(t *testing.T) {
 			if err != nil {
 				t.Fatalf("compileRules(%s) = %v", tc.rules, err)
 			}
-			got, err := rules.allow(&somebody{addr: tc.addr, country_: tc.country})
+			got, err := allowed(rules, &somebody{addr: tc.addr, country_: tc.country})
 			if err != nil || got != tc.want {
 				t.Errorf("rules %s allow %q from %q = %t, %v, want %t", tc.rules, tc.addr, tc.country, got, err, tc.want)
 			}
 		})
 	}
+}
+
+// allowed evaluates rules as the gate does.
+func allowed(rules accessRules, v viewer) (bool, error) {
+	matched, err := rules.match(v)
+	return err == nil && rules.allow(matched), err
 }
 
 func TestTokenWithoutRules(t *testing.T) {
@@ -266,8 +272,8 @@ func TestTokenWithoutRules(t *testing.T) {
 		t.Fatalf("compileRules(nil) = %v, %v, want none", rules, err)
 	}
 	viewer := new(somebody)
-	if allowed, err := rules.allow(viewer); !allowed || err != nil {
-		t.Errorf("no rules allow = %t, %v, want true", allowed, err)
+	if ok, err := allowed(rules, viewer); !ok || err != nil {
+		t.Errorf("no rules allow = %t, %v, want true", ok, err)
 	}
 	if viewer.askedAddress+viewer.askedCountry > 0 {
 		t.Errorf("no rules asked for address or country")
@@ -302,7 +308,7 @@ func TestRulesAskForWhatTheyNeed(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			viewer := &somebody{addr: tc.addr, country_: tc.country}
-			got, err := must(compileRules([]byte(tc.rules))).allow(viewer)
+			got, err := allowed(must(compileRules([]byte(tc.rules))), viewer)
 			if got != tc.want || !errors.Is(err, tc.wantErr) {
 				t.Errorf("allow = %t, %v, want %t, %v", got, err, tc.want, tc.wantErr)
 			}
@@ -410,7 +416,7 @@ func compareWithObvious(t *testing.T, raw []byte, compiled accessRules, addr net
 	if country == "" {
 		viewer.country_ = "unknown"
 	}
-	got, err := compiled.allow(viewer)
+	got, err := allowed(compiled, viewer)
 	if err != nil {
 		t.Fatalf("allow = %v", err)
 	}

@@ -398,7 +398,7 @@ func TestTokensOfKeysInTheStore(t *testing.T) {
 		refusalOf := func(keyID string) reason {
 			t.Helper()
 			compact := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, keyOf(keyID)))
-			d := &decision{app: app, request: requestFor(t, "/x", nil)}
+			d := &decision{gate: new(Gate), app: app, request: requestFor(t, "/x", nil)}
 			d.target.token = compact
 			return reasonOf(t, app.authenticate(d))
 		}

@@ -483,13 +483,13 @@ func TestSettingsOverDefaults(t *testing.T) {
 		{"nothing is set", nil, private, private},
 		{"nothing is set, public by default", nil, public, public},
 		{"nothing that decides is set", &storedVideo{}, private, private},
-		{"made public", &storedVideo{requireSignedURLs: new(false)}, private, settings{false, private.origins}},
-		{"made private", &storedVideo{requireSignedURLs: new(true)}, public, settings{true, originPolicy{}}},
+		{"made public", &storedVideo{requireSignedURLs: new(false)}, private, settings{requireSignedURLs: false, origins: private.origins}},
+		{"made private", &storedVideo{requireSignedURLs: new(true)}, public, settings{requireSignedURLs: true, origins: originPolicy{}}},
 		{"private as it is", &storedVideo{requireSignedURLs: new(true)}, private, private},
-		{"other origins", &storedVideo{originsSet: true, allowed: other}, private, settings{true, originPolicy{other, true}}},
-		{"any origin", &storedVideo{originsSet: true}, private, settings{true, originPolicy{nil, true}}},
-		{"origins where there were none", &storedVideo{originsSet: true, allowed: other}, public, settings{false, originPolicy{other, false}}},
-		{"all of it", &storedVideo{new(false), true, other}, private, settings{false, originPolicy{other, true}}},
+		{"other origins", &storedVideo{originsSet: true, allowed: other}, private, settings{requireSignedURLs: true, origins: originPolicy{other, true}}},
+		{"any origin", &storedVideo{originsSet: true}, private, settings{requireSignedURLs: true, origins: originPolicy{nil, true}}},
+		{"origins where there were none", &storedVideo{originsSet: true, allowed: other}, public, settings{requireSignedURLs: false, origins: originPolicy{other, false}}},
+		{"all of it", &storedVideo{new(false), true, other}, private, settings{requireSignedURLs: false, origins: originPolicy{other, true}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			before := tc.defaults

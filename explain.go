@@ -1,0 +1,480 @@
+package signedplayback
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/spf13/cobra"
+)
+
+func explainCommand() *cobra.Command {
+	opts := explainOptions{now: time.Now}
+	cmd := &cobra.Command{
+		Use:   "explain --config <file> --url <url> [--ip <address>] [--origin <origin>] [--referer <url>] [--at <time>]",
+		Short: "Shows why a request is allowed or refused",
+		Long: `
+Replays a request against a config and prints each check of the gate with its
+outcome and the values that it was about. Nothing is started and nothing is sent
+to the origin: matchers, rewrites and trusted proxies of the config apply, then
+the gate decides by the code that serves viewers. Keys, key sets, the geo
+database and the store are read as the server reads them.
+
+Checks after the one that refuses are shown as well, as far as they can be made.
+The exit status is 0 for a request that is allowed (also if only reports hold
+against it), else 1.
+
+	$ caddy signed-playback explain --config /etc/caddy/Caddyfile \
+		--url 'https://media.example.com/eyJhbGci…/manifest/video.m3u8' \
+		--ip 203.0.113.7 --origin https://www.example.com
+	$ pbpaste | caddy signed-playback explain --url - --ip 203.0.113.7
+
+Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts.stdin = cmd.InOrStdin()
+			return explain(opts, cmd.OutOrStdout())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
+	flags.StringVar(&opts.url, "url", "", "the `URL` that the viewer asked for, or - for standard input")
+	flags.StringVar(&opts.ip, "ip", "", "the viewer's `address` (default: 127.0.0.1)")
+	flags.StringVar(&opts.origin, "origin", "", "the `Origin` header (default: none)")
+	flags.StringVar(&opts.referer, "referer", "", "the `Referer` header (default: none)")
+	flags.StringArrayVar(&opts.headers, "header", nil, "another header, as `'Name: value'`; may be repeated")
+	flags.StringVar(&opts.method, "method", http.MethodGet, "the request's method")
+	flags.StringVar(&opts.at, "at", "", "the `time` of the request (default: now)")
+	flags.BoolVar(&opts.json, "json", false, "print JSON")
+	return cmd
+}
+
+type explainOptions struct {
+	config, url, ip string
+	origin, referer string
+	headers         []string
+	method, at      string
+	json            bool
+	stdin           io.Reader
+	now             func() time.Time
+}
+
+// explanation is what explain prints.
+type explanation struct {
+	Allowed bool        `json:"allowed"`
+	Result  result      `json:"result"`
+	Reason  reason      `json:"reason,omitempty"`
+	Status  int         `json:"status,omitempty"` // of a refusal
+	Video   string      `json:"video,omitempty"`
+	TokenID string      `json:"token_id,omitempty"`
+	KeyID   string      `json:"key_id,omitempty"`
+	Client  string      `json:"client_ip,omitempty"`
+	Country string      `json:"country,omitempty"`
+	At      time.Time   `json:"at"`
+	Checks  []explained `json:"checks"`
+	Notes   []string    `json:"notes,omitempty"`
+}
+
+// errRefused makes the exit status of a refusal. What there is to say, has been
+// printed.
+var errRefused = errors.New("the request is refused")
+
+// explain prints why the gate of a config allows or refuses a request. Its
+// error is errRefused for a request that is refused, else why it cannot tell.
+func explain(opts explainOptions, out io.Writer) (err error) {
+	request, err := opts.request()
+	if err != nil {
+		return err
+	}
+	at, err := opts.time()
+	if err != nil {
+		return err
+	}
+	replayed, err := loadReplay(opts.config)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, replayed.app.Cleanup()) }()
+	replayed.app.now = func() time.Time { return at }
+	found, err := replayed.serve(request)
+	if err != nil {
+		return err
+	}
+	e := found.explanation(at)
+	e.Notes = append(e.Notes, replayed.notes...)
+	if err := e.print(out, opts.json); err != nil {
+		return err
+	}
+	if !e.Allowed {
+		return errRefused
+	}
+	return nil
+}
+
+func (o explainOptions) time() (time.Time, error) {
+	if o.at == "" {
+		return o.now(), nil
+	}
+	at, err := parseTime(o.at, o.now())
+	if err != nil {
+		return time.Time{}, fmt.Errorf("--at: %w", err)
+	}
+	return at, nil
+}
+
+// request makes the request of the options as the server would read it.
+func (o explainOptions) request() (*http.Request, error) {
+	address := o.url
+	if address == "-" {
+		text, err := io.ReadAll(io.LimitReader(o.stdin, 1<<20))
+		if err != nil {
+			return nil, fmt.Errorf("--url: reading standard input: %w", err)
+		}
+		address = strings.TrimSpace(string(text))
+	}
+	// The path must get to the gate as it is, so it is not parsed here.
+	scheme, rest, ok := strings.Cut(address, "://")
+	if !ok || scheme != "http" && scheme != "https" {
+		return nil, errors.New("--url: want the whole URL that the viewer asked for, like https://media.example.com/eyJhbGci…/manifest/video.m3u8")
+	}
+	host, target := rest, "/"
+	if i := strings.IndexAny(rest, "/?"); i >= 0 {
+		host, target = rest[:i], rest[i:]
+	}
+	target, _, _ = strings.Cut(target, "#") // browsers keep it for themselves
+	if strings.HasPrefix(target, "?") {
+		target = "/" + target
+	}
+	u, err := url.ParseRequestURI(target)
+	if err != nil || host == "" || strings.ContainsAny(host, "@ ") {
+		return nil, errors.New("--url: it has no host, or a path that no server takes")
+	}
+	ip, err := netip.ParseAddr(cmp.Or(o.ip, "127.0.0.1"))
+	if err != nil {
+		return nil, fmt.Errorf("--ip %q: want an IP address", o.ip)
+	}
+	r := &http.Request{
+		Method: o.method, URL: u, RequestURI: target, Host: host,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: make(http.Header), Body: http.NoBody,
+		RemoteAddr: netip.AddrPortFrom(ip, 12345).String(),
+	}
+	if scheme == "https" {
+		name, _, err := net.SplitHostPort(host)
+		if err != nil {
+			name = host
+		}
+		r.TLS = &tls.ConnectionState{HandshakeComplete: true, ServerName: name, Version: tls.VersionTLS13}
+	}
+	return r, o.setHeaders(r.Header)
+}
+
+func (o explainOptions) setHeaders(h http.Header) error {
+	for name, value := range map[string]string{"Origin": o.origin, "Referer": o.referer} {
+		if value != "" {
+			h.Set(name, value)
+		}
+	}
+	for _, line := range o.headers {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || strings.TrimSpace(name) == "" {
+			return fmt.Errorf("--header %q: want 'Name: value'", name)
+		}
+		h.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+	}
+	return nil
+}
+
+// replay is a config that is provisioned and not started.
+type replay struct {
+	app     *App
+	servers map[string]*caddyhttp.Server
+	notes   []string
+}
+
+// loadReplay provisions what of a config decides about requests.
+func loadReplay(file string) (*replay, error) {
+	config, err := adaptConfig(file)
+	if err != nil {
+		return nil, err
+	}
+	var p pruned
+	if err := p.prune(config); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	raw, err := json.Marshal(config)
+	if err != nil {
+		return nil, err
+	}
+	var cfg caddy.Config
+	if err := caddy.StrictUnmarshalJSON(raw, &cfg); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	ctx, err := caddy.ProvisionContext(&cfg)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	server, err := ctx.App("http")
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	app, err := ctx.App(appID)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	found := &replay{app.(*App), server.(*caddyhttp.App).Servers, p.notes()}
+	if remote := found.app.keys.remote; remote != nil {
+		if err := remote.load(); err != nil {
+			found.notes = append(found.notes, fmt.Sprintf("the key set of jwks_url cannot be loaded now: %v", err))
+		}
+	}
+	return found, nil
+}
+
+// adaptConfig reads a config file as `caddy run` would.
+func adaptConfig(file string) (config map[string]any, err error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("--config: %w", err)
+	}
+	if filepath.Ext(file) != ".json" {
+		if raw, _, err = caddyconfig.GetAdapter("caddyfile").Adapt(raw, map[string]any{"filename": file}); err != nil {
+			return nil, fmt.Errorf("--config: %w", err)
+		}
+	}
+	if err := json.Unmarshal(raw, &config); err != nil {
+		return nil, fmt.Errorf("--config %q: %w", file, err)
+	}
+	return config, nil
+}
+
+// pruned takes out of a config what explain must not do: listen, write logs,
+// obtain certificates, send a request anywhere, answer it.
+type pruned struct {
+	left []string
+}
+
+func (p *pruned) prune(config map[string]any) error {
+	apps, _ := config["apps"].(map[string]any)
+	server, _ := apps["http"].(map[string]any)
+	servers, _ := server["servers"].(map[string]any)
+	if len(servers) == 0 {
+		return errors.New("the config has no site, so no gate")
+	}
+	kept := map[string]any{"http": server}
+	if app, ok := apps[appID]; ok {
+		kept[appID] = app
+	}
+	config["apps"] = kept
+	config["admin"] = map[string]any{"disabled": true}
+	config["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{"level": "ERROR"}}}
+	for _, value := range servers {
+		s, _ := value.(map[string]any)
+		for _, name := range []string{"listener_wrappers", "packet_conn_wrappers", "tls_connection_policies", "logs", "errors", "strict_sni_host", "metrics"} {
+			delete(s, name)
+		}
+		s["automatic_https"] = map[string]any{"disable": true}
+		p.routes(s["routes"])
+		named, _ := s["named_routes"].(map[string]any)
+		for _, route := range named {
+			p.routes([]any{route})
+		}
+	}
+	delete(server, "metrics")
+	return nil
+}
+
+// replayed are handlers that change what the gate sees, and nothing else.
+var replayed = []string{"signed_playback", "subroute", "rewrite", "vars", "map", "headers", "invoke"}
+
+// answering are handlers that answer, so that what comes after them is not
+// reached.
+var answering = []string{"reverse_proxy", "file_server", "static_response", "error", "acme_server", "metrics", "signed_playback_api", "php_fastcgi"}
+
+const answeredBy = "X-Answered-By"
+
+func (p *pruned) routes(routes any) {
+	list, _ := routes.([]any)
+	for _, route := range list {
+		fields, _ := route.(map[string]any)
+		handlers, _ := fields["handle"].([]any)
+		var kept []any
+		for _, value := range handlers {
+			handler, _ := value.(map[string]any)
+			name, _ := handler["handler"].(string)
+			switch {
+			case slices.Contains(replayed, name):
+				p.routes(handler["routes"])
+				kept = append(kept, handler)
+			case slices.Contains(answering, name):
+				kept = append(kept, map[string]any{
+					"handler": "static_response",
+					"headers": map[string]any{answeredBy: []any{name}},
+				})
+			case !slices.Contains(p.left, name) && name != "encode":
+				p.left = append(p.left, name)
+			}
+		}
+		fields["handle"] = kept
+	}
+}
+
+func (p *pruned) notes() (notes []string) {
+	for _, name := range p.left {
+		notes = append(notes, fmt.Sprintf("the handler %s was not replayed; if it stands before the gate, it may answer or change the request", name))
+	}
+	return notes
+}
+
+// serve has the servers of the config decide on a request, first those that
+// listen on its port.
+func (p *replay) serve(r *http.Request) (*trace, error) {
+	var answers []string
+	for _, name := range p.order(r) {
+		found := new(trace)
+		w := &unread{header: make(http.Header)}
+		ctx := context.WithValue(r.Context(), traceKey{}, found)
+		p.servers[name].ServeHTTP(w, r.Clone(ctx))
+		if found.decision != nil {
+			return found, nil
+		}
+		if by := w.header.Get(answeredBy); by != "" {
+			answers = append(answers, by)
+		}
+	}
+	if len(answers) > 0 {
+		return nil, fmt.Errorf("no gate is reached: %s answers %q, so check the matchers of the site", strings.Join(answers, ", "), r.Host)
+	}
+	return nil, fmt.Errorf("no gate is reached: no site with signed_playback is for the host %q", r.Host)
+}
+
+func (p *replay) order(r *http.Request) (names []string) {
+	var others []string
+	for name, server := range p.servers {
+		if listensOn(server, r) {
+			names = append(names, name)
+		} else {
+			others = append(others, name)
+		}
+	}
+	slices.Sort(names)
+	slices.Sort(others)
+	return append(names, others...)
+}
+
+func listensOn(server *caddyhttp.Server, r *http.Request) bool {
+	_, text, err := net.SplitHostPort(r.Host)
+	port, _ := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		port = uint64(defaultPort(r.TLS != nil))
+	}
+	for _, listener := range server.Listen {
+		address, err := caddy.ParseNetworkAddress(listener)
+		if err == nil && uint64(address.StartPort) <= port && port <= uint64(address.EndPort) {
+			return true
+		}
+	}
+	return false
+}
+
+// unread is a response of which only the headers are looked at.
+type unread struct{ header http.Header }
+
+func (w *unread) Header() http.Header         { return w.header }
+func (w *unread) WriteHeader(int)             {}
+func (w *unread) Write(p []byte) (int, error) { return len(p), nil }
+
+func (t *trace) explanation(at time.Time) explanation {
+	d := t.decision
+	e := explanation{
+		Allowed: t.why == nil, Result: resultAllowed, At: at.UTC(), Checks: t.steps,
+		Video: d.video, TokenID: tokenID(d.target.token), Country: d.knownCountry(),
+	}
+	if d.verified != nil {
+		e.KeyID = d.verified.claims.KeyID
+	}
+	if addr, ok := clientAddress(d.request); ok {
+		e.Client = addr.String()
+	}
+	err := t.reported
+	if err != nil {
+		e.Result = resultWouldRefuse
+	}
+	if t.why != nil {
+		e.Result, err = resultRefused, t.why
+	}
+	if why, ok := errors.AsType[*refusal](err); ok {
+		e.Reason = why.reason
+	}
+	if e.Result == resultRefused {
+		e.Status = e.Reason.status()
+	}
+	if t.assumed {
+		e.Notes = append(e.Notes, "the checks after the token were made as though it were valid")
+	}
+	return e
+}
+
+func (e explanation) print(out io.Writer, asJSON bool) error {
+	if asJSON {
+		enc := json.NewEncoder(out)
+		enc.SetIndent("", "\t")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(e)
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, check := range e.Checks {
+		first := ""
+		details := check.Details
+		if len(details) > 0 {
+			first, details = details[0], details[1:]
+		}
+		name := string(check.Outcome)
+		if check.Outcome == verdictReport {
+			name = "would refuse"
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\n", check.Check, name, first)
+		for _, detail := range details {
+			fmt.Fprintf(table, "\t\t%s\n", detail)
+		}
+	}
+	fmt.Fprintf(table, "\n")
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for _, note := range e.Notes {
+		fmt.Fprintf(out, "note: %s\n", note)
+	}
+	_, err := fmt.Fprintln(out, e.summary())
+	return err
+}
+
+func (e explanation) summary() string {
+	who := fmt.Sprintf("for %s at %s", cmp.Or(e.Client, "an unknown address"), e.At.Format(time.RFC3339))
+	switch e.Result {
+	case resultRefused:
+		return fmt.Sprintf("refused with %d %s, %s", e.Status, e.Reason, who)
+	case resultWouldRefuse:
+		return fmt.Sprintf("allowed, because it is only reported: would be refused with %d %s, %s", e.Reason.status(), e.Reason, who)
+	default:
+		return fmt.Sprintf("allowed, %s", who)
+	}
+}

@@ -1,0 +1,205 @@
+package signedplayback
+
+import (
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/logging"
+	"go.opentelemetry.io/otel/attribute"
+	oteltrace "go.opentelemetry.io/otel/trace"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+func init() {
+	caddy.RegisterModule(LogFilter{})
+}
+
+// LogFilter replaces each token in a field of a log line by its token id, the
+// first 16 hexadecimal digits of its SHA-256, which the gate logs as
+// `signed_playback_token_id` too. A token opens its video to whoever reads it,
+// so it must not be in a log.
+//
+// It is for the fields in which a URL of a viewer can stand, or for objects that
+// contain them: `request` as a whole, or `request>uri` and `request>headers`.
+//
+//	format filter {
+//		request>uri     signed_playback
+//		request>headers signed_playback
+//	}
+//
+// What looks like a token is replaced too, if it is none: the filter errs on
+// the side of silence.
+type LogFilter struct{}
+
+// CaddyModule returns the Caddy module information.
+func (LogFilter) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "caddy.logging.encoders.filter.signed_playback",
+		New: func() caddy.Module { return new(LogFilter) },
+	}
+}
+
+// UnmarshalCaddyfile sets up the filter from Caddyfile tokens. It has no
+// options.
+func (*LogFilter) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the filter's name
+	if d.NextArg() || d.NextBlock(d.Nesting()) {
+		return d.Errf("unexpected %q; the log filter signed_playback has no options", d.Val())
+	}
+	return nil
+}
+
+// Filter implements logging.LogFieldFilter.
+func (LogFilter) Filter(in zapcore.Field) zapcore.Field {
+	switch value := in.Interface.(type) {
+	case caddyhttp.LoggableStringArray:
+		in.Interface = caddyhttp.LoggableStringArray(redactEach(value))
+		return in
+	case zapcore.ObjectMarshaler, zapcore.ArrayMarshaler:
+		return redactFields(in)
+	case fmt.Stringer:
+		return zap.String(in.Key, redactTokens(value.String()))
+	case error:
+		return zap.String(in.Key, redactTokens(value.Error()))
+	case []byte:
+		return zap.ByteString(in.Key, []byte(redactTokens(string(value))))
+	case nil:
+		if in.Type == zapcore.StringType {
+			in.String = redactTokens(in.String)
+		}
+		return in
+	default:
+		return zap.Any(in.Key, redactValue(value))
+	}
+}
+
+// redactFields redacts what is within a field of more than one value.
+func redactFields(in zapcore.Field) zapcore.Field {
+	fields := zapcore.NewMapObjectEncoder()
+	in.AddTo(fields)
+	if in.Type != zapcore.InlineMarshalerType {
+		return zap.Any(in.Key, redactValue(fields.Fields[in.Key]))
+	}
+	return zap.Inline(zapcore.ObjectMarshalerFunc(func(enc zapcore.ObjectEncoder) error {
+		for _, key := range slices.Sorted(maps.Keys(fields.Fields)) {
+			zap.Any(key, redactValue(fields.Fields[key])).AddTo(enc)
+		}
+		return nil
+	}))
+}
+
+// redactValue redacts the strings in a value as zap's map encoder, or a caller
+// of zap.Any, has it.
+func redactValue(value any) any {
+	switch value := value.(type) {
+	case string:
+		return redactTokens(value)
+	case []string:
+		return redactEach(value)
+	case []any:
+		redacted := make([]any, len(value))
+		for i, element := range value {
+			redacted[i] = redactValue(element)
+		}
+		return redacted
+	case map[string]any:
+		redacted := make(map[string]any, len(value))
+		for key, element := range value {
+			redacted[key] = redactValue(element)
+		}
+		return redacted
+	}
+	return value
+}
+
+func redactEach(values []string) []string {
+	redacted := make([]string, len(values))
+	for i, value := range values {
+		redacted[i] = redactTokens(value)
+	}
+	return redacted
+}
+
+// redactTokens replaces each token in a text by its id. It knows them by their
+// characters, so that it finds one wherever it stands, escaped or cut short.
+func redactTokens(text string) string {
+	var redacted strings.Builder
+	kept := 0 // up to where text has been copied
+	for start := 0; start < len(text); start++ {
+		end := start
+		for end < len(text) && isTokenCharacter(text[end]) {
+			end++
+		}
+		if end == start {
+			continue
+		}
+		if id, ok := redactionOf(text[start:end]); ok {
+			redacted.WriteString(text[kept:start])
+			redacted.WriteString(id)
+			kept = end
+		}
+		start = end
+	}
+	if kept == 0 {
+		return text
+	}
+	redacted.WriteString(text[kept:])
+	return redacted.String()
+}
+
+// isTokenCharacter tells the characters of tokens: base64url, dots, percent
+// escapes, and of the other alphabet what is no separator.
+func isTokenCharacter(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' ||
+		c == '-' || c == '_' || c == '.' || c == '%' || c == '+'
+}
+
+const (
+	// headerStart is how `{"`, with which every header begins, looks in base64.
+	headerStart = "eyJ"
+
+	// maxName is how long a name may be that is no part of a token: a SHA-512
+	// in hexadecimal digits. A signature is longer.
+	maxName = 128
+
+	minRedacted = 16
+)
+
+// redactionOf returns what stands for a run of token characters, if it is a
+// token, or a part of one that would help to guess it.
+func redactionOf(run string) (id string, ok bool) {
+	if plain, err := url.PathUnescape(run); err == nil && plain != run {
+		redacted := redactTokens(plain) // which may have escapes in its turn
+		return redacted, redacted != plain
+	}
+	if len(run) < minRedacted {
+		return "", false
+	}
+	if strings.Contains(run, headerStart) && (strings.Contains(run, ".") || len(run) > maxName) {
+		return tokenID(run), true
+	}
+	for segment := range strings.SplitSeq(run, ".") {
+		if len(segment) > maxName {
+			return tokenID(run), true
+		}
+	}
+	return "", false
+}
+
+// redactSpan has traces say what log lines say of a request's path.
+func redactSpan(span oteltrace.Span, path string) {
+	span.SetAttributes(attribute.String("url.path", redactTokens(path)))
+}
+
+// Interface guards
+var (
+	_ logging.LogFieldFilter = LogFilter{}
+	_ caddyfile.Unmarshaler  = (*LogFilter)(nil)
+)
