@@ -36,6 +36,7 @@ func TestExampleConfigs(t *testing.T) {
 	for name, value := range map[string]string{
 		"SIGNED_PLAYBACK_API_TOKEN": "a-secret-of-some-length",
 		"SIGNED_PLAYBACK_REDIS":     "redis://" + freeAddr(t),
+		"SIGNED_PLAYBACK_GEOIP":     "testdata/country.mmdb",
 		"CLOUDFLARE_API_TOKEN":      "a-secret-of-some-length",
 		"CLOUDFLARE_EMAIL":          "me@example.com",
 		"CLOUDFLARE_API_KEY":        "a-secret-of-some-length",
