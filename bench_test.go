@@ -1,6 +1,11 @@
 package signedplayback
 
 import (
+	"crypto"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"maps"
 	"net/http"
@@ -113,7 +118,8 @@ func BenchmarkServe(b *testing.B) {
 	}
 }
 
-// A token that is verified for the first time, beside its signature alone.
+// A token that is verified for the first time, beside its signature alone as the
+// standard library verifies it.
 func BenchmarkCold(b *testing.B) {
 	g := newGate(b, new(App), new(Gate))
 	tokens := make([]string, 200)
@@ -123,10 +129,13 @@ func BenchmarkCold(b *testing.B) {
 		})
 	}
 	b.Run("signature alone", func(b *testing.B) {
-		parsed := must(token.Parse(tokens[0]))
+		dot := strings.LastIndexByte(tokens[0], '.')
+		digest := sha256.Sum256([]byte(tokens[0][:dot]))
+		signature := must(base64.RawURLEncoding.DecodeString(tokens[0][dot+1:]))
+		public := &must(x509.ParsePKCS1PrivateKey(privatePEM(b, testKey()).Bytes)).PublicKey
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := parsed.Verify(testKey().Public()); err != nil {
+			if err := rsa.VerifyPKCS1v15(public, crypto.SHA256, digest[:], signature); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -156,7 +165,7 @@ func BenchmarkGarbage(b *testing.B) {
 	g := newGate(b, new(App), new(Gate))
 	good := plainToken()
 	// An id that the control API cannot have made, so nobody else is asked.
-	stranger := must(token.GenerateSigningKey(strings.Repeat("u", 65)))
+	stranger := must(token.GenerateSigningKey(strings.Repeat("u", 31) + "+"))
 	unknown := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, stranger))
 	for _, c := range []struct{ name, token string }{
 		{"alphabet", strings.Replace(good, "e", "%", 1)},

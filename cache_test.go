@@ -46,10 +46,14 @@ func TestWarmRequestsAllocateNextToNothing(t *testing.T) {
 // A flood of garbage must not become work for the garbage collector.
 func TestGarbageAllocatesNothing(t *testing.T) {
 	g := newGate(t, new(App), new(Gate))
+	// An id that the control API cannot have made, so the store is not asked.
+	stranger := must(token.GenerateSigningKey(strings.Repeat("u", 31) + "+"))
 	for name, compact := range map[string]string{
-		"alphabet": strings.Replace(plainToken(), "e", "%", 1),
-		"segments": strings.ReplaceAll(plainToken(), ".", "_"),
-		"length":   strings.Repeat("a", 9000) + ".b.c",
+		"unknown key": must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, stranger)),
+		"header":      "e30." + strings.Repeat("y", 400) + "." + strings.Repeat("z", 342),
+		"alphabet":    strings.Replace(plainToken(), "e", "%", 1),
+		"segments":    strings.ReplaceAll(plainToken(), ".", "_"),
+		"length":      strings.Repeat("a", 9000) + ".b.c",
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := &decision{request: requestFor(t, "/x", nil), target: target{token: compact}}

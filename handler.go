@@ -188,9 +188,9 @@ func (a *App) verify(d *decision) (*verifiedToken, error) {
 	ctx := d.request.Context()
 	// Anybody can send tokens of unknown keys, so they are refused before the
 	// rest of them is looked at.
-	keyID, err := token.HeaderKeyID(compact)
-	if err == nil && keyID != "" {
-		_, err = a.key(ctx, keyID)
+	keyID, err := token.HeaderKeyID(compact, d.scratch[:])
+	if err == nil && keyID != nil {
+		_, err = a.key(ctx, string(keyID))
 	}
 	if err != nil {
 		return nil, d.refusal(err)
@@ -395,6 +395,7 @@ type decision struct {
 	requestOrigin string
 
 	refused  refusal
+	scratch  [128]byte // for the header of a token, which is seldom longer
 	logged   bool
 	response response // here, so that both are one allocation
 }

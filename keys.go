@@ -65,8 +65,7 @@ func (k *keyring) certain(keyID string) bool {
 // node has just made.
 func (k *keyring) mayAppear(keyID string) bool {
 	stored, known := k.stored.get(keyID)
-	_, err := store.NewName(store.Keys, keyID)
-	return known && !stored.revoked && stored.damage == nil && err == nil
+	return known && !stored.revoked && stored.damage == nil && store.ValidID(keyID)
 }
 
 // revocable reports whether there is something to revoke: a key from anywhere,

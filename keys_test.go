@@ -38,7 +38,7 @@ func publicPEM(t *testing.T, key *token.SigningKey) string {
 	return pemText("PUBLIC KEY", must(x509.MarshalPKIXPublicKey(&private.PublicKey)))
 }
 
-func privatePEM(t *testing.T, key *token.SigningKey) *pem.Block {
+func privatePEM(t testing.TB, key *token.SigningKey) *pem.Block {
 	t.Helper()
 	block, _ := pem.Decode(must(base64.StdEncoding.DecodeString(key.PEM())))
 	return block

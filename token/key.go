@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"slices"
 
+	"filippo.io/bigmod"
 	"github.com/lestrrat-go/jwx/v3/jwa"
 	"github.com/lestrrat-go/jwx/v3/jwk"
 )
@@ -30,8 +31,9 @@ const (
 // PublicKey is an RSA key that verifies tokens, under its id. It is immutable
 // and safe for concurrent use.
 type PublicKey struct {
-	id  string
-	rsa *rsa.PublicKey
+	id      string
+	rsa     *rsa.PublicKey
+	modulus *bigmod.Modulus // of rsa, prepared
 }
 
 // NewPublicKey checks that a key is one that this package verifies with: RSA
@@ -52,7 +54,11 @@ func NewPublicKey(id string, key *rsa.PublicKey) (*PublicKey, error) {
 	case key.N.Bit(0) == 0:
 		return nil, fmt.Errorf("%w: %q has an even modulus", ErrKey, id)
 	}
-	return &PublicKey{id: id, rsa: &rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E}}, nil
+	modulus, err := bigmod.NewModulus(key.N.Bytes())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %q: %w", ErrKey, id, err)
+	}
+	return &PublicKey{id, &rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E}, modulus}, nil
 }
 
 // ID returns the key's `kid`.
@@ -81,8 +87,9 @@ func validKeyID(id string) bool {
 // SigningKey is an RSA key pair that signs tokens. It is immutable and safe
 // for concurrent use.
 type SigningKey struct {
-	id  string
-	rsa *rsa.PrivateKey
+	id     string
+	rsa    *rsa.PrivateKey
+	public *PublicKey
 }
 
 // NewSigningKey checks a key pair as NewPublicKey does. Errors wrap ErrKey.
@@ -90,7 +97,8 @@ func NewSigningKey(id string, key *rsa.PrivateKey) (*SigningKey, error) {
 	if key == nil {
 		return nil, fmt.Errorf("%w: %q is no key at all", ErrKey, id)
 	}
-	if _, err := NewPublicKey(id, &key.PublicKey); err != nil {
+	public, err := NewPublicKey(id, &key.PublicKey)
+	if err != nil {
 		return nil, err
 	}
 	if len(key.Primes) != 2 {
@@ -99,7 +107,7 @@ func NewSigningKey(id string, key *rsa.PrivateKey) (*SigningKey, error) {
 	if err := key.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %q: %w", ErrKey, id, err)
 	}
-	return &SigningKey{id: id, rsa: key}, nil
+	return &SigningKey{id, key, public}, nil
 }
 
 // GenerateSigningKey makes an RSA-2048 key pair. Without an id it gets a
@@ -121,7 +129,7 @@ func GenerateSigningKey(id string) (*SigningKey, error) {
 func (k *SigningKey) ID() string { return k.id }
 
 // Public returns the half that verifies.
-func (k *SigningKey) Public() *PublicKey { return &PublicKey{id: k.id, rsa: &k.rsa.PublicKey} }
+func (k *SigningKey) Public() *PublicKey { return k.public }
 
 // PEM returns the pair in the form of the keys API's `pem`: standard base64 of
 // a PKCS#1 PEM text.

@@ -104,32 +104,32 @@ func Parse(compact string) (Parsed, error) {
 	}
 	switch {
 	case p.claims.KeyID == "":
-		p.claims.KeyID = headerKeyID
-	case headerKeyID != "" && headerKeyID != p.claims.KeyID:
+		p.claims.KeyID = string(headerKeyID)
+	case headerKeyID != nil && string(headerKeyID) != p.claims.KeyID:
 		return Parsed{}, errKeyIDs
 	}
 	return p, nil
 }
 
-// HeaderKeyID returns the `kid` in the header of a compact token, "" if it has
+// HeaderKeyID returns the `kid` in the header of a compact token, none if it has
 // none there, after the cheapest of the checks that Parse makes: length,
 // segments, alphabet, header. A verifier that asks it first refuses tokens of
-// unknown keys at little cost. Its errors wrap ErrMalformed or ErrAlgorithm.
-func HeaderKeyID(compact string) (string, error) {
+// unknown keys at little cost. The header is decoded into scratch, if it has
+// room, and the result may be a part of that. Errors wrap ErrMalformed or
+// ErrAlgorithm.
+func HeaderKeyID(compact string, scratch []byte) (keyID []byte, err error) {
 	first, _, err := segments(compact)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	var buffer [256]byte
-	header := buffer[:]
-	if need := strict.DecodedLen(first); need > len(header) {
-		header = make([]byte, need)
+	if need := strict.DecodedLen(first); need > len(scratch) {
+		scratch = make([]byte, need)
 	}
-	n, err := strict.Decode(header, []byte(compact[:first]))
+	n, err := strict.Decode(scratch, []byte(compact[:first]))
 	if err != nil {
-		return "", errAlphabet
+		return nil, errAlphabet
 	}
-	return parseHeader(header[:n])
+	return parseHeader(scratch[:n])
 }
 
 // Unverified returns the claims of a token that nobody has vouched for yet,
@@ -218,13 +218,13 @@ func split(compact string) (header, payload, signature []byte, err error) {
 	return header, payload, signature, nil
 }
 
-// parseHeader checks the JOSE header and returns its `kid`, "" for none. The
+// parseHeader checks the JOSE header and returns its `kid`, nil for none. The
 // members that other verifiers act on (`jwk`, `jku`, `x5c`, `crit`, `b64`, …)
 // are refused by not being on the list.
-func parseHeader(header []byte) (keyID string, err error) {
+func parseHeader(header []byte) (keyID []byte, err error) {
 	members, err := object(header)
 	if err != nil || header[len(header)-1] != '}' {
-		return "", errHeader
+		return nil, errHeader
 	}
 	var alg strictjson.Value
 	var unknown, badType, badKeyID bool
@@ -234,8 +234,8 @@ func parseHeader(header []byte) (keyID string, err error) {
 			alg = value
 		case "kid":
 			var ok bool
-			keyID, ok = value.Text()
-			badKeyID = !ok || keyID == ""
+			keyID, ok = value.Content()
+			badKeyID = !ok || len(keyID) == 0
 		case "typ":
 			text, ok := value.Plain()
 			badType = !ok || string(text) != "JWT"
@@ -247,13 +247,13 @@ func parseHeader(header []byte) (keyID string, err error) {
 	// have taken as unsigned is reported as that.
 	switch text, ok := alg.Plain(); {
 	case !ok || string(text) != "RS256":
-		return "", errAlgorithm
+		return nil, errAlgorithm
 	case unknown:
-		return "", errMember
+		return nil, errMember
 	case badType:
-		return "", errType
+		return nil, errType
 	case badKeyID:
-		return "", errKeyID
+		return nil, errKeyID
 	}
 	return keyID, nil
 }

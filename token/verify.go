@@ -1,11 +1,6 @@
 package token
 
-import (
-	"crypto"
-	"crypto/rsa"
-	"crypto/sha256"
-	"time"
-)
+import "time"
 
 // Keys finds public keys by their `kid`. Lookup returns nil for a key that is
 // not there. It must be safe for concurrent use.
@@ -63,12 +58,8 @@ func (p Parsed) Key(keys Keys) (*PublicKey, error) {
 // Verify checks the signature with that one key, and returns the claims, whose
 // dates are still to be checked. Its errors wrap ErrSignature.
 func (p Parsed) Verify(key *PublicKey) (Claims, error) {
-	if len(p.signature) != key.rsa.Size() {
-		return Claims{}, errSignatureIs
-	}
-	digest := sha256.Sum256([]byte(p.signed))
-	if err := rsa.VerifyPKCS1v15(key.rsa, crypto.SHA256, digest[:], p.signature); err != nil {
-		return Claims{}, ErrSignature
+	if err := key.verify(p.signed, p.signature); err != nil {
+		return Claims{}, err
 	}
 	return p.claims, nil
 }

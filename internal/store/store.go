@@ -50,10 +50,15 @@ func NewName(collection Collection, id string) (Name, error) {
 		return Name{}, fmt.Errorf("%w: collection %q", ErrName, collection)
 	case id == "." || id == "..":
 		return Name{}, fmt.Errorf("%w: %q is a path", ErrName, id)
-	case id == "" || len(id) > MaxID || strings.ContainsFunc(id, notInID):
+	case !ValidID(id):
 		return Name{}, fmt.Errorf("%w: %.80q: want 1 to %d of A-Z a-z 0-9 _ - . ~", ErrName, id, MaxID)
 	}
 	return Name{collection, id}, nil
+}
+
+// ValidID reports whether NewName takes an id.
+func ValidID(id string) bool {
+	return id != "" && len(id) <= MaxID && !strings.ContainsFunc(id, notInID) && id != "." && id != ".."
 }
 
 const idAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.~"
