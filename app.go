@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -54,7 +55,8 @@ type App struct {
 	GeoIPDatabase string `json:"geoip_database,omitempty"`
 
 	// Memory for tokens whose signature has been verified, in bytes. Default:
-	// 128 MiB.
+	// 128 MiB, or a quarter of the memory limit of the process (GOMEMLIMIT, or
+	// that of the container), if that is less.
 	TokenCacheSize uint64 `json:"token_cache_size,omitempty"`
 
 	// What the control API puts before playback paths: an http or https URL.
@@ -254,7 +256,7 @@ func parseMissingOrigin(s string) (allow bool, err error) {
 
 func (a *App) provisionTokenCache() (err error) {
 	if a.TokenCacheSize == 0 {
-		a.TokenCacheSize = defaultTokenCacheSize
+		a.TokenCacheSize = tokenCacheSizeWithin(debug.SetMemoryLimit(-1))
 	}
 	if a.TokenCacheSize < minTokenCacheSize {
 		return fmt.Errorf("token_cache_size %d: want at least %d bytes", a.TokenCacheSize, minTokenCacheSize)
@@ -262,6 +264,14 @@ func (a *App) provisionTokenCache() (err error) {
 	a.limit = newVerificationLimit()
 	a.tokens, err = acquireTokenCache()
 	return err
+}
+
+// tokenCacheSizeWithin returns the size of the cache for a process with a memory
+// limit in bytes. A cache that took all of it would have the garbage collector
+// run all the time.
+func tokenCacheSizeWithin(limit int64) uint64 {
+	const share = 4
+	return min(defaultTokenCacheSize, max(minTokenCacheSize, uint64(limit)/share))
 }
 
 func (a *App) provisionPublicURL() error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/netip"
 	"runtime"
@@ -232,6 +233,21 @@ func TestCacheIsBounded(t *testing.T) {
 	cache.entries.CleanUp()
 	if size := cache.entries.WeightedSize(); size > minTokenCacheSize || size < minTokenCacheSize/2 {
 		t.Errorf("the cache holds %d bytes, want up to %d", size, minTokenCacheSize)
+	}
+}
+
+// S11: a small machine gets a small cache, and not one that eats it up.
+func TestCacheFitsTheMemoryLimit(t *testing.T) {
+	for limit, want := range map[int64]uint64{
+		math.MaxInt64: 128 << 20, // none
+		1 << 30:       128 << 20,
+		256 << 20:     64 << 20,
+		1 << 20:       minTokenCacheSize,
+		0:             minTokenCacheSize,
+	} {
+		if got := tokenCacheSizeWithin(limit); got != want {
+			t.Errorf("a memory limit of %d bytes makes a cache of %d, want %d", limit, got, want)
+		}
 	}
 }
 
