@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -35,7 +36,8 @@ func init() {
 //	}
 //
 // What looks like a token is replaced too, if it is none: the filter errs on
-// the side of silence.
+// the side of silence. Among headers, those with credentials of the control API
+// are redacted, like Caddy's own filter redacts `Authorization`.
 type LogFilter struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -112,12 +114,20 @@ func redactValue(value any) any {
 	case map[string]any:
 		redacted := make(map[string]any, len(value))
 		for key, element := range value {
+			if slices.Contains(credentialHeaders, http.CanonicalHeaderKey(key)) {
+				redacted[key] = []string{"REDACTED"} // as Caddy does for Authorization
+				continue
+			}
 			redacted[key] = redactValue(element)
 		}
 		return redacted
 	}
 	return value
 }
+
+// credentialHeaders carry the credentials of the control API that Caddy does not
+// know for what they are, in the canonical form.
+var credentialHeaders = []string{"X-Auth-Key", "X-Auth-User-Service-Key"}
 
 func redactEach(values []string) []string {
 	redacted := make([]string, len(values))
