@@ -28,11 +28,13 @@ func init() {
 // so it must not be in a log.
 //
 // It is for the fields in which a URL of a viewer can stand, or for objects that
-// contain them: `request` as a whole, or `request>uri` and `request>headers`.
+// contain them: `request` as a whole, or `request>uri` and `request>headers`, and
+// `resp_headers` for redirects.
 //
 //	format filter {
 //		request>uri     signed_playback
 //		request>headers signed_playback
+//		resp_headers    signed_playback
 //	}
 //
 // What looks like a token is replaced too, if it is none: the filter errs on
