@@ -30,7 +30,7 @@ commands needs a running server.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand(), explainCommand())
+			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand(), explainCommand(), proxyCommand())
 		},
 	})
 }

@@ -1,0 +1,332 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// proxyProcess is a running `signed-playback proxy`. Its log is what it writes
+// to standard error.
+type proxyProcess struct {
+	gateway
+	printed *logBuffer
+}
+
+// startProxy runs the command, with its home and its temporary files in a folder
+// of its own, until it has printed its URLs.
+func startProxy(t testing.TB, addr string, env []string, args ...string) *proxyProcess {
+	t.Helper()
+	p := &proxyProcess{gateway{addr: addr, dir: t.TempDir(), log: newLogBuffer()}, newLogBuffer()}
+	if err := os.Mkdir(p.temporary(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	args = append([]string{"signed-playback", "proxy", "--from", "http://" + addr}, args...)
+	p.cmd = exec.Command(binary(t), args...)
+	p.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+p.dir, "XDG_CONFIG_HOME="+p.dir, "HOME="+p.dir, "TMPDIR="+p.temporary(), raceOptions)
+	p.cmd.Env = append(p.cmd.Env, env...)
+	p.cmd.Stdout, p.cmd.Stderr = p.printed, p.log
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.stop(t) })
+	if !p.printed.await("Stop with Ctrl-C", startTimeout) {
+		t.Fatalf("the gateway did not start:\n%s\n%s", p.printed, p.log)
+	}
+	return p
+}
+
+func (p *proxyProcess) temporary() string { return filepath.Join(p.dir, "tmp") }
+
+// path returns the path of the URL that was printed under a name.
+func (p *proxyProcess) path(t testing.TB, name string) string {
+	t.Helper()
+	for line := range strings.Lines(p.printed.String()) {
+		fields := strings.Fields(line)
+		if len(fields) != 2 || fields[0] != name {
+			continue
+		}
+		printed, err := url.Parse(fields[1])
+		if err != nil || printed.Scheme != "http" || printed.Host != p.addr {
+			t.Fatalf("the URL %q is not one of http://%s: %v", fields[1], p.addr, err)
+		}
+		return printed.EscapedPath()
+	}
+	t.Fatalf("no %s was printed:\n%s", name, p.printed)
+	return ""
+}
+
+// interrupt ends the gateway as Ctrl-C does, and checks that it goes quietly.
+func (p *proxyProcess) interrupt(t testing.TB) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- p.cmd.Wait() }()
+	if err := await(t, ended, "the end after SIGINT"); err != nil {
+		t.Errorf("it ended with %v:\n%s", err, p.log)
+	}
+	if log := p.log.String(); strings.Contains(log, "panic") || len(p.races()) > 0 {
+		t.Errorf("it panicked or raced:\n%s", log)
+	}
+}
+
+// wantNowhere checks that no secret is in what the gateway has written: its
+// output, its log, and every file of its folder.
+func (p *proxyProcess) wantNowhere(t testing.TB, secrets ...string) {
+	t.Helper()
+	written := map[string]string{"standard output": p.printed.String(), "standard error": p.log.String()}
+	err := filepath.WalkDir(p.dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		written[path] = string(content)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for where, text := range written {
+		for _, secret := range secrets {
+			if strings.Contains(text, secret) {
+				t.Errorf("%s has %.12s…", where, secret)
+			}
+		}
+	}
+}
+
+// privateForms is how any private key looks: in PEM, in PEM that is wrapped in
+// base64, and as a member of a JWK.
+var privateForms = []string{"PRIVATE KEY", "LS0tLS1CRUdJTi", `"d":`, `"dp":`}
+
+// The first URL that is printed plays, in a player and on the page, and nothing
+// else does; the key leaves no trace.
+func TestProxyCommand(t *testing.T) {
+	o := startOrigin(t, exampleMedia())
+	p := startProxy(t, freeAddr(t), nil, "--to", o.addr(), "--player", "--hls-js", hlsJS(t), "--access-log", "--debug")
+	playback := p.path(t, "HLS")
+	space := strings.TrimSuffix(playback, "manifest/video.m3u8")
+	compact := strings.Trim(space, "/")
+	sig := compact[strings.LastIndexByte(compact, '.')+1:]
+
+	t.Run("the printed URL plays", func(t *testing.T) {
+		res := p.get(t, playback)
+		o.wantPassed(t, res, "/demo/manifest/video.m3u8")
+		if !bytes.Contains(res.body, []byte("\nvideo-180p.m3u8")) {
+			t.Fatalf("the manifest is %s", res.body)
+		}
+		o.wantPassed(t, p.get(t, space+"manifest/video-180p.m3u8"), "/demo/manifest/video-180p.m3u8")
+		segment := p.get(t, space+"ts/001.ts")
+		o.wantPassed(t, segment, "/demo/ts/001.ts")
+		want, err := os.ReadFile("../examples/media/demo/ts/001.ts")
+		if err != nil || !bytes.Equal(segment.body, want) {
+			t.Errorf("the segment has %d bytes that are not those of the file: %v", len(segment.body), err)
+		}
+	})
+	t.Run("a changed one does not", func(t *testing.T) {
+		forged := strings.Replace(playback, sig, swapFirst(sig), 1)
+		o.wantRefused(t, p.get(t, forged), http.StatusUnauthorized, "signature_invalid")
+		o.wantRefused(t, p.get(t, "/demo/manifest/video.m3u8"), http.StatusUnauthorized, "token_required")
+		o.wantRefused(t, p.get(t, "/"+mint(t, "demo", nil)+"/manifest/video.m3u8"), http.StatusUnauthorized, "key_unknown")
+	})
+	t.Run("the page plays", func(t *testing.T) {
+		page := openTab(t, watchPolicy)
+		page.open(t, p.url(p.path(t, "Page")))
+		page.await(t, "a video that can play", isReady)
+		page.wantQuiet(t)
+		if script := p.get(t, space+"iframe/hls.js"); script.StatusCode != http.StatusOK || len(script.body) < 100_000 {
+			t.Errorf("hls.js: %d with %d bytes", script.StatusCode, len(script.body))
+		}
+		o.take()
+	})
+	t.Run("the log knows no token", func(t *testing.T) {
+		p.get(t, playback, "Referer: "+p.url(playback), "X-Original-Url: "+p.url(playback))
+		for _, seen := range o.take() {
+			if fields, _ := json.Marshal(seen.header); strings.Contains(seen.uri+string(fields), sig) {
+				t.Errorf("the origin was told the token: %s %s", seen.uri, fields)
+			}
+		}
+		if !p.log.await("handled request", startTimeout) || !strings.Contains(p.log.String(), `"level":"debug"`) {
+			t.Errorf("the log has no requests, or nothing at debug level:\n%s", p.log)
+		}
+	})
+	t.Run("its files are gone", func(t *testing.T) {
+		if left, err := os.ReadDir(p.temporary()); err != nil || len(left) != 0 {
+			t.Errorf("temporary files are left: %v, %v", left, err)
+		}
+	})
+	if !strings.Contains(p.log.String(), "in memory only") {
+		t.Errorf("nobody is told that the key will be gone:\n%s", p.log)
+	}
+	p.interrupt(t)
+	if strings.Contains(p.log.String(), sig) {
+		t.Error("the token is in the log")
+	}
+	p.wantNowhere(t, privateForms...)
+	if listens(p.addr) {
+		t.Error("something still listens")
+	}
+}
+
+// swapFirst changes the first character of base64url.
+func swapFirst(text string) string {
+	if text[0] == 'A' {
+		return "B" + text[1:]
+	}
+	return "A" + text[1:]
+}
+
+// With a key of the user's, the command that is printed signs more, and the key
+// stays where it was. An origin over HTTPS is asked by its own name, below its
+// base path.
+func TestProxyCommandWithAKey(t *testing.T) {
+	hosts := make(chan string, 100)
+	o := new(origin)
+	o.server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		o.record(r)
+		hosts <- r.Host
+		http.StripPrefix("/library", exampleMedia()).ServeHTTP(w, r)
+	}))
+	t.Cleanup(o.server.Close)
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "roots.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: o.server.Certificate().Raw}))
+	key, output := keygen(t)
+	keyFile := filepath.Join(dir, "it's my key.json")
+	writeFile(t, keyFile, []byte(output))
+	database, err := filepath.Abs("../testdata/country.mmdb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startProxy(t, freeAddr(t), []string{"SSL_CERT_FILE=" + filepath.Join(dir, "roots.pem")},
+		"--to", o.server.URL+"/library", "--key", keyFile, "--sub", "demo", "--exp", "30m",
+		"--allowed-origins", "*.example.com", "--geoip-database", database)
+	if strings.Contains(p.log.String(), "warning:") {
+		t.Errorf("it warns without a reason:\n%s", p.log)
+	}
+	const target = "/library/demo/manifest/video.m3u8"
+
+	t.Run("the printed URL plays on the allowed sites", func(t *testing.T) {
+		o.wantRefused(t, p.get(t, p.path(t, "HLS")), http.StatusForbidden, "origin_required")
+		o.wantRefused(t, p.get(t, p.path(t, "HLS"), "Origin: https://example.net"), http.StatusForbidden, "origin_not_allowed")
+		_, rest, _ := strings.Cut(p.printed.String(), "-H '")
+		header, _, ok := strings.Cut(rest, "'")
+		if !ok {
+			t.Fatalf("no header was printed:\n%s", p.printed)
+		}
+		o.wantPassed(t, p.get(t, p.path(t, "HLS"), header), target)
+		if host := await(t, hosts, "a request"); host != strings.TrimPrefix(o.server.URL, "https://") {
+			t.Errorf("the origin at %s was asked as %q", o.server.URL, host)
+		}
+	})
+	t.Run("the printed command signs more", func(t *testing.T) {
+		_, rest, _ := strings.Cut(p.printed.String(), "  caddy signed-playback sign ")
+		line, _, _ := strings.Cut(rest, "\n")
+		signed := shell(t, dir, "caddy signed-playback sign "+line)
+		below, ok := strings.CutPrefix(strings.TrimSpace(signed.stdout), p.url(""))
+		if signed.code != 0 || !ok {
+			t.Fatalf("%s: exit status %d: %s%s", line, signed.code, signed.stdout, signed.stderr)
+		}
+		o.wantPassed(t, p.get(t, below, "Origin: https://www.example.com"), target)
+	})
+	t.Run("countries are known", func(t *testing.T) {
+		for country, want := range map[string]verdict{"US": plays, "GB": {http.StatusForbidden, "rule_blocked"}} {
+			rules := `[{"type":"ip.geoip.country","country":["` + country + `"],"action":"allow"},{"type":"any","action":"block"}]`
+			signed := execute(t, dir, "", binary(t), "signed-playback", "sign", "--key", keyFile, "--sub", "demo", "--rules", rules)
+			path := "/" + strings.TrimSpace(signed.stdout) + "/manifest/video.m3u8"
+			if got := p.get(t, path, "Origin: https://example.com").verdict(); got != want {
+				t.Errorf("%s: %v, want %v", country, got, want)
+			}
+		}
+	})
+	p.interrupt(t)
+	p.wantNowhere(t, append(privateForms, privateParts(t, key)...)...)
+	if after, err := os.ReadFile(keyFile); err != nil || string(after) != output {
+		t.Errorf("the key file is not what it was: %v", err)
+	}
+}
+
+// privateParts returns what only the holder of a key's private half knows, in
+// the forms in which keygen prints it.
+func privateParts(t testing.TB, key generatedKey) []string {
+	t.Helper()
+	jwk, err := base64.StdEncoding.DecodeString(key.JWK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var members struct{ D, P, Q string }
+	if err := json.Unmarshal(jwk, &members); err != nil || members.D == "" || members.P == "" || members.Q == "" {
+		t.Fatalf("the key has no private members: %v", err)
+	}
+	return []string{key.JWK, key.PEM, members.D, members.P, members.Q}
+}
+
+// An origin that is not there yet is told of and waited for.
+func TestProxyCommandBeforeTheOrigin(t *testing.T) {
+	addr := freeAddr(t)
+	p := startProxy(t, freeAddr(t), nil, "--to", addr)
+	if log := p.log.String(); !strings.Contains(log, `warning: --to "`+addr+`" does not answer`) || !strings.Contains(log, "502") {
+		t.Errorf("there is no warning:\n%s", log)
+	}
+	if res := p.get(t, p.path(t, "HLS")); res.StatusCode != http.StatusBadGateway {
+		t.Errorf("without an origin, the status is %d", res.StatusCode)
+	}
+	if sig := p.path(t, "HLS"); strings.Contains(p.log.String(), sig[1:strings.LastIndexByte(sig, '.')]) {
+		t.Errorf("the error in the log has the token, without an access log:\n%s", p.log)
+	}
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &httptest.Server{Listener: listener, Config: &http.Server{Handler: exampleMedia()}}
+	server.Start()
+	defer server.Close()
+	if res := p.get(t, p.path(t, "HLS")); res.verdict() != plays {
+		t.Errorf("with an origin, the answer is %v", res.verdict())
+	}
+}
+
+// A gateway that cannot run as it is told says why, prints no URL that nobody
+// serves, and leaves no key behind.
+func TestProxyCommandErrors(t *testing.T) {
+	o := startOrigin(t, nil)
+	other := start(t, o, config{})
+	free := freeAddr(t)
+	for _, tc := range []struct {
+		name   string
+		args   []string
+		stderr string
+	}{
+		{"no origin", []string{"--from", "http://" + free}, "needs --to"},
+		{"not an address", []string{"--from", "http://" + free + "/media", "--to", o.addr()}, `/media": `},
+		{"the port of another Caddy, which would share it", []string{"--from", "http://" + other.addr, "--to", o.addr()}, "address already in use"},
+		{"a module of hls.js, which no page can load", []string{"--from", "http://" + free, "--to", o.addr(), "--player", "--hls-js", strings.Replace(hlsJS(t), ".js", ".mjs", 1)}, "--hls-js"},
+		{"a key that is none", []string{"--from", "http://" + free, "--to", o.addr(), "--key", "/dev/null"}, `--key "/dev/null"`},
+		{"a stray argument", []string{"--from", "http://" + free, "--to", o.addr(), "demo"}, `"demo"`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			t.Setenv("TMPDIR", dir)
+			got := execute(t, dir, "", binary(t), append([]string{"signed-playback", "proxy"}, tc.args...)...)
+			if got.code != 1 || got.stdout != "" || !strings.Contains(got.stderr, tc.stderr) {
+				t.Errorf("exit status %d, standard output %q, standard error %q; want 1, nothing and a text with %q", got.code, got.stdout, got.stderr, tc.stderr)
+			}
+			if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+				t.Errorf("temporary files are left: %v, %v", left, err)
+			}
+		})
+	}
+}
