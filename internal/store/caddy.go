@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -62,6 +63,7 @@ type Caddy struct {
 	seed    maphash.Seed
 	journal *journal
 	stuck   sync.Map                // locks that are being cleared, by name
+	seen    atomic.Bool             // that there is something in the storage
 	others  map[string]otherJournal // by path; for the caller of Changes only
 }
 
@@ -92,14 +94,31 @@ func (s *Caddy) load(ctx context.Context, name Name) (Object, error) {
 	raw, err := s.storage.Load(ctx, objectPath(name))
 	switch {
 	case err == nil:
+		s.seen.Store(true)
 		return unseal(name, raw), nil
 	case errors.Is(err, fs.ErrNotExist):
-		return Object{Name: name}, nil
+		return Object{Name: name}, s.stillThere(ctx)
 	case ofOneFile(err):
 		return Object{Name: name, Damage: fmt.Errorf("%w: %s: %w", ErrDamaged, name, err)}, nil
 	}
 	return Object{}, fmt.Errorf("%w: reading %s: %w", ErrUnavailable, name, err)
 }
+
+// stillThere tells a storage that has nothing of a name from one that has
+// vanished, as a network folder does that is no longer mounted: the empty folder
+// in its place would make every video one without settings.
+func (s *Caddy) stillThere(ctx context.Context) error {
+	if !s.seen.Load() {
+		return nil
+	}
+	entries, err := s.storage.List(ctx, root, false)
+	if len(entries) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil // what else is wrong, the caller has met or will meet
+	}
+	return errVanished
+}
+
+var errVanished = fmt.Errorf("%w: the storage was not empty before, and is now; if it is no longer mounted, mount it, and if it was emptied on purpose, restart the server", ErrUnavailable)
 
 // ofOneFile reports whether an error of a file system says something about one
 // file rather than about all of them.
@@ -336,8 +355,11 @@ func (s *Caddy) list(ctx context.Context, folder string) ([]string, error) {
 		for attempt := 1; ; attempt++ {
 			entries, err := s.storage.List(ctx, folder, false)
 			switch {
-			case err == nil:
+			case err == nil && len(entries) > 0:
+				s.seen.Store(true)
 				return entries, nil
+			case err == nil:
+				return nil, s.stillThere(ctx)
 			case !errors.Is(err, fs.ErrNotExist), attempt == maxListings, ctx.Err() != nil:
 				return nil, fmt.Errorf("%w: listing %s: %w", ErrUnavailable, folder, err)
 			}
@@ -347,7 +369,7 @@ func (s *Caddy) list(ctx context.Context, folder string) ([]string, error) {
 			_, err = s.storage.Stat(ctx, folder)
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
-				return nil, nil
+				return nil, s.stillThere(ctx)
 			case err != nil:
 				return nil, fmt.Errorf("%w: looking for %s: %w", ErrUnavailable, folder, err)
 			}

@@ -1426,3 +1426,56 @@ func TestCallsOfWhoHasLeft(t *testing.T) {
 		}
 	}
 }
+
+// A network folder that is no longer mounted leaves an empty one behind. Taken
+// for a store without settings, it would open private videos; taken for one
+// without keys, it would be an outage that nobody is told of.
+func TestHostileStorageVanishes(t *testing.T) {
+	for name, know := range map[string]func(t *testing.T, storage *memStorage, s *Caddy){
+		"a node that has written":       func(t *testing.T, _ *memStorage, s *Caddy) { write(t, s, named(Videos, "private"), "1") },
+		"a node that has read":          func(t *testing.T, _ *memStorage, s *Caddy) { _, _ = s.Get(t.Context(), named(Videos, "private")) },
+		"a node that knows of journals": func(t *testing.T, _ *memStorage, s *Caddy) { _, _, _ = s.Changes(t.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			storage := newMemStorage()
+			write(t, quiet(storage), named(Videos, "private"), "1")
+			s := quiet(storage)
+			know(t, storage, s)
+			storage.mu.Lock()
+			files := storage.files
+			storage.files = make(map[string]memFile)
+			storage.mu.Unlock()
+			if object, err := s.Get(t.Context(), named(Videos, "private")); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("Get = %v, %v, want %v", object, err, ErrUnavailable)
+			}
+			if _, _, err := s.Changes(t.Context()); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("Changes fails with %v, want %v", err, ErrUnavailable)
+			}
+			for _, err := range s.All(t.Context(), Videos) {
+				if !errors.Is(err, ErrUnavailable) {
+					t.Errorf("All fails with %v, want %v", err, ErrUnavailable)
+				}
+			}
+			storage.mu.Lock()
+			storage.files = files
+			storage.mu.Unlock()
+			if object, err := s.Get(t.Context(), named(Videos, "private")); err != nil || object.Data == nil {
+				t.Errorf("Get = %v, %v when it is mounted again", object, err)
+			}
+			if _, _, err := s.Changes(t.Context()); err != nil {
+				t.Errorf("Changes fails with %v when it is mounted again", err)
+			}
+		})
+	}
+	t.Run("a new storage", func(t *testing.T) {
+		s := quiet(newMemStorage())
+		for range 2 {
+			if _, _, err := s.Changes(t.Context()); err != nil {
+				t.Errorf("Changes fails with %v, want nothing", err)
+			}
+			if object, err := s.Get(t.Context(), named(Keys, "none")); err != nil || object.Data != nil {
+				t.Errorf("Get = %v, %v, want nothing", object, err)
+			}
+		}
+	})
+}

@@ -101,6 +101,7 @@ func (s *Caddy) announce(ctx context.Context, name Name) error {
 			return fmt.Errorf("%w: announcing %s: %w", ErrUnavailable, name, err)
 		}
 		j.written = made.Count
+		s.seen.Store(true)
 	}
 	select {
 	case j.wake <- struct{}{}:
