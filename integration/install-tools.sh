@@ -6,7 +6,8 @@ set -eu
 cd "$(dirname "$0")"
 
 # Each line: a program, and the Debian packages that it comes with. The race
-# detector needs gcc together with the headers of the C library.
+# detector needs gcc together with the headers of the C library. Debian's Python
+# is named by its path, for another one would not have Debian's libraries.
 tools='gcc gcc libc6-dev
 ffmpeg ffmpeg
 ffprobe ffmpeg
@@ -14,11 +15,19 @@ chromium chromium
 node nodejs
 npm npm
 curl curl
-redis-server redis-server'
+redis-server redis-server
+prometheus prometheus
+promtool prometheus
+jq jq
+php php-cli
+/usr/bin/python3 python3 python3-jwt python3-cryptography'
 
 works() {
 	command -v "$1" >/dev/null || return 1
-	[ "$1" != gcc ] || echo '#include <stdlib.h>' | gcc -E -x c - >/dev/null 2>&1
+	case $1 in
+	gcc) echo '#include <stdlib.h>' | gcc -E -x c - >/dev/null 2>&1 ;;
+	/usr/bin/python3) "$1" -c 'import jwt, cryptography' 2>/dev/null ;;
+	esac
 }
 
 # Prints the lines of the tools that do not work.
@@ -36,9 +45,9 @@ absent=$(missing)
 if [ -n "$absent" ] && command -v apt-get >/dev/null && root true 2>/dev/null; then
 	packages=$(cut -d ' ' -f 2- <<<"$absent" | tr ' ' '\n' | sort -u)
 	root apt-get update
-	# One word per package is what is wanted here.
+	# One word per package is what is wanted here, and no service of theirs.
 	# shellcheck disable=SC2086
-	root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages
+	root env DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 apt-get install -y --no-install-recommends $packages
 	absent=$(missing)
 fi
 if [ -n "$absent" ]; then

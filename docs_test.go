@@ -1,0 +1,480 @@
+package signedplayback
+
+import (
+	"go/ast"
+	"go/parser"
+	gotoken "go/token"
+	"io/fs"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/dustin/go-humanize"
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
+)
+
+func page(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// sections splits a page at its headings of a level ("##"), by their texts
+// without backticks.
+func sections(text, level string) map[string]string {
+	parts := make(map[string]string)
+	_, text, _ = strings.Cut("\n"+text, "\n"+level+" ")
+	for part := range strings.SplitSeq(text, "\n"+level+" ") {
+		heading, body, _ := strings.Cut(part, "\n")
+		parts[strings.ReplaceAll(heading, "`", "")] = body
+	}
+	return parts
+}
+
+// firstCells returns the code in the first cells of the tables of a page.
+func firstCells(text string) (cells []string) {
+	for _, m := range regexp.MustCompile("(?m)^\\| \\[?`([^`]+)`").FindAllStringSubmatch(text, -1) {
+		cells = append(cells, m[1])
+	}
+	return cells
+}
+
+// wantSame compares what a page has with what there is.
+func wantSame(t *testing.T, what string, there, documented []string) {
+	t.Helper()
+	if diff := cmp.Diff(slices.Sorted(slices.Values(there)), slices.Sorted(slices.Values(documented))); diff != "" {
+		t.Errorf("%s (-there +documented):\n%s", what, diff)
+	}
+}
+
+// reasons are the constants of refusal.go.
+func reasons(t *testing.T) (names []string) {
+	t.Helper()
+	file, err := parser.ParseFile(gotoken.NewFileSet(), "refusal.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ast.Inspect(file, func(node ast.Node) bool {
+		spec, ok := node.(*ast.ValueSpec)
+		if !ok {
+			return true
+		}
+		if typ, ok := spec.Type.(*ast.Ident); ok && typ.Name == "reason" {
+			name, err := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			names = append(names, name)
+		}
+		return true
+	})
+	return names
+}
+
+// retried reports whether players should try again, as the player page does.
+func retried(r reason) bool {
+	switch r.status() {
+	case http.StatusTooEarly, http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		return true
+	}
+	return r == reasonTokenNotYetValid
+}
+
+// Whoever meets a reason finds it explained, with its status, what to do about
+// it, and the words that the player page has for it.
+func TestReasonsAreDocumented(t *testing.T) {
+	text := page(t, "docs/reasons.md")
+	explained := sections(text, "##")
+	wantSame(t, "sections of reasons", reasons(t), slices.Collect(maps.Keys(explained)))
+	wantSame(t, "rows of reasons", reasons(t), firstCells(text))
+	words := wordsOfThePlayerPage(t)
+	for name, section := range explained {
+		r := reason(name)
+		retry := "no"
+		if retried(r) {
+			retry = "yes"
+		}
+		status := strconv.Itoa(r.status())
+		section = strings.Join(strings.Fields(section), " ")
+		wanted := []string{"Status " + status + ". Retry: " + retry + ".", "**How it comes about.**", "**Operators.**", "**Players.**"}
+		if words[name] != "" {
+			wanted = append(wanted, "“"+words[name]+"”")
+		}
+		for _, want := range wanted {
+			if !strings.Contains(section, want) {
+				t.Errorf("docs/reasons.md: the section of %s does not say %s", name, want)
+			}
+		}
+		if row := "| [`" + name + "`](#" + name + ") | " + status + " | " + retry + " |"; !strings.Contains(text, row) {
+			t.Errorf("docs/reasons.md: the table has no row %s", row)
+		}
+	}
+}
+
+// wordsOfThePlayerPage returns the table of docs/player.md, by reason. Tests of
+// the page hold it to that.
+func wordsOfThePlayerPage(t *testing.T) map[string]string {
+	t.Helper()
+	words := make(map[string]string)
+	for _, row := range regexp.MustCompile("(?m)^\\| (`[a-z_`, ]+`) \\| ([^|]+) \\|$").FindAllStringSubmatch(page(t, "docs/player.md"), -1) {
+		for _, name := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(row[1], -1) {
+			if slices.Contains(reasons(t), name[1]) {
+				words[name[1]] = row[2]
+			}
+		}
+	}
+	if len(words) < 15 {
+		t.Errorf("docs/player.md has words for %d reasons", len(words))
+	}
+	return words
+}
+
+// optionBlock is a block of the Caddyfile and where it is documented.
+type optionBlock struct {
+	heading    string
+	open, end  string   // a Caddyfile around an option
+	borrowed   []string // options that another block's section describes
+	documented string   // the section
+}
+
+func optionBlocks(t *testing.T) []optionBlock {
+	t.Helper()
+	blocks := []optionBlock{
+		{
+			heading: "The global option signed_playback",
+			open:    "{\nsigned_playback {\n", end: "}\n}\n:80 {\nsigned_playback\n}\n",
+		},
+		{
+			heading: "A video block",
+			open:    "{\nsigned_playback {\nvideo demo {\n", end: "}\n}\n}\n:80 {\nsigned_playback\n}\n",
+			borrowed: []string{"require_signed_urls", "allowed_origins", "missing_origin", "enforce", "report_only"},
+		},
+		{
+			heading: "The directive signed_playback",
+			open:    ":80 {\nsigned_playback {\n", end: "}\n}\n",
+			borrowed: []string{"enforce", "report_only"},
+		},
+		{
+			heading: "The directive signed_playback_api",
+			open:    ":80 {\nsigned_playback_api {\n", end: "}\n}\n",
+		},
+	}
+	described := sections(page(t, "docs/reference.md"), "##")
+	for i := range blocks {
+		if blocks[i].documented = described[blocks[i].heading]; blocks[i].documented == "" {
+			t.Fatalf("docs/reference.md has no section %q", blocks[i].heading)
+		}
+	}
+	return blocks
+}
+
+var knownOptionNames = regexp.MustCompile(`known are ([a-z_, ]+), at Caddyfile`)
+
+// options asks the parser itself, which lists them to who asks for another one.
+func (b optionBlock) options(t *testing.T) []string {
+	t.Helper()
+	refusal := b.adapt(t, "no_such_option\n")
+	m := knownOptionNames.FindStringSubmatch(refusal)
+	if m == nil {
+		t.Fatalf("%s: the parser does not list its options: %s", b.heading, refusal)
+	}
+	return strings.Split(m[1], ", ")
+}
+
+var (
+	caddyfileBlock = regexp.MustCompile("(?ms)^```caddyfile\n(.*?)^```$")
+	jsonLine       = regexp.MustCompile(`(?m)^- JSON: (.*)$`)
+	jsonName       = regexp.MustCompile("`([a-z_]+)`")
+)
+
+// Whoever looks an option up finds it under its block, with an example that the
+// parser takes and the JSON that comes of it, and nothing that there is not.
+func TestOptionsAreDocumented(t *testing.T) {
+	for _, block := range optionBlocks(t) {
+		t.Run(block.heading, func(t *testing.T) {
+			described := sections(block.documented, "###")
+			if len(block.borrowed) == len(block.options(t)) {
+				described = make(map[string]string) // a section without parts
+			}
+			wantSame(t, "options", block.options(t), append(slices.Collect(maps.Keys(described)), block.borrowed...))
+			for _, name := range block.borrowed {
+				if !strings.Contains(block.documented, "`"+name+"`") {
+					t.Errorf("%s is not mentioned", name)
+				}
+			}
+			for name, text := range described {
+				block.checkOption(t, name, text)
+			}
+			if example := caddyfileBlock.FindStringSubmatch(block.documented); !strings.HasPrefix(block.adapt(t, example[1]), "{") {
+				t.Errorf("the first example is refused: %s", block.adapt(t, example[1]))
+			}
+		})
+	}
+}
+
+// The overview at the head of the reference has each option in each block that
+// takes it.
+func TestOverviewHasAllOptions(t *testing.T) {
+	overview := caddyfileBlock.FindStringSubmatch(page(t, "docs/reference.md"))[1]
+	firstWord := regexp.MustCompile(`(?m)^(\t+)([a-z_]+)`)
+	have := make(map[string][]string) // by how deep they stand
+	for _, m := range firstWord.FindAllStringSubmatch(overview, -1) {
+		have[m[1]] = append(have[m[1]], m[2])
+	}
+	var inBlocks, inVideo []string
+	for _, block := range optionBlocks(t) {
+		if block.heading == "A video block" {
+			inVideo = block.options(t)
+			continue
+		}
+		inBlocks = append(inBlocks, block.options(t)...)
+	}
+	wantSame(t, "options in blocks", inBlocks, have["\t\t"])
+	wantSame(t, "options in the block of a video", inVideo, have["\t\t\t"])
+}
+
+// adapt returns what options in the block adapt to.
+func (b optionBlock) adapt(t *testing.T, options string) string {
+	t.Helper()
+	return adapt(t, string(caddyfile.Format([]byte(b.open+options+b.end))))
+}
+
+func (b optionBlock) checkOption(t *testing.T, name, text string) {
+	t.Helper()
+	for _, want := range []string{"\n- Syntax: `" + name, "\n- JSON: `", "\n- Default: "} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s: there is no line%s", name, want)
+		}
+	}
+	example := caddyfileBlock.FindStringSubmatch(text)
+	if example == nil || !strings.HasPrefix(example[1], name+" ") {
+		t.Errorf("%s: there is no example of it", name)
+		return
+	}
+	credential := ""
+	if strings.HasSuffix(b.heading, "_api") && name == "account" {
+		credential = "bearer_token x\n"
+	}
+	adapted := b.adapt(t, credential+example[1])
+	for _, field := range jsonNames(text) {
+		if !strings.Contains(adapted, `"`+field+`":`) {
+			t.Errorf("%s: the example does not become JSON with %q: %s", name, field, adapted)
+		}
+	}
+}
+
+func jsonNames(text string) (names []string) {
+	for _, line := range jsonLine.FindAllStringSubmatch(text, -1) {
+		for _, name := range jsonName.FindAllStringSubmatch(line[1], -1) {
+			names = append(names, name[1])
+		}
+	}
+	return names
+}
+
+// Every field of the JSON config is documented, and no other.
+func TestFieldsAreDocumented(t *testing.T) {
+	var fields []string
+	for _, config := range []any{App{}, VideoSettings{}, Gate{}, Enforcement{}, PlayerConfig{}, API{}, AuthKey{}} {
+		for field := range reflect.TypeOf(config).Fields() {
+			if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" {
+				fields = append(fields, name)
+			}
+		}
+	}
+	wantSame(t, "fields", fields, jsonNames(page(t, "docs/reference.md")))
+}
+
+// The Caddyfile and the JSON of the reference are the same config.
+func TestJSONOfTheReference(t *testing.T) {
+	how := sections(page(t, "docs/reference.md"), "##")["How it is written"]
+	blocks := regexp.MustCompile("(?ms)^```(caddyfile|json)\n(.*?)^```$").FindAllStringSubmatch(how, -1)
+	if len(blocks) != 3 {
+		t.Fatalf("there are %d blocks: want the overview, a Caddyfile and its JSON", len(blocks))
+	}
+	if diff := cmp.Diff(blocks[2][2], adapt(t, blocks[1][2])); diff != "" {
+		t.Errorf("what the Caddyfile adapts to (-documented +got):\n%s", diff)
+	}
+}
+
+// The defaults that the reference names are those of the code.
+func TestDefaultsAreDocumented(t *testing.T) {
+	described := page(t, "docs/reference.md")
+	for option, want := range map[string]string{
+		"leeway":           "`" + defaultLeeway.String() + "`",
+		"jwks_url":         "`" + strings.TrimSuffix(defaultJWKSInterval.String(), "0s") + "`",
+		"token_cache_size": "`" + strings.ReplaceAll(humanize.IBytes(defaultTokenCacheSize), " ", "") + "`",
+		"origin_path":      "`/" + videoPlaceholder + "`",
+	} {
+		_, text, _ := strings.Cut(described, "\n### `"+option+"`\n")
+		_, line, _ := strings.Cut(text, "\n- Default: ")
+		line, _, _ = strings.Cut(line, "\n")
+		if !strings.Contains(line, want) {
+			t.Errorf("the default of %s is %s, and documented as %q", option, want, line)
+		}
+	}
+}
+
+// The log filter of the reference is one that Caddy takes.
+func TestLogFilterOfTheReference(t *testing.T) {
+	described := sections(page(t, "docs/reference.md"), "##")["The log filter signed_playback"]
+	global := optionBlock{open: "{\n", end: "}\n:80 {\nrespond ok\n}\n"}
+	if got := global.adapt(t, caddyfileBlock.FindStringSubmatch(described)[1]); strings.Count(got, `"filter": "signed_playback"`) != 3 {
+		t.Errorf("it adapts to %s", got)
+	}
+}
+
+// Placeholders and log fields are all in the reference, and no others.
+func TestPlaceholdersAreDocumented(t *testing.T) {
+	described := sections(page(t, "docs/reference.md"), "##")["Placeholders and log fields"]
+	var placeholders []string
+	for _, name := range recorded {
+		placeholders = append(placeholders, "{http.signed_playback."+name+"}")
+		if field := "| `signed_playback_" + name + "` |"; !strings.Contains(described, field) {
+			t.Errorf("there is no log field %s", field)
+		}
+	}
+	wantSame(t, "placeholders", placeholders, firstCells(described))
+}
+
+// commandFlag is how the usage of a command begins what it says of a flag.
+var commandFlag = regexp.MustCompile(`(?m)^ +(?:-\w, )?--[a-z-]+`)
+
+// Every command and each of its flags is in the reference, and no other.
+func TestCommandsAreDocumented(t *testing.T) {
+	described := sections(sections(page(t, "docs/reference.md"), "##")["Commands"], "###")
+	cmd := new(cobra.Command)
+	caddycmd.Commands()["signed-playback"].CobraFunc(cmd)
+	var commands []string
+	for _, sub := range cmd.Commands() {
+		name := "caddy signed-playback " + sub.Name()
+		commands = append(commands, name)
+		flags := commandFlag.FindAllString(sub.Flags().FlagUsages(), -1)
+		for i := range flags {
+			flags[i] = flags[i][strings.LastIndexByte(flags[i], ' ')+1:]
+		}
+		wantSame(t, "flags of "+name, flags, firstCells(described[name]))
+	}
+	wantSame(t, "commands", commands, slices.Collect(maps.Keys(described)))
+}
+
+var testFunction = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+
+// A promise of the threat model names tests that there are.
+func TestPromisesHaveTests(t *testing.T) {
+	tests := make(map[string]bool)
+	walk(t, func(path string) {
+		if strings.HasSuffix(path, "_test.go") {
+			for _, m := range testFunction.FindAllStringSubmatch(page(t, path), -1) {
+				tests[m[1]] = true
+			}
+		}
+	})
+	rows := 0
+	for line := range strings.Lines(sections(page(t, "docs/threat-model.md"), "##")["What it promises"]) {
+		cells := strings.Split(line, " | ")
+		if !strings.HasPrefix(line, "| ") || len(cells) != 2 || strings.HasPrefix(line, "| promise |") || strings.HasPrefix(line, "| --- |") {
+			continue
+		}
+		rows++
+		named := regexp.MustCompile("`(\\w+)`").FindAllStringSubmatch(cells[1], -1)
+		if len(named) == 0 {
+			t.Errorf("no test holds that: %s", cells[0])
+		}
+		for _, m := range named {
+			if !tests[m[1]] {
+				t.Errorf("%s: there is no test %s", cells[0], m[1])
+			}
+		}
+	}
+	if rows < 20 {
+		t.Errorf("%d promises were found", rows)
+	}
+}
+
+// walk calls a function for each file of the project, in whatever module.
+func walk(t *testing.T, visit func(path string)) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && slices.Contains([]string{"node_modules", "bin", ".git"}, entry.Name()) {
+			return fs.SkipDir
+		}
+		if err == nil && entry.Type().IsRegular() {
+			visit(path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+var (
+	markdownLink    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	markdownHeading = regexp.MustCompile(`(?m)^#+ (.+)$`)
+	noAnchor        = regexp.MustCompile(`[^a-z0-9 _-]`)
+	anyFence        = regexp.MustCompile("(?ms)^```.*?^```$")
+)
+
+// anchors returns the names under which the headings of a page are linked to.
+func anchors(text string) (names []string) {
+	for _, m := range markdownHeading.FindAllStringSubmatch(anyFence.ReplaceAllString(text, ""), -1) {
+		name := noAnchor.ReplaceAllString(strings.ToLower(m[1]), "")
+		names = append(names, strings.ReplaceAll(name, " ", "-"))
+	}
+	return names
+}
+
+// A link of a page leads to a file that there is, and to one of its headings.
+func TestLinksLeadSomewhere(t *testing.T) {
+	links := 0
+	walk(t, func(path string) {
+		if filepath.Ext(path) != ".md" {
+			return
+		}
+		text := anyFence.ReplaceAllString(page(t, path), "")
+		for _, m := range markdownLink.FindAllStringSubmatch(text, -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			links++
+			target, anchor, hasAnchor := strings.Cut(m[1], "#")
+			file := path
+			if target != "" {
+				file = filepath.Join(filepath.Dir(path), target)
+			}
+			if _, err := os.Stat(file); err != nil {
+				t.Errorf("%s links to %s: %v", path, m[1], err)
+			} else if hasAnchor && !slices.Contains(anchors(page(t, file)), anchor) {
+				t.Errorf("%s links to %s: there is no such heading", path, m[1])
+			}
+		}
+	})
+	if links < 30 {
+		t.Errorf("%d links were found", links)
+	}
+}
+
+// Whoever builds as the pages say gets the version of Caddy that is tested.
+func TestPagesNameTheVersionOfCaddy(t *testing.T) {
+	want := regexp.MustCompile(`(?m)^\tgithub\.com/caddyserver/caddy/v2 (\S+)$`).FindStringSubmatch(page(t, "go.mod"))[1]
+	for _, name := range []string{"README.md", "docs/guide.md"} {
+		m := regexp.MustCompile(`xcaddy build (\S+)`).FindStringSubmatch(page(t, name))
+		if m == nil || m[1] != want {
+			t.Errorf("%s says %q, want xcaddy build %s", name, m, want)
+		}
+	}
+}

@@ -1,0 +1,616 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	_ "github.com/golang-jwt/jwt/v5" // a program of the guide signs with it
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// snippet is a fenced block of docs/guide.md.
+type snippet struct {
+	task    string // the heading of the second level that it stands under
+	heading string // the nearest heading
+	lang    string
+	file    string // what the text says to save it as, "" for nothing
+	text    string
+}
+
+var headingOrBlock = regexp.MustCompile("(?ms)^(##|###) ([^\n]*)$|^```([a-z]+)(?: ([^\n]+))?\n(.*?)^```$")
+
+// guide returns the blocks of the guide in their order.
+func guide(t testing.TB) (snippets []snippet) {
+	t.Helper()
+	var task, heading string
+	for _, m := range headingOrBlock.FindAllStringSubmatch(guideText(t), -1) {
+		switch m[1] {
+		case "##":
+			task, heading = m[2], m[2]
+		case "###":
+			heading = m[2]
+		default:
+			snippets = append(snippets, snippet{task, heading, m[3], m[4], m[5]})
+		}
+	}
+	return snippets
+}
+
+func guideText(t testing.TB) string {
+	t.Helper()
+	page, err := os.ReadFile("../docs/guide.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(page)
+}
+
+// guideTasks are the tasks of the guide that are done at a shell, with what must
+// be so at their ends beyond what their lines say.
+var guideTasks = map[string]func(*terminal){
+	"Protect an origin":                      nil,
+	"Embed on your site":                     nil,
+	"Restrict by country and address":        nil,
+	"Downloads":                              nil,
+	"Rotate and revoke keys":                 nil,
+	"Behind a CDN or a load balancer":        nil,
+	"Introduce it where viewers already are": (*terminal).wantReported,
+	"Before it goes live":                    (*terminal).wantNoTokenLogged,
+	"Move from Cloudflare Stream":            (*terminal).wantMoved,
+	"When a viewer cannot play":              nil,
+}
+
+// Whoever types what the guide says gets what it says: each line of each task is
+// run in its order, beside the task's configs, and does what stands behind it.
+func TestGuideTasks(t *testing.T) {
+	var order []string
+	tasks := make(map[string][]snippet)
+	for _, s := range guide(t) {
+		if isShell(s) && !slices.Contains(order, s.task) {
+			order = append(order, s.task)
+		}
+		tasks[s.task] = append(tasks[s.task], s)
+	}
+	if diff := cmp.Diff(slices.Sorted(maps.Keys(guideTasks)), slices.Sorted(slices.Values(order))); diff != "" {
+		t.Errorf("the tasks of the guide that are done at a shell (-want +got):\n%s", diff)
+	}
+	files := takenOver(t)
+	for _, task := range order {
+		t.Run(task, func(t *testing.T) {
+			term := openTerminal(t, tasks[task], files)
+			for _, s := range tasks[task] {
+				switch {
+				case isShell(s):
+					term.follow(s.text)
+				case s.file != "":
+					term.save(s.file, s.text)
+				}
+			}
+			if check := guideTasks[task]; check != nil {
+				check(term)
+			}
+			if term.promises == 0 {
+				t.Error("no line says what comes of it")
+			}
+		})
+	}
+}
+
+func isShell(s snippet) bool { return s.lang == "sh" }
+
+// terminal is somebody at a shell who follows the guide. Names and ports of the
+// guide stand for those of the test.
+type terminal struct {
+	t        *testing.T
+	dir      string // his folder, and /etc/caddy too
+	names    *strings.Replacer
+	env      []string
+	shell    io.Writer
+	output   *logBuffer
+	read     int // how much of output has been looked at
+	lines    int
+	promises int // lines of which the guide says what comes of them
+	gate     *gateway
+}
+
+// takenOver makes the files that tasks take over from one another.
+func takenOver(t *testing.T) map[string]string {
+	t.Helper()
+	key, output := keygen(t)
+	old, oldOutput := keygen(t, "--kid", "2030-01")
+	return map[string]string{
+		"key.json": output, "public.json": string(key.JWKS),
+		"2030-01.json": oldOutput, "2030-01.public.json": string(old.JWKS),
+	}
+}
+
+// openTerminal starts a shell where everything is as the task takes it to be,
+// with an origin unless the task starts it.
+func openTerminal(t *testing.T, task []snippet, files map[string]string) *terminal {
+	t.Helper()
+	term := &terminal{t: t, dir: t.TempDir(), output: newLogBuffer()}
+	var key generatedKey
+	if err := json.Unmarshal([]byte(files["key.json"]), &key); err != nil {
+		t.Fatal(err)
+	}
+	term.provide(files)
+	origin := freeAddr(t)
+	if !slices.ContainsFunc(task, func(s snippet) bool { return strings.HasPrefix(s.text, "caddy file-server") }) {
+		origin = startOrigin(t, exampleMedia()).addr()
+	}
+	admin := freeAddr(t)
+	term.rename(origin, admin)
+	term.env = append(os.Environ(), raceOptions, "CADDY_ADMIN="+admin,
+		"PATH="+term.path("bin")+":"+os.Getenv("PATH"), "HOME="+term.dir, "XDG_DATA_HOME="+term.dir, "XDG_CONFIG_HOME="+term.dir,
+		"SIGNED_PLAYBACK_API_TOKEN="+apiSecret, "CLOUDFLARE_API_TOKEN="+apiSecret, "ACCOUNT="+account, "STREAM_JWK="+key.JWK)
+
+	cmd := exec.Command(tool(t, "bash"), "--noprofile", "--norc", "-u", "-o", "pipefail")
+	cmd.Dir, cmd.Env = term.dir, term.env
+	cmd.Stdout, cmd.Stderr = term.output, term.output
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	term.shell = stdin
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return term
+}
+
+func (term *terminal) path(name string) string { return filepath.Join(term.dir, name) }
+
+// provide puts programs and files where the guide has them.
+func (term *terminal) provide(files map[string]string) {
+	term.t.Helper()
+	for _, program := range []string{"curl", "jq"} {
+		tool(term.t, program)
+	}
+	if err := os.Mkdir(term.path("bin"), 0o700); err != nil {
+		term.t.Fatal(err)
+	}
+	for name, target := range map[string]string{"bin/caddy": binary(term.t), "examples": "../examples", "hls.min.js": hlsJS(term.t)} {
+		absolute, err := filepath.Abs(target)
+		if err == nil {
+			err = os.Symlink(absolute, term.path(name))
+		}
+		if err != nil {
+			term.t.Fatal(err)
+		}
+	}
+	for name, content := range files {
+		writeFile(term.t, term.path(name), []byte(content))
+	}
+}
+
+// rename has the names of the guide lead to this machine.
+func (term *terminal) rename(origin, admin string) {
+	term.t.Helper()
+	countries, err := filepath.Abs("../testdata/country.mmdb")
+	if err != nil {
+		term.t.Fatal(err)
+	}
+	gate := freeAddr(term.t)
+	_, port, _ := strings.Cut(gate, ":")
+	term.names = strings.NewReplacer(
+		"https://media.example.com", "http://"+gate,
+		"localhost:8080", "localhost:"+port,
+		"127.0.0.1:8081", origin,
+		"https://api.example.com", "http://"+freeAddr(term.t),
+		"https://api.cloudflare.com", startCloudflare(term.t),
+		"localhost:2019", admin,
+		"/etc/caddy/", term.dir+"/",
+		"/var/lib/GeoIP/GeoLite2-Country.mmdb", countries,
+	)
+}
+
+// save puts a block into a file. With the first config of a task, the gate
+// starts.
+func (term *terminal) save(name, text string) {
+	term.t.Helper()
+	text = term.names.Replace(text)
+	if name == "Caddyfile" {
+		text = strings.Replace(text, "{\n", "{\n\tdefault_bind 127.0.0.1\n", 1)
+	}
+	writeFile(term.t, term.path(name), []byte(text))
+	if name != "Caddyfile" || term.gate != nil {
+		return
+	}
+	term.gate = term.serve("serving initial configuration", "run")
+	if strings.Contains(term.gate.log.String(), "not formatted") {
+		term.t.Error("the Caddyfile is not formatted as caddy fmt would")
+	}
+}
+
+// serve starts a server that runs to the end of the task.
+func (term *terminal) serve(started string, args ...string) *gateway {
+	term.t.Helper()
+	g := &gateway{dir: term.dir, log: newLogBuffer(), cmd: exec.Command(binary(term.t), args...)}
+	g.cmd.Dir, g.cmd.Env = term.dir, term.env
+	g.cmd.Stdout, g.cmd.Stderr = g.log, g.log
+	if err := g.cmd.Start(); err != nil {
+		term.t.Fatal(err)
+	}
+	term.t.Cleanup(func() { g.stop(term.t) })
+	if !g.log.await(started, startTimeout) {
+		term.t.Fatalf("caddy %s did not start:\n%s", args, g.log)
+	}
+	return g
+}
+
+// follow types the lines of a block, one after the other.
+func (term *terminal) follow(block string) {
+	term.t.Helper()
+	// What fetches sources is .ci/xcaddy's affair, which builds as users do.
+	if strings.HasPrefix(block, "git clone ") || strings.HasPrefix(block, "xcaddy build ") {
+		return
+	}
+	for _, line := range commandLines(term.names.Replace(block)) {
+		switch words := strings.Fields(line); {
+		case line == "caddy run": // save has done it
+		case strings.HasPrefix(line, "caddy file-server "):
+			term.serve("serving static files", words[1:]...)
+		default:
+			term.check(line)
+		}
+	}
+}
+
+// commandLines splits a block into what is typed before the shell does anything.
+func commandLines(block string) (lines []string) {
+	for line := range strings.Lines(block) {
+		line = strings.TrimSuffix(line, "\n")
+		if last := len(lines) - 1; last >= 0 && (strings.HasPrefix(line, "\t") || strings.HasPrefix(line, "done")) {
+			lines[last] += "\n" + line
+			continue
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+var (
+	promise     = regexp.MustCompile(`\s+# (.+)$`)
+	answerSaid  = regexp.MustCompile(`^(\d{3})(?: (\w+))?$`)
+	answerGiven = regexp.MustCompile(`(?m)^HTTP/1\.1 (\d{3}) `)
+	reasonGiven = regexp.MustCompile(`(?m)^Signed-Playback-Reason: (\w+)\r?$`)
+)
+
+// check types a line and holds what comes of it against what stands behind it. A
+// line behind which nothing stands succeeds.
+func (term *terminal) check(line string) {
+	term.t.Helper()
+	output, code := term.run(line)
+	m := promise.FindStringSubmatch(line)
+	if m == nil {
+		if code != 0 {
+			term.t.Errorf("%s\nends with the status %d:\n%s", line, code, output)
+		}
+		return
+	}
+	term.promises++
+	if status := answerSaid.FindStringSubmatch(m[1]); status != nil {
+		term.checkAnswer(line, output, status[1], status[2])
+		return
+	}
+	wantCode := 0
+	if strings.HasPrefix(m[1], "refused") {
+		wantCode = 1
+	} else if m[1] != "allowed" {
+		term.t.Errorf("%s\nmakes no promise that can be kept", line)
+	}
+	if !strings.Contains(output, "\n"+m[1]+", for ") || code != wantCode {
+		term.t.Errorf("%s\nends with the status %d:\n%s", line, code, output)
+	}
+}
+
+// checkAnswer holds what curl prints against a status and a reason.
+func (term *terminal) checkAnswer(line, output, status, reason string) {
+	term.t.Helper()
+	var gotStatus, gotReason string
+	if m := answerGiven.FindStringSubmatch(output); m != nil {
+		gotStatus = m[1]
+	}
+	if m := reasonGiven.FindStringSubmatch(output); m != nil {
+		gotReason = m[1]
+	}
+	if gotStatus != status || gotReason != reason {
+		term.t.Errorf("%s\nis answered with %q %q:\n%s", line, gotStatus, gotReason, output)
+	}
+}
+
+// run types a line and returns what is printed, and the status.
+func (term *terminal) run(line string) (output string, code int) {
+	term.t.Helper()
+	term.lines++
+	end := fmt.Sprintf("the end of line %d\n", term.lines)
+	if _, err := fmt.Fprintf(term.shell, "%s\nprintf '\\n%%d %%s' $? '%s'\n", line, end); err != nil {
+		term.t.Fatal(err)
+	}
+	if !term.output.await(end, startTimeout) {
+		term.t.Fatalf("%s\ndoes not end:\n%s", line, term.output)
+	}
+	all := term.output.String()
+	output, term.read = all[term.read:], len(all)
+	output = strings.TrimSuffix(output, " "+end)
+	last := strings.LastIndexByte(output, '\n')
+	code, err := strconv.Atoi(output[last+1:])
+	if err != nil {
+		term.t.Fatalf("%s\nhas no status: %q", line, output)
+	}
+	return output[:last], code
+}
+
+// The task ends with a server that tells what it would refuse.
+func (term *terminal) wantReported() {
+	term.t.Helper()
+	for _, want := range []string{"NOTHING IS REFUSED", `"would refuse: token_required"`, `"signed_playback_result":"would_refuse"`} {
+		if !strings.Contains(term.gate.log.String(), want) {
+			term.t.Errorf("the log does not say %s:\n%s", want, term.gate.log)
+		}
+	}
+}
+
+// The task ends with a log that tells tokens apart and has none.
+func (term *terminal) wantNoTokenLogged() {
+	term.t.Helper()
+	playback, _ := term.run(`echo "$url"`)
+	_, path, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(playback), "http://"), "/")
+	compact, _, _ := strings.Cut(path, "/")
+	if _, err := token.Parse(compact); err != nil {
+		term.t.Fatalf("$url is %q: %v", playback, err)
+	}
+	if !term.gate.log.await(`"signed_playback_token_id"`, startTimeout) {
+		term.t.Errorf("the request is not in the log:\n%s", term.gate.log)
+	}
+	for part := range strings.SplitSeq(compact, ".") {
+		if strings.Contains(term.gate.log.String(), part) {
+			term.t.Errorf("a part of the token is in the log:\n%s", term.gate.log)
+		}
+	}
+}
+
+// cloudflareVideos are what Cloudflare would list.
+const cloudflareVideos = `{
+	"result": [
+		{"uid": "demo", "requireSignedURLs": true, "allowedOrigins": ["www.example.com"], "meta": {"name": "it's a demo"}, "size": 4190963,
+			"duration": 12, "created": "2030-01-02T03:04:05Z", "status": {"state": "ready"}, "readyToStream": true},
+		{"uid": "open", "requireSignedURLs": false, "allowedOrigins": [], "meta": {}, "size": 1, "duration": 1,
+			"created": "2030-01-01T03:04:05Z", "status": {"state": "ready"}, "readyToStream": true}
+	],
+	"success": true, "errors": [], "messages": []
+}`
+
+// startCloudflare starts what the guide reads settings from.
+func startCloudflare(t *testing.T) (address string) {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/client/v4/accounts/"+account+"/stream" || r.Header.Get("Authorization") != "Bearer "+apiSecret {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_, _ = io.WriteString(w, cloudflareVideos)
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// The task ends with the key and the settings that were in force before.
+func (term *terminal) wantMoved() {
+	term.t.Helper()
+	gate := term.names.Replace("https://media.example.com")
+	term.check(`signed=$(caddy signed-playback sign --key key.json --sub demo --url ` + gate + `)`)
+	term.check(`curl -i "$signed"  # 403 origin_required`)
+	term.check(`curl -i -H "Origin: https://www.example.com" "$signed"  # 200`)
+	term.check(`curl -i ` + gate + `/demo/manifest/video.m3u8  # 401 token_required`)
+	term.check(`curl -i ` + gate + `/open/manifest/video.m3u8  # 404`)
+	term.check(`curl -i ` + gate + `/other/manifest/video.m3u8  # 401 token_required`)
+}
+
+// The configs of the guide that no task runs are ones that Caddy would.
+func TestGuideConfigs(t *testing.T) {
+	dir := t.TempDir()
+	key, _ := keygen(t)
+	writeFile(t, filepath.Join(dir, "public.json"), key.JWKS)
+	t.Setenv("SIGNED_PLAYBACK_API_TOKEN", apiSecret)
+	t.Setenv("SIGNED_PLAYBACK_REDIS", "redis://"+freeAddr(t))
+	validated := 0
+	for _, s := range guide(t) {
+		if s.lang != "caddyfile" || s.file != "" {
+			continue
+		}
+		validated++
+		file := filepath.Join(dir, "Caddyfile")
+		writeFile(t, file, []byte(strings.ReplaceAll(s.text, "/etc/caddy/", dir+"/")))
+		got := execute(t, dir, "", binary(t), "validate", "--config", file)
+		if got.code != 0 || strings.Contains(got.stderr, `"level":"warn"`) {
+			t.Errorf("a config of %q: exit status %d: %s", s.task, got.code, got.stderr)
+		}
+	}
+	if validated == 0 {
+		t.Error("the guide has no such config")
+	}
+}
+
+// programs runs a program of the guide, which stands in a folder that has the
+// file key.json.
+var programs = map[string]func(t *testing.T, dir, source string) outcome{
+	"go": func(t *testing.T, dir, source string) outcome {
+		writeFile(t, filepath.Join(dir, "main.go"), []byte(source))
+		built := execute(t, "", "", tool(t, "go"), "build", "-o", filepath.Join(dir, "sign"), filepath.Join(dir, "main.go"))
+		if built.code != 0 {
+			return built
+		}
+		return execute(t, dir, "", filepath.Join(dir, "sign"))
+	},
+	"js": func(t *testing.T, dir, source string) outcome {
+		packages, err := filepath.Abs("node_modules")
+		if err == nil {
+			err = os.Symlink(packages, filepath.Join(dir, "node_modules"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := "sign.js"
+		if strings.HasPrefix(source, "import ") {
+			name = "sign.mjs"
+		}
+		writeFile(t, filepath.Join(dir, name), []byte(source))
+		return execute(t, dir, "", tool(t, "node"), name)
+	},
+	"python": func(t *testing.T, dir, source string) outcome {
+		// Debian's packages are for Debian's Python.
+		return execute(t, dir, source, tool(t, "/usr/bin/python3"), "-")
+	},
+	"php": func(t *testing.T, dir, source string) outcome {
+		return execute(t, dir, source, tool(t, "php"))
+	},
+}
+
+// Each program of the guide signs a URL that plays, for the video and the time
+// that it says, with a key as the keygen command prints it.
+func TestGuidePrograms(t *testing.T) {
+	key, output := keygen(t)
+	keyFile := filepath.Join(t.TempDir(), "key.json")
+	writeFile(t, keyFile, []byte(output))
+	o := startOrigin(t, exampleMedia())
+	g := start(t, o, config{keys: keyFile})
+	var ran []string
+	for _, s := range guide(t) {
+		run := programs[s.lang]
+		if run == nil {
+			continue
+		}
+		ran = append(ran, s.heading)
+		t.Run(s.heading, func(t *testing.T) {
+			dir := t.TempDir()
+			writeFile(t, filepath.Join(dir, "key.json"), []byte(output))
+			got := run(t, dir, s.text)
+			path, ok := strings.CutPrefix(got.stdout, "https://media.example.com/")
+			path, isLine := strings.CutSuffix(path, "\n")
+			if got.code != 0 || got.stderr != "" || !ok || !isLine {
+				t.Fatalf("it ends with %d and prints %q: %s", got.code, got.stdout, got.stderr)
+			}
+			o.take()
+			o.wantPassed(t, g.get(t, "/"+path), "/demo/manifest/video.m3u8")
+
+			compact, _, _ := strings.Cut(path, "/")
+			parsed, err := token.Parse(compact)
+			if err != nil {
+				t.Fatal(err)
+			}
+			claims := parsed.Unverified()
+			if left := time.Until(claims.ExpiresAt); claims.KeyID != key.ID || left > 12*time.Hour || left < 11*time.Hour {
+				t.Errorf("the token is of the key %q and lasts for %s, want %q and 12 hours", claims.KeyID, left, key.ID)
+			}
+		})
+	}
+	want := []string{"Go, with package token", "Go, with golang-jwt", "Node, with jose", "Node, with jsonwebtoken", "Python, with PyJWT", "PHP"}
+	if diff := cmp.Diff(want, ran); diff != "" {
+		t.Errorf("the programs of the guide (-want +got):\n%s", diff)
+	}
+}
+
+// What the guide would have on a page plays there, and says why when it does
+// not.
+func TestGuideEmbedding(t *testing.T) {
+	var iframe, player string
+	for _, s := range guide(t) {
+		switch {
+		case s.lang == "html" && strings.Contains(s.text, "<iframe"):
+			iframe = s.text
+		case s.lang == "html" && strings.Contains(s.text, "<video"):
+			player = s.text
+		}
+	}
+	pages := make(map[string]string)
+	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hls.min.js" {
+			http.ServeFile(w, r, hlsJS(t))
+			return
+		}
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = io.WriteString(w, "<!doctype html><title>A site</title><link rel=icon href=data:,>"+pages[r.URL.Path])
+	}))
+	t.Cleanup(site.Close)
+	o := startOrigin(t, exampleMedia())
+	g := start(t, o, config{app: "allowed_origins www.example.test:" + portOf(site), gate: "player " + hlsJS(t)})
+	expired := mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Hour) })
+	withToken := func(page, compact string) string {
+		const example = "https://media.example.com/eyJhbGciOiJSUzI1NiIsImtpZCI6…/"
+		if strings.Count(page, example) != 1 {
+			t.Fatalf("there is not one URL like %s in\n%s", example, page)
+		}
+		return strings.Replace(page, example, g.url("/"+compact+"/"), 1)
+	}
+	pages["/iframe"] = withToken(iframe, mint(t, "demo", nil))
+	pages["/player"] = withToken(player, mint(t, "demo", nil))
+	pages["/expired"] = withToken(player, expired)
+	open := func(t *testing.T, page string) *tab {
+		p := openTab(t)
+		o.take()
+		p.open(t, "http://www.example.test:"+portOf(site)+page)
+		return p
+	}
+
+	t.Run("the player page", func(t *testing.T) {
+		open(t, "/iframe")
+		eventually(t, "the frame asks for the manifest", func() bool {
+			return slices.Contains(o.uris(), "/demo/manifest/video.m3u8")
+		})
+	})
+	t.Run("a player", func(t *testing.T) {
+		p := open(t, "/player")
+		eventually(t, "the video plays", func() bool {
+			return evaluate[bool](t, &p.player, "video.play().catch(() => {}), video.currentTime > 0.5")
+		})
+	})
+	t.Run("a player with an expired token", func(t *testing.T) {
+		p := open(t, "/expired")
+		const want = "This video cannot be played: token_expired"
+		eventually(t, "the page says: "+want, func() bool {
+			return evaluate[string](t, &p.player, "document.getElementById('message').textContent") == want
+		})
+	})
+}
+
+var fence = regexp.MustCompile("(?ms)^```[^\n]*\n(.*?)^```$")
+
+// The first task takes a newcomer ten minutes, at 200 words read and 200
+// characters typed in a minute.
+func TestGuideIsReadInTenMinutes(t *testing.T) {
+	_, task, found := strings.Cut(guideText(t), "\n## Protect an origin\n")
+	task, _, ended := strings.Cut(task, "\n## ")
+	if !found || !ended {
+		t.Fatal("docs/guide.md does not have its first task")
+	}
+	typed := 0
+	for _, block := range fence.FindAllStringSubmatch(task, -1) {
+		typed += utf8.RuneCountInString(block[1])
+	}
+	read := len(strings.Fields(fence.ReplaceAllString(task, "")))
+	const perMinute = 200
+	if minutes := (read + typed) / perMinute; minutes >= 10 {
+		t.Errorf("it takes %d minutes: %d words and %d characters", minutes, read, typed)
+	}
+}
