@@ -60,8 +60,8 @@ func wantSame(t *testing.T, what string, there, documented []string) {
 	}
 }
 
-// reasons are the constants of refusal.go.
-func reasons(t *testing.T) (names []string) {
+// reasonConstants are the constants of refusal.go.
+func reasonConstants(t *testing.T) (names []string) {
 	t.Helper()
 	file, err := parser.ParseFile(gotoken.NewFileSet(), "refusal.go", nil, 0)
 	if err != nil {
@@ -84,6 +84,16 @@ func reasons(t *testing.T) (names []string) {
 	return names
 }
 
+// A reason that is missing in the list would be missing among the metrics until
+// it is met.
+func TestReasonsAreComplete(t *testing.T) {
+	var listed []string
+	for _, r := range reasons {
+		listed = append(listed, string(r))
+	}
+	wantSame(t, "reasons", reasonConstants(t), listed)
+}
+
 // retried reports whether players should try again, as the player page does.
 func retried(r reason) bool {
 	switch r.status() {
@@ -98,8 +108,8 @@ func retried(r reason) bool {
 func TestReasonsAreDocumented(t *testing.T) {
 	text := page(t, "docs/reasons.md")
 	explained := sections(text, "##")
-	wantSame(t, "sections of reasons", reasons(t), slices.Collect(maps.Keys(explained)))
-	wantSame(t, "rows of reasons", reasons(t), firstCells(text))
+	wantSame(t, "sections of reasons", reasonConstants(t), slices.Collect(maps.Keys(explained)))
+	wantSame(t, "rows of reasons", reasonConstants(t), firstCells(text))
 	words := wordsOfThePlayerPage(t)
 	for name, section := range explained {
 		r := reason(name)
@@ -131,7 +141,7 @@ func wordsOfThePlayerPage(t *testing.T) map[string]string {
 	words := make(map[string]string)
 	for _, row := range regexp.MustCompile("(?m)^\\| (`[a-z_`, ]+`) \\| ([^|]+) \\|$").FindAllStringSubmatch(page(t, "docs/player.md"), -1) {
 		for _, name := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(row[1], -1) {
-			if slices.Contains(reasons(t), name[1]) {
+			if slices.Contains(reasonConstants(t), name[1]) {
 				words[name[1]] = row[2]
 			}
 		}

@@ -76,6 +76,10 @@ var collectMetrics = sync.OnceValue(func() *metrics {
 	allowed := make(map[kind]prometheus.Counter)
 	for _, k := range kinds {
 		allowed[k] = requests.WithLabelValues(string(resultAllowed), "", string(k))
+		// From the start, for a rate does not see the first of a series.
+		for _, why := range reasons {
+			requests.WithLabelValues(string(resultRefused), string(why), string(k))
+		}
 	}
 	return &metrics{
 		requests:        requests,

@@ -38,6 +38,15 @@ const (
 	reasonCountryUnavailable    reason = "country_unavailable"
 )
 
+// reasons are all that there are.
+var reasons = [...]reason{
+	reasonPathInvalid, reasonTokenRequired, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonKeyUnknown,
+	reasonSignatureInvalid, reasonTokenExpired, reasonTokenNotYetValid, reasonTokenLifetimeExceeded,
+	reasonRulesInvalid, reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
+	reasonClientIPUnknown, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
+	reasonManifestInvalid, reasonStateUnavailable, reasonCountryUnavailable,
+}
+
 // status maps a reason to an HTTP status. What nobody has thought of is
 // refused as an error of the gate itself.
 func (r reason) status() int {
