@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"sync/atomic"
@@ -27,6 +28,7 @@ type countryDatabase struct {
 	current atomic.Pointer[countryReader]
 	stale   atomic.Bool // the file is another one than that in force, and not a good one
 	version fileVersion // of the file that was tried last; watch's own
+	unread  bool        // that file could not be read at all; watch's own
 }
 
 // countryReader is a database, where in its records the country stands, and the
@@ -161,12 +163,18 @@ func (d *countryDatabase) watch(ctx context.Context) {
 func (d *countryDatabase) refresh() {
 	// Before reading, so that a file that changes meanwhile is read again.
 	version := statVersion(d.path)
-	if version.same(d.version) {
+	same := version.same(d.version)
+	if same && !d.unread {
 		return
 	}
 	d.version = version
 	err := d.load()
 	d.stale.Store(err != nil)
+	// Permissions may be given back without a trace in what stat tells.
+	_, d.unread = errors.AsType[*fs.PathError](err)
+	if err != nil && same {
+		return
+	}
 	if err != nil {
 		d.logger.Error("loading the changed geo database failed; the last good one stays in force",
 			zap.String("path", d.path), zap.Error(err))
