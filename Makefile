@@ -50,9 +50,10 @@ integration: bin/caddy bin/caddy-race ## The real binary, a recording origin, re
 	cd integration && go vet ./... && go test -race -count=1 -timeout 20m ./...
 
 # Servers and the load generator are Debian packages; the bench names those that
-# are missing. BENCHFLAGS=-help lists what can be set.
+# are missing. BENCHFLAGS=-help lists what can be set; flood, memory and scale, as
+# the first word in it, measure those instead of comparing servers.
 .PHONY: bench
-bench: bin/caddy ## Measure the gate beside bare Caddy, HAProxy, Traffic Server and nginx (BENCHFLAGS=-quick: smoke test)
+bench: bin/caddy ## Measure the gate beside bare Caddy, HAProxy, Traffic Server and nginx (BENCHFLAGS=flood|memory|scale: other things; -quick: smoke test)
 	cd bench && go vet ./... && go test ./... && go run . $(BENCHFLAGS)
 
 .PHONY: lint

@@ -236,6 +236,34 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
+// The bound of the cache is one of memory, so its estimate must be about what
+// tokens take.
+func TestWeightOfTokens(t *testing.T) {
+	const tokens = 20_000
+	rules := []byte(`[{"type":"ip.geoip.country","country":["GB","US","DE"],"action":"allow"},` +
+		`{"type":"ip.src","ip":["203.0.113.0/24","2001:db8::/32"],"action":"allow"},{"type":"any","action":"block"}]`)
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC() // what finalizers have kept
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return int64(stats.HeapAlloc)
+	}
+	cache, key := newTokenCache(1<<30), testKey().Public()
+	before := heap()
+	for i := range tokens {
+		claims := token.Claims{VideoID: strings.Clone("a-video-of-some-length"), ExpiresAt: testTime}
+		cache.entries.Set(fmt.Sprintf("%0700d", i), newVerifiedToken(claims, must(compileRules(rules)), key))
+	}
+	cache.entries.CleanUp()
+	took, estimated := heap()-before, int64(cache.entries.WeightedSize())
+	if took > estimated*115/100 || took < estimated*75/100 {
+		t.Errorf("a token takes %d bytes, and is estimated at %d", took/tokens, estimated/tokens)
+	}
+	t.Logf("a token takes %d bytes, and is estimated at %d", took/tokens, estimated/tokens)
+	runtime.KeepAlive(cache)
+}
+
 // S11: a small machine gets a small cache, and not one that eats it up.
 func TestCacheFitsTheMemoryLimit(t *testing.T) {
 	for limit, want := range map[int64]uint64{

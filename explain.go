@@ -408,9 +408,7 @@ func (t *trace) explanation(at time.Time) explanation {
 		Allowed: t.why == nil, Result: resultAllowed, At: at.UTC(), Checks: t.steps,
 		Video: d.video, TokenID: tokenID(d.target.token), Country: d.knownCountry(),
 	}
-	if d.verified != nil {
-		e.KeyID = d.verified.claims.KeyID
-	}
+	e.KeyID, _ = d.value("key_id")
 	if addr, ok := clientAddress(d.request); ok {
 		e.Client = addr.String()
 	}

@@ -115,7 +115,7 @@ func (a *App) authenticate(d *decision) (err error) {
 	}
 	verified, err := a.verify(d)
 	if err == nil {
-		if err = verified.claims.CheckTime(a.now(), a.policy); err != nil {
+		if err = verified.checkTime(a.now(), a.policy); err != nil {
 			err = refuse(tokenReason(err), err)
 		}
 	}
@@ -124,7 +124,7 @@ func (a *App) authenticate(d *decision) (err error) {
 		return err
 	}
 	d.verified = verified
-	d.video = verified.claims.VideoID
+	d.video = verified.videoID
 	d.settings, err = a.settings(d.request.Context(), d.video)
 	return err
 }
@@ -148,34 +148,51 @@ func (a *App) assume(d *decision, verified *verifiedToken) {
 	if d.trace == nil && !d.gate.mayReportTokens {
 		return
 	}
-	if verified == nil {
-		parsed, err := token.Parse(d.target.token)
-		if err != nil {
-			return
-		}
-		verified = &verifiedToken{claims: parsed.Unverified()}
+	parsed, err := token.Parse(d.target.token)
+	if err != nil {
+		return
 	}
-	video := verified.claims.VideoID
-	d.settings, _ = a.settings(d.request.Context(), video)
+	claims := parsed.Unverified()
+	d.settings, _ = a.settings(d.request.Context(), claims.VideoID)
 	if !d.goesOn(tokenCheck) {
 		return
 	}
-	d.video = video
+	d.video = claims.VideoID
 	switch {
-	case verified.key != nil:
+	case verified != nil:
 		d.verified = verified
 	case d.trace != nil:
-		d.trace.assume(d, verified.claims)
+		d.trace.assume(d, claims)
 	}
 }
 
 // verifiedToken is what is known of a token for good: its signature holds and
 // its rules can be evaluated. Whether it is valid at present is decided on each
-// request. It is immutable.
+// request. It is immutable, and as small as can be, for there may be a hundred
+// thousand of them in the cache.
 type verifiedToken struct {
-	claims token.Claims // without the rules
-	rules  accessRules
-	key    *token.PublicKey
+	videoID            string
+	expires, notBefore int64 // in Unix seconds
+	downloadable       bool
+	rules              accessRules
+	key                *token.PublicKey
+}
+
+func newVerifiedToken(claims token.Claims, rules accessRules, key *token.PublicKey) *verifiedToken {
+	return &verifiedToken{
+		videoID: claims.VideoID,
+		expires: claims.ExpiresAt.Unix(), notBefore: claims.NotBefore.Unix(),
+		downloadable: claims.Downloadable,
+		rules:        rules,
+		key:          key,
+	}
+}
+
+func (t *verifiedToken) expiresAt() time.Time { return time.Unix(t.expires, 0) }
+
+func (t *verifiedToken) checkTime(now time.Time, policy token.Policy) error {
+	dates := token.Claims{ExpiresAt: t.expiresAt(), NotBefore: time.Unix(t.notBefore, 0)}
+	return dates.CheckTime(now, policy)
 }
 
 // verify returns the token of a request, if its signature holds: one that is
@@ -230,9 +247,7 @@ func verifyWith(key *token.PublicKey, parsed token.Parsed) (*verifiedToken, erro
 	if err != nil {
 		return nil, refuse(reasonRulesInvalid, err)
 	}
-	// Whoever remembers the token must not keep its payload for two strings.
-	claims.AccessRules, claims.KeyID = nil, key.ID()
-	return &verifiedToken{claims, rules, key}, nil
+	return newVerifiedToken(claims, rules, key), nil
 }
 
 // key finds a key. One that is not known here may have been made on another
@@ -272,7 +287,7 @@ func checkRules(d *decision) (err error) {
 // checkDownload holds downloads to the `downloadable` claim. A request without
 // a token has no such claim, even where the video itself requires none.
 func checkDownload(d *decision) error {
-	if !d.download || d.verified != nil && d.verified.claims.Downloadable {
+	if !d.download || d.verified != nil && d.verified.downloadable {
 		return nil
 	}
 	return refuse(reasonDownloadNotAllowed, errDownload)
@@ -384,6 +399,7 @@ type decision struct {
 	verified *verifiedToken // nil for a request by video id
 	settings settings
 
+	where       where
 	matchedRule int // of the token's access rules, or noRule
 
 	result result
@@ -442,6 +458,9 @@ func (d *decision) count() {
 // so trusted_proxies decides whose headers count. IPv4-mapped IPv6 addresses
 // become IPv4 and zones are dropped, lest an IPv4 rule miss its viewer.
 func (d *decision) address() (netip.Addr, error) {
+	if d.where.addr.IsValid() {
+		return d.where.addr, nil
+	}
 	// Without a finished handshake the address may be spoofed and the
 	// request replayed (RFC 8470); Caddy's own matchers do the same.
 	if tls := d.request.TLS; tls != nil && !tls.HandshakeComplete {
@@ -451,6 +470,7 @@ func (d *decision) address() (netip.Addr, error) {
 	if !ok {
 		return netip.Addr{}, refuse(reasonClientIPUnknown, errClientIP)
 	}
+	d.where.addr = addr
 	return addr, nil
 }
 
@@ -462,6 +482,9 @@ func clientAddress(r *http.Request) (addr netip.Addr, ok bool) {
 
 // country implements viewer.
 func (d *decision) country() (countryCode, error) {
+	if d.where.known {
+		return d.where.country, nil
+	}
 	if d.app.countries == nil {
 		return countryCode{}, refuse(reasonCountryUnavailable, errNoDatabase)
 	}
@@ -473,7 +496,15 @@ func (d *decision) country() (countryCode, error) {
 	if err != nil {
 		return countryCode{}, refuse(reasonCountryUnavailable, errDatabase)
 	}
+	d.where.country, d.where.known = code, true
 	return code, nil
+}
+
+// where is where a viewer is, looked up for the first rule that asks.
+type where struct {
+	addr    netip.Addr // valid once it has been looked up
+	country countryCode
+	known   bool // the country
 }
 
 // record offers the decision as placeholders and, where there is an access log,
@@ -532,10 +563,10 @@ func (d *decision) value(name string) (value string, ok bool) {
 	case "kind":
 		return string(d.kind), true
 	case "key_id":
-		if d.verified == nil {
+		if d.verified == nil || d.verified.key == nil {
 			return "", true
 		}
-		return d.verified.claims.KeyID, true
+		return d.verified.key.ID(), true
 	case "token_id":
 		return tokenID(d.target.token), true
 	case "country":

@@ -281,7 +281,7 @@ func (d *decision) setAccessHeaders(h http.Header) {
 	d.settings.origins.setCORS(h, &d.response.values, d.requestOrigin)
 	switch {
 	case d.verified != nil:
-		d.response.values.setPrivateCaching(h, d.verified.claims.ExpiresAt.Sub(d.app.now()))
+		d.response.values.setPrivateCaching(h, d.verified.expiresAt().Sub(d.app.now()))
 	case d.settings.origins.allowed != nil:
 		d.response.values.setPrivateCaching(h, time.Duration(1<<63-1))
 	}

@@ -17,11 +17,33 @@ const maxRules = 64
 // and nil where a token has none.
 type accessRules []accessRule
 
+// accessRule is one of them. There may be a hundred thousand in the cache, so it
+// is kept small.
 type accessRule struct {
-	matches   func(*accessRule, viewer) (bool, error)
+	of        ruleType
 	block     bool
 	prefixes  []netip.Prefix
-	countries []countryCode
+	countries countryList
+}
+
+type ruleType uint8
+
+const (
+	ofAnyone ruleType = iota
+	ofAddress
+	ofCountry
+)
+
+// countryList is a list of country codes, one after the other.
+type countryList string
+
+func (l countryList) contains(c countryCode) bool {
+	for i := 0; i+len(c) <= len(l); i += len(c) {
+		if l[i:i+len(c)] == countryList(c[:]) {
+			return true
+		}
+	}
+	return false
 }
 
 // any reports whether the rule matches every viewer.
@@ -87,7 +109,7 @@ func compileRules(raw []byte) (accessRules, error) {
 		}
 		rules = append(rules, rule)
 	}
-	return rules, nil
+	return slices.Clone(rules), nil // without room to grow
 }
 
 func compileRule(object strictjson.Value) (accessRule, error) {
@@ -118,13 +140,15 @@ func compileRule(object strictjson.Value) (accessRule, error) {
 	var err error
 	switch text, _ := typ.Plain(); string(text) {
 	case "any":
-		rule.matches = (*accessRule).matchAny
+		rule.of = ofAnyone
 	case "ip.src":
-		rule.matches = (*accessRule).matchAddress
+		rule.of = ofAddress
 		rule.prefixes, err = compileList(ip, "ip", parsePrefix)
 	case "ip.geoip.country":
-		rule.matches = (*accessRule).matchCountry
-		rule.countries, err = compileList(country, "country", parseRuleCountry)
+		rule.of = ofCountry
+		var codes []countryCode
+		codes, err = compileList(country, "country", parseRuleCountry)
+		rule.countries = joinCountries(codes)
 	default:
 		return accessRule{}, fmt.Errorf("type is %s: want \"any\", \"ip.src\" or \"ip.geoip.country\"", quote(typ))
 	}
@@ -182,6 +206,14 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return prefix.Masked(), nil
 }
 
+func joinCountries(codes []countryCode) countryList {
+	joined := make([]byte, 0, 2*len(codes))
+	for _, code := range codes {
+		joined = append(joined, code[:]...)
+	}
+	return countryList(joined)
+}
+
 func parseRuleCountry(s string) (countryCode, error) {
 	code, ok := parseCountryCode(s)
 	if !ok {
@@ -199,7 +231,7 @@ const noRule = -1
 func (rules accessRules) match(v viewer) (int, error) {
 	for i := range rules {
 		rule := &rules[i]
-		if matches, err := rule.matches(rule, v); matches || err != nil {
+		if matches, err := rule.matches(v); matches || err != nil {
 			return i, err
 		}
 	}
@@ -212,9 +244,19 @@ func (rules accessRules) allow(matched int) bool {
 	return matched == noRule || !rules[matched].block
 }
 
-func (r *accessRule) matchAny(viewer) (bool, error) { return true, nil }
+func (r *accessRule) matches(v viewer) (bool, error) {
+	switch r.of {
+	case ofAnyone:
+		return true, nil
+	case ofAddress:
+		return r.matchesAddress(v)
+	default:
+		country, err := v.country()
+		return err == nil && r.countries.contains(country), err
+	}
+}
 
-func (r *accessRule) matchAddress(v viewer) (bool, error) {
+func (r *accessRule) matchesAddress(v viewer) (bool, error) {
 	addr, err := v.address()
 	if err != nil {
 		return false, err
@@ -225,12 +267,4 @@ func (r *accessRule) matchAddress(v viewer) (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-func (r *accessRule) matchCountry(v viewer) (bool, error) {
-	country, err := v.country()
-	if err != nil {
-		return false, err
-	}
-	return slices.Contains(r.countries, country), nil
 }

@@ -126,7 +126,7 @@ func newStoredVideos(s *state) *storedVideos {
 
 // weighVideo estimates the memory that an entry takes, in bytes.
 func weighVideo(videoID string, entry videoEntry) uint32 {
-	const ofEntry, ofVideo, ofPattern = 300, 64, 150
+	const ofEntry, ofVideo, ofPattern = 420, 90, 210
 	weight := ofEntry + len(videoID)
 	if entry.video != nil {
 		weight += ofVideo

@@ -73,7 +73,7 @@ func (t *trace) assume(d *decision, claims token.Claims) {
 		return
 	}
 	t.assumed = true
-	d.verified = &verifiedToken{claims: claims, rules: rules}
+	d.verified = newVerifiedToken(claims, rules, nil)
 }
 
 func (t *trace) add(name string, became verdict, err error, details ...string) {
@@ -276,7 +276,7 @@ func explainDownload(d *decision) string {
 	case d.verified == nil:
 		return "a download, without a token"
 	default:
-		return fmt.Sprintf("a download, and downloadable is %t", d.verified.claims.Downloadable)
+		return fmt.Sprintf("a download, and downloadable is %t", d.verified.downloadable)
 	}
 }
 

@@ -65,29 +65,37 @@ type sample struct {
 	rss       int64
 }
 
-func newBench(o options) (*bench, error) {
+// newBench makes what setups need and sees that they do what they should. It
+// leaves the origin running, which close stops.
+func newBench(ctx context.Context, o options, setups []*setup) (*bench, error) {
 	b := &bench{
-		options: o, media: make(map[string][]object), warm: make(map[*setup][]string), other: make(map[*setup]string),
+		options: o, setups: setups,
+		media: make(map[string][]object), warm: make(map[*setup][]string), other: make(map[*setup]string),
 		servers: make(map[*setup]*server), results: make(map[*setup][][]sample),
 	}
-	for _, s := range allSetups {
-		if o.only.MatchString(s.name) {
-			b.setups = append(b.setups, s)
-		}
+	err := b.makeFolder()
+	if err == nil {
+		err = b.prepare(ctx)
 	}
-	if b.setups == nil {
-		return nil, fmt.Errorf("-only %s matches no setup", o.only)
+	if err == nil {
+		err = b.check(ctx)
 	}
-	var err error
+	if err != nil {
+		return nil, errors.Join(err, b.close())
+	}
+	return b, nil
+}
+
+func (b *bench) makeFolder() (err error) {
 	if b.dir, err = os.MkdirTemp("", "bench"); err != nil {
-		return nil, err
+		return err
 	}
 	// Servers that give up root must get in. No private key is kept here.
 	if err := os.Chmod(b.dir, 0o755); err != nil {
-		return nil, err
+		return err
 	}
 	b.script = filepath.Join(b.dir, "load.lua")
-	return b, writeFile(b.script, loadScript)
+	return writeFile(b.script, loadScript)
 }
 
 // close stops what is running.
@@ -116,10 +124,10 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	for _, s := range b.setups {
 		paths := []string{"/" + video + "/"} // the file is added below
 		if s.form != nil {
-			if b.warm[s], err = mint(b.signer, s.form, s.rules, 0, warmTokens); err != nil {
+			if b.warm[s], err = mint(b.signer, s.form, s.rulesOf, 0, warmTokens); err != nil {
 				return err
 			}
-			if b.other[s], err = s.form.sign(b.signer, grant{otherVideo, time.Now().Add(time.Hour), s.rules}); err != nil {
+			if b.other[s], err = s.form.sign(b.signer, grant{otherVideo, time.Now().Add(time.Hour), s.rulesOf(0)}); err != nil {
 				return err
 			}
 			paths = paths[:0]
@@ -173,9 +181,6 @@ func (b *bench) paths(s *setup, kind string, size int) string {
 }
 
 // measure runs the rounds. In each, every setup has its turn at every size.
-// Another one begins each time, and every other round goes backwards, so that
-// none has the same place or follows the same one throughout, and what else the
-// machine does meets all of them.
 func (b *bench) measure(ctx context.Context) error {
 	for _, s := range b.setups {
 		b.results[s] = make([][]sample, len(b.options.sizes))
@@ -185,7 +190,7 @@ func (b *bench) measure(ctx context.Context) error {
 	}
 	for round := range b.options.rounds {
 		for size := range b.options.sizes {
-			for _, s := range b.order(round) {
+			for _, s := range inTurn(b.setups, round) {
 				result, err := b.sample(ctx, s, size)
 				if err != nil {
 					return fmt.Errorf("%s, %s, round %d: %w", s.title, sizes[size].title, round+1, err)
@@ -199,17 +204,20 @@ func (b *bench) measure(ctx context.Context) error {
 	return nil
 }
 
-func (b *bench) order(round int) []*setup {
-	first := round % len(b.setups)
-	order := slices.Concat(b.setups[first:], b.setups[:first])
+// inTurn is the order of a round: another one begins each time, and every other
+// round goes backwards, so that none has the same place or follows the same one
+// throughout, and what else the machine does meets all of them.
+func inTurn[T any](all []T, round int) []T {
+	first := round % len(all)
+	order := slices.Concat(all[first:], all[:first])
 	if round%2 != 0 {
 		slices.Reverse(order)
 	}
 	return order
 }
 
-// restart starts a setup, anew if it is running, and warms it up.
-func (b *bench) restart(ctx context.Context, s *setup) error {
+// renew starts a setup, anew if it is running.
+func (b *bench) renew(ctx context.Context, s *setup) error {
 	if running := b.servers[s]; running != nil {
 		delete(b.servers, s)
 		if err := running.stop(); err != nil {
@@ -217,10 +225,18 @@ func (b *bench) restart(ctx context.Context, s *setup) error {
 		}
 	}
 	srv, err := b.start(ctx, s)
-	if err != nil {
+	if err == nil {
+		b.servers[s] = srv
+	}
+	return err
+}
+
+// restart renews a setup and warms it up.
+func (b *bench) restart(ctx context.Context, s *setup) error {
+	if err := b.renew(ctx, s); err != nil {
 		return err
 	}
-	b.servers[s] = srv
+	srv := b.servers[s]
 	r, err := b.run(ctx, b.load(s, 0, warmUp))
 	if err == nil {
 		err = r.check(sizes[0].bytes)
@@ -253,7 +269,7 @@ func (b *bench) sample(ctx context.Context, s *setup, size int) (sample, error) 
 			return sample{}, err
 		}
 		l := b.load(s, size, b.options.duration)
-		l.paths, l.once = b.paths(s, "fresh", size), true
+		l.paths, l.mode = b.paths(s, "fresh", size), "once"
 		result, err := b.sampleLoad(ctx, s, size, l)
 		if err != nil || !result.load.Exhausted {
 			return result, err
@@ -268,7 +284,7 @@ func (b *bench) sample(ctx context.Context, s *setup, size int) (sample, error) 
 func (b *bench) mintFresh(s *setup, size, count int) error {
 	if count > len(b.fresh) {
 		progress("minting %d tokens", count-len(b.fresh))
-		tokens, err := mint(b.signer, s.form, s.rules, warmTokens+len(b.fresh), count-len(b.fresh))
+		tokens, err := mint(b.signer, s.form, s.rulesOf, warmTokens+len(b.fresh), count-len(b.fresh))
 		if err != nil {
 			return err
 		}

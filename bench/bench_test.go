@@ -75,8 +75,14 @@ func TestReport(t *testing.T) {
 	}
 }
 
-func TestChartIsXML(t *testing.T) {
-	chart := madeUp().chart()
+func TestChartsAreXML(t *testing.T) {
+	wantXML(t, madeUp().chart(), "gate, warm", "110 (+10.0)", ">2000<")
+	wantXML(t, scaleReport{series: []scaleSeries{costing("tokens & more", 500, 700, 900)}}.chart(),
+		"ns by tokens &amp; more: logarithmic", ">100<", ">10,000<", ">900<")
+}
+
+func wantXML(t *testing.T, chart string, wants ...string) {
+	t.Helper()
 	for d := xml.NewDecoder(strings.NewReader(chart)); ; {
 		_, err := d.Token()
 		if errors.Is(err, io.EOF) {
@@ -86,7 +92,7 @@ func TestChartIsXML(t *testing.T) {
 			t.Fatalf("%v in\n%s", err, chart)
 		}
 	}
-	for _, want := range []string{"gate, warm", "110 (+10.0)", ">2000<"} {
+	for _, want := range wants {
 		if !strings.Contains(chart, want) {
 			t.Errorf("there is no %q in\n%s", want, chart)
 		}

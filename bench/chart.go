@@ -56,16 +56,9 @@ func (r report) chart() string {
 		perSecond := each(r.results[s][0], func(s sample) float64 { return s.load.perSecond() }).median
 		rate = append(rate, bar{s.title, []barPart{{class(s), perSecond}}, fmt.Sprintf("%.0f", perSecond)})
 	}
-	const panels = 2
-	height := panels*(chartHead+len(r.setups)*chartRow) + chartMargin
-	var out strings.Builder
-	fmt.Fprintf(&out, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img">`+"\n",
-		chartWidth, height, chartWidth, height)
-	fmt.Fprintf(&out, "<title>CPU time for each request of 1 KiB, and requests a second, by server</title>\n<style>%s</style>\n", chartStyle)
-	panel(&out, 0, "CPU µs of the server for a request of 1 KiB (grey: without a gate)", cost)
-	panel(&out, height/panels, "Requests of 1 KiB a second", rate)
-	out.WriteString("</svg>\n")
-	return out.String()
+	return drawChart("CPU time for each request of 1 KiB, and requests a second, by server",
+		panel{"CPU µs of the server for a request of 1 KiB (grey: without a gate)", cost, longest(cost)},
+		panel{"Requests of 1 KiB a second", rate, longest(rate)})
 }
 
 // costBar is one of CPU time, in two parts if it is known which is the gate's.
@@ -88,20 +81,51 @@ func class(s *setup) string {
 	return "peer"
 }
 
-func panel(out *strings.Builder, top int, head string, bars []bar) {
-	const baseline = 12 // of text, below the top of its bar
-	longest := 0.0
+// panel is a part of a chart, with a bar in each row.
+type panel struct {
+	head string
+	bars []bar
+	full float64 // what a bar of full length stands for
+}
+
+func longest(bars []bar) (most float64) {
 	for _, b := range bars {
-		longest = max(longest, b.total())
+		most = max(most, b.total())
 	}
-	fmt.Fprintf(out, `<text class="head" x="%d" y="%d">%s</text>`+"\n", chartMargin, top+chartHead-chartMargin, html.EscapeString(head))
-	for i, b := range bars {
+	return most
+}
+
+// drawChart puts panels below each other.
+func drawChart(title string, panels ...panel) string {
+	height := chartMargin
+	for _, p := range panels {
+		height += p.height()
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img">`+"\n",
+		chartWidth, height, chartWidth, height)
+	fmt.Fprintf(&out, "<title>%s</title>\n<style>%s</style>\n", html.EscapeString(title), chartStyle)
+	top := 0
+	for _, p := range panels {
+		p.draw(&out, top)
+		top += p.height()
+	}
+	out.WriteString("</svg>\n")
+	return out.String()
+}
+
+func (p panel) height() int { return chartHead + len(p.bars)*chartRow }
+
+func (p panel) draw(out *strings.Builder, top int) {
+	const baseline = 12 // of text, below the top of its bar
+	fmt.Fprintf(out, `<text class="head" x="%d" y="%d">%s</text>`+"\n", chartMargin, top+chartHead-chartMargin, html.EscapeString(p.head))
+	for i, b := range p.bars {
 		y := top + chartHead + i*chartRow
 		fmt.Fprintf(out, `<text x="%d" y="%d" text-anchor="end">%s</text>`+"\n", chartLeft-8, y+baseline, html.EscapeString(b.title))
 		x := float64(chartLeft)
-		for _, p := range b.parts {
-			width := p.value / longest * (chartWidth - chartLeft - chartRight)
-			fmt.Fprintf(out, `<rect class="%s" x="%.1f" y="%d" width="%.1f" height="%d"/>`+"\n", p.class, x, y, width, chartBar)
+		for _, part := range b.parts {
+			width := part.value / p.full * (chartWidth - chartLeft - chartRight)
+			fmt.Fprintf(out, `<rect class="%s" x="%.1f" y="%d" width="%.1f" height="%d"/>`+"\n", part.class, x, y, width, chartBar)
 			x += width
 		}
 		fmt.Fprintf(out, `<text class="figure" x="%.1f" y="%d">%s</text>`+"\n", x+6, y+baseline, html.EscapeString(b.figure))

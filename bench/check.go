@@ -123,8 +123,8 @@ func (b *bench) refusedTokens(s *setup) (map[string]string, error) {
 		by   *signer
 		grant
 	}{
-		{"an expired token", b.signer, grant{video, anHourAgo, s.rules}},
-		{"a token of a stranger under our key id", stranger, grant{video, inAnHour, s.rules}},
+		{"an expired token", b.signer, grant{video, anHourAgo, s.rulesOf(0)}},
+		{"a token of a stranger under our key id", stranger, grant{video, inAnHour, s.rulesOf(0)}},
 	} {
 		if tokens[t.what], err = s.form.sign(t.by, t.grant); err != nil {
 			return nil, err
@@ -157,10 +157,10 @@ func (b *bench) attemptsBeside(s *setup) []attempt {
 	return attempts
 }
 
-// counters are what a server says of itself in lines of "name value".
-func counters(ctx context.Context, url string, names ...string) (map[string]int64, error) {
+// counters are what Caddy says of itself in lines of "name value".
+func (s *server) counters(ctx context.Context, names ...string) (map[string]int64, error) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	status, body, err := get(ctx, client, url, nil)
+	status, body, err := get(ctx, client, "http://"+s.metrics+"/metrics", nil)
 	if err != nil || status != http.StatusOK {
 		return nil, fmt.Errorf("reading counters: status %d, %w", status, err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 type load struct {
 	url         string
 	paths       string // a file, one a line
-	once        bool   // no path twice
+	mode        string // of load.lua; "" for "again"
 	header      map[string]string
 	connections int
 	duration    time.Duration
@@ -44,10 +45,7 @@ func (r loadResult) perSecond() float64 { return float64(r.Requests) / (float64(
 // run runs wrk. It has one thread, which is enough for servers with two, and
 // takes little of the processors from them.
 func (b *bench) run(ctx context.Context, l load) (r loadResult, err error) {
-	mode := "again"
-	if l.once {
-		mode = "once"
-	}
+	mode := cmp.Or(l.mode, "again")
 	header := make([]string, 0, len(l.header))
 	for name, value := range l.header {
 		header = append(header, name+": "+value)

@@ -6,9 +6,13 @@ import (
 	"net/http"
 )
 
+// What a gate counts.
 const (
-	cacheMisses   = "caddy_signed_playback_token_cache_misses_total"
-	verifications = `caddy_signed_playback_token_verifications_total{result="ok"}`
+	cacheHits   = "caddy_signed_playback_token_cache_hits_total"
+	cacheMisses = "caddy_signed_playback_token_cache_misses_total"
+	verified    = `caddy_signed_playback_token_verifications_total{result="ok"}`
+	forged      = `caddy_signed_playback_token_verifications_total{result="signature_invalid"}`
+	limited     = `caddy_signed_playback_token_verifications_total{result="verification_limited"}`
 )
 
 // observation is what has been counted up to a moment.
@@ -16,17 +20,15 @@ type observation struct {
 	server, origin usage
 
 	originConnections, originRequests int64
-	misses, verified                  int64 // of the gate of Caddy
+	gate                              map[string]int64 // of Caddy; by name
 }
 
 func (b *bench) observe(ctx context.Context, s *setup) (o observation, err error) {
 	srv := b.servers[s]
 	if s.caches() {
-		found, err := counters(ctx, "http://"+srv.metrics+"/metrics", cacheMisses, verifications)
-		if err != nil {
+		if o.gate, err = srv.counters(ctx, cacheHits, cacheMisses, verified, forged, limited); err != nil {
 			return o, err
 		}
-		o.misses, o.verified = found[cacheMisses], found[verifications]
 	}
 	if o.originConnections, o.originRequests, err = originTraffic(ctx, b.origin); err != nil {
 		return o, err
@@ -42,8 +44,11 @@ func (b *bench) observe(ctx context.Context, s *setup) (o observation, err error
 func (o observation) since(before observation) observation {
 	o.originConnections -= before.originConnections
 	o.originRequests -= before.originRequests
-	o.misses -= before.misses
-	o.verified -= before.verified
+	counted := make(map[string]int64, len(o.gate))
+	for name, n := range o.gate {
+		counted[name] = n - before.gate[name]
+	}
+	o.gate = counted
 	return o
 }
 
@@ -58,10 +63,10 @@ func (o observation) check(s *setup, requests int64, connections int) error {
 		return fmt.Errorf("%d connections to the origin for %d requests: they are not kept alive", o.originConnections, requests)
 	case !s.caches():
 		return nil
-	case s.fresh && o.verified < requests:
-		return fmt.Errorf("%d tokens verified for %d requests: want one each", o.verified, requests)
-	case !s.fresh && o.misses != 0:
-		return fmt.Errorf("%d requests have missed the cache: want none", o.misses)
+	case s.fresh && o.gate[verified] < requests:
+		return fmt.Errorf("%d tokens verified for %d requests: want one each", o.gate[verified], requests)
+	case !s.fresh && o.gate[cacheMisses] != 0:
+		return fmt.Errorf("%d requests have missed the cache: want none", o.gate[cacheMisses])
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ func spreadOf(values []float64) spread {
 }
 
 // each is the spread of a figure over the rounds.
-func each(samples []sample, figure func(sample) float64) spread {
+func each[S any](samples []S, figure func(S) float64) spread {
 	values := make([]float64, 0, len(samples))
 	for _, s := range samples {
 		values = append(values, figure(s))
@@ -36,8 +36,18 @@ func each(samples []sample, figure func(sample) float64) spread {
 	return spreadOf(values)
 }
 
-// paired is the spread of what two setups make of each other in the same round.
-func paired(a, b []sample, figure func(a, b sample) float64) spread {
+func median[S any](samples []S, figure func(S) float64) float64 { return each(samples, figure).median }
+
+// total is the sum of a figure over the rounds.
+func total[S any](samples []S, figure func(S) int) (sum int) {
+	for _, s := range samples {
+		sum += figure(s)
+	}
+	return sum
+}
+
+// paired is the spread of what two make of each other in the same round.
+func paired[S any](a, b []S, figure func(a, b S) float64) spread {
 	values := make([]float64, 0, len(a))
 	for round := range a {
 		values = append(values, figure(a[round], b[round]))
@@ -94,16 +104,21 @@ func (r report) markdown() string {
 	return out.String()
 }
 
-func (r report) writeEnvironment(out *strings.Builder) {
-	e := r.environment
+// write begins a report with what it depends on.
+func (e environment) write(out *strings.Builder, title string) {
 	command := "make bench"
 	if e.args != "" {
 		command += fmt.Sprintf(" BENCHFLAGS=%q", e.args)
 	}
-	fmt.Fprintf(out, "# Results\n\nMade by `%s` on %s. [README.md](README.md) says what is measured and how to read it.\n\n",
-		command, e.date.Format(time.DateOnly))
+	fmt.Fprintf(out, "# %s\n\nMade by `%s` on %s. [README.md](README.md) says what is measured and how to read it.\n\n",
+		title, command, e.date.Format(time.DateOnly))
 	fmt.Fprintf(out, "- %s, Linux %s; load average at the start: %s\n", e.cpu, e.kernel, e.load)
 	fmt.Fprintf(out, "- %s\n", strings.Join(e.versions, "; "))
+}
+
+func (r report) writeEnvironment(out *strings.Builder) {
+	e := r.environment
+	e.write(out, "Results")
 	fmt.Fprintf(out, "- %d rounds of %s a setup and size; %d connections; %d threads a server; %d tokens, or each one once (cold)\n",
 		e.options.rounds, e.options.duration, e.options.connections, e.options.procs, warmTokens)
 	fmt.Fprint(out, "- Figures are medians of the rounds. What compares two setups compares them within each round first; the range\n  over the rounds follows in parentheses.\n")

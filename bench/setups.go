@@ -29,8 +29,10 @@ type setup struct {
 	gate  bool
 	open  bool    // there are tokens, and nobody looks at them
 	form  *scheme // of tokens; nil: none
-	rules string  // in the tokens
+	rules string  // in the tokens, with {network} for one of each token's own
 	fresh bool    // a new token for each request, and a new process for each round
+
+	proxied bool // viewers have the addresses that X-Forwarded-For names
 
 	header  map[string]string // of each request
 	files   map[string]string // by template
@@ -54,6 +56,11 @@ var allSetups = []*setup{
 	trafficServer(setup{name: "ats-signing", title: "Traffic Server, uri_signing", bare: "ats", form: cdni}),
 	nginx(setup{name: "nginx", title: "nginx"}),
 	nginx(setup{name: "nginx-njs", title: "nginx, njs", bare: "nginx", form: ours}),
+}
+
+// rulesOf are the rules of one of its tokens.
+func (s *setup) rulesOf(i int) string {
+	return strings.ReplaceAll(s.rules, "{network}", fmt.Sprintf("2001:db8:%04x:%04x::/64", i>>16, i&0xffff))
 }
 
 // caches tells the setups that count how their cache fares.
@@ -121,6 +128,7 @@ type facts struct {
 	Gate        bool
 	Open        bool
 	Rules       bool
+	Proxied     bool
 	Database    string
 	Video       string
 	NjsModule   string
@@ -132,7 +140,7 @@ type facts struct {
 // write makes the files of a setup, with free ports in them.
 func (b *bench) write(s *setup, dir string) (facts, error) {
 	f := facts{
-		Dir: dir, Procs: b.options.procs, Gate: s.gate, Open: s.open, Rules: s.rules != "", Database: b.options.database,
+		Dir: dir, Procs: b.options.procs, Gate: s.gate, Open: s.open, Rules: s.rules != "", Proxied: s.proxied, Database: b.options.database,
 		Video: video, NjsModule: njsModule, KeyID: keyID, Issuer: issuer, publicKey: b.public,
 	}
 	if b.origin != nil {

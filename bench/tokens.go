@@ -124,7 +124,7 @@ func transplanted(payloadOf, restOf string) string {
 
 // mint makes n different tokens that are valid for at least a day. It takes all
 // processors.
-func mint(s *signer, form *scheme, rules string, first, n int) ([]string, error) {
+func mint(s *signer, form *scheme, rules func(i int) string, first, n int) ([]string, error) {
 	tokens := make([]string, n)
 	expires := time.Now().Add(24 * time.Hour)
 	var wg sync.WaitGroup
@@ -134,7 +134,7 @@ func mint(s *signer, form *scheme, rules string, first, n int) ([]string, error)
 		wg.Go(func() {
 			for i := worker; i < n; i += workers {
 				var err error
-				g := grant{video, expires.Add(time.Duration(first+i) * time.Second), rules}
+				g := grant{video, expires.Add(time.Duration(first+i) * time.Second), rules(first + i)}
 				if tokens[i], err = form.sign(s, g); err != nil {
 					errs <- err
 					return

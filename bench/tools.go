@@ -18,19 +18,22 @@ const (
 	uriSigningModule = "/usr/lib/trafficserver/modules/uri_signing.so"
 )
 
-// tools are the programs and modules that are needed, and the Debian packages
-// that have them.
-var tools = []struct{ file, pkg string }{
-	{"wrk", "wrk"},
-	{"nginx", "nginx"},
-	{njsModule, "libnginx-mod-http-js"},
-	{"haproxy", "haproxy"},
-	{"traffic_server", "trafficserver"},
-	{uriSigningModule, "trafficserver-experimental-plugins"},
-}
+// debianTool is a program or a module that is needed, and the package that has
+// it.
+type debianTool struct{ file, pkg string }
+
+var (
+	loadTools = []debianTool{{"wrk", "wrk"}, {"nginx", "nginx"}}
+	peerTools = []debianTool{
+		{njsModule, "libnginx-mod-http-js"},
+		{"haproxy", "haproxy"},
+		{"traffic_server", "trafficserver"},
+		{uriSigningModule, "trafficserver-experimental-plugins"},
+	}
+)
 
 // findTools names all that is missing at once.
-func findTools() error {
+func findTools(tools []debianTool) error {
 	// Debian has servers where the search path of most users does not lead.
 	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin"); err != nil {
 		return err
@@ -74,6 +77,10 @@ func describeEnvironment(o options, args string) environment {
 		load:   firstWord("/proc/loadavg"),
 	}
 	e.kernel, _, _ = strings.Cut(e.kernel, "-") // what follows is the builder's
+	if o.caddy == "" {
+		e.versions = []string{runtime.Version()}
+		return e
+	}
 	caddy, gate, compiler, err := caddyVersions(o.caddy)
 	if err != nil {
 		caddy, gate, compiler = "unknown", "unknown", err.Error()
@@ -83,7 +90,7 @@ func describeEnvironment(o options, args string) environment {
 		e.versions = append(e.versions, "gate "+gate)
 	}
 	e.versions = append(e.versions, compiler)
-	for _, t := range tools {
+	for _, t := range o.experiment.tools {
 		e.versions = append(e.versions, t.pkg+" "+packageVersion(t.pkg))
 	}
 	return e
@@ -139,6 +146,22 @@ var errGone = errors.New("there is no such process")
 type usage struct {
 	cpu time.Duration
 	rss int64 // bytes
+}
+
+// peakMemory is the most that a process has had in memory so far, without its
+// children, in bytes.
+func peakMemory(id int) (int64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", id))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, fmt.Errorf("/proc/%d/status has no VmHWM", id)
 }
 
 // treeUsage reads /proc.

@@ -1,0 +1,159 @@
+package signedplayback
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// scaleSeries is one thing of which a gate can meet more or less.
+type scaleSeries struct {
+	name    string
+	sizes   []int
+	prepare func(b *testing.B, n int) scaleCase
+}
+
+// scaleCase is a gate that has met so much of it, and what it is asked for.
+type scaleCase struct {
+	gate   *Gate
+	before []string // paths that are asked for before the measurement begins
+	paths  []string
+	header http.Header
+}
+
+// `make bench BENCHFLAGS=scale` reads the names and makes a chart of them.
+var scale = []scaleSeries{
+	{"tokens", []int{1e2, 1e3, 1e4, 1e5, 1e6}, scaleTokens},
+	{"address-rules", []int{1, 2, 4, 8, 16, 32, 64}, scaleRules(func(i int) string {
+		return fmt.Sprintf(`{"type":"ip.src","ip":["198.51.100.%d"],"action":"block"}`, i)
+	})},
+	{"country-rules", []int{1, 2, 4, 8, 16, 32, 64}, scaleRules(func(i int) string {
+		return fmt.Sprintf(`{"type":"ip.geoip.country","country":["%c%c"],"action":"block"}`, 'A'+i/26, 'A'+i%26)
+	})},
+	{"origins", []int{1e0, 1e1, 1e2, 1e3}, scaleOrigins},
+	{"videos", []int{1e2, 1e3, 1e4, 1e5, 1e6}, scaleVideos},
+}
+
+// mostInShort is how much there is at most with -short, for a smoke test.
+const mostInShort = 1e4
+
+// BenchmarkScale is the decision about a warm request against how much there is
+// of what a gate keeps, a token holds or a video allows.
+func BenchmarkScale(b *testing.B) {
+	for _, s := range scale {
+		for _, n := range s.sizes {
+			if testing.Short() && n > mostInShort {
+				continue
+			}
+			b.Run(fmt.Sprintf("%s/%d", s.name, n), func(b *testing.B) {
+				c := s.prepare(b, n)
+				r := requestFor(b, "/x", nil)
+				maps.Copy(r.Header, c.header)
+				var d decision
+				decide := func(path string) {
+					r.URL.Path = path
+					d = decision{gate: c.gate, app: c.gate.app, request: r, kind: kindOther, requestOrigin: r.Header.Get("Origin")}
+					if err := c.gate.decide(&d); err != nil {
+						b.Fatal(err)
+					}
+				}
+				for _, path := range c.before {
+					decide(path)
+				}
+				b.ReportAllocs()
+				for i := 0; b.Loop(); i++ {
+					decide(c.paths[i%len(c.paths)])
+				}
+			})
+		}
+	}
+}
+
+const scaleSuffix = "/video/1080/seg_123.m4s"
+
+// scaleTokens has viewers come in no order, so that nothing of an entry is in
+// the processor's caches but by chance: the worst that can be for a memory of
+// tokens. They are not signed, for a hit looks at no signature.
+func scaleTokens(b *testing.B, n int) scaleCase {
+	const requests, room = 1 << 16, 4 << 30
+	g := newGate(b, new(App), new(Gate))
+	g.app.tokens.entries.SetMaximum(room)
+	rules := must(compileRules([]byte(`[{"type":"any","action":"allow"}]`)))
+	compact := func(i int) string { return fmt.Sprintf("%040d.%0316d.%0342d", 0, i, 0) }
+	for i := range n {
+		claims := token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour), KeyID: "k1"}
+		g.app.tokens.entries.Set(compact(i), newVerifiedToken(claims, rules, g.app.keys.Lookup("k1")))
+	}
+	paths := make([]string, requests)
+	for i := range paths {
+		paths[i] = "/" + compact(rand.IntN(n)) + scaleSuffix
+	}
+	return scaleCase{gate: g, paths: paths}
+}
+
+// scaleRules has a token with rules of which none matches the viewer, so that
+// each of them is looked at.
+func scaleRules(rule func(i int) string) func(b *testing.B, n int) scaleCase {
+	return func(b *testing.B, n int) scaleCase {
+		g := newGate(b, &App{GeoIPDatabase: restrictedApp().GeoIPDatabase}, new(Gate))
+		rules := make([]string, n)
+		for i := range rules {
+			rules[i] = rule(i)
+		}
+		compact := signed(func(c *token.Claims) {
+			c.AccessRules = json.RawMessage("[" + strings.Join(rules, ",") + "]")
+		})
+		return scaleCase{gate: g, paths: []string{"/" + compact + scaleSuffix}}
+	}
+}
+
+// scaleOrigins has a site far below the last of a video's allowed origins.
+func scaleOrigins(b *testing.B, n int) scaleCase {
+	var patterns []string
+	for i := range n {
+		pattern := fmt.Sprintf("site-%d.example", i)
+		if (n-i)%2 == 1 {
+			pattern = "*." + pattern
+		}
+		patterns = append(patterns, pattern)
+	}
+	g := newGate(b, &App{Videos: map[string]VideoSettings{"demo": {AllowedOrigins: patterns}}}, new(Gate))
+	origin := fmt.Sprintf("https://a.b.c.site-%d.example", n-1)
+	return scaleCase{gate: g, paths: []string{"/" + plainToken() + scaleSuffix}, header: http.Header{"Origin": {origin}}}
+}
+
+// scaleVideos has videos with settings from the control API, which are asked for
+// as an audience asks: each in proportion to 1 by its rank (Zipf's law).
+func scaleVideos(b *testing.B, n int) scaleCase {
+	const requests = 1 << 20
+	signed := false
+	g := newGate(b, &App{VideoSettings: VideoSettings{RequireSignedURLs: &signed}}, new(Gate))
+	g.app.state.store = videoStore{g.app.state.store}
+	draw := func() string {
+		rank := int(math.Exp(rand.Float64()*math.Log(float64(n+1)))) - 1
+		return fmt.Sprintf("/%032x%s", min(rank, n-1), scaleSuffix)
+	}
+	c := scaleCase{gate: g, before: make([]string, requests), paths: make([]string, requests), header: http.Header{"Origin": {"https://www.example.org"}}}
+	for i := range requests {
+		c.before[i], c.paths[i] = draw(), draw()
+	}
+	return c
+}
+
+// videoStore has settings for every video, at no distance.
+type videoStore struct{ store.Store }
+
+func (videoStore) Get(_ context.Context, name store.Name) (store.Object, error) {
+	doc := fmt.Appendf(nil, `{"uid":%q,"allowedOrigins":["example.com","*.example.org"]}`, name.ID())
+	return store.Object{Name: name, Data: doc}, nil
+}
