@@ -148,8 +148,9 @@ func (d *decision) enforce(c check, err error) error {
 	if d.trace != nil {
 		return d.trace.note(d, c, err)
 	}
-	// A request that names no video cannot be passed on.
-	if err == nil || !d.reports(c) || d.video == "" {
+	// A request that names no video cannot be passed on, and one whose video has
+	// unknown settings not past allowed origins that refuse.
+	if err == nil || !d.reports(c) || d.video == "" || errors.Is(err, errSettingsUnknown) && !d.reports(originsCheck) {
 		return err
 	}
 	d.report(err)

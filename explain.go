@@ -48,12 +48,18 @@ against it), else 1.
 	$ pbpaste | caddy signed-playback explain --url - --ip 203.0.113.7
 
 Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
-		Args: cobra.NoArgs,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("explain takes no arguments, not %q; the URL stands behind --url", redactEach(args))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts.stdin = cmd.InOrStdin()
-			return explain(opts, cmd.OutOrStdout())
+			return withoutTokens(explain(opts, cmd.OutOrStdout()))
 		},
 	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return withoutTokens(err) })
 	flags := cmd.Flags()
 	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
 	flags.StringVar(&opts.url, "url", "", "the `URL` that the viewer asked for, or - for standard input")
@@ -65,6 +71,15 @@ Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
 	flags.StringVar(&opts.at, "at", "", "the `time` of the request (default: now)")
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	return cmd
+}
+
+// withoutTokens keeps a URL that was given in the wrong place out of terminals
+// and tickets.
+func withoutTokens(err error) error {
+	if err == nil || errors.Is(err, errRefused) {
+		return err
+	}
+	return errors.New(redactTokens(err.Error()))
 }
 
 type explainOptions struct {
@@ -257,13 +272,29 @@ func adaptConfig(file string) (config map[string]any, err error) {
 	}
 	if filepath.Ext(file) != ".json" {
 		if raw, _, err = caddyconfig.GetAdapter("caddyfile").Adapt(raw, map[string]any{"filename": file}); err != nil {
-			return nil, fmt.Errorf("--config: %w", err)
+			return nil, fmt.Errorf("--config %q: %w", file, err)
 		}
 	}
 	if err := json.Unmarshal(raw, &config); err != nil {
 		return nil, fmt.Errorf("--config %q: %w", file, err)
 	}
+	dropIDs(config)
 	return config, nil
+}
+
+// dropIDs removes what only the admin API reads.
+func dropIDs(value any) {
+	switch value := value.(type) {
+	case map[string]any:
+		delete(value, "@id")
+		for _, element := range value {
+			dropIDs(element)
+		}
+	case []any:
+		for _, element := range value {
+			dropIDs(element)
+		}
+	}
 }
 
 // pruned takes out of a config what explain must not do: listen, write logs,
@@ -324,7 +355,7 @@ func (p *pruned) routes(routes any) {
 			case slices.Contains(replayed, name):
 				p.routes(handler["routes"])
 				kept = append(kept, handler)
-			case slices.Contains(answering, name):
+			case slices.Contains(answering, name) && handler["handle_response"] == nil: // or it only asks somebody
 				kept = append(kept, map[string]any{
 					"handler": "static_response",
 					"headers": map[string]any{answeredBy: []any{name}},
@@ -344,8 +375,8 @@ func (p *pruned) notes() (notes []string) {
 	return notes
 }
 
-// serve has the servers of the config decide on a request, first those that
-// listen on its port.
+// serve has the servers of the config decide on a request: those that listen on
+// its port, or, behind a proxy that changes the port, all.
 func (p *replay) serve(r *http.Request) (*trace, error) {
 	var answers []string
 	for _, name := range p.order(r) {
@@ -375,9 +406,11 @@ func (p *replay) order(r *http.Request) (names []string) {
 			others = append(others, name)
 		}
 	}
+	if len(names) == 0 {
+		names = others
+	}
 	slices.Sort(names)
-	slices.Sort(others)
-	return append(names, others...)
+	return names
 }
 
 func listensOn(server *caddyhttp.Server, r *http.Request) bool {

@@ -1,11 +1,13 @@
 package signedplayback
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -62,33 +64,50 @@ func (*LogFilter) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 // Filter implements logging.LogFieldFilter.
 func (LogFilter) Filter(in zapcore.Field) zapcore.Field {
-	switch value := in.Interface.(type) {
-	case caddyhttp.LoggableStringArray:
-		in.Interface = caddyhttp.LoggableStringArray(redactEach(value))
+	switch in.Type {
+	case zapcore.StringType:
+		in.String = redactTokens(in.String)
 		return in
-	case zapcore.ObjectMarshaler, zapcore.ArrayMarshaler:
+	case zapcore.ObjectMarshalerType, zapcore.ArrayMarshalerType, zapcore.InlineMarshalerType:
+		if values, ok := in.Interface.(caddyhttp.LoggableStringArray); ok {
+			in.Interface = caddyhttp.LoggableStringArray(redactEach(values))
+			return in
+		}
 		return redactFields(in)
-	case fmt.Stringer:
-		return zap.String(in.Key, redactTokens(value.String()))
-	case error:
-		return zap.String(in.Key, redactTokens(value.Error()))
-	case []byte:
-		return zap.ByteString(in.Key, []byte(redactTokens(string(value))))
-	case nil:
-		if in.Type == zapcore.StringType {
-			in.String = redactTokens(in.String)
+	case zapcore.StringerType, zapcore.ErrorType:
+		return redactFields(in)
+	case zapcore.ByteStringType, zapcore.BinaryType:
+		if value, ok := in.Interface.([]byte); ok {
+			in.Interface = []byte(redactTokens(string(value)))
 		}
 		return in
+	case zapcore.ReflectType:
+		return redactReflected(in)
 	default:
-		return zap.Any(in.Key, redactValue(value))
+		return in // numbers, times and the like
 	}
+}
+
+// redactReflected redacts a value that encoders write as JSON.
+func redactReflected(in zapcore.Field) zapcore.Field {
+	var value any
+	data, err := json.Marshal(in.Interface)
+	if err == nil {
+		decoder := json.NewDecoder(bytes.NewReader(data))
+		decoder.UseNumber()
+		err = decoder.Decode(&value)
+	}
+	if err != nil {
+		return zap.String(in.Key, redactTokens(fmt.Sprint(in.Interface)))
+	}
+	return zap.Reflect(in.Key, redactValue(value))
 }
 
 // redactFields redacts what is within a field of more than one value.
 func redactFields(in zapcore.Field) zapcore.Field {
 	fields := zapcore.NewMapObjectEncoder()
 	in.AddTo(fields)
-	if in.Type != zapcore.InlineMarshalerType {
+	if len(fields.Fields) == 1 && in.Type != zapcore.InlineMarshalerType {
 		return zap.Any(in.Key, redactValue(fields.Fields[in.Key]))
 	}
 	return zap.Inline(zapcore.ObjectMarshalerFunc(func(enc zapcore.ObjectEncoder) error {
@@ -141,7 +160,11 @@ func redactEach(values []string) []string {
 
 // redactTokens replaces each token in a text by its id. It knows them by their
 // characters, so that it finds one wherever it stands, escaped or cut short.
-func redactTokens(text string) string {
+func redactTokens(text string) string { return redactRuns(text, true) }
+
+// redactRuns looks at each run of token characters, and also at what it is
+// without its escapes.
+func redactRuns(text string, mayBeEscaped bool) string {
 	var redacted strings.Builder
 	kept := 0 // up to where text has been copied
 	for start := 0; start < len(text); start++ {
@@ -152,7 +175,7 @@ func redactTokens(text string) string {
 		if end == start {
 			continue
 		}
-		if id, ok := redactionOf(text[start:end]); ok {
+		if id, ok := redactionOf(text[start:end], mayBeEscaped); ok {
 			redacted.WriteString(text[kept:start])
 			redacted.WriteString(id)
 			kept = end
@@ -186,9 +209,10 @@ const (
 
 // redactionOf returns what stands for a run of token characters, if it is a
 // token, or a part of one that would help to guess it.
-func redactionOf(run string) (id string, ok bool) {
-	if plain, err := url.PathUnescape(run); err == nil && plain != run {
-		redacted := redactTokens(plain) // which may have escapes in its turn
+func redactionOf(run string, mayBeEscaped bool) (id string, ok bool) {
+	if mayBeEscaped && strings.Contains(run, "%") {
+		plain := unescape(run)
+		redacted := redactRuns(plain, false)
 		return redacted, redacted != plain
 	}
 	if len(run) < minRedacted {
@@ -203,6 +227,47 @@ func redactionOf(run string) (id string, ok bool) {
 		}
 	}
 	return "", false
+}
+
+// unescape resolves percent escapes, also those of escapes, and leaves what is
+// none: a viewer who adds one must not get the token past the filter. What is
+// escaped once more than anybody does is as good as cut off.
+func unescape(s string) string {
+	const depth = 4
+	for range depth {
+		if !strings.Contains(s, "%") {
+			break
+		}
+		plain := make([]byte, 0, len(s))
+		for i := 0; i < len(s); i++ {
+			c, ok := escaped(s[i:])
+			if ok {
+				i += 2
+			} else {
+				c = s[i]
+			}
+			plain = append(plain, c)
+		}
+		if len(plain) == len(s) {
+			break
+		}
+		s = string(plain)
+	}
+	return s
+}
+
+// escaped returns what the escape at the start of a text stands for.
+func escaped(s string) (c byte, ok bool) {
+	if len(s) < 3 || s[0] != '%' {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(s[1:3], 16, 8)
+	return byte(n), err == nil
+}
+
+// holdsToken reports whether a token, or most of one, stands in a path.
+func holdsToken(path string) bool {
+	return strings.Contains(path, headerStart) && redactTokens(path) != path
 }
 
 // redactSpan has traces say what log lines say of a request's path.

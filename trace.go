@@ -82,6 +82,7 @@ func (t *trace) add(name string, became verdict, err error, details ...string) {
 		s.Reason = why.reason
 		s.Details = append(s.Details, why.Error())
 	}
+	s.Details = redactEach(s.Details) // of what stands in headers and suffixes
 	t.steps = append(t.steps, s)
 }
 
@@ -96,7 +97,7 @@ func (t *trace) explain(d *decision, c check, became verdict, err error) {
 	case originsCheck:
 		t.add("origins", became, err, explainOrigins(d)...)
 	case rulesCheck:
-		t.add("rules", became, err, explainRules(d)...)
+		t.add("rules", became, err, explainRules(d, err != nil && !errors.Is(err, errRuleBlocked))...)
 	case downloadsCheck:
 		t.add("download", became, err, explainDownload(d))
 	}
@@ -282,7 +283,7 @@ func explainDownload(d *decision) string {
 
 // explainRules tells of each rule that was looked at what it made of the
 // viewer.
-func explainRules(d *decision) (details []string) {
+func explainRules(d *decision, unevaluated bool) (details []string) {
 	if d.verified == nil {
 		return []string{"no token, so no rules"}
 	}
@@ -293,6 +294,8 @@ func explainRules(d *decision) (details []string) {
 		switch {
 		case i < d.matchedRule || d.matchedRule < 0:
 			made = explainViewer(d, rule) + "no match"
+		case i == d.matchedRule && unevaluated:
+			made = "cannot be evaluated"
 		case i == d.matchedRule:
 			made = explainViewer(d, rule) + "match: " + rule.Action
 		default:

@@ -1,0 +1,911 @@
+package signedplayback
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// enforced, unenforced and reporting are what a config can say; the zero
+// Enforcement says nothing.
+func enforced() Enforcement   { return Enforcement{Enforce: new(true)} }
+func unenforced() Enforcement { return Enforcement{Enforce: new(false)} }
+
+func reporting(checks ...string) Enforcement { return Enforcement{ReportOnly: checks} }
+
+// reportingOnly is a config in which just these checks report.
+func reportingOnly(set checkSet) Enforcement {
+	var e Enforcement
+	for c := range reportableChecks {
+		if set.has(c) {
+			e.ReportOnly = append(e.ReportOnly, c.String())
+		}
+	}
+	return e
+}
+
+const (
+	blocksAll = `[{"type":"any","action":"block"}]`
+	allowsAll = `[{"type":"any","action":"allow"}]`
+)
+
+// strangeKey is an id that no key can get here, so the store is not asked for it.
+var strangeKey = strings.Repeat("u", 65)
+
+// What a video says counts before what its gate says, and that before what is
+// said for all, as a whole: a gate that enforces again must not inherit half of
+// what is reported elsewhere.
+func TestEnforcementPrecedence(t *testing.T) {
+	choices := []Enforcement{{}, enforced(), unenforced(), reporting("origins"), reporting("rules", "downloads")}
+	reports := func(e Enforcement, c check) bool {
+		return e.Enforce != nil && !*e.Enforce || slices.Contains(e.ReportOnly, c.String())
+	}
+	inForce := func(ofMostSpecific ...Enforcement) Enforcement {
+		for _, e := range ofMostSpecific {
+			if e.Enforce != nil || e.ReportOnly != nil {
+				return e
+			}
+		}
+		return Enforcement{}
+	}
+	blocked := func(video string) string {
+		return "/" + signed(func(c *token.Claims) { c.VideoID, c.AccessRules = video, json.RawMessage(blocksAll) }) + "/x.ts"
+	}
+	atHome, elsewhere := with("Origin", "https://example.com"), with("Origin", "https://evil.com")
+	targets := map[string]string{
+		"site": "/" + signedFor("site") + "/x.ts", "blocked site": blocked("site"), "blocked": blocked("demo"), "silent": blocked("oursite"),
+	}
+	for _, global := range choices {
+		for _, ofGate := range choices {
+			for _, ofVideo := range choices {
+				app := testApp()
+				app.Enforcement = global
+				app.Videos["site"] = VideoSettings{AllowedOrigins: []string{"example.com"}, Enforcement: ofVideo}
+				g := newGate(t, app, &Gate{Enforcement: ofGate})
+				for _, tc := range []struct {
+					name, target string
+					change       func(*http.Request)
+					check        check
+					of           Enforcement
+				}{
+					{"the video's origins", targets["site"], elsewhere, originsCheck, inForce(ofVideo, ofGate, global)},
+					{"a token's rules for the video", targets["blocked site"], atHome, rulesCheck, inForce(ofVideo, ofGate, global)},
+					{"a video without settings", targets["blocked"], nil, rulesCheck, inForce(ofGate, global)},
+					{"a video whose settings say nothing of it", targets["silent"], atHome, rulesCheck, inForce(ofGate, global)},
+				} {
+					a := ask(t, g, requestFor(t, tc.target, tc.change))
+					if want := reports(tc.of, tc.check); a.allowed() != want {
+						t.Errorf("%s with global %s, gate %s, video %s: %d %s, want it to pass: %t",
+							tc.name, shown(global), shown(ofGate), shown(ofVideo), a.status, a.reason, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+func shown(e Enforcement) string { return string(must(json.Marshal(e))) }
+
+// What cannot be meant is refused at start: a check that is misspelled would
+// otherwise be enforced while its operator watches the log for reports.
+func TestEnforcementsThatAreRefused(t *testing.T) {
+	for name, tc := range map[string]struct {
+		Enforcement
+		want string
+	}{
+		"unknown check":              {reporting("rule"), `report_only "rule": want some of token, origins, rules, downloads`},
+		"capitals":                   {reporting("Rules"), `report_only "Rules"`},
+		"empty":                      {reporting(""), `report_only ""`},
+		"path, without which no one": {reporting("path"), `report_only "path"`},
+		"method":                     {reporting("rules", "method"), `report_only "method"`},
+		"both":                       {Enforcement{Enforce: new(false), ReportOnly: []string{"rules"}}, "give one of the two"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for what, try := range map[string]func() error{
+				"of the gate": func() error {
+					_, _, err := provisioned(t, new(App), &Gate{Enforcement: tc.Enforcement})
+					return err
+				},
+				"global": func() error {
+					_, _, err := provisioned(t, &App{VideoSettings: VideoSettings{Enforcement: tc.Enforcement}}, nil)
+					return err
+				},
+				"of a video": func() error {
+					_, _, err := provisioned(t, &App{Videos: map[string]VideoSettings{"demo": {Enforcement: tc.Enforcement}}}, nil)
+					return err
+				},
+			} {
+				if err := try(); err == nil || !strings.Contains(err.Error(), tc.want) {
+					t.Errorf("%s: %v, want an error with %q", what, err, tc.want)
+				}
+			}
+		})
+	}
+}
+
+// passesReported tells of a reason whether a request that is refused for it
+// passes where everything is only reported. Without a path and without a token
+// that can be read, nobody knows what the request is for.
+func passesReported(why string) bool {
+	switch why {
+	case "path_invalid", "method_not_allowed", "token_malformed", "algorithm_not_allowed":
+		return false
+	}
+	return true
+}
+
+// Every reason under `enforce off`: what names a video passes and is recorded
+// with the reason for which it would have been refused, all else is refused as
+// ever.
+func TestEachReasonUnderReportOnly(t *testing.T) {
+	g := newGate(t, testApp(), &Gate{Enforcement: unenforced()})
+	seen := make(map[string]bool)
+	for _, tc := range refused {
+		t.Run(tc.name, func(t *testing.T) {
+			seen[tc.want] = true
+			r := requestFor(t, tc.target(), tc.change)
+			if !passesReported(tc.want) {
+				wantRefusal(t, r, ask(t, g, r), tc.want)
+				return
+			}
+			wantReported(t, g, r, tc.want)
+		})
+	}
+	for _, name := range []string{"token_required", "key_unknown", "signature_invalid", "token_expired", "rules_invalid", "too_early"} {
+		if !seen[name] {
+			t.Errorf("no request would be refused with %q", name)
+		}
+	}
+}
+
+// wantReported holds that a request passes and would have been refused for a
+// reason, that this is counted and recorded, and that the origin is asked for
+// nothing but the video that the request names.
+func wantReported(t *testing.T, g *Gate, r *http.Request, why string) answer {
+	t.Helper()
+	video := named(t, r)
+	count := countOf(g, resultWouldRefuse, why)
+	a := ask(t, g, r)
+	if !a.allowed() {
+		t.Fatalf("%s = %d %s %s, want it to pass", shortened(r), a.status, a.reason, a.text)
+	}
+	if got := a.origin[0].RequestURI; !strings.HasPrefix(got, "/"+video+"/") {
+		t.Errorf("the origin is asked for %s, and the request names the video %q", got, video)
+	}
+	if result, got := placeholder(r, "result"), placeholder(r, "reason"); result != "would_refuse" || got != why {
+		t.Errorf("recorded as %s %s, want would_refuse %s", result, got, why)
+	}
+	if got := placeholder(r, "video"); got != video {
+		t.Errorf("recorded for the video %q, want %q", got, video)
+	}
+	if got := countOf(g, resultWouldRefuse, why) - count; got != 1 {
+		t.Errorf("counted %v times as would_refuse %s, want once", got, why)
+	}
+	if got := a.header.Get("WWW-Authenticate"); got != "" {
+		t.Errorf("WWW-Authenticate = %q on a request that passes", got)
+	}
+	for _, seen := range a.origin {
+		for name, values := range seen.Header {
+			wantNoToken(t, r, "the origin's header "+name, strings.Join(values, "\n"))
+		}
+	}
+	return a
+}
+
+// named returns the video that a request's first segment names, verified or not.
+func named(t *testing.T, r *http.Request) string {
+	t.Helper()
+	original := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	path, _, _ := strings.Cut(original.RequestURI, "?")
+	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	if !strings.Contains(first, ".") {
+		return first
+	}
+	parsed, err := token.Parse(first)
+	if err != nil {
+		t.Fatalf("the token names no video: %v", err)
+	}
+	return parsed.Unverified().VideoID
+}
+
+// countOf returns how many requests have been counted by their outcome, of
+// whatever kind.
+func countOf(g *Gate, became result, why string) (count float64) {
+	for _, k := range kinds {
+		count += testutil.ToFloat64(g.app.metrics.requests.WithLabelValues(string(became), why, string(k)))
+	}
+	return count
+}
+
+// The reasons of gates that lack something pass as well.
+func TestReportOnlyOfWhatCannotBeTold(t *testing.T) {
+	unknown := "/" + encoded(`{"alg":"RS256","kid":"k2"}`, `{"sub":"demo","exp":1800000060}`) + "/x.ts"
+	t.Run("country without a database", func(t *testing.T) {
+		g := newGate(t, new(App), &Gate{Enforcement: reporting("rules")})
+		wantReported(t, g, requestFor(t, "/"+signedWithRules(needsCountry)+"/x.ts", nil), "country_unavailable")
+	})
+	t.Run("key set that has not been loaded", func(t *testing.T) {
+		g := newGate(t, &App{JWKSURL: "http://127.0.0.1:1/" + t.Name()}, &Gate{Enforcement: reporting("token")})
+		wantReported(t, g, requestFor(t, unknown, nil), "state_unavailable")
+	})
+	t.Run("lifetime", func(t *testing.T) {
+		g := newGate(t, &App{MaxTokenLifetime: caddy.Duration(time.Minute)}, &Gate{Enforcement: reporting("token")})
+		wantReported(t, g, requestFor(t, "/"+plainToken()+"/x.ts", nil), "token_lifetime_exceeded")
+	})
+	t.Run("settings that cannot be read", func(t *testing.T) {
+		g := gateOfDamage(t, unenforced())
+		for _, target := range []string{"/demo/x.ts", "/" + plainToken() + "/x.ts"} {
+			wantReported(t, g, requestFor(t, target, nil), "state_unavailable")
+		}
+	})
+}
+
+// gateOfDamage is a gate whose store has a damaged object in the place of the
+// settings of "demo". All other videos allow one site only.
+func gateOfDamage(t *testing.T, e Enforcement) *Gate {
+	t.Helper()
+	f := newFleet()
+	f.damage(videoNamed("demo"))
+	s := newTestState(t, f.node())
+	g := newGate(t, &App{VideoSettings: VideoSettings{AllowedOrigins: []string{"example.com"}}}, &Gate{Enforcement: e})
+	useState(t, g.app, s)
+	return g
+}
+
+// The attack: a video whose allowed origins cannot be read, on a gate that only
+// reports the token check. What is not listed is not loosened, so a site that
+// nobody can say is allowed must not get it.
+func TestUnknownOriginsAreNotPassedWithTheToken(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		target string
+	}{
+		{"video id", "/demo/x.ts"},
+		{"token", "/" + plainToken() + "/x.ts"},
+		{"token of an unknown key", "/" + encoded(`{"alg":"RS256","kid":"`+strangeKey+`"}`, `{"sub":"demo","exp":1800000060}`) + "/x.ts"},
+		{"token that has expired", "/" + signed(func(c *token.Claims) { c.ExpiresAt = testTime }) + "/x.ts"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g := gateOfDamage(t, reporting("token"))
+			a := ask(t, g, requestFor(t, tc.target, with("Origin", "https://evil.com")))
+			if len(a.origin) > 0 {
+				t.Errorf("evil.com gets %s, whose allowed origins are unknown and enforced", a.origin[0].RequestURI)
+			}
+		})
+	}
+}
+
+// The attack: a gate is tried out at the wrong path, so what it takes for a video
+// id is the path, and the token stands behind it. Nothing is refused, but the
+// origin and its log must not get to see what opens the video.
+func TestReportOnlyHandsNoTokenToTheOrigin(t *testing.T) {
+	g := newGate(t, testApp(), &Gate{Enforcement: unenforced()})
+	for _, target := range []string{"/play/" + plainToken() + "/manifest/video.m3u8", "/demo/a/" + plainToken(), "/demo/" + strings.ReplaceAll(plainToken(), "e", "%65")} {
+		r := requestFor(t, target, nil)
+		for _, seen := range ask(t, g, r).origin {
+			if strings.Contains(seen.URL.Path, plainToken()) {
+				t.Errorf("the origin is asked for %.200s", seen.URL.Path)
+			}
+		}
+	}
+}
+
+// A token that names no video that there can be is not passed on, whatever else
+// it says: there is nowhere to pass it.
+func TestReportOnlyInventsNoVideo(t *testing.T) {
+	g := newGate(t, testApp(), &Gate{Enforcement: unenforced()})
+	for name, payload := range map[string]string{
+		"no sub":               `{"exp":1800000060}`,
+		"empty sub":            `{"sub":"","exp":1800000060}`,
+		"sub that is a path":   `{"sub":"../vidB","exp":1800000060}`,
+		"sub with a slash":     `{"sub":"demo/vidB","exp":1800000060}`,
+		"sub of dots":          `{"sub":"..","exp":1800000060}`,
+		"sub that is a number": `{"sub":7,"exp":1800000060}`,
+		"two subs":             `{"sub":"demo","sub":"vidB","exp":1800000060}`,
+		"sub that is too long": `{"sub":"` + strings.Repeat("v", 65) + `","exp":1800000060}`,
+		"sub that is an URL":   `{"sub":"https:","exp":1800000060}`,
+		"no payload":           ``,
+		"payload of no object": `"demo"`,
+		"payload that is cut":  `{"sub":"demo"`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, header := range []string{`{"alg":"RS256","kid":"k1"}`, `{"alg":"RS256","kid":"` + strangeKey + `"}`} {
+				r := requestFor(t, "/"+encoded(header, payload)+"/x.ts", nil)
+				if a := ask(t, g, r); len(a.origin) != 0 || a.status != http.StatusUnauthorized {
+					t.Errorf("%d %s and %d requests to the origin, want 401 and none", a.status, a.reason, len(a.origin))
+				}
+			}
+		})
+	}
+}
+
+// credential is the first segment of a playback path, with what is true of it.
+type credential struct {
+	first   string
+	video   string // that it names; "" for none
+	fails   reason // of the token check
+	path    bool   // is no path
+	vouched bool   // a key has signed it
+	rules   string
+	claim   bool // downloadable
+}
+
+// site is where a request says that it comes from.
+type site struct {
+	header http.Header
+	// What the origins check says of a resource and of an iframe, of a video
+	// that denies and of one that allows requests without an origin.
+	strict, strictFrame, lax, laxFrame reason
+}
+
+// playback is a request by what it consists of, so that what must become of it
+// can be told without the gate.
+type playback struct {
+	credential
+	site
+	suffix, method string
+	address        string
+	early          bool
+}
+
+func playbacks() (credentials []credential, sites []site) {
+	forged := func(kid, sub string) string {
+		return encoded(`{"alg":"RS256","kid":"`+kid+`"}`, `{"sub":"`+sub+`","exp":1800000060,"downloadable":true,"accessRules":`+blocksAll+`}`)
+	}
+	downloadable := func(c *token.Claims) { c.Downloadable = true }
+	for _, rules := range []string{"", allowsAll, blocksAll, needsAddress, needsCountry, needsNothing} {
+		for _, video := range []string{"demo", "public", "site", "oursite"} {
+			compact := signed(func(c *token.Claims) {
+				c.VideoID, c.Downloadable = video, video != "demo"
+				if rules != "" {
+					c.AccessRules = json.RawMessage(rules)
+				}
+			})
+			credentials = append(credentials, credential{first: compact, video: video, vouched: true, rules: rules, claim: video != "demo"})
+		}
+	}
+	expired := signed(func(c *token.Claims) {
+		c.VideoID, c.ExpiresAt, c.AccessRules = "site", testTime, json.RawMessage(needsAddress)
+	})
+	early := signed(func(c *token.Claims) {
+		c.VideoID, c.NotBefore, c.Downloadable = "oursite", testTime.Add(time.Hour), true
+	})
+	const unreadable = `[{"type":"any"}]`
+	credentials = append(credentials, []credential{
+		{first: "demo", video: "demo", fails: reasonTokenRequired},
+		{first: "site", video: "site", fails: reasonTokenRequired},
+		{first: "public", video: "public"},
+		{first: "oursite", video: "oursite"},
+		{first: signed(downloadable), video: "demo", vouched: true, claim: true},
+		{first: expired, video: "site", fails: reasonTokenExpired, vouched: true, rules: needsAddress},
+		{first: early, video: "oursite", fails: reasonTokenNotYetValid, vouched: true, claim: true},
+		{first: forged("k1", "demo"), video: "demo", fails: reasonSignatureInvalid},
+		{first: forged("k1", "site"), video: "site", fails: reasonSignatureInvalid},
+		{first: forged(strangeKey, "oursite"), video: "oursite", fails: reasonKeyUnknown},
+		{first: forged(strangeKey, "public"), video: "public", fails: reasonKeyUnknown},
+		{first: signedWithRules(unreadable), video: "demo", fails: reasonRulesInvalid},
+		{first: plainToken() + "=", fails: reasonTokenMalformed},
+		{first: encoded(`{"alg":"HS256","kid":"k1"}`, `{"sub":"demo","exp":1800000060}`), fails: reasonAlgorithmNotAllowed},
+		{first: "a.b", path: true},
+		{first: "..", path: true},
+	}...)
+	no, required := reasonOriginNotAllowed, reasonOriginRequired
+	sites = []site{
+		{header: http.Header{}, strict: required, strictFrame: required},
+		{header: http.Header{"Sec-Fetch-Dest": is("iframe")}, strict: required},
+		{header: http.Header{"Origin": is("https://example.com")}},
+		{header: http.Header{"Referer": is("https://example.com/x")}},
+		{header: http.Header{"Origin": is("https://evil.com")}, strict: no, strictFrame: no, lax: no, laxFrame: no},
+		{header: http.Header{"Origin": is("null")}, strict: no, strictFrame: no, lax: no, laxFrame: no},
+		{header: http.Header{"Referer": is("https://media.example.net/x")}, strictFrame: no, laxFrame: no},
+	}
+	return credentials, sites
+}
+
+// failures are the reasons for which each check refuses, "" where it passes.
+func (p playback) failures() (reasons [reportableChecks]reason) {
+	frame := p.suffix == "" || p.suffix == "/iframe"
+	reasons[tokenCheck] = p.fails
+	switch {
+	case p.video == "site" && frame:
+		reasons[originsCheck] = p.strictFrame
+	case p.video == "site":
+		reasons[originsCheck] = p.strict
+	case p.video == "oursite" && frame:
+		reasons[originsCheck] = p.laxFrame
+	case p.video == "oursite":
+		reasons[originsCheck] = p.lax
+	}
+	if p.vouched {
+		reasons[rulesCheck] = p.ruling()
+	}
+	if strings.HasPrefix(p.suffix, "/downloads/") && (!p.vouched || !p.claim) {
+		reasons[downloadsCheck] = reasonDownloadNotAllowed
+	}
+	return reasons
+}
+
+func (p playback) ruling() reason {
+	switch p.rules {
+	case "", allowsAll, needsNothing:
+		return ""
+	case blocksAll:
+		return reasonRuleBlocked
+	}
+	switch {
+	case p.early:
+		return reasonTooEarly
+	case p.address == "" || p.address == "@":
+		return reasonClientIPUnknown
+	case !strings.HasSuffix(p.address, "203.0.113.7"): // which both rules want
+		return reasonRuleBlocked
+	}
+	return ""
+}
+
+// fate is what becomes of a request.
+type fate struct {
+	Status int
+	Result result
+	Reason reason
+	URI    string // at the origin, "" if it is not asked
+}
+
+// fate tells it for a gate on which some checks only report: what passes is what
+// every other check passes, and the first that fails gives the reason.
+func (p playback) fate(reportOnly checkSet) fate {
+	refusedFor := func(why reason) fate { return fate{Status: why.status(), Result: resultRefused, Reason: why} }
+	switch {
+	case p.method == http.MethodPost:
+		return refusedFor(reasonMethodNotAllowed)
+	case p.path || strings.Contains(p.suffix, ".."):
+		return refusedFor(reasonPathInvalid)
+	case p.method == http.MethodOptions:
+		return fate{Status: http.StatusNoContent, Result: resultPreflight}
+	case p.video == "":
+		return refusedFor(p.fails)
+	}
+	suffix := p.suffix
+	if suffix == "" {
+		suffix = "/iframe"
+	}
+	passes := fate{Status: http.StatusOK, Result: resultAllowed, URI: "/" + p.video + suffix}
+	for c, why := range p.failures() {
+		switch {
+		case why == "":
+		case !reportOnly.has(check(c)):
+			return refusedFor(why)
+		case passes.Reason == "":
+			passes.Result, passes.Reason = resultWouldRefuse, why
+		}
+	}
+	return passes
+}
+
+func (p playback) request(t *testing.T) *http.Request {
+	t.Helper()
+	return requestFor(t, "/"+p.first+p.suffix, func(r *http.Request) {
+		r.Method, r.Header = p.method, p.header.Clone()
+		from(p.address)(r)
+		if p.early {
+			unfinishedHandshake(r)
+		}
+	})
+}
+
+// randomPlaybacks returns a function that makes one pseudo-random request after
+// another, always the same ones.
+func randomPlaybacks() func() playback {
+	random := rand.New(rand.NewPCG(6, 1))
+	credentials, sites := playbacks()
+	methods := []string{"GET", "GET", "GET", "GET", "GET", "GET", "HEAD", "OPTIONS", "POST"}
+	suffixes := []string{"", "/iframe", "/x.ts", "/manifest/video.m3u8", "/downloads/x.mp4", "/downloads/x.mp4", "/a/../b", "/vidB/x.ts"}
+	addresses := []string{"203.0.113.7", "203.0.113.7", "::ffff:203.0.113.7", "198.51.100.1", "8.8.8.8", "", "@"}
+	return func() playback {
+		return playback{
+			credential: pick(random, credentials), site: pick(random, sites), suffix: pick(random, suffixes),
+			method: pick(random, methods), address: pick(random, addresses), early: random.IntN(5) == 0,
+		}
+	}
+}
+
+// reportingGates are gates of testApp, one for each set of checks that only
+// report.
+func reportingGates(t *testing.T) (gates [allChecks + 1]*Gate) {
+	t.Helper()
+	for set := range gates {
+		gates[set] = newGate(t, testApp(), &Gate{Enforcement: reportingOnly(checkSet(set))})
+	}
+	return gates
+}
+
+// Nothing is loosened that is not listed: with any set of checks that only
+// report, a request passes if and only if every other check passes, what it is
+// refused for is the first of those that do not, and what it would have been
+// refused for is the first that fails.
+func TestReportOnlyLoosensNothingElse(t *testing.T) {
+	gates := reportingGates(t)
+	next := randomPlaybacks()
+	seen := make(map[string]int)
+	for i := range 6000 {
+		p, set := next(), checkSet(i%len(gates))
+		g, want := gates[set], p.fate(checkSet(i%len(gates)))
+		before := countOf(g, want.Result, string(want.Reason))
+		r := p.request(t)
+		a := ask(t, g, r)
+		got := fate{Status: a.status, Result: result(placeholder(r, "result")), Reason: reason(placeholder(r, "reason"))}
+		if len(a.origin) > 0 {
+			got.URI = a.origin[0].RequestURI
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("%s %s %v from %q (early %t), reporting [%s] (-want +got):\n%s", p.method, shortened(r), p.header, p.address, p.early, set, diff)
+		}
+		if want.Result == resultRefused && a.reason != string(want.Reason) || want.Result != resultRefused && a.reason != "" {
+			t.Fatalf("%s: the answer says %q, recorded is %s %s", shortened(r), a.reason, got.Result, got.Reason)
+		}
+		if n := countOf(g, want.Result, string(want.Reason)) - before; n != 1 {
+			t.Fatalf("%s: counted %v times as %s %s, want once", shortened(r), n, want.Result, want.Reason)
+		}
+		seen[string(want.Result)+" "+string(want.Reason)]++
+	}
+	for _, why := range []reason{
+		reasonTokenRequired, reasonTokenExpired, reasonTokenNotYetValid, reasonSignatureInvalid, reasonKeyUnknown, reasonRulesInvalid,
+		reasonOriginRequired, reasonOriginNotAllowed, reasonRuleBlocked, reasonTooEarly, reasonClientIPUnknown, reasonDownloadNotAllowed,
+	} {
+		for _, became := range []result{resultRefused, resultWouldRefuse} {
+			if n := seen[string(became)+" "+string(why)]; n < 5 {
+				t.Errorf("%d requests are %s %s: the test does not test it", n, became, why)
+			}
+		}
+	}
+}
+
+// The browser must not enforce what the gate only reports, and goes on enforcing
+// what it does not.
+func TestBrowsersEnforceNoReportedOrigins(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		gate    Gate
+		origin  string
+		cors    string
+		vary    string
+		framing string
+	}{
+		{"enforced", Gate{}, "https://example.com", "https://example.com", "Origin", "frame-ancestors http://example.com"},
+		{"other checks are reported", Gate{Enforcement: reporting("token", "rules", "downloads")}, "https://example.com", "https://example.com", "Origin", "frame-ancestors http://example.com"},
+		{"reported, from elsewhere", Gate{Enforcement: reporting("origins")}, "https://evil.com", "*", "", ""},
+		{"reported, from home", Gate{Enforcement: reporting("origins")}, "https://example.com", "*", "", ""},
+		{"reported, from nowhere", Gate{Enforcement: reporting("origins")}, "", "*", "", ""},
+		{"nothing is refused", Gate{Enforcement: unenforced()}, "https://evil.com", "*", "", ""},
+	} {
+		for _, player := range []*PlayerConfig{nil, {}} {
+			t.Run(fmt.Sprintf("%s, player page %t", tc.name, player != nil), func(t *testing.T) {
+				tc.gate.Player = player
+				g := newGate(t, testApp(), &tc.gate)
+				for _, suffix := range []string{"/x.ts", "/manifest/video.m3u8", "/iframe"} {
+					a := ask(t, g, requestFor(t, "/"+signedFor("site")+suffix, func(r *http.Request) {
+						if tc.origin != "" {
+							r.Header.Set("Origin", tc.origin)
+						}
+					}))
+					if a.status != http.StatusOK || a.reason != "" {
+						t.Fatalf("%s: %d %s, want it to pass", suffix, a.status, a.reason)
+					}
+					if got := a.header.Get("Access-Control-Allow-Origin"); got != tc.cors {
+						t.Errorf("%s: Access-Control-Allow-Origin = %q, want %q", suffix, got, tc.cors)
+					}
+					if got := a.header.Get("Vary"); got != tc.vary {
+						t.Errorf("%s: Vary = %q, want %q", suffix, got, tc.vary)
+					}
+					framing := ""
+					if suffix == "/iframe" {
+						framing = tc.framing
+					}
+					policy := strings.Join(a.header["Content-Security-Policy"], "; ")
+					if strings.Contains(policy, "frame-ancestors") != (framing != "") || !strings.Contains(policy, framing) {
+						t.Errorf("%s: Content-Security-Policy = %q, want frame-ancestors as in %q", suffix, policy, framing)
+					}
+					if got := a.header.Get("X-Frame-Options"); got != "" {
+						t.Errorf("%s: X-Frame-Options = %q", suffix, got)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A response to a token that would have been refused is kept by nobody for
+// longer than its token lasts, which may be not at all.
+func TestReportedResponsesAreNotKept(t *testing.T) {
+	g := newGate(t, testApp(), &Gate{Enforcement: unenforced()})
+	expired := signed(func(c *token.Claims) { c.ExpiresAt = testTime.Add(-time.Hour) })
+	r := requestFor(t, "/"+expired+"/x.ts", nil)
+	w := &answerWriter{header: make(http.Header)}
+	err := g.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+		w.Header().Set("Cache-Control", "public, max-age=3600")
+		_, err := w.Write([]byte(strings.Repeat("x", 1000)))
+		return err
+	}))
+	if got, want := w.header.Get("Cache-Control"), "private, max-age=0"; err != nil || got != want {
+		t.Errorf("Cache-Control of a reported, expired token = %q (%v), want %q", got, err, want)
+	}
+}
+
+// answerWriter keeps the headers of a response.
+type answerWriter struct{ header http.Header }
+
+func (w *answerWriter) Header() http.Header         { return w.header }
+func (w *answerWriter) Write(p []byte) (int, error) { return len(p), nil }
+func (w *answerWriter) WriteHeader(int)             {}
+
+// The attack: a flood of forged tokens at a gate that refuses nothing. The
+// processor is to be spared all the same, so beyond a network's budget tokens
+// pass without being verified, and none of their claims counts.
+func TestFloodLimitsHoldUnderReportOnly(t *testing.T) {
+	g := newGate(t, testApp(), &Gate{Enforcement: reporting("token")})
+	g.app.limit.now = func() time.Time { return testTime }
+	invalid := g.app.metrics.verified[reasonSignatureInvalid]
+	before, limited := testutil.ToFloat64(invalid), countOf(g, resultWouldRefuse, "verification_limited")
+	forged := "/" + encoded(`{"alg":"RS256","kid":"k1"}`, `{"sub":"demo","exp":1800000060}`) + "/x.ts"
+	const beyond = 50
+	for range failedBurst + beyond {
+		if a := ask(t, g, requestFor(t, forged, from("198.51.100.7"))); !a.allowed() {
+			t.Fatalf("%d %s, want it to pass", a.status, a.reason)
+		}
+	}
+	if n := testutil.ToFloat64(invalid) - before; n > failedBurst {
+		t.Errorf("%v forged tokens of one network were verified, want at most %d", n, failedBurst)
+	}
+	if n := countOf(g, resultWouldRefuse, "verification_limited") - limited; n < beyond {
+		t.Errorf("%v requests are counted as verification_limited, want at least %d", n, beyond)
+	}
+	fresh := signed(func(c *token.Claims) { c.Downloadable, c.NotBefore = true, testTime.Add(-time.Second) })
+	r := requestFor(t, "/"+fresh+"/x.ts", from("198.51.100.8"))
+	wantReported(t, g, r, "verification_limited")
+	if got := placeholder(r, "key_id"); got != "" {
+		t.Errorf("a token that was not verified has the key %q", got)
+	}
+	r = requestFor(t, "/"+fresh+"/downloads/x.mp4", from("198.51.100.8"))
+	wantRefusal(t, r, ask(t, g, r), "download_not_allowed") // nobody has vouched for the claim
+	r = requestFor(t, "/"+fresh+"/x.ts", from("203.0.113.7"))
+	if a := ask(t, g, r); !a.allowed() || placeholder(r, "result") != "allowed" {
+		t.Errorf("a viewer of another network: %d %s", a.status, placeholder(r, "reason"))
+	}
+}
+
+// Each reason is told of a few times a second and not for each viewer, and no
+// reason hides another.
+func TestReportsAreSampled(t *testing.T) {
+	var cfg caddy.Config
+	config := fmt.Sprintf(`{"logging": {"logs": {"default": {"writer": {"output": "file", "filename": %q}}}}}`, filepath.Join(t.TempDir(), "log"))
+	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
+		t.Fatal(err)
+	}
+	log := newReportLog(must(caddy.ProvisionContext(&cfg))).Core()
+	for _, tc := range []struct {
+		why           string
+		at            time.Time
+		reports, want int
+	}{
+		{"rule_blocked", testTime, 1, 1},
+		{"rule_blocked", testTime, 1000, 4},
+		{"token_required", testTime, 1000, 5},
+		{"rule_blocked", testTime.Add(time.Second), 1000, 5},
+	} {
+		written := 0
+		for range tc.reports {
+			if log.Check(zapcore.Entry{Level: zapcore.WarnLevel, Time: tc.at, Message: "would refuse: " + tc.why}, nil) != nil {
+				written++
+			}
+		}
+		if written != tc.want {
+			t.Errorf("%d lines for %d reports of %s at %s, want %d", written, tc.reports, tc.why, tc.at, tc.want)
+		}
+	}
+}
+
+// reportingServer is a server whose gate refuses nothing, with an access log.
+const reportingServer = `{
+	"logging": {"logs": {"default": {"level": "INFO", "writer": {"output": "file", "filename": %q}}}},
+	"apps": {
+		"signed_playback": {
+			"key_file": [%q], "enforce": %s,
+			"video": {"strict": {"enforce": true}, "loose": {"report_only": ["rules", "origins"]}}
+		},
+		"http": {"servers": {"playback": {
+			"automatic_https": {"disable": true},
+			"routes": [{"handle": [
+				{"handler": "signed_playback" %s},
+				{"handler": "static_response", "body": "#EXTM3U\n"}
+			]}],
+			"logs": {}
+		}}}
+	}
+}`
+
+// serversOf provisions a config in JSON, at testTime, and starts nothing.
+func serversOf(t *testing.T, config string) map[string]*caddyhttp.Server {
+	t.Helper()
+	var cfg caddy.Config
+	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
+		t.Fatal(err)
+	}
+	ctx, err := caddy.ProvisionContext(&cfg)
+	if err != nil {
+		t.Fatalf("provisioning: %v", err)
+	}
+	app := must(ctx.App(appID)).(*App)
+	app.now = func() time.Time { return testTime }
+	t.Cleanup(func() {
+		if err := app.Cleanup(); err != nil {
+			t.Errorf("App.Cleanup() = %v", err)
+		}
+	})
+	return must(ctx.App("http")).(*caddyhttp.App).Servers
+}
+
+// startReporting provisions the server, and returns what it has logged since
+// the last call.
+func startReporting(t *testing.T, global, gate string) (server *caddyhttp.Server, log func() []map[string]any) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "log")
+	servers := serversOf(t, fmt.Sprintf(reportingServer, file, writeFile(t, "key.json", publicJWK(testKey())), global, gate))
+	read := 0
+	return servers["playback"], func() (lines []map[string]any) {
+		content, err := os.ReadFile(file)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(content[read:])) {
+			var entry map[string]any
+			if err := json.Unmarshal([]byte(line), &entry); err != nil {
+				t.Fatalf("the log has the line %q: %v", line, err)
+			}
+			lines = append(lines, entry)
+		}
+		read = len(content)
+		return lines
+	}
+}
+
+// Whoever lets requests through that are to be refused is told so at every
+// start, for what and where, and nobody else is bothered.
+func TestReportOnlyIsLoudAtStart(t *testing.T) {
+	const nothing, some = "NOTHING IS REFUSED: enforce is off, so refusals are only reported", "NOT EVERYTHING IS REFUSED: some checks only report"
+	loose := map[string]any{"level": "warn", "msg": some, "of": "video loose", "report_only": "origins, rules"}
+	for _, tc := range []struct {
+		name, global, gate string
+		want               []map[string]any
+	}{
+		{"a video", "true", "", []map[string]any{loose}},
+		{"all", "false", "", []map[string]any{
+			{"level": "warn", "msg": nothing, "of": "all gates and videos that do not say otherwise"}, loose,
+		}},
+		{"a gate", "true", `, "enforce": false`, []map[string]any{loose, {"level": "warn", "msg": nothing, "of": "this gate"}}},
+		{"checks of a gate", "null", `, "report_only": ["downloads", "token"]`, []map[string]any{
+			loose, {"level": "warn", "msg": some, "of": "this gate", "report_only": "token, downloads"},
+		}},
+		{"all checks by name", "null", `, "report_only": ["downloads", "token", "rules", "origins"]`, []map[string]any{
+			loose, {"level": "warn", "msg": nothing, "of": "this gate"},
+		}},
+		{"a gate that enforces where nothing else does", "false", `, "enforce": true`, []map[string]any{
+			{"level": "warn", "msg": nothing, "of": "all gates and videos that do not say otherwise"}, loose,
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, log := startReporting(t, tc.global, tc.gate)
+			var got []map[string]any
+			for _, line := range log() {
+				if _, ours := line["of"]; ours {
+					delete(line, "ts")
+					delete(line, "logger")
+					got = append(got, line)
+				}
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("warnings (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Each request that would have been refused stands so in the access log, and its
+// reason is pointed out in a line that names the viewer and not the token.
+func TestReportsAreLogged(t *testing.T) {
+	server, log := startReporting(t, "false", "")
+	log() // of the start
+	expired := signed(func(c *token.Claims) { c.ExpiresAt = testTime })
+	strict := signed(func(c *token.Claims) { c.VideoID, c.ExpiresAt = "strict", testTime })
+	for _, tc := range []struct {
+		name, target string
+		status       int
+		want         map[string]any // fields of the access log
+	}{
+		{"a video id", "/demo/x.ts", 200, map[string]any{"video": "demo", "kind": "segment", "result": "would_refuse", "reason": "token_required"}},
+		{"an expired token", "/" + expired + "/x.m3u8", 200, map[string]any{
+			"video": "demo", "kind": "manifest", "key_id": "k1", "token_id": tokenID(expired), "result": "would_refuse", "reason": "token_expired",
+		}},
+		{"a good token", "/" + plainToken() + "/x.ts", 200, map[string]any{
+			"video": "demo", "kind": "segment", "key_id": "k1", "token_id": tokenID(plainToken()), "result": "allowed",
+		}},
+		{"a video that is enforced", "/" + strict + "/x.ts", 401, map[string]any{
+			"kind": "segment", "token_id": tokenID(strict), "result": "refused", "reason": "token_expired",
+		}},
+		{"a path that is none", "/a.b/x.ts", 400, map[string]any{"kind": "other", "result": "refused", "reason": "path_invalid"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := requestFor(t, tc.target, nil)
+			w := &statusWriter{answerWriter: answerWriter{make(http.Header)}}
+			server.ServeHTTP(w, r)
+			if w.status != tc.status {
+				t.Errorf("status %d, want %d", w.status, tc.status)
+			}
+			want := make(map[string]any)
+			for name, value := range tc.want {
+				want["signed_playback_"+name] = value
+			}
+			var reports []map[string]any
+			accesses := 0
+			for _, line := range log() {
+				fields := make(map[string]any)
+				for name, value := range line {
+					if strings.HasPrefix(name, "signed_playback_") {
+						fields[name] = value
+					}
+				}
+				if line["level"] == "warn" {
+					reports = append(reports, line)
+				}
+				if strings.HasPrefix(line["logger"].(string), "http.log.access") {
+					accesses++
+				} else if line["level"] != "warn" {
+					continue
+				}
+				if diff := cmp.Diff(want, fields); diff != "" {
+					t.Errorf("fields of the line %q (-want +got):\n%s", line["msg"], diff)
+				}
+			}
+			if accesses != 1 {
+				t.Errorf("%d lines of the access log, want 1", accesses)
+			}
+			if tc.want["result"] != "would_refuse" {
+				if len(reports) > 0 {
+					t.Errorf("warned of %v", reports)
+				}
+				return
+			}
+			if len(reports) != 1 {
+				t.Fatalf("%d warnings, want 1: %v", len(reports), reports)
+			}
+			report := reports[0]
+			if report["msg"] != "would refuse: "+tc.want["reason"].(string) || report["logger"] != "http.handlers.signed_playback" || report["client_ip"] != "203.0.113.7" {
+				t.Errorf("the warning is %v", report)
+			}
+			wantNoToken(t, r, "the warning", string(must(json.Marshal(report))))
+		})
+	}
+}
+
+// statusWriter keeps the status too.
+type statusWriter struct {
+	answerWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) { w.status = status }

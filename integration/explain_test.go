@@ -1,0 +1,219 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// explained is what `explain --json` says of a request, as far as these tests
+// look at it.
+type explained struct {
+	Allowed bool   `json:"allowed"`
+	Result  string `json:"result"`
+	Reason  string `json:"reason"`
+	Status  int    `json:"status"`
+	Video   string `json:"video"`
+	Client  string `json:"client_ip"`
+	Country string `json:"country"`
+	Checks  []struct {
+		Check, Outcome string
+	} `json:"checks"`
+}
+
+// explain runs the command in a folder, and checks that neither output holds a
+// part of a token and that the exit status tells the outcome.
+func explain(t testing.TB, dir, address string, args ...string) (e explained) {
+	t.Helper()
+	args = append([]string{"signed-playback", "explain", "--config", "Caddyfile", "--url", address, "--json"}, args...)
+	got := execute(t, dir, "", binary(t), args...)
+	if err := json.Unmarshal([]byte(got.stdout), &e); err != nil {
+		t.Fatalf("explain printed %q and %q: %v", got.stdout, got.stderr, err)
+	}
+	if (got.code == 0) != e.Allowed || got.code > 1 {
+		t.Errorf("exit status %d for a request that is allowed: %t", got.code, e.Allowed)
+	}
+	wantNoTokenOf(t, address, got)
+	return e
+}
+
+// wantNoTokenOf checks that a command has printed no part of the token of a URL.
+func wantNoTokenOf(t testing.TB, address string, got outcome) {
+	t.Helper()
+	for part := range strings.SplitSeq(address, "/") {
+		if strings.Count(part, ".") == 2 && len(part) > 100 {
+			wantNoPartOf(t, "the output of explain", got.stdout+got.stderr, map[string]string{"the token": part})
+		}
+	}
+}
+
+// stateHome has commands find the storage of a gateway's folder.
+func stateHome(t testing.TB, dir string) {
+	t.Helper()
+	for _, name := range []string{"HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"} {
+		t.Setenv(name, dir)
+	}
+}
+
+// An operator asks why, beside the server that runs from the same config and has
+// its ports: he is told what the server does, keys and settings of the control
+// API in the shared store and the remote key set included, and the origin hears
+// nothing of it.
+func TestExplainBesideTheServer(t *testing.T) {
+	remote := newSigningKey("remote", privateKey())
+	keys := startKeyServer(t, http.StatusOK)
+	keys.answer(http.StatusOK, publicJWKS(t, remote))
+	redis := startRedis(t)
+	o := startOrigin(t, nil)
+	g := start(t, o, config{
+		global: trusting("127.0.0.2/32"),
+		api:    withAPI,
+		app:    redis.option() + "\n" + withCountries(t) + "\njwks_url " + keys.URL + "\nvideo reported {\nreport_only rules\n}",
+		site:   "log {\noutput file access.log\n}\n@private path /private/*\nrespond @private 403\nreverse_proxy " + o.addr(),
+	})
+	stateHome(t, g.dir)
+	key, revoked := g.createKey(t), g.createKey(t)
+	g.mustCall(t, http.MethodDelete, "stream/keys/"+revoked.ID, "", nil)
+	g.edit(t, "open", `{"requireSignedURLs":false}`)
+	g.edit(t, "site", `{"allowedOrigins":["example.com"]}`)
+	ofRemote, err := token.Sign(token.Claims{VideoID: "demo", ExpiresAt: time.Now().Add(time.Hour)}, remote)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inUS := withRules(`[{"type":"ip.geoip.country","country":["US"],"action":"allow"},{"type":"any","action":"block"}]`)
+	inGB := withRules(`[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]`)
+	for _, tc := range []struct {
+		name, path, origin string
+		want               verdict
+	}{
+		{"key file", segment(mint(t, "demo", nil)), "", plays},
+		{"remote key set", segment(ofRemote), "", plays},
+		{"key of the API", segment(signWith(t, key, "demo")), "", plays},
+		{"revoked key", segment(signWith(t, revoked, "demo")), "", keyUnknown},
+		{"open video of the API", segment("open"), "", plays},
+		{"origins of the API", segment(mint(t, "site", nil)), "https://evil.example", verdict{http.StatusForbidden, "origin_not_allowed"}},
+		{"in the country", segment(mint(t, "demo", inUS)), "", plays},
+		{"in another country", segment(mint(t, "demo", inGB)), "", verdict{http.StatusForbidden, "rule_blocked"}},
+		{"another country, which is only reported", segment(mint(t, "reported", inGB)), "", plays},
+		{"expired", segment(mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Second) })), "", verdict{http.StatusUnauthorized, "token_expired"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var header, args []string
+			if tc.origin != "" {
+				header, args = []string{"Origin: " + tc.origin}, []string{"--origin", tc.origin}
+			}
+			if got := g.get(t, tc.path, header...).verdict(); got != tc.want {
+				t.Fatalf("the server answers %v, want %v", got, tc.want)
+			}
+			o.take()
+			e := explain(t, g.dir, g.url(tc.path), args...)
+			want := explained{Allowed: tc.want == plays, Reason: tc.want.Reason, Status: tc.want.Status, Result: "refused", Client: "127.0.0.1", Country: "US"}
+			if tc.want == plays {
+				want.Status, want.Result = 0, "allowed"
+			}
+			if strings.Contains(tc.name, "only reported") {
+				want.Result, want.Reason = "would_refuse", "rule_blocked"
+			}
+			want.Video, want.Checks = e.Video, e.Checks
+			if diff := cmp.Diff(want, e); diff != "" {
+				t.Errorf("(-server +explanation):\n%s", diff)
+			}
+			if len(e.Checks) < 6 {
+				t.Errorf("only %d checks are explained", len(e.Checks))
+			}
+			o.wantUntouched(t)
+		})
+	}
+	t.Run("through a proxy", func(t *testing.T) {
+		e := explain(t, g.dir, g.url(segment(mint(t, "demo", inGB))), "--ip", "127.0.0.2", "--header", "X-Forwarded-For: 203.0.113.7")
+		if !e.Allowed || e.Client != "203.0.113.7" || e.Country != "GB" {
+			t.Errorf("%+v, want it allowed for 203.0.113.7 in GB", e)
+		}
+	})
+}
+
+// A config that would listen on every port that there is, obtain certificates,
+// write logs and check on its origin is explained without any of it, from a
+// folder in which not a file changes, also after the server has stopped.
+func TestExplainLeavesEverythingAsItIs(t *testing.T) {
+	o := startOrigin(t, nil)
+	c := config{
+		api:    withAPI,
+		global: "email ops@example.com\nacme_ca " + o.server.URL + "/acme",
+		site:   "log {\noutput file logs/access.log\n}\nreverse_proxy " + o.addr(),
+	}
+	g := start(t, o, c)
+	key := g.createKey(t)
+	stored := segment(signWith(t, key, "demo"))
+	if got := g.get(t, stored).verdict(); got != plays {
+		t.Fatalf("the server answers %v", got)
+	}
+	g.stop(t)
+	stateHome(t, g.dir)
+	caddyfile := strings.NewReplacer("admin off", "admin "+o.addr(), "auto_https disable_redirects", "", "default_bind 127.0.0.1", "", "logs/access.log", "new/access.log").Replace(g.caddyfile(o, c)) +
+		fmt.Sprintf("\nhttps://media.example.com, http://media.example.com, http://:%s {\nlog {\noutput file new/other.log\n}\nsigned_playback\nreverse_proxy %s {\nhealth_uri /health\nhealth_interval 10ms\n}\n}\n",
+			o.addr()[strings.LastIndexByte(o.addr(), ':')+1:], o.addr())
+	writeFile(t, filepath.Join(g.dir, "Caddyfile"), []byte(caddyfile))
+	before := tree(t, g.dir)
+	o.take()
+	for _, tc := range []struct {
+		address string
+		want    string
+	}{
+		{"https://media.example.com" + stored, ""},
+		{"http://media.example.com" + stored, ""},
+		{"https://media.example.com/demo/video/1.ts", "token_required"},
+	} {
+		if e := explain(t, g.dir, tc.address); e.Reason != tc.want || e.Allowed != (tc.want == "") {
+			t.Errorf("%.40s…: %+v, want %q", tc.address, e, tc.want)
+		}
+	}
+	wantSameTree(t, g.dir, before)
+	o.wantUntouched(t)
+}
+
+// What an operator gets wrong is named, and a token that he has put into the
+// wrong place is not repeated.
+func TestExplainCommandErrors(t *testing.T) {
+	dir := keyFolder(t)
+	writeFile(t, filepath.Join(dir, "Caddyfile"), []byte("{\n\tsigned_playback {\n\t\tkey_file public.json\n\t}\n}\n\nhttp://media.example.com {\n\tsigned_playback\n}\n"))
+	writeFile(t, filepath.Join(dir, "bare"), []byte("http://media.example.com {\n\trespond ok\n}\n"))
+	signed := execute(t, dir, "", binary(t), "signed-playback", "sign", "--key", "key.json", "--sub", "demo", "--url", "http://media.example.com")
+	playback := strings.TrimSpace(signed.stdout)
+	t.Setenv("U", playback)
+	for _, tc := range []struct {
+		name, script, stderr string
+	}{
+		{"no URL", `caddy signed-playback explain`, "--url"},
+		{"no scheme", `caddy signed-playback explain --url "${U#http://}"`, "--url"},
+		{"not an address", `caddy signed-playback explain --url "$U" --ip home`, `--ip "home"`},
+		{"not a time", `caddy signed-playback explain --url "$U" --at soon`, `"soon"`},
+		{"no such config", `caddy signed-playback explain --url "$U" --config nowhere`, "nowhere"},
+		{"no gate", `caddy signed-playback explain --url "$U" --config bare`, "no gate is reached"},
+		{"unknown flag", `caddy signed-playback explain --url "$U" --client 127.0.0.1`, "unknown flag: --client"},
+		{"URL as an argument", `caddy signed-playback explain "$U"`, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got := shell(t, dir, tc.script)
+			if got.code != 1 || got.stdout != "" || got.stderr == "" || !strings.Contains(got.stderr, tc.stderr) {
+				t.Errorf("exit status %d, standard output %q, standard error %q; want 1, nothing and a text with %q", got.code, got.stdout, got.stderr, tc.stderr)
+			}
+			wantNoTokenOf(t, playback, got)
+		})
+	}
+	t.Run("through a pipe", func(t *testing.T) {
+		got := shell(t, dir, `echo "$U" | caddy signed-playback explain --url - --at 30m`)
+		if got.code != 0 || !strings.Contains(got.stdout, "allowed, for 127.0.0.1 at ") {
+			t.Errorf("exit status %d: %s%s", got.code, got.stdout, got.stderr)
+		}
+		wantNoTokenOf(t, playback, got)
+	})
+}
