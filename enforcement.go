@@ -148,13 +148,18 @@ func (d *decision) enforce(c check, err error) error {
 	if d.trace != nil {
 		return d.trace.note(d, c, err)
 	}
-	// A request that names no video cannot be passed on, and one whose video has
-	// unknown settings not past allowed origins that refuse.
-	if err == nil || !d.reports(c) || d.video == "" || errors.Is(err, errSettingsUnknown) && !d.reports(originsCheck) {
+	if err == nil || !d.onlyReports(c) {
 		return err
 	}
 	d.report(err)
 	return nil
+}
+
+// onlyReports tells whether the refusal of a check only reports. A request that
+// names no video cannot be passed on, and one whose video has unknown settings
+// not past allowed origins that refuse.
+func (d *decision) onlyReports(c check) bool {
+	return d.reports(c) && d.video != "" && (!d.unsettled || d.reports(originsCheck))
 }
 
 // report remembers what a request would have been refused for.

@@ -318,7 +318,10 @@ func (p *pruned) prune(config map[string]any) error {
 	config["admin"] = map[string]any{"disabled": true}
 	config["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{"level": "ERROR"}}}
 	for _, value := range servers {
-		s, _ := value.(map[string]any)
+		s, ok := value.(map[string]any)
+		if !ok {
+			return errors.New("a server of the http app is no object")
+		}
 		for _, name := range []string{"listener_wrappers", "packet_conn_wrappers", "tls_connection_policies", "logs", "errors", "strict_sni_host", "metrics"} {
 			delete(s, name)
 		}
@@ -345,7 +348,10 @@ const answeredBy = "X-Answered-By"
 func (p *pruned) routes(routes any) {
 	list, _ := routes.([]any)
 	for _, route := range list {
-		fields, _ := route.(map[string]any)
+		fields, ok := route.(map[string]any)
+		if !ok {
+			continue
+		}
 		handlers, _ := fields["handle"].([]any)
 		var kept []any
 		for _, value := range handlers {

@@ -128,13 +128,19 @@ func (a *App) authenticate(d *decision) (err error) {
 	}
 	d.verified = verified
 	d.video = verified.videoID
-	d.settings, err = a.settings(d.request.Context(), d.video)
+	return a.settle(d, d.video)
+}
+
+// settle looks up the settings of the request's video. Errors are refusals.
+func (a *App) settle(d *decision, videoID string) (err error) {
+	d.settings, err = a.settings(d.request.Context(), videoID)
+	d.unsettled = err != nil
 	return err
 }
 
 func (a *App) authenticateByID(d *decision) (err error) {
 	id := d.target.videoID
-	d.settings, err = a.settings(d.request.Context(), id)
+	err = a.settle(d, id)
 	if err == nil && d.settings.requireSignedURLs {
 		err = refuse(reasonTokenRequired, errTokenRequired)
 	}
@@ -156,8 +162,8 @@ func (a *App) assume(d *decision, verified *verifiedToken) {
 		return
 	}
 	claims := parsed.Unverified()
-	d.settings, err = a.settings(d.request.Context(), claims.VideoID)
-	if !d.goesOn(tokenCheck) || err != nil && !d.goesOn(originsCheck) {
+	_ = a.settle(d, claims.VideoID) // unsettled, the request ends with what is wrong with the token
+	if !d.goesOn(tokenCheck) {
 		return
 	}
 	d.video = claims.VideoID
@@ -403,6 +409,7 @@ type decision struct {
 	verified *verifiedToken // nil for a request by video id
 	settings settings
 
+	unsettled   bool // the settings cannot be read
 	where       where
 	matchedRule int // of the token's access rules, or noRule
 

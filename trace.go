@@ -48,7 +48,7 @@ func (t *trace) note(d *decision, c check, err error) error {
 	t.decision = d
 	became := verdictPass
 	switch {
-	case err != nil && d.reports(c) && d.video != "":
+	case err != nil && d.onlyReports(c):
 		became = verdictReport
 		if t.reported == nil {
 			t.reported = err
