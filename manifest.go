@@ -92,11 +92,16 @@ func (w *response) hold() {
 		dropEntityHeaders(w.Header())
 		w.pass()
 	default:
-		w.state = holding
+		w.state, w.began = holding, time.Now()
 	}
 }
 
 func (w *response) keep(p []byte) (int, error) {
+	// The request of what is a manifest by its type alone has no deadline.
+	if time.Since(w.began) > manifestTimeout {
+		w.refuse(errManifestIncomplete)
+		return 0, w.err
+	}
 	if len(w.held)+len(p) > manifest.MaxSize {
 		w.refuse(errManifestSize)
 		return 0, w.err

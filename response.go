@@ -22,7 +22,8 @@ type response struct {
 	d      *decision
 	state  responseState
 	status int
-	held   []byte // what has been written and not been sent
+	held   []byte    // what has been written and not been sent
+	began  time.Time // to hold a manifest
 	before [len(originHeaders)]int
 	err    error // why the response is denied
 	values headerValues
@@ -132,14 +133,10 @@ func (w *response) abandon() {
 	w.setHeaders()
 }
 
-// WriteHeader implements http.ResponseWriter. Informational responses have
-// headers of their own.
+// WriteHeader implements http.ResponseWriter. Informational responses end here:
+// they would carry the origin's headers, as many times as it likes.
 func (w *response) WriteHeader(status int) {
-	switch {
-	case status < http.StatusOK && status != http.StatusSwitchingProtocols:
-		w.ResponseWriterWrapper.WriteHeader(status)
-		return
-	case w.state != waiting:
+	if w.state != waiting || status < http.StatusOK && status != http.StatusSwitchingProtocols {
 		return
 	}
 	w.status = status

@@ -1,0 +1,108 @@
+package integration
+
+import (
+	"crypto/tls"
+	"encoding/xml"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// h2specVersion is the newest that the module proxy has.
+const h2specVersion = "v2.2.1+incompatible"
+
+// specCase is a test of h2spec.
+type specCase struct {
+	Section string `xml:"package,attr"`
+	Name    string `xml:"classname,attr"`
+	Failure string `xml:"failure"`
+	Error   string `xml:"error"`
+}
+
+func (c specCase) fails() bool { return strings.TrimSpace(c.Failure+c.Error) != "" }
+
+// h2spec runs the conformance tests of RFC 7540 and RFC 7541 against a server,
+// all of them or those of a section. It returns what they have found by their
+// names.
+func h2spec(t testing.TB, addr, path string, section ...string) map[string]specCase {
+	t.Helper()
+	installed := execute(t, "..", "", "./.ci/tool", "github.com/summerwind/h2spec/cmd/h2spec", h2specVersion)
+	if installed.code != 0 {
+		t.Errorf("installing h2spec: %s", installed.stderr)
+		return nil
+	}
+	host, port, _ := net.SplitHostPort(addr)
+	report := filepath.Join(t.TempDir(), "report.xml")
+	ran := execute(t, "", "", strings.TrimSpace(installed.stdout), append(section,
+		"--tls", "--insecure", "--host", host, "--port", port, "--path", path, "--junit-report", report)...)
+	text, err := os.ReadFile(report)
+	if err != nil {
+		t.Errorf("h2spec: %v: %+v", err, ran)
+		return nil
+	}
+	var suites struct {
+		Cases []specCase `xml:"testsuite>testcase"`
+	}
+	if err := xml.Unmarshal(text, &suites); err != nil {
+		t.Error(err)
+	}
+	cases := make(map[string]specCase)
+	for _, c := range suites.Cases {
+		cases[c.Section+": "+c.Name] = c
+	}
+	return cases
+}
+
+// The gate must not bring the server that it is part of to speak HTTP/2 in other
+// ways, whether it lets a request pass, rewrites the response or refuses: h2spec
+// finds nothing that it does not find in bare Caddy, in the same process.
+func TestH2spec(t *testing.T) {
+	t.Parallel()      // most of it is waiting
+	const least = 140 // of 145 cases; some share a name
+	o := startOrigin(t, nil)
+	bare := freeAddr(t)
+	g := startTLS(t, o, config{sites: "https://" + bare + " {\ntls internal\nerror /refused 401\nreverse_proxy " + o.addr() + "\n}\n"})
+	eventually(t, "bare Caddy has made its certificate", func() bool {
+		conn, err := tls.Dial("tcp", bare, &tls.Config{InsecureSkipVerify: true})
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	})
+	_, port, _ := net.SplitHostPort(g.addr)
+	gate := net.JoinHostPort("localhost", port) // the name that the site goes by
+	viewer := "/" + mint(t, "vidA", nil)
+	ways := []struct {
+		name, gate, bare string // paths
+		found, known     map[string]specCase
+	}{
+		{name: "a segment", gate: viewer + "/seg.ts", bare: "/vidA/seg.ts"},
+		{name: "a manifest", gate: viewer + "/video.m3u8", bare: "/vidA/video.m3u8"},
+		{name: "a refusal", gate: "/vidA/seg.ts", bare: "/refused"},
+	}
+	var running sync.WaitGroup
+	for i := range ways {
+		way := &ways[i]
+		running.Go(func() { way.found = h2spec(t, gate, way.gate) })
+		running.Go(func() { way.known = h2spec(t, bare, way.bare) })
+	}
+	running.Wait()
+	for _, way := range ways {
+		if len(way.known) < least || len(way.found) != len(way.known) {
+			t.Errorf("%s: h2spec has run %d cases against bare Caddy and %d against the gate", way.name, len(way.known), len(way.found))
+		}
+		for name, c := range way.found {
+			switch {
+			case !c.fails():
+			case way.known[name].fails():
+				t.Logf("%s: bare Caddy fails, too: %s", way.name, name)
+			// Many cases are about what comes in time, so once is not enough.
+			case h2spec(t, gate, way.gate, c.Section)[name].fails():
+				t.Errorf("%s: %s: %s%s", way.name, name, c.Failure, c.Error)
+			}
+		}
+	}
+}

@@ -1,0 +1,574 @@
+package integration
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// impatient is a reverse_proxy that gives an origin up after some seconds without
+// a header, and a second later without a byte.
+func impatient(o *origin, seconds int) string {
+	return fmt.Sprintf("reverse_proxy %s {\ntransport http {\nresponse_header_timeout %ds\nread_timeout %ds\nmax_response_header 64KiB\n}\n}", o.addr(), seconds, seconds+1)
+}
+
+// fault is a way in which an origin fails on the connection of one request.
+type fault struct {
+	name string // also the suffix under which the origin fails so
+	fail func(net.Conn)
+	want answered
+	// The viewer's patience. Nothing else ends a segment that trickles: a
+	// player that is paused looks the same.
+	leaves time.Duration
+	waits  bool // the gate is left waiting for the origin
+	costs  bool // computing time, so that there is one such viewer at a time
+}
+
+// answered is what a viewer gets.
+type answered struct {
+	Status int
+	Reason string
+	Body   string
+	Cut    bool // nothing that could be taken for a whole response
+}
+
+// Steps that faults consist of. After the last, the connection is closed.
+
+func inTurn(steps ...func(net.Conn)) func(net.Conn) {
+	return func(conn net.Conn) {
+		for _, step := range steps {
+			step(conn)
+		}
+	}
+}
+
+func say(text string) func(net.Conn) {
+	return func(conn net.Conn) { _, _ = io.WriteString(conn, text) }
+}
+
+// hangUp waits for the gate to close.
+func hangUp(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
+
+// reset has the connection closed in the rudest way.
+func reset(conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0) }
+
+// flood sends a text again and again until the gate closes.
+func flood(text string) func(net.Conn) {
+	return func(conn net.Conn) {
+		for {
+			if _, err := io.WriteString(conn, text); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// trickle is flood with a pause after each text.
+func trickle(text string, pause time.Duration) func(net.Conn) {
+	return func(conn net.Conn) {
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			hangUp(conn)
+		}()
+		tick := time.NewTicker(pause)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				_, _ = io.WriteString(conn, text)
+			case <-closed:
+				return
+			}
+		}
+	}
+}
+
+const (
+	segmentHeader  = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\n"
+	playlistHeader = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.apple.mpegurl\r\n"
+	declared       = "Content-Length: 100000\r\n\r\n"
+	inChunks       = "Transfer-Encoding: chunked\r\n\r\n"
+)
+
+// faults are the ways in which an origin fails.
+func faults() []fault {
+	half := strings.Repeat("x", 50_000)
+	chunk := fmt.Sprintf("%x\r\n%s\r\n", len(half), half)
+	smuggled := "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled"
+	const second, millisecond = time.Second, time.Millisecond
+
+	badGateway := answered{Status: http.StatusBadGateway}
+	timeout := answered{Status: http.StatusGatewayTimeout}
+	incomplete := answered{Status: http.StatusBadGateway, Reason: "manifest_invalid"}
+	cut := answered{Cut: true}
+
+	return []fault{
+		{name: "accepts-and-is-silent.m4s", fail: hangUp, want: timeout, waits: true},
+		{name: "half-a-header-and-silence.m4s", fail: inTurn(say("HTTP/1.1 200 OK\r\nContent-"), hangUp), want: timeout, waits: true},
+		{name: "header-but-no-body.m4s", fail: inTurn(say(segmentHeader+declared), hangUp), want: incomplete, waits: true},
+		{name: "stops-in-mid-segment.m4s", fail: inTurn(say(segmentHeader+declared+half), hangUp), want: cut, waits: true},
+		{name: "one-byte-a-second.m4s", fail: inTurn(say(segmentHeader+declared), trickle("x", second)), want: cut, leaves: 3 * second, waits: true},
+		{name: "header-line-a-second.m4s", fail: inTurn(say(segmentHeader), trickle("X-More: x\r\n", second)), want: timeout, waits: true},
+		{name: "informational-flood.m4s", fail: trickle("HTTP/1.1 103 Early Hints\r\nX-More: x\r\n\r\n", millisecond), want: timeout, waits: true, costs: true},
+		{name: "continue-flood.m4s", fail: trickle("HTTP/1.1 100 Continue\r\n\r\n", millisecond), want: timeout, waits: true, costs: true},
+		{name: "endless-header.m4s", fail: inTurn(say(segmentHeader), flood("X-More: "+half+"\r\n")), want: badGateway, costs: true},
+		{name: "endless-header-line.m4s", fail: inTurn(say(segmentHeader+"X-More: "), flood(half)), want: badGateway, costs: true},
+		{name: "closes-at-once.m4s", fail: func(net.Conn) {}, want: badGateway},
+		{name: "resets-before-the-header.m4s", fail: reset, want: badGateway},
+		{name: "resets-in-mid-segment.m4s", fail: inTurn(say(segmentHeader+declared+half), reset), want: cut},
+		{name: "length-too-long.m4s", fail: say(segmentHeader + declared + half), want: cut},
+		{name: "length-too-long-by-all.m4s", fail: say(segmentHeader + declared), want: incomplete},
+		{
+			name: "length-too-short.m4s", fail: inTurn(say(segmentHeader+"Content-Length: 10\r\n\r\n0123456789"+smuggled), hangUp),
+			want: answered{Status: http.StatusOK, Body: "0123456789"},
+		},
+		{name: "two-lengths.m4s", fail: say(segmentHeader + "Content-Length: 10\r\nContent-Length: 11\r\n\r\n" + half), want: badGateway},
+		{name: "chunk-that-is-none.m4s", fail: say(segmentHeader + inChunks + chunk + "what?\r\n" + half), want: cut},
+		{name: "chunk-cut-off.m4s", fail: say(segmentHeader + inChunks + chunk[:len(chunk)/2]), want: cut},
+		{name: "no-last-chunk.m4s", fail: say(segmentHeader + inChunks + chunk), want: cut},
+		{name: "error-500.m4s", fail: say("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 5\r\n\r\noops\n"), want: answered{Status: 500, Body: "oops\n"}},
+		{name: "garbage.m4s", fail: say("\x16\x03\x01\x00\xa5garbage\r\n\r\n"), want: badGateway},
+		{name: "frames-of-http2.m4s", fail: say("\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x05\x00\x00\x40\x00"), want: badGateway},
+
+		{name: "silent.m3u8", fail: hangUp, want: timeout, waits: true},
+		{name: "header-but-no-body.m3u8", fail: inTurn(say(playlistHeader+declared), hangUp), want: incomplete, waits: true},
+		{name: "one-byte-a-second.m3u8", fail: inTurn(say(playlistHeader+declared), trickle("#", second)), want: cut, leaves: 3 * second, waits: true},
+		{name: "never-ends.m3u8", fail: inTurn(say(playlistHeader+"\r\n#EXTM3U\n"), flood(strings.Repeat("#\n", 10_000))), want: incomplete, costs: true},
+		{name: "length-too-long.m3u8", fail: say(playlistHeader + declared + "#EXTM3U\n"), want: incomplete},
+		{name: "no-last-chunk.m3u8", fail: say(playlistHeader + inChunks + "8\r\n#EXTM3U\n\r\n"), want: incomplete},
+		{name: "bomb.m3u8", fail: say(playlistHeader + "Content-Encoding: gzip\r\n\r\n" + gzipBomb()), want: incomplete, costs: true},
+		{name: "bomb-by-type", fail: say(playlistHeader + "Content-Encoding: gzip\r\n\r\n" + gzipBomb()), want: incomplete, costs: true},
+	}
+}
+
+// gzipBomb is a playlist of 64 MiB in some hundred KiB.
+var gzipBomb = sync.OnceValue(func() string {
+	var packed bytes.Buffer
+	w, _ := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
+	_, _ = io.WriteString(w, "#EXTM3U\n")
+	lines := bytes.Repeat([]byte("#\n"), 1<<19)
+	for range 64 {
+		_, _ = w.Write(lines)
+	}
+	_ = w.Close()
+	return packed.String()
+})
+
+// goodSegment is what the other videos consist of.
+var goodSegment = bytes.Repeat([]byte("segment "), 4096)
+
+// failingOrigin serves the folder of one video in the ways of faults, and
+// everything else well.
+type failingOrigin struct {
+	*origin
+	failing atomic.Int64 // connections on which it is failing now
+}
+
+func startFailingOrigin(t testing.TB) *failingOrigin {
+	t.Helper()
+	ways := make(map[string]fault)
+	for _, f := range faults() {
+		ways["/bad/"+f.name] = f
+	}
+	o := new(failingOrigin)
+	o.origin = startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f, bad := ways[r.URL.Path]
+		if !bad {
+			_, _ = w.Write(goodSegment)
+			return
+		}
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		o.failing.Add(1)
+		defer o.failing.Add(-1)
+		defer conn.Close()
+		f.fail(conn)
+	}))
+	return o
+}
+
+// settle has the connections go that are kept for the next request, and reports
+// whether no others are left.
+func (o *failingOrigin) settle(c *http.Client) bool {
+	c.CloseIdleConnections()
+	o.server.CloseClientConnections()
+	return o.failing.Load() == 0
+}
+
+// view asks for the video that the origin fails to serve.
+func (f fault) view(ctx context.Context, c *http.Client, base string) answered {
+	if f.leaves > 0 {
+		var leave context.CancelFunc
+		ctx, leave = context.WithTimeout(ctx, f.leaves)
+		defer leave()
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+f.name, nil)
+	if err != nil {
+		panic(err)
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return answered{Cut: true}
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return answered{Cut: true}
+	}
+	return answered{Status: res.StatusCode, Reason: res.Header.Get("Signed-Playback-Reason"), Body: string(body)}
+}
+
+func (f fault) wantAnswered(t *testing.T, got answered) {
+	t.Helper()
+	if diff := cmp.Diff(f.want, got); diff != "" {
+		t.Errorf("(-want +got):\n%.2000s", diff)
+	}
+}
+
+// An origin that fails must not hold a viewer longer than the timeouts that are
+// configured, and what it has not sent to the end must never look whole to the
+// viewer, or players and caches keep a stump. What it sends beyond the end must
+// not become somebody else's response.
+func TestOriginFaults(t *testing.T) {
+	o := startFailingOrigin(t)
+	admin := freeAddr(t)
+	g := start(t, o.origin, config{site: impatient(o.origin, 2), global: "admin " + admin})
+	before := g.holds(t, admin)
+	bad, good := g.url("/"+mint(t, "bad", nil)+"/"), "/"+mint(t, "good", nil)+"/seg.m4s"
+	var (
+		all  sync.WaitGroup
+		rows = faults()
+		got  = make([]answered, len(rows))
+	)
+	for i, f := range rows {
+		all.Go(func() { got[i] = f.view(t.Context(), client, bad) }) // most of it is waiting
+	}
+	for range 50 {
+		if res := g.get(t, good); !bytes.Equal(res.body, goodSegment) {
+			t.Errorf("another viewer got %d and %.100q", res.StatusCode, res.body)
+		}
+	}
+	all.Wait()
+	for i, f := range rows {
+		t.Run(f.name, func(t *testing.T) { f.wantAnswered(t, got[i]) })
+	}
+	g.wantReleased(t, admin, before, func() bool { return o.settle(client) })
+}
+
+// A body that breaks off must do so for the viewer in every version of HTTP: by
+// a connection or a stream that is cut, not by an end.
+func TestOriginFaultsProtocols(t *testing.T) {
+	o := startFailingOrigin(t)
+	g := startTLS(t, o.origin, config{})
+	_, port, _ := net.SplitHostPort(g.addr)
+	base := "https://localhost:" + port + "/" + mint(t, "bad", nil) + "/"
+	for _, protocol := range protocols {
+		t.Run(protocol.name, func(t *testing.T) {
+			c, _ := protocol.connect(t, g)
+			for _, f := range faults() {
+				if f.waits {
+					continue // this site has no timeouts
+				}
+				t.Run(f.name, func(t *testing.T) { f.wantAnswered(t, f.view(t.Context(), c, base)) })
+			}
+		})
+	}
+}
+
+// What an origin may not say to the viewer's browser in a response, it may not
+// say in front of it either: a cookie, a page that may read, what to load.
+func TestInformationalResponses(t *testing.T) {
+	const hints = "Set-Cookie: a=b\r\nLink: <https://evil.example/x.js>; rel=preload; as=script\r\nAccess-Control-Allow-Origin: https://evil.example\r\n\r\n"
+	failed := make(chan error, 1)
+	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err == nil {
+			say("HTTP/1.1 103 Early Hints\r\n" + hints + segmentHeader + "Content-Length: 10\r\n\r\n0123456789")(conn)
+			err = conn.Close()
+		}
+		failed <- err
+	}))
+	g := start(t, o, config{})
+	conn, err := net.Dial("tcp", g.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(startTimeout))
+	say(rawGet("/" + mint(t, "vidA", nil) + "/seg.m4s"))(conn)
+	said, err := io.ReadAll(conn)
+	if err := errors.Join(err, <-failed); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(said, []byte("0123456789")) {
+		t.Errorf("the response has not come: %q", said)
+	}
+	for _, hint := range []string{"Set-Cookie", "Link", "evil.example"} {
+		if bytes.Contains(said, []byte(hint)) {
+			t.Errorf("the origin has reached the viewer with %s: %q", hint, said)
+		}
+	}
+}
+
+// The gate has a minute for a manifest, however it knows it for one and whatever
+// timeouts reverse_proxy has: an origin that feeds it a byte a second would
+// otherwise have it hold viewers, connections and memory for days.
+func TestSlowManifestEnds(t *testing.T) {
+	t.Parallel() // all of it is waiting
+	ways := map[string]func(net.Conn){
+		"silent.m3u8":            hangUp,
+		"header-but-no-body.mpd": inTurn(say(segmentHeader+declared), hangUp),
+		"by-name.m3u8":           inTurn(say(segmentHeader+declared+"#EXTM3U\n"), trickle("#", time.Second)),
+		"by-type":                inTurn(say(playlistHeader+declared+"#EXTM3U\n"), trickle("#", time.Second)),
+		"by-content.ts":          inTurn(say(segmentHeader+declared+"#EXTM3U\n"), trickle("#", time.Second)),
+	}
+	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		ways[strings.TrimPrefix(r.URL.Path, videoFolder)](conn)
+	}))
+	g := start(t, o, config{})
+	patient := &http.Client{Timeout: 75 * time.Second} // the minute, and what a busy machine may add
+	base := g.url("/" + mint(t, "vidA", nil) + "/")
+	answers := make(map[string]<-chan error)
+	for name := range ways {
+		answered := make(chan error, 1)
+		answers[name] = answered
+		go func() { answered <- wantGivenUp(patient, base+name) }()
+	}
+	for name, answered := range answers {
+		if err := <-answered; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// wantGivenUp asks for what the origin never sends to its end.
+func wantGivenUp(c *http.Client, address string) error {
+	res, err := c.Get(address)
+	if err != nil {
+		return errors.Unwrap(err) // less the address, which has the token
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || len(body) > 0 || res.StatusCode != http.StatusBadGateway && res.StatusCode != http.StatusGatewayTimeout {
+		return fmt.Errorf("got %d and %.100q, want 502 or 504: %w", res.StatusCode, body, err)
+	}
+	return nil
+}
+
+// holding is what a server holds on to.
+type holding struct{ goroutines, descriptors int }
+
+// holds counts, with the admin API's help.
+func (g *gateway) holds(t testing.TB, admin string) holding {
+	t.Helper()
+	count := regexp.MustCompile(`\d+`).FindString(g.goroutines(t, admin)) // "goroutine profile: total 31"
+	goroutines, err := strconv.Atoi(count)
+	if err != nil {
+		t.Fatal(err)
+	}
+	descriptors, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", g.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return holding{goroutines, len(descriptors)}
+}
+
+// goroutines returns the server's goroutines, grouped by what they do.
+func (g *gateway) goroutines(t testing.TB, admin string) string {
+	t.Helper()
+	return string(g.askAdmin(t, admin, "/debug/pprof/goroutine?debug=1"))
+}
+
+// askAdmin asks the admin API on a connection of its own, so that none stays.
+func (g *gateway) askAdmin(t testing.TB, admin, path string) []byte {
+	t.Helper()
+	return rawTo(t, admin, "GET "+path+" HTTP/1.1\r\nHost: "+admin+"\r\nConnection: close\r\n\r\n").body
+}
+
+// wantReleased waits until a server holds no more than it has before, while
+// settle has the connections go that are kept for the next request, and reports
+// whether no others are left.
+func (g *gateway) wantReleased(t testing.TB, admin string, before holding, settle func() bool) {
+	t.Helper()
+	var now holding
+	deadline := time.Now().Add(startTimeout)
+	eventually(t, "goroutines and descriptors are released", func() bool {
+		settled := settle()
+		now = g.holds(t, admin)
+		released := settled && now.goroutines <= before.goroutines && now.descriptors <= before.descriptors
+		if !released && time.Until(deadline) < time.Second {
+			t.Fatalf("%+v has become %+v:\n%.4000s", before, now, g.goroutines(t, admin))
+		}
+		return released
+	})
+	t.Logf("%+v has become %+v", before, now)
+}
+
+// bystanders are viewers of good videos, who ask at a steady pace whatever becomes
+// of the requests before.
+type bystanders struct {
+	urls   []string
+	every  time.Duration
+	client *http.Client
+}
+
+func newBystanders(t testing.TB, base string) *bystanders {
+	t.Helper()
+	b := &bystanders{
+		every:  5 * time.Millisecond,
+		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: startTimeout},
+	}
+	for i := range 20 {
+		b.urls = append(b.urls, base+"/"+mint(t, fmt.Sprintf("good-%d", i), nil)+"/seg.m4s")
+	}
+	return b
+}
+
+// watch has them ask for a while and returns the 99th percentile of
+// the time that their requests took, all of which must succeed.
+func (b *bystanders) watch(t testing.TB, while time.Duration) time.Duration {
+	t.Helper()
+	tick := time.NewTicker(b.every)
+	defer tick.Stop()
+	var (
+		mu   sync.Mutex
+		took []time.Duration
+		all  sync.WaitGroup
+	)
+	for i := range int(while / b.every) {
+		<-tick.C
+		all.Go(func() {
+			asked := time.Now()
+			res, err := b.client.Get(b.urls[i%len(b.urls)])
+			if err != nil {
+				t.Errorf("a viewer of another video: %v", err)
+				return
+			}
+			defer res.Body.Close()
+			body, err := io.ReadAll(res.Body)
+			lasted := time.Since(asked)
+			if err != nil || res.StatusCode != http.StatusOK || !bytes.Equal(body, goodSegment) {
+				t.Errorf("a viewer of another video got %d and %d bytes: %v", res.StatusCode, len(body), err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			took = append(took, lasted)
+		})
+	}
+	all.Wait()
+	slices.Sort(took)
+	return took[len(took)*99/100]
+}
+
+// Who watches another video must not notice that an origin fails for one: with
+// dozens of viewers hanging on it in every way that there is, the others'
+// requests all succeed, and their 99th percentile is what it is in the rounds
+// between. The floor of the noise, which comes of the computing that some faults
+// cost, is a fiftieth of the time for which the gate waits for the origin.
+func TestOriginFaultsLeaveOthersAlone(t *testing.T) {
+	const (
+		rounds   = 5
+		while    = 1200 * time.Millisecond
+		patience = 10 // seconds
+		hanging  = 5  // viewers of each fault, unless it costs
+	)
+	withoutRaceDetector(t)
+	o := startFailingOrigin(t)
+	admin := freeAddr(t)
+	g := start(t, o.origin, config{site: impatient(o.origin, patience), global: "admin " + admin + "\nlog {\nlevel INFO\n}"})
+	before := g.holds(t, admin)
+	others := newBystanders(t, g.url(""))
+	others.watch(t, while) // once for what is verified and dialled only once
+
+	var quiet, faulty []time.Duration
+	for range rounds {
+		quiet = append(quiet, others.watch(t, while))
+		end := o.failFor(g.url("/"+mint(t, "bad", nil)+"/"), hanging)
+		faulty = append(faulty, others.watch(t, while))
+		end()
+	}
+	wantUnnoticed(t, quiet, faulty, patience*time.Second/50)
+	g.wantReleased(t, admin, before, func() bool { return o.settle(others.client) })
+}
+
+// wantUnnoticed checks that the median of measurements under a fault is what it
+// is without, or within noise: five times as much, or a floor.
+func wantUnnoticed(t testing.TB, without, with []time.Duration, floor time.Duration) {
+	t.Helper()
+	slices.Sort(without)
+	slices.Sort(with)
+	t.Logf("the others' p99 in rounds is %v, and under the fault %v", without, with)
+	if before, now := without[len(without)/2], with[len(with)/2]; now > max(5*before, floor) {
+		t.Errorf("the median of the others' p99 has gone from %s to %s", before, now)
+	}
+}
+
+// failFor has viewers ask for everything that the origin fails to serve, one
+// after the other and again later, until end is called.
+func (o *failingOrigin) failFor(base string, most int) (end func()) {
+	transport := new(http.Transport)
+	c := &http.Client{Transport: transport}
+	ctx, leave := context.WithCancel(context.Background())
+	var viewers []fault
+	for _, f := range faults() {
+		viewers = append(viewers, f)
+		for range most - 1 {
+			if !f.costs {
+				viewers = append(viewers, f)
+			}
+		}
+	}
+	var all sync.WaitGroup
+	next := time.NewTicker(time.Second / time.Duration(len(viewers)))
+	defer next.Stop()
+	for _, f := range viewers {
+		<-next.C
+		all.Go(func() {
+			pause := time.Second
+			if f.costs {
+				pause *= 2
+			}
+			retry := time.NewTicker(pause)
+			defer retry.Stop()
+			for ctx.Err() == nil {
+				f.view(ctx, c, base)
+				select {
+				case <-retry.C:
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	return func() {
+		leave()
+		all.Wait()
+		transport.CloseIdleConnections()
+		o.take()
+	}
+}

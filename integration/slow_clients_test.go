@@ -1,0 +1,596 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// shortTimeouts are the server's for clients that do not talk. A whole response
+// has none, and one that stalls a long one: by default, Caddy cuts off who has
+// paused for a minute.
+const shortTimeouts = "servers {\ntimeouts {\nread_header 2s\nread_body 2s\nwrite_idle 10m\nidle 2s\n}\n}"
+
+// dialSlow connects with the smallest receive window that there is.
+func dialSlow(t testing.TB, addr string) net.Conn {
+	t.Helper()
+	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		return errors.Join(raw.Control(func(fd uintptr) { err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 1) }), err)
+	}}
+	conn, err := dialer.DialContext(t.Context(), "tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// Connections on which a request does not come to its end must not pile up: the
+// server ends them in its own time, however they keep themselves busy, and
+// nobody else waits for them.
+func TestSlowHeadersEnd(t *testing.T) {
+	t.Parallel() // most of it is waiting
+	const each = 40
+	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(goodSegment) }))
+	admin := freeAddr(t)
+	g := start(t, o, config{global: "admin " + admin + "\n" + shortTimeouts})
+	before := g.holds(t, admin)
+	target := "/" + mint(t, "vidA", nil) + "/seg.m4s"
+	request := "GET " + target + " HTTP/1.1\r\nHost: media.example.com\r\n"
+	ways := map[string]struct{ start, drip string }{
+		"silence":                {},
+		"a request line":         {"GET /", "a"},
+		"a header":               {request + "X-Slow: ", "a"},
+		"a header line a second": {request, "X-Slow: a\r\n"},
+		"empty lines":            {"", "\r\n"},
+		"a body":                 {request + "Content-Length: 1000000\r\n\r\n", "a"},
+		"a short body":           {request + "Content-Length: 1000\r\n\r\n", "a"},
+		"chunks":                 {request + "Transfer-Encoding: chunked\r\n\r\n", "1\r\na\r\n"},
+		"nothing more":           {request + "\r\n", ""},
+	}
+	ended := make(map[string]<-chan error)
+	for name, way := range ways {
+		results := make(chan error, each)
+		ended[name] = results
+		for range each {
+			go func() { results <- drip(g.addr, way.start, way.drip) }()
+		}
+	}
+	others := newBystanders(t, g.url(""))
+	others.every *= 4 // in a race-enabled binary
+	others.watch(t, 2*time.Second)
+	for name, results := range ended {
+		for range each {
+			if err := <-results; err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	g.wantReleased(t, admin, before, func() bool {
+		others.client.CloseIdleConnections()
+		o.server.CloseClientConnections()
+		return true
+	})
+}
+
+// drip sends bytes, some at first and then some each half second, until the
+// server has had enough of it. It fails if the server puts up with it.
+func drip(addr, first, more string) error {
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(startTimeout))
+	closed := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, conn)
+		closed <- err
+	}()
+	_, _ = io.WriteString(conn, first)
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			_, _ = io.WriteString(conn, more)
+		case err := <-closed:
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return fmt.Errorf("the server has put up with %q and %q for %s", first, more, startTimeout)
+			}
+			return nil // a reset is an end, too
+		}
+	}
+}
+
+// patientOrigin serves what takes viewers long.
+type patientOrigin struct {
+	*origin
+	serving atomic.Int64 // requests for large files
+	sent    atomic.Int64 // bytes of them
+}
+
+// beginning is what the origin sends of a large file: more than the gate's buffers
+// hold. The kernel has room for a thousand of them.
+const beginning = 512 << 10
+
+func startPatientOrigin(t testing.TB) *patientOrigin {
+	t.Helper()
+	o := new(patientOrigin)
+	chunk := make([]byte, 32<<10)
+	o.origin = startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/large/"):
+			o.serving.Add(1)
+			defer o.serving.Add(-1)
+			w.Header().Set("Content-Length", strconv.Itoa(1<<30))
+			for range beginning / len(chunk) {
+				n, _ := w.Write(chunk)
+				o.sent.Add(int64(n))
+			}
+			<-r.Context().Done()
+		case strings.HasPrefix(r.URL.Path, "/hanging/"):
+			o.serving.Add(1)
+			defer o.serving.Add(-1)
+			<-r.Context().Done()
+		default:
+			_, _ = w.Write(goodSegment)
+		}
+	}))
+	return o
+}
+
+// awaitStall waits until viewers are being served large files and nothing moves.
+func (o *patientOrigin) awaitStall(t testing.TB, viewers int) {
+	t.Helper()
+	var last int64
+	unmoved := 0
+	eventually(t, "all viewers have stalled", func() bool {
+		now := o.sent.Load()
+		if unmoved++; now != last {
+			last, unmoved = now, 0
+		}
+		return unmoved > 25 && o.serving.Load() == int64(viewers)
+	})
+}
+
+// slowGateway is a gateway with a site for many slow clients, over TLS and
+// without, and the binary that users run.
+type slowGateway struct {
+	*tlsGateway
+	origin *patientOrigin
+	plain  string // host:port of the site without TLS
+	admin  string
+	others *bystanders
+}
+
+func startForSlowClients(t *testing.T) *slowGateway {
+	t.Helper()
+	withoutRaceDetector(t)
+	o := startPatientOrigin(t)
+	s := &slowGateway{origin: o, plain: freeAddr(t), admin: freeAddr(t)}
+	s.tlsGateway = startTLS(t, o.origin, config{
+		global: "admin " + s.admin + "\nlog {\nlevel INFO\n}",
+		sites:  site(s.plain, "signed_playback\nreverse_proxy "+o.addr()),
+	})
+	s.others = newBystanders(t, "http://"+s.plain)
+	return s
+}
+
+// settle has the connections go that are kept for the next request, and reports
+// whether no others are left.
+func (s *slowGateway) settle() bool {
+	s.others.client.CloseIdleConnections()
+	if s.origin.serving.Load() > 0 {
+		return false
+	}
+	s.origin.server.CloseClientConnections()
+	return true
+}
+
+// baseline is what the server holds on to, and the memory that it takes, when
+// it has served viewers and none is left.
+func (s *slowGateway) baseline(t testing.TB) (held holding, memory int) {
+	t.Helper()
+	s.others.watch(t, time.Second)
+	eventually(t, "the server is idle", func() bool {
+		last := held
+		s.settle()
+		held = s.holds(t, s.admin)
+		return held == last
+	})
+	return held, s.resident(t)
+}
+
+// resident returns the server's resident memory after a garbage collection.
+func (s *slowGateway) resident(t testing.TB) int {
+	t.Helper()
+	s.askAdmin(t, s.admin, "/debug/pprof/heap?gc=1")
+	return s.memory(t)["VmRSS"]
+}
+
+// Viewers who have stalled, and connections that idle, cost the server a few
+// buffers each, and nobody else anything. When they leave, nothing of them
+// stays.
+func TestStalledViewers(t *testing.T) {
+	for _, crowd := range []struct {
+		name   string
+		size   int
+		costs  int // KiB each, at the most
+		gather func(s *slowGateway, t *testing.T, size int) (leave func())
+	}{
+		{"readers of a byte a second", 500, 200, (*slowGateway).readSlowly},
+		{"streams with a window of a byte", 1000, 200, (*slowGateway).openStreams},
+		{"idle connections", 2000, 50, (*slowGateway).idle},
+	} {
+		t.Run(crowd.name, func(t *testing.T) {
+			s := startForSlowClients(t) // another one's garbage would hide what they cost
+			held, memory := s.baseline(t)
+			var without, with []time.Duration
+			for range 3 {
+				without = append(without, s.others.watch(t, 700*time.Millisecond))
+			}
+			leave := sync.OnceFunc(crowd.gather(s, t, crowd.size))
+			defer leave()
+			cost := (s.resident(t) - memory) / crowd.size
+			t.Logf("each of %d costs %d KiB", crowd.size, cost>>10)
+			if cost > crowd.costs<<10 {
+				t.Errorf("each of %d costs %d KiB, want %d at most", crowd.size, cost>>10, crowd.costs)
+			}
+			for range 3 {
+				with = append(with, s.others.watch(t, 700*time.Millisecond))
+			}
+			wantUnnoticed(t, without, with, 250*time.Millisecond)
+			leave()
+			s.wantReleased(t, s.admin, held, s.settle)
+		})
+	}
+}
+
+// readSlowly has viewers ask for a large file and read a byte a second.
+func (s *slowGateway) readSlowly(t *testing.T, viewers int) (leave func()) {
+	target := "/" + mint(t, "large", nil) + "/video.mp4"
+	var conns []net.Conn
+	var all sync.WaitGroup
+	left := make(chan struct{})
+	for range viewers {
+		conn := dialSlow(t, s.plain)
+		conns = append(conns, conn)
+		if _, err := io.WriteString(conn, rawGet(target)); err != nil {
+			t.Fatal(err)
+		}
+		all.Go(func() {
+			second := time.NewTicker(time.Second)
+			defer second.Stop()
+			for one := make([]byte, 1); ; {
+				if _, err := conn.Read(one); err != nil {
+					return
+				}
+				select {
+				case <-second.C:
+				case <-left:
+					return
+				}
+			}
+		})
+	}
+	s.origin.awaitStall(t, viewers)
+	return func() {
+		close(left)
+		closeAll(conns)
+		all.Wait()
+	}
+}
+
+func closeAll(conns []net.Conn) {
+	for _, conn := range conns {
+		_ = conn.Close()
+	}
+}
+
+// idle has viewers play one segment and keep their connections.
+func (s *slowGateway) idle(t *testing.T, viewers int) (leave func()) {
+	target := "/" + mint(t, "vidA", nil) + "/seg.m4s"
+	var conns []net.Conn
+	for range viewers {
+		conn, err := net.Dial("tcp", s.plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+		if res := rawOn(t, conn, keepAliveGet(target)); !bytes.Equal(res.body, goodSegment) {
+			t.Fatalf("got %d", res.StatusCode)
+		}
+	}
+	return func() { closeAll(conns) }
+}
+
+// http2Conn is a connection on which a client speaks HTTP/2 frame by frame. What
+// is written is sent by flush.
+type http2Conn struct {
+	*http2.Framer
+	conn    net.Conn
+	out     *bufio.Writer
+	block   bytes.Buffer
+	encoder *hpack.Encoder
+}
+
+func (s *slowGateway) dialHTTP2(t testing.TB, settings ...http2.Setting) *http2Conn {
+	t.Helper()
+	trust := s.trust.Clone()
+	trust.NextProtos = []string{"h2"}
+	conn, err := tls.Dial("tcp", s.addr, trust)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(startTimeout))
+	c := &http2Conn{conn: conn, out: bufio.NewWriter(conn)}
+	c.Framer = http2.NewFramer(c.out, conn)
+	c.encoder = hpack.NewEncoder(&c.block)
+	_, _ = io.WriteString(c.out, http2.ClientPreface)
+	if err := errors.Join(c.WriteSettings(settings...), c.out.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// fields returns the encoded header of a request for a target.
+func (c *http2Conn) fields(target string) []byte {
+	c.block.Reset()
+	for _, field := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "localhost"}, {":path", target}} {
+		_ = c.encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
+	}
+	return c.block.Bytes()
+}
+
+// ask opens the n-th stream, from 0 on.
+func (c *http2Conn) ask(n int, target string) error {
+	return c.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*n + 1), BlockFragment: c.fields(target), EndStream: true, EndHeaders: true})
+}
+
+// drain reads what the server says until it has no more to say, and answers
+// nothing.
+func (c *http2Conn) drain() { _, _ = io.Copy(io.Discard, c.conn) }
+
+// openStreams has viewers ask for a large file, 250 on a connection, which is
+// what the server allows, and take one byte of it.
+func (s *slowGateway) openStreams(t *testing.T, viewers int) (leave func()) {
+	target := "/" + mint(t, "large", nil) + "/video.mp4"
+	const most = 250
+	var conns []net.Conn
+	for opened := 0; opened < viewers; opened += most {
+		c := s.dialHTTP2(t, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1})
+		conns = append(conns, c.conn)
+		for n := range most {
+			if err := c.ask(n, target); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.out.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		for begun := 0; begun < most; {
+			frame, err := c.ReadFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if data, ok := frame.(*http2.DataFrame); ok {
+				begun++
+				if n := len(data.Data()); n != 1 {
+					t.Fatalf("the server sends %d bytes into a window of one", n)
+				}
+			}
+		}
+	}
+	s.origin.awaitStall(t, viewers)
+	return func() { closeAll(conns) }
+}
+
+// What a client can ask for in a moment by frames of a few bytes must cost the
+// server no more than a bounded number of requests and buffers, whether it takes
+// the requests back (CVE-2023-44487), never ends a header (CVE-2023-45288) or
+// has the server answer (CVE-2019-9512, CVE-2019-9515).
+func TestHTTP2Floods(t *testing.T) {
+	const (
+		clients   = 4
+		maxGrowth = 128 << 20
+	)
+	s := startForSlowClients(t)
+	hanging := "/" + mint(t, "hanging", nil) + "/seg.m4s"
+	for _, flood := range []struct {
+		name  string
+		send  func(*http2Conn) (stopped bool)
+		stops bool // the server must put an end to it
+	}{
+		{"rapid reset", func(c *http2Conn) bool { return c.resetRapidly(hanging) }, false},
+		{"requests beyond the limit", func(c *http2Conn) bool { return c.askOnAndOn(hanging) }, false},
+		{"CONTINUATION with fields", func(c *http2Conn) bool {
+			return c.continueHeader(hanging, bytes.Repeat([]byte("\x00\x01x\x01y"), 3000))
+		}, true},
+		{"CONTINUATION with nothing", func(c *http2Conn) bool { return c.continueHeader(hanging, nil) }, false},
+		{"PING", func(c *http2Conn) bool {
+			return c.repeat(func(int) error { return c.WritePing(false, [8]byte{}) })
+		}, false},
+		{"SETTINGS", func(c *http2Conn) bool {
+			return c.repeat(func(int) error { return c.WriteSettings() })
+		}, false},
+	} {
+		t.Run(flood.name, func(t *testing.T) {
+			held, memory := s.baseline(t)
+			var all sync.WaitGroup
+			var conns []net.Conn
+			for range clients {
+				c := s.dialHTTP2(t)
+				conns = append(conns, c.conn)
+				all.Go(func() {
+					if stopped := flood.send(c); flood.stops && !stopped {
+						t.Errorf("the server has read all of %d frames", floodFrames)
+					}
+				})
+			}
+			p99 := s.others.watch(t, time.Second)
+			all.Wait()
+			growth := s.resident(t) - memory
+			t.Logf("the server has grown by %d KiB, the others' p99 was %s", growth>>10, p99)
+			if growth > maxGrowth {
+				t.Errorf("the server has grown by %d MiB", growth>>20)
+			}
+			closeAll(conns)
+			s.wantReleased(t, s.admin, held, s.settle)
+		})
+	}
+}
+
+// floodFrames is how many frames of a flood a client sends, or pairs of them,
+// unless the server stops it.
+const floodFrames = 10_000
+
+// repeat writes frames and reports whether the server has stopped it.
+func (c *http2Conn) repeat(write func(n int) error) (stopped bool) {
+	for n := range floodFrames {
+		if write(n) != nil {
+			return true
+		}
+	}
+	return c.out.Flush() != nil
+}
+
+func (c *http2Conn) resetRapidly(target string) (stopped bool) {
+	go c.drain()
+	return c.repeat(func(n int) error {
+		return errors.Join(c.ask(n, target), c.WriteRSTStream(uint32(2*n+1), http2.ErrCodeCancel))
+	})
+}
+
+func (c *http2Conn) askOnAndOn(target string) (stopped bool) {
+	go c.drain()
+	return c.repeat(func(n int) error { return c.ask(n, target) })
+}
+
+func (c *http2Conn) continueHeader(target string, fragment []byte) (stopped bool) {
+	go c.drain()
+	_ = c.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.fields(target), EndStream: true})
+	return c.repeat(func(int) error { return c.WriteContinuation(1, false, fragment) })
+}
+
+// pause is how long a player is paused. By hand it may be longer.
+func pause(t testing.TB) time.Duration {
+	t.Helper()
+	text := os.Getenv("SIGNED_PLAYBACK_PAUSE")
+	if text == "" {
+		return 15 * time.Second
+	}
+	length, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("SIGNED_PLAYBACK_PAUSE: %v", err)
+	}
+	return length
+}
+
+// Who pauses and plays on must get the rest, however the timeouts are set that
+// end idle connections, slow headers and dead origins: they are shorter here
+// than the pause. Only that for a response that stalls must be longer.
+func TestPausedPlayers(t *testing.T) {
+	t.Parallel() // all of it is waiting
+	movie := make([]byte, 16<<20)
+	noise := rand.NewChaCha8([32]byte{})
+	_, _ = noise.Read(movie)
+	media := exampleMedia()
+	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/demo/movie.mp4" {
+			http.ServeContent(w, r, "movie.mp4", time.Time{}, bytes.NewReader(movie))
+			return
+		}
+		media.ServeHTTP(w, r)
+	}))
+	g := start(t, o, config{
+		global: "order file_server before signed_playback\n" + shortTimeouts,
+		site:   fmt.Sprintf("file_server /player/* {\n\troot %s\n}\n%s", playerPage(t), impatient(o, 3)),
+	})
+	space := "/" + mint(t, "demo", nil) + "/"
+	length := pause(t)
+
+	progressive := make(chan error, 1)
+	conn := dialSlow(t, g.addr)
+	defer conn.Close()
+	go func() { progressive <- downloadWithPause(conn, space+"movie.mp4", movie, length) }()
+
+	p := openPlayer(t, startChromium(t), g)
+	p.playAndPause(t, space+"manifest/video.m3u8")
+	<-time.After(length)
+	before := len(o.take())
+	ended := p.playOn(t)
+	if ended.End != "ended" || math.Abs(ended.Position-clipSeconds) > 0.5 || len(ended.NetworkErrors) > 0 {
+		t.Errorf("after the pause it did not play to the end: %+v", ended)
+	}
+	if after := o.take(); len(after) == 0 {
+		t.Errorf("all %d requests came before the pause", before)
+	}
+	if err := <-progressive; err != nil {
+		t.Error(err)
+	}
+}
+
+// downloadWithPause reads a file, with a pause after its first part.
+func downloadWithPause(conn net.Conn, target string, want []byte, length time.Duration) error {
+	_ = conn.SetDeadline(time.Now().Add(length + 2*startTimeout))
+	if _, err := io.WriteString(conn, rawGet(target)); err != nil {
+		return err
+	}
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	sum := sha256.New()
+	first, err := io.CopyN(sum, res.Body, 256<<10)
+	if err != nil {
+		return err
+	}
+	<-time.After(length)
+	rest, err := io.Copy(sum, res.Body)
+	if err != nil || first+rest != int64(len(want)) || [32]byte(sum.Sum(nil)) != sha256.Sum256(want) {
+		return fmt.Errorf("after the pause, %d of %d bytes have come: %w", first+rest, len(want), err)
+	}
+	return nil
+}
+
+// playAndPause plays with hls.js until two seconds of the clip have passed. With
+// its short buffer, most of the clip has not been loaded then.
+func (p *player) playAndPause(t *testing.T, src string) {
+	t.Helper()
+	evaluate[float64](t, p, fmt.Sprintf(`window.end = play("hls.js", %q, 1, {maxBufferLength: 1, maxMaxBufferLength: 1}), new Promise(resolve => {
+		video.addEventListener("timeupdate", function paused() {
+			if (video.currentTime < 2) return
+			video.removeEventListener("timeupdate", paused)
+			video.pause()
+			resolve(video.currentTime)
+		})
+	})`, src))
+}
+
+// playOn plays to the end, at some speed.
+func (p *player) playOn(t *testing.T) ending {
+	t.Helper()
+	return evaluate[ending](t, p, "video.playbackRate = 4, video.play(), window.end")
+}
