@@ -156,10 +156,12 @@ func (d *decision) enforce(c check, err error) error {
 }
 
 // onlyReports tells whether the refusal of a check only reports. A request that
-// names no video cannot be passed on, and one whose video has unknown settings
-// not past allowed origins that refuse.
+// names no video cannot be passed on, one whose video has unknown settings not
+// past allowed origins that refuse, and one with a token behind the first
+// segment, as of a gate at the wrong path, would hand it to the origin.
 func (d *decision) onlyReports(c check) bool {
-	return d.reports(c) && d.video != "" && (!d.unsettled || d.reports(originsCheck))
+	return d.reports(c) && d.video != "" && (!d.unsettled || d.reports(originsCheck)) &&
+		!holdsToken(d.target.suffix.decoded)
 }
 
 // report remembers what a request would have been refused for.

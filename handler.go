@@ -93,9 +93,6 @@ func (g *Gate) parseTarget(d *decision) (err error) {
 	if d.target, err = parsePath(d.request.URL); err != nil {
 		return refuse(reasonPathInvalid, err)
 	}
-	if holdsToken(d.target.suffix.decoded) {
-		return refuse(reasonPathInvalid, errTokenInSuffix)
-	}
 	// Some origins ignore a slash at the end, so it must not make a guarded
 	// name another one.
 	name := strings.TrimSuffix(d.target.suffix.decoded, "/")
@@ -303,7 +300,6 @@ func checkDownload(d *decision) error {
 }
 
 var (
-	errTokenInSuffix   = errors.New("a token stands behind the first segment, from where it would get to the origin")
 	errMethod          = errors.New("a playback URL is for GET, HEAD and OPTIONS")
 	errTokenRequired   = errors.New("the video requires a signed token")
 	errKeysUnknown     = errors.New("the key cannot be looked up: the store or the remote key set has not been read, or the key's object is damaged")

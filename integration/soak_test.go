@@ -1,0 +1,633 @@
+package integration
+
+import (
+	"cmp"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	mathrand "math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// soakSettings are the videos of the soak, in the words of the config and in
+// those of the model.
+var soakSettings = map[string]struct {
+	config string
+	model  referenceSettings
+}{
+	"demo":                  {"require_signed_urls on", referenceSettings{}},
+	"A-b_9":                 {"require_signed_urls on", referenceSettings{}},
+	strings.Repeat("v", 64): {"require_signed_urls on", referenceSettings{}},
+	"open":                  {"require_signed_urls off", referenceSettings{open: true}},
+	"sited": {
+		"allowed_origins site.example *.wild.example ported.example:8443 192.0.2.80",
+		referenceSettings{allowed: []string{"site.example", "*.wild.example", "ported.example:8443", "192.0.2.80"}},
+	},
+	"opensited": {
+		"require_signed_urls off\nallowed_origins site.example",
+		referenceSettings{open: true, allowed: []string{"site.example"}},
+	},
+	"apps": {
+		"allowed_origins site.example\nmissing_origin allow",
+		referenceSettings{allowed: []string{"site.example"}, allowMissing: true},
+	},
+	"anywhere": {"allowed_origins *", referenceSettings{allowed: []string{"*"}}},
+}
+
+// soakCountries are networks of testdata/country.mmdb, which package geodb
+// makes.
+var soakCountries = map[netip.Prefix]string{
+	netip.MustParsePrefix("203.0.113.0/24"):  "GB",
+	netip.MustParsePrefix("198.51.100.0/24"): "DE",
+	netip.MustParsePrefix("2001:db8:1::/48"): "GB",
+	netip.MustParsePrefix("2001:db8:2::/48"): "US",
+}
+
+const (
+	soakLeeway   = 5 * time.Second
+	soakLifetime = 24 * time.Hour
+	soakPath     = "/library/{video}/v1"
+)
+
+// soakOrigin answers everything, and tells under which address it was asked.
+type soakOrigin struct {
+	asked sync.Map // by the number of the request
+	leaks atomic.Int64
+}
+
+// requestNumber is a header that the gate knows nothing of.
+const requestNumber = "Soak-Request"
+
+func (o *soakOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	o.asked.Store(r.Header.Get(requestNumber), r.RequestURI)
+	if r.Header.Get("Referer") != "" || r.Header.Get("Origin") != "" {
+		o.leaks.Add(1)
+	}
+	body := "media"
+	switch path := strings.ToLower(strings.TrimSuffix(r.URL.Path, "/")); {
+	case strings.HasSuffix(path, ".m3u8"):
+		body = "#EXTM3U\n#EXTINF:2,\nseg_1.ts\n"
+	case strings.HasSuffix(path, ".mpd"):
+		body = `<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>`
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	_, _ = io.WriteString(w, body)
+}
+
+// mill makes tokens of all kinds.
+type mill struct {
+	random *mathrand.Rand
+	wrong  *rsa.PrivateKey // of the same id as the right one
+}
+
+// milled is a token. A forged one costs its sender's network trust, so its
+// sender is chosen with care.
+type milled struct {
+	compact string
+	forged  bool
+}
+
+func pick[T any](random *mathrand.Rand, from ...T) T { return from[random.IntN(len(from))] }
+
+// chance is true so many times in a hundred.
+func chance(random *mathrand.Rand, percent int) bool { return random.IntN(100) < percent }
+
+func (m *mill) token() milled {
+	header, payload := []string{`"alg":"RS256"`}, []string{m.subject()}
+	payload = append(payload, m.dates()...)
+	payload = append(payload, m.claims()...)
+	const id = `"kid":"` + keyID + `"`
+	switch m.random.IntN(3) {
+	case 0:
+		header = append(header, id)
+	case 1:
+		payload = append(payload, id)
+	case 2:
+		header, payload = append(header, id), append(payload, id)
+	}
+	if chance(m.random, 30) {
+		header = append(header, `"typ":"JWT"`)
+	}
+	if chance(m.random, 70) {
+		return milled{compact: sealed(privateKey(), header, payload)}
+	}
+	return m.spoiled(header, payload)
+}
+
+func (m *mill) subject() string {
+	return fmt.Sprintf(`"sub":%q`, pick(m.random, slices.Sorted(maps.Keys(soakSettings))...))
+}
+
+// dates are of one kind each time: two reasons to refuse a token would leave
+// open which is given.
+func (m *mill) dates() []string {
+	now, few := time.Now().Unix(), int64(m.random.IntN(20))
+	exp := func(at int64) string { return fmt.Sprintf(`"exp":%d`, at) }
+	later := exp(now + 3600 + few)
+	switch m.random.IntN(20) {
+	case 0:
+		return []string{exp(now - 1 - few)}
+	case 1:
+		return []string{exp(now + 1 + few)} // while it is used
+	case 2:
+		return []string{fmt.Sprintf(`"exp":"%d"`, now+3600)}
+	case 3:
+		return []string{exp(now + int64(soakLifetime.Seconds()) + 60 + few)}
+	case 4:
+		return []string{exp(now + int64(soakLifetime.Seconds()) + few)}
+	case 5:
+		return []string{exp((now + 3600) * 1000)}
+	case 6:
+		return []string{later, fmt.Sprintf(`"nbf":%d`, now+1800)}
+	case 7:
+		return []string{later, fmt.Sprintf(`"nbf":"%d"`, now+int64(soakLeeway.Seconds())+few)}
+	case 8:
+		return []string{later, fmt.Sprintf(`"nbf":%d`, now-few)}
+	case 9:
+		return []string{later, fmt.Sprintf(`"nbf":%d`, now+2)}
+	}
+	return []string{later}
+}
+
+func (m *mill) claims() (claims []string) {
+	if chance(m.random, 40) {
+		claims = append(claims, fmt.Sprintf(`"downloadable":%t`, chance(m.random, 70)))
+	}
+	if chance(m.random, 60) {
+		claims = append(claims, `"accessRules":`+m.rules())
+	}
+	if chance(m.random, 20) {
+		claims = append(claims, `"note":{"a":[1,{"b":null}]}`)
+	}
+	return claims
+}
+
+func (m *mill) rules() string {
+	if chance(m.random, 8) {
+		return pick(m.random,
+			`{}`, `"any"`, `[1]`, `[{"type":"any"}]`, `[{"action":"allow"}]`, `[{"type":"ip","action":"allow"}]`,
+			`[{"type":"any","action":"deny"}]`, `[{"type":"ip.src","action":"allow"}]`,
+			`[{"type":"any","action":"allow"},{"type":"ip.src","action":"block","ip":["203.0.113.300"]}]`,
+			`[{"type":"ip.src","action":"block","ip":["203.0.113.0/33"]}]`,
+			`[{"type":"ip.geoip.country","action":"block","country":["GBR"]}]`,
+			`[{"type":"ip.geoip.country","action":"block","ip":["203.0.113.7"]}]`,
+			"["+strings.Repeat(`{"type":"any","action":"allow"},`, 64)+`{"type":"any","action":"allow"}]`)
+	}
+	var rules []string
+	for range m.random.IntN(4) {
+		rules = append(rules, pick(m.random,
+			`{"type":"ip.src","action":"%s","ip":["203.0.113.0/25","2001:db8:1::/56"]}`,
+			`{"type":"ip.src","ip":["198.51.100.7"],"action":"%s","note":1}`,
+			`{"type":"ip.src","ip":["100.64.0.0/10","2001:db8:2::1"],"action":"%s"}`,
+			`{"type":"ip.geoip.country","country":["GB"],"action":"%s"}`,
+			`{"action":"%s","type":"ip.geoip.country","country":["DE","US","FR"],"ip":"ignored"}`))
+	}
+	if chance(m.random, 50) {
+		rules = append(rules, `{"type":"any","action":"%s"}`)
+	}
+	for i, rule := range rules {
+		rules[i] = fmt.Sprintf(rule, pick(m.random, "allow", "block"))
+	}
+	return "[" + strings.Join(rules, ",") + "]"
+}
+
+// sealed signs a token of these members.
+func sealed(key *rsa.PrivateKey, header, payload []string) string {
+	return signRaw(key, "{"+strings.Join(header, ",")+"}", "{"+strings.Join(payload, ", ")+"}")
+}
+
+// spoiled is a token with one thing wrong about it.
+func (m *mill) spoiled(header, payload []string) milled {
+	good := sealed(privateKey(), header, payload)
+	parts := strings.Split(good, ".")
+	join := func(parts ...string) string { return strings.Join(parts, ".") }
+	without := func(members []string, name string) []string {
+		return slices.DeleteFunc(slices.Clone(members), func(s string) bool { return strings.HasPrefix(s, `"`+name+`"`) })
+	}
+	switch m.random.IntN(12) {
+	case 0:
+		return milled{sealed(m.wrong, header, payload), true}
+	case 1:
+		flipped, _ := base64.RawURLEncoding.DecodeString(parts[2])
+		flipped[m.random.IntN(len(flipped))] ^= 1 << m.random.IntN(8)
+		return milled{join(parts[0], parts[1], b64(string(flipped))), true}
+	case 2:
+		other := append(without(payload, "downloadable"), `"downloadable":true`, `"forged":true`)
+		return milled{join(parts[0], b64("{"+strings.Join(other, ",")+"}"), parts[2]), true}
+	case 3, 4:
+		unknown := fmt.Sprintf(`"kid":"unknown%d"`, m.random.IntN(1000))
+		return milled{compact: sealed(privateKey(), append(without(header, "kid"), unknown), without(payload, "kid"))}
+	case 5, 6:
+		alg := fmt.Sprintf(`"alg":%q`, pick(m.random, "none", "HS256", "RS384", "RS512", "PS256", "ES256", "EdDSA", "rs256"))
+		return milled{compact: sealed(privateKey(), append(without(header, "alg"), alg), payload)}
+	case 7:
+		more := pick(m.random, header[0], `"crit":["exp"]`, `"jku":"https://keys.example/"`, `"b64":false`, `"x":1`)
+		return milled{compact: sealed(privateKey(), append(slices.Clone(header), more), payload)}
+	case 8:
+		more := pick(m.random, payload[0], payload[1], `"padding":"`+strings.Repeat("x", 7000)+`"`, `"note":{"a":1,"a":2}`)
+		return milled{compact: sealed(privateKey(), header, append(slices.Clone(payload), more))}
+	case 9:
+		return milled{compact: sealed(privateKey(), header, pick(m.random,
+			without(payload, "sub"), without(payload, "exp"),
+			append(without(payload, "exp"), `"exp":1e9`), append(without(payload, "exp"), `"exp":null`),
+			append(without(payload, "sub"), `"sub":"../demo"`), append(without(payload, "sub"), `"sub":7`)))}
+	case 10:
+		return milled{compact: pick(m.random, good+"=", parts[0]+"=."+parts[1]+"."+parts[2], good[:len(good)-1]+nextUnused(good),
+			join(b64(`{"alg":"RS256","kid":"main"} {}`), parts[1], parts[2]), join(b64(`[]`), parts[1], parts[2]),
+			join(parts[0], parts[1]+"+", parts[2]), join(parts[0], "", parts[2]))}
+	}
+	return milled{compact: pick(m.random, "a.b.c", "..", "not.a.token", good+"."+parts[2], join(parts[0], parts[1]), parts[1])}
+}
+
+// nextUnused spells the last character of a signature in another way: of its
+// six bits, four stand for nothing.
+func nextUnused(compact string) string {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	return string(alphabet[strings.IndexByte(alphabet, compact[len(compact)-1])+1])
+}
+
+// soak is a gateway that is asked everything, and a model that knows the
+// answers.
+type soak struct {
+	t       *testing.T
+	origin  *soakOrigin
+	gateway *tlsGateway
+	admin   string // host:port of the admin API
+	model   *referenceModel
+	clients []*http.Client
+
+	tokens [300]atomic.Pointer[milled]
+	asked  atomic.Int64
+	mu     sync.Mutex
+	seen   map[verdict]int
+	wrong  []string
+}
+
+func startSoak(t *testing.T) *soak {
+	t.Helper()
+	s := &soak{t: t, origin: new(soakOrigin), admin: freeAddr(t), seen: make(map[verdict]int)}
+	app := []string{withCountries(t), "max_token_lifetime " + soakLifetime.String(), "token_cache_size 1MiB"}
+	videos := make(map[string]referenceSettings)
+	for id, settings := range soakSettings {
+		app = append(app, "video "+id+" {\n"+settings.config+"\n}")
+		videos[id] = settings.model
+	}
+	server := startOrigin(t, s.origin)
+	stopped := make(chan struct{})
+	t.Cleanup(func() { close(stopped) })
+	go func() { // startOrigin keeps all requests
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				server.take()
+			case <-stopped:
+				return
+			}
+		}
+	}()
+	s.gateway = startTLS(t, server, config{
+		global: strings.Join([]string{"admin " + s.admin, quiet, trusting("127.0.0.1")}, "\n"),
+		app:    strings.Join(app, "\n"),
+		gate:   "origin_path " + soakPath,
+	})
+	if err := s.gateway.load(s.admin, s.gateway.reloadable(t, server)); err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(s.gateway.addr)
+	s.model = &referenceModel{
+		origin:      "https://localhost:" + port,
+		originPath:  soakPath,
+		keys:        map[string]*rsa.PublicKey{keyID: &privateKey().PublicKey},
+		leeway:      soakLeeway,
+		maxLifetime: soakLifetime,
+		videos:      videos,
+		download:    regexp.MustCompile(`(?i)^downloads/`),
+		countries:   soakCountries,
+	}
+	return s
+}
+
+// odd is what a path may also consist of.
+func odd(random *mathrand.Rand) string {
+	if chance(random, 50) {
+		return fmt.Sprintf("%%%02X", random.IntN(256))
+	}
+	const others = "%?" // begin an escape, or the query
+	for {
+		if c := string(rune('!' + random.IntN('~'-'!'+1))); !strings.Contains(others, c) {
+			return c
+		}
+	}
+}
+
+func suffix(random *mathrand.Rand) string {
+	path := pick(random,
+		"", "/", "/iframe", "/manifest/video.m3u8", "/manifest/video.mpd", "/video/1080p/seg_00001.m4s", "/video/1080p/seg_00002.m4s",
+		"/audio/init.mp4", "/thumbnails/thumbnail.jpg", "/downloads/default.mp4", "/Downloads/de/default.mp4", "/d%6Fwnloads/default.mp4",
+		"/subtitles/caf%C3%A9/1.vtt", "/a%20b/~x@y:z!$&'()*+,=.ts", "/folder/")
+	switch random.IntN(20) {
+	case 0:
+		return pick(random, "/../demo/1.ts", "/a/./1.ts", "/a//1.ts", "//1.ts", "/a/..", "/%2e%2e/1.ts", "/a%2F1.ts", "/a%5C1.ts", "/a;b/1.ts",
+			"/a%00.ts", "/%FF.ts", "/a%3Fb", "/%252e/1.ts", "/\u00fc.ts", "/a%C2%80.ts", "/a#b")
+	case 1:
+		if i := random.IntN(len(path) + 1); i > 0 && !strings.Contains(path[max(0, i-2):i], "%") {
+			path = path[:i] + odd(random) + path[i:]
+		}
+	}
+	if chance(random, 20) {
+		path += pick(random, "?a=b", "?protocol=llhls", "?x=%2e%2e/&y=1", "?_HLS_msn=1&_HLS_part=2")
+	}
+	return path
+}
+
+// request makes up what a viewer might ask for.
+func (s *soak) request(random *mathrand.Rand) referenceRequest {
+	const forgers = 256 // networks: none may send more forged tokens than it may
+	viewer := pick(random, "203.0.113.7", "203.0.113.200", "198.51.100.7", "198.51.100.8", "192.0.2.9", "100.64.1.1", "2001:db8:1::5",
+		"2001:db8:1:ff00::5", "2001:db8:2::1", "2001:db8:2::2", "2001:db8:9::1", "::ffff:203.0.113.7")
+	var first string
+	switch kind := random.IntN(100); {
+	case kind < 85:
+		chosen := s.tokens[random.IntN(len(s.tokens))].Load()
+		if first = chosen.compact; chosen.forged {
+			viewer = fmt.Sprintf("100.65.%d.%d", random.IntN(forgers), random.IntN(256))
+		}
+	case kind < 96:
+		first = pick(random, slices.Sorted(maps.Keys(soakSettings))...)
+	default:
+		first = pick(random, "a.b", "a%41", strings.Repeat("v", 65), "demo,", "demo;x", "a.b.c.d", "\u00fc")
+	}
+	method := http.MethodGet
+	if chance(random, 15) {
+		method = pick(random, "HEAD", "HEAD", "HEAD", "OPTIONS", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "PROPFIND", "get")
+	}
+	return referenceRequest{method, "/" + first + suffix(random), s.header(random), netip.MustParseAddr(viewer)}
+}
+
+func (s *soak) header(random *mathrand.Rand) http.Header {
+	header := make(http.Header)
+	site := func() string {
+		return pick(random, "https://site.example", "https://site.example", "http://site.example", "https://www.site.example",
+			"https://wild.example", "https://a.b.wild.example", "https://notwild.example", "https://ported.example:8443",
+			"https://ported.example", "https://site.example:443", "https://site.example:8443", "http://192.0.2.80", s.model.origin)
+	}
+	switch random.IntN(10) {
+	case 0, 1, 2:
+		header.Set("Origin", site())
+	case 3, 4:
+		header.Set("Referer", site()+"/watch?v=1")
+	case 5:
+		header.Set("Origin", site())
+		header.Set("Referer", site()+"/")
+	case 6:
+		header["Origin"] = pick(random, []string{"null"}, []string{site(), site()}, []string{"site.example"}, []string{"https://"}, []string{"https://[::1"})
+	case 7:
+		header["Referer"] = pick(random, []string{site() + "/", site() + "/"}, []string{"about:blank"}, []string{"/watch"})
+	}
+	if chance(random, 20) {
+		header.Set("Sec-Fetch-Dest", pick(random, "iframe", "iframe", "video", "document"))
+	}
+	return header
+}
+
+// errNoEnd is the error of a response that breaks off.
+var errNoEnd = errors.New("the response has no end")
+
+// ask sends a request and holds the answer against the model.
+func (s *soak) ask(random *mathrand.Rand, c *http.Client) {
+	r := s.request(random)
+	number := strconv.FormatInt(s.asked.Add(1), 10)
+	req, err := http.NewRequestWithContext(s.t.Context(), r.method, s.model.origin, nil)
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	req.URL.Opaque = r.target
+	req.Header = r.header.Clone()
+	req.Header.Set("X-Forwarded-For", r.viewer.String())
+	req.Header.Set(requestNumber, number)
+
+	var got referenceDecision
+	sent := time.Now()
+	res, err := c.Do(req)
+	received := time.Now()
+	if err == nil {
+		got.verdict = verdict{res.StatusCode, res.Header.Get("Signed-Playback-Reason")}
+		if _, broken := io.Copy(io.Discard, res.Body); broken != nil {
+			err = fmt.Errorf("%w: %w", errNoEnd, broken)
+		}
+		_ = res.Body.Close()
+	}
+	if uri, asked := s.origin.asked.LoadAndDelete(number); asked {
+		got.uri, _ = uri.(string)
+	}
+	want, later := s.model.decide(r, sent), s.model.decide(r, received)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen[got.verdict]++
+	if failed, ok := errors.AsType[*url.Error](err); ok {
+		err = failed.Err
+	}
+	if err != nil || got != want && got != later {
+		s.wrong = append(s.wrong, fmt.Sprintf("%s %s from %s with %v: got %v %v, want %v", r.method, r.target, r.viewer, r.header, got, err, want))
+	}
+}
+
+// run asks with all clients for a time, each at an interval or, without one, as
+// soon as it has an answer. It returns the requests per second.
+func (s *soak) run(duration, interval time.Duration, wrongKey *rsa.PrivateKey) float64 {
+	const tokensPerHundred = 4 // new ones, for a hundred requests
+	end := time.After(duration)
+	stop := make(chan struct{})
+	before, began := s.asked.Load(), time.Now()
+	var workers sync.WaitGroup
+	for i, c := range s.clients {
+		workers.Go(func() {
+			random := mathrand.New(mathrand.NewPCG(mathrand.Uint64(), uint64(i)))
+			makes := &mill{random, wrongKey}
+			tick := time.NewTicker(max(interval, time.Nanosecond))
+			defer tick.Stop()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-tick.C:
+				}
+				if chance(random, tokensPerHundred) {
+					made := makes.token()
+					s.tokens[random.IntN(len(s.tokens))].Store(&made)
+				}
+				s.ask(random, c)
+			}
+		})
+	}
+	<-end
+	close(stop)
+	workers.Wait()
+	return float64(s.asked.Load()-before) / time.Since(began).Seconds()
+}
+
+// trend is the growth of values per second, by Theil and Sen: the median of the
+// slopes between any two, which no outlier moves.
+func trend(times []time.Duration, values []float64) float64 {
+	var slopes []float64
+	for i := range values {
+		for j := range i {
+			slopes = append(slopes, (values[i]-values[j])/(times[i]-times[j]).Seconds())
+		}
+	}
+	slices.Sort(slopes)
+	return slopes[len(slopes)/2]
+}
+
+// heap returns the bytes that are still reachable after a garbage collection.
+func (g *gateway) heap(t testing.TB, admin string) float64 {
+	t.Helper()
+	return g.number(t, admin, "/debug/pprof/heap?gc=1&debug=1", `(?m)^# HeapAlloc = (\d+)$`)
+}
+
+// watchHeap takes samples of the memory that is reachable until done is closed.
+func (s *soak) watchHeap(every time.Duration, done <-chan struct{}) (times []time.Duration, sizes []float64) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for began := time.Now(); ; {
+		select {
+		case <-done:
+			return times, sizes
+		case <-tick.C:
+			times, sizes = append(times, time.Since(began)), append(sizes, s.gateway.heap(s.t, s.admin))
+		}
+	}
+}
+
+// A gate that is asked everything for a long time, at 60 % of what it can do,
+// must not once decide otherwise than a slow model of it, make an error of its
+// own, or keep anything of what it has been asked.
+func TestSoak(t *testing.T) {
+	const (
+		share      = 0.6
+		maxKept    = 64.0      // bytes that may stay of a request
+		noise      = 256 << 10 // bytes by which the heap may grow besides
+		samples    = 40
+		measuring  = 5 * time.Second
+		perVersion = 4
+	)
+	duration, err := time.ParseDuration(cmp.Or(os.Getenv("SIGNED_PLAYBACK_SOAK"), "2m"))
+	if err != nil {
+		t.Fatalf("SIGNED_PLAYBACK_SOAK: %v", err)
+	}
+	wrongKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startSoak(t)
+	makes := &mill{mathrand.New(mathrand.NewPCG(mathrand.Uint64(), 0)), wrongKey}
+	for i := range s.tokens {
+		made := makes.token()
+		s.tokens[i].Store(&made)
+	}
+	for range perVersion {
+		for _, protocol := range protocols {
+			c, _ := protocol.connect(t, s.gateway)
+			s.clients = append(s.clients, c)
+		}
+	}
+	capacity := s.run(measuring, 0, wrongKey)
+	before := s.gateway.rest(t, s.admin, s.clients)
+
+	done := make(chan struct{})
+	var rate float64
+	go func() {
+		defer close(done)
+		interval := time.Duration(float64(len(s.clients)) / (share * capacity) * float64(time.Second))
+		rate = s.run(duration, interval, wrongKey)
+	}()
+	times, sizes := s.watchHeap(duration/samples, done)
+	times, sizes = times[len(times)/4:], sizes[len(sizes)/4:] // the rest is to warm up
+	sampled := (times[len(times)-1] - times[0]).Seconds()
+	growth := trend(times, sizes) * sampled
+	t.Logf("capacity %.0f/s, load %.0f/s, %d requests; the heap of %.0f KiB grows by %.0f KiB", capacity, rate, s.asked.Load(), slices.Max(sizes)/1024, growth/1024)
+	if growth > noise+maxKept*rate*sampled {
+		t.Errorf("the heap grows by %.0f bytes in %.0f s at %.0f requests per second: %.0f", growth, sampled, rate, sizes)
+	}
+	s.wantRight()
+	s.gateway.rest(t, s.admin, s.clients)
+	s.gateway.wantReleased(t, s.admin, before, atRest)
+}
+
+// wantRight checks that no decision was wrong, and that all kinds were made.
+func (s *soak) wantRight() {
+	s.t.Helper()
+	if n := len(s.wrong); n > 0 {
+		s.t.Errorf("%d of %d decisions were wrong; the first:\n%s", n, s.asked.Load(), strings.Join(s.wrong[:min(n, 20)], "\n"))
+	}
+	if n := s.origin.leaks.Load(); n > 0 {
+		s.t.Errorf("the origin was told the viewer's page %d times", n)
+	}
+	wanted := []verdict{plays, {Status: http.StatusNoContent}}
+	for reason, status := range reasonStatus {
+		wanted = append(wanted, verdict{status, reason})
+	}
+	for _, v := range wanted {
+		if s.seen[v] == 0 {
+			s.t.Errorf("%v was never the answer", v)
+		}
+	}
+	s.t.Logf("%v", s.seen)
+}
+
+// S11 A server that may have little memory keeps few tokens, however many come
+// that are valid: it must not grow beyond what it may have, which a kernel would
+// end it for.
+func TestMemoryLimit(t *testing.T) {
+	const (
+		limit  = 64 << 20
+		most   = limit / 4 // of it is for tokens
+		tokens = 2300      // of nearly 8 KiB, more than fit
+		size   = 5700
+	)
+	admin := freeAddr(t)
+	g := start(t, startOrigin(t, nil), config{
+		global: "admin " + admin + "\n" + quiet,
+		env:    []string{"GOMEMLIMIT=" + strconv.Itoa(limit)},
+	})
+	exp, padding := time.Now().Add(time.Hour).Unix(), strings.Repeat("x", size)
+	var viewers sync.WaitGroup
+	for viewer := range 2 {
+		viewers.Go(func() {
+			for i := viewer; i < tokens; i += 2 {
+				payload := fmt.Sprintf(`{"sub":"demo","exp":%d,"n":%d,"padding":%q}`, exp, i, padding)
+				if got, err := g.tryGet(segment(signRaw(privateKey(), goodHeader(), payload))); err != nil || got != plays {
+					t.Errorf("token %d: got %v, want %v: %v", i, got, plays, err)
+					return
+				}
+			}
+		})
+	}
+	viewers.Wait()
+	kept := g.number(t, admin, "/metrics", `(?m)^caddy_signed_playback_token_cache_bytes (\S+)$`)
+	if kept > most || kept < most/2 {
+		t.Errorf("%.0f bytes of tokens are kept, want at most %d and not much less", kept, most)
+	}
+	if heap := g.heap(t, admin); heap > limit {
+		t.Errorf("the heap has %.0f bytes, and may have %d", heap, limit)
+	}
+}
