@@ -262,7 +262,7 @@ func (a *App) provisionTokenCache() (err error) {
 		return fmt.Errorf("token_cache_size %d: want at least %d bytes", a.TokenCacheSize, minTokenCacheSize)
 	}
 	a.limit = newVerificationLimit()
-	a.tokens, err = acquireTokenCache()
+	a.tokens, err = acquireTokenCache(a.TokenCacheSize)
 	return err
 }
 
@@ -405,7 +405,6 @@ func (a *App) Start() error {
 	if a.keys.remote != nil {
 		a.keys.remote.start()
 	}
-	a.tokens.entries.SetMaximum(a.TokenCacheSize)
 	a.state.storages.use(a.storage)
 	a.state.start()
 	if a.keys.remote == nil && a.state.keys.known() && a.keys.count() == 0 {
@@ -431,7 +430,7 @@ func (a *App) Cleanup() error {
 		err = releaseState(a.state, a.storage)
 	}
 	if a.tokens != nil {
-		err = errors.Join(err, releaseTokenCache())
+		err = errors.Join(err, a.tokens.release(a.TokenCacheSize))
 	}
 	if a.keys != nil && a.keys.remote != nil {
 		err = errors.Join(err, releaseRemoteKeys(a.keys.remote))

@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 
@@ -37,6 +38,7 @@ type tokenCache struct {
 
 	mu       sync.Mutex
 	underway map[string]*verification
+	wanted   []uint64 // sizes in bytes, one for each living config
 }
 
 // verification is the verifying of a token by one request, which others with
@@ -48,17 +50,34 @@ type verification struct {
 	err   error
 }
 
-func acquireTokenCache() (*tokenCache, error) {
-	cache, _, err := tokenCachePool.LoadOrNew(tokenCacheKey, func() (caddy.Destructor, error) {
-		return newTokenCache(defaultTokenCacheSize), nil
+// acquireTokenCache returns the cache for a config that wants it to be of size,
+// in bytes. It is as large as the largest that a living config wants: one that
+// is being loaded, and may yet be refused, must not cost the present one's
+// viewers their entries, and there is no telling in App.Start that it won't be.
+func acquireTokenCache(size uint64) (*tokenCache, error) {
+	value, _, err := tokenCachePool.LoadOrNew(tokenCacheKey, func() (caddy.Destructor, error) {
+		return newTokenCache(size), nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return cache.(*tokenCache), nil
+	c := value.(*tokenCache)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wanted = append(c.wanted, size)
+	c.entries.SetMaximum(slices.Max(c.wanted))
+	return c, nil
 }
 
-func releaseTokenCache() error {
+// release gives up what acquireTokenCache was called with.
+func (c *tokenCache) release(size uint64) error {
+	c.mu.Lock()
+	i := slices.Index(c.wanted, size)
+	c.wanted = slices.Delete(c.wanted, i, i+1)
+	if len(c.wanted) > 0 {
+		c.entries.SetMaximum(slices.Max(c.wanted))
+	}
+	c.mu.Unlock()
 	_, err := tokenCachePool.Delete(tokenCacheKey)
 	return err
 }
