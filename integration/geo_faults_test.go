@@ -7,8 +7,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -177,20 +175,6 @@ func startWithGeoFile(t *testing.T) *geoGateway {
 	return g
 }
 
-// metric returns the value of a metric without labels.
-func (g *geoGateway) metric(t testing.TB, name string) float64 {
-	t.Helper()
-	match := regexp.MustCompile(`(?m)^caddy_signed_playback_` + name + ` (\S+)$`).FindSubmatch(g.askAdmin(t, g.admin, "/metrics"))
-	if match == nil {
-		t.Fatalf("no metric %s", name)
-	}
-	value, err := strconv.ParseFloat(string(match[1]), 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return value
-}
-
 // Viewers who are judged by their country while somebody does to the database
 // whatever can be done to a file, five times a second: the server lives, nobody
 // is let in or kept out who is not by the last good one, and a good one that
@@ -244,7 +228,7 @@ func TestGeoDatabaseFaultsUnderLoad(t *testing.T) {
 	changes["replaced by an update"]()
 	france := onlyIn(t, "FR")
 	eventually(t, "the good database is in force", func() bool {
-		return g.get(t, france, "X-Forwarded-For: 203.0.113.7").StatusCode == http.StatusOK && g.metric(t, "geoip_last_reload_successful") == 1
+		return g.get(t, france, "X-Forwarded-For: 203.0.113.7").StatusCode == http.StatusOK && g.metric(t, g.admin, "geoip_last_reload_successful") == 1
 	})
 	t.Logf("%d decisions", decisions.Load())
 }
@@ -282,10 +266,10 @@ func TestGeoDatabaseFaultsAreSeen(t *testing.T) {
 			if !g.log.awaitTimes(message, times[message]) {
 				t.Errorf("the server has not logged %q", message)
 			}
-			if got := g.metric(t, "geoip_last_reload_successful"); got != successful {
+			if got := g.metric(t, g.admin, "geoip_last_reload_successful"); got != successful {
 				t.Errorf("geoip_last_reload_successful is %v", got)
 			}
-			if got := g.metric(t, "geoip_build_timestamp_seconds"); got != step.built {
+			if got := g.metric(t, g.admin, "geoip_build_timestamp_seconds"); got != step.built {
 				t.Errorf("geoip_build_timestamp_seconds is %.0f, want %.0f", got, step.built)
 			}
 			g.origin.take()

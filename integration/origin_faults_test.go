@@ -9,10 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -379,55 +376,6 @@ func wantGivenUp(c *http.Client, address string) error {
 		return fmt.Errorf("got %d and %.100q, want 502 or 504: %w", res.StatusCode, body, err)
 	}
 	return nil
-}
-
-// holding is what a server holds on to.
-type holding struct{ goroutines, descriptors int }
-
-// holds counts, with the admin API's help.
-func (g *gateway) holds(t testing.TB, admin string) holding {
-	t.Helper()
-	count := regexp.MustCompile(`\d+`).FindString(g.goroutines(t, admin)) // "goroutine profile: total 31"
-	goroutines, err := strconv.Atoi(count)
-	if err != nil {
-		t.Fatal(err)
-	}
-	descriptors, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", g.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return holding{goroutines, len(descriptors)}
-}
-
-// goroutines returns the server's goroutines, grouped by what they do.
-func (g *gateway) goroutines(t testing.TB, admin string) string {
-	t.Helper()
-	return string(g.askAdmin(t, admin, "/debug/pprof/goroutine?debug=1"))
-}
-
-// askAdmin asks the admin API on a connection of its own, so that none stays.
-func (g *gateway) askAdmin(t testing.TB, admin, path string) []byte {
-	t.Helper()
-	return rawTo(t, admin, "GET "+path+" HTTP/1.1\r\nHost: "+admin+"\r\nConnection: close\r\n\r\n").body
-}
-
-// wantReleased waits until a server holds no more than it has before, while
-// settle has the connections go that are kept for the next request, and reports
-// whether no others are left.
-func (g *gateway) wantReleased(t testing.TB, admin string, before holding, settle func() bool) {
-	t.Helper()
-	var now holding
-	deadline := time.Now().Add(startTimeout)
-	eventually(t, "goroutines and descriptors are released", func() bool {
-		settled := settle()
-		now = g.holds(t, admin)
-		released := settled && now.goroutines <= before.goroutines && now.descriptors <= before.descriptors
-		if !released && time.Until(deadline) < time.Second {
-			t.Fatalf("%+v has become %+v:\n%.4000s", before, now, g.goroutines(t, admin))
-		}
-		return released
-	})
-	t.Logf("%+v has become %+v", before, now)
 }
 
 // bystanders are viewers of good videos, who ask at a steady pace whatever becomes

@@ -324,24 +324,3 @@ func TestLargeFile(t *testing.T) {
 		})
 	}
 }
-
-// memory returns the sizes in /proc/<pid>/status in bytes, by their names.
-func (g *gateway) memory(t testing.TB) map[string]int {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	sizes := make(map[string]int)
-	for line := range strings.Lines(string(status)) {
-		name, value, _ := strings.Cut(line, ":")
-		if kib, ok := strings.CutSuffix(strings.TrimSpace(value), " kB"); ok {
-			n, err := strconv.Atoi(kib)
-			if err != nil {
-				t.Fatal(err)
-			}
-			sizes[name] = n << 10
-		}
-	}
-	return sizes
-}

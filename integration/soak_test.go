@@ -498,12 +498,6 @@ func trend(times []time.Duration, values []float64) float64 {
 	return slopes[len(slopes)/2]
 }
 
-// heap returns the bytes that are still reachable after a garbage collection.
-func (g *gateway) heap(t testing.TB, admin string) float64 {
-	t.Helper()
-	return g.number(t, admin, "/debug/pprof/heap?gc=1&debug=1", `(?m)^# HeapAlloc = (\d+)$`)
-}
-
 // watchHeap takes samples of the memory that is reachable until done is closed.
 func (s *soak) watchHeap(every time.Duration, done <-chan struct{}) (times []time.Duration, sizes []float64) {
 	tick := time.NewTicker(every)
@@ -623,7 +617,7 @@ func TestMemoryLimit(t *testing.T) {
 		})
 	}
 	viewers.Wait()
-	kept := g.number(t, admin, "/metrics", `(?m)^caddy_signed_playback_token_cache_bytes (\S+)$`)
+	kept := g.metric(t, admin, "token_cache_bytes")
 	if kept > most || kept < most/2 {
 		t.Errorf("%.0f bytes of tokens are kept, want at most %d and not much less", kept, most)
 	}

@@ -1,0 +1,169 @@
+package integration
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// load puts a Caddyfile in force by the admin API, as `caddy reload --force`
+// does. The error is what the server has against it.
+func (g *gateway) load(admin, caddyfile string) error {
+	req, err := http.NewRequest(http.MethodPost, "http://"+admin+"/load", strings.NewReader(caddyfile))
+	if err != nil {
+		return err
+	}
+	req.Close = true // the server closes these connections with each reload
+	req.Header.Set("Content-Type", "text/caddyfile")
+	req.Header.Set("Cache-Control", "must-revalidate")
+	res, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("status %d: %s", res.StatusCode, answer)
+	}
+	return err
+}
+
+// number returns what a pattern finds first in an answer of the admin API.
+func (g *gateway) number(t testing.TB, admin, path, pattern string) float64 {
+	t.Helper()
+	match := regexp.MustCompile(pattern).FindSubmatch(g.askAdmin(t, admin, path))
+	if match == nil {
+		t.Fatalf("nothing like %q at %s", pattern, path)
+	}
+	n, err := strconv.ParseFloat(string(match[1]), 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// metric returns the value of one of the gate's metrics, of those without labels.
+func (g *gateway) metric(t testing.TB, admin, name string) float64 {
+	t.Helper()
+	return g.number(t, admin, "/metrics", `(?m)^caddy_signed_playback_`+name+` (\S+)$`)
+}
+
+// lookups are those in the cache of verified tokens since the start.
+type lookups struct{ hits, misses float64 }
+
+func (g *gateway) lookups(t testing.TB, admin string) lookups {
+	t.Helper()
+	return lookups{g.metric(t, admin, "token_cache_hits_total"), g.metric(t, admin, "token_cache_misses_total")}
+}
+
+// rateSince returns the share of hits since earlier. The given number of
+// misses is left out: those that had to be.
+func (l lookups) rateSince(earlier lookups, expected int) float64 {
+	hits, misses := l.hits-earlier.hits, l.misses-earlier.misses-float64(expected)
+	return hits / (hits + misses)
+}
+
+// rest closes all connections of viewers, and returns what the server holds on
+// to when that gets no less any more.
+func (g *gateway) rest(t testing.TB, admin string, viewers []*http.Client) holding {
+	t.Helper()
+	for _, c := range viewers {
+		c.CloseIdleConnections()
+	}
+	const enough = 100 // polls
+	least, same := g.holds(t, admin), 0
+	eventually(t, "the server comes to rest", func() bool {
+		now := g.holds(t, admin)
+		same++
+		if now.goroutines < least.goroutines || now.descriptors < least.descriptors {
+			least, same = holding{min(now.goroutines, least.goroutines), min(now.descriptors, least.descriptors)}, 0
+		}
+		return same == enough
+	})
+	return least
+}
+
+// atRest is for wantReleased, where all connections have been closed.
+func atRest() bool { return true }
+
+// holding is what a server holds on to.
+type holding struct{ goroutines, descriptors int }
+
+// holds counts, with the admin API's help.
+func (g *gateway) holds(t testing.TB, admin string) holding {
+	t.Helper()
+	count := regexp.MustCompile(`\d+`).FindString(g.goroutines(t, admin)) // "goroutine profile: total 31"
+	goroutines, err := strconv.Atoi(count)
+	if err != nil {
+		t.Fatal(err)
+	}
+	descriptors, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", g.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return holding{goroutines, len(descriptors)}
+}
+
+// goroutines returns the server's goroutines, grouped by what they do.
+func (g *gateway) goroutines(t testing.TB, admin string) string {
+	t.Helper()
+	return string(g.askAdmin(t, admin, "/debug/pprof/goroutine?debug=1"))
+}
+
+// askAdmin asks the admin API on a connection of its own, so that none stays.
+func (g *gateway) askAdmin(t testing.TB, admin, path string) []byte {
+	t.Helper()
+	return rawTo(t, admin, "GET "+path+" HTTP/1.1\r\nHost: "+admin+"\r\nConnection: close\r\n\r\n").body
+}
+
+// wantReleased waits until a server holds no more than it has before, while
+// settle has the connections go that are kept for the next request, and reports
+// whether no others are left.
+func (g *gateway) wantReleased(t testing.TB, admin string, before holding, settle func() bool) {
+	t.Helper()
+	var now holding
+	deadline := time.Now().Add(startTimeout)
+	eventually(t, "goroutines and descriptors are released", func() bool {
+		settled := settle()
+		now = g.holds(t, admin)
+		released := settled && now.goroutines <= before.goroutines && now.descriptors <= before.descriptors
+		if !released && time.Until(deadline) < time.Second {
+			t.Fatalf("%+v has become %+v:\n%.4000s", before, now, g.goroutines(t, admin))
+		}
+		return released
+	})
+	t.Logf("%+v has become %+v", before, now)
+}
+
+// heap returns the bytes that are still reachable after a garbage collection.
+func (g *gateway) heap(t testing.TB, admin string) float64 {
+	t.Helper()
+	return g.number(t, admin, "/debug/pprof/heap?gc=1&debug=1", `(?m)^# HeapAlloc = (\d+)$`)
+}
+
+// memory returns the sizes in /proc/<pid>/status in bytes, by their names.
+func (g *gateway) memory(t testing.TB) map[string]int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sizes := make(map[string]int)
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		if kib, ok := strings.CutSuffix(strings.TrimSpace(value), " kB"); ok {
+			n, err := strconv.Atoi(kib)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sizes[name] = n << 10
+		}
+	}
+	return sizes
+}
