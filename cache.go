@@ -51,9 +51,7 @@ type verification struct {
 }
 
 // acquireTokenCache returns the cache for a config that wants it to be of size,
-// in bytes. It is as large as the largest that a living config wants: one that
-// is being loaded, and may yet be refused, must not cost the present one's
-// viewers their entries, and there is no telling in App.Start that it won't be.
+// in bytes.
 func acquireTokenCache(size uint64) (*tokenCache, error) {
 	value, _, err := tokenCachePool.LoadOrNew(tokenCacheKey, func() (caddy.Destructor, error) {
 		return newTokenCache(size), nil
@@ -62,24 +60,35 @@ func acquireTokenCache(size uint64) (*tokenCache, error) {
 		return nil, err
 	}
 	c := value.(*tokenCache)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.wanted = append(c.wanted, size)
-	c.entries.SetMaximum(slices.Max(c.wanted))
+	c.want(size)
 	return c, nil
 }
 
 // release gives up what acquireTokenCache was called with.
 func (c *tokenCache) release(size uint64) error {
+	c.wantNoMore(size)
+	_, err := tokenCachePool.Delete(tokenCacheKey)
+	return err
+}
+
+// want has the cache be as large as the largest that a living config wants. One
+// that is being loaded may yet be refused, even after its App.Start, and must
+// not have cost the present one's viewers their entries.
+func (c *tokenCache) want(size uint64) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wanted = append(c.wanted, size)
+	c.entries.SetMaximum(slices.Max(c.wanted))
+}
+
+func (c *tokenCache) wantNoMore(size uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	i := slices.Index(c.wanted, size)
 	c.wanted = slices.Delete(c.wanted, i, i+1)
 	if len(c.wanted) > 0 {
 		c.entries.SetMaximum(slices.Max(c.wanted))
 	}
-	c.mu.Unlock()
-	_, err := tokenCachePool.Delete(tokenCacheKey)
-	return err
 }
 
 func newTokenCache(size uint64) *tokenCache {

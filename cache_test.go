@@ -239,39 +239,33 @@ func TestCacheIsBounded(t *testing.T) {
 // A config that is refused in the end must not have cost viewers their entries
 // meanwhile, nor after.
 func TestCacheIsAsLargeAsALivingConfigWants(t *testing.T) {
-	acquire := func(size uint64) *tokenCache { return must(acquireTokenCache(size)) }
-	release := func(c *tokenCache, size uint64) {
-		t.Helper()
-		if err := c.release(size); err != nil {
-			t.Fatal(err)
+	const small, usual, large = 1 << 20, 8 << 20, 16 << 20
+	cache := newTokenCache(usual)
+	for _, step := range []struct {
+		what       string
+		want, less uint64 // sizes of a config that comes and of one that goes, 0 for none
+		size       uint64
+	}{
+		{"the first config", usual, 0, usual},
+		{"a smaller one is loaded", small, 0, usual},
+		{"it is refused", 0, small, usual},
+		{"a larger one is loaded", large, 0, large},
+		{"it is refused", 0, large, usual},
+		{"a reload without a change", usual, usual, usual},
+		{"a smaller one is loaded again", small, 0, usual},
+		{"it takes over", 0, usual, small},
+		{"the last one ends", 0, small, small},
+	} {
+		if step.want != 0 {
+			cache.want(step.want)
+		}
+		if step.less != 0 {
+			cache.wantNoMore(step.less)
+		}
+		if got := cache.entries.GetMaximum(); got != step.size {
+			t.Errorf("%s: %d bytes, want %d", step.what, got, step.size)
 		}
 	}
-	inForce := acquire(8 << 20)
-	wantSize := func(when string, want uint64) {
-		t.Helper()
-		if got := inForce.entries.GetMaximum(); got != want {
-			t.Errorf("%s: %d bytes, want %d", when, got, want)
-		}
-	}
-	wantSize("at first", 8<<20)
-
-	release(acquire(1<<20), 1<<20)
-	wantSize("after a smaller one was refused", 8<<20)
-	release(acquire(16<<20), 16<<20)
-	wantSize("after a larger one was refused", 8<<20)
-
-	same := acquire(8 << 20)
-	if same != inForce {
-		t.Fatal("a reload makes another cache")
-	}
-	release(inForce, 8<<20)
-	wantSize("after a reload without a change", 8<<20)
-
-	smaller := acquire(1 << 20)
-	wantSize("while a smaller one is loaded", 8<<20)
-	release(same, 8<<20)
-	wantSize("after a reload with a smaller one", 1<<20)
-	release(smaller, 1<<20)
 }
 
 // The bound of the cache is one of memory, so its estimate must be about what
