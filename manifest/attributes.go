@@ -3,6 +3,7 @@ package manifest
 import (
 	"bytes"
 	"errors"
+	"unicode"
 )
 
 // attribute is an attribute of an HLS tag. Its value is src[from:to], without
@@ -106,10 +107,15 @@ func mentionsURI(value []byte) bool {
 		if !found {
 			return false
 		}
-		name := bytes.Trim(before[bytes.LastIndexByte(before, ',')+1:], " \t")
+		name := bytes.TrimFunc(before[bytes.LastIndexByte(before, ',')+1:], isBlank)
 		if uriAttribute(name) >= 0 {
 			return true
 		}
 		rest = after
 	}
 }
+
+// isBlank reports whether a player may drop r from the ends of a name. Those in
+// JavaScript drop more than the RFC knows: all white space of Unicode and the
+// byte order mark.
+func isBlank(r rune) bool { return r <= ' ' || unicode.IsSpace(r) || r == '\uFEFF' }

@@ -45,6 +45,9 @@ var hlsCases = []struct{ name, in, query, want string }{
 	{name: "M2 unknown tag without attributes", in: "#EXT-X-TOMORROW:what \"ever, it = is\n#EXTGRP:URI\n#EXT-OATCLS-SCTE35:/DAlAAAURI=,"},
 	{name: "M2 unknown tag with a URI", in: `#EXT-X-TOMORROW:A="b",URI="/library/vidA/v1/x"`, want: `#EXT-X-TOMORROW:A="b",URI="../x"`},
 	{name: "M2 unknown tag whose URI cannot be read", in: `#EXT-X-TOMORROW:URI=/library/vidA/v1/x`, want: refused},
+	{name: "M2 unknown tag with a vertical tab behind URI, which JavaScript trims", in: "#EXT-X-TOMORROW:URI\v=\"/library/vidA/v1/x\"", want: refused},
+	{name: "M2 unknown tag with a no-break space before URI", in: "#EXT-X-TOMORROW:A=1,\u00a0URI=\"/library/vidA/v1/x\"", want: refused},
+	{name: "M2 unknown tag with a byte order mark before URI", in: "#EXT-X-TOMORROW:\ufeffURI=\"/library/vidA/v1/x\"", want: refused},
 	{name: "M2 unknown tag with a URI in a list that is none", in: `#EXT-X-TOMORROW:"a" b,URI="/library/vidA/v1/x"`, want: refused},
 	{name: "M2 titles are not attribute lists", in: `#EXTINF:1,URI="/library/vidA/v1/x`},
 
