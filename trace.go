@@ -274,8 +274,10 @@ func explainDownload(d *decision) string {
 	switch {
 	case !d.download:
 		return "this is no download"
-	case d.verified == nil:
+	case d.target.token == "":
 		return "a download, without a token"
+	case d.verified == nil:
+		return "a download, with a token that does not verify"
 	default:
 		return fmt.Sprintf("a download, and downloadable is %t", d.verified.downloadable)
 	}
@@ -284,8 +286,11 @@ func explainDownload(d *decision) string {
 // explainRules tells of each rule that was looked at what it made of the
 // viewer.
 func explainRules(d *decision, unevaluated bool) (details []string) {
-	if d.verified == nil {
+	switch {
+	case d.target.token == "":
 		return []string{"no token, so no rules"}
+	case d.verified == nil:
+		return []string{"the token does not verify, so its rules do not count"}
 	}
 	parsed, _ := token.Parse(d.target.token)
 	rules := shownRules(parsed.Unverified())

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -377,6 +378,9 @@ func TestExplainedReports(t *testing.T) {
 			e := explainedBy(t, g, requestFor(t, "/"+forged+suffix, nil))
 			if diff := cmp.Diff(want, told{e.Allowed, e.Result, e.Reason, e.Status}); diff != "" {
 				t.Errorf("%s (-want +got):\n%s%s", suffix, diff, printed(t, e, false))
+			}
+			if !slices.Contains(lines(e), "rules pass: the token does not verify, so its rules do not count") {
+				t.Errorf("%s: its rules are not said to count for nothing:\n%s", suffix, printed(t, e, false))
 			}
 		}
 	})

@@ -46,7 +46,7 @@ const (
 )
 
 // withBothCredentials is for the field api of a config.
-const withBothCredentials = withAPI + "\n\t\tauth_key " + apiEmail + " " + apiKeyOf + "\n\t\taccount " + account
+const withBothCredentials = withAPI + "\n\t\tauth_key " + apiEmail + " {env.API_KEY}\n\t\taccount " + account
 
 // clientOptions are what a user of an official client puts into it. What is empty
 // is left to the client.
@@ -1578,7 +1578,6 @@ func TestStealPrivateHalves(t *testing.T) {
 		apiAddr: addr,
 		sites: fmt.Sprintf("http://%s {\n\tlog\n\tsigned_playback_api {\n\t\tbearer_token {env.API_SECRET}\n\t\tauth_key %s {env.API_KEY}\n\t}\n}\n",
 			addr, apiEmail),
-		env: []string{"API_SECRET=" + apiSecret, "API_KEY=" + apiKeyOf},
 	})
 	answer := g.call(t, http.MethodPost, "stream/keys", "{}", "Authorization: ", "X-Auth-Email: "+apiEmail, "X-Auth-Key: "+apiKeyOf)
 	var first apiKey

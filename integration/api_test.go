@@ -13,8 +13,9 @@ import (
 // apiSecret authorizes calls of the control API.
 const apiSecret = "a-secret-of-the-tests"
 
-// withAPI is for the field api of a config.
-const withAPI = "bearer_token " + apiSecret
+// withAPI is for the field api of a config. Caddy logs configs at debug level, so
+// credentials are in the environment, which TestMain sets.
+const withAPI = "bearer_token {env.API_SECRET}"
 
 // account is the account id of the tests; any will do.
 const account = "023e105f4ecef8ad9ca31a8372d0c353"

@@ -44,6 +44,11 @@ var chromium struct {
 }
 
 func TestMain(m *testing.M) {
+	for name, value := range map[string]string{"API_SECRET": apiSecret, "API_KEY": apiKeyOf} {
+		if err := os.Setenv(name, value); err != nil {
+			panic(err)
+		}
+	}
 	code := m.Run()
 	if chromium.stop != nil {
 		chromium.stop()

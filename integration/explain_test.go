@@ -77,7 +77,7 @@ func TestExplainBesideTheServer(t *testing.T) {
 		global: trusting("127.0.0.2/32"),
 		api:    withAPI,
 		app:    redis.option() + "\n" + withCountries(t) + "\njwks_url " + keys.URL + "\nvideo reported {\nreport_only rules\n}",
-		site:   "log {\noutput file access.log\n}\n@private path /private/*\nrespond @private 403\nreverse_proxy " + o.addr(),
+		site:   accessLog(t, "access.log") + "@private path /private/*\nrespond @private 403\nreverse_proxy " + o.addr(),
 	})
 	stateHome(t, g.dir)
 	key, revoked := g.createKey(t), g.createKey(t)
@@ -148,7 +148,7 @@ func TestExplainLeavesEverythingAsItIs(t *testing.T) {
 	c := config{
 		api:    withAPI,
 		global: "email ops@example.com\nacme_ca " + o.server.URL + "/acme",
-		site:   "log {\noutput file logs/access.log\n}\nreverse_proxy " + o.addr(),
+		site:   accessLog(t, "logs/access.log") + "reverse_proxy " + o.addr(),
 	}
 	g := start(t, o, c)
 	key := g.createKey(t)
@@ -158,7 +158,7 @@ func TestExplainLeavesEverythingAsItIs(t *testing.T) {
 	}
 	g.stop(t)
 	stateHome(t, g.dir)
-	caddyfile := strings.NewReplacer("admin off", "admin "+o.addr(), "auto_https disable_redirects", "", "default_bind 127.0.0.1", "", "logs/access.log", "new/access.log").Replace(g.caddyfile(o, c)) +
+	caddyfile := strings.NewReplacer("admin off", "admin "+o.addr(), "auto_https disable_redirects", "", "default_bind 127.0.0.1", "", "logs/access.log", "new/access.log").Replace(g.caddyfile(t, o, c)) +
 		fmt.Sprintf("\nhttps://media.example.com, http://media.example.com, http://:%s {\nlog {\noutput file new/other.log\n}\nsigned_playback\nreverse_proxy %s {\nhealth_uri /health\nhealth_interval 10ms\n}\n}\n",
 			o.addr()[strings.LastIndexByte(o.addr(), ':')+1:], o.addr())
 	writeFile(t, filepath.Join(g.dir, "Caddyfile"), []byte(caddyfile))

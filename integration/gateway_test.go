@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -54,6 +55,7 @@ func binary(t testing.TB) string {
 // config is what the Caddyfile of a gateway is made of.
 type config struct {
 	global string // more global options
+	log    string // options of the log; default: debug level, on standard error
 	app    string // options of the global signed_playback block
 	keys   string // what its key_file names; default: the public half of signingKey
 	gate   string // options of the directive
@@ -82,7 +84,7 @@ func start(t testing.TB, o *origin, c config) *gateway {
 		g.api = freeAddr(t)
 	}
 	writeFile(t, filepath.Join(g.dir, "main.jwks.json"), publicJWKS(t, signingKey()))
-	caddyfile := g.caddyfile(o, c)
+	caddyfile := g.caddyfile(t, o, c)
 	writeFile(t, filepath.Join(g.dir, "Caddyfile"), []byte(caddyfile))
 
 	g.cmd = exec.Command(binary(t), "run", "--config", "Caddyfile")
@@ -100,7 +102,8 @@ func start(t testing.TB, o *origin, c config) *gateway {
 	return g
 }
 
-func (g *gateway) caddyfile(o *origin, c config) string {
+func (g *gateway) caddyfile(t testing.TB, o *origin, c config) string {
+	t.Helper()
 	if c.listen == "" {
 		c.listen = "http://"
 	}
@@ -120,6 +123,10 @@ func (g *gateway) caddyfile(o *origin, c config) string {
 	skip_install_trust
 	auto_https disable_redirects
 	default_bind 127.0.0.1
+	log {
+		%s
+		%s
+	}
 	%s
 	signed_playback {
 		key_file %s
@@ -135,7 +142,7 @@ func (g *gateway) caddyfile(o *origin, c config) string {
 }
 
 %s
-`, c.global, c.keys, c.app, c.listen, port, c.gate, c.site, c.sites)
+`, logFormat(t), c.log, c.global, c.keys, c.app, c.listen, port, c.gate, c.site, c.sites)
 }
 
 // kill ends the server as a power cut would.
@@ -160,8 +167,38 @@ func (g *gateway) stop(t testing.TB) {
 	if strings.Contains(g.log.String(), "panic") {
 		t.Errorf("the server panicked:\n%s", g.log)
 	}
+	g.wantNoSecrets(t)
 	for _, race := range g.races() {
 		t.Errorf("data race:\n%s", race)
+	}
+}
+
+// secret is what must not be in a log, whatever a test does: a token, a private
+// key, a credential of the control API.
+var secret = regexp.MustCompile(`\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{32,}|PRIVATE KEY|"d"\s*:\s*"[\w-]{16,}|` + apiSecret + `|` + apiKeyOf)
+
+// wantNoSecrets looks for secrets in all that the server has logged, at debug
+// level (threats 1.9). TestSecretsStayOutOfEverySink knows more sinks, and each
+// secret by its name.
+func (g *gateway) wantNoSecrets(t testing.TB) {
+	t.Helper()
+	logs, err := filepath.Glob(filepath.Join(g.dir, "*.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := map[string]string{"the server's output": g.log.String()}
+	for _, name := range logs {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[name] = string(text)
+	}
+	for name, text := range texts {
+		text = strings.NewReplacer("%2E", ".", "%2e", ".", `\"`, `"`).Replace(text)
+		if at := secret.FindStringIndex(text); at != nil {
+			t.Errorf("%s holds a secret:\n%s", name, text[max(at[0]-500, 0):min(at[1]+500, len(text))])
+		}
 	}
 }
 

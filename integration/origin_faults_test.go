@@ -449,7 +449,7 @@ func TestOriginFaultsLeaveOthersAlone(t *testing.T) {
 	withoutRaceDetector(t)
 	o := startFailingOrigin(t)
 	admin := freeAddr(t)
-	g := start(t, o.origin, config{site: impatient(o.origin, patience), global: "admin " + admin + "\nlog {\nlevel INFO\n}"})
+	g := start(t, o.origin, config{site: impatient(o.origin, patience), log: quiet, global: "admin " + admin})
 	before := g.holds(t, admin)
 	others := newBystanders(t, g.url(""))
 	others.watch(t, while) // once for what is verified and dialled only once

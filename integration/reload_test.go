@@ -301,7 +301,8 @@ func openTheater(t *testing.T) *theater {
 		patience: patience, losePatience: losePatience,
 	}
 	th.gateway = startTLS(t, th.origin, config{
-		global: strings.Join([]string{"admin " + th.admin, "grace_period 10s", quiet, trusting("127.0.0.1")}, "\n"),
+		log:    quiet,
+		global: strings.Join([]string{"admin " + th.admin, "grace_period 10s", trusting("127.0.0.1")}, "\n"),
 		app:    markOfGenerations,
 	})
 	th.caddyfile = th.gateway.reloadable(t, th.origin)

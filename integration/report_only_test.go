@@ -31,7 +31,7 @@ func startReporting(t *testing.T, o *origin, gate string) *reporting {
 		global: "metrics",
 		app:    withCountries(t) + "\nvideo strict {\nenforce on\n}\nvideo site {\nallowed_origins example.com\n}",
 		gate:   gate,
-		site:   "log {\noutput file access.log\n}\nreverse_proxy " + o.addr(),
+		site:   accessLog(t, "access.log") + "reverse_proxy " + o.addr(),
 		sites:  "http://" + metrics + " {\nmetrics /metrics\n}",
 	}), "http://" + metrics + "/metrics"}
 }

@@ -45,6 +45,12 @@ func logFormat(t testing.TB) string {
 	return string(snippet[1])
 }
 
+// accessLog is a directive that has a site write its access log to a file.
+func accessLog(t testing.TB, file string) string {
+	t.Helper()
+	return "log {\noutput file " + file + "\n" + logFormat(t) + "\n}\n"
+}
+
 // collector is an OpenTelemetry collector that keeps the bytes that it gets.
 type collector struct {
 	*httptest.Server
@@ -258,7 +264,7 @@ func startGuarded(t *testing.T) *guarded {
 
 	c := config{
 		dir: dir, addr: freeAddr(t), apiAddr: freeAddr(t), keys: "main.jwks.json file-key.json",
-		global: "admin " + s.admin + "\nmetrics\nlog {\nimport without_tokens\n}\nservers {\ntrusted_proxies static 127.0.0.2\n}",
+		global: "admin " + s.admin + "\nmetrics\nservers {\ntrusted_proxies static 127.0.0.2\n}",
 		app:    redis.option() + "\n" + withCountries(t) + "\npublic_url https://media.example.com",
 		listen: "https://localhost", gate: "player",
 		site: fmt.Sprintf(guardedSite, s.origin.addr()),

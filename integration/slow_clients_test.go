@@ -189,8 +189,8 @@ func startForSlowClients(t *testing.T) *slowGateway {
 	o := startPatientOrigin(t)
 	s := &slowGateway{origin: o, plain: freeAddr(t), admin: freeAddr(t)}
 	s.tlsGateway = startTLS(t, o.origin, config{
-		global: "admin " + s.admin + "\nlog {\nlevel INFO\n}",
-		sites:  site(s.plain, "signed_playback\nreverse_proxy "+o.addr()),
+		log: quiet, global: "admin " + s.admin,
+		sites: site(s.plain, "signed_playback\nreverse_proxy "+o.addr()),
 	})
 	s.others = newBystanders(t, "http://"+s.plain)
 	return s

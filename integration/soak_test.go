@@ -304,7 +304,8 @@ func startSoak(t *testing.T) *soak {
 		}
 	}()
 	s.gateway = startTLS(t, server, config{
-		global: strings.Join([]string{"admin " + s.admin, quiet, trusting("127.0.0.1")}, "\n"),
+		log:    quiet,
+		global: strings.Join([]string{"admin " + s.admin, trusting("127.0.0.1")}, "\n"),
 		app:    strings.Join(app, "\n"),
 		gate:   "origin_path " + soakPath,
 	})
@@ -600,7 +601,8 @@ func TestMemoryLimit(t *testing.T) {
 	)
 	admin := freeAddr(t)
 	g := start(t, startOrigin(t, nil), config{
-		global: "admin " + admin + "\n" + quiet,
+		log:    quiet,
+		global: "admin " + admin,
 		env:    []string{"GOMEMLIMIT=" + strconv.Itoa(limit)},
 	})
 	exp, padding := time.Now().Add(time.Hour).Unix(), strings.Repeat("x", size)
