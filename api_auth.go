@@ -79,7 +79,7 @@ var placeholderName = regexp.MustCompile(`^\{(env|file)\.[^{}]*\}$`)
 func resolveSecret(text string) (string, error) {
 	secret, err := resolve(text)
 	if name := placeholderName.FindString(text); err != nil && name != "" {
-		return "", fmt.Errorf("the placeholder %s stands for nothing", name)
+		return "", fmt.Errorf("the placeholder %s stands for nothing; it is looked up by the server, which has the environment of its start", name)
 	}
 	if err != nil {
 		return "", errors.New("a placeholder in it stands for nothing")

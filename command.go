@@ -241,6 +241,9 @@ func (opts signOptions) claims() (claims token.Claims, err error) {
 		}
 	}
 	if _, err := compileRules(rules); err != nil {
+		if _, noFile := os.Stat(opts.rules); noFile == nil {
+			return claims, fmt.Errorf("--rules: %w; for the file of this name write @%s", err, opts.rules)
+		}
 		return claims, fmt.Errorf("--rules: %w", err)
 	}
 	claims.AccessRules = rules

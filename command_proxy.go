@@ -116,8 +116,27 @@ func serveProxy(opts proxyOptions, out io.Writer) error {
 		return err
 	}
 	remove()
+	if err := errorIfRevoked(); err != nil {
+		return errors.Join(err, caddy.Stop())
+	}
 	fmt.Fprint(out, &description)
 	select {}
+}
+
+// errorIfRevoked tells of a key that the control API has revoked on this machine:
+// the gate runs, and the URL that was just signed does not play.
+func errorIfRevoked() error {
+	app, err := caddy.ActiveContext().AppIfConfigured(appID)
+	if err != nil {
+		return err
+	}
+	keys := app.(*App).keys
+	for _, keyID := range keys.fixed.IDs() {
+		if stored, _ := keys.stored.get(keyID); stored.revoked {
+			return fmt.Errorf("--key: the control API has revoked the key %q, so its URLs do not play; `caddy signed-playback keygen` makes a key", keyID)
+		}
+	}
+	return nil
 }
 
 // proxy returns the config of a gateway, and prints what there is to know of it

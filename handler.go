@@ -308,7 +308,7 @@ var (
 	errClientIP        = errors.New("an access rule needs the viewer's address, which is unknown")
 	errTooEarly        = errors.New("an access rule needs the viewer's address, which the TLS handshake has yet to confirm")
 	errSettingsUnknown = errors.New("the settings of the video cannot be read, or their object is damaged")
-	errNoDatabase      = errors.New("an access rule needs the viewer's country, and there is no geo database")
+	errNoDatabase      = errors.New("an access rule needs the viewer's country, and there is no geo database; set geoip_database")
 	errDatabase        = errors.New("an access rule needs the viewer's country, which the geo database cannot tell")
 )
 

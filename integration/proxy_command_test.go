@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/http"
@@ -328,5 +329,22 @@ func TestProxyCommandErrors(t *testing.T) {
 				t.Errorf("temporary files are left: %v, %v", left, err)
 			}
 		})
+	}
+}
+
+// A key that the control API has revoked on this machine signs nothing that
+// plays, so no URL is printed.
+func TestProxyCommandRevokedKey(t *testing.T) {
+	o := startOrigin(t, nil)
+	dir := t.TempDir()
+	key, output := keygen(t)
+	writeFile(t, filepath.Join(dir, "key.json"), []byte(output))
+	g := start(t, o, config{dir: dir, api: withAPI, keys: "key.json"})
+	g.mustCall(t, http.MethodDelete, "stream/keys/"+key.ID, "", nil)
+	stateHome(t, dir)
+	got := execute(t, dir, "", binary(t), "signed-playback", "proxy",
+		"--from", "http://"+freeAddr(t), "--to", o.addr(), "--key", "key.json")
+	if want := fmt.Sprintf("has revoked the key %q", key.ID); got.code != 1 || got.stdout != "" || !strings.Contains(got.stderr, want) {
+		t.Errorf("exit status %d, standard output %q, standard error %q; want 1, nothing and a text with %q", got.code, got.stdout, got.stderr, want)
 	}
 }
