@@ -35,15 +35,25 @@ unit: ## Unit tests, goldens and fuzz seeds, with the race detector
 	go vet ./...
 	go test -race ./...
 
+# What fuzzing has found so far lies where `go test -fuzz` looks for it and adds
+# to it, and in an archive from which each run starts.
+CORPUS := testdata/fuzz-corpus.tar.gz
+FUZZCACHE = $(shell go env GOCACHE)/fuzz/$(shell go list -m)
+
 # One target of one package at a time is what `go test -fuzz` takes.
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME
+	@mkdir -p $(FUZZCACHE) && tar -xzf $(CORPUS) -C $(FUZZCACHE)
 	@set -e; for dir in . ./token ./manifest ./internal/strictjson ./internal/store; do \
 		for target in $$(go test -list '^Fuzz' $$dir | grep '^Fuzz'); do \
 			echo "fuzzing $$dir $$target for $(FUZZTIME)"; \
 			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$dir; \
 		done; \
 	done
+
+.PHONY: fuzz-corpus
+fuzz-corpus: ## Keep what fuzzing on this machine has found
+	tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - -C $(FUZZCACHE) . | gzip -9n > $(CORPUS)
 
 .PHONY: integration
 integration: bin/caddy bin/caddy-race ## The real binary, a recording origin, real players

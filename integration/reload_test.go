@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"sync"
@@ -306,6 +307,7 @@ func openTheater(t *testing.T) *theater {
 		app:    markOfGenerations,
 	})
 	th.caddyfile = th.gateway.reloadable(t, th.origin)
+	t.Cleanup(th.tell)
 	padding := strings.Repeat("x", audienceTokenSize)
 	for i := range audienceTokens {
 		payload := fmt.Sprintf(`{"sub":"demo","exp":%d,"downloadable":true,"n":%d,"padding":%q}`, time.Now().Add(time.Hour).Unix(), i, padding)
@@ -463,7 +465,7 @@ func (th *theater) awaitRounds(rounds int64) {
 		goals[i] = v.played.Load() + rounds
 	}
 	for i, v := range th.viewers {
-		eventually(th.t, "everybody has played on", func() bool { return v.played.Load() >= goals[i] })
+		eventually(th.t, v.protocol+": a viewer has played on", func() bool { return v.played.Load() >= goals[i] })
 	}
 }
 
@@ -492,6 +494,20 @@ func (th *theater) probe(what string, c *http.Client, all []probe) (unknown int)
 		}
 	}
 	return unknown
+}
+
+// tell says what is known of a test that has failed.
+func (th *theater) tell() {
+	th.t.Helper()
+	if !th.t.Failed() {
+		return
+	}
+	th.mu.Lock()
+	defer th.mu.Unlock()
+	th.t.Logf("config %d is in force; %d requests failed: %q", th.present.number, len(th.failures), th.failures)
+	var own strings.Builder
+	_ = pprof.Lookup("goroutine").WriteTo(&own, 1)
+	th.t.Logf("the server's goroutines:\n%.20000s\nand the test's:\n%.20000s", th.gateway.goroutines(th.t, th.admin), own.String())
 }
 
 // leave ends the audience, none of whom must have met a failure.
