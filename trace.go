@@ -125,7 +125,10 @@ var tokenSteps = []struct {
 	{"token", []reason{reasonTokenMalformed, reasonAlgorithmNotAllowed}, func(d *decision, c token.Claims) string {
 		return fmt.Sprintf("well-formed, RS256, token id %s, sub %q", tokenID(d.target.token), c.VideoID)
 	}},
-	{"key", []reason{reasonKeyUnknown}, func(_ *decision, c token.Claims) string {
+	{"key", []reason{reasonKeyUnknown}, func(d *decision, c token.Claims) string {
+		if stored, _ := d.app.state.keys.get(c.KeyID); stored.revoked {
+			return fmt.Sprintf("kid %q, which the control API has revoked", c.KeyID)
+		}
 		return fmt.Sprintf("kid %q", c.KeyID)
 	}},
 	{"signature", []reason{reasonSignatureInvalid, reasonVerificationLimited}, func(_ *decision, c token.Claims) string {

@@ -418,6 +418,20 @@ func TestExplainedRulesThatCannotBeEvaluated(t *testing.T) {
 	}
 }
 
+// Who has revoked a key and forgotten it finds out why its tokens do not play.
+func TestExplainedRevocation(t *testing.T) {
+	f := newFleet()
+	f.plant(keyNamed("k1"), revokedKey("k1"))
+	s := newTestState(t, f.node())
+	g := newGate(t, testApp(), new(Gate))
+	useState(t, g.app, s)
+	e := explainedBy(t, g, requestFor(t, "/"+plainToken()+"/x.ts", nil))
+	want := `key refuse (key_unknown): kid "k1", which the control API has revoked; key_unknown: token: unknown key`
+	if !slices.Contains(lines(e), want) {
+		t.Errorf("the explanation lacks the line %s:\n%s", want, printed(t, e, false))
+	}
+}
+
 // Settings are shown with where they are from, the control API included, and a
 // video whose settings cannot be read is told from one without.
 func TestExplainedSettings(t *testing.T) {
