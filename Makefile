@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 SOURCES := $(shell find . -name '*.go' -not -path './integration/*' -not -path './bench/*') go.mod go.sum
 
-FUZZTIME ?= 10s
+FUZZTIME ?= 20s
 
 .PHONY: help
 help: ## List the targets
