@@ -184,7 +184,7 @@ func (c *tokenCache) leave(compact string, v *verification) {
 // TestWeightOfTokens holds it to what tokens take.
 func (t *verifiedToken) weight(compact string) uint32 {
 	const ofEntry, ofRule, ofPrefix = 300, 48, 32
-	weight := ofEntry + len(compact) + ofRule*len(t.rules)
+	weight := ofEntry + len(compact) + ofRule*len(t.rules) + t.index.weight()
 	for _, rule := range t.rules {
 		weight += ofPrefix*len(rule.prefixes) + len(rule.countries)
 	}

@@ -181,6 +181,7 @@ type verifiedToken struct {
 	expires, notBefore int64 // in Unix seconds
 	downloadable       bool
 	rules              accessRules
+	index              *ruleIndex // of the rules, nil if there are few
 	key                *token.PublicKey
 }
 
@@ -190,8 +191,17 @@ func newVerifiedToken(claims token.Claims, rules accessRules, key *token.PublicK
 		expires: claims.ExpiresAt.Unix(), notBefore: claims.NotBefore.Unix(),
 		downloadable: claims.Downloadable,
 		rules:        rules,
+		index:        rules.index(),
 		key:          key,
 	}
+}
+
+// matchRule is accessRules.match.
+func (t *verifiedToken) matchRule(v viewer) (int, error) {
+	if t.index != nil {
+		return t.index.match(v)
+	}
+	return t.rules.match(v)
 }
 
 func (t *verifiedToken) expiresAt() time.Time { return time.Unix(t.expires, 0) }
@@ -280,11 +290,10 @@ func checkRules(d *decision) (err error) {
 	if d.verified == nil {
 		return nil
 	}
-	rules := d.verified.rules
-	if d.matchedRule, err = rules.match(d); err != nil {
+	if d.matchedRule, err = d.verified.matchRule(d); err != nil {
 		return err
 	}
-	if !rules.allow(d.matchedRule) {
+	if !d.verified.rules.allow(d.matchedRule) {
 		return refuse(reasonRuleBlocked, errRuleBlocked)
 	}
 	return nil
