@@ -2,7 +2,6 @@ package signedplayback
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"math"
@@ -40,6 +39,7 @@ var scale = []scaleSeries{
 	{"country-rules", []int{1, 2, 4, 8, 16, 32, 64}, scaleRules(func(i int) string {
 		return fmt.Sprintf(`{"type":"ip.geoip.country","country":["%c%c"],"action":"block"}`, 'A'+i/26, 'A'+i%26)
 	})},
+	{"token-bytes", []int{512, 1024, 2048, 4096, 8192}, scaleTokenBytes},
 	{"origins", []int{1e0, 1e1, 1e2, 1e3}, scaleOrigins},
 	{"videos", []int{1e2, 1e3, 1e4, 1e5, 1e6}, scaleVideos},
 }
@@ -79,7 +79,10 @@ func BenchmarkScale(b *testing.B) {
 	}
 }
 
-const scaleSuffix = "/video/1080/seg_123.m4s"
+const (
+	scaleSuffix      = "/video/1080/seg_123.m4s"
+	scaleTokenLength = 700 // in bytes, of one with a rule or two
+)
 
 // scaleTokens has viewers come in no order, so that nothing of an entry is in
 // the processor's caches but by chance: the worst that can be for a memory of
@@ -88,21 +91,40 @@ func scaleTokens(b *testing.B, n int) scaleCase {
 	const requests, room = 1 << 16, 4 << 30
 	g := newGate(b, new(App), new(Gate))
 	g.app.tokens.entries.SetMaximum(room)
-	rules := must(compileRules([]byte(`[{"type":"any","action":"allow"}]`)))
-	compact := func(i int) string { return fmt.Sprintf("%040d.%0316d.%0342d", 0, i, 0) }
 	for i := range n {
-		claims := token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour), KeyID: "k1"}
-		g.app.tokens.entries.Set(compact(i), newVerifiedToken(claims, rules, g.app.keys.Lookup("k1")))
+		remember(g, unsigned(i, scaleTokenLength), `[{"type":"any","action":"allow"}]`)
 	}
 	paths := make([]string, requests)
 	for i := range paths {
-		paths[i] = "/" + compact(rand.IntN(n)) + scaleSuffix
+		paths[i] = "/" + unsigned(rand.IntN(n), scaleTokenLength) + scaleSuffix
 	}
 	return scaleCase{gate: g, paths: paths}
 }
 
+// unsigned is the ith token of so many bytes, of which nothing but the form is
+// one's.
+func unsigned(i, length int) string {
+	const header, signature = 40, 342
+	return fmt.Sprintf("%0*d.%0*d.%0*d", header, 0, length-header-signature-len(".."), i, signature, 0)
+}
+
+func remember(g *Gate, compact, rules string) {
+	claims := token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour), KeyID: "k1"}
+	verified := newVerifiedToken(claims, must(compileRules([]byte(rules))), g.app.keys.Lookup("k1"))
+	g.app.tokens.entries.Set(compact, verified)
+}
+
+// scaleTokenBytes has what a token's length costs: each byte is read, and
+// compared with what is remembered.
+func scaleTokenBytes(b *testing.B, n int) scaleCase {
+	g := newGate(b, new(App), new(Gate))
+	remember(g, unsigned(0, n), `[{"type":"any","action":"allow"}]`)
+	return scaleCase{gate: g, paths: []string{"/" + unsigned(0, n) + scaleSuffix}}
+}
+
 // scaleRules has a token with rules of which none matches the viewer, so that
-// each of them is looked at.
+// each of them is looked at. The token is as long with many as with one, since
+// what is to be seen is the rules alone; scaleTokenBytes has the rest.
 func scaleRules(rule func(i int) string) func(b *testing.B, n int) scaleCase {
 	return func(b *testing.B, n int) scaleCase {
 		g := newGate(b, &App{GeoIPDatabase: restrictedApp().GeoIPDatabase}, new(Gate))
@@ -110,9 +132,8 @@ func scaleRules(rule func(i int) string) func(b *testing.B, n int) scaleCase {
 		for i := range rules {
 			rules[i] = rule(i)
 		}
-		compact := signed(func(c *token.Claims) {
-			c.AccessRules = json.RawMessage("[" + strings.Join(rules, ",") + "]")
-		})
+		compact := unsigned(0, scaleTokenLength)
+		remember(g, compact, "["+strings.Join(rules, ",")+"]")
 		return scaleCase{gate: g, paths: []string{"/" + compact + scaleSuffix}}
 	}
 }

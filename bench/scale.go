@@ -24,12 +24,16 @@ const (
 
 // scaleTitles say what there is more and more of, by the names in BenchmarkScale
 // and in the order of the report.
-var scaleTitles = []struct{ name, title string }{
-	{"tokens", "tokens that are remembered"},
-	{"address-rules", "access rules by address in a token"},
-	{"country-rules", "access rules by country in a token"},
-	{"origins", "allowed origins of a video"},
-	{"videos", "videos with settings"},
+var scaleTitles = []struct {
+	name, title string
+	linear      bool // as it can only be
+}{
+	{"tokens", "tokens that are remembered", false},
+	{"address-rules", "access rules by address in a token", false},
+	{"country-rules", "access rules by country in a token", false},
+	{"token-bytes", "bytes of a token", true},
+	{"origins", "allowed origins of a video", false},
+	{"videos", "videos with settings", false},
 }
 
 // scalePoint is the cost of a request where there is so much of something.
@@ -42,6 +46,7 @@ type scalePoint struct {
 // scaleSeries is how the cost grows with one thing.
 type scaleSeries struct {
 	title  string
+	linear bool         // as it can only be
 	points []scalePoint // by n
 }
 
@@ -140,7 +145,7 @@ func seriesOf(measured map[string]map[int][]benchmarkResult, rounds int) ([]scal
 	}
 	var all []scaleSeries
 	for _, t := range scaleTitles {
-		s := scaleSeries{title: t.title}
+		s := scaleSeries{title: t.title, linear: t.linear}
 		for _, n := range slices.Sorted(maps.Keys(measured[t.name])) {
 			results := measured[t.name][n]
 			if len(results) != rounds {
@@ -223,7 +228,7 @@ type scaleReport struct {
 // unmet names what is wanted and is not so.
 func (r scaleReport) unmet() (unmet []string) {
 	for _, s := range r.series {
-		if s.growth() == steeper {
+		if !s.linear && s.growth() == steeper {
 			first, last := s.points[0], s.points[len(s.points)-1]
 			unmet = append(unmet, fmt.Sprintf("%s: %.0f ns with %s and %.0f ns with %s, want flat or logarithmic",
 				s.title, first.nanos.median, thousands(first.n), last.nanos.median, thousands(last.n)))
@@ -241,7 +246,11 @@ func (r scaleReport) markdown() string {
 	fmt.Fprint(&out, "- Cost of the decision about a warm request, in process.\n\n![Cost of a decision by what there is more and more of](scale.svg)\n")
 	fmt.Fprint(&out, "\n| | | dearest / cheapest | wanted |\n| --- | --- | ---: | --- |\n")
 	for _, s := range r.series {
-		fmt.Fprintf(&out, "| %s | %s | %.2f | flat or logarithmic |\n", s.title, s.growth(), s.factor())
+		wanted := "flat or logarithmic"
+		if s.linear {
+			wanted = "– (each byte is read)"
+		}
+		fmt.Fprintf(&out, "| %s | %s | %.2f | %s |\n", s.title, s.growth(), s.factor(), wanted)
 	}
 	fmt.Fprintf(&out, "\nFlat: the dearest size costs at most %.2f times the cheapest. Logarithmic: of the two lines a + b·log n and a + b·n,\nthe first comes closer, by least squares.\n", mostOfFlat)
 	for _, s := range r.series {

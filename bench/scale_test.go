@@ -98,8 +98,11 @@ func TestScaleIsComplete(t *testing.T) {
 
 func TestScaleReport(t *testing.T) {
 	r := scaleReport{series: []scaleSeries{costing("tokens", 500, 510, 505), costing("videos", 500, 600, 6000)}}
+	bytes := costing("bytes", 500, 600, 6000)
+	bytes.linear = true
+	r.series = append(r.series, bytes)
 	text := r.markdown()
-	for _, want := range []string{"| tokens | flat | 1.02 | flat or logarithmic |", "| videos | steeper than logarithmic | 12.00 |", "## Videos", "| 10,000 | 6000 (6000–6000) | 0 |"} {
+	for _, want := range []string{"| tokens | flat | 1.02 | flat or logarithmic |", "| videos | steeper than logarithmic | 12.00 |", "| bytes | steeper than logarithmic | 12.00 | – (each", "## Videos", "| 10,000 | 6000 (6000–6000) | 0 |"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("there is no %q in\n%s", want, text)
 		}
