@@ -84,8 +84,9 @@ var attributeNameByte = func() (set [256]bool) {
 	return set
 }()
 
-// uriAttributes are the attributes that hold a URI, whatever the tag.
-var uriAttributes = [...]string{"URI", "SERVER-URI", "X-ASSET-URI", "X-ASSET-LIST"}
+// uriAttributes are the attributes that hold a URI, whatever the tag. X-URI is
+// that of com.apple.hls.preload.
+var uriAttributes = [...]string{"URI", "SERVER-URI", "X-ASSET-URI", "X-ASSET-LIST", "X-URI"}
 
 func uriAttribute(name []byte) int {
 	for i, s := range uriAttributes {
@@ -95,6 +96,10 @@ func uriAttribute(name []byte) int {
 	}
 	return -1
 }
+
+// endsInURI reports whether an attribute of a vendor is to be taken for one that
+// holds a URI. ExoPlayer does so with any whose name ends like that.
+func endsInURI(name []byte) bool { return bytes.HasSuffix(name, []byte("URI")) }
 
 // mentionsURI reports whether the value of an unknown tag has something at the
 // place of an attribute that a player could take for a URI attribute.
@@ -108,7 +113,7 @@ func mentionsURI(value []byte) bool {
 			return false
 		}
 		name := bytes.TrimFunc(before[bytes.LastIndexByte(before, ',')+1:], isBlank)
-		if uriAttribute(name) >= 0 {
+		if uriAttribute(name) >= 0 || endsInURI(name) && bytes.HasPrefix(bytes.TrimLeftFunc(after, isBlank), []byte{'"'}) {
 			return true
 		}
 		rest = after

@@ -415,6 +415,9 @@ func (d *mpd) end(name []byte) error {
 // rewrite rewrites a URI, for all the places where it may be resolved.
 func (d *mpd) rewrite(in span, kind valueKind, at []*place) error {
 	in, ref, suffix := d.decode(in, kind)
+	if beginsBlank(ref) {
+		return d.invalid(whyBlank)
+	}
 	fates, replaced := 0, false
 	for i, p := range at {
 		f := d.follow(p, ref)

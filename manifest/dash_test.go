@@ -16,6 +16,8 @@ var dashCases = []struct{ name, in, want string }{
 	{name: "M6 BaseURL in the folder moves what is below", in: `<MPD><BaseURL>../a/b/</BaseURL>` + seg + `</MPD>`, want: `<MPD><BaseURL>../a/b/</BaseURL><SegmentTemplate media="../../$Number$"/></MPD>`},
 	{name: "M6 BaseURL below the elements that it applies to", in: `<MPD>` + seg + `<BaseURL>../a/b/</BaseURL></MPD>`, want: `<MPD><SegmentTemplate media="../../$Number$"/><BaseURL>../a/b/</BaseURL></MPD>`},
 	{name: "M6 BaseURL applies to its own element only", in: `<MPD><Period><BaseURL>a/</BaseURL></Period><Period>` + seg + `</Period></MPD>`, want: `<MPD><Period><BaseURL>a/</BaseURL></Period><Period><SegmentTemplate media="../$Number$"/></Period></MPD>`},
+	{name: "M6 no-break space before a BaseURL, which players in JavaScript drop", in: "<MPD><BaseURL>\u00a0/library/vidA/v1/</BaseURL></MPD>", want: refused},
+	{name: "M6 no-break space before a URI, as a character reference", in: `<MPD><SegmentURL media="&#xFEFF;/library/vidA/v1/x"/></MPD>`, want: refused},
 	{name: "M6 BaseURL that is a file", in: `<MPD><BaseURL>../a/x.mp4</BaseURL><SegmentURL media="/library/vidA/v1/a/x.mp4?y"/></MPD>`, want: `<MPD><BaseURL>../a/x.mp4</BaseURL><SegmentURL media="x.mp4?y"/></MPD>`},
 	{name: "M6 empty BaseURLs", in: `<MPD><BaseURL/><BaseURL></BaseURL><BaseURL> </BaseURL>` + seg + `</MPD>`, want: `<MPD><BaseURL/><BaseURL></BaseURL><BaseURL> </BaseURL><SegmentTemplate media="../$Number$"/></MPD>`},
 	{name: "M6 foreign BaseURL makes all below foreign", in: `<MPD><BaseURL>https://evil.example/library/vidA/v1/</BaseURL><Period><BaseURL>x/</BaseURL>` + seg + `<SegmentTemplate media="../../../../x"/></Period></MPD>`},

@@ -2,16 +2,18 @@ package manifest
 
 import (
 	"bytes"
+	"unicode/utf8"
 )
 
 // playlist rewrites an HLS playlist, line by line.
 type playlist struct {
 	*mapper
 	editor
-	here      *place
-	variables variables
-	line      int
-	stats     Stats
+	here       *place
+	variables  variables
+	separators bool // src has one, by hasSeparator
+	line       int
+	stats      Stats
 }
 
 func rewriteHLS(dst, src []byte, at Location, query string) ([]byte, Stats, error) {
@@ -21,9 +23,10 @@ func rewriteHLS(dst, src []byte, at Location, query string) ([]byte, Stats, erro
 		return nil, Stats{}, invalid("a CR that no LF follows")
 	}
 	p := &playlist{
-		mapper:    newMapper(at),
-		editor:    newEditor(dst, src),
-		variables: variables{query: query, budget: expansion*len(src) + slack},
+		mapper:     newMapper(at),
+		editor:     newEditor(dst, src),
+		variables:  variables{query: query, budget: expansion*len(src) + slack},
+		separators: hasSeparator(src),
 	}
 	p.here = p.document()
 	for from := 0; from < len(src); {
@@ -50,49 +53,109 @@ var errNotHLS = invalid("the first line is not #EXTM3U")
 
 func (p *playlist) rewriteLine(from, to int) error {
 	line := p.src[from:to]
-	switch {
-	case p.line == 1:
+	if p.line == 1 {
 		rest, ok := bytes.CutPrefix(bytes.TrimPrefix(line, byteOrderMark), []byte("#EXTM3U"))
 		if !ok || len(rest) > 0 && rest[0] != ' ' && rest[0] != '\t' {
 			return errNotHLS
 		}
+		return p.rewriteComment(to-len(rest), to)
+	}
+	// Some players drop white space before a tag. To the others, what begins so
+	// is a URI that leads nowhere but to the playlist, whatever its fragment.
+	text := line
+	if len(text) > 0 && (text[0] <= ' ' || text[0] >= utf8.RuneSelf) {
+		text = bytes.TrimLeftFunc(text, isBlank)
+	}
+	switch {
+	case len(text) == 0:
 		return nil
-	case bytes.HasPrefix(line, []byte("#EXT")):
-		return p.rewriteTag(from, to)
-	case len(line) > 0 && line[0] == '#':
+	case text[0] != '#':
+		return p.rewriteURI(from, to)
+	case p.separators && hasSeparator(text):
+		return p.invalid("a line separator of Unicode in a tag or a comment, where JavaScript ends it")
+	case !bytes.HasPrefix(text, []byte("#EXT")):
+		return p.rewriteComment(to-len(text), to)
+	case len(text) < len(line) && bytes.HasPrefix(text, []byte("#EXT-X-DEFINE")):
+		return p.invalid("white space before EXT-X-DEFINE, which not all players take for a tag then")
+	}
+	return p.rewriteTag(to-len(text), to)
+}
+
+// hasSeparator reports whether text has a line or paragraph separator of Unicode.
+func hasSeparator(text []byte) bool {
+	return bytes.Contains(text, []byte("\u2028")) || bytes.Contains(text, []byte("\u2029"))
+}
+
+// rewriteComment rewrites the attributes of a tag that a comment has, or a title.
+// hls.js finds those of multivariant playlists wherever they are.
+func (p *playlist) rewriteComment(from, to int) error {
+	start := bytes.Index(p.src[from:to], []byte("#EXT-X-"))
+	if start < 0 {
 		return nil
 	}
-	// What begins with white space is a URI, even if a `#` comes next.
-	if len(trim(line)) == 0 {
-		return nil
+	colon := bytes.IndexByte(p.src[from+start:to], ':')
+	if value := from + start + colon + 1; colon >= 0 && mentionsURI(p.src[value:to]) {
+		return p.rewriteAttributes(value, to)
 	}
-	return p.rewriteURI(from, to)
+	return nil
 }
 
 // rewriteTag rewrites the attributes of a tag.
 func (p *playlist) rewriteTag(from, to int) error {
 	line := p.src[from:to]
-	colon := bytes.IndexByte(line, ':')
-	if colon < 0 {
+	end := 1
+	for end < len(line) && attributeNameByte[line[end]] {
+		end++
+	}
+	if end == len(line) {
 		return nil
 	}
-	switch string(line[:colon]) {
-	case "#EXTINF", "#EXT-X-PROGRAM-DATE-TIME", "#EXT-X-BYTERANGE", "#EXT-X-MEDIA-SEQUENCE", "#EXT-X-TARGETDURATION":
-		// Not attribute lists. A title is free text.
+	if line[end] != ':' {
+		// Some players look at the beginning of a line only.
+		if bytes.Contains(line, []byte(`URI="`)) || mentionsURI(line[bytes.IndexByte(line, ':')+1:]) {
+			return p.invalid("a tag with a URI whose name no colon follows")
+		}
 		return nil
+	}
+	value := from + end + 1
+	switch string(line[:end]) {
+	case "#EXTINF":
+		if err := p.checkDuration(line[end+1:]); err != nil {
+			return err
+		}
+		return p.rewriteComment(value, to)
+	case "#EXT-X-PROGRAM-DATE-TIME", "#EXT-X-BYTERANGE", "#EXT-X-MEDIA-SEQUENCE", "#EXT-X-TARGETDURATION":
+		return nil // not attribute lists
 	case "#EXT-X-DEFINE":
-		return p.define(from+colon+1, to)
+		return p.define(value, to)
 	case "#EXT-X-KEY", "#EXT-X-SESSION-KEY", "#EXT-X-MAP", "#EXT-X-MEDIA", "#EXT-X-STREAM-INF",
 		"#EXT-X-I-FRAME-STREAM-INF", "#EXT-X-IMAGE-STREAM-INF", "#EXT-X-PART", "#EXT-X-PRELOAD-HINT",
 		"#EXT-X-RENDITION-REPORT", "#EXT-X-SESSION-DATA", "#EXT-X-CONTENT-STEERING", "#EXT-X-DATERANGE":
 	default:
 		// Tags of tomorrow and of vendors. Those that do not have what looks
 		// like a URI may have any value.
-		if !mentionsURI(line[colon+1:]) {
+		if !mentionsURI(line[end+1:]) {
 			return nil
 		}
 	}
-	return p.rewriteAttributes(from+colon+1, to)
+	return p.rewriteAttributes(value, to)
+}
+
+// checkDuration refuses a segment's duration with something else than a title
+// behind it that would have to be rewritten: hls.js takes it for the URI.
+func (p *playlist) checkDuration(value []byte) error {
+	text := value
+	for len(text) > 0 && (text[0] <= ' ' || text[0] == '.' || '0' <= text[0] && text[0] <= '9') {
+		text = text[1:]
+	}
+	if len(text) == 0 || text[0] == ',' {
+		return nil
+	}
+	text = trim(text)
+	if ref, _ := cutSuffix(text); bytes.Contains(ref, reference) || p.follow(p.here, ref) == written {
+		return p.invalid("a URI behind the duration of EXTINF, where a comma was to be expected")
+	}
+	return nil
 }
 
 // rewriteAttributes rewrites the URIs of an attribute list. A list that is not
@@ -111,13 +174,16 @@ func (p *playlist) rewriteAttributes(from, to int) error {
 		which := uriAttribute(a.name)
 		switch {
 		case which < 0:
-			continue
+			if !a.quoted || !endsInURI(a.name) {
+				continue
+			}
 		case seen[which]:
 			return p.invalid("a URI attribute is repeated")
 		case !a.quoted:
 			return p.invalid("a URI attribute is not quoted")
+		default:
+			seen[which] = true
 		}
-		seen[which] = true
 		if err := p.rewriteURI(a.from, a.to); err != nil {
 			return err
 		}
@@ -133,6 +199,9 @@ func (p *playlist) rewriteURI(from, to int) error {
 	}
 	uri = trim(uri)
 	to = from + len(uri)
+	if beginsBlank(uri) {
+		return p.invalid(whyBlank)
+	}
 
 	ref, suffix := cutSuffix(uri)
 	expanded := ref

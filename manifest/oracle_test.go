@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
@@ -123,21 +124,32 @@ func judge(at manifest.Location, origin, viewer spot, before, after string) stri
 	return ""
 }
 
+func blank(r rune) bool { return r <= ' ' || unicode.IsSpace(r) || r == 0xFEFF }
+
 // hlsURIs returns the URIs of an HLS line, and what is left without them.
 func hlsURIs(line string) (uris []string, rest string) {
 	line = strings.TrimSuffix(line, "\r")
+	before := line[:len(line)-len(strings.TrimLeftFunc(line, blank))]
+	line = line[len(before):]
 	if !strings.HasPrefix(line, "#") {
 		uri := strings.TrimFunc(line, func(r rune) bool { return r <= ' ' })
 		if uri == "" {
-			return nil, line
+			return nil, before + line
 		}
-		return []string{uri}, strings.Replace(line, uri, "", 1)
+		return []string{uri}, before + strings.Replace(line, uri, "", 1)
+	}
+	if !strings.HasPrefix(line, "#EXT") || strings.HasPrefix(line, "#EXTINF") || strings.HasPrefix(line, "#EXTM3U ") {
+		free, found, ok := strings.Cut(line, "#EXT-X-")
+		if !ok {
+			return nil, before + line
+		}
+		before, line = before+free, "#EXT-X-"+found
 	}
 	tag, list, ok := strings.Cut(line, ":")
-	if !ok || !strings.HasPrefix(line, "#EXT") || strings.HasPrefix(line, "#EXTINF") {
-		return nil, line
+	if !ok {
+		return nil, before + line
 	}
-	rest = tag
+	rest = before + tag
 	quoted := false
 	items := strings.FieldsFunc(list, func(r rune) bool {
 		if r == '"' {
@@ -147,8 +159,7 @@ func hlsURIs(line string) (uris []string, rest string) {
 	})
 	for _, item := range items {
 		name, value, _ := strings.Cut(item, "=")
-		switch strings.TrimSpace(name) {
-		case "URI", "SERVER-URI", "X-ASSET-URI", "X-ASSET-LIST":
+		if name = strings.TrimSpace(name); strings.HasSuffix(name, "URI") || name == "X-ASSET-LIST" {
 			if quoted := strings.Trim(value, " \t"); len(quoted) >= 2 && quoted[0] == '"' {
 				uri := strings.TrimFunc(strings.Trim(quoted, `"`), func(r rune) bool { return r <= ' ' })
 				uris = append(uris, uri)

@@ -3,6 +3,7 @@ package manifest
 import (
 	"bytes"
 	"strings"
+	"unicode/utf8"
 )
 
 // place is what references are resolved against.
@@ -125,6 +126,15 @@ func trim(uri []byte) []byte {
 	}
 	return uri
 }
+
+// beginsBlank reports whether a reference begins with white space that browsers
+// keep, and that players in JavaScript drop before they hand it to one.
+func beginsBlank(ref []byte) bool {
+	first, _ := utf8.DecodeRune(ref)
+	return first > ' ' && isBlank(first)
+}
+
+const whyBlank = "white space of Unicode before a URI, which not all players take for a part of it"
 
 // trimReference trims a reference that was decoded after its query and fragment
 // were cut off, if it had any.
