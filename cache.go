@@ -136,10 +136,7 @@ func (c *tokenCache) verify(ctx context.Context, compact string, key *token.Publ
 	v, first := c.join(compact, key)
 	if first {
 		defer c.leave(compact, v)
-		if v.token, v.err = check(); v.err == nil {
-			// The path that the token is a part of must not be kept with it.
-			c.entries.Set(strings.Clone(compact), v.token)
-		}
+		v.token, v.err = c.remember(compact, check)
 		return v.token, v.err
 	}
 	select {
@@ -147,10 +144,19 @@ func (c *tokenCache) verify(ctx context.Context, compact string, key *token.Publ
 	case <-ctx.Done():
 		return nil, refuse(reasonVerificationLimited, ctx.Err())
 	}
-	if why, isRefusal := errors.AsType[*refusal](v.err); v.key != key || isRefusal && why.reason == reasonVerificationLimited {
-		return check() // what kept the other request from an answer need not keep this one
+	if why, isRefusal := errors.AsType[*refusal](v.err); !sameKey(v.key, key) || isRefusal && why.reason == reasonVerificationLimited {
+		return c.remember(compact, check) // what kept the other request from an answer need not keep this one
 	}
 	return v.token, v.err
+}
+
+func (c *tokenCache) remember(compact string, check func() (*verifiedToken, error)) (*verifiedToken, error) {
+	t, err := check()
+	if err == nil {
+		// The path that the token is a part of must not be kept with it.
+		c.entries.Set(strings.Clone(compact), t)
+	}
+	return t, err
 }
 
 // join returns the verifying of a token that is under way, or that has ended

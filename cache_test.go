@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -180,43 +181,44 @@ func TestOthersRefusalsAreNotShared(t *testing.T) {
 		name      string
 		err       error
 		key       *token.PublicKey
-		wantCalls int32
+		wantCalls int
 	}{
 		{"limited", refuse(reasonVerificationLimited, errPrefixLimited), testKey().Public(), 2},
 		{"bad signature", refuse(reasonSignatureInvalid, token.ErrSignature), testKey().Public(), 1},
 		{"bad signature of another config's key", refuse(reasonSignatureInvalid, token.ErrSignature), strangerKey().Public(), 2},
+		{"bad signature of another config's same key", refuse(reasonSignatureInvalid, token.ErrSignature), must(token.ParsePublicKeys([]byte(publicJWK(testKey())), "k1"))[0], 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			cache := newTokenCache(minTokenCacheSize)
-			key := testKey().Public()
-			if tc.wantCalls == 1 {
-				tc.key = key
-			}
-			began, goOn := make(chan struct{}), make(chan struct{})
-			var calls atomic.Int32
-			go func() {
-				_, _ = cache.verify(t.Context(), "compact", tc.key, func() (*verifiedToken, error) {
-					calls.Add(1)
-					close(began)
-					<-goOn
-					return nil, tc.err
-				})
-			}()
-			<-began
-			outcome := make(chan error)
-			go func() {
-				_, err := cache.verify(t.Context(), "compact", key, func() (*verifiedToken, error) {
-					calls.Add(1)
-					return &verifiedToken{key: key}, nil
-				})
-				outcome <- err
-			}()
-			close(goOn)
-			err := <-outcome
-			// The second may also come after the first, and then asks anew.
-			if got := calls.Load(); got != tc.wantCalls && got != 2 || got == 2 && err != nil {
-				t.Errorf("%d calls and the error %v, want %d calls", got, err, tc.wantCalls)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				cache := newTokenCache(minTokenCacheSize)
+				key := testKey().Public()
+				goOn := make(chan struct{})
+				calls := 0
+				go func() {
+					_, _ = cache.verify(t.Context(), "compact", tc.key, func() (*verifiedToken, error) {
+						calls++
+						<-goOn
+						return nil, tc.err
+					})
+				}()
+				synctest.Wait()
+				var err error
+				go func() {
+					_, err = cache.verify(t.Context(), "compact", key, func() (*verifiedToken, error) {
+						calls++
+						return &verifiedToken{key: key}, nil
+					})
+				}()
+				synctest.Wait() // until the second waits for the first
+				close(goOn)
+				synctest.Wait()
+				if calls != tc.wantCalls || (err == nil) != (calls == 2) {
+					t.Errorf("%d calls and the error %v, want %d calls", calls, err, tc.wantCalls)
+				}
+				if _, remembered := cache.entries.GetIfPresent("compact"); remembered != (err == nil) {
+					t.Errorf("remembered: %t, after the error %v", remembered, err)
+				}
+			})
 		})
 	}
 }
@@ -271,9 +273,35 @@ func TestCacheIsAsLargeAsALivingConfigWants(t *testing.T) {
 // The bound of the cache is one of memory, so its estimate must be about what
 // tokens take.
 func TestWeightOfTokens(t *testing.T) {
-	const tokens = 20_000
-	rules := []byte(`[{"type":"ip.geoip.country","country":["GB","US","DE"],"action":"allow"},` +
-		`{"type":"ip.src","ip":["203.0.113.0/24","2001:db8::/32"],"action":"allow"},{"type":"any","action":"block"}]`)
+	addresses := func(rules, each int) string {
+		var list []string
+		for rule := range rules {
+			var ips []string
+			for i := range each {
+				ips = append(ips, fmt.Sprintf(`"198.51.%d.%d"`, rule, 2*i)) // no two are neighbours
+			}
+			list = append(list, `{"type":"ip.src","ip":[`+strings.Join(ips, ",")+`],"action":"block"}`)
+		}
+		return "[" + strings.Join(list, ",") + "]"
+	}
+	for _, tc := range []struct {
+		name, rules string
+		length      int
+	}{
+		{"no rules", "", 600},
+		{"some rules", `[{"type":"ip.geoip.country","country":["GB","US","DE"],"action":"allow"},` +
+			`{"type":"ip.src","ip":["203.0.113.0/24","2001:db8::/32"],"action":"allow"},{"type":"any","action":"block"}]`, 700},
+		{"a rule with many addresses", addresses(1, 17), 900},
+		{"rules with an index", addresses(9, 9), 2200},
+		{"many rules with many addresses", addresses(10, 17), 3600},
+	} {
+		t.Run(tc.name, func(t *testing.T) { wantWeight(t, tc.rules, tc.length) })
+	}
+}
+
+func wantWeight(t *testing.T, rules string, length int) {
+	t.Helper()
+	const tokens = 2_000
 	heap := func() int64 {
 		runtime.GC()
 		runtime.GC() // what finalizers have kept
@@ -281,11 +309,15 @@ func TestWeightOfTokens(t *testing.T) {
 		runtime.ReadMemStats(&stats)
 		return int64(stats.HeapAlloc)
 	}
+	raw := []byte(rules)
+	if rules == "" {
+		raw = nil
+	}
 	cache, key := newTokenCache(1<<30), testKey().Public()
 	before := heap()
 	for i := range tokens {
 		claims := token.Claims{VideoID: strings.Clone("a-video-of-some-length"), ExpiresAt: testTime}
-		cache.entries.Set(fmt.Sprintf("%0700d", i), newVerifiedToken(claims, must(compileRules(rules)), key))
+		cache.entries.Set(fmt.Sprintf("%0*d", length, i), newVerifiedToken(claims, must(compileRules(raw)), key))
 	}
 	cache.entries.CleanUp()
 	took, estimated := heap()-before, int64(cache.entries.WeightedSize())

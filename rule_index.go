@@ -78,7 +78,7 @@ func newRuleIndex(rules accessRules) *ruleIndex {
 	}
 	x.spans = spansOf(networks)
 	slices.SortStableFunc(x.countries, func(a, b countryRule) int { return bytes.Compare(a.code[:], b.code[:]) })
-	x.countries = slices.Clip(slices.CompactFunc(x.countries, func(a, b countryRule) bool { return a.code == b.code }))
+	x.countries = slices.Clone(slices.CompactFunc(x.countries, func(a, b countryRule) bool { return a.code == b.code }))
 	return x
 }
 
@@ -116,7 +116,7 @@ func spansOf(networks []networkRule) (spans []addressSpan) {
 	for len(around) > 1 {
 		leave()
 	}
-	return slices.Clip(spans)
+	return slices.Clone(spans) // without room to grow
 }
 
 // addressAfter returns the first address behind a network, which is not valid
@@ -192,5 +192,5 @@ func (x *ruleIndex) weight() int {
 		return 0
 	}
 	const ofIndex, ofSpan, ofCountry = 64, 32, 3
-	return ofIndex + ofSpan*cap(x.spans) + ofCountry*cap(x.countries)
+	return ofIndex + ofSpan*len(x.spans) + ofCountry*len(x.countries)
 }

@@ -173,7 +173,7 @@ func compileList[T any](list strictjson.Value, name string, parse func(string) (
 	if compiled == nil {
 		return nil, fmt.Errorf("%s is %s: want an array with at least one element", name, quote(list))
 	}
-	return compiled, nil
+	return slices.Clone(compiled), nil // without room to grow
 }
 
 // quote shows a value of the claim in an error, shortened.
