@@ -88,7 +88,7 @@ const (
 // the processor's caches but by chance: the worst that can be for a memory of
 // tokens. They are not signed, for a hit looks at no signature.
 func scaleTokens(b *testing.B, n int) scaleCase {
-	const requests, room = 1 << 16, 4 << 30
+	const requests, room = 1 << 18, 4 << 30
 	g := newGate(b, new(App), new(Gate))
 	g.app.tokens.entries.SetMaximum(room)
 	for i := range n {

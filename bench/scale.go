@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// mostOfFlat is how much the dearest of what is flat may cost in the cheapest.
+	// mostOfFlat is how much a size of what is flat may cost in a smaller one.
 	mostOfFlat = 1.25
 
 	// benchmarkModule is where BenchmarkScale is.
@@ -175,33 +175,35 @@ const (
 	steeper     growth = "steeper than logarithmic"
 )
 
-// growth judges a series. It is flat if the dearest size costs little more than
-// the cheapest. Else it is logarithmic if a + b·log n comes closer to it than
-// a + b·n does, by least squares.
+// growth judges a series. It is flat if no size costs much more than a smaller
+// one. Else it is logarithmic, or grows less than that, if a + b·log n comes
+// closer to it than a + b·n does, by least squares, or if the latter hardly rises.
 func (s scaleSeries) growth() growth {
-	byLog := s.misfit(func(n int) float64 { return math.Log(float64(n)) })
-	byNumber := s.misfit(func(n int) float64 { return float64(n) })
-	switch {
+	byLog, _ := s.fit(func(n int) float64 { return math.Log(float64(n)) })
+	byNumber, slope := s.fit(func(n int) float64 { return float64(n) })
+	first, last := s.points[0], s.points[len(s.points)-1]
+	switch rise := slope * float64(last.n-first.n); {
 	case s.factor() <= mostOfFlat:
 		return flat
-	case byLog < byNumber:
+	case byLog < byNumber, rise <= (mostOfFlat-1)*first.nanos.median:
 		return logarithmic
 	}
 	return steeper
 }
 
-// factor is what the dearest size costs in the cheapest.
+// factor is the most that a size costs in a smaller one.
 func (s scaleSeries) factor() float64 {
 	lowest, highest := math.Inf(1), 0.0
 	for _, p := range s.points {
-		lowest, highest = min(lowest, p.nanos.median), max(highest, p.nanos.median)
+		lowest = min(lowest, p.nanos.median)
+		highest = max(highest, p.nanos.median/lowest)
 	}
-	return highest / lowest
+	return highest
 }
 
-// misfit is what is left, as a sum of squares, by the line that fits best if x is
-// the axis.
-func (s scaleSeries) misfit(x func(n int) float64) (left float64) {
+// fit finds the line that fits best if x is the axis: its slope, and what it
+// leaves as a sum of squares.
+func (s scaleSeries) fit(x func(n int) float64) (left, slope float64) {
 	count := float64(len(s.points))
 	var meanX, meanY, covariance, variance float64
 	for _, p := range s.points {
@@ -216,7 +218,7 @@ func (s scaleSeries) misfit(x func(n int) float64) (left float64) {
 		off := p.nanos.median - meanY - covariance/variance*(x(p.n)-meanX)
 		left += off * off
 	}
-	return left
+	return left, covariance / variance
 }
 
 // scaleReport is what there is to say of how the gate scales.
@@ -244,7 +246,7 @@ func (r scaleReport) markdown() string {
 	fmt.Fprintf(&out, "- `BenchmarkScale` of the folder above, %d rounds of %s a size; figures are medians, with the range over the rounds in\n  parentheses\n",
 		e.options.rounds, e.options.benchTime)
 	fmt.Fprint(&out, "- Cost of the decision about a warm request, in process.\n\n![Cost of a decision by what there is more and more of](scale.svg)\n")
-	fmt.Fprint(&out, "\n| | | dearest / cheapest | wanted |\n| --- | --- | ---: | --- |\n")
+	fmt.Fprint(&out, "\n| | | most that one costs in a smaller one | wanted |\n| --- | --- | ---: | --- |\n")
 	for _, s := range r.series {
 		wanted := "flat or logarithmic"
 		if s.linear {
@@ -252,7 +254,7 @@ func (r scaleReport) markdown() string {
 		}
 		fmt.Fprintf(&out, "| %s | %s | %.2f | %s |\n", s.title, s.growth(), s.factor(), wanted)
 	}
-	fmt.Fprintf(&out, "\nFlat: the dearest size costs at most %.2f times the cheapest. Logarithmic: of the two lines a + b·log n and a + b·n,\nthe first comes closer, by least squares.\n", mostOfFlat)
+	fmt.Fprintf(&out, "\nFlat: no size costs more than %.2f times a smaller one. Logarithmic, or less: of the two lines a + b·log n and a + b·n,\nthe first comes closer, by least squares, or the second rises by less than that.\n", mostOfFlat)
 	for _, s := range r.series {
 		fmt.Fprintf(&out, "\n## %s\n\n| | ns | allocations |\n| ---: | ---: | ---: |\n", strings.ToUpper(s.title[:1])+s.title[1:])
 		for _, p := range s.points {

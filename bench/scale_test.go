@@ -36,6 +36,9 @@ func TestGrowth(t *testing.T) {
 		{"a step for each doubling", doubling(func(n int) float64 { return 500 + 40*math.Log2(float64(n)) }), logarithmic},
 		{"linear", doubling(func(n int) float64 { return 500 + 10*float64(n) }), steeper},
 		{"hardly linear", doubling(func(n int) float64 { return 1000 + 5*float64(n) }), steeper},
+		{"less and less", costing("", 1000, 990, 960, 880, 600), flat},
+		{"most in the middle", costing("", 660, 680, 830, 700, 670), logarithmic},
+		{"a step, and no more", costing("", 500, 900, 910, 920, 930), logarithmic},
 		{"quadratic", doubling(func(n int) float64 { return 500 + float64(n*n) }), steeper},
 		{"a store behind a cache", costing("", 700, 730, 960, 1700, 6000), steeper},
 	} {
