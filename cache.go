@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/maypok86/otter/v2"
@@ -35,6 +36,7 @@ const (
 type tokenCache struct {
 	entries *otter.Cache[string, *verifiedToken]
 	metrics *metrics
+	reserve heapReserve
 
 	mu       sync.Mutex
 	underway map[string]*verification
@@ -103,12 +105,42 @@ func newTokenCache(size uint64) *tokenCache {
 		metrics:  collectMetrics(),
 		underway: make(map[string]*verification),
 	}
+	c.reserve.hold(size / reservedShare)
 	return c
+}
+
+// reservedShare is how much of the cache's size is reserved from the start: 32
+// MiB of 128.
+const reservedShare = 4
+
+// heapReserve is memory that is allocated and never touched, so that it takes
+// addresses only. The garbage collector runs when the heap has doubled. That of
+// Caddy alone has a few megabytes, so under load it is collected dozens of times
+// a second, which costs more than all that the gate does. A cache with thirty
+// thousand tokens in it changes that by being there; until then, the reserve
+// stands in for it.
+type heapReserve struct {
+	block atomic.Pointer[[]byte]
+	left  atomic.Int64 // bytes that have yet to be used by what it stands in for
+}
+
+func (r *heapReserve) hold(size uint64) {
+	block := make([]byte, size)
+	r.block.Store(&block)
+	r.left.Store(int64(size))
+}
+
+// use gives the reserve up when so many bytes have been put to use as it has.
+func (r *heapReserve) use(bytes uint32) {
+	if r.block.Load() != nil && r.left.Add(-int64(bytes)) <= 0 {
+		r.block.Store(nil)
+	}
 }
 
 // Destruct implements caddy.Destructor.
 func (c *tokenCache) Destruct() error {
 	c.entries.InvalidateAll()
+	c.reserve.block.Store(nil)
 	return nil
 }
 
@@ -155,6 +187,7 @@ func (c *tokenCache) remember(compact string, check func() (*verifiedToken, erro
 	if err == nil {
 		// The path that the token is a part of must not be kept with it.
 		c.entries.Set(strings.Clone(compact), t)
+		c.reserve.use(t.weight(compact))
 	}
 	return t, err
 }

@@ -302,25 +302,18 @@ func TestWeightOfTokens(t *testing.T) {
 func wantWeight(t *testing.T, rules string, length int) {
 	t.Helper()
 	const tokens = 2_000
-	heap := func() int64 {
-		runtime.GC()
-		runtime.GC() // what finalizers have kept
-		var stats runtime.MemStats
-		runtime.ReadMemStats(&stats)
-		return int64(stats.HeapAlloc)
-	}
 	raw := []byte(rules)
 	if rules == "" {
 		raw = nil
 	}
 	cache, key := newTokenCache(1<<30), testKey().Public()
-	before := heap()
+	before := liveHeap()
 	for i := range tokens {
 		claims := token.Claims{VideoID: strings.Clone("a-video-of-some-length"), ExpiresAt: testTime}
 		cache.entries.Set(fmt.Sprintf("%0*d", length, i), newVerifiedToken(claims, must(compileRules(raw)), key))
 	}
 	cache.entries.CleanUp()
-	took, estimated := heap()-before, int64(cache.entries.WeightedSize())
+	took, estimated := liveHeap()-before, int64(cache.entries.WeightedSize())
 	if took > estimated*115/100 || took < estimated*75/100 {
 		t.Errorf("a token takes %d bytes, and is estimated at %d", took/tokens, estimated/tokens)
 	}
@@ -344,6 +337,42 @@ func TestCacheFitsTheMemoryLimit(t *testing.T) {
 }
 
 // Tokens that do not verify take no place of those that do.
+// A node with few viewers must not pay for the collection of its garbage with
+// what it does not spend on their tokens, and one with many not twice.
+func TestReserveStandsInForTokens(t *testing.T) {
+	const size = 64 << 20
+	before := liveHeap()
+	cache := newTokenCache(size)
+	if got := liveHeap() - before; got < size/reservedShare*9/10 {
+		t.Errorf("an empty cache of %d bytes adds %d bytes to the heap, want about %d", size, got, size/reservedShare)
+	}
+	remembered := &verifiedToken{videoID: "demo", key: testKey().Public()}
+	half := size / reservedShare / int(remembered.weight(strings.Repeat("x", 700))) / 2
+	fill := func(from, to int) {
+		for i := from; i < to; i++ {
+			_, _ = cache.remember(fmt.Sprintf("%0700d", i), func() (*verifiedToken, error) { return remembered, nil })
+		}
+	}
+	fill(0, half)
+	if cache.reserve.block.Load() == nil {
+		t.Error("the reserve is given up before as much is remembered")
+	}
+	fill(half, 2*half+2)
+	if cache.reserve.block.Load() != nil {
+		t.Error("the reserve is kept although as much is remembered")
+	}
+	runtime.KeepAlive(cache)
+}
+
+// liveHeap returns the bytes of the heap that are in use.
+func liveHeap() int64 {
+	runtime.GC()
+	runtime.GC() // what finalizers have kept
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapAlloc)
+}
+
 func TestForgedTokensAreNotRemembered(t *testing.T) {
 	g := newGate(t, new(App), new(Gate))
 	before := g.app.tokens.entries.EstimatedSize()

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -221,11 +222,7 @@ func (a *App) verify(d *decision) (*verifiedToken, error) {
 	ctx := d.request.Context()
 	// Anybody can send tokens of unknown keys, so they are refused before the
 	// rest of them is looked at.
-	keyID, err := token.HeaderKeyID(compact, d.scratch[:])
-	if err == nil && keyID != nil {
-		_, err = a.key(ctx, string(keyID))
-	}
-	if err != nil {
+	if err := a.checkHeaderKey(ctx, compact); err != nil {
 		return nil, d.refusal(err)
 	}
 	parsed, err := token.Parse(compact)
@@ -251,6 +248,21 @@ func (a *App) verify(d *decision) (*verifiedToken, error) {
 		}
 		return verified, err
 	})
+}
+
+// headerScratch has room for the headers of tokens, which are seldom longer.
+var headerScratch = sync.Pool{New: func() any { return new([128]byte) }}
+
+// checkHeaderKey returns an error if the header of a token names a key that is
+// not known.
+func (a *App) checkHeaderKey(ctx context.Context, compact string) error {
+	scratch := headerScratch.Get().(*[128]byte)
+	defer headerScratch.Put(scratch)
+	keyID, err := token.HeaderKeyID(compact, scratch[:])
+	if err == nil && keyID != nil {
+		_, err = a.key(ctx, string(keyID))
+	}
+	return err
 }
 
 // verifyWith is a pure function of a token and its key.
@@ -427,7 +439,6 @@ type decision struct {
 	requestOrigin string
 
 	refused  refusal
-	scratch  [128]byte // for the header of a token, which is seldom longer
 	logged   bool
 	response response // here, so that both are one allocation
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -22,10 +23,10 @@ type response struct {
 	d      *decision
 	state  responseState
 	status int
-	held   []byte    // what has been written and not been sent
-	began  time.Time // to hold a manifest
-	before [len(originHeaders)]int
-	err    error // why the response is denied
+	held   []byte                    // what has been written and not been sent
+	began  time.Time                 // to hold a manifest
+	before [len(originHeaders)]uint8 // how many values each had before the origin's
+	err    error                     // why the response is denied
 	values headerValues
 }
 
@@ -72,7 +73,7 @@ func (w *response) start(to http.ResponseWriter, d *decision) *response {
 	w.ResponseWriter, w.d = to, d
 	if h := to.Header(); len(h) > 0 {
 		for i, name := range originHeaders {
-			w.before[i] = len(h[name])
+			w.before[i] = uint8(min(len(h[name]), math.MaxUint8))
 		}
 	}
 	return w
@@ -87,12 +88,12 @@ func (w *response) setHeaders() {
 func (w *response) dropOriginHeaders() {
 	h := w.Header()
 	for i, name := range originHeaders {
-		switch values := h[name]; {
-		case len(values) <= w.before[i]:
-		case w.before[i] == 0:
+		switch values, before := h[name], int(w.before[i]); {
+		case len(values) <= before:
+		case before == 0:
 			delete(h, name)
 		default:
-			h[name] = values[:w.before[i]]
+			h[name] = values[:before]
 		}
 	}
 }

@@ -43,6 +43,7 @@ type setup struct {
 
 var allSetups = []*setup{
 	caddy(setup{name: "caddy", title: "Caddy"}),
+	caddy(setup{name: "caddy-gogc", title: "Caddy, GOGC=600", bare: "caddy", env: []string{"GOGC=600"}}),
 	caddy(setup{name: "caddy-rewrite", title: "Caddy, token cut off unseen", bare: "caddy", form: ours, open: true}),
 	caddy(setup{name: "gate-warm", title: "gate, warm", bare: "caddy", form: ours}),
 	caddy(setup{
@@ -79,7 +80,7 @@ func caddy(s setup) *setup {
 	s.gate = s.form != nil && !s.open
 	s.files = map[string]string{"Caddyfile": "Caddyfile"}
 	s.command = []string{"{caddy}", "run", "--config", "{dir}/Caddyfile", "--adapter", "caddyfile"}
-	s.env = []string{"GOMAXPROCS={procs}", "HOME={dir}", "XDG_DATA_HOME={dir}", "XDG_CONFIG_HOME={dir}"}
+	s.env = append(s.env, "GOMAXPROCS={procs}", "HOME={dir}", "XDG_DATA_HOME={dir}", "XDG_CONFIG_HOME={dir}")
 	s.ready = "serving initial configuration"
 	return &s
 }
