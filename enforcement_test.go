@@ -742,6 +742,12 @@ const reportingServer = `{
 // serversOf provisions a config in JSON, at testTime, and starts nothing.
 func serversOf(t *testing.T, config string) map[string]*caddyhttp.Server {
 	t.Helper()
+	return httpAppOf(t, config).Servers
+}
+
+// httpAppOf provisions a config and returns its HTTP app, not started.
+func httpAppOf(t *testing.T, config string) *caddyhttp.App {
+	t.Helper()
 	var cfg caddy.Config
 	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
 		t.Fatal(err)
@@ -757,7 +763,7 @@ func serversOf(t *testing.T, config string) map[string]*caddyhttp.Server {
 			t.Errorf("App.Cleanup() = %v", err)
 		}
 	})
-	return must(ctx.App("http")).(*caddyhttp.App).Servers
+	return must(ctx.App("http")).(*caddyhttp.App)
 }
 
 // startReporting provisions the server, and returns what it has logged since

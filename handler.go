@@ -28,7 +28,12 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 		query: r.URL.RawQuery, requestOrigin: r.Header.Get("Origin"),
 	}
 	d.record()
-	defer d.count()
+	defer func() {
+		d.count()
+		if p := recover(); p != nil {
+			panic(redactPanic(p))
+		}
+	}()
 	if err := g.decide(d); err != nil {
 		return d.refuse(w, err)
 	}

@@ -270,6 +270,27 @@ func holdsToken(path string) bool {
 	return strings.Contains(path, headerStart) && redactTokens(path) != path
 }
 
+// redactPanic returns what to go on panicking with for a handler that has
+// panicked. Servers log that, and traces record it, in a message and not in a
+// field, where no filter comes by; and behind the gate, the viewer's URL is still
+// there to panic with, in the request's context. Where the handler has panicked is
+// kept: the stack that is logged reaches down to it.
+func redactPanic(p any) any {
+	switch p.(type) {
+	case string, error, fmt.Stringer:
+		// %+v is how slog writes errors; some of them say more then.
+		for _, format := range []string{"%v", "%+v"} {
+			text := fmt.Sprintf(format, p)
+			if redacted := redactTokens(text); redacted != text {
+				return redacted
+			}
+		}
+		return p
+	}
+	// Bytes are written as numbers, in which nobody knows a token.
+	return fmt.Sprintf("a value of type %T", p)
+}
+
 // redactSpan has traces say what log lines say of a request's path.
 func redactSpan(span oteltrace.Span, path string) {
 	span.SetAttributes(attribute.String("url.path", redactTokens(path)))

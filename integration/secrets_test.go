@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -441,6 +443,41 @@ func (s *guarded) leaveEarly() {
 	close(s.faults.release)
 }
 
+// profile returns profiles of the server while viewers with every token are
+// served, unpacked.
+func (s *guarded) profile() string {
+	s.t.Helper()
+	ctx, stop := context.WithCancel(s.t.Context())
+	defer stop()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		for ctx.Err() == nil {
+			for _, path := range s.tokens {
+				s.request(client, "http://"+s.mounted.addr, http.MethodGet, "/play"+path+"/video/1.ts")
+			}
+		}
+	}()
+	var all strings.Builder
+	for _, path := range []string{"profile?seconds=1", "trace?seconds=1", "goroutine?debug=2", "goroutine", "heap", "allocs"} {
+		answer := (&gateway{addr: s.admin}).get(s.t, "/debug/pprof/"+path)
+		text := answer.body
+		if unpacked, err := gzip.NewReader(bytes.NewReader(text)); err == nil {
+			if text, err = io.ReadAll(unpacked); err != nil {
+				s.t.Errorf("%s of the admin API: %v", path, err)
+			}
+		}
+		// Which says that requests are in it, as far as they can be.
+		if !bytes.Contains(text, []byte("caddy-signed-playback.(*Gate).ServeHTTP")) && strings.Contains(path, "seconds=") {
+			s.t.Errorf("%s of the admin API knows of no request: %d and %d bytes", path, answer.StatusCode, len(text))
+		}
+		all.Write(text)
+	}
+	stop()
+	<-served
+	return all.String()
+}
+
 // askAdmin returns what the admin API tells.
 func (s *guarded) askAdmin() string {
 	s.t.Helper()
@@ -535,6 +572,7 @@ func TestSecretsStayOutOfEverySink(t *testing.T) {
 	s := startGuarded(t)
 	s.callAPI()
 	s.visit()
+	s.wantNothingIn("profiles", s.profile(), "goroutine ")
 
 	seen := s.origin.take()
 	var asked strings.Builder
