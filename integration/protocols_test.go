@@ -64,7 +64,10 @@ func startTLS(t testing.TB, o *origin, c config) *tlsGateway {
 	pool.AppendCertsFromPEM(certificatePEM)
 
 	c.listen = "https://localhost"
-	c.site = fmt.Sprintf("tls %s/site.crt %s/site.key\nreverse_proxy %s", dir, dir, o.addr())
+	if c.site == "" {
+		c.site = "reverse_proxy " + o.addr()
+	}
+	c.site = fmt.Sprintf("tls %s/site.crt %s/site.key\n%s", dir, dir, c.site)
 	return &tlsGateway{start(t, o, c), &tls.Config{RootCAs: pool, ServerName: "localhost", MinVersion: tls.VersionTLS12}}
 }
 

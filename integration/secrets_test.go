@@ -32,19 +32,30 @@ import (
 // productionExample is what operators start from.
 const productionExample = "../examples/Caddyfile.production"
 
-// logFormat is how the production example has logs written: what it tells
-// operators to do is what is tested.
-func logFormat(t testing.TB) string {
+// productionBlock returns what the production example has within the braces
+// behind a name: what it tells operators to do is what is tested.
+func productionBlock(t testing.TB, name string) string {
 	t.Helper()
 	example, err := os.ReadFile(productionExample)
 	if err != nil {
 		t.Fatal(err)
 	}
-	snippet := regexp.MustCompile(`(?ms)^\(without_tokens\) \{\n(.*?)^\}$`).FindSubmatch(example)
-	if snippet == nil {
-		t.Fatalf("%s has no snippet (without_tokens)", productionExample)
+	begin := regexp.MustCompile(`(?m)^(\t*)` + regexp.QuoteMeta(name) + ` \{\n`).FindSubmatchIndex(example)
+	if begin == nil {
+		t.Fatalf("%s has no block %s", productionExample, name)
 	}
-	return string(snippet[1])
+	indentation, rest := example[begin[2]:begin[3]], string(example[begin[1]:])
+	block, _, ended := strings.Cut("\n"+rest, "\n"+string(indentation)+"}\n")
+	if !ended {
+		t.Fatalf("%s: the block %s does not end", productionExample, name)
+	}
+	return block
+}
+
+// logFormat is how the production example has logs written.
+func logFormat(t testing.TB) string {
+	t.Helper()
+	return productionBlock(t, "(without_tokens)")
 }
 
 // accessLog is a directive that has a site write its access log to a file.

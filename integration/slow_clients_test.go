@@ -3,6 +3,8 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"cmp"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"errors"
@@ -25,10 +27,8 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// shortTimeouts are the server's for clients that do not talk. A whole response
-// has none, and one that stalls a long one: by default, Caddy cuts off who has
-// paused for a minute.
-const shortTimeouts = "servers {\ntimeouts {\nread_header 2s\nread_body 2s\nwrite_idle 10m\nidle 2s\n}\n}"
+// shortTimeouts are the server's for clients that do not talk.
+const shortTimeouts = "servers {\ntimeouts {\nread_header 2s\nread_body 2s\nidle 2s\n}\n}"
 
 // dialSlow connects with the smallest receive window that there is.
 func dialSlow(t testing.TB, addr string) net.Conn {
@@ -493,26 +493,38 @@ func (c *http2Conn) continueHeader(target string, fragment []byte) (stopped bool
 	return c.repeat(func(int) error { return c.WriteContinuation(1, false, fragment) })
 }
 
-// pause is how long a player is paused. By hand it may be longer.
+// pause is how long a player is paused: for longer than Caddy's own timeout for
+// responses that stall. By hand it may be longer still.
 func pause(t testing.TB) time.Duration {
 	t.Helper()
-	text := os.Getenv("SIGNED_PLAYBACK_PAUSE")
-	if text == "" {
-		return 15 * time.Second
-	}
-	length, err := time.ParseDuration(text)
+	length, err := time.ParseDuration(cmp.Or(os.Getenv("SIGNED_PLAYBACK_PAUSE"), "90s"))
 	if err != nil {
 		t.Fatalf("SIGNED_PLAYBACK_PAUSE: %v", err)
 	}
 	return length
 }
 
-// Who pauses and plays on must get the rest, however the timeouts are set that
-// end idle connections, slow headers and dead origins: they are shorter here
-// than the pause. Only that for a response that stalls must be longer.
+// productionTimeouts are global options: the production example's timeouts for
+// clients.
+func productionTimeouts(t testing.TB) string {
+	t.Helper()
+	return "servers {\ntimeouts {\n" + productionBlock(t, "timeouts") + "\n}\n}"
+}
+
+// productionProxy is a reverse_proxy with the production example's limits for an
+// origin.
+func productionProxy(t testing.TB, o *origin) string {
+	t.Helper()
+	return "reverse_proxy " + o.addr() + " {\ntransport http {\n" + productionBlock(t, "transport http") + "\n}\n}"
+}
+
+// Who pauses for 90 seconds, in the middle of a film in one file or of a
+// playlist, and plays on must get the rest, under the timeouts that the
+// production example has against clients and origins that do not talk. Without
+// them, Caddy gives up a response that has stalled for a minute.
 func TestPausedPlayers(t *testing.T) {
-	t.Parallel() // all of it is waiting
-	movie := make([]byte, 16<<20)
+	t.Parallel()                  // all of it is waiting
+	movie := make([]byte, 32<<20) // more than all buffers on the way
 	noise := rand.NewChaCha8([32]byte{})
 	_, _ = noise.Read(movie)
 	media := exampleMedia()
@@ -523,19 +535,35 @@ func TestPausedPlayers(t *testing.T) {
 		}
 		media.ServeHTTP(w, r)
 	}))
-	g := start(t, o, config{
-		global: "order file_server before signed_playback\n" + shortTimeouts,
-		site:   fmt.Sprintf("file_server /player/* {\n\troot %s\n}\n%s", playerPage(t), impatient(o, 3)),
+	plain := &gateway{addr: freeAddr(t)} // for the browser, and for small windows
+	g := startTLS(t, o, config{
+		global: "order file_server before signed_playback\n" + productionTimeouts(t),
+		site:   productionProxy(t, o),
+		sites: site(plain.addr, fmt.Sprintf("file_server /player/* {\n\troot %s\n}\nsigned_playback\n%s",
+			playerPage(t), productionProxy(t, o))),
 	})
 	space := "/" + mint(t, "demo", nil) + "/"
 	length := pause(t)
 
-	progressive := make(chan error, 1)
-	conn := dialSlow(t, g.addr)
+	downloads := make(map[string]<-chan error)
+	download := func(name string, c *http.Client, base string) {
+		c.Timeout = length + 2*startTimeout
+		done := make(chan error, 1)
+		downloads[name] = done
+		go func() { done <- downloadWithPause(c, base+space+"movie.mp4", movie, length) }()
+	}
+	conn := dialSlow(t, plain.addr)
 	defer conn.Close()
-	go func() { progressive <- downloadWithPause(conn, space+"movie.mp4", movie, length) }()
+	download("a small window", &http.Client{Transport: &http.Transport{
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+	}}, plain.url(""))
+	_, port, _ := net.SplitHostPort(g.addr)
+	for _, protocol := range protocols {
+		c, _ := protocol.connect(t, g)
+		download(protocol.name, c, "https://localhost:"+port)
+	}
 
-	p := openPlayer(t, startChromium(t), g)
+	p := openPlayer(t, startChromium(t), plain)
 	p.playAndPause(t, space+"manifest/video.m3u8")
 	<-time.After(length)
 	before := len(o.take())
@@ -546,20 +574,18 @@ func TestPausedPlayers(t *testing.T) {
 	if after := o.take(); len(after) == 0 {
 		t.Errorf("all %d requests came before the pause", before)
 	}
-	if err := <-progressive; err != nil {
-		t.Error(err)
+	for name, done := range downloads {
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
 // downloadWithPause reads a file, with a pause after its first part.
-func downloadWithPause(conn net.Conn, target string, want []byte, length time.Duration) error {
-	_ = conn.SetDeadline(time.Now().Add(length + 2*startTimeout))
-	if _, err := io.WriteString(conn, rawGet(target)); err != nil {
-		return err
-	}
-	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+func downloadWithPause(c *http.Client, address string, want []byte, length time.Duration) error {
+	res, err := c.Get(address)
 	if err != nil {
-		return err
+		return errors.Unwrap(err) // less the address, which has the token
 	}
 	defer res.Body.Close()
 	sum := sha256.New()
