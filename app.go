@@ -97,6 +97,7 @@ type App struct {
 	keys      *keyring
 	tokens    *tokenCache
 	limit     *verificationLimit
+	manifests *manifestMemory
 	countries *countryDatabase // nil without a database
 	defaults  settings
 	// For gates and videos that say nothing of it.
@@ -145,6 +146,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.logger = ctx.Logger()
 	a.now = time.Now
 	a.metrics = collectMetrics()
+	a.manifests = processManifestMemory()
 	if err := a.metrics.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ var (
 	errManifestIncomplete = errors.New("the origin's response broke off")
 	errManifestPartial    = errors.New("the origin answered with a part of a manifest")
 	errManifestSize       = fmt.Errorf("the manifest is larger than %d bytes", manifest.MaxSize)
+	errManifestLength     = errors.New("the origin sends more than it has told")
 	errManifestForm       = errors.New("the origin's response is neither HLS nor DASH")
 	errManifestEncoding   = errors.New("the origin compressed the manifest by other means than gzip")
 	errRedirect           = errors.New("the origin redirects to a place outside the video's folder")
@@ -82,29 +83,57 @@ func beginsLikeHLS(body []byte) bool {
 // hold begins to keep a manifest back.
 func (w *response) hold() {
 	length, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64)
+	coding := w.contentCoding()
 	switch {
 	case w.status == http.StatusPartialContent:
 		w.refuse(errManifestPartial)
 	case err == nil && length > manifest.MaxSize:
 		w.refuse(errManifestSize)
+	case isCompressed(coding) && coding != "gzip" && coding != "x-gzip":
+		w.refuse(errManifestEncoding)
 	case w.d.request.Method == http.MethodHead && !w.d.manifest:
 		// Known by its type only, when it was too late to ask for its body.
 		dropEntityHeaders(w.Header())
 		w.pass()
 	default:
-		w.state, w.began = holding, time.Now()
+		if err != nil {
+			length = 0
+		}
+		w.state, w.share = holding, w.d.app.manifests.newShare(int(length), isCompressed(coding))
 	}
 }
 
+// contentCoding returns how the origin has compressed a body.
+func (w *response) contentCoding() string {
+	return strings.ToLower(strings.Join(w.Header()["Content-Encoding"], ","))
+}
+
+func isCompressed(coding string) bool { return coding != "" && coding != "identity" }
+
 func (w *response) keep(p []byte) (int, error) {
+	size, told := len(w.held)+len(p), w.share.length
+	var err error
+	switch {
 	// The request of what is a manifest by its type alone has no deadline.
-	if time.Since(w.began) > manifestTimeout {
-		w.refuse(errManifestIncomplete)
+	case time.Since(w.share.began) > manifestTimeout:
+		err = errManifestIncomplete
+	case size > manifest.MaxSize:
+		err = errManifestSize
+	case told > 0 && size > told:
+		err = errManifestLength
+	default:
+		err = w.share.grow(w.d.request.Context(), size)
+	}
+	if err != nil {
+		w.refuse(err)
 		return 0, w.err
 	}
-	if len(w.held)+len(p) > manifest.MaxSize {
-		w.refuse(errManifestSize)
-		return 0, w.err
+	if size > cap(w.held) {
+		// In one piece if it is known how large, lest most of what is allocated
+		// be pieces that were outgrown.
+		larger := make([]byte, len(w.held), max(size, told, min(2*cap(w.held), w.share.room)))
+		copy(larger, w.held)
+		w.held = larger
 	}
 	w.held = append(w.held, p...)
 	return len(p), nil
@@ -129,14 +158,23 @@ func (w *response) sendManifest() error {
 	if w.d.request.Method == http.MethodHead {
 		return nil
 	}
+	w.held = nil
+	w.share.shrinkTo(int64(cap(rewritten)))
+	if w.share.bytes > 0 {
+		// Or whoever does not read would keep others' from being held.
+		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(manifestTimeout))
+	}
 	_, err = w.ResponseWriterWrapper.Write(rewritten)
 	return err
 }
 
 func (w *response) rewrite() ([]byte, error) {
-	body, err := decodeManifest(w.held, w.Header()["Content-Encoding"])
-	if err != nil {
-		return nil, err
+	body := w.held
+	if w.share.compressed {
+		var err error
+		if body, err = decodeManifest(body); err != nil {
+			return nil, err
+		}
 	}
 	format := manifest.Sniff(body)
 	if format == 0 {
@@ -151,14 +189,7 @@ func (w *response) rewrite() ([]byte, error) {
 
 // decodeManifest undoes gzip, which was not asked for, within the bound of all
 // manifests.
-func decodeManifest(body []byte, encoding []string) ([]byte, error) {
-	switch strings.ToLower(strings.Join(encoding, ",")) {
-	case "", "identity":
-		return body, nil
-	case "gzip", "x-gzip":
-	default:
-		return nil, errManifestEncoding
-	}
+func decodeManifest(body []byte) ([]byte, error) {
 	reader, err := gzip.NewReader(bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("decompressing the manifest: %w", err)

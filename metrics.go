@@ -130,6 +130,10 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 			func() float64 { return float64(a.tokens.entries.WeightedSize()) },
 		},
 		{
+			"manifest_memory_bytes", "Memory that is reserved for large manifests, which are held until they are rewritten and sent.",
+			func() float64 { return float64(a.manifests.bytes.Load()) },
+		},
+		{
 			"store_up", "Whether the store of the control API's keys and settings answers; if not, the last known state is in force.",
 			func() float64 { return truth(!a.state.away.Load()) },
 		},

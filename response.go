@@ -24,7 +24,7 @@ type response struct {
 	state  responseState
 	status int
 	held   []byte                    // what has been written and not been sent
-	began  time.Time                 // to hold a manifest
+	share  *manifestShare            // of the memory for manifests, nil while none is held
 	before [len(originHeaders)]uint8 // how many values each had before the origin's
 	err    error                     // why the response is denied
 	values headerValues
@@ -102,6 +102,7 @@ func (w *response) dropOriginHeaders() {
 // one that no viewer may get.
 func (w *response) serve(next caddyhttp.Handler, r *http.Request) (err error) {
 	defer func() {
+		w.share.release()
 		// This is how reverse_proxy gives up on a body that it cannot read
 		// or write to its end.
 		if p := recover(); p != nil {
@@ -168,6 +169,7 @@ func (w *response) refuse(why error) {
 	w.state = denied
 	w.err = refuse(reasonManifestInvalid, why)
 	w.held = nil
+	w.share.release()
 	dropEntityHeaders(w.Header())
 	w.dropOriginHeaders()
 }

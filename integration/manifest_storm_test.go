@@ -1,0 +1,100 @@
+package integration
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// stormManifest is a playlist of some MiB, and what becomes of it.
+func stormManifest(size int) (sent, rewritten []byte) {
+	rest := "\n#" + strings.Repeat("x", size)
+	return []byte("#EXTM3U\n#EXTINF:2,\n/vidA/1.ts" + rest), []byte("#EXTM3U\n#EXTINF:2,\n1.ts" + rest)
+}
+
+// D9 The attack: viewers of one video ask for a manifest of several MiB, all at
+// the same time and of an origin that is slow to send it. The server's memory
+// stays below what they would fill, each of them gets all of the manifest or is
+// told, and the viewers of other videos do not notice.
+func TestManifestStorm(t *testing.T) {
+	const (
+		limit    = 256 << 20 // bytes, of which a quarter is for manifests
+		viewers  = 100
+		size     = 5 << 20 // of which each is held once, and once rewritten
+		pieces   = 20
+		over     = 400 * time.Millisecond
+		rounds   = 3
+		while    = time.Second
+		residual = 192 << 20 // what the server may grow by, with what is garbage
+	)
+	withoutRaceDetector(t)
+	sent, rewritten := stormManifest(size)
+	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, ".m3u8") {
+			_, _ = w.Write(goodSegment)
+			return
+		}
+		tick := time.NewTicker(over / pieces)
+		defer tick.Stop()
+		for piece := range pieces { // without a length
+			<-tick.C
+			if _, err := w.Write(sent[piece*len(sent)/pieces : (piece+1)*len(sent)/pieces]); err != nil {
+				return
+			}
+		}
+	}))
+	admin := freeAddr(t)
+	g := start(t, o, config{log: quiet, global: "admin " + admin, env: []string{"GOMEMLIMIT=" + strconv.Itoa(limit)}})
+	others := newBystanders(t, g.url(""))
+	others.watch(t, while) // once for what is verified and dialled only once
+	var without, with []time.Duration
+	for range rounds {
+		without = append(without, others.watch(t, while))
+	}
+	before := g.memory(t)["VmRSS"]
+
+	target := g.url("/" + mint(t, "vidA", nil) + "/video.m3u8")
+	var storm sync.WaitGroup
+	var mu sync.Mutex
+	got := make(map[verdict]int)
+	for range viewers {
+		storm.Go(func() {
+			res, err := client.Get(target)
+			if err != nil {
+				t.Errorf("a viewer of the storm: %v", err)
+				return
+			}
+			defer res.Body.Close()
+			body, err := io.ReadAll(res.Body)
+			v := verdict{res.StatusCode, res.Header.Get("Signed-Playback-Reason")}
+			if err != nil || v == plays && !bytes.Equal(body, rewritten) {
+				t.Errorf("a viewer of the storm got %d bytes of %d: %v", len(body), len(rewritten), err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			got[v]++
+		})
+	}
+	for range rounds {
+		with = append(with, others.watch(t, while))
+	}
+	storm.Wait()
+	grown := g.memory(t)["VmHWM"] - before
+	t.Logf("the storm was answered with %v; the server has grown by %d MiB at the most", got, grown>>20)
+	if grown > residual {
+		t.Errorf("the server has grown by %d MiB, want at most %d", grown>>20, residual>>20)
+	}
+	tooMany := verdict{http.StatusBadGateway, "manifest_invalid"}
+	if got[plays] == 0 || got[plays]+got[tooMany] != viewers {
+		t.Errorf("the storm was answered with %v, want %v, and else %v", got, plays, tooMany)
+	}
+	wantUnnoticed(t, without, with, 200*time.Millisecond)
+	if held := g.metric(t, admin, "manifest_memory_bytes"); held != 0 {
+		t.Errorf("%.0f bytes stay reserved", held)
+	}
+}
