@@ -1,103 +1,541 @@
 package integration
 
 import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// The config for production does what its comments say, on addresses of this
-// machine: monitors need no token, viewers do, people are told why, Prometheus
-// gets its metrics, and no log has a token.
+// The config for production does what its comments say, with its own names, over
+// TLS and HTTP/1.1, 2 and 3, with its own timeouts, limits and health checks: what
+// is replaced are ports, addresses and paths, and the authority that certifies.
 func TestProductionExample(t *testing.T) {
-	o := startOrigin(t, nil)
-	site, api, metrics := freeAddr(t), freeAddr(t), freeAddr(t)
-	dir := t.TempDir()
-	text, err := os.ReadFile("../examples/Caddyfile.production")
-	if err != nil {
-		t.Fatal(err)
+	t.Parallel() // most of it is waiting
+	p := startProduction(t)
+
+	t.Run("the admin socket", p.checkAdmin)
+	slow, silent := p.holdConnection(t), p.askSilentOrigin(t)
+	for _, protocol := range protocols {
+		t.Run(protocol.name, func(t *testing.T) {
+			viewer, _ := protocol.connect(t, p.site(mediaName))
+			p.checkViewer(t, viewer, protocol.name)
+		})
 	}
-	here := string(text)
-	for _, change := range [][2]string{
-		{"admin unix//run/caddy/admin.sock", "admin off\n\tdefault_bind 127.0.0.1"},
-		{"https://media.example.com {", "http://" + site + " {"},
-		{"https://api.media.example.com {", "http://" + api + " {"},
-		{"http://:9180 {", "http://" + metrics + " {"},
-		{"10.0.1.11:8080 10.0.1.12:8080", o.addr()},
-	} {
-		if !strings.Contains(here, change[0]) {
-			t.Fatalf("the example has no %q any more", change[0])
+	t.Run("plain HTTP", p.checkRedirect)
+	t.Run("strangers", p.checkStrangers)
+	t.Run("addresses", p.checkAddresses)
+	t.Run("metrics", p.checkMetrics)
+	t.Run("a sick origin", p.checkHealth)
+	t.Run("a crowd", p.checkCrowd)
+	t.Run("a dead origin", p.checkFailover)
+	if err := <-slow; err != nil {
+		t.Errorf("read_header: %v", err)
+	}
+	if err := <-silent; err != nil {
+		t.Errorf("response_header_timeout: %v", err)
+	}
+	t.Run("SIGTERM", p.checkStop)
+
+	for _, want := range []string{`"signed_playback_token_id":"`, `"status":308`, `"Referer":["https://media.example.com/`} {
+		if !strings.Contains(p.log.String(), want) {
+			t.Errorf("the access log has no %s, so it does not show that tokens are taken out", want)
 		}
-		here = strings.Replace(here, change[0], change[1], 1)
 	}
-	// 127.0.0.1 stands for the private network, 127.0.0.2 for the world.
-	writeFile(t, filepath.Join(dir, "Caddyfile"), []byte(here))
+}
+
+// Names of the example.
+const (
+	mediaName = "media.example.com"
+	apiName   = "api.media.example.com"
+)
+
+// allowedSite is a header of one of the sites that may embed the videos.
+const allowedSite = "Origin: https://www.example.com"
+
+// production runs the example. 127.0.0.1 stands for the private network,
+// 127.0.0.2 for the world, and 127.0.0.3 for the load balancer.
+type production struct {
+	*gateway
+	first, second  *pooledOrigin
+	plain, metrics string // host:port of http and of the metrics
+	socket         string // of the admin API
+	authority      *x509.CertPool
+}
+
+func startProduction(t *testing.T) *production {
+	t.Helper()
+	dir := t.TempDir()
+	p := &production{
+		gateway: &gateway{addr: freeAddr(t), dir: dir, log: newLogBuffer()},
+		first:   startPooledOrigin(t), second: startPooledOrigin(t),
+		plain: freeAddr(t), metrics: freeAddr(t), socket: filepath.Join(dir, "admin.sock"),
+	}
+	text := p.adapt(t)
+	writeFile(t, filepath.Join(dir, "Caddyfile"), []byte(text))
 	database, err := filepath.Abs("../testdata/country.mmdb")
 	if err != nil {
 		t.Fatal(err)
 	}
-
-	g := &gateway{addr: site, api: api, dir: dir, log: newLogBuffer()}
-	g.cmd = exec.Command(binary(t), "run", "--config", "Caddyfile")
-	g.cmd.Dir = dir
-	g.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "HOME="+dir, raceOptions,
+	p.cmd = exec.Command(binary(t), "run", "--config", "Caddyfile")
+	p.cmd.Dir = dir
+	p.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "HOME="+dir, raceOptions,
 		"SIGNED_PLAYBACK_API_TOKEN="+apiSecret, "SIGNED_PLAYBACK_GEOIP="+database)
-	g.cmd.Stdout, g.cmd.Stderr = g.log, g.log
-	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := g.cmd.Start(); err != nil {
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { g.stop(t) })
-	if !g.log.await("serving initial configuration", startTimeout) {
-		t.Fatalf("the server did not start:\n%s\n%s", here, g.log)
+	t.Cleanup(func() { p.stop(t) })
+	if !p.log.await("serving initial configuration", startTimeout) || !p.log.awaitTimes("certificate obtained successfully", 2) {
+		t.Fatalf("the server did not start:\n%s\n%s", text, p.log)
 	}
+	root, err := os.ReadFile(filepath.Join(dir, "caddy/pki/authorities/local/root.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.authority = x509.NewCertPool()
+	p.authority.AppendCertsFromPEM(root)
+	return p
+}
 
-	if got := g.get(t, "/healthz"); got.StatusCode != http.StatusNoContent {
-		t.Errorf("/healthz: status %d, want 204 without a token", got.StatusCode)
+// adapt returns the example with ports, addresses and paths of this machine.
+func (p *production) adapt(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../examples/Caddyfile.production")
+	if err != nil {
+		t.Fatal(err)
 	}
-	compact := g.mintToken(t, "demo", "")
-	if got := g.get(t, segment(compact), "Origin: https://www.example.com").verdict(); got != plays {
+	port := func(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
+	adapted := string(text)
+	for _, change := range [][2]string{
+		// The names are nobody's, so no authority would certify them.
+		{"email ops@example.com", "email ops@example.com\n\tlocal_certs\n\tskip_install_trust\n\tdefault_bind 127.0.0.1\n" +
+			"\thttp_port " + port(p.plain) + "\n\thttps_port " + port(p.addr)},
+		{"unix//run/caddy/admin.sock", "unix/" + p.socket},
+		{"trusted_proxies static 10.0.0.0/8", "trusted_proxies static 127.0.0.3"},
+		{"http://:9180 {", "http://:" + port(p.metrics) + " {"},
+		{"10.0.1.11:8080 10.0.1.12:8080", p.first.addr() + " " + p.second.addr()},
+	} {
+		if strings.Count(adapted, change[0]) != 1 {
+			t.Fatalf("the example does not have one %q", change[0])
+		}
+		adapted = strings.Replace(adapted, change[0], change[1], 1)
+	}
+	return adapted
+}
+
+// site is a site of the example, for those who connect to it.
+func (p *production) site(name string) *tlsGateway {
+	return &tlsGateway{p.gateway, &tls.Config{RootCAs: p.authority, ServerName: name, MinVersion: tls.VersionTLS12}}
+}
+
+// from makes a client with an address of its own.
+func (p *production) from(t testing.TB, address, name string) *http.Client {
+	t.Helper()
+	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+	transport := &http.Transport{
+		TLSClientConfig: p.site(name).trust,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if strings.HasPrefix(addr, name) {
+				addr = p.addr
+			}
+			return dialer.DialContext(ctx, network, addr)
+		},
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: startTimeout}
+}
+
+func (p *production) get(t testing.TB, c *http.Client, path string, header ...string) *response {
+	t.Helper()
+	return askSite(t, c, http.MethodGet, "https://"+mediaName+path, "", header...)
+}
+
+func askSite(t testing.TB, c *http.Client, method, url, body string, header ...string) *response {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range header {
+		name, value, _ := strings.Cut(line, ": ")
+		req.Header.Set(name, value)
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return readResponse(t, res)
+}
+
+// mintToken has the example's control API mint a token for the video demo.
+func (p *production) mintToken(t testing.TB, body string) string {
+	t.Helper()
+	res := readAPIResponse(t, askSite(t, p.from(t, "127.0.0.1", apiName), http.MethodPost,
+		"https://"+apiName+"/client/v4/accounts/any/stream/demo/token", body, "Authorization: Bearer "+apiSecret))
+	var minted struct {
+		Token string `json:"token"`
+	}
+	if err := json.Unmarshal(res.Result, &minted); err != nil || minted.Token == "" {
+		t.Fatalf("no token was minted: %s", res.body)
+	}
+	return minted.Token
+}
+
+// The admin API is behind a socket that nobody else may write to, and reloads.
+func (p *production) checkAdmin(t *testing.T) {
+	info, err := os.Stat(p.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		t.Errorf("the mode of the socket is %s", info.Mode())
+	}
+	overSocket := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", p.socket)
+		},
+	}}
+	if got := askSite(t, overSocket, http.MethodGet, "http://localhost/config/apps/signed_playback/public_url", ""); !strings.Contains(string(got.body), mediaName) {
+		t.Errorf("it answers with %d %q", got.StatusCode, got.body)
+	}
+	reload := exec.CommandContext(t.Context(), binary(t), "reload", "--config", "Caddyfile", "--force")
+	reload.Dir, reload.Env = p.dir, p.cmd.Env
+	if output, err := reload.CombinedOutput(); err != nil {
+		t.Errorf("caddy reload: %v\n%s", err, output)
+	}
+}
+
+// checkViewer does what a viewer does, over whatever version of HTTP.
+func (p *production) checkViewer(t *testing.T, viewer *http.Client, version string) {
+	if got := p.get(t, viewer, "/healthz"); got.StatusCode != http.StatusNoContent || got.Proto != version {
+		t.Errorf("/healthz: status %d over %s, want 204 without a token", got.StatusCode, got.Proto)
+	}
+	compact := p.mintToken(t, "")
+	page := "Referer: https://" + mediaName + "/" + compact + "/iframe"
+	if got := p.get(t, viewer, segment(compact), allowedSite, page).verdict(); got != plays {
 		t.Errorf("a token of the API on an allowed site: %v, want %v", got, plays)
 	}
-	evil := g.get(t, segment(compact), "Origin: https://example.com.evil.example")
+	p.take()
+	if got := p.get(t, viewer, "/"+compact+"/iframe", "Sec-Fetch-Dest: iframe"); got.verdict() != plays || !strings.Contains(string(got.body), "<video") || len(p.take()) > 0 {
+		t.Errorf("the player page: %v and %.60q", got.verdict(), got.body)
+	}
+	evil := p.get(t, viewer, segment(compact), "Origin: https://example.com.evil.example")
 	if want := "403 origin_not_allowed"; evil.StatusCode != http.StatusForbidden || string(evil.body) != want {
 		t.Errorf("on another site: status %d and %q, want %q", evil.StatusCode, evil.body, want)
 	}
-	if got := g.get(t, segment("demo"), "Origin: https://example.com").reason(); got != "token_required" {
+	if got := p.get(t, viewer, segment("demo"), allowedSite).reason(); got != "token_required" {
 		t.Errorf("without a token: %q, want token_required", got)
 	}
-	for name, addr := range map[string]string{"control API": api, "metrics": metrics} {
-		if res, err := fromOutside.Get("http://" + addr + "/metrics"); err == nil {
+	long := p.mintToken(t, `{"accessRules":[{"type":"ip.src","action":"block","ip":["192.0.2.1"`+strings.Repeat(`,"192.0.2.1"`, 430)+`]}]}`)
+	if len(long) < 7000 {
+		t.Fatalf("a token of %d bytes is not long", len(long))
+	}
+	page = "Referer: https://" + mediaName + "/" + long + "/iframe"
+	if got := p.get(t, viewer, segment(long), allowedSite, page, "Cookie: c="+strings.Repeat("c", 4000)).verdict(); got != plays {
+		t.Errorf("a token of %d bytes, twice: %v, want %v", len(long), got, plays)
+	}
+}
+
+// Who forgets the s of https is sent on, and the log does not keep where to.
+func (p *production) checkRedirect(t *testing.T) {
+	target := segment(p.mintToken(t, ""))
+	got := rawTo(t, p.plain, rawGet(target))
+	if want := "https://" + mediaName + target; got.StatusCode != http.StatusPermanentRedirect || got.Header.Get("Location") != want {
+		t.Errorf("got %d to %q, want 308 to %q", got.StatusCode, got.Header.Get("Location"), want)
+	}
+}
+
+// The control API and the metrics are for the private network.
+func (p *production) checkStrangers(t *testing.T) {
+	for name, url := range map[string]string{
+		"control API": "https://" + apiName + "/client/v4/accounts/any/stream", "metrics": "http://" + p.metrics + "/metrics",
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+apiSecret)
+		if res, err := p.from(t, "127.0.0.2", apiName).Do(req); err == nil {
 			t.Errorf("the %s answers strangers with status %d", name, res.StatusCode)
 			res.Body.Close()
 		}
 	}
-	scraped := (&gateway{addr: metrics}).get(t, "/metrics")
-	for _, want := range []string{`caddy_signed_playback_requests_total{kind="segment",reason="origin_not_allowed",result="refused"} 1`, "caddy_http_request_duration_seconds"} {
+}
+
+// Where a viewer is, the load balancer says, and nobody else.
+func (p *production) checkAddresses(t *testing.T) {
+	target := segment(p.mintToken(t, `{"accessRules":[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]}`))
+	blocked := verdict{http.StatusForbidden, "rule_blocked"}
+	for _, tc := range []struct {
+		name, from, forwarded string
+		want                  verdict
+	}{
+		{"in Great Britain", "127.0.0.3", "203.0.113.7", plays},
+		{"in Germany", "127.0.0.3", "198.51.100.7", blocked},
+		{"in Germany, and writes an address", "127.0.0.3", "203.0.113.7, 198.51.100.7", blocked},
+		{"past the load balancer", "127.0.0.1", "203.0.113.7", blocked},
+	} {
+		if got := p.get(t, p.from(t, tc.from, mediaName), target, allowedSite, "X-Forwarded-For: "+tc.forwarded).verdict(); got != tc.want {
+			t.Errorf("a viewer %s: %v, want %v", tc.name, got, tc.want)
+		}
+	}
+}
+
+func (p *production) checkMetrics(t *testing.T) {
+	scraped := (&gateway{addr: p.metrics}).get(t, "/metrics")
+	for _, want := range []string{`caddy_signed_playback_requests_total{kind="segment",reason="origin_not_allowed",result="refused"} 3`, "caddy_http_request_duration_seconds"} {
 		if !strings.Contains(string(scraped.body), want) {
 			t.Errorf("the metrics have no %s", want)
 		}
 	}
-	eventually(t, "the access log has no id of the token", func() bool {
-		return strings.Contains(g.log.String(), `"signed_playback_token_id":"`)
-	})
-	if signature := compact[strings.LastIndexByte(compact, '.')+1:]; strings.Contains(g.log.String(), signature) {
-		t.Errorf("the token is in a log:\n%s", g.log)
+}
+
+// spread asks for segments, which must all play, and returns how many of them
+// either origin was asked for.
+func (p *production) spread(t *testing.T) (first, second int) {
+	t.Helper()
+	p.take()
+	viewer, compact := p.from(t, "127.0.0.1", mediaName), p.mintToken(t, "")
+	for n := range 40 {
+		if got := p.get(t, viewer, fmt.Sprintf("/%s/video/%d.ts", compact, n), allowedSite).verdict(); got != plays {
+			t.Errorf("segment %d: %v, want %v", n, got, plays)
+		}
 	}
-	began := time.Now()
-	g.stop(t)
-	if took := time.Since(began); took > 30*time.Second {
-		t.Errorf("with nobody playing, the server took %s to end", took)
+	return len(p.first.asked()), len(p.second.asked())
+}
+
+// An origin that says that it is not well is left out, although it would answer,
+// and asked again when it is.
+func (p *production) checkHealth(t *testing.T) {
+	first, second := p.spread(t)
+	if first == 0 || second == 0 || first+second != 40 {
+		t.Errorf("the origins were asked for %d and %d segments, want 40 on both", first, second)
+	}
+	if again, others := p.spread(t); again != first || others != second {
+		t.Errorf("the origins were asked for %d and %d segments, and then for %d and %d", first, second, again, others)
+	}
+	p.first.sick.Store(true)
+	eventually(t, "the sick origin is left out", func() bool {
+		left, all := p.spread(t)
+		return left == 0 && all == 40
+	})
+	p.first.sick.Store(false)
+	eventually(t, "the origin that is well again is asked", func() bool {
+		back, _ := p.spread(t)
+		return back == first
+	})
+}
+
+// More connections than one origin can serve well wait for their turn, and are
+// served then.
+func (p *production) checkCrowd(t *testing.T) {
+	const crowd, most = 600, 512
+	viewers, _ := connectTCP(t, p.site(mediaName), true)
+	target := "/" + p.mintToken(t, "") + "/crowd.ts"
+	var sent atomic.Int64
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { sent.Add(1) }})
+	var all sync.WaitGroup
+	for range crowd {
+		all.Go(func() {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+mediaName+target, nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			req.Header.Set("Origin", "https://www.example.com")
+			res, err := viewers.Do(req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer res.Body.Close()
+			if res.StatusCode != http.StatusOK {
+				t.Errorf("one of the crowd got %d", res.StatusCode)
+			}
+		})
+	}
+	serving := func() int64 { return p.first.crowd.Load() + p.second.crowd.Load() }
+	var last int64
+	unmoved := 0
+	eventually(t, "as many are served as there are to be", func() bool {
+		now := serving()
+		if unmoved++; now != last {
+			last, unmoved = now, 0
+		}
+		return sent.Load() == crowd && unmoved > 25 && now >= most
+	})
+	if got := serving(); got != most {
+		t.Errorf("an origin has %d connections, want %d at most", got, most)
+	}
+	close(p.first.release)
+	close(p.second.release)
+	all.Wait()
+}
+
+// When an origin dies, viewers do not notice.
+func (p *production) checkFailover(t *testing.T) {
+	p.first.server.Close()
+	if _, second := p.spread(t); second != 40 {
+		t.Errorf("the origin that is left was asked for %d segments, want 40", second)
 	}
 }
 
-// fromOutside asks from an address that the example does not trust.
-var fromOutside = &http.Client{Transport: &http.Transport{
-	DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}).DialContext,
-}}
+// holdConnection begins a request and says no more. What comes is an error if the
+// server puts up with that.
+func (p *production) holdConnection(t *testing.T) <-chan error {
+	t.Helper()
+	conn, err := tls.Dial("tcp", p.addr, p.site(mediaName).trust)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: "); err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.SetDeadline(time.Now().Add(startTimeout / 2))
+	done := make(chan error, 1)
+	go func() {
+		defer conn.Close()
+		_, err := io.Copy(io.Discard, conn)
+		done <- err
+	}()
+	return done
+}
+
+// askSilentOrigin has a viewer ask for what the origin says nothing to. What comes
+// is an error unless the viewer is told that.
+func (p *production) askSilentOrigin(t *testing.T) <-chan error {
+	t.Helper()
+	viewer := p.from(t, "127.0.0.1", mediaName)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+mediaName+"/"+p.mintToken(t, "")+"/silence.ts", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Origin", "https://www.example.com")
+	done := make(chan error, 1)
+	go func() {
+		res, err := viewer.Do(req)
+		if err == nil {
+			res.Body.Close()
+			if res.StatusCode != http.StatusGatewayTimeout {
+				err = fmt.Errorf("got %s, want 504", res.Status)
+			}
+		}
+		done <- err
+	}()
+	return done
+}
+
+// Who is in the middle of a file when the server is told to end gets it to its
+// end, and who is paused does not keep the server.
+func (p *production) checkStop(t *testing.T) {
+	target := "/" + p.mintToken(t, "") + "/movie.mp4"
+	bodies := make(map[string]io.ReadCloser)
+	begin := func(name string, viewer *http.Client) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+mediaName+target, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Origin", "https://www.example.com")
+		res, err := viewer.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bodies[name] = res.Body
+	}
+	for _, protocol := range protocols {
+		viewer, _ := protocol.connect(t, p.site(mediaName))
+		begin(protocol.name, viewer)
+	}
+	begin("paused", p.from(t, "127.0.0.1", mediaName))
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if !p.log.await("shutting down apps", startTimeout) {
+		t.Fatal("the server has not noticed SIGTERM")
+	}
+	for _, protocol := range protocols {
+		if n, err := io.Copy(io.Discard, bodies[protocol.name]); n != movieBytes || err != nil {
+			t.Errorf("%s: %d of %d bytes came: %v", protocol.name, n, movieBytes, err)
+		}
+	}
+	p.stop(t) // which fails if it takes too long
+	bodies["paused"].Close()
+}
+
+// pooledOrigin is one of several origins of the same videos.
+type pooledOrigin struct {
+	*origin
+	sick    atomic.Bool
+	crowd   atomic.Int64
+	release chan struct{} // closed when the crowd may go
+}
+
+// movieBytes is more than there is room for in buffers on the way.
+const movieBytes = 64 << 20
+
+func startPooledOrigin(t *testing.T) *pooledOrigin {
+	t.Helper()
+	o := &pooledOrigin{release: make(chan struct{})}
+	o.origin = startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/healthz":
+			if o.sick.Load() {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+		case "/demo/silence.ts":
+			<-r.Context().Done()
+		case "/demo/crowd.ts":
+			o.crowd.Add(1)
+			defer o.crowd.Add(-1)
+			select {
+			case <-o.release:
+			case <-r.Context().Done():
+			}
+		case "/demo/movie.mp4":
+			chunk := make([]byte, 1<<20)
+			for range movieBytes / len(chunk) {
+				_, _ = w.Write(chunk)
+			}
+		default:
+			_, _ = w.Write(goodSegment)
+		}
+	}))
+	return o
+}
+
+// asked returns what viewers have had the origin asked for since the last call
+// of take.
+func (o *pooledOrigin) asked() (uris []string) {
+	for _, uri := range o.uris() {
+		if uri != "/healthz" {
+			uris = append(uris, uri)
+		}
+	}
+	return uris
+}
+
+// take forgets what the origins were asked for, and returns it.
+func (p *production) take() (uris []string) {
+	for _, o := range []*pooledOrigin{p.first, p.second} {
+		uris = append(uris, o.asked()...)
+		o.origin.take()
+	}
+	return uris
+}
