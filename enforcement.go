@@ -164,6 +164,17 @@ func (d *decision) onlyReports(c check) bool {
 		!holdsToken(d.target.suffix.decoded)
 }
 
+// reportable tells of a reason whether there are requests that pass and would
+// have been refused for it. There are none where nobody knows what the request is
+// for, nor where the gate finds out when the origin has answered.
+func (r reason) reportable() bool {
+	switch r {
+	case reasonPathInvalid, reasonMethodNotAllowed, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonManifestInvalid:
+		return false
+	}
+	return true
+}
+
 // report remembers what a request would have been refused for.
 func (d *decision) report(err error) {
 	if why, ok := errors.AsType[*refusal](err); ok && d.reason == "" {

@@ -31,7 +31,9 @@ type metrics struct {
 	collectors []prometheus.Collector
 }
 
-var collectMetrics = sync.OnceValue(func() *metrics {
+var collectMetrics = sync.OnceValue(newMetrics)
+
+func newMetrics() *metrics {
 	seconds := prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: namespace, Subsystem: subsystem, Name: "manifest_rewrite_seconds",
 		Help:    "Time that the rewriting of a manifest took.",
@@ -73,17 +75,9 @@ var collectMetrics = sync.OnceValue(func() *metrics {
 		Namespace: namespace, Subsystem: subsystem, Name: "requests_total",
 		Help: "Requests by what became of them (allowed, refused, would_refuse, preflight), why, and the kind of resource.",
 	}, []string{"result", "reason", "kind"})
-	allowed := make(map[kind]prometheus.Counter)
-	for _, k := range kinds {
-		allowed[k] = requests.WithLabelValues(string(resultAllowed), "", string(k))
-		// From the start, for a rate does not see the first of a series.
-		for _, why := range reasons {
-			requests.WithLabelValues(string(resultRefused), string(why), string(k))
-		}
-	}
 	return &metrics{
 		requests:        requests,
-		allowed:         allowed,
+		allowed:         beginRequests(requests),
 		cacheHits:       hits,
 		cacheMisses:     misses,
 		verified:        verified,
@@ -95,7 +89,23 @@ var collectMetrics = sync.OnceValue(func() *metrics {
 		storeErrors:     storeErrors,
 		collectors:      []prometheus.Collector{requests, seconds, uris, storeErrors, hits, misses, verifySeconds, verifications},
 	}
-})
+}
+
+// beginRequests has each series of requests be there from the start: neither a
+// rate nor an increase sees the first of a series that begins at 1.
+func beginRequests(requests *prometheus.CounterVec) (allowed map[kind]prometheus.Counter) {
+	allowed = make(map[kind]prometheus.Counter)
+	for _, k := range kinds {
+		allowed[k] = requests.WithLabelValues(string(resultAllowed), "", string(k))
+		for _, why := range reasons {
+			requests.WithLabelValues(string(resultRefused), string(why), string(k))
+			if why.reportable() {
+				requests.WithLabelValues(string(resultWouldRefuse), string(why), string(k))
+			}
+		}
+	}
+	return allowed
+}
 
 // register makes the metrics part of a config's registry.
 func (m *metrics) register(registry *prometheus.Registry) error {

@@ -24,11 +24,18 @@ import (
 // requestLabels are the labels of requests_total.
 type requestLabels struct{ Result, Reason, Kind string }
 
+const requestsTotal = "caddy_signed_playback_requests_total"
+
 // countedRequests returns the requests that have been counted so far.
 func countedRequests(t *testing.T) map[requestLabels]float64 {
 	t.Helper()
+	return requestsIn(t, countersOf(t, requestsTotal))
+}
+
+func requestsIn(t *testing.T, counters map[[3]string]float64) map[requestLabels]float64 {
+	t.Helper()
 	counted := make(map[requestLabels]float64)
-	for labels, value := range countersOf(t, "caddy_signed_playback_requests_total") {
+	for labels, value := range counters {
 		if len(labels) != 3 {
 			t.Fatalf("requests_total has the labels %v, want kind, reason and result", labels)
 		}
@@ -45,6 +52,10 @@ func countersOf(t *testing.T, name string) map[[3]string]float64 {
 	if err := collectMetrics().register(registry); err != nil {
 		t.Fatal(err)
 	}
+	return countersIn(registry, name)
+}
+
+func countersIn(registry *prometheus.Registry, name string) map[[3]string]float64 {
 	counters := make(map[[3]string]float64)
 	for _, family := range must(registry.Gather()) {
 		if family.GetName() != name {
@@ -163,6 +174,29 @@ func TestLabelsAreClosed(t *testing.T) {
 		if !slices.Contains([]string{"ok", "signature_invalid", "rules_invalid", "verification_limited"}, labels[0]) {
 			t.Errorf("verifications are counted as %q", labels[0])
 		}
+	}
+}
+
+// A refusal that is only reported must be seen when it comes for the first time:
+// the alert for it looks at what a series has risen by, and a series that begins
+// with that request has not risen. What cannot be has no series.
+func TestRequestsBeginAtZero(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	if err := newMetrics().register(registry); err != nil {
+		t.Fatal(err)
+	}
+	want := make(map[requestLabels]float64)
+	for _, k := range kinds {
+		want[requestLabels{"allowed", "", string(k)}] = 0
+		for _, why := range reasonConstants(t) {
+			want[requestLabels{"refused", why, string(k)}] = 0
+			if passesReported(why) && why != "manifest_invalid" {
+				want[requestLabels{"would_refuse", why, string(k)}] = 0
+			}
+		}
+	}
+	if diff := cmp.Diff(want, requestsIn(t, countersIn(registry, requestsTotal))); diff != "" {
+		t.Errorf("the series of a server that nobody has asked yet (-want +got):\n%s", diff)
 	}
 }
 
