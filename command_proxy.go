@@ -415,12 +415,10 @@ func (opts proxyOptions) config(site proxySite, origin proxyOrigin, gate *Gate, 
 // logging keeps tokens out of the log, also without an access log: errors have
 // the request with them.
 func (opts proxyOptions) logging() *caddy.Logging {
-	filter := json.RawMessage(`{"filter":"signed_playback"}`)
-	encoder := logging.FilterEncoder{FieldsRaw: map[string]json.RawMessage{
-		"request>uri":     filter,
-		"request>headers": filter, // Referer, and what a CDN in front adds
-		"resp_headers":    filter, // Location, where Caddy sends viewers from HTTP to HTTPS
-	}}
+	encoder := logging.FilterEncoder{FieldsRaw: make(map[string]json.RawMessage)}
+	for _, field := range tokenFields {
+		encoder.FieldsRaw[field] = json.RawMessage(`{"filter":"signed_playback"}`)
+	}
 	base := caddy.BaseLog{EncoderRaw: caddyconfig.JSONModuleObject(encoder, "format", "filter", nil)}
 	if opts.debug {
 		base.Level = zap.DebugLevel.CapitalString()

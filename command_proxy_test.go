@@ -218,7 +218,8 @@ func TestProxyConfig(t *testing.T) {
 			"admin": {"disabled": true, "config": {"persist": false}},
 			"logging": {"logs": {"default": {"encoder": {"format": "filter", "fields": {
 				"request>headers": {"filter": "signed_playback"}, "request>uri": {"filter": "signed_playback"},
-				"resp_headers": {"filter": "signed_playback"}
+				"resp_headers": {"filter": "signed_playback"}, "uri": {"filter": "signed_playback"},
+				"from_path": {"filter": "signed_playback"}, "to_path": {"filter": "signed_playback"}
 			}}}}},
 			"apps": {
 				"http": {"servers": {"proxy": {
@@ -243,7 +244,8 @@ func TestProxyConfig(t *testing.T) {
 			"admin": {"disabled": true, "config": {"persist": false}},
 			"logging": {"logs": {"default": {"level": "DEBUG", "encoder": {"format": "filter", "fields": {
 				"request>headers": {"filter": "signed_playback"}, "request>uri": {"filter": "signed_playback"},
-				"resp_headers": {"filter": "signed_playback"}
+				"resp_headers": {"filter": "signed_playback"}, "uri": {"filter": "signed_playback"},
+				"from_path": {"filter": "signed_playback"}, "to_path": {"filter": "signed_playback"}
 			}}}}},
 			"apps": {
 				"http": {"servers": {"proxy": {

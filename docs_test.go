@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"errors"
 	"go/ast"
 	"go/parser"
 	gotoken "go/token"
@@ -16,6 +17,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/dustin/go-humanize"
@@ -338,12 +341,141 @@ func TestDefaultsAreDocumented(t *testing.T) {
 	}
 }
 
-// The log filter of the reference is one that Caddy takes.
-func TestLogFilterOfTheReference(t *testing.T) {
-	described := sections(page(t, "docs/reference.md"), "##")["The log filter signed_playback"]
-	global := optionBlock{open: "{\n", end: "}\n:80 {\nrespond ok\n}\n"}
-	if got := global.adapt(t, caddyfileBlock.FindStringSubmatch(described)[1]); strings.Count(got, `"filter": "signed_playback"`) != 3 {
-		t.Errorf("it adapts to %s", got)
+// A log filter that leaves a field out lets tokens into logs, most likely at debug
+// level, when nobody thinks of them. So wherever one is shown, it is the one of
+// the example for production, with which the integration tests look for tokens.
+func TestLogFilterIsTheSameEverywhere(t *testing.T) {
+	var (
+		filter = regexp.MustCompile(`(?m)^[/\t ]*format filter \{\n(?:[/\t ]*[^}\n]*\n)*?[/\t ]*\}$`)
+		field  = regexp.MustCompile(`(?m)^[/\t ]*(\S+)\s+signed_playback$`)
+		pages  []string
+	)
+	walk(t, func(path string) {
+		shown := filepath.Ext(path) == ".md" || filepath.Dir(path) == "examples" || path == "logfilter.go"
+		if !shown {
+			return
+		}
+		for _, block := range filter.FindAllString(page(t, path), -1) {
+			pages = append(pages, path)
+			var fields []string
+			for _, m := range field.FindAllStringSubmatch(block, -1) {
+				fields = append(fields, m[1])
+			}
+			if diff := cmp.Diff(tokenFields[:], fields); diff != "" {
+				t.Errorf("%s: the fields of the log filter (-want +got):\n%s", path, diff)
+			}
+		}
+	})
+	slices.Sort(pages)
+	want := []string{"SECURITY.md", "docs/guide.md", "docs/reference.md", "examples/Caddyfile.production", "logfilter.go"}
+	if diff := cmp.Diff(want, pages); diff != "" {
+		t.Errorf("where the log filter is shown (-want +got):\n%s", diff)
+	}
+}
+
+// frames make a whole config of what pages show a part of: of a site, or of the
+// global options.
+var frames = []optionBlock{
+	{open: ":80 {\n", end: "}\n"},
+	{open: "{\n", end: "}\n:80 {\nrespond ok\n}\n"},
+}
+
+// wholeConfig matches what only a whole config has: global options, a snippet or
+// the address of a site.
+var wholeConfig = regexp.MustCompile(`(?m)^(?:\{|\(\w+\) \{|https?://\S+ \{)$`)
+
+// Whoever copies a config from any page has one that Caddy takes. Those of the
+// reference are parts of blocks, which TestOptionsAreDocumented holds, and the
+// guide's are run as well, by the integration tests.
+func TestConfigsOfPagesAreValid(t *testing.T) {
+	dir := t.TempDir()
+	key := publicJWK(testKey())
+	for name, content := range map[string]string{
+		"public.json": key, "stream.jwk": key, "2030-01.public.json": key, "2030-02.public.json": key, "hls.min.js": "self.Hls = {}",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	names := strings.NewReplacer(
+		"/srv/hls.js/dist/", dir+"/", "key_file key.json", "key_file "+dir+"/public.json", "/etc/caddy/", dir+"/", "/var/lib/GeoIP/GeoLite2-Country.mmdb", "testdata/country.mmdb",
+	)
+	t.Setenv("SIGNED_PLAYBACK_API_TOKEN", "a-secret-of-some-length")
+	t.Setenv("CLOUDFLARE_API_TOKEN", "a-secret-of-some-length")
+	t.Setenv("SIGNED_PLAYBACK_REDIS", "redis://127.0.0.1:1")
+	blocks := regexp.MustCompile("(?ms)^```caddyfile[^\n]*\n(.*?)^```$")
+	validated := make(map[string]int)
+	walk(t, func(path string) {
+		if filepath.Ext(path) != ".md" || path == filepath.Join("docs", "reference.md") {
+			return
+		}
+		for _, block := range blocks.FindAllStringSubmatch(page(t, path), -1) {
+			validated[path]++
+			if err := validateInAFrame(t, names.Replace(block[1]), dir); err != nil {
+				t.Errorf("%s: %v:\n%s", path, err, block[1])
+			}
+		}
+	})
+	for _, path := range []string{"README.md", "SECURITY.md", "docs/control-api.md", "docs/guide.md", "docs/monitoring.md", "docs/player.md"} {
+		if validated[path] == 0 {
+			t.Errorf("%s has no config that is validated", path)
+		}
+	}
+}
+
+// validateInAFrame has Caddy load a config, short of starting it.
+func validateInAFrame(t *testing.T, text, dir string) error {
+	t.Helper()
+	var adapted, refusals string
+	around := frames
+	if wholeConfig.MatchString(text) {
+		around = []optionBlock{{}}
+	}
+	for _, frame := range around {
+		if adapted = frame.adapt(t, text); strings.HasPrefix(adapted, "{") {
+			break
+		}
+		refusals += adapted
+	}
+	var cfg caddy.Config
+	if err := caddy.StrictUnmarshalJSON([]byte(adapted), &cfg); err != nil {
+		return errors.New(refusals)
+	}
+	cfg.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": dir}, "module", "file_system", nil)
+	return caddy.Validate(&cfg)
+}
+
+// invocation matches a command of pages, on a line of its own, in $(…) and in the
+// midst of text.
+var invocation = regexp.MustCompile(`caddy signed-playback ([a-z]+)((?: +(?:"[^"\n]*"|'[^'\n]*'|[^\s"'|>)#` + "`" + `&;]+))*)`)
+
+// Whoever types a command from any page has its flags right.
+func TestCommandsOfPagesParse(t *testing.T) {
+	parsed := make(map[string]int)
+	walk(t, func(path string) {
+		if filepath.Ext(path) != ".md" {
+			return
+		}
+		for _, m := range invocation.FindAllStringSubmatch(page(t, path), -1) {
+			root := new(cobra.Command)
+			caddycmd.Commands()["signed-playback"].CobraFunc(root)
+			cmd, _, err := root.Find([]string{m[1]})
+			if err != nil || cmd == root {
+				t.Errorf("%s: %s: there is no such command", path, m[0])
+				continue
+			}
+			var words []string
+			for _, word := range regexp.MustCompile(`"[^"]*"|'[^']*'|\S+`).FindAllString(m[2], -1) {
+				words = append(words, strings.Trim(word, `"'`))
+			}
+			parsed[path]++
+			if err := cmd.ParseFlags(words); err != nil {
+				t.Errorf("%s: %s: %v", path, m[0], err)
+			}
+		}
+	})
+	if parsed["README.md"] < 4 || parsed["docs/guide.md"] < 20 {
+		t.Errorf("commands were found in %v", parsed)
 	}
 }
 

@@ -30,19 +30,32 @@ func init() {
 // so it must not be in a log.
 //
 // It is for the fields in which a URL of a viewer can stand, or for objects that
-// contain them: `request` as a whole, or `request>uri` and `request>headers`, and
-// `resp_headers` for redirects.
+// contain them: `request` as a whole, or `request>uri` and `request>headers`,
+// `resp_headers` for redirects, and what other handlers say at debug level.
 //
 //	format filter {
-//		request>uri     signed_playback
+//		request>uri signed_playback
 //		request>headers signed_playback
-//		resp_headers    signed_playback
+//		resp_headers signed_playback
+//		uri signed_playback
+//		from_path signed_playback
+//		to_path signed_playback
 //	}
 //
 // What looks like a token is replaced too, if it is none: the filter errs on
 // the side of silence. Among headers, those with credentials of the control API
 // are redacted, like Caddy's own filter redacts `Authorization`.
 type LogFilter struct{}
+
+// tokenFields are the fields of Caddy's log lines in which tokens can stand.
+var tokenFields = [...]string{
+	"request>uri",
+	"request>headers", // Referer, and what a CDN in front adds
+	"resp_headers",    // Location, where Caddy sends viewers from HTTP to HTTPS
+	"uri",             // of rewrite, at debug level, as the two below
+	"from_path",
+	"to_path",
+}
 
 // CaddyModule returns the Caddy module information.
 func (LogFilter) CaddyModule() caddy.ModuleInfo {
