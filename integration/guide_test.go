@@ -525,7 +525,7 @@ func TestGuidePrograms(t *testing.T) {
 			}
 		})
 	}
-	want := []string{"Go, with package token", "Go, with golang-jwt", "Node, with jose", "Node, with jsonwebtoken", "Python, with PyJWT", "PHP"}
+	want := []string{"Go, with package token", "Go, with golang-jwt", "Node, with jose", "Node, with jsonwebtoken", "Python, with PyJWT", "PHP, with phpseclib", "PHP, without a library"}
 	if diff := cmp.Diff(want, ran); diff != "" {
 		t.Errorf("the programs of the guide (-want +got):\n%s", diff)
 	}

@@ -6,8 +6,9 @@ set -eu
 cd "$(dirname "$0")"
 
 # Each line: a program, and the Debian packages that it comes with. The race
-# detector needs gcc together with the headers of the C library. Debian's Python
-# is named by its path, for another one would not have Debian's libraries.
+# detector needs gcc together with the headers of the C library, and PHP and Python
+# are for the guide, with libraries. Debian's Python is named by its path, for
+# another one would not have Debian's.
 tools='gcc gcc libc6-dev
 ffmpeg ffmpeg
 ffprobe ffmpeg
@@ -19,13 +20,14 @@ redis-server redis-server
 prometheus prometheus
 promtool prometheus
 jq jq
-php php-cli
+php php-cli php-phpseclib3
 /usr/bin/python3 python3 python3-jwt python3-cryptography'
 
 works() {
 	command -v "$1" >/dev/null || return 1
 	case $1 in
 	gcc) echo '#include <stdlib.h>' | gcc -E -x c - >/dev/null 2>&1 ;;
+	php) "$1" -r 'require "phpseclib3/autoload.php";' 2>/dev/null ;;
 	/usr/bin/python3) "$1" -c 'import jwt, cryptography' 2>/dev/null ;;
 	esac
 }
