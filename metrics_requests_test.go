@@ -273,7 +273,7 @@ func gaugesOf(t *testing.T, app *App) map[string]float64 {
 // A gate has the gauges of what its config has, and no others: an alert about a
 // geo database or a key set must not fire where there is none.
 func TestGaugesFollowTheConfig(t *testing.T) {
-	always := []string{"keys", "store_up", "token_cache_bytes", "token_cache_entries"}
+	always := []string{"keys", "manifest_memory_bytes", "store_up", "token_cache_bytes", "token_cache_entries"}
 	for _, tc := range []struct {
 		name string
 		app  *App
