@@ -56,11 +56,13 @@ func binary(t testing.TB) string {
 type config struct {
 	global string // more global options
 	log    string // options of the log; default: debug level, on standard error
+	sifted bool   // whether debug lines without a secret are dropped, of a test that makes very many requests
 	app    string // options of the global signed_playback block
 	keys   string // what its key_file names; default: the public half of signingKey
 	gate   string // options of the directive
 	site   string // more directives of the site; default: a reverse_proxy to the origin
 	listen string // the site's address; default: http://, on a free port, for any host
+	bare   bool   // Caddy alone, without a gate: what others are held against
 	env    []string
 	sites  string // more site blocks
 	api    string // options of signed_playback_api, on a site of its own; default: no API
@@ -74,6 +76,7 @@ type config struct {
 func start(t testing.TB, o *origin, c config) *gateway {
 	t.Helper()
 	g := &gateway{addr: c.addr, api: c.apiAddr, dir: c.dir, log: newLogBuffer()}
+	g.log.sifts = c.sifted
 	if g.dir == "" {
 		g.dir = t.TempDir()
 	}
@@ -117,6 +120,10 @@ func (g *gateway) caddyfile(t testing.TB, o *origin, c config) string {
 	if c.site == "" {
 		c.site = "reverse_proxy " + o.addr()
 	}
+	app, gate := fmt.Sprintf("signed_playback {\nkey_file %s\n%s\n}", c.keys, c.app), "signed_playback {\n"+c.gate+"\n}"
+	if c.bare {
+		app, gate = "", ""
+	}
 	return fmt.Sprintf(`{
 	admin off
 	debug
@@ -128,27 +135,25 @@ func (g *gateway) caddyfile(t testing.TB, o *origin, c config) string {
 		%s
 	}
 	%s
-	signed_playback {
-		key_file %s
-		%s
-	}
+	%s
 }
 
 %s:%s {
-	signed_playback {
-		%s
-	}
+	%s
 	%s
 }
 
 %s
-`, logFormat(t), c.log, c.global, c.keys, c.app, c.listen, port, c.gate, c.site, c.sites)
+`, logFormat(t), c.log, c.global, app, c.listen, port, gate, c.site, c.sites)
 }
 
-// kill ends the server as a power cut would.
-func (g *gateway) kill() {
+// kill ends the server as a power cut would, and looks for what must never be in
+// its log.
+func (g *gateway) kill(t testing.TB) {
+	t.Helper()
 	_ = g.cmd.Process.Kill()
 	_ = g.cmd.Wait()
+	g.wantCleanLog(t)
 }
 
 // stop ends the server and looks for what must never be in its log.
@@ -164,6 +169,12 @@ func (g *gateway) stop(t testing.TB) {
 	if err != nil {
 		t.Errorf("the server ended with %v:\n%s", err, g.log)
 	}
+	g.wantCleanLog(t)
+}
+
+// wantCleanLog checks a log to its end, whichever way the server has ended.
+func (g *gateway) wantCleanLog(t testing.TB) {
+	t.Helper()
 	if strings.Contains(g.log.String(), "panic") {
 		t.Errorf("the server panicked:\n%s", g.log)
 	}
@@ -364,6 +375,8 @@ type logBuffer struct {
 	mu      sync.Mutex
 	written bytes.Buffer
 	grown   *sync.Cond
+	sifts   bool         // whether lines are dropped that nobody will look for
+	begun   bytes.Buffer // a line that is not complete, if it sifts
 }
 
 func newLogBuffer() *logBuffer {
@@ -376,7 +389,27 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	defer b.grown.Broadcast()
-	return b.written.Write(p)
+	if !b.sifts {
+		return b.written.Write(p)
+	}
+	b.begun.Write(p)
+	for bytes.IndexByte(b.begun.Bytes(), '\n') >= 0 {
+		line, _ := b.begun.ReadBytes('\n')
+		if !bytes.Contains(line, []byte(`"level":"debug"`)) || bytes.Contains(line, []byte("panic")) || mayHoldSecret(line) {
+			b.written.Write(line)
+		}
+	}
+	return len(p), nil
+}
+
+// mayHoldSecret reports, quickly, whether what secret finds may be in a line.
+func mayHoldSecret(line []byte) bool {
+	for _, part := range []string{"eyJ", "PRIVATE KEY", `"d"`, `d\":`, apiSecret, apiKeyOf} {
+		if bytes.Contains(line, []byte(part)) {
+			return true
+		}
+	}
+	return false
 }
 
 func (b *logBuffer) String() string {

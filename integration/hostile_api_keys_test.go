@@ -203,7 +203,7 @@ func TestHostileAPIRevokedForGood(t *testing.T) {
 	t.Run("A9 at once", func(t *testing.T) { wantDead(t, g) })
 	wantAPIError(t, g.call(t, http.MethodDelete, "stream/keys/"+strings.Repeat("0", 32), ""), http.StatusNotFound, "there is no key")
 
-	g.kill()
+	g.kill(t)
 	t.Run("A9 after a restart", func(t *testing.T) { wantDead(t, startAgain(t, o, g, config{api: withAPI})) })
 
 	// The operator puts another key under the old id, and that of the API into a
@@ -280,7 +280,7 @@ func TestAPIIdempotentCreation(t *testing.T) {
 	}
 	g.mustCall(t, http.MethodDelete, "stream/keys/"+left[0], "", nil)
 
-	g.kill()
+	g.kill(t)
 	g = startAgain(t, o, g, config{api: withAPI})
 	third := create(t, header)
 	wantLive(t, third, another, unnamed, again, empty, emptyAgain)

@@ -80,9 +80,7 @@ func (p *proxyProcess) interrupt(t testing.TB) {
 	if err := await(t, ended, "the end after SIGINT"); err != nil {
 		t.Errorf("it ended with %v:\n%s", err, p.log)
 	}
-	if log := p.log.String(); strings.Contains(log, "panic") || len(p.races()) > 0 {
-		t.Errorf("it panicked or raced:\n%s", log)
-	}
+	p.wantCleanLog(t)
 }
 
 // wantNowhere checks that no secret is in what the gateway has written: its

@@ -212,7 +212,8 @@ func (s *storm) mintAndRotate() {
 }
 
 // rage has all writers write until the server is killed, which is after a while.
-func (s *storm) rage(while time.Duration) {
+func (s *storm) rage(t testing.TB, while time.Duration) {
+	t.Helper()
 	var writers sync.WaitGroup
 	generator := s.makeKeys // there is time for one key or two
 	if s.round%3 == 0 {
@@ -227,7 +228,7 @@ func (s *storm) rage(while time.Duration) {
 		writers.Go(writer)
 	}
 	<-time.After(while)
-	s.g.kill()
+	s.g.kill(t)
 	writers.Wait()
 }
 
@@ -311,7 +312,7 @@ func TestHostileKillInMidWrite(t *testing.T) {
 		total["file keys revoked"] += len(s.retired)
 		total["tokens minted"] += len(s.minted)
 		s.retired, s.minted = make(map[int]bool), nil
-		s.rage(20*time.Millisecond + rand.N(280*time.Millisecond))
+		s.rage(t, 20*time.Millisecond+rand.N(280*time.Millisecond))
 	}
 	for _, c := range s.videos {
 		total["edits"] += c.acknowledged
@@ -689,7 +690,7 @@ func TestHostileStaleLock(t *testing.T) { //nolint:tparallel // only these wait;
 			g := start(t, o, c)
 			g.edit(t, "locked", `{"requireSignedURLs":false}`)
 			if tc.restart {
-				g.kill()
+				g.kill(t)
 			}
 			lock := fmt.Sprintf(`{"created":%[1]q,"updated":%[1]q}`, time.Now().Format(time.RFC3339Nano))
 			if tc.empty {
