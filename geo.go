@@ -18,7 +18,7 @@ import (
 // geoWatchInterval is how often the file of a geo database is looked at. A look
 // is one stat, which works on every file system and sees a file that is
 // replaced, written over or mounted anew alike.
-const geoWatchInterval = 2 * time.Second
+const geoWatchInterval = time.Second
 
 // countryDatabase maps addresses to countries. Lookups read the last good
 // database from memory; watch replaces it when the file changes.

@@ -238,7 +238,7 @@ func TestDatabaseIsReplaced(t *testing.T) {
 	}
 }
 
-// The file is looked at every two seconds while the app runs, and not after.
+// The file is looked at every second while the app runs, and not after.
 // The clock is that of the test.
 func TestDatabaseIsWatched(t *testing.T) {
 	country, updated := must(os.ReadFile("testdata/country.mmdb")), must(os.ReadFile("testdata/updated.mmdb"))
