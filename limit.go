@@ -49,12 +49,13 @@ type verificationLimit struct {
 	waiting [2]atomic.Int64 // by whether the prefix has failed lately
 	failed  *otter.Cache[netip.Prefix, *failures]
 	now     func() time.Time // tests set their own
+	began   time.Time
 }
 
 // failures are those of one prefix.
 type failures struct {
 	budget *rate.Limiter
-	last   atomic.Int64 // in Unix seconds
+	last   atomic.Int64 // nanoseconds since the limit began, on a clock that nobody sets
 }
 
 func newVerificationLimit() *verificationLimit {
@@ -62,6 +63,7 @@ func newVerificationLimit() *verificationLimit {
 		turns:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 		failed: otter.Must(&otter.Options[netip.Prefix, *failures]{MaximumSize: maxFailedPrefixes}),
 		now:    time.Now,
+		began:  time.Now(),
 	}
 }
 
@@ -74,7 +76,7 @@ func (l *verificationLimit) enter(ctx context.Context, client netip.Prefix) erro
 		if failed.budget.TokensAt(now) < 1 {
 			return refuse(reasonVerificationLimited, errPrefixLimited)
 		}
-		if now.Sub(time.Unix(failed.last.Load(), 0)) < failedMemory {
+		if l.failedLately(failed, now) {
 			class, most = 1, maxFailedWaiting
 		}
 	}
@@ -100,6 +102,13 @@ func (l *verificationLimit) enter(ctx context.Context, client netip.Prefix) erro
 	}
 }
 
+// failedLately tells by the time that has passed. By the date, a clock that is
+// set back would have a network wait in the queue of those who forge until the
+// clock has caught up.
+func (l *verificationLimit) failedLately(f *failures, now time.Time) bool {
+	return now.Sub(l.began)-time.Duration(f.last.Load()) < failedMemory
+}
+
 func (l *verificationLimit) leave() { <-l.turns }
 
 // note counts a signature that has failed against its sender.
@@ -108,7 +117,7 @@ func (l *verificationLimit) note(client netip.Prefix) {
 		return &failures{budget: rate.NewLimiter(failedRate, failedBurst)}, false
 	})
 	now := l.now()
-	failed.last.Store(now.Unix())
+	failed.last.Store(int64(now.Sub(l.began)))
 	failed.budget.AllowN(now, 1)
 }
 

@@ -1,0 +1,159 @@
+package signedplayback
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+const year = 365 * 24 * time.Hour
+
+// clockJumps are by how much somebody sets the clock.
+var clockJumps = map[string]time.Duration{
+	"an hour ahead": time.Hour, "an hour back": -time.Hour, "ten years ahead": 10 * year, "ten years back": -10 * year,
+}
+
+// afterJump is what time.Now returns at a time, after somebody has set the clock:
+// the date has moved, and the monotonic clock has not.
+func afterJump(now time.Time, by time.Duration) time.Time {
+	const hasMonotonic, nanosecondBits = 1 << 63, 30
+	wall := (*uint64)(unsafe.Pointer(&now)) //nolint:gosec // no other way leads to such a time
+	if *wall&hasMonotonic == 0 {
+		panic("the time has no monotonic part")
+	}
+	*wall += uint64(int64(by/time.Second)) << nanosecondBits //nolint:gosec // it wraps around as it must
+	return now
+}
+
+// The tests below are worth something only while this is so.
+func TestAfterJump(t *testing.T) {
+	now := time.Now()
+	for name, by := range clockJumps {
+		jumped := afterJump(now, by)
+		if passed, date := jumped.Sub(now), jumped.Round(0).Sub(now.Round(0)); passed != 0 || date != by {
+			t.Errorf("%s: %s have passed, and the date has moved by %s", name, passed, date)
+		}
+	}
+}
+
+// S9 Tokens are judged by the date: none that the gate remembers is used past
+// `exp` because its clock was set, be it by ten years, and none is lost because
+// the clock was wrong for a while.
+func TestTokensFollowTheDate(t *testing.T) {
+	base := time.Now()
+	exp := time.Unix(base.Unix()+1800, 0)
+	g := newGate(t, new(App), new(Gate))
+	compact := signed(func(c *token.Claims) { c.NotBefore, c.ExpiresAt = exp.Add(-2*time.Hour), exp })
+	for _, step := range []struct {
+		name string
+		now  time.Time
+		want string
+	}{
+		{"before the clock is set", base, ""},
+		{"an hour ahead", afterJump(base, time.Hour), "token_expired"},
+		{"set right", base, ""},
+		{"an hour back", afterJump(base, -time.Hour), ""},
+		{"ten years ahead", afterJump(base, 10*year), "token_expired"},
+		{"an hour back from there", afterJump(base, 10*year-time.Hour), "token_expired"},
+		{"ten years back", afterJump(base, -10*year), "token_not_yet_valid"},
+		{"set right again", base, ""},
+		{"in the last second", afterJump(base, 1799*time.Second), ""},
+		{"a second after that", afterJump(base, 1799*time.Second).Add(time.Second), "token_expired"},
+	} {
+		g.app.now = func() time.Time { return step.now }
+		r := requestFor(t, "/"+compact+"/x.ts", nil)
+		a := ask(t, g, r)
+		if a.reason != step.want || step.want == "" && !a.allowed() {
+			t.Errorf("%s: %d %q, want %q", step.name, a.status, a.reason, step.want)
+		}
+	}
+}
+
+// S9 A network that has sent forged tokens is held back for as long as it must
+// be, however the clock is set meanwhile.
+func TestClockJumpsDoNotHoldNetworksBack(t *testing.T) {
+	client := netip.MustParsePrefix("198.51.100.0/24")
+	for name, by := range clockJumps {
+		t.Run(name, func(t *testing.T) {
+			l := newVerificationLimit()
+			now := time.Now()
+			l.now = func() time.Time { return now }
+			for range failedBurst {
+				l.note(client)
+			}
+			failed, _ := l.failed.GetIfPresent(client)
+			begun := now
+			enter := func(after time.Duration) error {
+				now = afterJump(begun.Add(after), by)
+				err := l.enter(t.Context(), client)
+				if err == nil {
+					l.leave()
+				}
+				return err
+			}
+			if err := enter(time.Millisecond); !errors.Is(err, errPrefixLimited) {
+				t.Errorf("at once, the network gets %v", err)
+			}
+			if err := enter(time.Second); err != nil {
+				t.Errorf("a second later, the network gets %v", err)
+			}
+			if !l.failedLately(failed, afterJump(begun.Add(failedMemory-1), by)) {
+				t.Error("the failures are forgotten too early")
+			}
+			if l.failedLately(failed, afterJump(begun.Add(failedMemory), by)) {
+				t.Error("the failures are not forgotten")
+			}
+		})
+	}
+}
+
+// S9 The store is away for a moment while the clock is set: that is no reason to
+// forget what is known, nor to go on with it longer.
+func TestClockJumpsDoNotAgeTheState(t *testing.T) {
+	for name, by := range clockJumps {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet()
+			f.plant(keyNamed("a"), liveKey("a"))
+			n := f.node()
+			s := newTestState(t, n)
+			now := time.Now()
+			s.now = func() time.Time { return now }
+			s.sync(t.Context())
+			begun := now
+			n.intercept(down, nil)
+			now = afterJump(begun.Add(time.Second), by)
+			s.sync(t.Context())
+			wantKey(t, s, "a", "live")
+			now = afterJump(begun.Add(maxStale+1), by)
+			s.sync(t.Context())
+			wantKey(t, s, "a", "unknown")
+		})
+	}
+}
+
+// S9 A clock that is wrong for a while has the gateway make a new signing key,
+// perhaps. What the one before has signed plays on, then and afterwards.
+func TestSigningKeysSurviveClockJumps(t *testing.T) {
+	for name, by := range clockJumps {
+		t.Run(name, func(t *testing.T) {
+			s := newTestState(t, newFleet().node())
+			clock := setTime(s)
+			first := signingKey(t, s)
+			*clock = testTime.Add(by)
+			second := signingKey(t, s)
+			wantKey(t, s, first, "live")
+			*clock = testTime.Add(time.Minute)
+			third := signingKey(t, s)
+			for _, id := range []string{first, second, third} {
+				wantKey(t, s, id, "live")
+			}
+			if third != second {
+				t.Errorf("the key %s of a moment ago signs no more", second)
+			}
+		})
+	}
+}
