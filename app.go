@@ -272,8 +272,7 @@ func (a *App) provisionTokenCache() (err error) {
 // limit in bytes. A cache that took all of it would have the garbage collector
 // run all the time.
 func tokenCacheSizeWithin(limit int64) uint64 {
-	const share = 4
-	return min(defaultTokenCacheSize, max(minTokenCacheSize, uint64(limit)/share))
+	return min(defaultTokenCacheSize, max(minTokenCacheSize, uint64(limit)/tokenCacheShare))
 }
 
 func (a *App) provisionPublicURL() error {

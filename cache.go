@@ -22,6 +22,7 @@ const (
 	tokenCacheKey = "tokens"
 
 	defaultTokenCacheSize = 128 << 20
+	tokenCacheShare       = 4 // of the memory of a process that has a limit, unless that is more
 	minTokenCacheSize     = 1 << 20
 )
 

@@ -329,7 +329,7 @@ func TestDefaultsAreDocumented(t *testing.T) {
 	for option, want := range map[string]string{
 		"leeway":           "`" + defaultLeeway.String() + "`",
 		"jwks_url":         "`" + strings.TrimSuffix(defaultJWKSInterval.String(), "0s") + "`",
-		"token_cache_size": "`" + strings.ReplaceAll(humanize.IBytes(defaultTokenCacheSize), " ", "") + "`",
+		"token_cache_size": "`" + strings.ReplaceAll(humanize.IBytes(defaultTokenCacheSize), " ", "") + "`, or " + map[int]string{3: "a third", 4: "a quarter"}[tokenCacheShare] + " of the memory limit",
 		"origin_path":      "`/" + videoPlaceholder + "`",
 	} {
 		_, text, _ := strings.Cut(described, "\n### `"+option+"`\n")
