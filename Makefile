@@ -42,15 +42,21 @@ unit: ## Unit tests, goldens and fuzz seeds, with the race detector
 CORPUS := testdata/fuzz-corpus.tar.gz
 FUZZCACHE = $(shell go env GOCACHE)/fuzz/$(shell go list -m)
 
-# One target of one package at a time is what `go test -fuzz` takes.
+# One target at a time is what a test binary fuzzes. It is linked once for all
+# targets of its package, which `go test -fuzz` would do for each.
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME
 	@mkdir -p $(FUZZCACHE) && tar -xzf $(CORPUS) -C $(FUZZCACHE) --exclude='./Fuzz*'
-	@set -e; for dir in . ./token ./manifest ./internal/strictjson ./internal/store; do \
-		for target in $$(go test -list '^Fuzz' $$dir | grep '^Fuzz'); do \
+	@set -e; for dir in . token manifest internal/strictjson internal/store; do \
+		binary=$(CURDIR)/bin/fuzz/$$dir/test; \
+		go test -c -fuzz . -o $$binary ./$$dir; \
+		cd $(CURDIR)/$$dir; \
+		for target in $$($$binary -test.list '^Fuzz'); do \
 			echo "fuzzing $$dir $$target for $(FUZZTIME)"; \
-			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$dir; \
+			$$binary -test.run '^$$' -test.fuzz "^$$target$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 1s \
+				-test.fuzzcachedir $(FUZZCACHE)/$$dir; \
 		done; \
+		cd $(CURDIR); \
 	done
 
 .PHONY: fuzz-corpus

@@ -232,6 +232,7 @@ func (s *slowGateway) resident(t testing.TB) int {
 // buffers each, and nobody else anything. When they leave, nothing of them
 // stays.
 func TestStalledViewers(t *testing.T) {
+	said := strings.Join(strings.Fields(guideText(t)), " ")
 	for _, crowd := range []struct {
 		name   string
 		size   int
@@ -253,6 +254,9 @@ func TestStalledViewers(t *testing.T) {
 			defer leave()
 			cost := (s.resident(t) - memory) / crowd.size
 			t.Logf("each of %d costs %d KiB", crowd.size, cost>>10)
+			if !strings.Contains(said, fmt.Sprintf("%d KiB", crowd.costs)) {
+				t.Errorf("the guide does not say that one takes %d KiB at most", crowd.costs)
+			}
 			if cost > crowd.costs<<10 {
 				t.Errorf("each of %d costs %d KiB, want %d at most", crowd.size, cost>>10, crowd.costs)
 			}

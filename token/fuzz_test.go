@@ -3,6 +3,9 @@ package token_test
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
+	"math/big"
+	"slices"
 	"strings"
 	"testing"
 
@@ -160,4 +163,93 @@ func FuzzOneByteChange(f *testing.F) {
 			t.Fatalf("Verify accepts %q with byte %d changed to %q", genuine, at, value)
 		}
 	})
+}
+
+// FuzzKeys holds that what is taken for a key is one that may verify, that it is
+// the same key in every form in which it can be written, that nothing of a private
+// half is in what is public, and that all who read the same bytes find the same
+// keys in them: a remote key set, a key file, and a caller of the API who signs.
+func FuzzKeys(f *testing.F) {
+	k1, k2 := testKeys().k1, testKeys().k2
+	forms := pemsOf(k1)
+	for _, data := range []string{
+		jwk(false, nil), jwk(true, nil), jwk(false, map[string]any{"kid": nil, "alg": "RS256", "use": "sig", "key_ops": []string{"verify"}}),
+		jwk(false, map[string]any{"e": "Aw"}), jwk(false, map[string]any{"n": "AQAB"}), jwk(true, map[string]any{"d": "AQAB"}),
+		`{"keys":[` + jwk(true, nil) + `,` + string(publicJWK("k2", &k2.PublicKey)) + `]}`, `{"keys":[{"kty":"EC"},` + jwk(false, nil) + `]}`,
+		`{"keys":[` + jwk(false, nil) + `,` + string(publicJWK("k1", &k2.PublicKey)) + `]}`,
+		forms.pkix, forms.pkcs1, forms.pkcs8, forms.pkcs1Private, forms.certificate + forms.pkcs8, wrap(forms.pkix),
+		must(signingKey().JWK()), signingKey().PEM(), apiKey("id", "pem", "jwk", "created"), envelope(apiKey("id", "pem")),
+		`{"result":{"result":{"jwk":""}}}`, `{"kty":"RSA"}`, "-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----", "====", "",
+	} {
+		f.Add([]byte(data), "given")
+	}
+	f.Fuzz(func(t *testing.T, data []byte, id string) {
+		keys, err := token.ParsePublicKeys(data, id)
+		if err != nil && (keys != nil || !errors.Is(err, token.ErrKey)) {
+			t.Fatalf("ParsePublicKeys = %v, %v", ids(keys), err)
+		}
+		for _, key := range keys {
+			checkVerifies(t, key)
+		}
+		set, skipped, err := token.ParseJWKS(data)
+		switch {
+		case err != nil && !errors.Is(err, token.ErrKey):
+			t.Fatalf("ParseJWKS = %v", err)
+		case err == nil:
+			for _, id := range set.IDs() {
+				checkVerifies(t, set.Lookup(id))
+			}
+		}
+		for _, key := range keys {
+			// A remote set has no file name that its keys could take as their id.
+			if err == nil && len(skipped) == 0 && (set.Lookup(key.ID()) == nil || !set.Lookup(key.ID()).Equal(key)) {
+				t.Fatalf("ParseJWKS has no %q, and ParsePublicKeys has", key.ID())
+			}
+		}
+		signing, err := token.ParseSigningKey(data, id)
+		if err != nil {
+			if signing != nil || !errors.Is(err, token.ErrKey) {
+				t.Fatalf("ParseSigningKey = %v, %v", signing, err)
+			}
+			return
+		}
+		checkSigns(t, signing)
+		if keys != nil && !slices.ContainsFunc(keys, signing.Public().Equal) {
+			t.Fatalf("ParsePublicKeys has not the key %q that signs", signing.ID())
+		}
+	})
+}
+
+// checkVerifies holds what every public key promises.
+func checkVerifies(t *testing.T, key *token.PublicKey) {
+	t.Helper()
+	checkNoPrivateHalf(t, key)
+	var doc struct{ N, E, Kid string }
+	if err := json.Unmarshal(must(key.JWK()), &doc); err != nil {
+		t.Fatal(err)
+	}
+	n, err := base64.RawURLEncoding.Strict().DecodeString(doc.N)
+	if bits := new(big.Int).SetBytes(n).BitLen(); err != nil || bits < 2048 || bits > 4096 || doc.E != "AQAB" || doc.Kid != key.ID() {
+		t.Fatalf("a key of %d bits with the exponent %s, as %q: %v", bits, doc.E, doc.Kid, err)
+	}
+}
+
+// checkSigns holds that a signing key is the same in both of its forms, and that
+// its public half verifies what it signs.
+func checkSigns(t *testing.T, key *token.SigningKey) {
+	t.Helper()
+	checkVerifies(t, key.Public())
+	for _, form := range []string{key.PEM(), must(key.JWK())} {
+		again, err := token.ParseSigningKey([]byte(form), key.ID())
+		if err != nil || !again.Public().Equal(key.Public()) {
+			t.Fatalf("the key %q does not survive being written: %v", key.ID(), err)
+		}
+	}
+	compact, err := token.Sign(token.Claims{VideoID: "demo", ExpiresAt: hour}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := token.Verify(compact, must(token.NewKeySet(key.Public())), now, token.Policy{}); err != nil {
+		t.Fatal(err)
+	}
 }
