@@ -297,6 +297,7 @@ func TestParsePublicKeysRefuses(t *testing.T) {
 		{"open JSON", jwk(true, nil)[:700]},
 		{"two JSON values", jwk(true, nil) + jwk(true, nil)},
 		{"byte order mark", "\ufeff" + jwk(true, nil)},
+		{"API envelope in an envelope", envelope(envelope(apiKey("id", "pem", "jwk")))}, // a thousand would take seconds
 		{"JWKS without keys", `{"keys":[]}`},
 		{"JWKS with null", `{"keys":[null]}`},
 		{"JWKS with a string", `{"keys":["` + must(signingKey().JWK()) + `"]}`},

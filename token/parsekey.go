@@ -109,7 +109,7 @@ func parseKeyMaterials(data []byte) ([]keyMaterial, error) {
 	case len(data) == 0:
 		return nil, fmt.Errorf("%w: it is empty", ErrKey)
 	case data[0] == '{':
-		return parseJSONKeys(data)
+		return parseJSONKeys(data, true)
 	case bytes.HasPrefix(data, []byte("-----BEGIN ")):
 		return parsePEM(data)
 	}
@@ -120,7 +120,7 @@ func parseKeyMaterials(data []byte) ([]keyMaterial, error) {
 	unwrapped = bytes.TrimSpace(unwrapped)
 	switch {
 	case bytes.HasPrefix(unwrapped, []byte("{")):
-		return parseJSONKeys(unwrapped)
+		return parseJSONKeys(unwrapped, true)
 	case bytes.HasPrefix(unwrapped, []byte("-----BEGIN ")):
 		return parsePEM(unwrapped)
 	}
@@ -137,8 +137,9 @@ func withoutSpace(data []byte) []byte {
 }
 
 // parseJSONKeys reads a JWKS, a JWK, or what the keys API returns for a new
-// key, with or without its envelope.
-func parseJSONKeys(data []byte) ([]keyMaterial, error) {
+// key, with or without its envelope. There is one at the most: each is read to its
+// end, so a thousand in one another would take seconds.
+func parseJSONKeys(data []byte, envelope bool) ([]keyMaterial, error) {
 	var doc struct {
 		Keys   []json.RawMessage `json:"keys"`
 		Kty    string            `json:"kty"`
@@ -158,8 +159,8 @@ func parseJSONKeys(data []byte) ([]keyMaterial, error) {
 		return parseAPIKey(doc.ID, doc.JWK)
 	case doc.PEM != "":
 		return parseAPIKey(doc.ID, doc.PEM)
-	case len(doc.Result) > 0 && doc.Result[0] == '{':
-		return parseJSONKeys(doc.Result)
+	case envelope && len(doc.Result) > 0 && doc.Result[0] == '{':
+		return parseJSONKeys(doc.Result, false)
 	case len(doc.Keys) == 0:
 		return nil, fmt.Errorf("%w: JSON without a key: no `kty`, no `keys`, no `pem` or `jwk`", ErrKey)
 	}
