@@ -189,7 +189,7 @@ func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
 	if err != nil {
 		return nil, badRequest("%v", err)
 	}
-	if compiled != nil && len(compiled.ancestors) > maxAncestorsBytes {
+	if compiled != nil && len(compiled.ancestors()) > maxAncestorsBytes {
 		return nil, badRequest("allowedOrigins is longer than %d bytes in all", maxAncestorsBytes)
 	}
 	return patterns, nil

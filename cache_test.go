@@ -307,18 +307,26 @@ func wantWeight(t *testing.T, rules string, length int) {
 		raw = nil
 	}
 	cache, key := newTokenCache(1<<30), testKey().Public()
-	before := liveHeap()
+	before := heapInUse()
 	for i := range tokens {
 		claims := token.Claims{VideoID: strings.Clone("a-video-of-some-length"), ExpiresAt: testTime}
 		cache.entries.Set(fmt.Sprintf("%0*d", length, i), newVerifiedToken(claims, must(compileRules(raw)), key))
 	}
 	cache.entries.CleanUp()
-	took, estimated := liveHeap()-before, int64(cache.entries.WeightedSize())
+	took, estimated := heapInUse()-before, int64(cache.entries.WeightedSize())
 	if took > estimated*115/100 || took < estimated*75/100 {
 		t.Errorf("a token takes %d bytes, and is estimated at %d", took/tokens, estimated/tokens)
 	}
 	t.Logf("a token takes %d bytes, and is estimated at %d", took/tokens, estimated/tokens)
 	runtime.KeepAlive(cache)
+}
+
+func heapInUse() int64 {
+	runtime.GC()
+	runtime.GC() // what finalizers have kept
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapAlloc)
 }
 
 // S11: a small machine gets a small cache, and not one that eats it up.
@@ -334,16 +342,27 @@ func TestCacheFitsTheMemoryLimit(t *testing.T) {
 			t.Errorf("a memory limit of %d bytes makes a cache of %d, want %d", limit, got, want)
 		}
 	}
+	for limit, want := range map[int64]uint64{
+		math.MaxInt64: maxVideoBytes, // none
+		2 << 30:       maxVideoBytes,
+		1 << 30:       128 << 20,
+		256 << 20:     32 << 20,
+		1 << 20:       minVideoBytes,
+		0:             minVideoBytes,
+	} {
+		if got := videoBytesWithin(limit); got != want {
+			t.Errorf("a memory limit of %d bytes leaves %d for settings of videos, want %d", limit, got, want)
+		}
+	}
 }
 
-// Tokens that do not verify take no place of those that do.
 // A node with few viewers must not pay for the collection of its garbage with
 // what it does not spend on their tokens, and one with many not twice.
 func TestReserveStandsInForTokens(t *testing.T) {
 	const size = 64 << 20
-	before := liveHeap()
+	before := heapInUse()
 	cache := newTokenCache(size)
-	if got := liveHeap() - before; got < size/reservedShare*9/10 {
+	if got := heapInUse() - before; got < size/reservedShare*9/10 {
 		t.Errorf("an empty cache of %d bytes adds %d bytes to the heap, want about %d", size, got, size/reservedShare)
 	}
 	remembered := &verifiedToken{videoID: "demo", key: testKey().Public()}
@@ -364,15 +383,7 @@ func TestReserveStandsInForTokens(t *testing.T) {
 	runtime.KeepAlive(cache)
 }
 
-// liveHeap returns the bytes of the heap that are in use.
-func liveHeap() int64 {
-	runtime.GC()
-	runtime.GC() // what finalizers have kept
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return int64(stats.HeapAlloc)
-}
-
+// Tokens that do not verify take no place of those that do.
 func TestForgedTokensAreNotRemembered(t *testing.T) {
 	g := newGate(t, new(App), new(Gate))
 	before := g.app.tokens.entries.EstimatedSize()

@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -19,20 +20,34 @@ type webOrigin struct {
 	port  uint16 // never 0
 }
 
-// hostPort is the key under which patterns are looked up. Port 0 stands for the
-// default ports: http on 80 and https on 443.
-type hostPort struct {
-	host string
-	port uint16
+// allowedOrigins is a compiled list of patterns. It is immutable; nil stands
+// for no restriction. There may be one for each of very many videos, so it
+// takes little: hosts are parts of text, and what only a page needs is made
+// when one is asked for.
+type allowedOrigins struct {
+	text      string         // the patterns, each once, in the order in which they were given, with a space between
+	listed    []listedOrigin // those that are not "*", as compare has them
+	any       bool
+	wildcards bool // there are some in listed
 }
 
-// allowedOrigins is a compiled list of patterns. It is immutable; nil stands
-// for no restriction.
-type allowedOrigins struct {
-	any       bool
-	exact     map[hostPort]struct{}
-	wildcard  map[hostPort]struct{} // by the domain below which they match
-	ancestors string                // the value of frame-ancestors
+// listedOrigin is an originPattern that names a host.
+type listedOrigin struct {
+	host     string
+	port     uint16
+	wildcard bool
+}
+
+// compare orders by host and port. The lengths of two hosts are the cheapest
+// that can be different.
+func (l *listedOrigin) compare(host string, port uint16) int {
+	if byLength := len(l.host) - len(host); byLength != 0 {
+		return byLength
+	}
+	if byHost := strings.Compare(l.host, host); byHost != 0 {
+		return byHost
+	}
+	return int(l.port) - int(port)
 }
 
 // compileOrigins compiles patterns of the form [*.]host[:port]. Without any it
@@ -41,86 +56,102 @@ func compileOrigins(patterns []string) (*allowedOrigins, error) {
 	if len(patterns) == 0 {
 		return nil, nil
 	}
-	compiled := &allowedOrigins{
-		exact:    make(map[hostPort]struct{}),
-		wildcard: make(map[hostPort]struct{}),
-	}
-	var ancestors []string
-	for _, text := range patterns {
-		p, err := parseOriginPattern(text)
+	compiled := new(allowedOrigins)
+	texts := make([]string, 0, len(patterns))
+	parsed := make(map[string]originPattern, len(patterns))
+	for _, pattern := range patterns {
+		p, err := parseOriginPattern(pattern)
 		if err != nil {
 			return nil, err
 		}
-		switch {
-		case p.any:
-			compiled.any = true
-		case p.wildcard:
-			compiled.wildcard[p.hostPort] = struct{}{}
-		default:
-			compiled.exact[p.hostPort] = struct{}{}
+		text := p.String()
+		if _, again := parsed[text]; again {
+			continue
 		}
-		ancestors = append(ancestors, p.ancestors()...)
+		parsed[text] = p
+		texts = append(texts, text)
+		compiled.any = compiled.any || p.any
+		compiled.wildcards = compiled.wildcards || p.wildcard
 	}
-	compiled.ancestors = strings.Join(ancestors, " ")
+	compiled.text = strings.Join(texts, " ")
+	compiled.listed = make([]listedOrigin, 0, len(texts))
+	for text := range compiled.each() {
+		if p := parsed[text]; !p.any {
+			at := strings.Index(text, p.host)
+			compiled.listed = append(compiled.listed, listedOrigin{text[at : at+len(p.host)], p.port, p.wildcard})
+		}
+	}
+	slices.SortFunc(compiled.listed, func(a, b listedOrigin) int { return a.compare(b.host, b.port) })
 	return compiled, nil
 }
 
+// each yields the patterns in the order in which they were given.
+func (a *allowedOrigins) each() iter.Seq[string] { return strings.SplitSeq(a.text, " ") }
+
 // patterns returns the patterns in an order that does not change, for showing
 // them.
-func (a *allowedOrigins) patterns() (patterns []string) {
-	show := func(prefix string, set map[hostPort]struct{}) {
-		for p := range set {
-			pattern := prefix + p.host
-			if strings.Contains(p.host, ":") {
-				pattern = prefix + "[" + p.host + "]"
-			}
-			if p.port != 0 {
-				pattern += ":" + strconv.Itoa(int(p.port))
-			}
-			patterns = append(patterns, pattern)
-		}
+func (a *allowedOrigins) patterns() []string { return slices.Sorted(a.each()) }
+
+// ancestors returns the value of frame-ancestors.
+func (a *allowedOrigins) ancestors() string {
+	var value []byte
+	for pattern := range a.each() {
+		value = append(appendAncestors(value, pattern), ' ')
 	}
-	show("", a.exact)
-	show("*.", a.wildcard)
-	if a.any {
-		patterns = append(patterns, "*")
-	}
-	slices.Sort(patterns)
-	return patterns
+	return strings.TrimSuffix(string(value), " ")
 }
 
 // allows reports whether a pattern covers an origin.
 func (a *allowedOrigins) allows(o webOrigin) bool {
-	if a.any {
+	if a.any || a.covers(o.host, o, false) {
 		return true
 	}
-	if matches(a.exact, o.host, o) {
-		return true
-	}
-	if len(a.wildcard) == 0 || o.isAddress() {
+	if !a.wildcards || o.isAddress() {
 		return false
 	}
-	for domain := o.host; ; {
-		if matches(a.wildcard, domain, o) {
+	for _, parent, ok := strings.Cut(o.host, "."); ok; _, parent, ok = strings.Cut(parent, ".") {
+		if a.covers(parent, o, true) {
 			return true
 		}
-		_, parent, ok := strings.Cut(domain, ".")
-		if !ok {
-			return false
-		}
-		domain = parent
 	}
+	return false
 }
 
-func matches(set map[hostPort]struct{}, host string, o webOrigin) bool {
-	if _, ok := set[hostPort{host, o.port}]; ok {
-		return true
+// covers reports whether a pattern for a host, that of an origin or one above
+// it, covers the origin. Port 0 stands for the default ports: http on 80 and
+// https on 443.
+func (a *allowedOrigins) covers(host string, o webOrigin, above bool) bool {
+	return a.lists(host, o.port, above) || o.port == defaultPort(o.https) && a.lists(host, 0, above)
+}
+
+// lists reports whether there is a pattern, a wildcard if need be, for a host
+// and a port.
+func (a *allowedOrigins) lists(host string, port uint16, wildcard bool) bool {
+	from, to := 0, len(a.listed)
+	for from < to {
+		middle := (from + to) / 2
+		if a.listed[middle].compare(host, port) < 0 {
+			from = middle + 1
+		} else {
+			to = middle
+		}
 	}
-	if o.port != defaultPort(o.https) {
-		return false
+	// There may be two: with a wildcard and without.
+	for ; from < len(a.listed) && a.listed[from].compare(host, port) == 0; from++ {
+		if !wildcard || a.listed[from].wildcard {
+			return true
+		}
 	}
-	_, ok := set[hostPort{host, 0}]
-	return ok
+	return false
+}
+
+// weight is the memory that the list takes, in bytes.
+func (a *allowedOrigins) weight() int {
+	if a == nil {
+		return 0
+	}
+	const ofList, ofPattern = 48, 24
+	return ofList + ofPattern*len(a.listed) + len(a.text)
 }
 
 func defaultPort(https bool) uint16 {
@@ -138,7 +169,8 @@ func (o webOrigin) isAddress() bool {
 
 // originPattern is one allowed origin as it is configured.
 type originPattern struct {
-	hostPort
+	host     string
+	port     uint16 // 0 for the default ports
 	any      bool
 	wildcard bool
 }
@@ -184,24 +216,35 @@ func parseOriginPattern(text string) (originPattern, error) {
 	return p, nil
 }
 
-// ancestors returns the pattern as host-sources of a Content-Security-Policy.
-// By CSP level 3, section 6.7.2.8, an http source covers https as well, and one
-// without a port covers the default ports of both.
-func (p originPattern) ancestors() []string {
+// String returns the one spelling of the pattern.
+func (p originPattern) String() string {
 	if p.any {
-		return []string{"*"}
+		return "*"
 	}
-	host := p.host
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
+	text := p.host
+	if strings.Contains(text, ":") {
+		text = "[" + text + "]"
 	}
 	if p.port != 0 {
-		host += ":" + strconv.Itoa(int(p.port))
+		text += ":" + strconv.Itoa(int(p.port))
 	}
 	if p.wildcard {
-		return []string{"http://" + host, "http://*." + host}
+		text = "*." + text
 	}
-	return []string{"http://" + host}
+	return text
+}
+
+// appendAncestors appends a pattern, in its one spelling, as host-sources of a
+// Content-Security-Policy. By CSP level 3, section 6.7.2.8, an http source
+// covers https as well, and one without a port covers the default ports of both.
+func appendAncestors(value []byte, pattern string) []byte {
+	if pattern == "*" {
+		return append(value, pattern...)
+	}
+	if host, wildcard := strings.CutPrefix(pattern, "*."); wildcard {
+		value = append(append(append(value, "http://"...), host...), ' ')
+	}
+	return append(append(value, "http://"...), pattern...)
 }
 
 // Errors of the header parser.
@@ -452,7 +495,7 @@ func (p originPolicy) frameAncestors() string {
 	if p.allowed == nil {
 		return ""
 	}
-	return p.allowed.ancestors
+	return p.allowed.ancestors()
 }
 
 // exposedHeaders are what a page on another origin may read of a response.

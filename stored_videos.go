@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,9 +82,19 @@ func (s *state) compileVideo(object store.Object) (*storedVideo, error) {
 	return video, nil
 }
 
-// maxVideoBytes bounds the memory for settings of videos on a node. Beyond it,
-// those that are asked for least are read from the store again.
-const maxVideoBytes = 64 << 20
+const (
+	// maxVideoBytes bounds the memory for settings of videos on a node: enough
+	// for a million videos that have the same. Beyond it, those that are asked
+	// for least are read from the store again.
+	maxVideoBytes = 144 << 20
+	minVideoBytes = 1 << 20
+)
+
+// videoBytesWithin returns the bound for a process with a memory limit in bytes.
+func videoBytesWithin(limit int64) uint64 {
+	const share = 8
+	return min(maxVideoBytes, max(minVideoBytes, uint64(limit)/share))
+}
 
 // storedVideos are the settings of the videos that have been asked for. A
 // video is read from the store when it is first asked for, once however many
@@ -90,18 +102,20 @@ const maxVideoBytes = 64 << 20
 type storedVideos struct {
 	state      *state
 	cache      *otter.Cache[string, videoEntry]
-	generation atomic.Uint64 // entries of an earlier one may be out of date
-	refreshed  atomic.Uint64 // those of an earlier one are to be read again, but serve meanwhile
+	shared     sharedReadings
+	generation atomic.Uint32 // entries of an earlier one may be out of date
+	refreshed  atomic.Uint32 // those of an earlier one are to be read again, but serve meanwhile
 
 	mu    sync.Mutex
 	loads map[string]*videoLoad // those under way
 }
 
+// videoEntry is what the cache has of one video. At this size it takes no
+// memory but what the cache has for each entry anyway.
 type videoEntry struct {
-	video      *storedVideo
-	damage     error
-	generation uint64
-	refreshed  uint64
+	*videoReading
+	generation uint32
+	refreshed  uint32
 }
 
 // videoLoad is the reading of one video. entry and err are set when done is
@@ -114,25 +128,26 @@ type videoLoad struct {
 }
 
 func newStoredVideos(s *state) *storedVideos {
-	return &storedVideos{
-		state: s,
-		cache: otter.Must(&otter.Options[string, videoEntry]{
-			MaximumWeight: maxVideoBytes,
-			Weigher:       weighVideo,
-		}),
-		loads: make(map[string]*videoLoad),
+	v := &storedVideos{
+		state:  s,
+		shared: sharedReadings{of: make(map[videoContent]*videoReading)},
+		loads:  make(map[string]*videoLoad),
 	}
+	v.cache = otter.Must(&otter.Options[string, videoEntry]{
+		MaximumWeight:    videoBytesWithin(debug.SetMemoryLimit(-1)),
+		Weigher:          weighVideo,
+		OnAtomicDeletion: func(e otter.DeletionEvent[string, videoEntry]) { v.shared.release(e.Value.videoReading) },
+	})
+	return v
 }
 
-// weighVideo estimates the memory that an entry takes, in bytes.
+// weighVideo estimates the memory that an entry takes, in bytes, less what it
+// shares with others. TestWeightOfVideos holds it to what entries take.
 func weighVideo(videoID string, entry videoEntry) uint32 {
-	const ofEntry, ofVideo, ofPattern = 420, 90, 210
+	const ofEntry = 108 // in the cache; 16 of it are taken only once the entry has been replaced
 	weight := ofEntry + len(videoID)
-	if entry.video != nil {
-		weight += ofVideo
-		if allowed := entry.video.allowed; allowed != nil {
-			weight += ofPattern*(len(allowed.exact)+len(allowed.wildcard)) + len(allowed.ancestors)
-		}
+	if !entry.shared {
+		weight += entry.weight()
 	}
 	return uint32(weight)
 }
@@ -175,6 +190,7 @@ func (v *storedVideos) join(videoID string) *videoLoad {
 		return load
 	}
 	load := &videoLoad{done: make(chan struct{})}
+	videoID = strings.Clone(videoID) // it outlives the path that it may be a part of
 	known, ok := v.cache.GetIfPresent(videoID)
 	if ok && known.generation == v.generation.Load() && known.refreshed == v.refreshed.Load() {
 		load.entry = known
@@ -190,8 +206,9 @@ func (v *storedVideos) load(videoID string, load *videoLoad) {
 	defer close(load.done)
 	for {
 		generation, refreshed := v.generation.Load(), v.refreshed.Load()
-		load.entry, load.err = v.read(v.state.ctx, videoID)
-		load.entry.generation, load.entry.refreshed = generation, refreshed
+		var reading *videoReading
+		reading, load.err = v.read(v.state.ctx, videoID)
+		load.entry = videoEntry{reading, generation, refreshed}
 		if v.finish(videoID, load) {
 			return
 		}
@@ -208,22 +225,23 @@ func (v *storedVideos) finish(videoID string, load *videoLoad) bool {
 	}
 	delete(v.loads, videoID)
 	if load.err == nil {
+		load.entry.videoReading = v.shared.use(load.entry.videoReading)
 		v.cache.Set(videoID, load.entry)
 	}
 	return true
 }
 
-func (v *storedVideos) read(ctx context.Context, videoID string) (videoEntry, error) {
+func (v *storedVideos) read(ctx context.Context, videoID string) (*videoReading, error) {
 	name, err := store.NewName(store.Videos, videoID)
 	if err != nil {
-		return videoEntry{}, err
+		return nil, err
 	}
 	object, err := v.state.get(ctx, name)
 	if err != nil {
-		return videoEntry{}, err
+		return nil, err
 	}
 	video, damage := v.state.compileVideo(object)
-	return videoEntry{video: video, damage: damage}, nil
+	return &videoReading{video: video, damage: damage}, nil
 }
 
 // drop has a video that has changed read anew.

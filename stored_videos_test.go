@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 )
@@ -526,7 +529,7 @@ func TestVideoDocuments(t *testing.T) {
 		}
 		patterns := 0
 		if video.allowed != nil {
-			patterns = len(video.allowed.exact) + len(video.allowed.wildcard)
+			patterns = len(video.allowed.listed)
 		}
 		private := video.requireSignedURLs
 		if video.originsSet != want.originsSet || patterns != want.patterns || (private == nil) != (want.private == nil) || private != nil && *private != *want.private {
@@ -541,9 +544,9 @@ func TestVideoDocuments(t *testing.T) {
 // Settings of a million videos must not take the memory of all of them.
 func TestVideosAreKeptWithinABound(t *testing.T) {
 	s := newTestState(t, newFleet().node())
-	big := &storedVideo{originsSet: true, allowed: &allowedOrigins{ancestors: strings.Repeat("x", 1<<20)}}
+	big := &videoReading{video: &storedVideo{originsSet: true, allowed: &allowedOrigins{text: strings.Repeat("x", 1<<20)}}}
 	for i := range 3 * maxVideoBytes >> 20 {
-		s.videos.cache.Set(fmt.Sprint("v", i), videoEntry{video: big})
+		s.videos.cache.Set(fmt.Sprint("v", i), videoEntry{videoReading: big})
 	}
 	s.videos.cache.CleanUp()
 	if got := s.videos.cache.WeightedSize(); got > maxVideoBytes || got < maxVideoBytes/2 {
@@ -558,31 +561,154 @@ func TestVideosAreKeptWithinABound(t *testing.T) {
 	}
 }
 
-// What an entry counts for is not less than what it takes.
+// A video is open to the sites of another: settings that are the same take the
+// same memory, so those that differ in anything must not meet. Each video is as
+// it would be alone.
+func TestVideoMeetsSettingsOfAnother(t *testing.T) {
+	f := newFleet()
+	s := newTestState(t, f.node())
+	settingsOf := []string{
+		``, `"requireSignedURLs":true`, `"requireSignedURLs":false`,
+		`"allowedOrigins":[]`, `"requireSignedURLs":true,"allowedOrigins":[]`, `"requireSignedURLs":false,"allowedOrigins":[]`,
+	}
+	for _, origins := range []string{
+		`"*"`, `"*","a.b"`, `"a.b","*"`, `"a.b"`, `"a.b:80"`, `"a.b:8080"`, `"*.a.b"`, `"*.a.b:80"`, `"a.b","*.a.b"`, `"*.a.b","a.b"`,
+		`"a.b","c"`, `"c","a.b"`, `"a","b.c"`, `"a.bc"`, `"ab.c"`, `"xa.b"`, `"*.xa.b"`, `"[::1]"`, `"[::1]:80"`, `"[::1:80]"`,
+		`"127.0.0.1"`, `"[::ffff:127.0.0.1]"`, `"a.b","a.b:80"`, `"a.b:80","a.b"`,
+	} {
+		for _, private := range []string{``, `"requireSignedURLs":true,`, `"requireSignedURLs":false,`} {
+			settingsOf = append(settingsOf, private+`"allowedOrigins":[`+origins+`]`)
+		}
+	}
+	documents := make(map[string]string)
+	for round := range 2 { // in the second, each meets the same settings
+		for i, of := range settingsOf {
+			id := fmt.Sprint("v", i, "-", round)
+			documents[id] = strings.TrimSuffix(`{"uid":"`+id+`",`+of, ",") + `}`
+			f.plant(videoNamed(id), documents[id])
+			if _, err := s.videos.get(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for id, document := range documents {
+		alone := must(s.compileVideo(store.Object{Name: videoNamed(id), Data: []byte(document)}))
+		got, err := s.videos.get(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(alone, got, cmp.AllowUnexported(storedVideo{}, allowedOrigins{}, listedOrigin{})); diff != "" {
+			t.Errorf("%s (-alone +got):\n%s", document, diff)
+		}
+	}
+	if got := len(s.videos.shared.of); got != len(settingsOf) {
+		t.Errorf("%d settings are shared, want %d", got, len(settingsOf))
+	}
+}
+
+// What is shared is not weighed, so it has to end with the videos that have it,
+// however they go, and must not be more than a certain number: or it would take
+// memory without a bound.
+func TestSharedSettingsEnd(t *testing.T) {
+	f := newFleet()
+	s := newTestState(t, f.node())
+	v := s.videos
+	wantShared := func(what string, want int) {
+		t.Helper()
+		v.cache.CleanUp()
+		v.shared.mu.Lock()
+		defer v.shared.mu.Unlock()
+		users := 0
+		for _, reading := range v.shared.of {
+			users += int(reading.users)
+		}
+		if kept := v.cache.EstimatedSize(); len(v.shared.of) != want || want < maxSharedReadings && users != kept {
+			t.Errorf("%s: %d settings are shared %d times by %d videos, want %d", what, len(v.shared.of), users, kept, want)
+		}
+	}
+	put := func(id, document string) {
+		t.Helper()
+		f.plant(videoNamed(id), document)
+		if _, err := v.get(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 10 {
+		put(fmt.Sprint("v", i), fmt.Sprintf(`{"uid":"v%d","requireSignedURLs":%t}`, i, i < 5))
+	}
+	wantShared("two settings", 2)
+	v.suspectAll()
+	for i := range 10 {
+		put(fmt.Sprint("v", i), fmt.Sprintf(`{"uid":"v%d","requireSignedURLs":true}`, i))
+	}
+	wantShared("replaced by the same", 1)
+	v.drop("v0")
+	wantShared("dropped", 1)
+	v.cache.SetMaximum(500)
+	wantShared("too many", 1)
+	v.cache.SetMaximum(0)
+	wantShared("none fits", 0)
+	v.cache.SetMaximum(maxVideoBytes)
+	for i := range 2 * maxSharedReadings {
+		id := fmt.Sprint("v", i)
+		put(id, fmt.Sprintf(`{"uid":"v%d","allowedOrigins":["%d.example.com"]}`, i, i))
+	}
+	wantShared("all are different", maxSharedReadings)
+	v.forget()
+	wantShared("forgotten", 0)
+}
+
+// What an entry counts for is what it takes. If it were less, settings would
+// take memory without a bound; if it were more, there would be room for fewer.
 func TestWeightOfVideos(t *testing.T) {
-	origins := func(n int) *storedVideo {
+	origins := func(own string, n int) string {
 		var patterns []string
 		for i := range n {
-			patterns = append(patterns, fmt.Sprintf("*.host-%d.example.com", i))
+			patterns = append(patterns, fmt.Sprintf(`"*.host-%d%s.example.com"`, i, own))
 		}
-		return &storedVideo{originsSet: n > 0, allowed: must(compileOrigins(patterns))}
+		return fmt.Sprintf(`{"uid":%%q,"requireSignedURLs":true,"allowedOrigins":[%s]}`, strings.Join(patterns, ","))
 	}
-	weight := func(id string, video *storedVideo) int { return int(weighVideo(id, videoEntry{video: video})) }
-	if got := weight("", nil); got < 200 || got > 1000 {
-		t.Errorf("a video of which nothing is known weighs %d bytes", got)
-	}
-	if longer := weight(strings.Repeat("x", 64), nil); longer != weight("", nil)+64 {
-		t.Errorf("an id of 64 bytes weighs %d", longer-weight("", nil))
-	}
-	if got := weight("v", origins(0)); got <= weight("v", nil) {
-		t.Error("settings weigh nothing")
-	}
-	ten, twenty := weight("v", origins(10)), weight("v", origins(20))
-	if ancestors := len(origins(10).allowed.ancestors); twenty-ten < ancestors+10*60 {
-		t.Errorf("ten more origins weigh %d bytes, and their text alone has %d", twenty-ten, ancestors)
-	}
-	if got := weight("v", &storedVideo{allowed: &allowedOrigins{exact: map[hostPort]struct{}{{"a", 0}: {}}}}); got <= weight("v", origins(0))+60 {
-		t.Errorf("an origin without a wildcard weighs %d bytes", got-weight("v", origins(0)))
+	same := func(text string) func(int) string { return func(int) string { return text } }
+	for _, tc := range []struct {
+		name   string
+		videos int
+		doc    func(i int) string
+	}{
+		{"the store knows nothing", 10_000, same("")},
+		{"the same for all", 10_000, same(origins("", 2))},
+		{"too much to be shared", 1_000, same(origins("", 20))},
+		{"of its own", 3 * maxSharedReadings, func(i int) string { return origins(fmt.Sprint(".x", i), 2) }},
+		{"of its own, the most", 100, func(i int) string { return origins(fmt.Sprint(".x", i), maxAllowedOrigins) }},
+		{"damaged", 2_000, same(`{"uid":"w"}`)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newTestState(t, newFleet().node())
+			before := heapInUse()
+			for i := range tc.videos {
+				// As a path has it, of which only the id may be kept.
+				id := fmt.Sprintf("%032x/video", i)[:32]
+				object := store.Object{Name: must(store.NewName(store.Videos, id))}
+				if doc := tc.doc(i); doc != "" {
+					object.Data = []byte(strings.Replace(doc, "%q", strconv.Quote(id), 1))
+				}
+				v := s.videos
+				video, damage := s.compileVideo(object)
+				load := &videoLoad{entry: videoEntry{videoReading: &videoReading{video: video, damage: damage}}}
+				v.finish(strings.Clone(id), load)
+			}
+			s.videos.cache.CleanUp()
+			kept, shared := int64(s.videos.cache.EstimatedSize()), int64(len(s.videos.shared.of))
+			if kept != int64(tc.videos) {
+				t.Errorf("%d videos are kept, want %d", kept, tc.videos)
+			}
+			took, estimated := heapInUse()-before, int64(s.videos.cache.WeightedSize())
+			t.Logf("a video takes %d bytes, and is estimated at %d", took/kept, estimated/kept)
+			// Of what is shared, which is not weighed, it is 3 MiB at the most.
+			if took > estimated*115/100+shared*(3<<20)/maxSharedReadings || took < estimated*75/100 {
+				t.Errorf("a video takes %d bytes, and is estimated at %d", took/kept, estimated/kept)
+			}
+			runtime.KeepAlive(s)
+		})
 	}
 }
 
