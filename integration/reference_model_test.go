@@ -111,7 +111,59 @@ func (m *referenceModel) decide(r referenceRequest, at time.Time) referenceDecis
 	return referenceDecision{verdict{Status: http.StatusOK}, uri}
 }
 
+// checkHeader returns what is wrong with the header of an answer, to a request
+// that was sent and answered at these times: who may read, keep and revalidate it.
+func (m *referenceModel) checkHeader(r referenceRequest, v verdict, header http.Header, sent, received time.Time) error {
+	cors, caching := header["Access-Control-Allow-Origin"], strings.Join(header["Cache-Control"], ",")
+	if len(header["Access-Control-Allow-Credentials"]) > 0 || len(cors) > 1 {
+		return fmt.Errorf("%w: what the origin says of access is left: %v", errReferenceHeader, cors)
+	}
+	if v.Reason != "" && (caching != "no-store" || len(cors) == 0) {
+		return fmt.Errorf("%w: a refusal has Cache-Control %q and access for %v", errReferenceHeader, caching, cors)
+	}
+	if v.Status != http.StatusOK {
+		return nil
+	}
+	path, _, _ := strings.Cut(r.target, "?")
+	first, _, decoded, _ := referencePath(path)
+	token, byToken := referenceToken{video: first}, strings.Contains(first, ".")
+	if byToken {
+		token, _ = m.verify(first, sent)
+	}
+	restricted := len(m.videos[token.video].allowed) > 0
+	want := r.header["Origin"]
+	if !restricted {
+		want = []string{"*"}
+	}
+	if !slices.Equal(cors, want) || restricted && !slices.Contains(header["Vary"], "Origin") {
+		return fmt.Errorf("%w: access for %v, want %v, varying by %v", errReferenceHeader, cors, want, header["Vary"])
+	}
+	if name := strings.ToLower(strings.TrimSuffix(decoded, "/")); strings.HasSuffix(name, ".m3u8") || strings.HasSuffix(name, ".mpd") {
+		if etag := header.Get("Etag"); etag != "" {
+			return fmt.Errorf("%w: a manifest has the origin's validator %s", errReferenceHeader, etag)
+		}
+	}
+	if !byToken && !restricted {
+		return nil
+	}
+	age, err := strconv.Atoi(strings.TrimPrefix(caching, "private, max-age="))
+	if err != nil || header.Get("Surrogate-Control") != "" {
+		return fmt.Errorf("%w: Cache-Control %q with Surrogate-Control %q", errReferenceHeader, caching, header.Get("Surrogate-Control"))
+	}
+	const year = 31536000 // which is what the origin says
+	least, most := year, year
+	if byToken {
+		least, most = int(token.expires.Sub(received).Seconds())-1, int(token.expires.Sub(sent).Seconds())
+	}
+	if age < least || age > most {
+		return fmt.Errorf("%w: it is fresh for %d seconds, want %d to %d", errReferenceHeader, age, least, most)
+	}
+	return nil
+}
+
 var (
+	errReferenceHeader = errors.New("wrong header")
+
 	referenceVideoID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 	// pchar of RFC 3986, without ";".
 	referenceSegment = regexp.MustCompile(`^([A-Za-z0-9._~!$&'()*+,=:@-]|%[0-9A-Fa-f]{2})+$`)
