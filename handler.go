@@ -25,7 +25,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 	dropBody(w, r)
 	d := &decision{
 		gate: g, app: g.app, request: r, kind: kindOther, result: resultAllowed,
-		query: r.URL.RawQuery, requestOrigin: r.Header.Get("Origin"),
+		query: r.URL.RawQuery, requestOrigin: first(r.Header["Origin"]),
 	}
 	d.record()
 	defer func() {

@@ -50,6 +50,15 @@ func (v *headerValues) set(h http.Header, name, value string) {
 	h[name] = v.values[i : i+1 : i+1]
 }
 
+// first returns what http.Header.Get does of a canonical name, which that would
+// make canonical once more.
+func first(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	return values[0]
+}
+
 type responseState int
 
 const (
@@ -146,7 +155,7 @@ func (w *response) WriteHeader(status int) {
 	switch {
 	case len(w.Header()["Location"]) > 0 && status >= 300 && status < 400:
 		w.redirect()
-	case ok && (w.d.manifest || isManifestType(w.Header().Get("Content-Type"))):
+	case ok && (w.d.manifest || isManifestType(first(w.Header()["Content-Type"]))):
 		w.hold()
 	case ok:
 		w.state = sniffing
