@@ -111,7 +111,22 @@ func startProduction(t *testing.T) *production {
 	}
 	p.authority = x509.NewCertPool()
 	p.authority.AppendCertsFromPEM(root)
+	p.awaitCertificates(t)
 	return p
+}
+
+// awaitCertificates waits until the server has what it has obtained at hand.
+func (p *production) awaitCertificates(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{mediaName, apiName} {
+		eventually(t, "the certificate is in use", func() bool {
+			conn, err := tls.Dial("tcp", p.addr, p.site(name).trust)
+			if err == nil {
+				_ = conn.Close()
+			}
+			return err == nil
+		})
+	}
 }
 
 // adapt returns the example with ports, addresses and paths of this machine.
@@ -221,6 +236,7 @@ func (p *production) checkAdmin(t *testing.T) {
 	if output, err := reload.CombinedOutput(); err != nil {
 		t.Errorf("caddy reload: %v\n%s", err, output)
 	}
+	p.awaitCertificates(t)
 }
 
 // checkViewer does what a viewer does, over whatever version of HTTP.
