@@ -207,7 +207,7 @@ func (c *call) warnOfRules(rules accessRules) {
 	}
 	var v4, v6, countries bool
 	for _, rule := range rules {
-		countries = countries || len(rule.countries) > 0
+		countries = countries || len(rule.countries.String()) > 0
 		for _, prefix := range rule.prefixes {
 			v4 = v4 || prefix.Addr().Is4()
 			v6 = v6 || prefix.Addr().Is6()

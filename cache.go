@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unique"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/maypok86/otter/v2"
@@ -220,13 +221,31 @@ func (c *tokenCache) leave(compact string, v *verification) {
 	close(v.done)
 }
 
+// sharedText is a text that all tokens with the same have once in memory: many
+// are of one video, or for one country. The zero value is the empty text.
+type sharedText struct{ handle unique.Handle[string] }
+
+func shareText(text string) sharedText {
+	if text == "" {
+		return sharedText{}
+	}
+	return sharedText{unique.Make(text)}
+}
+
+func (t sharedText) String() string {
+	if t == (sharedText{}) {
+		return ""
+	}
+	return t.handle.Value()
+}
+
 // weight estimates the memory that a token takes in the cache, in bytes.
 // TestWeightOfTokens holds it to what tokens take.
 func (t *verifiedToken) weight(compact string) uint32 {
-	const ofEntry, ofRule, ofPrefix = 300, 48, 32
+	const ofEntry, ofRule, ofPrefix = 280, 42, 32
 	weight := ofEntry + len(compact) + ofRule*len(t.rules) + t.index.weight()
 	for _, rule := range t.rules {
-		weight += ofPrefix*len(rule.prefixes) + len(rule.countries)
+		weight += ofPrefix * len(rule.prefixes)
 	}
 	return uint32(weight)
 }

@@ -365,7 +365,7 @@ func TestReserveStandsInForTokens(t *testing.T) {
 	if got := heapInUse() - before; got < size/reservedShare*9/10 {
 		t.Errorf("an empty cache of %d bytes adds %d bytes to the heap, want about %d", size, got, size/reservedShare)
 	}
-	remembered := &verifiedToken{videoID: "demo", key: testKey().Public()}
+	remembered := &verifiedToken{video: shareText("demo"), key: testKey().Public()}
 	half := size / reservedShare / int(remembered.weight(strings.Repeat("x", 700))) / 2
 	fill := func(from, to int) {
 		for i := from; i < to; i++ {

@@ -130,7 +130,7 @@ func (a *App) authenticate(d *decision) (err error) {
 		return err
 	}
 	d.verified = verified
-	d.video = verified.videoID
+	d.video = verified.video.String()
 	return a.settle(d, d.video)
 }
 
@@ -183,7 +183,7 @@ func (a *App) assume(d *decision, verified *verifiedToken) {
 // request. It is immutable, and as small as can be, for there may be a hundred
 // thousand of them in the cache.
 type verifiedToken struct {
-	videoID            string
+	video              sharedText
 	expires, notBefore int64 // in Unix seconds
 	downloadable       bool
 	rules              accessRules
@@ -193,7 +193,7 @@ type verifiedToken struct {
 
 func newVerifiedToken(claims token.Claims, rules accessRules, key *token.PublicKey) *verifiedToken {
 	return &verifiedToken{
-		videoID: claims.VideoID,
+		video:   shareText(claims.VideoID),
 		expires: claims.ExpiresAt.Unix(), notBefore: claims.NotBefore.Unix(),
 		downloadable: claims.Downloadable,
 		rules:        rules,

@@ -45,7 +45,7 @@ func (rules accessRules) index() *ruleIndex {
 	const fewRules, fewEntries = 8, 32
 	entries := 0
 	for i := range rules {
-		entries += len(rules[i].prefixes) + len(rules[i].countries)/len(countryCode{})
+		entries += len(rules[i].prefixes) + len(rules[i].countries.String())/len(countryCode{})
 	}
 	if len(rules) <= fewRules && entries <= fewEntries {
 		return nil
@@ -66,8 +66,9 @@ func newRuleIndex(rules accessRules) *ruleIndex {
 			}
 		case ofCountry:
 			x.needsCountry = min(x.needsCountry, place)
-			for from := 0; from < len(rule.countries); from += len(countryCode{}) {
-				x.countries = append(x.countries, countryRule{countryCode([]byte(rule.countries[from:])), place})
+			list := rule.countries.String()
+			for from := 0; from < len(list); from += len(countryCode{}) {
+				x.countries = append(x.countries, countryRule{countryCode([]byte(list[from:])), place})
 			}
 		case ofAnyone:
 			x.anyone = min(x.anyone, place)

@@ -23,7 +23,7 @@ type accessRule struct {
 	of        ruleType
 	block     bool
 	prefixes  []netip.Prefix
-	countries countryList
+	countries sharedText // two letters each
 }
 
 type ruleType uint8
@@ -47,7 +47,7 @@ func (l countryList) contains(c countryCode) bool {
 }
 
 // any reports whether the rule matches every viewer.
-func (r *accessRule) any() bool { return len(r.prefixes) == 0 && len(r.countries) == 0 }
+func (r *accessRule) any() bool { return len(r.prefixes) == 0 && r.countries == sharedText{} }
 
 // viewer tells rules who is asking. Both facts are looked up when a rule needs
 // them and not before, so a token whose rules do not get that far plays
@@ -148,7 +148,7 @@ func compileRule(object strictjson.Value) (accessRule, error) {
 		rule.of = ofCountry
 		var codes []countryCode
 		codes, err = compileList(country, "country", parseRuleCountry)
-		rule.countries = joinCountries(codes)
+		rule.countries = shareText(string(joinCountries(codes)))
 	default:
 		return accessRule{}, fmt.Errorf("type is %s: want \"any\", \"ip.src\" or \"ip.geoip.country\"", quote(typ))
 	}
@@ -252,7 +252,7 @@ func (r *accessRule) matches(v viewer) (bool, error) {
 		return r.matchesAddress(v)
 	default:
 		country, err := v.country()
-		return err == nil && r.countries.contains(country), err
+		return err == nil && countryList(r.countries.String()).contains(country), err
 	}
 }
 

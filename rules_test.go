@@ -540,8 +540,8 @@ func FuzzRules(f *testing.F) {
 					viewers = append(viewers, previous.String())
 				}
 			}
-			for i := 0; i < len(rule.countries); i += 2 {
-				compareWithObvious(t, raw, compiled, index, netip.MustParseAddr("203.0.113.7"), string(rule.countries[i:i+2]))
+			for i := 0; i < len(rule.countries.String()); i += 2 {
+				compareWithObvious(t, raw, compiled, index, netip.MustParseAddr("203.0.113.7"), string(rule.countries.String()[i:i+2]))
 			}
 		}
 		for _, viewer := range viewers {
