@@ -56,7 +56,8 @@ type App struct {
 
 	// Memory for tokens whose signature has been verified, in bytes. Default:
 	// 128 MiB, or a quarter of the memory limit of the process (GOMEMLIMIT, or
-	// that of the container), if that is less.
+	// that of the container), if that is less. A quarter of it counts from the
+	// start, which has garbage collected less often.
 	TokenCacheSize uint64 `json:"token_cache_size,omitempty"`
 
 	// What the control API puts before playback paths: an http or https URL.
