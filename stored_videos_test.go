@@ -712,6 +712,24 @@ func TestWeightOfVideos(t *testing.T) {
 	}
 }
 
+// Somebody asks for each video at an address as long as can be, to have it kept
+// with the id that is a part of it. Only the id is weighed.
+func TestLongPathIsNotKeptWithTheVideo(t *testing.T) {
+	s := newTestState(t, newFleet().node())
+	const videos, length = 64, 1 << 20
+	before := heapInUse()
+	for i := range videos {
+		path := strings.Repeat(fmt.Sprintf("%08d", i), length/8)
+		if _, err := s.videos.get(t.Context(), path[:32]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := heapInUse() - before; took > videos*length/4 {
+		t.Errorf("%d videos take %d bytes", videos, took)
+	}
+	runtime.KeepAlive(s)
+}
+
 // A change of this node is in force with its answer, costs the first viewer
 // nothing, and is known if the store goes away then.
 func TestSettledVideoIsKnown(t *testing.T) {
