@@ -28,33 +28,43 @@ func TestProductionExample(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	p := startProduction(t)
 
-	t.Run("the admin socket", p.checkAdmin)
+	inTheirOrder(t, step{"the admin socket", p.checkAdmin})
 	slow, silent := p.holdConnection(t), p.askSilentOrigin(t)
-	for _, protocol := range protocols {
-		t.Run(protocol.name, func(t *testing.T) {
-			viewer, _ := protocol.connect(t, p.site(mediaName))
-			p.checkViewer(t, viewer, protocol.name)
-		})
-	}
-	t.Run("plain HTTP", p.checkRedirect)
-	t.Run("strangers", p.checkStrangers)
-	t.Run("addresses", p.checkAddresses)
-	t.Run("metrics", p.checkMetrics)
-	t.Run("a sick origin", p.checkHealth)
-	t.Run("a crowd", p.checkCrowd)
-	t.Run("a dead origin", p.checkFailover)
+	inTheirOrder(t,
+		step{"viewers", p.checkViewers},
+		step{"plain HTTP", p.checkRedirect},
+		step{"strangers", p.checkStrangers},
+		step{"addresses", p.checkAddresses},
+		step{"metrics", p.checkMetrics},
+		step{"a sick origin", p.checkHealth},
+		step{"a crowd", p.checkCrowd},
+		step{"a dead origin", p.checkFailover},
+	)
 	if err := <-slow; err != nil {
 		t.Errorf("read_header: %v", err)
 	}
 	if err := <-silent; err != nil {
 		t.Errorf("response_header_timeout: %v", err)
 	}
-	t.Run("SIGTERM", p.checkStop)
+	inTheirOrder(t, step{"SIGTERM", p.checkStop})
 
 	for _, want := range []string{`"signed_playback_token_id":"`, `"status":308`, `"Referer":["https://media.example.com/`} {
 		if !strings.Contains(p.log.String(), want) {
 			t.Errorf("the access log has no %s, so it does not show that tokens are taken out", want)
 		}
+	}
+}
+
+// step is a part of a test that follows on those before it.
+type step struct {
+	name  string
+	check func(*testing.T)
+}
+
+func inTheirOrder(t *testing.T, steps ...step) {
+	t.Helper()
+	for _, s := range steps {
+		t.Run(s.name, s.check)
 	}
 }
 
@@ -236,6 +246,15 @@ func (p *production) checkAdmin(t *testing.T) {
 		t.Errorf("caddy reload: %v\n%s", err, output)
 	}
 	p.awaitCertificates(t)
+}
+
+func (p *production) checkViewers(t *testing.T) {
+	for _, protocol := range protocols {
+		t.Run(protocol.name, func(t *testing.T) {
+			viewer, _ := protocol.connect(t, p.site(mediaName))
+			p.checkViewer(t, viewer, protocol.name)
+		})
+	}
 }
 
 // checkViewer does what a viewer does, over whatever version of HTTP.
