@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -136,7 +137,7 @@ func TestPanicIsLoggedWithoutTheToken(t *testing.T) {
 			}
 		}
 		transport.CloseIdleConnections()
-		line := lineWith(string(must(os.ReadFile(file))), protocol+"panic serving")
+		line := awaitLineWith(t, file, protocol+"panic serving")
 		for _, want := range []string{
 			"cannot serve /" + tokenID(compact) + "/panic.ts with map[", "panicking.ServeHTTP", "panic_test.go:",
 		} {
@@ -150,12 +151,20 @@ func TestPanicIsLoggedWithoutTheToken(t *testing.T) {
 	}
 }
 
-// lineWith returns the first line that holds a text, "" if there is none.
-func lineWith(text, part string) string {
-	for line := range strings.Lines(text) {
-		if strings.Contains(line, part) {
-			return line
+// awaitLineWith returns the first line of a file that holds a text. The server
+// over HTTP/2 writes it when the client has been told already.
+func awaitLineWith(t *testing.T, file, part string) string {
+	t.Helper()
+	const patience = 10 * time.Second
+	look := time.NewTicker(10 * time.Millisecond)
+	defer look.Stop()
+	for end := time.Now().Add(patience); time.Now().Before(end); <-look.C {
+		for line := range strings.Lines(string(must(os.ReadFile(file)))) {
+			if strings.Contains(line, part) && strings.HasSuffix(line, "\n") {
+				return line
+			}
 		}
 	}
+	t.Fatalf("no line of the log holds %q", part)
 	return ""
 }
