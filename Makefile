@@ -43,21 +43,18 @@ CORPUS := testdata/fuzz-corpus.tar.gz
 FUZZCACHE = $(shell go env GOCACHE)/fuzz/$(shell go list -m)
 
 # One target at a time is what a test binary fuzzes. It is linked once for all
-# targets of its package, which `go test -fuzz` would do for each.
+# targets of its package, which `go test -fuzz` would do for each. There is one
+# worker for a target, and as many targets at a time as there are processors.
+FUZZDIRS := . token manifest internal/strictjson internal/store
+
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME
 	@mkdir -p $(FUZZCACHE) && tar -xzf $(CORPUS) -C $(FUZZCACHE) --exclude='./Fuzz*'
-	@set -e; for dir in . token manifest internal/strictjson internal/store; do \
-		binary=$(CURDIR)/bin/fuzz/$$dir/test; \
-		go test -c -fuzz . -o $$binary ./$$dir; \
-		cd $(CURDIR)/$$dir; \
-		for target in $$($$binary -test.list '^Fuzz'); do \
-			echo "fuzzing $$dir $$target for $(FUZZTIME)"; \
-			$$binary -test.run '^$$' -test.fuzz "^$$target$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 1s \
-				-test.fuzzcachedir $(FUZZCACHE)/$$dir; \
-		done; \
-		cd $(CURDIR); \
-	done
+	@for dir in $(FUZZDIRS); do go test -c -fuzz . -o bin/fuzz/$$dir/test ./$$dir || exit; done
+	@for dir in $(FUZZDIRS); do bin/fuzz/$$dir/test -test.list '^Fuzz' | sed "s|^|$$dir |"; done | \
+		xargs -P "$$(nproc)" -L 1 $(SHELL) -c 'echo "fuzzing $$0 $$1 for $(FUZZTIME)"; cd $$0 && \
+			$(CURDIR)/bin/fuzz/$$0/test -test.run "^$$" -test.fuzz "^$$1$$" -test.fuzztime $(FUZZTIME) -test.parallel 1 \
+			-test.fuzzminimizetime 1s -test.fuzzcachedir $(FUZZCACHE)/$$0'
 
 .PHONY: fuzz-corpus
 fuzz-corpus: ## Keep what fuzzing on this machine has found
@@ -65,7 +62,7 @@ fuzz-corpus: ## Keep what fuzzing on this machine has found
 
 .PHONY: integration
 integration: bin/caddy bin/caddy-race ## The real binary, a recording origin, real players
-	cd integration && go vet ./... && go test -race -count=1 -timeout 20m ./...
+	cd integration && go vet ./... && go test -race -count=1 -timeout 40m ./...
 
 # What takes too long for every change: more reloads, a longer soak, and players
 # that pause for as long as people do.

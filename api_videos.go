@@ -176,11 +176,13 @@ func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
 		return nil, badRequest("allowedOrigins is not an array")
 	}
 	patterns := []string{}
+	length := 0 // of what is stored, patterns that are given twice included
 	for element := range v.Elements() {
 		text, ok := element.Text()
 		if !ok {
 			return nil, badRequest("allowedOrigins holds %.80s: want strings", element.Raw())
 		}
+		length += len(text)
 		if patterns = append(patterns, text); len(patterns) > maxAllowedOrigins {
 			return nil, badRequest("allowedOrigins has more than %d origins", maxAllowedOrigins)
 		}
@@ -189,7 +191,7 @@ func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
 	if err != nil {
 		return nil, badRequest("%v", err)
 	}
-	if compiled != nil && len(compiled.ancestors()) > maxAncestorsBytes {
+	if length > maxAncestorsBytes || compiled != nil && len(compiled.ancestors()) > maxAncestorsBytes {
 		return nil, badRequest("allowedOrigins is longer than %d bytes in all", maxAncestorsBytes)
 	}
 	return patterns, nil
