@@ -50,7 +50,7 @@ func TestManifestStorm(t *testing.T) {
 	}))
 	admin := freeAddr(t)
 	g := start(t, o, config{log: quiet, global: "admin " + admin, env: []string{"GOMEMLIMIT=" + strconv.Itoa(limit)}})
-	others := newBystanders(t, g.url(""), false)
+	others := newBystanders(t, g.url(""))
 	others.watch(t, while) // once for what is verified and dialled only once
 	var without, with []time.Duration
 	for range rounds {

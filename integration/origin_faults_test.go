@@ -386,24 +386,14 @@ type bystanders struct {
 	client *http.Client
 }
 
-// viewerSpace is the path below which a viewer finds a video, behind a gate or
-// behind Caddy alone.
-func viewerSpace(t testing.TB, video string, bare bool) string {
-	t.Helper()
-	if bare {
-		return "/" + video
-	}
-	return "/" + mint(t, video, nil)
-}
-
-func newBystanders(t testing.TB, base string, bare bool) *bystanders {
+func newBystanders(t testing.TB, base string) *bystanders {
 	t.Helper()
 	b := &bystanders{
 		every:  5 * time.Millisecond,
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: startTimeout},
 	}
 	for i := range 20 {
-		b.urls = append(b.urls, base+viewerSpace(t, fmt.Sprintf("good-%d", i), bare)+"/seg.m4s")
+		b.urls = append(b.urls, base+"/"+mint(t, fmt.Sprintf("good-%d", i), nil)+"/seg.m4s")
 	}
 	return b
 }
@@ -447,63 +437,54 @@ func (b *bystanders) watch(t testing.TB, while time.Duration) time.Duration {
 // Who watches another video must not notice that an origin fails for one: with
 // dozens of viewers hanging on it in every way that there is, the others'
 // requests all succeed, and their 99th percentile is what it is in the rounds
-// between. Some faults cost computing, in the origin above all, which is on the
-// same machine; with those, the floor of the noise is higher. (Caddy alone is no
-// control: it passes on what never ends, and everybody waits.)
+// between. The floor of the noise, which comes of the computing that some faults
+// cost, is a fiftieth of the time for which the gate waits for the origin.
 func TestOriginFaultsLeaveOthersAlone(t *testing.T) {
 	const (
 		rounds   = 5
-		while    = 800 * time.Millisecond
+		while    = 1200 * time.Millisecond
 		patience = 10 // seconds
 		hanging  = 5  // viewers of each fault, unless it costs
 	)
 	withoutRaceDetector(t)
 	o := startFailingOrigin(t)
 	admin := freeAddr(t)
-	g := start(t, o.origin, config{site: impatient(o.origin, patience), log: quiet, global: "admin " + admin}) // what is measured is time
+	g := start(t, o.origin, config{site: impatient(o.origin, patience), log: quiet, global: "admin " + admin})
 	before := g.holds(t, admin)
-	others := newBystanders(t, g.url(""), false)
+	others := newBystanders(t, g.url(""))
 	others.watch(t, while) // once for what is verified and dialled only once
 
-	watch := func(rows []fault) time.Duration {
-		end := o.failFor(g.url("/"+mint(t, "bad", nil)+"/"), rows, hanging)
-		defer end()
-		return others.watch(t, while)
-	}
-	idle := slices.DeleteFunc(faults(), func(f fault) bool { return f.costs })
-	var none, withIdle, withAll []time.Duration
+	var quiet, faulty []time.Duration
 	for range rounds {
-		none = append(none, others.watch(t, while))
-		withIdle = append(withIdle, watch(idle))
-		withAll = append(withAll, watch(faults()))
+		quiet = append(quiet, others.watch(t, while))
+		end := o.failFor(g.url("/"+mint(t, "bad", nil)+"/"), hanging)
+		faulty = append(faulty, others.watch(t, while))
+		end()
 	}
-	wantUnnoticed(t, none, withIdle, patience*time.Second/250)
-	wantUnnoticed(t, none, withAll, patience*time.Second/100)
+	wantUnnoticed(t, quiet, faulty, patience*time.Second/50)
 	g.wantReleased(t, admin, before, func() bool { return o.settle(others.client) })
 }
 
-// wantUnnoticed checks that the median of what the others' requests took is no
-// more than that of a control, or within noise: twice as much, or a floor. The
-// control is taken in turn, on the same machine: Caddy alone under the same attack,
-// or no attack.
-func wantUnnoticed(t testing.TB, control, measured []time.Duration, floor time.Duration) {
+// wantUnnoticed checks that the median of measurements under a fault is what it
+// is without, or within noise: five times as much, or a floor.
+func wantUnnoticed(t testing.TB, without, with []time.Duration, floor time.Duration) {
 	t.Helper()
-	slices.Sort(control)
-	slices.Sort(measured)
-	t.Logf("the others' p99 in rounds is %v, and that of the control %v", measured, control)
-	if want, got := control[len(control)/2], measured[len(measured)/2]; got > max(2*want, floor) {
-		t.Errorf("the median of the others' p99 is %s, and that of the control %s", got, want)
+	slices.Sort(without)
+	slices.Sort(with)
+	t.Logf("the others' p99 in rounds is %v, and under the fault %v", without, with)
+	if before, now := without[len(without)/2], with[len(with)/2]; now > max(5*before, floor) {
+		t.Errorf("the median of the others' p99 has gone from %s to %s", before, now)
 	}
 }
 
 // failFor has viewers ask for everything that the origin fails to serve, one
 // after the other and again later, until end is called.
-func (o *failingOrigin) failFor(base string, rows []fault, most int) (end func()) {
+func (o *failingOrigin) failFor(base string, most int) (end func()) {
 	transport := new(http.Transport)
 	c := &http.Client{Transport: transport}
 	ctx, leave := context.WithCancel(context.Background())
 	var viewers []fault
-	for _, f := range rows {
+	for _, f := range faults() {
 		viewers = append(viewers, f)
 		for range most - 1 {
 			if !f.costs {
