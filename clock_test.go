@@ -21,11 +21,11 @@ var clockJumps = map[string]time.Duration{
 // the date has moved, and the monotonic clock has not.
 func afterJump(now time.Time, by time.Duration) time.Time {
 	const hasMonotonic, nanosecondBits = 1 << 63, 30
-	wall := (*uint64)(unsafe.Pointer(&now)) //nolint:gosec // no other way leads to such a time
+	wall := (*uint64)(unsafe.Pointer(&now)) // no other way leads to such a time
 	if *wall&hasMonotonic == 0 {
 		panic("the time has no monotonic part")
 	}
-	*wall += uint64(int64(by/time.Second)) << nanosecondBits //nolint:gosec // it wraps around as it must
+	*wall += uint64(int64(by/time.Second)) << nanosecondBits // it wraps around as it must
 	return now
 }
 

@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -168,11 +169,9 @@ func (d *decision) onlyReports(c check) bool {
 // have been refused for it. There are none where nobody knows what the request is
 // for, nor where the gate finds out when the origin has answered.
 func (r reason) reportable() bool {
-	switch r {
-	case reasonPathInvalid, reasonMethodNotAllowed, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonManifestInvalid:
-		return false
-	}
-	return true
+	return !slices.Contains([]reason{
+		reasonPathInvalid, reasonMethodNotAllowed, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonManifestInvalid,
+	}, r)
 }
 
 // report remembers what a request would have been refused for.

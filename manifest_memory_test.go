@@ -33,7 +33,7 @@ func dribble(body string, over time.Duration, tellLength bool) caddyhttp.Handler
 			w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 		}
 		for piece := 0; piece < len(body); piece += len(body)/pieces + 1 {
-			time.Sleep(over / pieces)
+			<-time.After(over / pieces)
 			if _, err := io.WriteString(w, body[piece:min(len(body), piece+len(body)/pieces+1)]); err != nil {
 				panic(http.ErrAbortHandler)
 			}
@@ -90,7 +90,7 @@ func TestManifestStormIsBounded(t *testing.T) {
 						if waited := time.Since(began); waited > 0 && tellLength || waited >= over {
 							t.Errorf("a manifest of usual size has waited for %s", waited)
 						}
-						time.Sleep(over / 3)
+						<-time.After(over / 3)
 					}
 				})
 				all.Wait()
@@ -149,7 +149,7 @@ func TestGrowingManifestsDoNotBlockEachOther(t *testing.T) {
 								t.Errorf("%d bytes: %v", size, err)
 								return
 							}
-							time.Sleep(10 * time.Millisecond)
+							<-time.After(10 * time.Millisecond)
 						}
 					})
 				}

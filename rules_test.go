@@ -541,7 +541,7 @@ func FuzzRules(f *testing.F) {
 				}
 			}
 			for i := 0; i < len(rule.countries.String()); i += 2 {
-				compareWithObvious(t, raw, compiled, index, netip.MustParseAddr("203.0.113.7"), string(rule.countries.String()[i:i+2]))
+				compareWithObvious(t, raw, compiled, index, netip.MustParseAddr("203.0.113.7"), rule.countries.String()[i:i+2])
 			}
 		}
 		for _, viewer := range viewers {

@@ -499,11 +499,11 @@ func checkSoakBody(target, sent, got string) error {
 	path, _, _ := strings.Cut(target, "?")
 	base, err := url.Parse(path)
 	if !whole || !ended || err != nil {
-		return fmt.Errorf("the manifest is %q, %v", got, err)
+		return fmt.Errorf("the manifest is %q, %w", got, err)
 	}
 	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	if leads, err := base.Parse(uri); err != nil || leads.String() != "/"+first+inFolder {
-		return fmt.Errorf("%q in the manifest leads to %v, %v", uri, leads, err)
+		return fmt.Errorf("%q in the manifest leads to %v, %w", uri, leads, err)
 	}
 	return nil
 }
