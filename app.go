@@ -273,7 +273,13 @@ func (a *App) provisionTokenCache() (err error) {
 // limit in bytes. A cache that took all of it would have the garbage collector
 // run all the time.
 func tokenCacheSizeWithin(limit int64) uint64 {
-	return min(defaultTokenCacheSize, max(minTokenCacheSize, uint64(limit)/tokenCacheShare))
+	return memoryWithin(limit, tokenCacheShare, minTokenCacheSize, defaultTokenCacheSize)
+}
+
+// memoryWithin returns what something may take of the memory of a process with a
+// memory limit, all in bytes: one in so many of it, within bounds.
+func memoryWithin(limit int64, share, least, most uint64) uint64 {
+	return min(most, max(least, uint64(limit)/share))
 }
 
 func (a *App) provisionPublicURL() error {

@@ -68,7 +68,8 @@ var processManifestMemory = sync.OnceValue(func() *manifestMemory {
 
 // newManifestMemory shares out memory in a process with a memory limit in bytes.
 func newManifestMemory(limit int64) *manifestMemory {
-	total := min(limit/4, maxManifestMemory)
+	const share = 4
+	total := int64(memoryWithin(limit, share, 0, maxManifestMemory)) // each class sees to its least
 	// The largest one must find room.
 	class := func(most int, share int64) manifestClass {
 		share = max(share, int64(compressedManifestFactor*most))

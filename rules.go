@@ -148,7 +148,7 @@ func compileRule(object strictjson.Value) (accessRule, error) {
 		rule.of = ofCountry
 		var codes []countryCode
 		codes, err = compileList(country, "country", parseRuleCountry)
-		rule.countries = shareText(string(joinCountries(codes)))
+		rule.countries = shareText(joinCountries(codes))
 	default:
 		return accessRule{}, fmt.Errorf("type is %s: want \"any\", \"ip.src\" or \"ip.geoip.country\"", quote(typ))
 	}
@@ -206,12 +206,12 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return prefix.Masked(), nil
 }
 
-func joinCountries(codes []countryCode) countryList {
+func joinCountries(codes []countryCode) string {
 	joined := make([]byte, 0, 2*len(codes))
 	for _, code := range codes {
 		joined = append(joined, code[:]...)
 	}
-	return countryList(joined)
+	return string(joined)
 }
 
 func parseRuleCountry(s string) (countryCode, error) {

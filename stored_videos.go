@@ -93,7 +93,7 @@ const (
 // videoBytesWithin returns the bound for a process with a memory limit in bytes.
 func videoBytesWithin(limit int64) uint64 {
 	const share = 8
-	return min(maxVideoBytes, max(minVideoBytes, uint64(limit)/share))
+	return memoryWithin(limit, share, minVideoBytes, maxVideoBytes)
 }
 
 // storedVideos are the settings of the videos that have been asked for. A
