@@ -62,7 +62,7 @@ type floodSample struct {
 }
 
 func floodFlags(flags *flag.FlagSet, o *options) (finish func() error) {
-	roundsFlag(flags, o)
+	roundsFlag(flags, o, 5)
 	return loadFlags(flags, o, 10*time.Second, 256)
 }
 

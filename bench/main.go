@@ -117,14 +117,14 @@ func chooseExperiment(args []string) (*experiment, []string, error) {
 }
 
 // roundsFlag is for what is measured more than once.
-func roundsFlag(flags *flag.FlagSet, o *options) {
-	flags.Func("rounds", "`how often` everything is measured, in turn (default 5)", func(text string) (err error) {
+func roundsFlag(flags *flag.FlagSet, o *options, rounds int) {
+	flags.Func("rounds", fmt.Sprintf("`how often` everything is measured, in turn (default %d)", rounds), func(text string) (err error) {
 		if o.rounds, err = strconv.Atoi(text); err == nil && o.rounds < 1 {
 			err = errors.New("want at least 1")
 		}
 		return err
 	})
-	o.rounds = 5
+	o.rounds = rounds
 }
 
 // loadFlags are those of all that puts a load on servers.
@@ -158,8 +158,8 @@ func loadFlags(flags *flag.FlagSet, o *options, duration time.Duration, connecti
 func comparisonFlags(flags *flag.FlagSet, o *options) (finish func() error) {
 	only := flags.String("only", "", "measure the setups whose name matches a `pattern`, and write no files")
 	small := flags.Bool("small", false, "measure the smallest object only, and write no files")
-	roundsFlag(flags, o)
-	finishLoad := loadFlags(flags, o, 4*time.Second, 32)
+	roundsFlag(flags, o, 12) // many and short, for a machine that is slow for a while
+	finishLoad := loadFlags(flags, o, 2*time.Second, 32)
 	return func() (err error) {
 		if o.only, err = regexp.Compile(*only); err != nil {
 			return fmt.Errorf("-only: %w", err)

@@ -51,7 +51,7 @@ type scaleSeries struct {
 }
 
 func scaleFlags(flags *flag.FlagSet, o *options) (finish func() error) {
-	roundsFlag(flags, o)
+	roundsFlag(flags, o, 5)
 	flags.DurationVar(&o.benchTime, "benchtime", 500*time.Millisecond, "`how long` a measurement takes")
 	return func() error {
 		if o.benchTime <= 0 {
