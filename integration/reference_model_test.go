@@ -28,9 +28,9 @@ import (
 // things. Where they leave something open, it has no opinion, and nobody should
 // ask it.
 type referenceModel struct {
-	origin      string // of the site itself
-	originPath  string // with {video}
-	keys        map[string]*rsa.PublicKey
+	origin      string                                       // of the site itself
+	originPath  string                                       // with {video}
+	keys        func(id string, at time.Time) *rsa.PublicKey // nil if there is none by then
 	leeway      time.Duration
 	maxLifetime time.Duration
 	videos      map[string]referenceSettings
@@ -43,6 +43,17 @@ type referenceSettings struct {
 	open         bool // plays without a token
 	allowed      []string
 	allowMissing bool
+	reports      []string // checks that refuse nothing
+}
+
+// report tells whether a check only reports.
+func (settings referenceSettings) report(check string) bool {
+	return slices.Contains(settings.reports, check)
+}
+
+// restricted tells whether browsers are told which sites may read.
+func (settings referenceSettings) restricted() bool {
+	return len(settings.allowed) > 0 && !settings.report("origins")
 }
 
 // referenceRequest is what a decision depends on.
@@ -89,19 +100,20 @@ func (m *referenceModel) decide(r referenceRequest, at time.Time) referenceDecis
 	token := referenceToken{video: first}
 	if strings.Contains(first, ".") {
 		var reason string
-		if token, reason = m.verify(first, at); reason != "" {
+		if token, reason = m.verify(first, at); reason != "" && !m.videos[token.video].report("token") {
 			return refused(reason)
 		}
-	} else if !m.videos[first].open {
+	} else if !m.videos[first].open && !m.videos[first].report("token") {
 		return refused("token_required")
 	}
-	if reason := m.checkOrigin(r.header, m.videos[token.video], decoded == "iframe"); reason != "" {
+	settings := m.videos[token.video]
+	if reason := m.checkOrigin(r.header, settings, decoded == "iframe"); reason != "" && !settings.report("origins") {
 		return refused(reason)
 	}
-	if m.blocked(token.rules, r.viewer) {
+	if m.blocked(token.rules, r.viewer) && !settings.report("rules") {
 		return refused("rule_blocked")
 	}
-	if m.download.MatchString(decoded) && !token.downloadable {
+	if m.download.MatchString(decoded) && !token.downloadable && !settings.report("downloads") {
 		return refused("download_not_allowed")
 	}
 	uri := strings.ReplaceAll(m.originPath, "{video}", token.video) + "/" + suffix
@@ -130,7 +142,8 @@ func (m *referenceModel) checkHeader(r referenceRequest, v verdict, header http.
 	if byToken {
 		token, _ = m.verify(first, sent)
 	}
-	restricted := len(m.videos[token.video].allowed) > 0
+	settings := m.videos[token.video]
+	restricted := settings.restricted()
 	want := r.header["Origin"]
 	if !restricted {
 		want = []string{"*"}
@@ -143,7 +156,7 @@ func (m *referenceModel) checkHeader(r referenceRequest, v verdict, header http.
 			return fmt.Errorf("%w: a manifest has the origin's validator %s", errReferenceHeader, etag)
 		}
 	}
-	if !byToken && !restricted {
+	if !byToken && !restricted || settings.report("token") { // how long a bad token's response is fresh, nothing says
 		return nil
 	}
 	age, err := strconv.Atoi(strings.TrimPrefix(caching, "private, max-age="))
@@ -217,16 +230,17 @@ type referenceToken struct {
 }
 
 // verify returns what a token says, or why it is refused: first for its form,
-// then for its key and signature, its rules and its dates.
+// after which nothing is known of it, then for its key and signature, its rules
+// and its dates.
 func (m *referenceModel) verify(compact string, at time.Time) (token referenceToken, reason string) {
 	token, err := referenceParse(compact)
 	if err != nil {
-		return token, "token_malformed"
+		return referenceToken{}, "token_malformed"
 	}
 	if token.algorithm != "RS256" {
-		return token, "algorithm_not_allowed"
+		return referenceToken{}, "algorithm_not_allowed"
 	}
-	key := m.keys[fmt.Sprint(token.keyID)]
+	key := m.keys(fmt.Sprint(token.keyID), at)
 	if key == nil {
 		return token, "key_unknown"
 	}

@@ -50,6 +50,14 @@ var soakSettings = map[string]struct {
 		referenceSettings{allowed: []string{"site.example"}, allowMissing: true},
 	},
 	"anywhere": {"allowed_origins *", referenceSettings{allowed: []string{"*"}}},
+	"observed": {
+		"allowed_origins site.example\nreport_only origins rules",
+		referenceSettings{allowed: []string{"site.example"}, reports: []string{"origins", "rules"}},
+	},
+	"unenforced": {
+		"allowed_origins site.example\nenforce off",
+		referenceSettings{allowed: []string{"site.example"}, reports: []string{"token", "origins", "rules", "downloads"}},
+	},
 }
 
 // soakCountries are networks of testdata/country.mmdb, which package geodb
@@ -110,9 +118,60 @@ func soakURIs(path string) []string {
 	return []string{strings.Join(elements[:4], "/") + "/video/2.ts", "seg_1.ts", "https://cdn.example/library/3.ts", "/library/other/v1/4.ts"}
 }
 
+// soakKey is one that signs for a while. When it is revoked, there are moments
+// in which the gate may know of it or not.
+type soakKey struct {
+	id                string
+	private           *rsa.PrivateKey
+	revoking, revoked time.Time // when the API was asked to, and had done it; zero before
+}
+
+// soakKeys are those that have been good at some time.
+type soakKeys struct {
+	main   *soakKey // of the config
+	mu     sync.Mutex
+	made   map[string]*soakKey
+	signer *soakKey     // the last one made
+	judged map[bool]int // tokens of those made, by whether their key was good
+}
+
+// at returns a key unless it has been revoked by then: for certain, or perhaps.
+func (k *soakKeys) at(id string, at time.Time, perhaps bool) *rsa.PublicKey {
+	if id == k.main.id {
+		return &k.main.private.PublicKey
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	key := k.made[id]
+	if key == nil {
+		return nil
+	}
+	end := key.revoked
+	if perhaps {
+		end = key.revoking
+	}
+	good := end.IsZero() || at.Before(end)
+	k.judged[good]++
+	if !good {
+		return nil
+	}
+	return &key.private.PublicKey
+}
+
+// choose returns a key that signs now.
+func (k *soakKeys) choose(random *mathrand.Rand) *soakKey {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if chance(random, 30) {
+		return k.signer
+	}
+	return k.main
+}
+
 // mill makes tokens of all kinds.
 type mill struct {
 	random *mathrand.Rand
+	keys   *soakKeys
 	wrong  *rsa.PrivateKey // of the same id as the right one
 }
 
@@ -132,7 +191,11 @@ func (m *mill) token() milled {
 	header, payload := []string{`"alg":"RS256"`}, []string{m.subject()}
 	payload = append(payload, m.dates()...)
 	payload = append(payload, m.claims()...)
-	const id = `"kid":"` + keyID + `"`
+	good, signer := chance(m.random, 70), m.keys.main
+	if good { // of one with two faults, nobody says which counts
+		signer = m.keys.choose(m.random)
+	}
+	id := fmt.Sprintf(`"kid":%q`, signer.id)
 	switch m.random.IntN(3) {
 	case 0:
 		header = append(header, id)
@@ -144,8 +207,8 @@ func (m *mill) token() milled {
 	if chance(m.random, 30) {
 		header = append(header, `"typ":"JWT"`)
 	}
-	if chance(m.random, 70) {
-		return milled{compact: sealed(privateKey(), header, payload)}
+	if good {
+		return milled{compact: sealed(signer.private, header, payload)}
 	}
 	return m.spoiled(header, payload)
 }
@@ -285,12 +348,15 @@ func nextUnused(compact string) string {
 // soak is a gateway that is asked everything, and a model that knows the
 // answers.
 type soak struct {
-	t       *testing.T
-	origin  *soakOrigin
-	gateway *tlsGateway
-	admin   string // host:port of the admin API
-	model   *referenceModel
-	clients []*http.Client
+	t        *testing.T
+	origin   *soakOrigin
+	gateway  *tlsGateway
+	admin    string // host:port of the admin API
+	keys     *soakKeys
+	model    *referenceModel // by which a key is good until its revocation is done
+	later    *referenceModel // by which it is not good once that has begun
+	clients  []*http.Client
+	wrongKey *rsa.PrivateKey
 
 	tokens [300]atomic.Pointer[milled]
 	asked  atomic.Int64
@@ -301,7 +367,11 @@ type soak struct {
 
 func startSoak(t *testing.T) *soak {
 	t.Helper()
-	s := &soak{t: t, origin: new(soakOrigin), admin: freeAddr(t), seen: make(map[verdict]int)}
+	wrongKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &soak{t: t, origin: new(soakOrigin), admin: freeAddr(t), seen: make(map[verdict]int), wrongKey: wrongKey}
 	app := []string{withCountries(t), "max_token_lifetime " + soakLifetime.String(), "token_cache_size " + strconv.Itoa(soakCache)}
 	videos := make(map[string]referenceSettings)
 	for id, settings := range soakSettings {
@@ -328,22 +398,55 @@ func startSoak(t *testing.T) *soak {
 		global: strings.Join([]string{"admin " + s.admin, trusting("127.0.0.1")}, "\n"),
 		app:    strings.Join(app, "\n"),
 		gate:   "origin_path " + soakPath,
+		api:    withAPI,
 	})
 	if err := s.gateway.load(s.admin, s.gateway.reloadable(t, server)); err != nil {
 		t.Fatal(err)
 	}
+	s.keys = &soakKeys{
+		main:   &soakKey{id: keyID, private: privateKey()},
+		made:   make(map[string]*soakKey),
+		judged: make(map[bool]int),
+	}
+	s.changeKeys()
 	_, port, _ := net.SplitHostPort(s.gateway.addr)
 	s.model = &referenceModel{
 		origin:      "https://localhost:" + port,
 		originPath:  soakPath,
-		keys:        map[string]*rsa.PublicKey{keyID: &privateKey().PublicKey},
+		keys:        func(id string, at time.Time) *rsa.PublicKey { return s.keys.at(id, at, false) },
 		leeway:      soakLeeway,
 		maxLifetime: soakLifetime,
 		videos:      videos,
 		download:    regexp.MustCompile(`(?i)^downloads/`),
 		countries:   soakCountries,
 	}
+	later := *s.model
+	later.keys = func(id string, at time.Time) *rsa.PublicKey { return s.keys.at(id, at, true) }
+	s.later = &later
 	return s
+}
+
+// changeKeys has the API make a key, with which tokens are signed from now on,
+// and revoke the one that it made before.
+func (s *soak) changeKeys() {
+	s.t.Helper()
+	made := s.gateway.createKey(s.t)
+	_, private := decodedPEM(s.t, made.PEM)
+	next := &soakKey{id: made.ID, private: private}
+	s.keys.mu.Lock()
+	last := s.keys.signer
+	s.keys.made[next.id], s.keys.signer = next, next
+	if last != nil {
+		last.revoking = time.Now()
+	}
+	s.keys.mu.Unlock()
+	if last == nil {
+		return
+	}
+	s.gateway.mustCall(s.t, http.MethodDelete, "stream/keys/"+last.id, "", nil)
+	s.keys.mu.Lock()
+	defer s.keys.mu.Unlock()
+	last.revoked = time.Now()
 }
 
 // odd is what a path may also consist of.
@@ -464,7 +567,7 @@ func (s *soak) ask(random *mathrand.Rand, c *http.Client) {
 		answer, _ = known.(soakAnswer)
 		got.uri = answer.uri
 	}
-	want, later := s.model.decide(r, sent), s.model.decide(r, received)
+	want, later := s.model.decide(r, sent), s.later.decide(r, received)
 	if err == nil {
 		err = s.model.checkHeader(r, got.verdict, res.Header, sent, received)
 	}
@@ -510,7 +613,7 @@ func checkSoakBody(target, sent, got string) error {
 
 // run asks with all clients for a time, each at an interval or, without one, as
 // soon as it has an answer. It returns the requests per second.
-func (s *soak) run(duration, interval time.Duration, wrongKey *rsa.PrivateKey) float64 {
+func (s *soak) run(duration, interval time.Duration) float64 {
 	const newTokens = 4 // for a hundred requests
 	end := time.After(duration)
 	stop := make(chan struct{})
@@ -519,7 +622,7 @@ func (s *soak) run(duration, interval time.Duration, wrongKey *rsa.PrivateKey) f
 	for i, c := range s.clients {
 		workers.Go(func() {
 			random := mathrand.New(mathrand.NewPCG(mathrand.Uint64(), uint64(i)))
-			makes := &mill{random, wrongKey}
+			makes := &mill{random, s.keys, s.wrongKey}
 			for next := time.Now(); ; next = next.Add(interval) { // who is late hurries
 				select {
 				case <-stop:
@@ -559,7 +662,7 @@ type memorySample struct {
 	heap, resident float64
 }
 
-// watchMemory takes samples until done is closed.
+// watchMemory takes samples until done is closed, and has keys change as often.
 func (s *soak) watchMemory(every time.Duration, done <-chan struct{}) (samples []memorySample) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -570,6 +673,7 @@ func (s *soak) watchMemory(every time.Duration, done <-chan struct{}) (samples [
 		case <-tick.C:
 			heap := s.gateway.heap(s.t, s.admin)
 			samples = append(samples, memorySample{time.Since(began), heap, float64(s.gateway.memory(s.t)["VmRSS"])})
+			s.changeKeys()
 		}
 	}
 }
@@ -649,12 +753,8 @@ func TestSoak(t *testing.T) {
 	if err != nil {
 		t.Fatalf("SIGNED_PLAYBACK_SOAK: %v", err)
 	}
-	wrongKey, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
 	s := startSoak(t)
-	makes := &mill{mathrand.New(mathrand.NewPCG(mathrand.Uint64(), 0)), wrongKey}
+	makes := &mill{mathrand.New(mathrand.NewPCG(mathrand.Uint64(), 0)), s.keys, s.wrongKey}
 	for i := range s.tokens {
 		made := makes.token()
 		s.tokens[i].Store(&made)
@@ -666,7 +766,7 @@ func TestSoak(t *testing.T) {
 		}
 	}
 	s.fill()
-	capacity := s.run(measuring, 0, wrongKey)
+	capacity := s.run(measuring, 0)
 	before := s.gateway.rest(t, s.admin, s.clients)
 
 	done := make(chan struct{})
@@ -674,7 +774,7 @@ func TestSoak(t *testing.T) {
 	go func() {
 		defer close(done)
 		interval := time.Duration(float64(len(s.clients)) / (share * capacity) * float64(time.Second))
-		rate = s.run(duration, interval, wrongKey)
+		rate = s.run(duration, interval)
 	}()
 	memory := s.watchMemory(duration/samples, done)
 	t.Logf("capacity %.0f/s, load %.0f/s, %d requests", capacity, rate, s.asked.Load())
@@ -705,7 +805,12 @@ func (s *soak) wantRight() {
 			s.t.Errorf("%v was never the answer", v)
 		}
 	}
-	s.t.Logf("%v", s.seen)
+	s.t.Logf("%v, and by whether their key was good, tokens of keys that change: %v", s.seen, s.keys.judged)
+	for _, good := range []bool{true, false} {
+		if s.keys.judged[good] == 0 {
+			s.t.Errorf("no token was there of a key that changes, good %t", good)
+		}
+	}
 }
 
 // S11 A server that may have little memory keeps few tokens, however many come
