@@ -26,7 +26,8 @@ type scaleSeries struct {
 // scaleCase is a gate that has met so much of it, and what it is asked for.
 type scaleCase struct {
 	gate   *Gate
-	before iter.Seq[string] // paths that are asked for before the measurement begins
+	ask    func(path string) // what is asked in the place of a gate
+	before iter.Seq[string]  // paths that are asked for before the measurement begins
 	paths  []string
 	header http.Header
 }
@@ -43,6 +44,7 @@ var scale = []scaleSeries{
 	{"token-bytes", []int{512, 1024, 2048, 4096, 8192}, scaleTokenBytes},
 	{"origins", []int{1e0, 1e1, 1e2, 1e3}, scaleOrigins},
 	{"videos", []int{1e2, 1e3, 1e4, 1e5, 1e6}, scaleVideos},
+	{"go-map", []int{1e2, 1e3, 1e4, 1e5, 1e6}, scaleGoMap},
 }
 
 // mostInShort is how much there is at most with -short, for a smoke test.
@@ -58,26 +60,34 @@ func BenchmarkScale(b *testing.B) {
 			}
 			b.Run(fmt.Sprintf("%s/%d", s.name, n), func(b *testing.B) {
 				c := s.prepare(b, n)
-				r := requestFor(b, "/x", nil)
-				maps.Copy(r.Header, c.header)
-				var d decision
-				decide := func(path string) {
-					r.URL.Path = path
-					d = decision{gate: c.gate, app: c.gate.app, request: r, kind: kindOther, requestOrigin: r.Header.Get("Origin")}
-					if err := c.gate.decide(&d); err != nil {
-						b.Fatal(err)
-					}
+				ask := c.ask
+				if ask == nil {
+					ask = c.decide(b)
 				}
 				if c.before != nil {
 					for path := range c.before {
-						decide(path)
+						ask(path)
 					}
 				}
 				b.ReportAllocs()
 				for i := 0; b.Loop(); i++ {
-					decide(c.paths[i%len(c.paths)])
+					ask(c.paths[i%len(c.paths)])
 				}
 			})
+		}
+	}
+}
+
+// decide has the gate decide about a path.
+func (c scaleCase) decide(b *testing.B) (ask func(path string)) {
+	r := requestFor(b, "/x", nil)
+	maps.Copy(r.Header, c.header)
+	var d decision
+	return func(path string) {
+		r.URL.Path = path
+		d = decision{gate: c.gate, app: c.gate.app, request: r, kind: kindOther, requestOrigin: r.Header.Get("Origin")}
+		if err := c.gate.decide(&d); err != nil {
+			b.Fatal(err)
 		}
 	}
 }
@@ -156,25 +166,46 @@ func scaleOrigins(b *testing.B, n int) scaleCase {
 	return scaleCase{gate: g, paths: []string{"/" + plainToken() + scaleSuffix}, header: http.Header{"Origin": {origin}}}
 }
 
-// scaleVideos has videos with settings from the control API, which are asked for
-// as an audience asks: each in proportion to 1 by its rank (Zipf's law). All have
-// been asked for once before, in an order that has nothing to do with their rank.
-func scaleVideos(b *testing.B, n int) scaleCase {
+// audience is what is asked for of so many videos: each in proportion to 1 by its
+// rank (Zipf's law). All are asked for once before, in an order that has nothing
+// to do with their rank.
+func audience(n int) (before iter.Seq[string], paths []string) {
 	const requests = 1 << 20
-	signed := false
-	g := newGate(b, &App{VideoSettings: VideoSettings{RequireSignedURLs: &signed}}, new(Gate))
-	g.app.state.store = videoStore{g.app.state.store}
 	path := func(rank int) string { return fmt.Sprintf("/%032x%s", rank, scaleSuffix) }
-	c := scaleCase{gate: g, paths: make([]string, requests), header: http.Header{"Origin": {"https://www.example.org"}}}
-	for i := range c.paths {
+	paths = make([]string, requests)
+	for i := range paths {
 		rank := int(math.Exp(rand.Float64()*math.Log(float64(n+1)))) - 1
-		c.paths[i] = path(min(rank, n-1))
+		paths[i] = path(min(rank, n-1))
 	}
-	c.before = func(yield func(string) bool) {
+	return func(yield func(string) bool) {
 		for _, rank := range rand.Perm(n) {
 			if !yield(path(rank)) {
 				return
 			}
+		}
+	}, paths
+}
+
+// scaleVideos has videos with settings from the control API.
+func scaleVideos(b *testing.B, n int) scaleCase {
+	signed := false
+	g := newGate(b, &App{VideoSettings: VideoSettings{RequireSignedURLs: &signed}}, new(Gate))
+	g.app.state.store = videoStore{g.app.state.store}
+	c := scaleCase{gate: g, header: http.Header{"Origin": {"https://www.example.org"}}}
+	c.before, c.paths = audience(n)
+	return c
+}
+
+// scaleGoMap has nothing but the ids of these videos in a map of Go's. A look-up
+// in it takes the same number of steps however many there are; what it costs is
+// what memory costs of which less and less is in the processor's caches.
+func scaleGoMap(_ *testing.B, n int) (c scaleCase) {
+	known := make(map[string]*settings, n)
+	c.before, c.paths = audience(n)
+	c.ask = func(path string) {
+		id, _, _ := strings.Cut(path[1:], "/")
+		if known[id] == nil {
+			known[id] = new(settings)
 		}
 	}
 	return c

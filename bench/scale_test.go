@@ -84,6 +84,11 @@ func TestScaleIsComplete(t *testing.T) {
 	if err != nil || len(all) != len(scaleTitles) || all[0].points[2].nanos.median != 2 {
 		t.Errorf("seriesOf() = %v, %v", all, err)
 	}
+	for i, title := range scaleTitles {
+		if control := all[i].control; (control != nil) != (title.control != "") {
+			t.Errorf("%s has the control %v; want %q", title.name, control, title.control)
+		}
+	}
 	for name, change := range map[string]func(all map[string]map[int][]benchmarkResult){
 		"a series is missing":   func(all map[string]map[int][]benchmarkResult) { delete(all, "videos") },
 		"a series is unknown":   func(all map[string]map[int][]benchmarkResult) { all["stars"] = all["videos"]; delete(all, "videos") },
@@ -102,16 +107,20 @@ func TestScaleIsComplete(t *testing.T) {
 func TestScaleReport(t *testing.T) {
 	r := scaleReport{series: []scaleSeries{costing("tokens", 500, 510, 505), costing("videos", 500, 600, 6000)}}
 	bytes := costing("bytes", 500, 600, 6000)
-	bytes.linear = true
-	r.series = append(r.series, bytes)
+	bytes.excuse = "each is read"
+	memory := costing("memory", 10, 20, 50)
+	like, unlike := costing("as steep", 500, 600, 2500), costing("steeper", 500, 600, 2600)
+	like.control, unlike.control = &memory, &memory
+	r.series = append(r.series, bytes, like, unlike)
 	text := r.markdown()
-	for _, want := range []string{"| tokens | flat | 1.02 | flat or logarithmic |", "| videos | steeper than logarithmic | 12.00 |", "| bytes | steeper than logarithmic | 12.00 | – (each", "## Videos", "| 10,000 | 6000 (6000–6000) | 0 |"} {
+	for _, want := range []string{"| tokens | flat | 1.02 | flat or logarithmic |", "| videos | steeper than logarithmic | 12.00 |", "| bytes | steeper than logarithmic | 12.00 | – (each is read) |", "| steeper | steeper than logarithmic | 5.20 | flat or logarithmic, or no steeper than memory |", "## Videos", "| 10,000 | 6000 (6000–6000) | 0 |"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("there is no %q in\n%s", want, text)
 		}
 	}
-	if unmet := r.unmet(); len(unmet) != 1 || !strings.Contains(unmet[0], "videos: 500 ns with 100 and 6000 ns with 10,000") {
-		t.Errorf("unmet() = %q; want the videos", unmet)
+	unmet := r.unmet()
+	if len(unmet) != 2 || !strings.Contains(unmet[0], "videos: 500 ns with 100 and 6000 ns with 10,000") || !strings.HasPrefix(unmet[1], "steeper: ") {
+		t.Errorf("unmet() = %q; want the videos, and what is steeper than memory", unmet)
 	}
 }
 
