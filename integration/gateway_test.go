@@ -308,15 +308,25 @@ func readResponse(t testing.TB, res *http.Response) *response {
 
 func (r *response) reason() string { return r.Header.Get("Signed-Playback-Reason") }
 
+// givenAddrs are those that freeAddr has returned. The system may offer a port
+// again as soon as nobody listens on it, and a server that has it twice in its
+// config takes one site for another.
+var givenAddrs sync.Map
+
 // freeAddr returns an address on loopback that nobody listens on.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close() // not before there is another one
+		addr := listener.Addr().String()
+		if _, given := givenAddrs.LoadOrStore(addr, true); !given {
+			return addr
+		}
 	}
-	defer listener.Close()
-	return listener.Addr().String()
 }
 
 // eventually polls until done reports true, and fails the test if that takes

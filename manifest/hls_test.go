@@ -72,6 +72,7 @@ var hlsCases = []struct{ name, in, query, want string }{
 	{name: "M2 tag with a space before its colon", in: `#EXT-X-MAP :URI= "/library/vidA/v1/x"`, want: refused},
 	{name: "M2 tag without a colon but in its URI", in: `#EXT-X-MAP URI="https://origin.example/library/vidA/v1/x"`, want: refused},
 	{name: "M2 titles are not attribute lists", in: `#EXTINF:1,URI="/library/vidA/v1/x`},
+	{name: "M2 a tag whose name begins like EXTINF", in: `#EXTINF0:URI="/library/vidA/v1/x"`, want: `#EXTINF0:URI="../x"`},
 
 	{name: "M3 query parameter behind the path", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\nseg.ts?{$t}", query: "t=//evil.example/"},
 	{name: "M3 harmless query parameter in the path", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=hd"},

@@ -138,7 +138,7 @@ func hlsURIs(line string) (uris []string, rest string) {
 		}
 		return []string{uri}, before + strings.Replace(line, uri, "", 1)
 	}
-	if !strings.HasPrefix(line, "#EXT") || strings.HasPrefix(line, "#EXTINF") || strings.HasPrefix(line, "#EXTM3U ") {
+	if !strings.HasPrefix(line, "#EXT") || strings.HasPrefix(line+":", "#EXTINF:") || strings.HasPrefix(line, "#EXTM3U ") {
 		free, found, ok := strings.Cut(line, "#EXT-X-")
 		if !ok {
 			return nil, before + line
