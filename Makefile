@@ -67,7 +67,7 @@ fuzz-corpus: ## Keep what fuzzing on this machine has found
 
 .PHONY: integration
 integration: bin/caddy bin/caddy-race ## The real binary, a recording origin, real players
-	cd integration && go vet ./... && go test -race -count=1 -timeout 40m ./...
+	cd integration && go vet ./... && go test -race -count=1 -timeout 40m -parallel 4 ./...
 
 # What takes too long for every change: more reloads and a longer soak.
 .PHONY: soak

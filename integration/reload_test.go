@@ -491,6 +491,9 @@ func (th *theater) watch(v *viewer) error {
 		th.mu.Lock()
 		th.unanswered = append(th.unanswered, v.String()+": "+err.Error())
 		th.mu.Unlock()
+		if errors.Is(err, context.DeadlineExceeded) {
+			v.client.CloseIdleConnections() // as players do, who have waited in vain
+		}
 		served, err = play()
 	}
 	if err != nil {
@@ -587,9 +590,11 @@ func (th *theater) unansweredBy() map[string]int64 {
 // config (`shuttingDown` in `conn.serve`). On a connection that was used before,
 // clients ask again by themselves. HTTP/2 says which requests it has not begun.
 // For the rest: each config listens on a socket of its own, and the kernel resets
-// who still waits at that of the old one; and the client for HTTP/3 may close a
+// who still waits at that of the old one; the client for HTTP/3 may close a
 // connection on which the server takes no more requests under one that it is about
-// to send.
+// to send; and the server for HTTP/3 forgets a connection that it accepts in the
+// moment in which it shuts down (`serveListener`), so that nobody ever answers
+// on it.
 func wantNoMoreUnanswered(t *testing.T, gate, bare map[string]int64, reloads int) {
 	t.Helper()
 	t.Logf("without an answer: %v through the gate, and %v without it", gate, bare)
