@@ -382,7 +382,6 @@ type shown struct {
 // An iframe plays on the sites of the video's allowed origins, whatever they do
 // with their referrer, and on no others, whatever those do.
 func TestEmbedding(t *testing.T) {
-	t.Parallel() // most of it is playing
 	w := startWeb(t, anyVideo(), config{app: allowedSites, gate: "player " + hlsJS(t)})
 	plays := shown{Page: verdict{Status: 200}, Plays: true}
 	blocked := shown{Page: verdict{Status: 200}, Blocked: true}
@@ -646,7 +645,6 @@ type ownPlayer struct {
 // A site's own player plays where the site is allowed, and a script of any site
 // can read why not.
 func TestOwnPlayer(t *testing.T) {
-	t.Parallel() // most of it is playing
 	w := startWeb(t, anyVideo(), config{app: allowedSites})
 	notAllowed, missing := verdict{403, "origin_not_allowed"}, verdict{403, "origin_required"}
 	playing := ownPlayer{Manifest: plays, Plays: true, Script: plays}

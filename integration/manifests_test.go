@@ -540,7 +540,6 @@ func lastProgress(progress string) (seconds float64) {
 // Browsers play through the gate, with their own player and with those that
 // pages bring along, from a page of another site.
 func TestBrowserPlaysManifests(t *testing.T) {
-	t.Parallel() // most of it is playing
 	m := startMediaOrigin(t, makeClips(t))
 	g := start(t, m.origin, config{gate: m.gate()})
 	browser := startChromium(t)

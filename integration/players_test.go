@@ -68,7 +68,6 @@ type badToken struct {
 // Browsers play through the gate, natively and with hls.js, as long as the
 // token lets them, and their pages are told why when it does not.
 func TestBrowser(t *testing.T) {
-	t.Parallel() // most of it is playing
 	o := startOrigin(t, exampleMedia())
 	g := start(t, o, config{
 		app: withCountries(t),
