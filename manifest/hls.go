@@ -124,16 +124,14 @@ func (p *playlist) rewriteTag(from, to int) error {
 			return err
 		}
 		return p.rewriteComment(value, to)
-	case "#EXT-X-PROGRAM-DATE-TIME", "#EXT-X-BYTERANGE", "#EXT-X-MEDIA-SEQUENCE", "#EXT-X-TARGETDURATION":
-		return nil // not attribute lists
 	case "#EXT-X-DEFINE":
 		return p.define(value, to)
 	case "#EXT-X-KEY", "#EXT-X-SESSION-KEY", "#EXT-X-MAP", "#EXT-X-MEDIA", "#EXT-X-STREAM-INF",
 		"#EXT-X-I-FRAME-STREAM-INF", "#EXT-X-IMAGE-STREAM-INF", "#EXT-X-PART", "#EXT-X-PRELOAD-HINT",
 		"#EXT-X-RENDITION-REPORT", "#EXT-X-SESSION-DATA", "#EXT-X-CONTENT-STEERING", "#EXT-X-DATERANGE":
 	default:
-		// Tags of tomorrow and of vendors. Those that do not have what looks
-		// like a URI may have any value.
+		// Tags without attributes, those of vendors and of tomorrow. Those that
+		// do not have what looks like a URI may have any value.
 		if !mentionsURI(line[end+1:]) {
 			return nil
 		}

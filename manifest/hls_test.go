@@ -72,6 +72,8 @@ var hlsCases = []struct{ name, in, query, want string }{
 	{name: "M2 tag with a space before its colon", in: `#EXT-X-MAP :URI= "/library/vidA/v1/x"`, want: refused},
 	{name: "M2 tag without a colon but in its URI", in: `#EXT-X-MAP URI="https://origin.example/library/vidA/v1/x"`, want: refused},
 	{name: "M2 titles are not attribute lists", in: `#EXTINF:1,URI="/library/vidA/v1/x`},
+	{name: "M2 tags without attributes that have a URI nevertheless", in: "#EXT-X-PROGRAM-DATE-TIME:URI=\"/library/vidA/v1/x\"\n#EXT-X-BYTERANGE:100@0", want: "#EXT-X-PROGRAM-DATE-TIME:URI=\"../x\"\n#EXT-X-BYTERANGE:100@0"},
+	{name: "M2 tag without attributes whose URI cannot be read", in: "#EXT-X-PROGRAM-DATE-TIME:URI=\"/library/vidA/v1/", want: refused},
 	{name: "M2 a tag whose name begins like EXTINF", in: `#EXTINF0:URI="/library/vidA/v1/x"`, want: `#EXTINF0:URI="../x"`},
 
 	{name: "M3 query parameter behind the path", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\nseg.ts?{$t}", query: "t=//evil.example/"},
