@@ -68,9 +68,8 @@ var processManifestMemory = sync.OnceValue(func() *manifestMemory {
 
 // newManifestMemory shares out memory in a process with a memory limit in bytes.
 func newManifestMemory(limit int64) *manifestMemory {
-	const share = 4
-	total := int64(memoryWithin(limit, share, 0, maxManifestMemory)) // each class sees to its least
-	// The largest one must find room.
+	total := min(limit/4, maxManifestMemory)
+	// Each class has at least what its largest manifest takes.
 	class := func(most int, share int64) manifestClass {
 		share = max(share, int64(compressedManifestFactor*most))
 		return manifestClass{most, semaphore.NewWeighted(share), semaphore.NewWeighted(share / 2 / int64(most))}

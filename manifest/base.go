@@ -101,7 +101,7 @@ func (d *mpd) enter(start int, outer []*place) (first int, inner []*place, err e
 			if len(p.path) > maxBase {
 				return 0, nil, d.invalid("a BaseURL that is too long")
 			}
-			if !p.foreign && p.view == "" && b.adopted {
+			if !p.foreign && b.adopted { // for all alternatives alike
 				p.view = d.folderOf()
 			}
 			if !slices.ContainsFunc(inner, func(q *place) bool { return alike(p, q) }) {

@@ -13,7 +13,8 @@ type place struct {
 
 	// view is where the viewer resolves the same references: the path in the
 	// folder whose counterpart has that place. It equals path if that is in the
-	// folder, and is empty if there is no such counterpart.
+	// folder and no BaseURL was adopted, and is empty if there is no such
+	// counterpart.
 	view string
 
 	// For places that a BaseURL leads to:
