@@ -57,9 +57,7 @@ fuzz: ## Fuzz each target for FUZZTIME
 		grep -q fuzzcntrs bin/fuzz/$$dir/test || { echo "$$dir: nothing counts what is covered" >&2; exit 1; }; \
 	done
 	@for dir in $(FUZZDIRS); do bin/fuzz/$$dir/test -test.list '^Fuzz' | sed "s|^|$$dir |"; done | \
-		xargs -P "$$(nproc)" -L 1 $(SHELL) -c 'echo "fuzzing $$0 $$1 for $(FUZZTIME)"; cd $$0 && \
-			$(CURDIR)/bin/fuzz/$$0/test -test.run "^$$" -test.fuzz "^$$1$$" -test.fuzztime $(FUZZTIME) -test.parallel 1 \
-			-test.fuzzminimizetime 1s -test.fuzzcachedir $(FUZZCACHE)/$$0'
+		xargs -P "$$(nproc)" -L 1 .ci/fuzz-target $(FUZZTIME) $(FUZZCACHE)
 
 .PHONY: fuzz-corpus
 fuzz-corpus: ## Keep what fuzzing on this machine has found
