@@ -32,7 +32,6 @@ test-tools:
 
 .PHONY: unit
 unit: ## Unit tests, goldens and fuzz seeds, with the race detector
-	go vet ./...
 	go test -race ./...
 
 # What fuzzing has found so far lies where `go test -fuzz` looks for it and adds
@@ -65,7 +64,7 @@ fuzz-corpus: ## Keep what fuzzing on this machine has found
 
 .PHONY: integration
 integration: bin/caddy bin/caddy-race ## The real binary, a recording origin, real players
-	cd integration && go vet ./... && go test -race -count=1 -timeout 40m -parallel 4 ./...
+	cd integration && go test -race -count=1 -timeout 40m -parallel 4 ./...
 
 # What takes too long for every change: more reloads and a longer soak.
 .PHONY: soak
@@ -78,7 +77,7 @@ soak: bin/caddy bin/caddy-race ## 200 reloads and 20 minutes of mixed load: by h
 # the first word in it, measure those instead of comparing servers.
 .PHONY: bench
 bench: bin/caddy ## Measure the gate beside bare Caddy, HAProxy, Traffic Server and nginx (BENCHFLAGS=flood|memory|scale: other things; -quick: smoke test)
-	cd bench && go vet ./... && go test ./... && go run . $(BENCHFLAGS)
+	cd bench && go test ./... && go run . $(BENCHFLAGS)
 
 .PHONY: lint
 lint: ## Linters, formatting, module files

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -45,6 +46,10 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 		return nil
 	}
 	d.passReported()
+	if hasGone(r) {
+		w.WriteHeader(statusClientClosedRequest)
+		return nil
+	}
 	if g.player != nil && g.servePlayer(w, d) {
 		return nil
 	}
@@ -58,6 +63,21 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 		d.log()
 	}
 	return err
+}
+
+// statusClientClosedRequest is what reverse_proxy writes, too, for the log.
+const statusClientClosedRequest = 499
+
+// hasGone reports whether the viewer has taken the request back. Those who do so
+// at once, again and again (HTTP/2 rapid reset, CVE-2023-44487), must not have the
+// origin asked and connections made for each.
+func hasGone(r *http.Request) bool {
+	if r.ProtoMajor >= 2 {
+		// The goroutine of a new request runs before that of its connection
+		// reads the next frame, which is the one that takes it back.
+		runtime.Gosched()
+	}
+	return r.Context().Err() != nil
 }
 
 // decide is the gate's decision: nil to let the request pass, else a refusal.

@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
@@ -429,6 +430,32 @@ func TestBodiesEndHere(t *testing.T) {
 					t.Errorf("the origin gets a body: %q, length %d, encoding %q, trailer %v",
 						a.body, r.ContentLength, r.TransferEncoding, r.Trailer)
 				}
+			}
+		})
+	}
+}
+
+// The attack: rapid reset (CVE-2023-44487), by which a viewer has many requests
+// made in a moment, at no cost, and takes them back.
+func TestOriginIsNotAskedForWhoHasGone(t *testing.T) {
+	g := newGate(t, testApp(), new(Gate))
+	ask(t, g, requestFor(t, "/"+plainToken()+"/x.ts", nil)) // whose token is not known waits to have it verified, and is refused
+	for _, tc := range []struct {
+		name, target string
+		want         int
+	}{
+		{"segment", "/" + plainToken() + "/x.ts", 499},
+		{"manifest", "/" + plainToken() + "/manifest/video.m3u8", 499},
+		{"without a token", "/public/x.ts", 499},
+		{"refused", "/demo/x.ts", http.StatusUnauthorized},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := requestFor(t, tc.target, nil)
+			ctx, cancel := context.WithCancel(r.Context())
+			cancel()
+			a := ask(t, g, r.WithContext(ctx))
+			if a.status != tc.want || len(a.origin) > 0 {
+				t.Errorf("status %d, and the origin gets %d requests; want %d and none", a.status, len(a.origin), tc.want)
 			}
 		})
 	}

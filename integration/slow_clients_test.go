@@ -127,6 +127,7 @@ type patientOrigin struct {
 	*origin
 	serving atomic.Int64 // requests for large files
 	sent    atomic.Int64 // bytes of them
+	hanging atomic.Int64 // requests so far for what hangs
 }
 
 // beginning is what the origin sends of a large file: more than the gate's buffers
@@ -149,6 +150,7 @@ func startPatientOrigin(t testing.TB) *patientOrigin {
 			}
 			<-r.Context().Done()
 		case strings.HasPrefix(r.URL.Path, "/hanging/"):
+			o.hanging.Add(1)
 			o.serving.Add(1)
 			defer o.serving.Add(-1)
 			<-r.Context().Done()
@@ -419,26 +421,28 @@ func TestHTTP2Floods(t *testing.T) {
 	const (
 		clients   = 4
 		maxGrowth = 128 << 20
+		maxAsked  = clients * floodFrames / 100
 	)
 	s := startForSlowClients(t)
 	hanging := "/" + mint(t, "hanging", nil) + "/seg.m4s"
 	for _, flood := range []struct {
-		name  string
-		send  func(*http2Conn) (stopped bool)
-		stops bool // the server must put an end to it
+		name      string
+		send      func(*http2Conn) (stopped bool)
+		stops     bool // the server must put an end to it
+		takesBack bool // each request, so that the origin is hardly asked
 	}{
-		{"rapid reset", func(c *http2Conn) bool { return c.resetRapidly(hanging) }, false},
-		{"requests beyond the limit", func(c *http2Conn) bool { return c.askOnAndOn(hanging) }, false},
-		{"CONTINUATION with fields", func(c *http2Conn) bool {
+		{name: "rapid reset", send: func(c *http2Conn) bool { return c.resetRapidly(hanging) }, takesBack: true},
+		{name: "requests beyond the limit", send: func(c *http2Conn) bool { return c.askOnAndOn(hanging) }},
+		{name: "CONTINUATION with fields", send: func(c *http2Conn) bool {
 			return c.continueHeader(hanging, bytes.Repeat([]byte("\x00\x01x\x01y"), 3000))
-		}, true},
-		{"CONTINUATION with nothing", func(c *http2Conn) bool { return c.continueHeader(hanging, nil) }, false},
-		{"PING", func(c *http2Conn) bool {
+		}, stops: true},
+		{name: "CONTINUATION with nothing", send: func(c *http2Conn) bool { return c.continueHeader(hanging, nil) }},
+		{name: "PING", send: func(c *http2Conn) bool {
 			return c.repeat(func(int) error { return c.WritePing(false, [8]byte{}) })
-		}, false},
-		{"SETTINGS", func(c *http2Conn) bool {
+		}},
+		{name: "SETTINGS", send: func(c *http2Conn) bool {
 			return c.repeat(func(int) error { return c.WriteSettings() })
-		}, false},
+		}},
 	} {
 		t.Run(flood.name, func(t *testing.T) {
 			held, memory := s.baseline(t)
@@ -455,10 +459,13 @@ func TestHTTP2Floods(t *testing.T) {
 			}
 			p99 := s.others.watch(t, time.Second)
 			all.Wait()
-			growth := s.resident(t) - memory
-			t.Logf("the server has grown by %d KiB, the others' p99 was %s", growth>>10, p99)
+			growth, asked := s.resident(t)-memory, int(s.origin.hanging.Swap(0))
+			t.Logf("the server has grown by %d KiB, the origin was asked %d times, the others' p99 was %s", growth>>10, asked, p99)
 			if growth > maxGrowth {
 				t.Errorf("the server has grown by %d MiB", growth>>20)
+			}
+			if flood.takesBack && asked > maxAsked {
+				t.Errorf("the origin was asked %d times, want %d at the most", asked, maxAsked)
 			}
 			closeAll(conns)
 			s.wantReleased(t, s.admin, held, s.settle)
