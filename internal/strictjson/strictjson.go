@@ -378,7 +378,7 @@ func (s *scanner) escape() error {
 	return nil
 }
 
-// codeUnit reads \uXXXX at the start of b.
+// codeUnit reads a \u escape, of one code unit of UTF-16, at the start of b.
 func codeUnit(b []byte) (rune, bool) {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 		return 0, false
