@@ -1,0 +1,50 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+)
+
+func TestEnter(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		capacity := semaphore.NewWeighted(2)
+		patient, impatient := New(capacity, 1, time.Second), New(capacity, 0, time.Second)
+		if err := patient.Enter(t.Context(), 2); err != nil {
+			t.Fatalf("the first caller got %v, want a turn", err)
+		}
+		if err := impatient.Enter(t.Context(), 1); !errors.Is(err, ErrFull) {
+			t.Errorf("a queue in which nobody waits answered %v, want ErrFull", err)
+		}
+		second := make(chan error)
+		go func() { second <- patient.Enter(t.Context(), 1) }()
+		synctest.Wait()
+		if n := patient.Waiting(); n != 1 {
+			t.Errorf("%d callers wait, want 1", n)
+		}
+		if err := patient.Enter(t.Context(), 1); !errors.Is(err, ErrFull) {
+			t.Errorf("the caller after the last that may wait got %v, want ErrFull", err)
+		}
+		patient.Leave(1)
+		if err := <-second; err != nil {
+			t.Errorf("after a turn was given back, the waiting caller got %v", err)
+		}
+		if err := patient.Enter(t.Context(), 1); !errors.Is(err, ErrTimeout) {
+			t.Errorf("a caller that waited for a second got %v, want ErrTimeout", err)
+		}
+		cancelled, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := patient.Enter(cancelled, 1); !errors.Is(err, context.Canceled) {
+			t.Errorf("a cancelled caller got %v, want context.Canceled", err)
+		}
+		patient.Leave(1)
+		if err := impatient.Enter(t.Context(), 1); err != nil {
+			t.Errorf("the capacity was not given back whole: %v", err)
+		}
+	})
+}
