@@ -5,7 +5,6 @@ go 1.26.0
 require github.com/signed-playback/caddy-signed-playback v0.0.0
 
 require (
-	filippo.io/bigmod v0.1.0 // indirect
 	github.com/decred/dcrd/dcrec/secp256k1/v4 v4.4.1 // indirect
 	github.com/goccy/go-json v0.10.6 // indirect
 	github.com/lestrrat-go/blackmagic v1.0.4 // indirect

@@ -14,7 +14,6 @@ import (
 	"math/big"
 	"slices"
 
-	"filippo.io/bigmod"
 	"github.com/lestrrat-go/jwx/v3/jwa"
 	"github.com/lestrrat-go/jwx/v3/jwk"
 )
@@ -32,10 +31,9 @@ const (
 // PublicKey is an RSA key that verifies tokens, under its id. It is immutable
 // and safe for concurrent use.
 type PublicKey struct {
-	id      string
-	rsa     *rsa.PublicKey
-	modulus *bigmod.Modulus   // of rsa, prepared
-	digest  [sha256.Size]byte // of id and rsa, for comparing
+	id     string
+	rsa    *rsa.PublicKey
+	digest [sha256.Size]byte // of id and rsa, for Equal
 }
 
 // NewPublicKey checks that a key is one that this package verifies with: RSA
@@ -56,12 +54,8 @@ func NewPublicKey(id string, key *rsa.PublicKey) (*PublicKey, error) {
 	case key.N.Bit(0) == 0:
 		return nil, fmt.Errorf("%w: %q has an even modulus", ErrKey, id)
 	}
-	modulus, err := bigmod.NewModulus(key.N.Bytes())
-	if err != nil {
-		return nil, fmt.Errorf("%w: %q: %w", ErrKey, id, err)
-	}
 	digest := sha256.Sum256(append([]byte(id+" "), key.N.Bytes()...)) // an id has no spaces, and there is one exponent
-	return &PublicKey{id, &rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E}, modulus, digest}, nil
+	return &PublicKey{id, &rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E}, digest}, nil
 }
 
 // ID returns the key's `kid`.

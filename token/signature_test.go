@@ -8,9 +8,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"math/big"
-	mathrand "math/rand/v2"
 	"testing"
 )
+
+// sha256Prefix is the DER of a DigestInfo for SHA-256 up to the digest (RFC
+// 8017 section 9.2, note 1).
+var sha256Prefix = []byte{
+	0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20,
+}
 
 // power makes the signature whose encoded message is as given, which takes the
 // private key.
@@ -34,13 +39,14 @@ func TestEncodedMessageHasOneForm(t *testing.T) {
 	const signed = "header.payload"
 	digest := sha256.Sum256([]byte(signed))
 	size := key.Size()
-	message := func() []byte { return encodeMessage(make([]byte, size), digest) }
 	// with ends a message in a tail and fills it up with 0xff in front.
 	with := func(tail ...[]byte) []byte {
 		end := bytes.Join(tail, nil)
 		start := append([]byte{0, 1}, bytes.Repeat([]byte{0xff}, size-3-len(end))...)
 		return append(append(start, 0), end...)
 	}
+	message := func() []byte { return with(sha256Prefix, digest[:]) }
+	other := sha256.Sum256([]byte("other"))
 	sha1Prefix := []byte{0x30, 0x21, 0x30, 0x09, 0x06, 0x05, 0x2b, 0x0e, 0x03, 0x02, 0x1a, 0x05, 0x00, 0x04, 0x14}
 	withoutNull := append([]byte{0x30, 0x2f}, append([]byte{0x30, 0x0b}, sha256Prefix[4:15]...)...)
 	withoutNull = append(withoutNull, 0x04, 0x20)
@@ -65,15 +71,12 @@ func TestEncodedMessageHasOneForm(t *testing.T) {
 		"length in the long form":   with(longForm, digest[:]),
 		"SHA-1 of another text":     with(sha1Prefix, digest[:20]),
 		"the bare digest":           with(digest[:]),
-		"another digest":            encodeMessage(make([]byte, size), sha256.Sum256([]byte("other"))),
+		"another digest":            with(sha256Prefix, other[:]),
 	} {
 		t.Run(name, func(t *testing.T) {
 			signature := power(key, m)
 			if err := public.verify(signed, signature); !errors.Is(err, ErrSignature) {
 				t.Errorf("verify = %v, want %v", err, ErrSignature)
-			}
-			if rsa.VerifyPKCS1v15(&key.PublicKey, crypto.SHA256, digest[:], signature) == nil {
-				t.Error("the standard library takes it: the test tests nothing")
 			}
 		})
 	}
@@ -124,48 +127,4 @@ func TestSignatureNumbers(t *testing.T) {
 			}
 		}
 	}
-}
-
-// The fast verification and the standard library's agree on whatever is sent.
-func FuzzVerifyAgreesWithTheStandardLibrary(f *testing.F) {
-	random := mathrand.NewChaCha8([32]byte{1})
-	keys := make([]*rsa.PrivateKey, 2)
-	publics := make([]*PublicKey, len(keys))
-	for i, bits := range []int{2048, 3072} {
-		var err error
-		if keys[i], err = rsa.GenerateKey(rand.Reader, bits); err != nil {
-			f.Fatal(err)
-		}
-		if publics[i], err = NewPublicKey("k", &keys[i].PublicKey); err != nil {
-			f.Fatal(err)
-		}
-	}
-	f.Add("header.payload", []byte(nil), false, false)
-	f.Add("header.payload", []byte{1}, true, true)
-	f.Add("", make([]byte, 256), false, true)
-	f.Fuzz(func(t *testing.T, signed string, change []byte, sign, other bool) {
-		i := 0
-		if other {
-			i = 1
-		}
-		digest := sha256.Sum256([]byte(signed))
-		signature := make([]byte, keys[i].Size())
-		if sign {
-			var err error
-			if signature, err = rsa.SignPKCS1v15(nil, keys[i], crypto.SHA256, digest[:]); err != nil {
-				t.Fatal(err)
-			}
-		} else {
-			_, _ = random.Read(signature)
-		}
-		for at, b := range change {
-			if at < len(signature) {
-				signature[at] ^= b
-			}
-		}
-		want := rsa.VerifyPKCS1v15(&keys[i].PublicKey, crypto.SHA256, digest[:], signature) == nil
-		if got := publics[i].verify(signed, signature) == nil; got != want {
-			t.Errorf("verify accepts: %t, the standard library: %t", got, want)
-		}
-	})
 }
