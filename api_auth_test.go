@@ -67,6 +67,13 @@ func TestCredentials(t *testing.T) {
 		{"in capitals", http.Header{"Authorization": {"Bearer FIRST-SECRET"}}, false},
 		{"bearer", http.Header{"Authorization": {"bearer first-secret"}}, false},
 		{"Basic", http.Header{"Authorization": {"Basic first-secret"}}, false},
+		{"BEARER", http.Header{"Authorization": {"BEARER first-secret"}}, false},
+		{"Token", http.Header{"Authorization": {"Token first-secret"}}, false},
+		{"no-break space behind", http.Header{"Authorization": {"Bearer first-secret\u00a0"}}, false},
+		{"percent-encoded", http.Header{"Authorization": {"Bearer %66irst-secret"}}, false},
+		{"in quotes", http.Header{"Authorization": {`Bearer "first-secret"`}}, false},
+		{"a list", http.Header{"Authorization": {"Bearer first-secret, Bearer x"}}, false},
+		{"both with a space", http.Header{"Authorization": {"Bearer first-secret second-secret"}}, false},
 		{"no scheme", http.Header{"Authorization": {"first-secret"}}, false},
 		{"both at once", http.Header{"Authorization": {"Bearer first-secret,second-secret"}}, false},
 		{"two lines, the right one first", http.Header{"Authorization": {"Bearer first-secret", "Bearer x"}}, false},
@@ -85,6 +92,13 @@ func TestCredentials(t *testing.T) {
 		{"key of another address", http.Header{"X-Auth-Email": {"a@example.com"}, "X-Auth-Key": {"key-b"}}, false},
 		{"address in capitals", http.Header{"X-Auth-Email": {"A@example.com"}, "X-Auth-Key": {"key-a"}}, false},
 		{"two addresses", http.Header{"X-Auth-Email": {"a@example.com", "a@example.com"}, "X-Auth-Key": {"key-a"}}, false},
+		{"no key", http.Header{"X-Auth-Email": {"a@example.com"}, "X-Auth-Key": {""}}, false},
+		{"a part of the key", http.Header{"X-Auth-Email": {"a@example.com"}, "X-Auth-Key": {"key-"}}, false},
+		{"another address", http.Header{"X-Auth-Email": {"c@example.com"}, "X-Auth-Key": {"key-a"}}, false},
+		{"address and key swapped", http.Header{"X-Auth-Email": {"key-a"}, "X-Auth-Key": {"a@example.com"}}, false},
+		{"two addresses of two pairs", http.Header{"X-Auth-Email": {"a@example.com", "b@example.com"}, "X-Auth-Key": {"key-a"}}, false},
+		{"two keys, the right one last", http.Header{"X-Auth-Email": {"a@example.com"}, "X-Auth-Key": {"x", "key-a"}}, false},
+		{"key as a secret beside its address", http.Header{"X-Auth-Email": {"a@example.com"}, "Authorization": {"Bearer key-a"}}, false},
 		{"two keys", http.Header{"X-Auth-Email": {"a@example.com"}, "X-Auth-Key": {"key-a", "x"}}, false},
 		{"a secret as a key", http.Header{"X-Auth-Email": {"a@example.com"}, "X-Auth-Key": {"first-secret"}}, false},
 		{"a pair cut elsewhere", http.Header{"X-Auth-Email": {"a@example.comk"}, "X-Auth-Key": {"ey-a"}}, false},
@@ -117,7 +131,7 @@ func TestRefusedCallsLookTheSame(t *testing.T) {
 		{"X-Auth-Email": {"a@example.com"}, "X-Auth-Key": {"x"}},
 		{"X-Auth-Email": {"nobody"}, "X-Auth-Key": {"x"}},
 	} {
-		for _, path := range []string{"keys", "keys?token=first-secret&api_token=first-secret", "nothing/there", "../..", "/client/v4/x"} {
+		for _, path := range []string{"keys", "keys?token=first-secret&api_token=first-secret&X-Auth-Email=a@example.com&X-Auth-Key=key-a", "nothing/there", "../..", "/client/v4/x"} {
 			a := c.call(t, "POST", path, "{", func(r *http.Request) {
 				r.Header = header.Clone()
 				from(fmt.Sprintf("192.0.2.%d", i))(r)

@@ -366,12 +366,25 @@ func TestBodies(t *testing.T) {
 		{"not UTF-8", "{\"creator\":\"\xff\"}", 400, codeBadRequest},
 		{"byte order mark", "\ufeff{}", 400, codeBadRequest},
 		{"comment", "{}//", 400, codeBadRequest},
+		{"comma behind", `{"uid":"v",}`, 400, codeBadRequest},
+		{"single quotes", `{'uid':'v'}`, 400, codeBadRequest},
+		{"NUL behind", "{}\x00", 400, codeBadRequest},
+		{"NUL in a string", "{\"creator\":\"a\x00b\"}", 400, codeBadRequest},
+		{"line feed in a string", "{\"creator\":\"a\nb\"}", 400, codeBadRequest},
+		{"overlong UTF-8", "{\"creator\":\"\xc0\xae\"}", 400, codeBadRequest},
+		{"UTF-16", "{\x00}\x00", 400, codeBadRequest},
+		{"lone surrogate", `{"creator":"\ud800"}`, 400, codeBadRequest},
+		{"no-break space", "\u00a0{}", 400, codeBadRequest},
+		{"text of an object", `"{\"uid\":\"v\"}"`, 400, codeBadRequest},
+		{"member twice, inside", `{"meta":{"a":1,"a":2}}`, 400, codeBadRequest},
+		{"multipart form", "--x\r\nContent-Disposition: form-data; name=\"uid\"\r\n\r\nv\r\n--x--\r\n", 400, codeBadRequest},
+		{"compressed", zipped("{}"), 400, codeBadRequest},
 		{"as deep as may be", `{"meta":` + deep(maxBodyDepth-1) + `}`, 200, 0},
 		{"too deep", `{"meta":` + deep(maxBodyDepth) + `}`, 400, codeBadRequest},
 		{"much too deep", strings.Repeat("[", maxBodyBytes-1), 400, codeBadRequest},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			for _, contentType := range []string{"", "application/json", "application/x-www-form-urlencoded", "text/plain"} {
+			for _, contentType := range []string{"", "application/json", "application/json; charset=utf-16", "application/x-www-form-urlencoded", "text/plain"} {
 				a := c.call(t, "POST", "v", tc.body, func(r *http.Request) {
 					if contentType != "" {
 						r.Header.Set("Content-Type", contentType)
@@ -518,6 +531,8 @@ func TestLogOfTheAPI(t *testing.T) {
 		{"DELETE", "keys/secret-in-the-path/", "", "info", "keys.delete", "", 400},
 		{"GET", "/client/v4/secret-in-the-path", "", "info", "", "", 404},
 		{"GET", "keys?token=secret-in-the-query", "", "info", "keys.list", "", 200},
+		{"GET", "v/secret-in-the-path", "", "info", "", "", 404},
+		{"GET", "/client/v4/accounts/secret-in-the-path!/stream/keys", "", "info", "", "", 404},
 	} {
 		c.logs.TakeAll()
 		a := c.call(t, tc.method, tc.path, tc.body)
@@ -531,7 +546,7 @@ func TestLogOfTheAPI(t *testing.T) {
 		if entries[0].Level.String() != tc.level || fields["call"] != tc.call || fields["status"] != tc.status || int64(a.status) != tc.status || id != tc.id || fields["client_ip"] != "203.0.113.7" {
 			t.Errorf("%s %s = %d, logged as %s %v", tc.method, tc.path, a.status, entries[0].Level, fields)
 		}
-		if text := fmt.Sprint(entries[0].Message, fields); strings.Contains(text, apiSecret) || strings.Contains(text, "secret-in-the-query") || strings.Contains(text, "secret-in-the-body") {
+		if text := fmt.Sprint(entries[0].Message, fields); strings.Contains(text, apiSecret) || strings.Contains(text, "secret-in-the-") {
 			t.Errorf("%s %s: the log has a secret: %s", tc.method, tc.path, text)
 		}
 	}
@@ -572,7 +587,7 @@ func TestAccessLogIsSkippedForKeysInHeaders(t *testing.T) {
 func TestIDsThatAreRefused(t *testing.T) {
 	c := control(t, new(App), new(API))
 	ids := []string{
-		"..", ".", "%2e%2e", "%2E", "a%2fb", "a%5cb", "%00", "a%00", "a%20b", "%e9", "a%0a", "*", "a;b", "a,b", "a:b", "a@b", "a=b", "a+b", "a&b", "(a)",
+		"..", ".", "%2e%2e", "%2E", "a%2fb", "a%5cb", "%00", "a%00", "a%20b", "%e9", "%ff", "%e2%84%aa", "%c0%ae%c0%ae", "a%0a", "a%0d%0ab", "%7f", "*", "%2a", "a%3fb", "a%23b", `a\b`, "a|b", "$a", "%64emo", "demo%20", "a%2fb%2f..%2fkeys", "a;b", "a,b", "a:b", "a@b", "a=b", "a+b", "a&b", "(a)",
 		strings.Repeat("a", 65), strings.Repeat("a", 300), "%252e%252e",
 	}
 	for _, id := range ids {

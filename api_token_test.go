@@ -43,6 +43,8 @@ func TestMintRequestsThatAreRefused(t *testing.T) {
 		{`{"exp":1.8e9}`, "exp"},
 		{`{"exp":-1}`, "exp"},
 		{`{"exp":null}`, "exp"},
+		{`{"exp":{}}`, "exp"},
+		{`{"exp":"2090-01-01T00:00:00Z"}`, "exp"},
 		{`{"exp":true}`, "exp"},
 		{`{"exp":[1800003600]}`, "exp"},
 		{`{"exp":"1h"}`, "exp"},
@@ -57,6 +59,8 @@ func TestMintRequestsThatAreRefused(t *testing.T) {
 		{`{"downloadable":null}`, "downloadable"},
 		{`{"id":1,"pem":"x"}`, "id"},
 		{`{"id":null,"pem":"x"}`, "id"},
+		{`{"id":"` + testKey().PEM() + `","pem":"` + testKey().PEM() + `"}`, "id"}, // which the answer must not repeat
+		{`{"id":"` + testKey().PEM() + `","pem":"k1"}`, "id"},
 		{`{"id":"k1"}`, "go together"},
 		{`{"pem":"x"}`, "go together"},
 		{`{"id":"","pem":"x"}`, "go together"},
@@ -82,7 +86,16 @@ func TestMintRequestsThatAreRefused(t *testing.T) {
 		{`{"sub":"other"}`, `"sub"`},
 		{`{"kid":"k1"}`, `"kid"`},
 		{`{"iat":1}`, `"iat"`},
+		{`{"alg":"none"}`, `"alg"`},
+		{`{"aud":"x"}`, `"aud"`},
+		{`{"viewerId":"x"}`, `"viewerId"`},
 		{`{"Exp":1800003600}`, `"Exp"`},
+		{`{"EXP":1800003600}`, `"EXP"`},
+		{`{"exp ":1800003600}`, `"exp "`},
+		{`{"exp\u0000":1}`, "unknown member"},
+		{`{"x\",\"sub\":\"other":1}`, "unknown member"},
+		{`{"x\":1}.{\"sub\":\"other\"":1}`, "unknown member"},
+		{`{"access_rules":[]}`, `"access_rules"`},
 		{`{"__proto__":{}}`, `"__proto__"`},
 		{`{"accessrules":[]}`, `"accessrules"`},
 		{`{"` + strings.Repeat("x", 1000) + `":1}`, "unknown member"},
@@ -199,6 +212,23 @@ func TestHugeDates(t *testing.T) {
 		for _, body := range []string{fmt.Sprintf(`{"exp":%d}`, huge), fmt.Sprintf(`{"nbf":%d}`, huge), fmt.Sprintf(`{"exp":%d,"nbf":%d}`, huge, huge)} {
 			wantReply(t, body, c.call(t, "POST", "demo/token", body), 400, codeBadRequest)
 		}
+	}
+}
+
+// Rules that fit a call and no token are the caller's mistake.
+func TestTokenThatWouldBeTooLong(t *testing.T) {
+	c := control(t, new(App), new(API))
+	c.node.fleet.plantSigningKey("own", testTime)
+	c.state.sync(t.Context())
+	prefixes := make([]string, 600)
+	for i := range prefixes {
+		prefixes[i] = fmt.Sprintf("2001:db8:%x::/48", i)
+	}
+	rules := must(json.Marshal([]token.AccessRule{{Type: "ip.src", Action: "block", IP: prefixes}}))
+	a := c.call(t, "POST", "demo/token", `{"accessRules":`+string(rules)+`}`)
+	wantReply(t, "600 networks", a, 400, codeBadRequest)
+	if !strings.Contains(a.raw, strconv.Itoa(token.MaxLength)) {
+		t.Errorf("the answer does not say how long a token may be: %s", a.raw)
 	}
 }
 
@@ -337,6 +367,9 @@ func TestMintingWithACallersKey(t *testing.T) {
 		{"of another pair", "k1", pemOf(otherKey()), "not the private half"},
 		{"of another pair in the store", "stored", pemOf(otherKey()), "not the private half"},
 		{"public half", "k1", publicPEM(t, testKey()), "pem"},
+		{"public key set", "k1", keySetOf(testKey()), "pem"},
+		{"path", "k1", "/etc/ssl/private/key.pem", "pem"},
+		{"id that is a path", "../signing/current", testKey().PEM(), "no key"},
 		{"nonsense", "k1", "nonsense", "pem"},
 		{"id that no key can have", "a b", pemOf(testKey()), "pem"},
 		{"id that is long", strings.Repeat("x", 255), pemOf(testKey()), "no key"},

@@ -66,6 +66,13 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 		{`{"requireSignedUrls":true}`, `"requireSignedUrls"`},
 		{`{"allowed_origins":[]}`, `"allowed_origins"`},
 		{`{"missingOrigin":"allow"}`, `"missingOrigin"`},
+		{`{"requireSignedURLS":false}`, `"requireSignedURLS"`},
+		{`{"require\u017fignedURLs":false}`, "unknown member"},
+		{`{"":false}`, `""`},
+		{`{"__proto__":{"requireSignedURLs":false}}`, `"__proto__"`},
+		{`{"\"},\"success\":true,\"x\":\"":1}`, "unknown member"},
+		{`{"` + strings.Repeat("x", 60_000) + `":1}`, "unknown member"},
+		{`{"allowedOrigins":["example.com\r\nX-Evil: 1"]}`, "allowed"},
 		{`{"requireSignedURLs":false,"unknown":1}`, `"unknown"`},
 	} {
 		a := c.call(t, "POST", "v", tc.body)

@@ -301,6 +301,28 @@ func TestRequestsThatPass(t *testing.T) {
 	}
 }
 
+// H4: HEAD asks the same question as GET and gets the same decision, or it would
+// be a way around it.
+func TestHeadIsDecidedAsGet(t *testing.T) {
+	g := newGate(t, testApp(), new(Gate))
+	for _, tc := range slices.Concat(refused, passed) {
+		t.Run(tc.name, func(t *testing.T) {
+			get := requestFor(t, tc.target(), tc.change)
+			if get.Method != http.MethodGet {
+				return
+			}
+			head := requestFor(t, tc.target(), tc.change)
+			head.Method = http.MethodHead
+			want, got := outcomeOf(t, g, get), outcomeOf(t, g, head)
+			want.Header.Del("Content-Length") // TestHeadOfManifest is about lengths
+			got.Header.Del("Content-Length")
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("the decisions differ (-GET +HEAD):\n%s", diff)
+			}
+		})
+	}
+}
+
 // The page that embeds an iframe is held against the allowed origins by the
 // browser, on every response for the iframe.
 func TestIframeNamesItsAncestors(t *testing.T) {
@@ -341,8 +363,9 @@ func TestHeadersThatTheOriginDoesNotGet(t *testing.T) {
 		"Expect": is("100-continue"), "Content-Length": is("5"), "Trailer": is("X"),
 	}
 	kept := http.Header{
-		"Range": is("bytes=0-1"), "If-Range": is(`"x"`), "If-None-Match": is(`"x"`), "Accept": is("*/*"),
-		"Accept-Encoding": is("gzip"), "User-Agent": is("test"), "X-Own": is("a", "b"),
+		"Range": is("bytes=0-1"), "If-Range": is(`"x"`), "If-None-Match": is(`"x"`), "If-Match": is(`"x"`), "Accept": is("*/*"),
+		"If-Modified-Since": is("Fri, 02 Jan 2026 03:04:05 GMT"),
+		"Accept-Encoding":   is("gzip"), "User-Agent": is("test"), "X-Own": is("a", "b"),
 	}
 	g := newGate(t, testApp(), new(Gate))
 	a := ask(t, g, requestFor(t, "/"+plainToken()+"/x.ts", func(r *http.Request) {

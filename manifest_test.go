@@ -99,6 +99,10 @@ func TestManifestsAreRewritten(t *testing.T) {
 		{"M10 playlist under a segment's name and type", "manifest/1.ts", reply(200, absolutePlaylist, "Content-Type: video/mp2t")},
 		{"M10 playlist behind a byte order mark", "manifest/1.ts", reply(200, "\ufeff"+absolutePlaylist)},
 		{"P13 by its path with a slash at the end", "manifest/video.m3u8/", reply(200, strings.ReplaceAll(absolutePlaylist, "/video/", "/manifest/video/"))},
+		{"P13 a playlist of text under a name with a dot behind", "manifest/video.m3u8.", reply(200, absolutePlaylist, "Content-Type: text/plain")},
+		{"P13 a playlist of bytes under a name with a space behind", "manifest/video.m3u8%20", reply(200, absolutePlaylist, "Content-Type: application/octet-stream")},
+		{"P13 a playlist that is said to be a thumbnail", "thumbnails/x.jpg", reply(200, absolutePlaylist, "Content-Type: image/jpeg")},
+		{"P13 a playlist as text under a cut name", "manifest/video.m3u", reply(200, absolutePlaylist, "Content-Type: text/plain")},
 		{"by its path with another success status", "manifest/video.m3u8", reply(203, absolutePlaylist)},
 		{"M9 gzip that was not asked for", "manifest/video.m3u8", reply(200, zipped(absolutePlaylist), "Content-Encoding: gzip")},
 		{"written byte by byte", "manifest/1.ts", func(w http.ResponseWriter, _ *http.Request) error {

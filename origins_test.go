@@ -251,6 +251,7 @@ var headerCases = []struct {
 	{"R3 URL in a Referer's path", "example.com", nil, is("https:/x/https://example.com/"), reasonOriginNotAllowed},
 
 	{"R4 capitals", "example.com", is("HTTPS://EXAMPLE.COM"), nil, ""},
+	{"R4 another port than that of http, of a pattern with 443", "secure.example:443", is("https://secure.example:443"), nil, ""},
 	{"R4 trailing dot", "example.com", is("https://example.com."), nil, ""},
 	{"R4 two trailing dots", "example.com", is("https://example.com.."), nil, reasonOriginNotAllowed},
 	{"R4 default port of https", "example.com", is("https://example.com:443"), nil, ""},
@@ -275,6 +276,7 @@ var headerCases = []struct {
 	{"R5 IPv4-mapped is another host", "127.0.0.1:8080", is("http://[::ffff:127.0.0.1]:8080"), nil, reasonOriginNotAllowed},
 	{"R5 zone", "[fe80::1]", is("http://[fe80::1%25lo]"), nil, reasonOriginNotAllowed},
 	{"R5 localhost on its port", "localhost:3000", is("http://localhost:3000"), nil, ""},
+	{"R5 IPv4 with a dot behind", "192.0.2.1", is("http://192.0.2.1."), nil, ""},
 	{"R5 localhost's address is another host", "localhost:3000", is("http://127.0.0.1:3000"), nil, reasonOriginNotAllowed},
 	{"R5 IPv4", "127.0.0.1", is("http://127.0.0.1"), nil, ""},
 	{"R5 IPv4 in two parts", "127.0.0.1", is("http://127.1"), nil, reasonOriginNotAllowed},
@@ -332,6 +334,46 @@ var headerCases = []struct {
 }
 
 func is(values ...string) []string { return values }
+
+// The attack: sites whose names or ports are nearly those of a pattern.
+func TestSitesThatAreAlmostAllowed(t *testing.T) {
+	for pattern, sites := range map[string][]string{
+		"example.com": {
+			"https://www.example.com", "https://example.co", "https://xample.com", "https://com", "https://example_com", "https://example-com",
+			"https://example.com-evil.com", "https://user:pass@example.com", "https://@example.com", "https://evil.com;.example.com",
+			"https://evil.com&.example.com", "https://evil.com,example.com", "https://evil.com\\.example.com", "https://evil.com\t.example.com",
+			"https://example.com%2eevil.com", "https://example.com%00.evil.com", "https://evil.com%23.example.com", "https:////evil.com",
+			"https:/example.com", "://example.com", "https://", "https", ":", " https://evil.com",
+			"https://example.com:0443", "https://example.com:+443", "https://example.com:-443", "https://example.com:443:443", "https://example.com:4 43",
+			"https://example.com:\u0664\u0664\u0663", "NULL", "data:text/html,x", "javascript:1",
+			"ws://example.com", "httpsx://example.com", "xhttps://example.com", "http+unix://example.com", "file://example.com", "moz-extension://example.com",
+		},
+		"*.example.com": {
+			"https://-a.example.com", "https://aexample.com", "https://a.example.co", "https://com", "https://..example.com", "https://a.-.example.com",
+			"https://a.example.com..", "https://%61.example.com", "https://a b.example.com",
+		},
+		"example.com:8443":   {"https://example.com:84", "https://a.example.com:8443", "https://example.com:84430"},
+		"secure.example:443": {"https://secure.example:8443", "http://secure.example"},
+		"localhost":          {"http://[::1]", "http://127.0.0.1"},
+		"localhost:3000":     {"http://localhost:3001", "http://a.localhost:3000", "http://[::1]:3000"},
+		"[::1]:8080":         {"http://[::1]", "http://::1:8080", "http://[::1%25lo]:8080", "http://[::1]8080", "http://[]:8080", "http://[::ffff:127.0.0.1]:8080"},
+		"192.0.2.1":          {"http://[::ffff:192.0.2.1]", "http://192.0.2.01", "http://3221225985", "http://0xc0.0.2.1", "http://192.0.513", "http://1.192.0.2.1"},
+		"*":                  {"https://user@example.com"},
+		"xn--e1afmkfd.example": {
+			"https://xn--e1afmkfd\u3002example", "https://xn--e1afmkfd%E3%80%82example", "https://xn--a.example", "https://xn--.example", "https://primer.example",
+			"https://xn--e1afmkfd.example.evil.com", "https://\xd0\xbf.example",
+		},
+	} {
+		policy := originPolicy{allowed: must(compileOrigins([]string{pattern}))}
+		for _, site := range sites {
+			for name, r := range map[string]*http.Request{"Origin": embedded(is(site), nil), "Referer": embedded(nil, is(site+"/watch"))} {
+				if got := reasonOf(t, policy.check(r, kindManifest)); got != reasonOriginNotAllowed {
+					t.Errorf("%s %q with the allowed origin %s: %q, want %q", name, site, pattern, got, reasonOriginNotAllowed)
+				}
+			}
+		}
+	}
+}
 
 func TestAllowedOrigins(t *testing.T) {
 	for _, tc := range headerCases {
@@ -480,6 +522,7 @@ func TestMissingOrigin(t *testing.T) {
 		{"R8 iframe within an iframe", is("example.com"), false, kindIframe, is("iframe"), ""},
 		{"R8 iframe as a page", is("example.com"), false, kindIframe, is("document"), reasonOriginRequired},
 		{"R8 iframe by fetch", is("example.com"), false, kindIframe, is("empty"), reasonOriginRequired},
+		{"R8 iframe as a frame", is("example.com"), false, kindIframe, is("frame"), reasonOriginRequired},
 		{"R8 iframe as an object", is("example.com"), false, kindIframe, is("object"), reasonOriginRequired},
 		{"R8 iframe in capitals, which no browser sends", is("example.com"), false, kindIframe, is("IFRAME"), reasonOriginRequired},
 		{"R8 header twice", is("example.com"), false, kindIframe, is("iframe", "iframe"), reasonOriginRequired},

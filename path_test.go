@@ -47,6 +47,7 @@ var hostilePaths = []struct {
 	{"P1 double dot at the end", "/T/manifest/..", errPathSegment},
 	{"P1 double dot with a slash at the end", "/T/manifest/../", errPathSegment},
 	{"P1 double dot alone", "/T/..", errPathSegment},
+	{"P1 single dot instead of the token", "/.", errPathID},
 	{"P1 double dot instead of the token", "/..", errPathSegment},
 	{"P1 double dot in front of the token", "/../T/x", errPathSegment},
 	{"P1 double dot on both sides", "/../T/..", errPathSegment},
@@ -73,11 +74,15 @@ var hostilePaths = []struct {
 	// The attack: a slash that one side takes for a part of a name.
 	{"P4 encoded slashes around the token's end", "/T%2fmanifest%2fvideo.m3u8", errPathID},
 	{"P4 encoded slash behind the token", "/T%2fmanifest", token.ErrMalformed},
+	{"P4 encoded slash in front of the token", "/%2fT/x", token.ErrMalformed},
+	{"P4 encoded slash as a segment", "/T/%2f", errPathEscape},
+	{"P4 encoded slash instead of the token", "/%2f/x", errPathID},
 	{"P4 encoded slash in the suffix", "/T/manifest%2Fvideo.m3u8", errPathEscape},
 	{"P4 encoded slash behind a video id", "/vidA%2Fx", errPathID},
 
 	// The attack: a backslash, which is a slash to Windows and to browsers.
 	{"P5 backslashes", `/T\..\vidB`, errPathByte},
+	{"P5 backslash behind the token", `/T\x`, errPathByte},
 	{"P5 backslash in the suffix", `/T/a\b`, errPathByte},
 	{"P5 encoded backslashes", "/T/%5c..%5cvidB", errPathEscape},
 	{"P5 encoded backslash, capitals", "/T/a%5Cb", errPathEscape},
@@ -98,6 +103,7 @@ var hostilePaths = []struct {
 	{"P7 parameter at the token, dots with a parameter", "/T;a=b/manifest/..;/x", errPathByte},
 	{"P7 parameter at the token", "/T;a=b/x", token.ErrMalformed},
 	{"P7 parameter at a segment", "/T/manifest;x/video.m3u8", errPathByte},
+	{"P7 parameter alone", "/T/;", errPathByte},
 	{"P7 encoded semicolon", "/T/manifest%3Bx/video.m3u8", errPathEscape},
 	{"P7 semicolon in the first segment", "/vidA;/x", errPathID},
 
@@ -108,10 +114,12 @@ var hostilePaths = []struct {
 	{"P8 line break", "/T/seg.ts%0d%0aX:1", errPathEscape},
 	{"P8 line feed", "/T/seg%0A.ts", errPathEscape},
 	{"P8 tab", "/T/seg%09.ts", errPathEscape},
+	{"P8 escape character", "/T/seg%1b.ts", errPathEscape},
 	{"P8 DEL", "/T/seg%7f.ts", errPathEscape},
 	{"P8 C1 control character", "/T/seg%C2%85.ts", errPathEscape},
 	{"P8 invalid UTF-8", "/T/%ff", errPathEscape},
 	{"P8 overlong dots", "/T/%c0%ae%c0%ae/x", errPathEscape},
+	{"P8 overlong dot of three bytes", "/T/%e0%80%ae/x", errPathEscape},
 	{"P8 UTF-16 surrogate", "/T/%ed%a0%80", errPathEscape},
 	{"P8 cut UTF-8 sequence", "/T/%c3/%a9", errPathEscape},
 	{"P8 raw UTF-8", "/T/é.ts", errPathByte},
@@ -142,6 +150,9 @@ var hostilePaths = []struct {
 	{"P11 space behind the id", "/vidA%20/x", errPathID},
 	{"P11 NUL behind the id", "/vidA%00/x", errPathID},
 	{"P11 percent-encoded letter of the id", "/%76idA/x", errPathID},
+	{"P11 at sign in the id", "/vid@A/x", errPathID},
+	{"P11 colon in the id", "/vid:A/x", errPathID},
+	{"P11 tilde in front of the id", "/~vidA/x", errPathID},
 	{"P12 token without its signature", "/aaaa.bbbb/x", errPathID},
 	{"P12 four segments", "/aaaa.bbbb.cccc.dddd/x", errPathID},
 	{"P12 five segments, a JWE", "/a.b.c.d.e/x", errPathID},
@@ -151,6 +162,7 @@ var hostilePaths = []struct {
 	{"P12 id beyond ASCII", "/vid%C3%A9/x", errPathID},
 	{"P12 id with a plus sign", "/vid+A/x", errPathID},
 	{"P12 empty token segments", "/a../x", token.ErrMalformed},
+	{"P12 id between dots", "/.vidA./x", token.ErrMalformed},
 	{"P13 parameter at a manifest", "/T/manifest/video.mpd;", errPathByte},
 	{"P13 encoded dot in front of the extension", "/T/manifest/video%2Em3u8", errPathEscape},
 
@@ -245,6 +257,7 @@ var goodPaths = []struct {
 	// Caddy's to say.
 	{"P14 absolute form", "http://media.example.net/T/x.ts", byToken("x.ts", ""), kindSegment},
 	{"P14 absolute form of another host", "http://evil.example/T/x.ts", byToken("x.ts", ""), kindSegment},
+	{"P14 absolute form of another scheme", "file:///T/x.ts", byToken("x.ts", ""), kindSegment},
 	{"P14 absolute form with userinfo", "http://u:p@media.example.net/T", byToken("iframe", ""), kindIframe},
 }
 

@@ -77,6 +77,10 @@ var badRules = []struct{ name, rules, want string }{
 	{"N8 alpha-3", `[{"type":"ip.geoip.country","action":"block","country":["USA"]}]`, `"USA"`},
 	{"N8 one letter", `[{"type":"ip.geoip.country","action":"block","country":["U"]}]`, `"U"`},
 	{"N8 Tor", `[{"type":"ip.geoip.country","action":"block","country":["T1"]}]`, `"T1"`},
+	{"N8 a code with a space", `[{"type":"ip.geoip.country","action":"block","country":["U "]}]`, `"U "`},
+	{"N8 a code and a space", `[{"type":"ip.geoip.country","action":"block","country":[" US"]}]`, `" US"`},
+	{"N8 dotted capital I, which folds to i", `[{"type":"ip.geoip.country","action":"block","country":["\u0130S"]}]`, "\u0130S"},
+	{"N8 pattern", `[{"type":"ip.geoip.country","action":"block","country":["*"]}]`, `"*"`},
 	{"N8 spaces", `[{"type":"ip.geoip.country","action":"block","country":["  "]}]`, `"  "`},
 	{"N8 punctuation that differs from a letter by a bit", `[{"type":"ip.geoip.country","action":"block","country":["[{"]}]`, `"[{"`},
 	{"N8 at signs", `[{"type":"ip.geoip.country","action":"block","country":["@` + "`" + `"]}]`, `"@`},
@@ -133,6 +137,22 @@ func TestBadRulesMakeTheTokenInvalid(t *testing.T) {
 				t.Errorf("compileRules(%.100s): the error has %d bytes", tc.rules, len(err.Error()))
 			}
 		})
+	}
+}
+
+// An address that one program reads as one host and another as another, or as
+// none, spoils the token too.
+func TestBadAddressesMakeTheTokenInvalid(t *testing.T) {
+	for _, address := range []string{
+		"127.1", "1.2.3.4/-1", "1.2.3.4/24/24", "1.2.3.4/255.255.255.0", "1.2.3.4 ", "1.2.3.4\n", "1.2.3.256", "1.2.3.4.5", "*", "private_ranges",
+		"::1%lo", ":::1", "1::2::3", "12345::", "::ffff:1.2.3", "::ffff:1.2.3.4/129", "\u0661.2.3.4", "1.2.3.4\x00",
+	} {
+		for _, action := range []string{"allow", "block"} {
+			rules := must(json.Marshal([]map[string]any{{"type": "ip.src", "action": action, "ip": []string{"203.0.113.7", address}}}))
+			if got, err := compileRules(rules); err == nil || got != nil {
+				t.Errorf("N6 compileRules(%s) = %v, %v, want an error", rules, got, err)
+			}
+		}
 	}
 }
 

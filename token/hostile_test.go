@@ -138,14 +138,14 @@ func TestTheTokenDoesNotChooseTheAlgorithm(t *testing.T) {
 	}
 	for _, member := range []string{
 		`"alg":"none",`, `"alg":"HS256",`, ``, `"alg":["RS256"],`, `"alg":null,`, `"alg":256,`, `"alg":{"RS256":1},`, `"alg":"",`,
-		`"alg":"RS256 ",`, `"alg":"RS256\u0000",`, `"alg":"\u0052S256",`, `"ALG":"RS256",`, `"Alg":"RS256",`,
+		`"alg":"RS256 ",`, `"alg":"RS256\u0000",`, `"alg":"\u0052S256",`, `"ALG":"RS256",`, `"Alg":"RS256",`, `"alg":"EdDSA",`,
 	} {
 		table = append(table, hostile{
 			fmt.Sprintf("J3 RS256 signature, header says %s", strings.TrimSuffix(member, ",")),
 			forge(`{`+member+`"kid":"k1"}`, goodPayload), token.ErrAlgorithm,
 		})
 	}
-	for _, alg := range []string{"rs256", "Rs256", "rS256"} {
+	for _, alg := range []string{"rs256", "Rs256", "rS256", "RS-256"} {
 		table = append(table, hostile{
 			"J4 alg " + alg, forge(fmt.Sprintf(`{"alg":%q,"kid":"k1"}`, alg), goodPayload), token.ErrAlgorithm,
 		})
@@ -168,6 +168,7 @@ func publicSecrets() map[string][]byte {
 		"PKCS1 DER":                    pkcs1,
 		"modulus":                      key.N.Bytes(),
 		"JWK":                          must(testKeys().set.Lookup("k1").JWK()),
+		"JWKS":                         []byte(`{"keys":[` + string(must(testKeys().set.Lookup("k1").JWK())) + `]}`),
 		"empty":                        nil,
 	}
 }
@@ -229,6 +230,8 @@ func TestTheTokenBringsNoKey(t *testing.T) {
 		{"J7 x5u", fmt.Sprintf(`"x5u":%q`, spy.URL+"/k.pem")},
 		{"J7 x5c", fmt.Sprintf(`"x5c":[%q]`, chain)},
 		{"J7 x5t", `"x5t":"AAAA","x5t#S256":"AAAA"`},
+		{"J7 iss, for discovery", fmt.Sprintf(`"iss":%q`, spy.URL)},
+		{"J7 an address in typ", fmt.Sprintf(`"typ":%q`, spy.URL+"/k.json")},
 	} {
 		header := `{"alg":"RS256","kid":"k1",` + tc.member + `}`
 		input := b64(header) + "." + b64(goodPayload)
@@ -237,6 +240,18 @@ func TestTheTokenBringsNoKey(t *testing.T) {
 			hostile{tc.name + ", genuine signature", forge(header, goodPayload), token.ErrMalformed},
 		)
 	}
+	by := func(header, payload string) string {
+		input := b64(header) + "." + b64(payload)
+		return input + "." + b64(signature(stranger, input))
+	}
+	table = append(table,
+		hostile{"J6 embedded jwk instead of a kid", by(`{"alg":"RS256","jwk":`+string(jwk)+`}`, goodPayload), token.ErrMalformed},
+		hostile{"J7 kid is an address", by(fmt.Sprintf(`{"alg":"RS256","kid":%q}`, spy.URL), goodPayload), token.ErrKeyUnknown},
+		hostile{
+			"J7 the claim iss is an address",
+			by(`{"alg":"RS256","kid":"other"}`, fmt.Sprintf(`{"sub":"demo","exp":1800003600,"iss":%q}`, spy.URL)), token.ErrKeyUnknown,
+		},
+	)
 	refuseAll(t, table)
 }
 
@@ -266,6 +281,7 @@ func TestHeaderMembers(t *testing.T) {
 		{"J12 typ is a number", forge(`{"alg":"RS256","kid":"k1","typ":1}`, goodPayload), token.ErrMalformed},
 		{"J12 typ is null", forge(`{"alg":"RS256","kid":"k1","typ":null}`, goodPayload), token.ErrMalformed},
 		{"J12 cty", forge(`{"alg":"RS256","kid":"k1","cty":"JWT"}`, goodPayload), token.ErrMalformed},
+		{"J12 zip", forge(`{"alg":"RS256","kid":"k1","zip":"DEF"}`, goodPayload), token.ErrMalformed},
 	}
 	for name, header := range map[string]string{
 		"empty": "", "white space first": " " + goodHeader, "white space behind": goodHeader + "\n", "byte order mark": "\ufeff" + goodHeader, "array": `[` + goodHeader + `]`,
@@ -302,12 +318,18 @@ func TestKeyIDs(t *testing.T) {
 		{"J11 kid null", `null`, token.ErrMalformed},
 		{"J11 kid array", `["k1"]`, token.ErrMalformed},
 		{"J11 kid object", `{"k1":1}`, token.ErrMalformed},
+		{"J11 kid true", `true`, token.ErrMalformed},
 		{"J11 kid of 1 MiB", `"` + strings.Repeat("k", 1<<20) + `"`, token.ErrMalformed},
 		{"J11 kid of 4 KiB", `"` + strings.Repeat("k", 4<<10) + `"`, token.ErrKeyUnknown},
 		{"J11 kid is a path", `"../../etc/passwd"`, token.ErrKeyUnknown},
+		{"J11 kid is a path to the key", `"./k1"`, token.ErrKeyUnknown},
+		{"J11 kid is the name of the key's file", `"k1.jwks.json"`, token.ErrKeyUnknown},
+		{"J11 kid is the beginning of the key's", `"k"`, token.ErrKeyUnknown},
 		{"J11 kid with an escaped NUL", `"k1\u0000"`, token.ErrKeyUnknown},
 		{"J11 kid is SQL", `"k1 OR 1=1"`, token.ErrKeyUnknown},
+		{"J11 kid is SQL in quotes", `"k1' OR '1'='1"`, token.ErrKeyUnknown},
 		{"J11 kid is a pattern", `"*"`, token.ErrKeyUnknown},
+		{"J11 kid with a space in front", `" k1"`, token.ErrKeyUnknown},
 		{"J11 kid in other case", `"K1"`, token.ErrKeyUnknown},
 		{"J11 kid with a space behind", `"k1 "`, token.ErrKeyUnknown},
 		{"J11 kid with a line feed behind", `"k1\n"`, token.ErrKeyUnknown},
@@ -395,6 +417,7 @@ func TestOneSpelling(t *testing.T) {
 	dashedPayload, dashedSignature := dashed(header)
 	for name, replace := range map[string]*strings.Replacer{
 		"bytes": strings.NewReplacer("-", "+", "_", "/"), "percent-encoded": strings.NewReplacer("-", "%2B", "_", "%2F"),
+		"its own percent-encoded": strings.NewReplacer("-", "%2D", "_", "%5F"),
 	} {
 		table = append(table,
 			hostile{"J15 payload in the other alphabet, " + name, seal(header + "." + replace.Replace(fancy)), token.ErrMalformed},
@@ -463,6 +486,7 @@ func TestSegments(t *testing.T) {
 		"J17 scheme in front":            "Bearer " + good,
 		"J18 flattened":                  fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q}`, header, payload, sig),
 		"J18 general, the second signed": fmt.Sprintf(`{"payload":%q,"signatures":[{"protected":%q,"signature":"AAAA"},{"protected":%q,"signature":%q}]}`, payload, header, header, sig),
+		"J18 flattened, with two dots":   fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q,"x":".."}`, header, payload, sig),
 		"J18 flattened, percent-encoded": fmt.Sprintf(`%%7B%%22protected%%22:%%22%s%%22,%%22payload%%22:%%22%s%%22,%%22signature%%22:%%22%s%%22%%7D`, header, payload, sig),
 		"J18 flattened, as a segment":    b64(fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q}`, header, payload, sig)) + "." + payload + "." + sig,
 	} {
@@ -498,6 +522,7 @@ func TestPayloadForm(t *testing.T) {
 		{"J21 exp twice", forge(goodHeader, `{"sub":"demo","exp":1,"exp":1800003600}`), token.ErrMalformed},
 		{"J21 accessRules twice", forge(goodHeader, `{"sub":"demo","exp":1800003600,"accessRules":[{"type":"any","action":"block"}],"accessRules":[]}`), token.ErrMalformed},
 		{"J21 kid twice", forge(goodHeader, `{"sub":"demo","exp":1800003600,"kid":"k1","kid":"k1"}`), token.ErrMalformed},
+		{"J21 a member of another claim twice", forge(goodHeader, `{"sub":"demo","exp":1800003600,"x":{"a":1,"a":2}}`), token.ErrMalformed},
 		{"J21 other claim twice", forge(goodHeader, `{"sub":"demo","exp":1800003600,"x":1,"x":1}`), token.ErrMalformed},
 		{"J21 a rule's action twice", forge(goodHeader, `{"sub":"demo","exp":1800003600,"accessRules":[{"type":"any","action":"block","action":"allow"}]}`), token.ErrMalformed},
 		{"J22 Exp", forge(goodHeader, `{"sub":"demo","Exp":1800003600}`), token.ErrMalformed},
@@ -508,6 +533,7 @@ func TestPayloadForm(t *testing.T) {
 		{"J24 as deep as the length allows", forge(goodHeader, nested(2800)), token.ErrMalformed},
 		{"J24 9990 levels", forge(goodHeader, nested(9990)), token.ErrMalformed},
 		{"J24 20000 levels", forge(goodHeader, nested(20000)), token.ErrMalformed},
+		{"J24 objects", forge(goodHeader, `{"sub":"demo","exp":1800003600,"x":`+strings.Repeat(`{"a":`, 16)+`1`+strings.Repeat(`}`, 16)+`}`), token.ErrMalformed},
 		{"J24 open levels", forge(goodHeader, `{"x":`+strings.Repeat("[", 5000)), token.ErrMalformed},
 	}
 	for name, payload := range map[string]string{
@@ -547,6 +573,7 @@ func TestSubjects(t *testing.T) {
 		"invalid UTF-8": `"vid` + "\xff" + `"`, "other invalid UTF-8": `"vid` + "\xfe" + `"`, "replacement character": `"vid` + "\ufffd" + `"`,
 		"lone surrogate": `"vid\ud800"`, "65 characters": `"` + strings.Repeat("a", 65) + `"`, "4 kB": `"` + strings.Repeat("a", 4000) + `"`,
 		"10 kB": `"` + strings.Repeat("a", 10000) + `"`, "right-to-left override": `"` + "\u202e" + `demo"`, "homoglyph": `"dеmo"`,
+		"dot within": `"de.mo"`, "line feed, raw": "\"demo\n\"", "placeholder": `"{video}"`, "placeholder of Caddy": `"{env.HOME}"`,
 		"full-width": `"ｄemo"`, "a token": `"` + forge(goodHeader, goodPayload) + `"`,
 	} {
 		table = append(table, hostile{"J23 sub " + name, forge(goodHeader, `{"sub":`+sub+`,"exp":1800003600}`), token.ErrMalformed})
@@ -573,6 +600,8 @@ func TestDates(t *testing.T) {
 	}{
 		{"J26", `0`, token.ErrExpired},
 		{"J26", `"0"`, token.ErrExpired},
+		{"J26", `1`, token.ErrExpired},
+		{"J26", `"000000000000000000000001"`, token.ErrExpired},
 		{"J26", `0.5`, token.ErrMalformed},
 		{"J26", `"0001-01-01T00:00:00Z"`, token.ErrMalformed},
 		{"J27", `"2999-01-01T00:00:00Z"`, token.ErrMalformed},
@@ -616,6 +645,8 @@ func TestDates(t *testing.T) {
 		{"J29", `[1800003600]`, token.ErrMalformed},
 		{"J29", `{}`, token.ErrMalformed},
 		{"J29", `""`, token.ErrMalformed},
+		{"J29", `"` + strings.Repeat("9", 41) + `"`, token.ErrMalformed},
+		{"J29", `"tomorrow"`, token.ErrMalformed},
 		{"J29", `NaN`, token.ErrMalformed},
 		{"J29", `Infinity`, token.ErrMalformed},
 	} {
@@ -795,6 +826,7 @@ func TestSignatures(t *testing.T) {
 		{"J32 s=n-1", number(new(big.Int).Sub(key.N, one)), token.ErrSignature},
 		{"J32 s=n", number(key.N), token.ErrSignature},
 		{"J32 s=n+1", number(new(big.Int).Add(key.N, one)), token.ErrSignature},
+		{"J32 s+2^2048", with(append([]byte{1}, genuine...)), token.ErrSignature},
 		{"J32 n-s", number(new(big.Int).Sub(key.N, new(big.Int).SetBytes(genuine))), token.ErrSignature},
 		{"J32 all bits set", with([]byte(strings.Repeat("\xff", 256))), token.ErrSignature},
 		{"J32 bytes reversed", with(reversed), token.ErrSignature},
