@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"runtime"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -245,16 +244,7 @@ func (a *App) verify(d *decision) (*verifiedToken, error) {
 		return known, nil
 	}
 	ctx := d.request.Context()
-	// Anybody can send tokens of unknown keys, so they are refused before the
-	// rest of them is looked at.
-	if err := a.checkHeaderKey(ctx, compact); err != nil {
-		return nil, d.refusal(err)
-	}
-	parsed, err := token.Parse(compact)
-	if err != nil {
-		return nil, d.refusal(err)
-	}
-	key, err := a.key(ctx, parsed.Unverified().KeyID)
+	parsed, key, err := a.parse(ctx, compact)
 	if err != nil {
 		return nil, d.refusal(err)
 	}
@@ -275,19 +265,24 @@ func (a *App) verify(d *decision) (*verifiedToken, error) {
 	})
 }
 
-// headerScratch has room for the headers of tokens, which are seldom longer.
-var headerScratch = sync.Pool{New: func() any { return new([128]byte) }}
-
-// checkHeaderKey returns an error if the header of a token names a key that is
-// not known.
-func (a *App) checkHeaderKey(ctx context.Context, compact string) error {
-	scratch := headerScratch.Get().(*[128]byte)
-	defer headerScratch.Put(scratch)
-	keyID, err := token.HeaderKeyID(compact, scratch[:])
-	if err == nil && keyID != nil {
-		_, err = a.key(ctx, string(keyID))
+// parse checks the form of a token and finds its key. Anybody can send tokens
+// with unknown keys, so a key that the header names is looked up before the
+// payload is decoded.
+func (a *App) parse(ctx context.Context, compact string) (parsed token.Parsed, key *token.PublicKey, err error) {
+	header, err := token.ParseHeader(compact)
+	if err != nil {
+		return token.Parsed{}, nil, err
 	}
-	return err
+	if header.KeyID() != "" {
+		if key, err = a.key(ctx, header.KeyID()); err != nil {
+			return token.Parsed{}, nil, err
+		}
+	}
+	parsed, err = header.ParsePayload()
+	if err == nil && key == nil {
+		key, err = a.key(ctx, parsed.Unverified().KeyID)
+	}
+	return parsed, key, err
 }
 
 // verifyWith is a pure function of a token and its key.

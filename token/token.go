@@ -79,57 +79,96 @@ type AccessRule struct {
 	Country []string `json:"country,omitempty"`
 }
 
+// Header is a token whose header has been checked and whose payload has not
+// been decoded. A verifier that looks up [Header.KeyID] before it calls
+// [Header.ParsePayload] rejects a flood of tokens with unknown keys at little
+// cost.
+//
+// The zero Header names no key and has no valid payload.
+type Header struct {
+	keyID     string
+	signed    string // header and payload in base64url, with the dot between them
+	payload   string // base64url
+	signature string // base64url
+}
+
 // Parsed is a token whose form has been checked and whose signature has not.
-// Nothing that it says is to be trusted before Verify.
+// Trust nothing that it says before Verify.
 type Parsed struct {
 	claims    Claims
 	signed    string
 	signature []byte
 }
 
-// Parse checks the form of a compact token: everything that can be told
-// without a key. Its errors wrap ErrMalformed or ErrAlgorithm.
+// Parse checks the form of a compact token, which is everything that can be
+// checked without a key. It is ParseHeader and [Header.ParsePayload] in one
+// call. Its errors wrap ErrMalformed or ErrAlgorithm.
 func Parse(compact string) (Parsed, error) {
-	header, payload, signature, err := split(compact)
+	header, err := ParseHeader(compact)
 	if err != nil {
 		return Parsed{}, err
 	}
-	headerKeyID, err := parseHeader(header)
-	if err != nil {
-		return Parsed{}, err
+	return header.ParsePayload()
+}
+
+// ParseHeader checks the length, the number of segments and the alphabet of a
+// whole compact token, then decodes and checks its header. Its errors wrap
+// ErrMalformed or ErrAlgorithm.
+func ParseHeader(compact string) (Header, error) {
+	if len(compact) > MaxLength {
+		return Header{}, errLength
 	}
-	p := Parsed{signature: signature, signed: compact[:strings.LastIndexByte(compact, '.')]}
-	if p.claims, err = parsePayload(payload); err != nil {
+	if strings.Count(compact, ".") != 2 {
+		return Header{}, errSegments
+	}
+	for i := range len(compact) {
+		// The decoder skips line breaks, so they must not reach it.
+		if c := compact[i]; !base64url[c] && c != '.' {
+			return Header{}, errAlphabet
+		}
+	}
+	dot := strings.LastIndexByte(compact, '.')
+	h := Header{signed: compact[:dot], signature: compact[dot+1:]}
+	var header string
+	header, h.payload, _ = strings.Cut(h.signed, ".")
+	decoded, err := strict.DecodeString(header)
+	if err != nil {
+		return Header{}, errAlphabet
+	}
+	if h.keyID, err = parseHeader(decoded); err != nil {
+		return Header{}, err
+	}
+	return h, nil
+}
+
+// KeyID returns the `kid` of the header, or "" if the header has none. A `kid`
+// that the header has is never empty.
+func (h Header) KeyID() string { return h.keyID }
+
+// ParsePayload decodes and checks the payload and decodes the signature. If
+// header and payload both have a `kid`, they must be equal. An empty signature
+// passes, because only a key can tell that it is invalid. Errors wrap
+// ErrMalformed.
+func (h Header) ParsePayload() (Parsed, error) {
+	payload, err := strict.DecodeString(h.payload)
+	if err != nil {
+		return Parsed{}, errAlphabet
+	}
+	signature, err := strict.DecodeString(h.signature)
+	if err != nil {
+		return Parsed{}, errAlphabet
+	}
+	claims, err := parsePayload(payload)
+	if err != nil {
 		return Parsed{}, err
 	}
 	switch {
-	case p.claims.KeyID == "":
-		p.claims.KeyID = string(headerKeyID)
-	case headerKeyID != nil && string(headerKeyID) != p.claims.KeyID:
+	case claims.KeyID == "":
+		claims.KeyID = h.keyID
+	case h.keyID != "" && h.keyID != claims.KeyID:
 		return Parsed{}, errKeyIDs
 	}
-	return p, nil
-}
-
-// HeaderKeyID returns the `kid` in the header of a compact token, none if it has
-// none there, after the cheapest of the checks that Parse makes: length,
-// segments, alphabet, header. A verifier that asks it first refuses tokens of
-// unknown keys at little cost. The header is decoded into scratch, if it has
-// room, and the result may be a part of that. Errors wrap ErrMalformed or
-// ErrAlgorithm.
-func HeaderKeyID(compact string, scratch []byte) (keyID []byte, err error) {
-	first, _, err := segments(compact)
-	if err != nil {
-		return nil, err
-	}
-	if need := strict.DecodedLen(first); need > len(scratch) {
-		scratch = make([]byte, need)
-	}
-	n, err := strict.Decode(scratch, []byte(compact[:first]))
-	if err != nil {
-		return nil, errAlphabet
-	}
-	return parseHeader(scratch[:n])
+	return Parsed{claims, h.signed, signature}, nil
 }
 
 // Unverified returns the claims of a token that nobody has vouched for yet,
@@ -173,58 +212,13 @@ var base64url = func() (set [256]bool) {
 // character decodes to the same bytes.
 var strict = base64.RawURLEncoding.Strict()
 
-// segments checks length and alphabet of a compact token and returns where its
-// two dots are.
-func segments(compact string) (first, last int, err error) {
-	if len(compact) > MaxLength {
-		return 0, 0, errLength
-	}
-	first = strings.IndexByte(compact, '.')
-	last = strings.LastIndexByte(compact, '.')
-	if first < 0 || first == last {
-		return 0, 0, errSegments
-	}
-	for i := range len(compact) {
-		switch {
-		case base64url[compact[i]] || i == first || i == last:
-		case compact[i] == '.':
-			return 0, 0, errSegments
-		default:
-			// The decoder skips line breaks, so they must not get there.
-			return 0, 0, errAlphabet
-		}
-	}
-	return first, last, nil
-}
-
-// split decodes the three segments of a compact token. An empty signature is
-// left for the algorithm to refuse.
-func split(compact string) (header, payload, signature []byte, err error) {
-	first, last, err := segments(compact)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	decoded := make([]byte, 0, strict.DecodedLen(len(compact)))
-	for _, segment := range []struct {
-		text string
-		into *[]byte
-	}{{compact[:first], &header}, {compact[first+1 : last], &payload}, {compact[last+1:], &signature}} {
-		start := len(decoded)
-		if decoded, err = strict.AppendDecode(decoded, []byte(segment.text)); err != nil {
-			return nil, nil, nil, errAlphabet
-		}
-		*segment.into = decoded[start:len(decoded):len(decoded)]
-	}
-	return header, payload, signature, nil
-}
-
-// parseHeader checks the JOSE header and returns its `kid`, nil for none. The
+// parseHeader checks the JOSE header and returns its `kid`, or "" for none. The
 // members that other verifiers act on (`jwk`, `jku`, `x5c`, `crit`, `b64`, …)
 // are refused by not being on the list.
-func parseHeader(header []byte) (keyID []byte, err error) {
+func parseHeader(header []byte) (keyID string, err error) {
 	members, err := object(header)
 	if err != nil || header[len(header)-1] != '}' {
-		return nil, errHeader
+		return "", errHeader
 	}
 	var alg strictjson.Value
 	var unknown, badType, badKeyID bool
@@ -234,8 +228,8 @@ func parseHeader(header []byte) (keyID []byte, err error) {
 			alg = value
 		case "kid":
 			var ok bool
-			keyID, ok = value.Content()
-			badKeyID = !ok || len(keyID) == 0
+			keyID, ok = value.Text()
+			badKeyID = !ok || keyID == ""
 		case "typ":
 			text, ok := value.Plain()
 			badType = !ok || string(text) != "JWT"
@@ -247,13 +241,13 @@ func parseHeader(header []byte) (keyID []byte, err error) {
 	// have taken as unsigned is reported as that.
 	switch text, ok := alg.Plain(); {
 	case !ok || string(text) != "RS256":
-		return nil, errAlgorithm
+		return "", errAlgorithm
 	case unknown:
-		return nil, errMember
+		return "", errMember
 	case badType:
-		return nil, errType
+		return "", errType
 	case badKeyID:
-		return nil, errKeyID
+		return "", errKeyID
 	}
 	return keyID, nil
 }

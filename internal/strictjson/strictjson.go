@@ -97,17 +97,10 @@ func (v Value) Plain() (text []byte, ok bool) {
 // Text returns a string with its escapes resolved; ok is false for anything
 // else.
 func (v Value) Text() (text string, ok bool) {
-	content, ok := v.Content()
-	return string(content), ok
-}
-
-// Content is Text in memory that may be the document's own, for callers that
-// only look at it.
-func (v Value) Content() (content []byte, ok bool) {
 	if !v.IsString() {
-		return nil, false
+		return "", false
 	}
-	return unescape(v.raw[1 : len(v.raw)-1]), true
+	return string(unescape(v.raw[1 : len(v.raw)-1])), true
 }
 
 // Members yields the members of an object in their order, names with their
