@@ -344,8 +344,7 @@ func TestCacheFitsTheMemoryLimit(t *testing.T) {
 	}
 	for limit, want := range map[int64]uint64{
 		math.MaxInt64: maxVideoBytes, // none
-		2 << 30:       maxVideoBytes,
-		1 << 30:       128 << 20,
+		512 << 20:     maxVideoBytes,
 		256 << 20:     32 << 20,
 		1 << 20:       minVideoBytes,
 		0:             minVideoBytes,

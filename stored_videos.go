@@ -66,27 +66,31 @@ func (s *state) decodeVideo(object store.Object) (*videoDocument, error) {
 	return &doc, nil
 }
 
-func (s *state) compileVideo(object store.Object) (*storedVideo, error) {
+func (s *state) compileVideo(object store.Object) *videoRecord {
 	doc, err := s.decodeVideo(object)
+	record := &videoRecord{damage: err, weight: weigh(object, nil)}
 	if doc == nil || err != nil {
-		return nil, err
+		return record
 	}
 	video := &storedVideo{requireSignedURLs: doc.RequireSignedURLs}
 	if doc.AllowedOrigins != nil {
 		video.originsSet = true
 		if video.allowed, err = compileOrigins(*doc.AllowedOrigins); err != nil {
 			object.Damage = fmt.Errorf("%w: %s: %w", store.ErrDamaged, object.Name, err)
-			return nil, s.decode(object, nil)
+			record.damage = s.decode(object, nil)
+			return record
 		}
+		record.weight = weigh(object, *doc.AllowedOrigins)
 	}
-	return video, nil
+	record.video = video
+	return record
 }
 
 const (
 	// maxVideoBytes bounds the memory for settings of videos on a node: enough
-	// for a million videos that have the same. Beyond it, those that are asked
-	// for least are read from the store again.
-	maxVideoBytes = 144 << 20
+	// for 100,000 videos with a few allowed origins each. Others are read from
+	// the store when somebody asks for them.
+	maxVideoBytes = 64 << 20
 	minVideoBytes = 1 << 20
 )
 
@@ -101,8 +105,7 @@ func videoBytesWithin(limit int64) uint64 {
 // viewers ask at the same time.
 type storedVideos struct {
 	state      *state
-	cache      *otter.Cache[string, videoEntry]
-	shared     sharedReadings
+	cache      *otter.Cache[string, *videoRecord]
 	generation atomic.Uint32 // entries of an earlier one may be out of date
 	refreshed  atomic.Uint32 // those of an earlier one are to be read again, but serve meanwhile
 
@@ -110,44 +113,39 @@ type storedVideos struct {
 	loads map[string]*videoLoad // those under way
 }
 
-// videoEntry is what the cache has of one video. At this size it takes no
-// memory but what the cache has for each entry anyway.
-type videoEntry struct {
-	*videoReading
+// videoRecord is what the store says of one video. It is immutable.
+type videoRecord struct {
+	video      *storedVideo // nil if the store knows nothing
+	damage     error        // then video is nil
 	generation uint32
 	refreshed  uint32
+	weight     uint32 // of the memory that it takes, in bytes, estimated
 }
 
-// videoLoad is the reading of one video. entry and err are set when done is
+// videoLoad is the reading of one video. record and err are set when done is
 // closed.
 type videoLoad struct {
-	done  chan struct{}
-	stale bool // changed since the reading began; guarded by storedVideos.mu
-	entry videoEntry
-	err   error
+	done   chan struct{}
+	stale  bool // changed since the reading began; guarded by storedVideos.mu
+	record *videoRecord
+	err    error
 }
 
 func newStoredVideos(s *state) *storedVideos {
-	v := &storedVideos{
-		state:  s,
-		shared: sharedReadings{of: make(map[videoContent]*videoReading)},
-		loads:  make(map[string]*videoLoad),
-	}
-	v.cache = otter.Must(&otter.Options[string, videoEntry]{
-		MaximumWeight:    videoBytesWithin(debug.SetMemoryLimit(-1)),
-		Weigher:          weighVideo,
-		OnAtomicDeletion: func(e otter.DeletionEvent[string, videoEntry]) { v.shared.release(e.Value.videoReading) },
+	v := &storedVideos{state: s, loads: make(map[string]*videoLoad)}
+	v.cache = otter.Must(&otter.Options[string, *videoRecord]{
+		MaximumWeight: videoBytesWithin(debug.SetMemoryLimit(-1)),
+		Weigher:       func(_ string, record *videoRecord) uint32 { return record.weight },
 	})
 	return v
 }
 
-// weighVideo estimates the memory that an entry takes, in bytes, less what it
-// shares with others. TestWeightOfVideos holds it to what entries take.
-func weighVideo(videoID string, entry videoEntry) uint32 {
-	const ofEntry = 108 // in the cache; 16 of it are taken only once the entry has been replaced
-	weight := ofEntry + len(videoID)
-	if !entry.shared {
-		weight += entry.weight()
+// weigh estimates the memory for a record in the cache.
+func weigh(object store.Object, patterns []string) uint32 {
+	const ofRecord, ofPattern = 300, 96
+	weight := ofRecord + len(object.Name.ID())
+	for _, pattern := range patterns {
+		weight += ofPattern + len(pattern)
 	}
 	return uint32(weight)
 }
@@ -174,7 +172,7 @@ func (v *storedVideos) get(ctx context.Context, videoID string) (*storedVideo, e
 	}
 	switch {
 	case load.err == nil:
-		return load.entry.video, load.entry.damage
+		return load.record.video, load.record.damage
 	case ok:
 		return known.video, known.damage
 	}
@@ -193,7 +191,7 @@ func (v *storedVideos) join(videoID string) *videoLoad {
 	videoID = strings.Clone(videoID) // it outlives the path that it may be a part of
 	known, ok := v.cache.GetIfPresent(videoID)
 	if ok && known.generation == v.generation.Load() && known.refreshed == v.refreshed.Load() {
-		load.entry = known
+		load.record = known
 		close(load.done)
 		return load
 	}
@@ -206,9 +204,9 @@ func (v *storedVideos) load(videoID string, load *videoLoad) {
 	defer close(load.done)
 	for {
 		generation, refreshed := v.generation.Load(), v.refreshed.Load()
-		var reading *videoReading
-		reading, load.err = v.read(v.state.ctx, videoID)
-		load.entry = videoEntry{reading, generation, refreshed}
+		if load.record, load.err = v.read(v.state.ctx, videoID); load.err == nil {
+			load.record.generation, load.record.refreshed = generation, refreshed
+		}
 		if v.finish(videoID, load) {
 			return
 		}
@@ -225,13 +223,12 @@ func (v *storedVideos) finish(videoID string, load *videoLoad) bool {
 	}
 	delete(v.loads, videoID)
 	if load.err == nil {
-		load.entry.videoReading = v.shared.use(load.entry.videoReading)
-		v.cache.Set(videoID, load.entry)
+		v.cache.Set(videoID, load.record)
 	}
 	return true
 }
 
-func (v *storedVideos) read(ctx context.Context, videoID string) (*videoReading, error) {
+func (v *storedVideos) read(ctx context.Context, videoID string) (*videoRecord, error) {
 	name, err := store.NewName(store.Videos, videoID)
 	if err != nil {
 		return nil, err
@@ -240,8 +237,7 @@ func (v *storedVideos) read(ctx context.Context, videoID string) (*videoReading,
 	if err != nil {
 		return nil, err
 	}
-	video, damage := v.state.compileVideo(object)
-	return &videoReading{video: video, damage: damage}, nil
+	return v.state.compileVideo(object), nil
 }
 
 // drop has a video that has changed read anew.
