@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -99,7 +100,7 @@ type App struct {
 	tokens    *tokenCache
 	limit     *verificationLimit
 	manifests *manifestMemory
-	countries *countryDatabase // nil without a database
+	countries *geo.Database // nil without a database
 	defaults  settings
 	// For gates and videos that say nothing of it.
 	enforcement enforcement
@@ -183,8 +184,10 @@ func (a *App) provisionCountries() error {
 	if err != nil {
 		return fmt.Errorf("geoip_database: %w", err)
 	}
-	a.countries, err = openCountryDatabase(path, a.logger)
-	return err
+	if a.countries, err = geo.Open(path, a.logger); err != nil {
+		return fmt.Errorf("geoip_database %w", err)
+	}
+	return nil
 }
 
 func (a *App) provisionPolicy() error {
@@ -408,7 +411,7 @@ func (a *App) Start() error {
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
 	if a.countries != nil {
-		go a.countries.watch(ctx)
+		go a.countries.Watch(ctx)
 	}
 	if a.keys.remote != nil {
 		a.keys.remote.start()

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -528,20 +529,20 @@ func clientAddress(r *http.Request) (addr netip.Addr, ok bool) {
 }
 
 // country implements viewer.
-func (d *decision) country() (countryCode, error) {
+func (d *decision) country() (geo.CountryCode, error) {
 	if d.where.known {
 		return d.where.country, nil
 	}
 	if d.app.countries == nil {
-		return countryCode{}, refuse(reasonCountryUnavailable, errNoDatabase)
+		return geo.CountryCode{}, refuse(reasonCountryUnavailable, errNoDatabase)
 	}
 	addr, err := d.address()
 	if err != nil {
-		return countryCode{}, err
+		return geo.CountryCode{}, err
 	}
-	code, err := d.app.countries.lookup(addr)
+	code, err := d.app.countries.Country(addr)
 	if err != nil {
-		return countryCode{}, refuse(reasonCountryUnavailable, errDatabase)
+		return geo.CountryCode{}, refuse(reasonCountryUnavailable, errDatabase)
 	}
 	d.where.country, d.where.known = code, true
 	return code, nil
@@ -550,7 +551,7 @@ func (d *decision) country() (countryCode, error) {
 // where is where a viewer is, looked up for the first rule that asks.
 type where struct {
 	addr    netip.Addr // valid once it has been looked up
-	country countryCode
+	country geo.CountryCode
 	known   bool // the country
 }
 
@@ -633,7 +634,7 @@ func (d *decision) knownCountry() string {
 	if !ok || d.app.countries == nil {
 		return ""
 	}
-	code, err := d.app.countries.lookup(addr)
+	code, err := d.app.countries.Country(addr)
 	if err != nil {
 		return ""
 	}

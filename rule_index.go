@@ -5,6 +5,8 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 )
 
 // ruleIndex finds what accessRules.match finds, in time that grows with the
@@ -29,7 +31,7 @@ type addressSpan struct {
 
 // countryRule is the first rule that matches a country.
 type countryRule struct {
-	code countryCode
+	code geo.CountryCode
 	rule uint8
 }
 
@@ -45,7 +47,7 @@ func (rules accessRules) index() *ruleIndex {
 	const fewRules, fewEntries = 8, 32
 	entries := 0
 	for i := range rules {
-		entries += len(rules[i].prefixes) + len(rules[i].countries.String())/len(countryCode{})
+		entries += len(rules[i].prefixes) + len(rules[i].countries.String())/len(geo.CountryCode{})
 	}
 	if len(rules) <= fewRules && entries <= fewEntries {
 		return nil
@@ -67,8 +69,8 @@ func newRuleIndex(rules accessRules) *ruleIndex {
 		case ofCountry:
 			x.needsCountry = min(x.needsCountry, place)
 			list := rule.countries.String()
-			for from := 0; from < len(list); from += len(countryCode{}) {
-				x.countries = append(x.countries, countryRule{countryCode([]byte(list[from:])), place})
+			for from := 0; from < len(list); from += len(geo.CountryCode{}) {
+				x.countries = append(x.countries, countryRule{geo.CountryCode([]byte(list[from:])), place})
 			}
 		case ofAnyone:
 			x.anyone = min(x.anyone, place)
@@ -180,7 +182,7 @@ func (x *ruleIndex) matchCountry(v viewer, matched uint8) (uint8, error) {
 	if err != nil {
 		return x.needsCountry, err
 	}
-	at, found := slices.BinarySearchFunc(x.countries, country, func(r countryRule, c countryCode) int { return bytes.Compare(r.code[:], c[:]) })
+	at, found := slices.BinarySearchFunc(x.countries, country, func(r countryRule, c geo.CountryCode) int { return bytes.Compare(r.code[:], c[:]) })
 	if !found {
 		return matched, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -37,7 +38,7 @@ const (
 // countryList is a list of country codes, one after the other.
 type countryList string
 
-func (l countryList) contains(c countryCode) bool {
+func (l countryList) contains(c geo.CountryCode) bool {
 	for i := 0; i+len(c) <= len(l); i += len(c) {
 		if l[i:i+len(c)] == countryList(c[:]) {
 			return true
@@ -54,34 +55,7 @@ func (r *accessRule) any() bool { return len(r.prefixes) == 0 && r.countries == 
 // without them. Errors are refusals.
 type viewer interface {
 	address() (netip.Addr, error)
-	country() (countryCode, error)
-}
-
-// countryCode is an ISO 3166-1 alpha-2 code in capitals. The zero value is an
-// unknown country, which matches no rule.
-type countryCode [2]byte
-
-func (c countryCode) String() string {
-	if c == (countryCode{}) {
-		return ""
-	}
-	return string(c[:])
-}
-
-// parseCountryCode reads two ASCII letters of either case.
-func parseCountryCode(s string) (countryCode, bool) {
-	if len(s) != 2 {
-		return countryCode{}, false
-	}
-	var code countryCode
-	for i := range code {
-		c := s[i] &^ 0x20
-		if c < 'A' || c > 'Z' {
-			return countryCode{}, false
-		}
-		code[i] = c
-	}
-	return code, true
+	country() (geo.CountryCode, error)
 }
 
 // compileRules decodes the `accessRules` claim. One rule that is not
@@ -146,7 +120,7 @@ func compileRule(object strictjson.Value) (accessRule, error) {
 		rule.prefixes, err = compileList(ip, "ip", parsePrefix)
 	case "ip.geoip.country":
 		rule.of = ofCountry
-		var codes []countryCode
+		var codes []geo.CountryCode
 		codes, err = compileList(country, "country", parseRuleCountry)
 		rule.countries = shareText(joinCountries(codes))
 	default:
@@ -206,7 +180,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return prefix.Masked(), nil
 }
 
-func joinCountries(codes []countryCode) string {
+func joinCountries(codes []geo.CountryCode) string {
 	joined := make([]byte, 0, 2*len(codes))
 	for _, code := range codes {
 		joined = append(joined, code[:]...)
@@ -214,10 +188,10 @@ func joinCountries(codes []countryCode) string {
 	return string(joined)
 }
 
-func parseRuleCountry(s string) (countryCode, error) {
-	code, ok := parseCountryCode(s)
+func parseRuleCountry(s string) (geo.CountryCode, error) {
+	code, ok := geo.ParseCountryCode(s)
 	if !ok {
-		return countryCode{}, fmt.Errorf("%q is not an ISO 3166-1 alpha-2 code", s)
+		return geo.CountryCode{}, fmt.Errorf("%q is not an ISO 3166-1 alpha-2 code", s)
 	}
 	return code, nil
 }
