@@ -202,12 +202,12 @@ func (c *call) warnOfRules(rules accessRules) {
 	}
 	last := rules[len(rules)-1]
 	blocks := slices.ContainsFunc(rules, func(rule accessRule) bool { return rule.block })
-	if !last.block && (!last.any() || !blocks) {
+	if !last.block && (last.kind != anyViewer || !blocks) {
 		c.warn(`the last of the accessRules allows, and a viewer whom no rule matches is allowed as well, so it restricts nothing; end the list with {"type":"any","action":"block"}`)
 	}
 	var v4, v6, countries bool
 	for _, rule := range rules {
-		countries = countries || len(rule.countries.String()) > 0
+		countries = countries || len(rule.countries) > 0
 		for _, prefix := range rule.prefixes {
 			v4 = v4 || prefix.Addr().Is4()
 			v6 = v6 || prefix.Addr().Is6()

@@ -14,7 +14,6 @@ import (
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
-	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -31,8 +30,8 @@ const (
 	minJWKSInterval     = time.Second
 )
 
-// App holds what all gates of a server share: the keys that verify tokens, the
-// geo database and the settings of videos.
+// App is the configuration and state that all gates of a server share: keys, geo
+// database, settings of videos, and the store of the control API.
 type App struct {
 	// Files with verification keys: a JWKS, a JWK, PEM (PKIX, PKCS#1, PKCS#8 or
 	// a certificate), or the base64-wrapped `jwk` or `pem` that the keys API
@@ -40,34 +39,36 @@ type App struct {
 	// the name of its file without the ending. Placeholders are resolved.
 	KeyFiles []string `json:"key_file,omitempty"`
 
-	// The address of a JWKS, http or https, which is loaded at start and then
-	// refreshed in the background. When that fails, the last good set stays in
-	// force. A key in `key_file` wins over one of the same `kid` here.
-	// Placeholders are resolved.
+	// The http or https URL of a JWKS. It is loaded at start and refreshed in the
+	// background. If that fails, the last good set stays in force. A key in
+	// `key_file` wins over one with the same `kid` here. Placeholders are
+	// resolved.
 	JWKSURL string `json:"jwks_url,omitempty"`
 
 	// How often the JWKS is refreshed, at least every second. Default: `5m`.
 	JWKSInterval caddy.Duration `json:"jwks_interval,omitempty"`
 
 	// A geo database in MaxMind DB format, with the country as
-	// `country.iso_code` or `country_code`, for the rules of type
-	// `ip.geoip.country`. It is loaded into memory, and loaded again when the
-	// file changes. Placeholders are resolved.
+	// `country.iso_code` or `country_code`, for rules of type
+	// `ip.geoip.country`. It is loaded into memory, and again when the file
+	// changes. Placeholders are resolved. Default: none, so a viewer whose
+	// token has a country rule is refused.
 	GeoIPDatabase string `json:"geoip_database,omitempty"`
 
 	// Memory for tokens whose signature has been verified, in bytes. Default:
 	// 128 MiB, or a quarter of the memory limit of the process (GOMEMLIMIT, or
-	// that of the container), if that is less. A quarter of it counts from the
-	// start, which has garbage collected less often.
+	// that of the container), if that is less. A reload that changes the size
+	// empties the cache.
 	TokenCacheSize uint64 `json:"token_cache_size,omitempty"`
 
-	// What the control API puts before playback paths: an http or https URL.
-	// Default: none, so they are relative to the host. Placeholders are
+	// The http or https URL of the gate, which the control API puts before
+	// playback paths: `https://media.example.com`. It has no query and no
+	// fragment. Default: none, so playback paths have no host. Placeholders are
 	// resolved.
 	PublicURL string `json:"public_url,omitempty"`
 
-	// Where keys and settings that the control API makes are kept: `caddy`, the
-	// storage of the server itself, or `redis`. Default: `caddy`.
+	// Where the control API keeps keys and settings: `caddy`, the storage of the
+	// server itself, or `redis`. Default: `caddy`.
 	Store string `json:"store,omitempty"`
 
 	// The address of the Redis or Valkey that a fleet shares:
@@ -75,19 +76,19 @@ type App struct {
 	// Placeholders are resolved.
 	StoreURL string `json:"store_url,omitempty"`
 
-	// Settings for videos that have none of their own.
+	// Settings for videos without settings of their own.
 	VideoSettings
 
-	// How far in the future the claim `nbf` may lie, for signers whose clocks
-	// are ahead. `exp` is exact. Default: `5s`.
+	// How far in the future the claim `nbf` may be, for signers whose clocks are
+	// ahead. `exp` is exact. Default: `5s`.
 	Leeway *caddy.Duration `json:"leeway,omitempty"`
 
 	// Refuse a token whose `exp` is further in the future than this. Default:
 	// no limit.
 	MaxTokenLifetime caddy.Duration `json:"max_token_lifetime,omitempty"`
 
-	// Settings of single videos, by video id. What a video does not set is as
-	// it is for all.
+	// Settings of single videos, by video id. An option that a video does not set
+	// has the value for all videos.
 	Videos map[string]VideoSettings `json:"video,omitempty"`
 
 	logger    *zap.Logger
@@ -97,42 +98,14 @@ type App struct {
 	state     *state
 	storage   *configStorage
 	keys      *keyring
-	tokens    *tokenCache
-	limit     *verificationLimit
+	verifier  *verifier
 	manifests *manifestMemory
-	countries *geo.Database // nil without a database
+	countries *countryDatabase // nil without a database
 	defaults  settings
-	// For gates and videos that say nothing of it.
-	enforcement enforcement
+	enforcement enforcement // of gates and videos without a setting
 	videos      map[string]settings
 	publicURL   string
 	stop        context.CancelFunc
-}
-
-// VideoSettings are the settings that a video can have of its own.
-type VideoSettings struct {
-	// Whether the video plays with a signed token only. Default: true.
-	RequireSignedURLs *bool `json:"require_signed_urls,omitempty"`
-
-	// The sites on which the video may play: `[*.]host[:port]`, an IP address,
-	// or `*`. Without a port, http on port 80 and https on port 443 are meant.
-	// `*.example.com` covers `example.com` too. Default: any site.
-	AllowedOrigins []string `json:"allowed_origins,omitempty"`
-
-	// What to do with a request that has neither `Origin` nor `Referer` where
-	// allowed origins are set: `deny` or `allow`. Default: `deny`.
-	MissingOrigin string `json:"missing_origin,omitempty"`
-
-	// Whether refusals are made or only reported. What a video says counts
-	// before what its gate says, and that before what is said for all videos.
-	Enforcement
-}
-
-// settings are the compiled VideoSettings. They are immutable.
-type settings struct {
-	requireSignedURLs bool
-	origins           originPolicy
-	enforcement       enforcement // not set for most: then that of the gate
 }
 
 // CaddyModule returns the Caddy module information.
@@ -167,7 +140,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.provisionKeys(); err != nil {
 		return err
 	}
-	if err := a.provisionTokenCache(); err != nil {
+	if err := a.provisionVerifier(); err != nil {
 		return err
 	}
 	if err := a.provisionCountries(); err != nil {
@@ -184,10 +157,8 @@ func (a *App) provisionCountries() error {
 	if err != nil {
 		return fmt.Errorf("geoip_database: %w", err)
 	}
-	if a.countries, err = geo.Open(path, a.logger); err != nil {
-		return fmt.Errorf("geoip_database %w", err)
-	}
-	return nil
+	a.countries, err = openCountryDatabase(path, a.logger)
+	return err
 }
 
 func (a *App) provisionPolicy() error {
@@ -204,83 +175,44 @@ func (a *App) provisionPolicy() error {
 	return nil
 }
 
-func (a *App) provisionSettings() (err error) {
-	if a.defaults, err = a.VideoSettings.compile(settings{requireSignedURLs: true}); err != nil {
-		return err
-	}
-	a.enforcement, a.defaults.enforcement = a.defaults.enforcement, enforcement{}
-	a.enforcement.warn(a.logger, "all gates and videos that do not say otherwise")
-	a.videos = make(map[string]settings, len(a.Videos))
-	for id, own := range a.Videos {
-		if !token.ValidVideoID(id) {
-			return fmt.Errorf("video %q: %w", id, errVideoID)
-		}
-		if a.videos[id], err = own.compile(a.defaults); err != nil {
-			return fmt.Errorf("video %q: %w", id, err)
-		}
-		a.videos[id].enforcement.warn(a.logger, "video "+id)
-	}
+const (
+	defaultTokenCacheSize = 128 << 20
+	minTokenCacheSize     = 1 << 20
+	tokenCacheShare       = 4 // one part in so many of the memory limit of the process
+)
+
+// tokenCachePool keeps token caches over config reloads, so that a reload does
+// not have the token of every viewer verified again. Its keys are sizes in bytes.
+var tokenCachePool = caddy.NewUsagePool()
+
+// Destruct implements caddy.Destructor.
+func (c *tokenCache) Destruct() error {
+	c.entries.InvalidateAll()
 	return nil
 }
 
-var errVideoID = errors.New("a video id is 1 to 64 of A-Z a-z 0-9 _ -")
-
-// compile overlays the settings on defaults.
-func (v VideoSettings) compile(defaults settings) (settings, error) {
-	compiled := defaults
-	if v.RequireSignedURLs != nil {
-		compiled.requireSignedURLs = *v.RequireSignedURLs
-	}
-	if len(v.AllowedOrigins) > 0 {
-		allowed, err := compileOrigins(v.AllowedOrigins)
-		if err != nil {
-			return settings{}, err
-		}
-		compiled.origins.allowed = allowed
-	}
-	if v.MissingOrigin != "" {
-		allow, err := parseMissingOrigin(v.MissingOrigin)
-		if err != nil {
-			return settings{}, err
-		}
-		compiled.origins.allowMissing = allow
-	}
-	var err error
-	compiled.enforcement, err = v.Enforcement.compile()
-	return compiled, err
-}
-
-func parseMissingOrigin(s string) (allow bool, err error) {
-	switch s {
-	case "allow":
-		return true, nil
-	case "deny":
-		return false, nil
-	}
-	return false, fmt.Errorf("missing_origin %q: want deny or allow", s)
-}
-
-func (a *App) provisionTokenCache() (err error) {
+func (a *App) provisionVerifier() error {
 	if a.TokenCacheSize == 0 {
-		a.TokenCacheSize = tokenCacheSizeWithin(debug.SetMemoryLimit(-1))
+		a.TokenCacheSize = memoryWithin(debug.SetMemoryLimit(-1), tokenCacheShare, minTokenCacheSize, defaultTokenCacheSize)
 	}
 	if a.TokenCacheSize < minTokenCacheSize {
 		return fmt.Errorf("token_cache_size %d: want at least %d bytes", a.TokenCacheSize, minTokenCacheSize)
 	}
-	a.limit = newVerificationLimit()
-	a.tokens, err = acquireTokenCache(a.TokenCacheSize)
-	return err
+	cache, _, err := tokenCachePool.LoadOrNew(a.TokenCacheSize, func() (caddy.Destructor, error) {
+		return newTokenCache(a.TokenCacheSize), nil
+	})
+	if err != nil {
+		return err
+	}
+	a.verifier = &verifier{
+		cache: cache.(*tokenCache), keys: a.keys, catchUp: a.state.catchUp,
+		limit: newVerificationLimit(), metrics: a.metrics,
+	}
+	return nil
 }
 
-// tokenCacheSizeWithin returns the size of the cache for a process with a memory
-// limit in bytes. A cache that took all of it would have the garbage collector
-// run all the time.
-func tokenCacheSizeWithin(limit int64) uint64 {
-	return memoryWithin(limit, tokenCacheShare, minTokenCacheSize, defaultTokenCacheSize)
-}
-
-// memoryWithin returns what something may take of the memory of a process with a
-// memory limit, all in bytes: one in so many of it, within bounds.
+// memoryWithin returns one part in share of the memory limit of the process, but
+// at least least and at most most, all in bytes.
 func memoryWithin(limit int64, share, least, most uint64) uint64 {
 	return min(most, max(least, uint64(limit)/share))
 }
@@ -297,7 +229,7 @@ func (a *App) provisionPublicURL() error {
 	return err
 }
 
-// parsePublicURL checks what is put before playback paths.
+// parsePublicURL parses the option public_url.
 func parsePublicURL(address string) (string, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" ||
@@ -307,8 +239,8 @@ func parsePublicURL(address string) (string, error) {
 	return strings.TrimSuffix(u.String(), "/"), nil
 }
 
-// provisionState opens the store, or takes the state over from the config
-// before this one.
+// provisionState opens the store, or takes over the state of the previous
+// config.
 func (a *App) provisionState(ctx caddy.Context) (err error) {
 	address, err := resolve(a.StoreURL)
 	if err != nil {
@@ -338,9 +270,9 @@ func (a *App) provisionState(ctx caddy.Context) (err error) {
 	return nil
 }
 
-// storageIdentity tells whether two storages of two configs are the same place:
-// their configuration is the same. Where it cannot be told, each config has a
-// state of its own, which follows the others' as that of another node would.
+// storageIdentity returns the same text for two storages with the same
+// configuration. If it cannot tell, each config gets a separate state, and these
+// follow each other as two nodes do.
 func storageIdentity(storage certmagic.Storage) string {
 	config, err := json.Marshal(storage)
 	if err != nil || string(config) == "{}" {
@@ -382,8 +314,8 @@ func (a *App) provisionKeys() error {
 	return nil
 }
 
-// resolve fills in {env.*} and {file.*}. A placeholder that stands for nothing
-// is an error, for an option that silently becomes empty is one that is off.
+// resolve replaces {env.*} and {file.*}. An empty or unknown placeholder is an
+// error, because an option that silently becomes empty is off.
 func resolve(value string) (string, error) {
 	resolved, err := caddy.NewReplacer().ReplaceOrErr(value, true, true)
 	if err != nil {
@@ -392,26 +324,13 @@ func resolve(value string) (string, error) {
 	return resolved, nil
 }
 
-// settings returns the settings of a video: those of the config, else those of
-// the control API over those for all. Errors are refusals.
-func (a *App) settings(ctx context.Context, videoID string) (settings, error) {
-	if own, ok := a.videos[videoID]; ok {
-		return own, nil
-	}
-	video, err := a.state.videos.get(ctx, videoID)
-	if err != nil {
-		return settings{}, refuse(reasonStateUnavailable, errSettingsUnknown)
-	}
-	return video.over(a.defaults), nil
-}
-
 // Start begins the background work: refreshing keys and watching the geo
 // database.
 func (a *App) Start() error {
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
 	if a.countries != nil {
-		go a.countries.Watch(ctx)
+		go a.countries.watch(ctx)
 	}
 	if a.keys.remote != nil {
 		a.keys.remote.start()
@@ -434,14 +353,15 @@ func (a *App) Stop() error {
 	return nil
 }
 
-// Cleanup gives up what is shared with other configs.
+// Cleanup releases the state that is shared with other configs.
 func (a *App) Cleanup() error {
 	var err error
 	if a.state != nil {
 		err = releaseState(a.state, a.storage)
 	}
-	if a.tokens != nil {
-		err = errors.Join(err, a.tokens.release(a.TokenCacheSize))
+	if a.verifier != nil {
+		_, releaseErr := tokenCachePool.Delete(a.TokenCacheSize)
+		err = errors.Join(err, releaseErr)
 	}
 	if a.keys != nil && a.keys.remote != nil {
 		err = errors.Join(err, releaseRemoteKeys(a.keys.remote))

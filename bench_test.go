@@ -64,11 +64,12 @@ func BenchmarkDecide(b *testing.B) {
 			g := newGate(b, &app, new(Gate))
 			r, reset := c.request(b)
 			reset()
+			fresh := *newDecision(g, r, silentObserver{})
 			var d decision
 			b.ReportAllocs()
 			for b.Loop() {
-				d = decision{gate: g, app: g.app, request: r, kind: kindOther, requestOrigin: r.Header.Get("Origin")}
-				if err := g.decide(&d); err != nil {
+				d = fresh
+				if err := d.decide(); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -141,18 +142,17 @@ func BenchmarkCold(b *testing.B) {
 		}
 	})
 	b.Run("verify", func(b *testing.B) {
-		d := &decision{request: requestFor(b, "/x", nil)}
+		r := requestFor(b, "/x", nil)
 		i := 0
 		b.ReportAllocs()
 		for b.Loop() {
 			if i == len(tokens) {
 				b.StopTimer()
-				g.app.tokens.entries.InvalidateAll()
+				g.app.verifier.cache.entries.InvalidateAll()
 				i = 0
 				b.StartTimer()
 			}
-			d.target.token = tokens[i]
-			if _, err := g.app.verify(d); err != nil {
+			if _, err := g.app.verifier.verify(r, tokens[i]); err != nil {
 				b.Fatal(err)
 			}
 			i++
@@ -175,10 +175,10 @@ func BenchmarkGarbage(b *testing.B) {
 		{"unknown key", unknown},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			d := &decision{request: requestFor(b, "/x", nil), target: target{token: c.token}}
+			r := requestFor(b, "/x", nil)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := g.app.verify(d); err == nil {
+				if _, err := g.app.verifier.verify(r, c.token); err == nil {
 					b.Fatal("it was accepted")
 				}
 			}

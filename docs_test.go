@@ -483,7 +483,7 @@ func TestCommandsOfPagesParse(t *testing.T) {
 func TestPlaceholdersAreDocumented(t *testing.T) {
 	described := sections(page(t, "docs/reference.md"), "##")["Placeholders and log fields"]
 	var placeholders []string
-	for _, name := range recorded {
+	for _, name := range recordedNames {
 		placeholders = append(placeholders, "{http.signed_playback."+name+"}")
 		if field := "| `signed_playback_" + name + "` |"; !strings.Contains(described, field) {
 			t.Errorf("there is no log field %s", field)

@@ -11,10 +11,13 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// check is a step of the gate's decision. Those that can be report-only come
-// first; without the others nobody knows what the request is for.
+// check is a group of pipeline steps that can be in report-only mode together.
+// Method and path cannot, because without them nobody knows which video the
+// request is for.
 type check int
 
 const (
@@ -26,7 +29,8 @@ const (
 	pathCheck
 )
 
-// reportableChecks is how many can be report-only.
+// reportableChecks is the number of checks that can be in report-only mode. They
+// come first.
 const reportableChecks = methodCheck
 
 func (c check) String() string {
@@ -47,7 +51,7 @@ func (c check) String() string {
 	return fmt.Sprintf("check %d", int(c))
 }
 
-// checkSet is a set of checks that can be report-only.
+// checkSet is a set of checks in report-only mode.
 type checkSet uint8
 
 const allChecks checkSet = 1<<reportableChecks - 1
@@ -64,24 +68,25 @@ func (s checkSet) String() string {
 	return strings.Join(names, ", ")
 }
 
-// Enforcement says whether refusals are made or only reported. It is for
-// introducing the gate, or a stricter setting, where viewers already are.
+// Enforcement turns on report-only mode: in it, a failed check is logged and
+// counted and lets the request through. Use it to introduce the gate, or a
+// stricter setting, on a site that has viewers.
 type Enforcement struct {
-	// Whether requests are refused. If not, everything is decided, counted and
-	// logged as `would_refuse`, and the request passes as though the check that
-	// refuses it were not there. Requests that name no video, and other methods
-	// than GET, HEAD and OPTIONS, are refused all the same. Default: true.
+	// Whether requests are refused. If false, all checks are in report-only
+	// mode: a failed check is counted and logged as `would_refuse`, and the
+	// request passes. Requests that name no video, and methods other than GET,
+	// HEAD and OPTIONS, are still refused. Default: true.
 	Enforce *bool `json:"enforce,omitempty"`
 
-	// The checks that only report: `token`, `origins`, `rules`, `downloads`.
+	// The checks in report-only mode: `token`, `origins`, `rules`, `downloads`.
 	// Default: none.
 	ReportOnly []string `json:"report_only,omitempty"`
 }
 
-// enforcement is a compiled Enforcement. What a video says itself counts before
-// what its gate says, and that before what is said for all.
+// enforcement is a compiled Enforcement. The setting of the video counts before
+// the setting of the gate, and that before the setting of the app.
 type enforcement struct {
-	set        bool // says anything at all
+	set        bool // whether the config has a setting
 	reportOnly checkSet
 }
 
@@ -114,7 +119,7 @@ func parseCheck(name string) (check, error) {
 	return 0, fmt.Errorf("report_only %q: want some of %s", name, allChecks)
 }
 
-// or returns e, or what holds where e says nothing.
+// or returns e if it is set, else outer.
 func (e enforcement) or(outer enforcement) enforcement {
 	if e.set {
 		return e
@@ -122,8 +127,8 @@ func (e enforcement) or(outer enforcement) enforcement {
 	return outer
 }
 
-// warn says at start that something is let through, for whoever forgets that it
-// is would learn of it when it is too late.
+// warn logs report-only mode at start, because operators forget that they have
+// turned it on.
 func (e enforcement) warn(logger *zap.Logger, of string) {
 	switch {
 	case !e.set || e.reportOnly == 0:
@@ -134,57 +139,88 @@ func (e enforcement) warn(logger *zap.Logger, of string) {
 	}
 }
 
-// reports tells whether a check only reports, for the video of this request.
+// reports tells whether a check is in report-only mode for the video of this
+// request.
 func (d *decision) reports(c check) bool {
 	return c < reportableChecks && d.settings.enforcement.or(d.gate.enforcement).reportOnly.has(c)
 }
 
-// goesOn tells whether the request goes on after a check has refused it.
-func (d *decision) goesOn(c check) bool { return d.trace != nil || d.reports(c) }
-
-// enforce returns the error of a check if the request ends with it. If it does
-// not, because the check only reports, the first such error is what the request
-// would have been refused for.
-func (d *decision) enforce(c check, err error) error {
-	if d.trace != nil {
-		return d.trace.note(d, c, err)
+// reportOnly tells whether the request continues although a check has failed. It
+// cannot if nobody knows which video it is for. If the settings of the video are
+// unknown, allowed origins have to be in report-only mode as well. A token after
+// the first segment, as a gate at the wrong path sees it, must not reach the
+// origin.
+func (d *decision) reportOnly(c check) bool {
+	if c >= reportableChecks {
+		return false
 	}
-	if err == nil || !d.onlyReports(c) {
-		return err
+	video := d.namedVideo()
+	if video == "" && d.gate.mayReportTokens {
+		video = d.assumeVideo()
 	}
-	d.report(err)
-	return nil
+	if !d.reports(c) || video == "" || d.settingsUnknown && !d.reports(originsCheck) || holdsToken(d.target.suffix.decoded) {
+		return false
+	}
+	d.continueWith(video)
+	return true
 }
 
-// onlyReports tells whether the refusal of a check only reports. A request that
-// names no video cannot be passed on, one whose video has unknown settings not
-// past allowed origins that refuse, and one with a token behind the first
-// segment, as of a gate at the wrong path, would hand it to the origin.
-func (d *decision) onlyReports(c check) bool {
-	return d.reports(c) && d.video != "" && (!d.unsettled || d.reports(originsCheck)) &&
-		!holdsToken(d.target.suffix.decoded)
+// assumeVideo returns the video that a rejected token names, "" for a token
+// without a valid form, and loads its settings. If they cannot be read, the
+// request ends with the refusal of the token.
+func (d *decision) assumeVideo() string {
+	parsed, err := token.Parse(d.target.token)
+	if err != nil {
+		return ""
+	}
+	video := parsed.Unverified().VideoID
+	_ = d.loadSettings(video)
+	return video
 }
 
-// reportable tells of a reason whether there are requests that pass and would
-// have been refused for it. There are none where nobody knows what the request is
-// for, nor where the gate finds out when the origin has answered.
+// continueWith lets a request continue with the video that it names. The rules
+// of a token count only if its signature is valid.
+func (d *decision) continueWith(video string) {
+	if d.video == "" {
+		d.video, d.verified = video, d.rejected
+	}
+}
+
+// reportable reports whether report-only mode can let a request with this reason
+// pass. It cannot if the video is unknown, or if the origin has already answered.
 func (r reason) reportable() bool {
 	return !slices.Contains([]reason{
 		reasonPathInvalid, reasonMethodNotAllowed, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonManifestInvalid,
 	}, r)
 }
 
-// report remembers what a request would have been refused for.
-func (d *decision) report(err error) {
+// stepObserver is told the outcome of each step, and says whether the decision ends
+// with it. `explain` is one; requests of viewers have one that says nothing.
+type stepObserver interface {
+	// stepDone returns the error with which the decision ends, nil to continue.
+	// reportOnly tells that the gate lets the request continue in spite of err.
+	stepDone(d *decision, s *pipelineStep, err error, reportOnly bool) error
+}
+
+// silentObserver is the stepObserver of requests that are served.
+type silentObserver struct{}
+
+func (silentObserver) stepDone(d *decision, _ *pipelineStep, err error, reportOnly bool) error {
+	if !reportOnly {
+		return err
+	}
+	// The first refusal counts, as it would without report-only mode.
 	if why, ok := errors.AsType[*refusal](err); ok && d.reason == "" {
 		d.result, d.reason = resultWouldRefuse, why.reason
 	}
+	return nil
 }
 
-// passReported readies the answer where checks only report.
-func (d *decision) passReported() {
+// applyReportOnly prepares the response to a request that passes in report-only
+// mode. Headers follow the decision, because browsers enforce allowed origins
+// that the gate does not.
+func (d *decision) applyReportOnly() {
 	if d.reports(originsCheck) {
-		// Or the browser would enforce what the gate does not.
 		d.settings.origins = originPolicy{}
 	}
 	if d.result == resultWouldRefuse {
@@ -192,7 +228,7 @@ func (d *decision) passReported() {
 	}
 }
 
-// logReport tells of a request that passes and would have been refused.
+// logReport logs a request that passes because of report-only mode.
 func (d *decision) logReport() {
 	d.log()
 	if entry := d.gate.reportLog.Check(zapcore.WarnLevel, "would refuse: "+string(d.reason)); entry != nil {
@@ -204,8 +240,8 @@ func (d *decision) logReport() {
 	}
 }
 
-// newReportLog returns a logger that says for each reason what happens, and not
-// for each request: the access log does that.
+// newReportLog returns a logger that samples the lines of each reason. The access
+// log has every request.
 func newReportLog(ctx caddy.Context) *zap.Logger {
 	const perSecond = 5
 	return ctx.Logger().WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {

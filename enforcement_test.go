@@ -659,7 +659,7 @@ func (w *answerWriter) WriteHeader(int)             {}
 // pass without being verified, and none of their claims counts.
 func TestFloodLimitsHoldUnderReportOnly(t *testing.T) {
 	g := newGate(t, testApp(), &Gate{Enforcement: reporting("token")})
-	g.app.limit.now = func() time.Time { return testTime }
+	g.app.verifier.limit.now = func() time.Time { return testTime }
 	invalid := g.app.metrics.verified[reasonSignatureInvalid]
 	before, limited := testutil.ToFloat64(invalid), countOf(g, resultWouldRefuse, "verification_limited")
 	forged := "/" + encoded(`{"alg":"RS256","kid":"k1"}`, `{"sub":"demo","exp":1800000060}`) + "/x.ts"

@@ -94,18 +94,18 @@ type explainOptions struct {
 
 // explanation is what explain prints.
 type explanation struct {
-	Allowed bool        `json:"allowed"`
-	Result  result      `json:"result"`
-	Reason  reason      `json:"reason,omitempty"`
-	Status  int         `json:"status,omitempty"` // of a refusal
-	Video   string      `json:"video,omitempty"`
-	TokenID string      `json:"token_id,omitempty"`
-	KeyID   string      `json:"key_id,omitempty"`
-	Client  string      `json:"client_ip,omitempty"`
-	Country string      `json:"country,omitempty"`
-	At      time.Time   `json:"at"`
-	Checks  []explained `json:"checks"`
-	Notes   []string    `json:"notes,omitempty"`
+	Allowed bool             `json:"allowed"`
+	Result  result           `json:"result"`
+	Reason  reason           `json:"reason,omitempty"`
+	Status  int              `json:"status,omitempty"` // of a refusal
+	Video   string           `json:"video,omitempty"`
+	TokenID string           `json:"token_id,omitempty"`
+	KeyID   string           `json:"key_id,omitempty"`
+	Client  string           `json:"client_ip,omitempty"`
+	Country string           `json:"country,omitempty"`
+	At      time.Time        `json:"at"`
+	Checks  []explainedCheck `json:"checks"`
+	Notes   []string         `json:"notes,omitempty"`
 }
 
 // errRefused makes the exit status of a refusal. What there is to say, has been
@@ -444,10 +444,10 @@ func (w *unread) Write(p []byte) (int, error) { return len(p), nil }
 func (t *trace) explanation(at time.Time) explanation {
 	d := t.decision
 	e := explanation{
-		Allowed: t.why == nil, Result: resultAllowed, At: at.UTC(), Checks: t.steps,
+		Allowed: t.refusal == nil, Result: resultAllowed, At: at.UTC(), Checks: t.checks,
 		Video: d.video, TokenID: tokenID(d.target.token), Country: d.knownCountry(),
 	}
-	e.KeyID, _ = d.value("key_id")
+	e.KeyID, _ = d.recordedValue("key_id")
 	if addr, ok := clientAddress(d.request); ok {
 		e.Client = addr.String()
 	}
@@ -455,8 +455,8 @@ func (t *trace) explanation(at time.Time) explanation {
 	if err != nil {
 		e.Result = resultWouldRefuse
 	}
-	if t.why != nil {
-		e.Result, err = resultRefused, t.why
+	if t.refusal != nil {
+		e.Result, err = resultRefused, t.refusal
 	}
 	if why, ok := errors.AsType[*refusal](err); ok {
 		e.Reason = why.reason

@@ -12,12 +12,12 @@ import (
 
 const namespace, subsystem = "caddy", "signed_playback"
 
-// metrics are the collectors of all gates of the process. They are made once
-// and registered with each config's registry, so that a reload does not set
-// them back.
+// metrics are the collectors of all gates of the process. They are created once
+// and registered with the registry of each config, so a reload does not reset
+// them.
 type metrics struct {
 	requests        *prometheus.CounterVec
-	allowed         map[kind]prometheus.Counter // of requests, looked up once
+	allowed         map[kind]prometheus.Counter // counters of allowed requests
 	manifestSeconds prometheus.Histogram
 	urisRewritten   prometheus.Counter
 	urisLeft        prometheus.Counter
@@ -25,7 +25,7 @@ type metrics struct {
 	storeErrors     *prometheus.CounterVec
 	cacheHits       prometheus.Counter
 	cacheMisses     prometheus.Counter
-	verified        map[reason]prometheus.Counter // by why not; "" for success
+	verified        map[reason]prometheus.Counter // "" for success
 	verifySeconds   prometheus.Histogram
 
 	collectors []prometheus.Collector
@@ -91,8 +91,8 @@ func newMetrics() *metrics {
 	}
 }
 
-// beginRequests has each series of requests be there from the start: neither a
-// rate nor an increase sees the first of a series that begins at 1.
+// beginRequests creates each series of requests at 0. Prometheus computes no rate
+// or increase for the first sample of a series that begins at 1.
 func beginRequests(requests *prometheus.CounterVec) (allowed map[kind]prometheus.Counter) {
 	allowed = make(map[kind]prometheus.Counter)
 	for _, k := range kinds {
@@ -107,7 +107,7 @@ func beginRequests(requests *prometheus.CounterVec) (allowed map[kind]prometheus
 	return allowed
 }
 
-// register makes the metrics part of a config's registry.
+// register adds the collectors to the registry of a config.
 func (m *metrics) register(registry *prometheus.Registry) error {
 	for _, collector := range m.collectors {
 		err := registry.Register(collector)
@@ -118,13 +118,13 @@ func (m *metrics) register(registry *prometheus.Registry) error {
 	return nil
 }
 
-// gauge is what is looked up when somebody asks.
+// gauge is a metric that is computed on each scrape.
 type gauge struct {
 	name, help string
 	value      func() float64
 }
 
-// registerGauges adds what is looked up in an app.
+// registerGauges adds the gauges of an app to the registry of its config.
 func registerGauges(registry *prometheus.Registry, a *App) error {
 	gauges := []gauge{
 		{
@@ -133,28 +133,28 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 		},
 		{
 			"token_cache_entries", "Tokens that are remembered as verified.",
-			func() float64 { return float64(a.tokens.entries.EstimatedSize()) },
+			func() float64 { return float64(a.verifier.cache.entries.EstimatedSize()) },
 		},
 		{
-			"token_cache_bytes", "Memory that they take, estimated.",
-			func() float64 { return float64(a.tokens.entries.WeightedSize()) },
+			"token_cache_bytes", "Estimated memory of the remembered tokens.",
+			func() float64 { return float64(a.verifier.cache.entries.WeightedSize()) },
 		},
 		{
-			"manifest_memory_bytes", "Memory that is reserved for large manifests, which are held until they are rewritten and sent.",
-			func() float64 { return float64(a.manifests.bytes.Load()) },
+			"manifest_memory_bytes", "Memory reserved for large manifests, which are buffered until they are rewritten and sent.",
+			func() float64 { return float64(a.manifests.reserved.Load()) },
 		},
 		{
 			"store_up", "Whether the store of the control API's keys and settings answers; if not, the last known state is in force.",
-			func() float64 { return truth(!a.state.away.Load()) },
+			func() float64 { return boolToFloat(!a.state.away.Load()) },
 		},
 	}
 	if countries := a.countries; countries != nil {
 		gauges = append(gauges, gauge{
 			"geoip_build_timestamp_seconds", "When the geo database in force was built, in Unix seconds.",
-			func() float64 { return float64(countries.BuildTime().Unix()) },
+			func() float64 { return float64(countries.current.Load().db.Metadata.BuildTime().Unix()) },
 		}, gauge{
 			"geoip_last_reload_successful", "Whether the geo database in force is that of the file; if not, the file is missing or broken.",
-			func() float64 { return truth(!countries.Stale()) },
+			func() float64 { return boolToFloat(!countries.stale.Load()) },
 		})
 	}
 	if remote := a.keys.remote; remote != nil {
@@ -172,7 +172,7 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 	return nil
 }
 
-func truth(b bool) float64 {
+func boolToFloat(b bool) float64 {
 	if b {
 		return 1
 	}

@@ -2,11 +2,11 @@
 // front of an HLS or DASH origin, as Cloudflare Stream's "Secure your stream"
 // does for its customers.
 //
-// A viewer's URL carries a signed token where the video id would stand:
-// /<token>/manifest/video.m3u8. The gate verifies it on each request, applies
-// its access rules, holds the requesting site against the video's allowed
-// origins, and only then hands the request to the next handler, most often
-// reverse_proxy, under the path that the video has on the origin.
+// A viewer's URL carries a signed token in the place of the video id:
+// /<token>/manifest/video.m3u8. On each request, the gate verifies the token,
+// applies its access rules and checks the requesting site against the video's
+// allowed origins. Then it hands the request to the next handler, usually
+// reverse_proxy, with the video's path on the origin.
 //
 // The package registers the app `signed_playback` and the handler
 // `http.handlers.signed_playback`. ARCHITECTURE.md says how they work.
@@ -27,8 +27,8 @@ func init() {
 	caddy.RegisterModule(new(Gate))
 }
 
-// Gate lets requests through that carry a valid signed token for a video, or
-// the id of a video that does not require one, and refuses everything else.
+// Gate lets requests pass that have a valid signed token for a video, or the id of
+// a video that requires no token. It refuses all other requests.
 //
 // It sets these placeholders, which the access log has as fields too
 // (`signed_playback_video` and so on):
@@ -43,31 +43,32 @@ func init() {
 //	`{http.signed_playback.result}`    | `allowed`, `refused`, `would_refuse` (see `enforce`) or `preflight`
 //	`{http.signed_playback.reason}`    | Why the request was refused, or would have been; else empty
 //
-// A refusal is a Caddy error, so `handle_errors` can shape it, and carries its
-// reason in the header `Signed-Playback-Reason`.
+// A refusal is a Caddy error, so `handle_errors` can give it a page. Its header
+// `Signed-Playback-Reason` has the reason.
 type Gate struct {
-	// Where a video lives on the origin: a path in which `{video}` stands for
-	// the video id. Placeholders of the environment (`{env.*}`) are resolved
-	// at start. Default: `/{video}`.
+	// The folder of a video on the origin: a path that contains `{video}`, the
+	// video id. Placeholders of the environment (`{env.*}`) are resolved at
+	// start. Default: `/{video}`. Permitted: `/vod/{video}/hls`. Not permitted:
+	// `/vod` (without the id, one token would open all videos).
 	OriginPath string `json:"origin_path,omitempty"`
 
-	// Path globs of what needs a token with the claim `downloadable`, relative
-	// to the video. `*` stands for any run of characters, slashes included, and
-	// letters match in both cases. Default: `downloads/*`.
+	// Path globs, relative to the video, of files that need a token with the
+	// claim `downloadable`. `*` matches any run of characters, including
+	// slashes, and letters match in both cases. Default: `downloads/*`.
 	Downloads []string `json:"downloads,omitempty"`
 
 	// Serve a player page at /<token>/iframe instead of asking the origin for
 	// it. Default: none.
 	Player *PlayerConfig `json:"player,omitempty"`
 
-	// Host names, with the port if it is not the default one, that absolute
-	// URIs in this origin's manifests may have. They stay in the viewer's URL
-	// space like relative ones. The name under which the viewer has asked for
-	// the manifest needs not be listed. Default: none.
+	// Host names, with the port if it is not the default one, that belong to
+	// this origin. The gate rewrites absolute URIs with these hosts in manifests
+	// so that they stay below the viewer's token. It always does so for its own
+	// host name. Default: none.
 	ManifestHosts []string `json:"manifest_hosts,omitempty"`
 
-	// Whether refusals are made or only reported, for videos that do not say so
-	// themselves. Default: what the app says.
+	// Report-only mode for videos without a setting of their own. Default: the
+	// setting of the app.
 	Enforcement
 
 	app           *App
@@ -144,8 +145,8 @@ func (g *Gate) provisionEnforcement(ctx caddy.Context) error {
 	return nil
 }
 
-// resolveOriginPath fills in the placeholders of the template around {video},
-// which is not Caddy's.
+// resolveOriginPath replaces Caddy's placeholders around {video}, which is not one
+// of them.
 func (g *Gate) resolveOriginPath() (originPath, error) {
 	if g.OriginPath == "" {
 		return parseOriginPath("/" + videoPlaceholder)

@@ -11,44 +11,44 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// target is what the path of a playback request names: a token or a video id,
-// and what is asked for below it.
+// target is the parsed path of a playback request: a token or a video id, and a
+// suffix.
 type target struct {
 	token   string // "" if the path carries a video id
 	videoID string // "" if the path carries a token
 	suffix  suffix
 }
 
-// suffix is the part of a playback path below the video, without a leading
-// slash. It is validated, never repaired.
+// suffix is the part of a playback path after the first segment, without a
+// leading slash. The gate validates it and never repairs it.
 type suffix struct {
 	escaped string // as the viewer wrote it
 	decoded string // escaped, percent-decoded once
 }
 
-// iframeSuffix is what a token or a video id alone stands for.
+// iframeSuffix is the suffix of a path that has only a token or a video id.
 const iframeSuffix = "iframe"
 
 var (
 	errPathForm    = errors.New("the path is not /<token or video id>/<suffix>")
 	errPathID      = errors.New("the first segment is neither a token nor a video id")
-	errPathByte    = errors.New("the path contains a byte that has no business in a playback URL")
-	errPathEscape  = errors.New("the path contains a percent-encoding that is not of harmless UTF-8")
+	errPathByte    = errors.New("the path contains a byte that is not allowed in a playback URL")
+	errPathEscape  = errors.New("the path contains a percent-encoding of other bytes than printable UTF-8, or of a character with a meaning in paths")
 	errPathToken   = errors.New("the path contains its token twice, and the origin must not see it")
 	errPathSegment = errors.New("the path contains an empty segment or a dot segment")
 )
 
-// parsePath takes a playback path apart. It reads the bytes that the viewer
-// sent, for a decoded or cleaned path would let `..`, `%2f` or `//` mean one
-// thing here and another at the origin.
+// parsePath parses a playback path. It reads the bytes that the client sent: in a
+// decoded or cleaned path, `..`, `%2f` or `//` could mean one thing here and
+// another at the origin.
 func parsePath(u *url.URL) (target, error) {
 	path := u.Path
 	if u.RawPath != "" || !isPlain(path) {
 		path = u.EscapedPath()
 	}
 	if u.RawPath != "" && path != u.RawPath {
-		// The path holds bytes that are never sent raw, or a handler in front
-		// has changed one of the two forms only.
+		// The path contains bytes that clients never send raw, or an earlier
+		// handler has changed only one of the two forms.
 		return target{}, errPathByte
 	}
 	path, ok := strings.CutPrefix(path, "/")
@@ -77,9 +77,9 @@ func parsePath(u *url.URL) (target, error) {
 	return t, nil
 }
 
-// isPlain reports whether what follows the first segment of a path is written
-// as it is. The first segment need not be looked at: in a token or a video id,
-// nothing is ever encoded, so what had to be is none.
+// isPlain reports whether the path after its first segment needs no
+// percent-encoding. It skips the first segment, because a token or a video id
+// never needs any.
 func isPlain(path string) bool {
 	if len(path) == 0 {
 		return false
@@ -125,8 +125,9 @@ func parseSuffix(escaped string) (suffix, error) {
 	return suffix{escaped, decoded}, nil
 }
 
-// checkSuffixBytes holds a suffix against pchar of RFC 3986 section 3.3, less
-// `;`, behind which some origins see path parameters and others a file name.
+// checkSuffixBytes checks that a suffix consists of pchar (RFC 3986 section 3.3)
+// without `;`, after which some origins see path parameters and others a file
+// name.
 func checkSuffixBytes(s string) (hasEscapes bool, err error) {
 	for i := range len(s) {
 		switch c := s[i]; {
@@ -139,9 +140,9 @@ func checkSuffixBytes(s string) (hasEscapes bool, err error) {
 	return hasEscapes, nil
 }
 
-// checkSegments refuses dot segments, and empty segments but for the last,
-// which is a trailing slash. Escapes never decode to a dot or a slash, so the
-// escaped form tells.
+// checkSegments refuses dot segments and empty segments, except for one trailing
+// slash. It may read the escaped form, because escapes of dots and slashes are
+// refused elsewhere.
 func checkSegments(s string) error {
 	for {
 		segment, rest, more := strings.Cut(s, "/")
@@ -155,9 +156,9 @@ func checkSegments(s string) error {
 	}
 }
 
-// decodeSuffix resolves percent-encoding once and refuses what must not come
-// out of it: the characters that have a meaning in paths, and a `%` that a
-// second decoding at the origin would resolve again.
+// decodeSuffix decodes percent-encoding once. It refuses escapes of characters
+// that have a meaning in paths, and of `%`, which an origin that decodes twice
+// would decode again.
 func decodeSuffix(escaped string) (string, error) {
 	decoded, err := url.PathUnescape(escaped)
 	if err != nil || !utf8.ValidString(decoded) {
@@ -204,12 +205,12 @@ const videoPlaceholder = "{video}"
 
 // originPath builds the paths that the origin is asked for.
 type originPath struct {
-	// literals are what stands before, between and behind the video ids.
+	// literals are the texts before, between and after the video ids.
 	literals []string
 }
 
-// parseOriginPath compiles an origin_path template. A template without the
-// video id would let the token of one video open every other.
+// parseOriginPath compiles an origin_path template. It must contain the video id,
+// or the token of one video would open all others.
 func parseOriginPath(template string) (originPath, error) {
 	p := originPath{strings.Split(strings.TrimSuffix(template, "/"), videoPlaceholder)}
 	if len(p.literals) < 2 {
@@ -234,7 +235,7 @@ func parseOriginPath(template string) (originPath, error) {
 // folder returns the path of a video on the origin, without a trailing slash.
 func (p originPath) folder(videoID string) string { return strings.Join(p.literals, videoID) }
 
-// file returns the path of what a suffix names in the folder of a video.
+// file returns the path of a suffix in the folder of a video.
 func (p originPath) file(videoID, suffix string) string {
 	if len(p.literals) == 2 { // in one allocation
 		return p.literals[0] + videoID + p.literals[1] + "/" + suffix
@@ -242,8 +243,8 @@ func (p originPath) file(videoID, suffix string) string {
 	return p.folder(videoID) + "/" + suffix
 }
 
-// kind says what sort of resource a suffix names. It is one of a closed set,
-// so it can be a metric's label.
+// kind classifies the resource that a suffix names. It comes from a closed set,
+// so it can be the label of a metric.
 type kind string
 
 const (
@@ -257,8 +258,8 @@ const (
 
 var kinds = [...]kind{kindManifest, kindSegment, kindIframe, kindThumbnail, kindDownload, kindOther}
 
-// kindOf tells the kind of a suffix by its name. Downloads are the gate's to
-// tell, for they are configured.
+// kindOf returns the kind of a suffix by its name. Only the gate recognizes
+// downloads, because they are configured.
 func kindOf(decoded string) kind {
 	if decoded == iframeSuffix {
 		return kindIframe
@@ -278,8 +279,9 @@ func kindOf(decoded string) kind {
 	return kindOther
 }
 
-// extension returns what follows the last dot of the last segment, in lower
-// case: origins on file systems that fold case serve video.M3U8 too.
+// extension returns the file extension of the last segment without its dot, in
+// lower case, because origins on file systems that ignore case serve video.M3U8
+// too.
 func extension(decoded string) string {
 	name := decoded[strings.LastIndexByte(decoded, '/')+1:]
 	dot := strings.LastIndexByte(name, '.')
@@ -289,9 +291,9 @@ func extension(decoded string) string {
 	return strings.ToLower(name[dot+1:])
 }
 
-// pathGlobs are the patterns of the downloads option. In them `*` stands for
-// any run of bytes, slashes included, and letters match in both cases: a
-// pattern that guards something must rather match too much.
+// pathGlobs are the patterns of the downloads option. `*` matches any run of
+// bytes, including slashes, and letters match in both cases, because a pattern
+// that guards files should match too much rather than too little.
 type pathGlobs []string
 
 // parsePathGlob checks one pattern and returns it in lower case.
@@ -304,7 +306,7 @@ func parsePathGlob(pattern string) (string, error) {
 	if strings.Contains(pattern, "%") {
 		return "", fmt.Errorf("downloads: path glob %q contains a percent sign; write the name as it is", pattern)
 	}
-	// No suffix contains these, so the pattern would guard nothing.
+	// No suffix contains these characters, so the pattern would guard nothing.
 	if !utf8.ValidString(pattern) || strings.ContainsAny(pattern, `\;?#`) || strings.ContainsFunc(pattern, unicode.IsControl) {
 		return "", fmt.Errorf("downloads: path glob %q contains a character that no path of a playback URL can: \\ ; ? # or a control character", pattern)
 	}
@@ -326,8 +328,8 @@ func (g pathGlobs) match(decoded string) bool {
 	return false
 }
 
-// globMatch matches in time linear in len(pattern)*len(s), with no backtracking
-// beyond the last star.
+// globMatch takes time proportional to at most len(pattern)*len(s), because it
+// backtracks only to the last star.
 func globMatch(pattern, s string) bool {
 	var p, i int
 	star, mark := -1, 0

@@ -537,7 +537,7 @@ func FuzzPath(f *testing.F) {
 		for _, template := range templates {
 			viewers := *u
 			r := &http.Request{URL: &viewers, RequestURI: requestTarget}
-			(&Gate{originPath: template}).address(r, &decision{target: parsed, video: video})
+			(&Gate{originPath: template}).setOriginPath(r, &decision{target: parsed, video: video})
 			checkOriginURL(t, r, template.folder(video), requestTarget)
 		}
 	})

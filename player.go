@@ -11,13 +11,13 @@ import (
 // PlayerConfig has the gate serve a player page at /<token>/iframe.
 type PlayerConfig struct {
 	// The file with hls.js (hls.min.js of its npm package), for browsers that
-	// do not play HLS themselves. Placeholders are resolved. Default: none, so
-	// only browsers with HLS of their own play.
+	// do not play HLS natively. Placeholders are resolved. Default: none, so
+	// only browsers with native HLS can play.
 	HLSJS string `json:"hls_js,omitempty"`
 }
 
-// hlsJSSuffix is where the player page finds hls.js, below the viewer's own
-// prefix like everything that it loads.
+// hlsJSSuffix is the suffix at which the player page loads hls.js. Like everything
+// that the page loads, it is below the viewer's own token or id.
 const hlsJSSuffix = "iframe/hls.js"
 
 // provision loads hls.js and prepares the page.
@@ -39,8 +39,8 @@ func (c *PlayerConfig) provision() (*player.Page, error) {
 	return player.New(script)
 }
 
-// servePlayer answers a request for the player page or its script, and reports
-// whether it was one. The request has passed the gate.
+// servePlayer answers a request for the player page or its script after the
+// pipeline has let it pass. It reports whether it has answered.
 func (g *Gate) servePlayer(w http.ResponseWriter, d *decision) bool {
 	switch d.target.suffix.decoded {
 	case iframeSuffix:

@@ -10,8 +10,8 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// reason says why a request is refused, in a word that players, operators and
-// metrics can rely on.
+// reason says why a request is refused. Players, operators and metrics rely on
+// these words.
 type reason string
 
 const (
@@ -38,7 +38,7 @@ const (
 	reasonCountryUnavailable    reason = "country_unavailable"
 )
 
-// reasons are all that there are.
+// reasons lists all reasons.
 var reasons = [...]reason{
 	reasonPathInvalid, reasonTokenRequired, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonKeyUnknown,
 	reasonSignatureInvalid, reasonTokenExpired, reasonTokenNotYetValid, reasonTokenLifetimeExceeded,
@@ -47,8 +47,17 @@ var reasons = [...]reason{
 	reasonManifestInvalid, reasonStateUnavailable, reasonCountryUnavailable,
 }
 
-// status maps a reason to an HTTP status. What nobody has thought of is
-// refused as an error of the gate itself.
+// status maps a reason to an HTTP status:
+//
+//	400  the path is not a playback path
+//	401  the token is missing or not valid
+//	403  an access rule, the allowed origins or a missing claim forbid it
+//	405  the method is not GET, HEAD or OPTIONS
+//	425  the TLS handshake is unfinished and a rule needs the address
+//	429  the network has sent too many tokens with invalid signatures
+//	502  the origin's manifest cannot be rewritten, or it redirects elsewhere
+//	503  the keys, settings or geo database cannot be read
+//	500  an unknown reason, which is a bug of the gate
 func (r reason) status() int {
 	switch r {
 	case reasonPathInvalid:
@@ -74,8 +83,8 @@ func (r reason) status() int {
 	return http.StatusInternalServerError
 }
 
-// refusal is the error of a step of the gate that refuses a request. Its text
-// reaches logs and perhaps viewers, so it contains no token.
+// refusal is the error of a pipeline step that refuses a request. Its text reaches
+// logs and sometimes viewers, so it contains no token.
 type refusal struct {
 	reason reason
 	err    error
@@ -111,8 +120,8 @@ const (
 	allowedMethods = "GET, HEAD, OPTIONS"
 )
 
-// deny turns the error of a refused request into what viewer, log and
-// handle_errors get to see.
+// deny turns a refusal into response headers and the Caddy error that logs and
+// handle_errors see. reason.status has the table of statuses.
 func deny(w http.ResponseWriter, err error) error {
 	why, ok := errors.AsType[*refusal](err)
 	if !ok {

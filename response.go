@@ -14,106 +14,51 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// response stands between the handler behind the gate and the viewer. It puts
-// the gate's headers in the place of the origin's, holds manifests back until
-// they are rewritten, and lets everything else pass untouched, by sendfile where
-// the server beneath can.
+// response is the response writer that the handlers after the gate see. It
+// replaces headers of the origin by those of the gate, buffers manifests until
+// they are rewritten, and passes everything else through untouched, with sendfile
+// where the server can.
 type response struct {
 	caddyhttp.ResponseWriterWrapper
-	d      *decision
-	state  responseState
-	status int
-	held   []byte                    // what has been written and not been sent
-	share  *manifestShare            // of the memory for manifests, nil while none is held
-	before [len(originHeaders)]uint8 // how many values each had before the origin's
-	err    error                     // why the response is denied
-	values headerValues
-}
-
-// headerValues has room for the values of the headers that most responses get.
-// A slice that responses share would do for constant ones, were it not that
-// handlers in front change values in place.
-type headerValues struct {
-	values [4]string
-	used   int
-}
-
-// set is h.Set for a canonical name.
-func (v *headerValues) set(h http.Header, name, value string) {
-	if v.used == len(v.values) {
-		h[name] = []string{value}
-		return
-	}
-	i := v.used
-	v.used++
-	v.values[i] = value
-	h[name] = v.values[i : i+1 : i+1]
-}
-
-// first returns what http.Header.Get does of a canonical name, which that would
-// make canonical once more.
-func first(values []string) string {
-	if len(values) == 0 {
-		return ""
-	}
-	return values[0]
+	d        *decision
+	headers  headerPolicy
+	state    responseState
+	status   int
+	sniffed  []byte // the first bytes of a body that may be a manifest
+	manifest manifestBuffer
+	err      error // why the response is denied
 }
 
 type responseState int
 
 const (
-	waiting  responseState = iota // for the status
-	sniffing                      // for the first bytes, which may be those of a manifest
-	holding                       // a manifest, until it is complete
+	waiting  responseState = iota // until the status is known
+	sniffing                      // until the first bytes show whether this is a manifest
+	holding                       // until the manifest is complete
 	passing
 	denied
 )
 
-// originHeaders are headers by which an origin would talk to the viewer's browser
-// about more than the response: where else to find the site, what to load, show
-// or remember. Media need none of them.
-var originHeaders = [...]string{
-	"Alt-Svc", "Clear-Site-Data", "Link", "Refresh", "Set-Cookie", "X-Frame-Options", "X-Powered-By",
-}
-
-// start readies the writer for a request that has passed. It remembers what
-// Caddy and the handlers in front have set, which is not the origin's.
+// start prepares the writer for a request that the gate lets pass.
 func (w *response) start(to http.ResponseWriter, d *decision) *response {
 	w.ResponseWriter, w.d = to, d
-	if h := to.Header(); len(h) > 0 {
-		for i, name := range originHeaders {
-			w.before[i] = uint8(min(len(h[name]), math.MaxUint8))
-		}
-	}
+	w.headers.remember(to.Header())
 	return w
 }
 
 // setHeaders puts the gate's headers in the place of the origin's.
 func (w *response) setHeaders() {
-	w.dropOriginHeaders()
+	w.headers.dropOriginHeaders(w.Header())
 	w.d.setResponseHeaders(w.Header())
 }
 
-func (w *response) dropOriginHeaders() {
-	h := w.Header()
-	for i, name := range originHeaders {
-		switch values, before := h[name], int(w.before[i]); {
-		case len(values) <= before:
-		case before == 0:
-			delete(h, name)
-		default:
-			h[name] = values[:before]
-		}
-	}
-}
-
-// serve has the next handler answer. Its error is a refusal if the answer is
-// one that no viewer may get.
+// serve has the next handler answer. Its error is a refusal if no viewer may get
+// the answer.
 func (w *response) serve(next caddyhttp.Handler, r *http.Request) (err error) {
 	defer func() {
-		w.share.release()
-		// This is how reverse_proxy gives up on a body that it cannot read
-		// or write to its end.
+		w.manifest.release()
+		// reverse_proxy panics with this value when it cannot read or write a
+		// body to its end.
 		if p := recover(); p != nil {
 			if p != any(http.ErrAbortHandler) || w.state == waiting || w.state == passing ||
 				errors.Is(r.Context().Err(), context.Canceled) {
@@ -132,8 +77,9 @@ func (w *response) serve(next caddyhttp.Handler, r *http.Request) (err error) {
 	return w.finish()
 }
 
-// abandon makes way for an error, which is answered past w. Players are to see
-// its status too, and nothing of what the origin said about a body.
+// abandon prepares for an error, whose response does not go through w. Players
+// must be able to read its status, and the origin's headers about a body must not
+// reach them.
 func (w *response) abandon() {
 	if w.state == passing {
 		return
@@ -144,8 +90,8 @@ func (w *response) abandon() {
 	w.setHeaders()
 }
 
-// WriteHeader implements http.ResponseWriter. Informational responses end here:
-// they would carry the origin's headers, as many times as it likes.
+// WriteHeader implements http.ResponseWriter. It drops informational responses,
+// which would carry the origin's headers, any number of times.
 func (w *response) WriteHeader(status int) {
 	if w.state != waiting || status < http.StatusOK && status != http.StatusSwitchingProtocols {
 		return
@@ -155,8 +101,8 @@ func (w *response) WriteHeader(status int) {
 	switch {
 	case len(w.Header()["Location"]) > 0 && status >= 300 && status < 400:
 		w.redirect()
-	case ok && (w.d.manifest || isManifestType(first(w.Header()["Content-Type"]))):
-		w.hold()
+	case ok && (w.d.manifest || isManifestType(w.Header().Get("Content-Type"))):
+		w.holdManifest()
 	case ok:
 		w.state = sniffing
 	default:
@@ -164,7 +110,7 @@ func (w *response) WriteHeader(status int) {
 	}
 }
 
-// pass sends the headers; what is written from now on goes to the viewer.
+// pass sends the headers. From now on, writes go to the viewer.
 func (w *response) pass() {
 	w.state = passing
 	w.setHeaders()
@@ -177,10 +123,9 @@ func (w *response) pass() {
 func (w *response) refuse(why error) {
 	w.state = denied
 	w.err = refuse(reasonManifestInvalid, why)
-	w.held = nil
-	w.share.release()
+	w.manifest.release()
 	dropEntityHeaders(w.Header())
-	w.dropOriginHeaders()
+	w.headers.dropOriginHeaders(w.Header())
 }
 
 func (w *response) Write(p []byte) (int, error) {
@@ -193,33 +138,29 @@ func (w *response) Write(p []byte) (int, error) {
 	case sniffing:
 		return w.sniff(p)
 	case holding:
-		return w.keep(p)
+		return w.hold(p)
 	default:
 		return 0, w.err
 	}
 }
 
-// sniff waits for enough of the body to tell a manifest.
+// sniff waits for enough bytes of the body to recognize a manifest.
 func (w *response) sniff(p []byte) (int, error) {
 	start := p
-	if len(w.held) > 0 || len(p) < sniffLength {
-		w.held = append(w.held, p...)
-		start = w.held
+	if len(w.sniffed) > 0 || len(p) < sniffLength {
+		w.sniffed = append(w.sniffed, p...)
+		start = w.sniffed
 	}
 	switch {
 	case beginsLikeHLS(start):
-		w.hold()
+		w.holdManifest()
 	case len(start) < sniffLength:
 		return len(p), nil
 	default:
 		w.pass()
 	}
-	if len(w.held) == 0 {
-		return w.Write(p)
-	}
-	held := w.held
-	w.held = nil
-	if _, err := w.Write(held); err != nil {
+	w.sniffed = nil
+	if _, err := w.Write(start); err != nil {
 		return 0, err
 	}
 	return len(p), nil
@@ -249,8 +190,8 @@ func (w *response) ReadFrom(r io.Reader) (n int64, err error) {
 	return n + rest, err
 }
 
-// FlushError implements what http.ResponseController looks for. What is held
-// back stays so.
+// FlushError implements the method that http.ResponseController looks for. It
+// does not flush buffered bytes.
 func (w *response) FlushError() error {
 	if w.state != passing {
 		return nil
@@ -258,14 +199,14 @@ func (w *response) FlushError() error {
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// finish sends what is held back when the next handler is done.
+// finish sends buffered bytes when the next handler is done.
 func (w *response) finish() error {
 	switch w.state {
 	case waiting:
 		w.setHeaders()
 	case sniffing:
 		w.pass()
-		_, err := w.ResponseWriterWrapper.Write(w.held)
+		_, err := w.ResponseWriterWrapper.Write(w.sniffed)
 		return err
 	case holding:
 		return w.sendManifest()
@@ -276,8 +217,38 @@ func (w *response) finish() error {
 	return nil
 }
 
-// setResponseHeaders overrules what the origin says about who may read, keep and
-// embed the response.
+// headerPolicy removes headers with which an origin would tell the viewer's
+// browser more than the response: where else to find the site, what to load, show
+// or remember. Media need none of them.
+type headerPolicy struct {
+	before [len(originHeaders)]uint8 // how many values Caddy and earlier handlers had set
+}
+
+var originHeaders = [...]string{
+	"Alt-Svc", "Clear-Site-Data", "Link", "Refresh", "Set-Cookie", "X-Frame-Options", "X-Powered-By",
+}
+
+// remember counts the values that are not the origin's.
+func (p *headerPolicy) remember(h http.Header) {
+	for i, name := range originHeaders {
+		p.before[i] = uint8(min(len(h[name]), math.MaxUint8))
+	}
+}
+
+func (p *headerPolicy) dropOriginHeaders(h http.Header) {
+	for i, name := range originHeaders {
+		switch values, before := h[name], int(p.before[i]); {
+		case len(values) <= before:
+		case before == 0:
+			delete(h, name)
+		default:
+			h[name] = values[:before]
+		}
+	}
+}
+
+// setResponseHeaders overrides what the origin says about who may read, cache
+// and embed the response.
 func (d *decision) setResponseHeaders(h http.Header) {
 	d.setAccessHeaders(h)
 	if d.kind == kindIframe {
@@ -285,20 +256,20 @@ func (d *decision) setResponseHeaders(h http.Header) {
 	}
 }
 
-// setAccessHeaders says who may read and keep a response.
+// setAccessHeaders says who may read and cache a response.
 func (d *decision) setAccessHeaders(h http.Header) {
-	d.settings.origins.setCORS(h, &d.response.values, d.requestOrigin)
+	d.settings.origins.setCORS(h, d.requestOrigin)
 	switch {
 	case d.verified != nil:
-		d.response.values.setPrivateCaching(h, d.verified.expiresAt().Sub(d.app.now()))
+		setPrivateCaching(h, d.verified.expiresAt().Sub(d.app.now()))
 	case d.settings.origins.allowed != nil:
-		d.response.values.setPrivateCaching(h, time.Duration(1<<63-1))
+		setPrivateCaching(h, time.Duration(1<<63-1))
 	}
 }
 
-// setFilename has the browser save a download under the name that the viewer's
-// URL asks for: up to 120 of A-Z a-z 0-9 _ -, to which the ending of the file is
-// added. Another name is ignored.
+// setFilename has the browser save a download under the name in the query
+// parameter `filename`: up to 120 of A-Z a-z 0-9 _ -, plus the extension of the
+// file. It ignores any other name.
 func setFilename(h http.Header, query, decoded string) {
 	const most = 120
 	values, _ := url.ParseQuery(query)
@@ -314,17 +285,16 @@ func setFilename(h http.Header, query, decoded string) {
 
 const filenameCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 
-// sharedCacheHeaders are those by which origins direct shared caches past
+// sharedCacheHeaders are the headers that direct shared caches in spite of
 // Cache-Control.
 var sharedCacheHeaders = []string{"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "Surrogate-Control", "Expires", "Pragma"}
 
-// setPrivateCaching keeps shared caches from handing the response to another
-// viewer, and every cache from holding it fresh for longer than the token
-// lasts. What the origin allows beyond that is kept; where it says nothing, the
-// response is revalidated each time, for a cache that guesses might guess too
-// long.
-func (v *headerValues) setPrivateCaching(h http.Header, lifetime time.Duration) {
-	v.set(h, "Cache-Control", privateCacheControl(h["Cache-Control"], lifetime))
+// setPrivateCaching keeps shared caches from serving the response to another
+// viewer, and every cache from treating it as fresh after the token has expired.
+// Otherwise the origin's directives stay. Without any, caches revalidate each
+// time, because a heuristic lifetime could be too long.
+func setPrivateCaching(h http.Header, lifetime time.Duration) {
+	h.Set("Cache-Control", privateCacheControl(h["Cache-Control"], lifetime))
 	dropSharedCaching(h)
 }
 

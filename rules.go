@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -14,52 +13,63 @@ import (
 // maxRules is how many access rules a token may have.
 const maxRules = 64
 
-// accessRules are the compiled `accessRules` of a token. They are immutable,
-// and nil where a token has none.
+// accessRules are the compiled `accessRules` of a token, nil if it has none. They
+// are immutable.
 type accessRules []accessRule
 
-// accessRule is one of them. There may be a hundred thousand in the cache, so it
-// is kept small.
+// accessRule is one compiled rule.
 type accessRule struct {
-	of        ruleType
+	kind      ruleKind
 	block     bool
-	prefixes  []netip.Prefix
-	countries sharedText // two letters each
+	prefixes  []netip.Prefix // of a rule by address
+	countries []countryCode  // of a rule by country
 }
 
-type ruleType uint8
+type ruleKind uint8
 
 const (
-	ofAnyone ruleType = iota
-	ofAddress
-	ofCountry
+	anyViewer ruleKind = iota
+	byAddress
+	byCountry
 )
 
-// countryList is a list of country codes, one after the other.
-type countryList string
-
-func (l countryList) contains(c geo.CountryCode) bool {
-	for i := 0; i+len(c) <= len(l); i += len(c) {
-		if l[i:i+len(c)] == countryList(c[:]) {
-			return true
-		}
-	}
-	return false
-}
-
-// any reports whether the rule matches every viewer.
-func (r *accessRule) any() bool { return len(r.prefixes) == 0 && r.countries == sharedText{} }
-
-// viewer tells rules who is asking. Both facts are looked up when a rule needs
-// them and not before, so a token whose rules do not get that far plays
-// without them. Errors are refusals.
+// viewer tells the rules who is asking. A rule asks for a fact only when it needs
+// it, so a token plays without a geo database if an earlier rule decides. Errors
+// are refusals.
 type viewer interface {
 	address() (netip.Addr, error)
-	country() (geo.CountryCode, error)
+	country() (countryCode, error)
 }
 
-// compileRules decodes the `accessRules` claim. One rule that is not
-// understood makes the whole token invalid: a rule that is passed over could be
+// countryCode is an ISO 3166-1 alpha-2 code in capitals. The zero value is an
+// unknown country, which matches no rule.
+type countryCode [2]byte
+
+func (c countryCode) String() string {
+	if c == (countryCode{}) {
+		return ""
+	}
+	return string(c[:])
+}
+
+// parseCountryCode reads two ASCII letters of either case.
+func parseCountryCode(s string) (countryCode, bool) {
+	if len(s) != 2 {
+		return countryCode{}, false
+	}
+	var code countryCode
+	for i := range code {
+		c := s[i] &^ 0x20
+		if c < 'A' || c > 'Z' {
+			return countryCode{}, false
+		}
+		code[i] = c
+	}
+	return code, true
+}
+
+// compileRules decodes the `accessRules` claim, nil for no claim. A rule that it
+// does not understand makes the whole token invalid, because that rule could be
 // the one that blocks.
 func compileRules(raw []byte) (accessRules, error) {
 	if raw == nil {
@@ -83,7 +93,7 @@ func compileRules(raw []byte) (accessRules, error) {
 		}
 		rules = append(rules, rule)
 	}
-	return slices.Clone(rules), nil // without room to grow
+	return slices.Clone(rules), nil // without spare capacity
 }
 
 func compileRule(object strictjson.Value) (accessRule, error) {
@@ -114,23 +124,21 @@ func compileRule(object strictjson.Value) (accessRule, error) {
 	var err error
 	switch text, _ := typ.Plain(); string(text) {
 	case "any":
-		rule.of = ofAnyone
+		rule.kind = anyViewer
 	case "ip.src":
-		rule.of = ofAddress
+		rule.kind = byAddress
 		rule.prefixes, err = compileList(ip, "ip", parsePrefix)
 	case "ip.geoip.country":
-		rule.of = ofCountry
-		var codes []geo.CountryCode
-		codes, err = compileList(country, "country", parseRuleCountry)
-		rule.countries = shareText(joinCountries(codes))
+		rule.kind = byCountry
+		rule.countries, err = compileList(country, "country", parseRuleCountry)
 	default:
 		return accessRule{}, fmt.Errorf("type is %s: want \"any\", \"ip.src\" or \"ip.geoip.country\"", quote(typ))
 	}
 	return rule, err
 }
 
-// compileList decodes the array that a rule needs: at least one string, each of
-// which parse understands.
+// compileList decodes the array of strings that a rule needs. It must not be
+// empty.
 func compileList[T any](list strictjson.Value, name string, parse func(string) (T, error)) ([]T, error) {
 	var compiled []T
 	for element := range list.Elements() {
@@ -147,7 +155,7 @@ func compileList[T any](list strictjson.Value, name string, parse func(string) (
 	if compiled == nil {
 		return nil, fmt.Errorf("%s is %s: want an array with at least one element", name, quote(list))
 	}
-	return slices.Clone(compiled), nil // without room to grow
+	return slices.Clone(compiled), nil // without spare capacity
 }
 
 // quote shows a value of the claim in an error, shortened.
@@ -163,8 +171,8 @@ func quote(v strictjson.Value) string {
 	}
 }
 
-// parsePrefix reads an address or a CIDR. IPv4-mapped IPv6 ones become IPv4,
-// as viewers' addresses do.
+// parsePrefix reads an address or a CIDR. IPv4-mapped IPv6 becomes IPv4, as in the
+// addresses of viewers.
 func parsePrefix(s string) (netip.Prefix, error) {
 	prefix, err := netip.ParsePrefix(s)
 	if err != nil {
@@ -180,28 +188,20 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return prefix.Masked(), nil
 }
 
-func joinCountries(codes []geo.CountryCode) string {
-	joined := make([]byte, 0, 2*len(codes))
-	for _, code := range codes {
-		joined = append(joined, code[:]...)
-	}
-	return string(joined)
-}
-
-func parseRuleCountry(s string) (geo.CountryCode, error) {
-	code, ok := geo.ParseCountryCode(s)
+func parseRuleCountry(s string) (countryCode, error) {
+	code, ok := parseCountryCode(s)
 	if !ok {
-		return geo.CountryCode{}, fmt.Errorf("%q is not an ISO 3166-1 alpha-2 code", s)
+		return countryCode{}, fmt.Errorf("%q is not an ISO 3166-1 alpha-2 code", s)
 	}
 	return code, nil
 }
 
-// noRule stands for the rule that matches a viewer whom none matches.
+// noRule is the index that match returns if no rule matches.
 const noRule = -1
 
-// match evaluates the rules for a viewer: the first that matches decides. It
-// returns its index, noRule if there is none; with an error, that of the rule
-// that cannot be evaluated.
+// match returns the index of the first rule that matches the viewer, which
+// decides, or noRule. With an error it returns the index of the rule that it
+// could not evaluate.
 func (rules accessRules) match(v viewer) (int, error) {
 	for i := range rules {
 		rule := &rules[i]
@@ -212,21 +212,21 @@ func (rules accessRules) match(v viewer) (int, error) {
 	return noRule, nil
 }
 
-// allow reports whether a viewer whom a rule matches may play. One whom none
-// matches may.
+// allow reports whether the viewer may play, given what match has returned. A
+// viewer that no rule matches may.
 func (rules accessRules) allow(matched int) bool {
 	return matched == noRule || !rules[matched].block
 }
 
 func (r *accessRule) matches(v viewer) (bool, error) {
-	switch r.of {
-	case ofAnyone:
+	switch r.kind {
+	case anyViewer:
 		return true, nil
-	case ofAddress:
+	case byAddress:
 		return r.matchesAddress(v)
 	default:
 		country, err := v.country()
-		return err == nil && countryList(r.countries.String()).contains(country), err
+		return err == nil && slices.Contains(r.countries, country), err
 	}
 }
 

@@ -392,15 +392,16 @@ func TestTokensOfKeysInTheStore(t *testing.T) {
 		s := newTestState(t, n)
 		app := &App{
 			now: func() time.Time { return testTime }, metrics: s.metrics, state: s, defaults: settings{requireSignedURLs: true},
-			tokens: newTokenCache(minTokenCacheSize), limit: newVerificationLimit(),
 		}
 		app.keys = ringOf(s)
+		app.verifier = &verifier{
+			cache: newTokenCache(minTokenCacheSize), keys: app.keys, catchUp: s.catchUp, limit: newVerificationLimit(), metrics: s.metrics,
+		}
 		refusalOf := func(keyID string) reason {
 			t.Helper()
 			compact := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, keyOf(keyID)))
-			d := &decision{gate: new(Gate), app: app, request: requestFor(t, "/x", nil)}
-			d.target.token = compact
-			return reasonOf(t, app.authenticate(d))
+			_, err := app.verifier.verify(requestFor(t, "/x", nil), compact)
+			return reasonOf(t, err)
 		}
 		s.start()
 		for keyID, want := range map[string]reason{

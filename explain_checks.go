@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,22 +12,23 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// traceKey is the context key of a request's trace.
+// traceKey is the context key of a trace. A gate that finds one decides and does
+// not serve.
 type traceKey struct{}
 
-// trace follows the decision about a request that is explained and not served.
-// The gate decides as it does for viewers, but goes on after a refusal as far as
-// it can, so that all reasons are seen and not only the first.
+// trace is the stepObserver of a request that `explain` replays. The pipeline decides
+// as it does for viewers, but continues after a refusal as far as it can, so that
+// you see all reasons and not only the first.
 type trace struct {
 	decision *decision // nil until the request has reached a gate
-	steps    []explained
-	why      error // the first refusal that is made and not only reported
-	reported error // the first that is only reported
-	assumed  bool  // what the token says is taken for true, although its signature is not
+	checks   []explainedCheck
+	refusal  error // the first refusal with which the request ends
+	reported error // the first refusal in report-only mode
+	assumed  bool  // the claims count although the signature is not valid
 }
 
-// explained is a check with its outcome.
-type explained struct {
+// explainedCheck is a check with its outcome.
+type explainedCheck struct {
 	Check   string   `json:"check"`
 	Outcome verdict  `json:"outcome"`
 	Reason  reason   `json:"reason,omitempty"`
@@ -42,32 +44,56 @@ const (
 	verdictSkip   verdict = "skipped" // not decided, because a check before it refuses
 )
 
-// note records the outcome of a check. It returns the error if nothing after
-// that check can be decided.
-func (t *trace) note(d *decision, c check, err error) error {
+// follow decides on a request.
+func (t *trace) follow(d *decision) {
 	t.decision = d
+	_ = d.decide() // stepDone has seen each error
+}
+
+// stepDone implements stepObserver.
+func (t *trace) stepDone(d *decision, s *pipelineStep, err error, reportOnly bool) error {
 	became := verdictPass
 	switch {
-	case err != nil && d.onlyReports(c):
+	case err != nil && reportOnly:
 		became = verdictReport
-		if t.reported == nil {
-			t.reported = err
-		}
+		t.reported = cmp.Or(t.reported, err)
 	case err != nil:
 		became = verdictRefuse
-		if t.why == nil {
-			t.why = err
-		}
+		t.refusal = cmp.Or(t.refusal, err)
 	}
-	t.explain(d, c, became, err)
-	if c == pathCheck || c == tokenCheck && d.video == "" {
+	t.explain(d, s.name, became, err)
+	if became == verdictRefuse && !t.canContinue(d, s.name) {
 		return err
 	}
 	return nil
 }
 
-// assume has the checks after a token that does not verify look at what it says.
-func (t *trace) assume(d *decision, claims token.Claims) {
+// canContinue reports whether the steps after one that refuses can be explained,
+// and lets the decision continue with the video that the request names.
+func (t *trace) canContinue(d *decision, refusedBy string) bool {
+	switch refusedBy {
+	case "path":
+		return false
+	case "token":
+		video := d.assumeVideo()
+		if video == "" {
+			return false
+		}
+		d.continueWith(video)
+		if d.verified == nil {
+			t.assumeClaims(d)
+		}
+	case "settings":
+		d.continueWith(d.namedVideo())
+	}
+	return true
+}
+
+// assumeClaims lets the steps after an invalid signature judge the claims as
+// though it were valid.
+func (t *trace) assumeClaims(d *decision) {
+	parsed, _ := token.Parse(d.target.token) // assumeVideo has parsed it
+	claims := parsed.Unverified()
 	rules, err := compileRules(claims.AccessRules)
 	if err != nil {
 		return
@@ -77,29 +103,33 @@ func (t *trace) assume(d *decision, claims token.Claims) {
 }
 
 func (t *trace) add(name string, became verdict, err error, details ...string) {
-	s := explained{Check: name, Outcome: became, Details: details}
+	s := explainedCheck{Check: name, Outcome: became, Details: details}
 	if why, ok := errors.AsType[*refusal](err); ok && (became == verdictRefuse || became == verdictReport) {
 		s.Reason = why.reason
 		s.Details = append(s.Details, why.Error())
 	}
 	s.Details = redactEach(s.Details) // of what stands in headers and suffixes
-	t.steps = append(t.steps, s)
+	t.checks = append(t.checks, s)
 }
 
-func (t *trace) explain(d *decision, c check, became verdict, err error) {
-	switch c {
-	case methodCheck:
-		t.add("method", became, err, d.request.Method)
-	case pathCheck:
+func (t *trace) explain(d *decision, name string, became verdict, err error) {
+	switch name {
+	case "method":
+		t.add(name, became, err, d.request.Method)
+	case "path":
 		t.explainPath(d, became, err)
-	case tokenCheck:
-		t.explainToken(d, became, err)
-	case originsCheck:
-		t.add("origins", became, err, explainOrigins(d)...)
-	case rulesCheck:
-		t.add("rules", became, err, explainRules(d, err != nil && !errors.Is(err, errRuleBlocked))...)
-	case downloadsCheck:
-		t.add("download", became, err, explainDownload(d))
+	case "token":
+		if d.target.token != "" {
+			t.explainToken(d, became, err)
+		}
+	case "settings":
+		t.explainSettings(d, became, err)
+	case "origins":
+		t.add(name, became, err, explainOrigins(d)...)
+	case "rules":
+		t.add(name, became, err, explainRules(d, err != nil && !errors.Is(err, errRuleBlocked))...)
+	case "download":
+		t.add(name, became, err, explainDownload(d))
 	}
 }
 
@@ -115,9 +145,9 @@ func (t *trace) explainPath(d *decision, became verdict, err error) {
 	t.add("path", became, nil, fmt.Sprintf("%q, kind %s, %s", d.target.suffix.decoded, d.kind, under))
 }
 
-// tokenSteps are the parts of the token check, in the order in which the gate
+// tokenParts are the parts of the token check, in the order in which the gate
 // makes them, with the reasons for which each refuses.
-var tokenSteps = []struct {
+var tokenParts = []struct {
 	name    string
 	reasons []reason
 	detail  func(*decision, token.Claims) string
@@ -125,7 +155,7 @@ var tokenSteps = []struct {
 	{"token", []reason{reasonTokenMalformed, reasonAlgorithmNotAllowed}, func(d *decision, c token.Claims) string {
 		return fmt.Sprintf("well-formed, RS256, token id %s, sub %q", tokenID(d.target.token), c.VideoID)
 	}},
-	{"key", []reason{reasonKeyUnknown}, func(d *decision, c token.Claims) string {
+	{"key", []reason{reasonKeyUnknown, reasonStateUnavailable}, func(d *decision, c token.Claims) string {
 		if stored, _ := d.app.state.keys.get(c.KeyID); stored.revoked {
 			return fmt.Sprintf("kid %q, which the control API has revoked", c.KeyID)
 		}
@@ -142,26 +172,22 @@ var tokenSteps = []struct {
 	}},
 }
 
-// explainToken splits the token check into its parts. The reason of a refusal
-// tells which of them has refused.
+// explainToken splits the token step into its parts. The reason of a refusal
+// tells which part has refused.
 func (t *trace) explainToken(d *decision, became verdict, err error) {
 	why, _ := errors.AsType[*refusal](err)
-	if d.target.token == "" {
-		t.explainSettings(d, became, err)
-		return
-	}
 	var claims token.Claims
 	parsed, malformed := token.Parse(d.target.token)
 	if malformed == nil {
 		claims = parsed.Unverified()
 	}
-	failed := false
-	for _, part := range tokenSteps {
+	refused := false
+	for _, part := range tokenParts {
 		switch {
-		case failed:
-			t.add(part.name, verdictSkip, nil, t.unchecked(part.name, d, claims, part.detail)...)
-		case why != nil && slices.Contains(part.reasons, why.reason), why != nil && part.name == "key" && errors.Is(why.err, errKeysUnknown):
-			failed = true
+		case refused:
+			t.add(part.name, verdictSkip, nil, unchecked(part.name, d, claims, part.detail)...)
+		case why != nil && slices.Contains(part.reasons, why.reason):
+			refused = true
 			details := []string{}
 			if malformed == nil {
 				details = append(details, part.detail(d, claims))
@@ -171,16 +197,10 @@ func (t *trace) explainToken(d *decision, became verdict, err error) {
 			t.add(part.name, verdictPass, nil, part.detail(d, claims))
 		}
 	}
-	switch {
-	case !failed:
-		t.explainSettings(d, became, err)
-	case d.video != "":
-		t.explainSettings(d, verdictPass, nil)
-	}
 }
 
 // unchecked tells what the rest of a token says, if it can be read.
-func (t *trace) unchecked(name string, d *decision, claims token.Claims, detail func(*decision, token.Claims) string) []string {
+func unchecked(name string, d *decision, claims token.Claims, detail func(*decision, token.Claims) string) []string {
 	if claims.VideoID == "" || name == "signature" {
 		return []string{"not reached"}
 	}

@@ -1,0 +1,265 @@
+package signedplayback
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	oteltrace "go.opentelemetry.io/otel/trace"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// decision is all that the gate finds out about one request, in the order in
+// which the pipeline finds it out. It belongs to the goroutine of the request.
+// It lives longer than the request, because access logs read it afterwards, so
+// it is never reused.
+type decision struct {
+	gate     *Gate
+	app      *App
+	request  *http.Request
+	observer stepObserver
+
+	// What the client sent, before the request becomes the origin's.
+	query         string
+	requestOrigin string
+
+	// From the path.
+	target   target
+	kind     kind
+	manifest bool // by its name; a download can be a manifest too
+	download bool // needs the claim `downloadable`; the iframe can too
+
+	// From the token and the store.
+	video           string         // "" until the viewer has proved that they may ask for it
+	verified        *verifiedToken // nil for a request by video id
+	rejected        *verifiedToken // a token with a valid signature and the wrong dates
+	settings        settings
+	settingsUnknown bool // the settings cannot be read
+
+	// From the client.
+	client      clientLocation
+	matchedRule int // of the token's access rules, or noRule
+
+	result result
+	reason reason // of a refusal, or of one that is only reported; else ""
+
+	logged   bool
+	response response // part of the decision, so that both are one allocation
+}
+
+func newDecision(g *Gate, r *http.Request, o stepObserver) *decision {
+	return &decision{
+		gate: g, app: g.app, request: r, observer: o, kind: kindOther, result: resultAllowed,
+		query: r.URL.RawQuery, requestOrigin: r.Header.Get("Origin"),
+	}
+}
+
+// namedVideo returns the video that the request names: by a valid token, or by
+// its id.
+func (d *decision) namedVideo() string {
+	if d.video != "" {
+		return d.video
+	}
+	return d.target.videoID
+}
+
+// loadSettings looks up the settings of a video. Its errors are refusals.
+func (d *decision) loadSettings(videoID string) (err error) {
+	d.settings, err = d.app.settings(d.request.Context(), videoID)
+	d.settingsUnknown = err != nil
+	return err
+}
+
+// refuse answers with a refusal.
+func (d *decision) refuse(w http.ResponseWriter, err error) error {
+	d.result = resultRefused
+	if why, ok := errors.AsType[*refusal](err); ok {
+		d.reason = why.reason
+	}
+	d.log()
+	return deny(w, err)
+}
+
+// result is the outcome of a request. It is a label of metrics and a value of
+// logs, so it comes from a closed set.
+type result string
+
+const (
+	resultAllowed     result = "allowed"
+	resultRefused     result = "refused"
+	resultWouldRefuse result = "would_refuse"
+	resultPreflight   result = "preflight"
+)
+
+// clientLocation caches the client's address and country, looked up on first
+// use.
+type clientLocation struct {
+	addr         netip.Addr // valid once it has been looked up
+	country      countryCode
+	countryKnown bool
+}
+
+var (
+	errClientIP   = errors.New("an access rule needs the viewer's address, which is unknown")
+	errTooEarly   = errors.New("an access rule needs the viewer's address, which the TLS handshake has yet to confirm")
+	errNoDatabase = errors.New("an access rule needs the viewer's country, and there is no geo database; set geoip_database")
+	errDatabase   = errors.New("an access rule needs the viewer's country, which the geo database cannot tell")
+)
+
+// address implements viewer. Caddy has determined the address, so
+// trusted_proxies decides whose headers count.
+func (d *decision) address() (netip.Addr, error) {
+	if d.client.addr.IsValid() {
+		return d.client.addr, nil
+	}
+	// Until the handshake is finished, the address may be spoofed and the
+	// request replayed (RFC 8470). Caddy's own matchers refuse it as well.
+	if tls := d.request.TLS; tls != nil && !tls.HandshakeComplete {
+		return netip.Addr{}, refuse(reasonTooEarly, errTooEarly)
+	}
+	addr, ok := clientAddress(d.request)
+	if !ok {
+		return netip.Addr{}, refuse(reasonClientIPUnknown, errClientIP)
+	}
+	d.client.addr = addr
+	return addr, nil
+}
+
+// clientAddress returns the client's address as Caddy has determined it. An
+// IPv4-mapped IPv6 address becomes IPv4 and a zone is dropped, so that every
+// IPv4 rule sees its viewers.
+func clientAddress(r *http.Request) (addr netip.Addr, ok bool) {
+	text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
+	addr, err := netip.ParseAddr(text)
+	return addr.Unmap().WithZone(""), err == nil
+}
+
+// country implements viewer.
+func (d *decision) country() (countryCode, error) {
+	if d.client.countryKnown {
+		return d.client.country, nil
+	}
+	if d.app.countries == nil {
+		return countryCode{}, refuse(reasonCountryUnavailable, errNoDatabase)
+	}
+	addr, err := d.address()
+	if err != nil {
+		return countryCode{}, err
+	}
+	code, err := d.app.countries.lookup(addr)
+	if err != nil {
+		return countryCode{}, refuse(reasonCountryUnavailable, errDatabase)
+	}
+	d.client.country, d.client.countryKnown = code, true
+	return code, nil
+}
+
+// knownCountry returns the viewer's country for logs, "" if it is unknown. It
+// decides nothing.
+func (d *decision) knownCountry() string {
+	addr, ok := clientAddress(d.request)
+	if !ok || d.app.countries == nil {
+		return ""
+	}
+	code, err := d.app.countries.lookup(addr)
+	if err != nil {
+		return ""
+	}
+	return code.String()
+}
+
+// record offers the decision as placeholders and as fields of the access log.
+// Both read it on demand, so it is recorded before the pipeline runs, and a
+// value that nobody reads costs nothing.
+func (d *decision) record() {
+	ctx := d.request.Context()
+	if span := oteltrace.SpanFromContext(ctx); span.IsRecording() {
+		redactSpan(span, d.request.URL.Path)
+	}
+	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Map(d.placeholder)
+	}
+	if hasAccessLog(ctx) {
+		d.log()
+	}
+}
+
+// hasAccessLog reports whether the server writes an access log, as far as a
+// handler can tell.
+func hasAccessLog(ctx context.Context) bool {
+	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	return !ok || server == nil || server.Logs != nil
+}
+
+// log adds the decision once to the fields of log lines about the request: in
+// the access log and, after an error, in the error log.
+func (d *decision) log() {
+	extra, ok := d.request.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields)
+	if ok && !d.logged {
+		d.logged = true
+		extra.Add(zap.Inline(d))
+	}
+}
+
+// recordedNames are the placeholders and log fields of a decision, without their
+// prefix.
+var recordedNames = [...]string{"video", "kind", "key_id", "token_id", "country", "result", "reason"}
+
+func (d *decision) placeholder(name string) (any, bool) {
+	name, ok := strings.CutPrefix(name, "http.signed_playback.")
+	if !ok {
+		return nil, false
+	}
+	return d.recordedValue(name)
+}
+
+// MarshalLogObject implements zapcore.ObjectMarshaler.
+func (d *decision) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	for _, name := range recordedNames {
+		if value, _ := d.recordedValue(name); value != "" {
+			enc.AddString("signed_playback_"+name, value)
+		}
+	}
+	return nil
+}
+
+// recordedValue returns the value of one of recordedNames.
+func (d *decision) recordedValue(name string) (value string, ok bool) {
+	switch name {
+	case "video":
+		return d.video, true
+	case "kind":
+		return string(d.kind), true
+	case "key_id":
+		if d.verified == nil || d.verified.key == nil {
+			return "", true
+		}
+		return d.verified.key.ID(), true
+	case "token_id":
+		return tokenID(d.target.token), true
+	case "country":
+		return d.knownCountry(), true
+	case "result":
+		return string(d.result), true
+	case "reason":
+		return string(d.reason), true
+	}
+	return "", false
+}
+
+// tokenID names a token in logs by the first 16 hexadecimal digits of its
+// SHA-256, from which nobody can compute the token.
+func tokenID(compact string) string {
+	if compact == "" {
+		return ""
+	}
+	digest := sha256.Sum256([]byte(compact))
+	return hex.EncodeToString(digest[:8])
+}

@@ -1,0 +1,352 @@
+package signedplayback
+
+import (
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/queue"
+	"github.com/signed-playback/caddy-signed-playback/manifest"
+)
+
+// manifestTimeout bounds how long the origin may take for a whole manifest. A
+// blocking playlist reload (LL-HLS) takes at most three target durations.
+const manifestTimeout = time.Minute
+
+var (
+	errManifestIncomplete = errors.New("the origin's response broke off")
+	errManifestPartial    = errors.New("the origin answered with a part of a manifest")
+	errManifestSize       = fmt.Errorf("the manifest is larger than %d bytes", manifest.MaxSize)
+	errManifestLength     = errors.New("the origin sends more than it has told")
+	errManifestForm       = errors.New("the origin's response is neither HLS nor DASH")
+	errManifestEncoding   = errors.New("the origin compressed the manifest by other means than gzip")
+	errRedirect           = errors.New("the origin redirects to a place outside the video's folder")
+)
+
+// isManifestType reports whether a Content-Type is that of a manifest.
+func isManifestType(contentType string) bool {
+	if contentType == "" {
+		return false
+	}
+	mediaType, _, _ := strings.Cut(contentType, ";")
+	switch strings.ToLower(strings.TrimSpace(mediaType)) {
+	case "application/vnd.apple.mpegurl", "application/x-mpegurl", "application/mpegurl",
+		"audio/mpegurl", "audio/x-mpegurl", "audio/vnd.apple.mpegurl", "video/x-mpegurl",
+		"application/dash+xml", "application/dash-patch+xml", "video/vnd.mpeg.dash.mpd":
+		return true
+	}
+	return false
+}
+
+const (
+	hlsStart      = "#EXTM3U"
+	byteOrderMark = "\ufeff"
+	sniffLength   = len(byteOrderMark + hlsStart) // enough to tell a playlist
+)
+
+// beginsLikeHLS recognizes a playlist by its first bytes, whatever its name and
+// type, as players do.
+func beginsLikeHLS(body []byte) bool {
+	return bytes.HasPrefix(bytes.TrimPrefix(body, []byte(byteOrderMark)), []byte(hlsStart))
+}
+
+// holdManifest begins to buffer a manifest.
+func (w *response) holdManifest() {
+	length, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64)
+	coding := strings.ToLower(strings.Join(w.Header()["Content-Encoding"], ","))
+	compressed := coding != "" && coding != "identity"
+	switch {
+	case w.status == http.StatusPartialContent:
+		w.refuse(errManifestPartial)
+	case err == nil && length > manifest.MaxSize:
+		w.refuse(errManifestSize)
+	case compressed && coding != "gzip" && coding != "x-gzip":
+		w.refuse(errManifestEncoding)
+	case w.d.request.Method == http.MethodHead && !w.d.manifest:
+		// Only the Content-Type tells, so it is too late to ask for the body.
+		dropEntityHeaders(w.Header())
+		w.pass()
+	default:
+		w.state = holding
+		w.manifest = manifestBuffer{memory: w.d.app.manifests, start: time.Now(), compressed: compressed}
+		if err == nil {
+			w.manifest.length = int(length)
+		}
+	}
+}
+
+func (w *response) hold(p []byte) (int, error) {
+	if err := w.manifest.write(w.d.request.Context(), p); err != nil {
+		w.refuse(err)
+		return 0, w.err
+	}
+	return len(p), nil
+}
+
+// sendManifest sends the rewritten manifest. It drops all headers that describe
+// the bytes of the original.
+func (w *response) sendManifest() error {
+	rewritten, err := w.rewrite()
+	if err != nil {
+		w.refuse(err)
+		return w.err
+	}
+	h := w.Header()
+	contentType := h["Content-Type"]
+	dropEntityHeaders(h)
+	if contentType != nil {
+		h["Content-Type"] = contentType
+	}
+	h.Set("Content-Length", strconv.Itoa(len(rewritten)))
+	w.pass()
+	if w.d.request.Method == http.MethodHead {
+		return nil
+	}
+	w.manifest.body = nil
+	if w.manifest.shrinkTo(int64(cap(rewritten))) {
+		// A client that does not read must not keep the memory from others.
+		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(manifestTimeout))
+	}
+	_, err = w.ResponseWriterWrapper.Write(rewritten)
+	return err
+}
+
+func (w *response) rewrite() ([]byte, error) {
+	body := w.manifest.body
+	if w.manifest.compressed {
+		var err error
+		if body, err = decompressManifest(body); err != nil {
+			return nil, err
+		}
+	}
+	format := manifest.Sniff(body)
+	if format == 0 {
+		return nil, errManifestForm
+	}
+	start := time.Now()
+	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, w.d.location(), w.d.query)
+	w.d.app.metrics.manifestSeconds.Observe(time.Since(start).Seconds())
+	w.d.app.metrics.countURIs(stats)
+	return rewritten, err
+}
+
+// decompressManifest undoes gzip, for origins that compress although the gate
+// asks for no compression. The size limit stops a gzip bomb.
+func decompressManifest(body []byte) ([]byte, error) {
+	reader, err := gzip.NewReader(bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("decompressing the manifest: %w", err)
+	}
+	decoded, err := io.ReadAll(io.LimitReader(reader, manifest.MaxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("decompressing the manifest: %w", err)
+	}
+	if len(decoded) > manifest.MaxSize {
+		return nil, errManifestSize
+	}
+	return decoded, nil
+}
+
+const (
+	// freeManifestSize is up to which size a manifest is buffered without a
+	// reservation: about the memory that copying any response takes.
+	freeManifestSize = 32 << 10
+
+	// A manifest takes at most this many times its size: itself, the rewritten
+	// manifest, which manifest.Rewrite bounds, and its compressed form.
+	manifestFactor           = 3
+	compressedManifestFactor = manifestFactor + 1
+
+	// maxManifestMemory bounds the memory for all manifests, together with a
+	// quarter of the memory limit of the process.
+	maxManifestMemory = 256 << 20
+
+	// maxManifestWait is about how long players wait for a manifest.
+	maxManifestWait = 10 * time.Second
+
+	// maxManifestsWaiting bounds how many manifests wait for memory. Their
+	// connections to the origin are open meanwhile.
+	maxManifestsWaiting = 1024
+)
+
+var errManifestMemory = errors.New("too many large manifests are buffered at once; try again in a moment")
+
+// manifestMemory bounds the memory of all buffered manifests, because a viewer
+// could otherwise have as many large ones buffered as they can send requests. A
+// manifest reserves all that it can need once, before the memory is allocated,
+// and the gate reads no more from the origin until then. So no two manifests wait
+// for each other. It is safe for concurrent use.
+type manifestMemory struct {
+	free     *queue.Queue
+	reserved atomic.Int64 // bytes, for the metric
+}
+
+// processManifestMemory is shared by all gates of the process, also across
+// config reloads.
+var processManifestMemory = sync.OnceValue(func() *manifestMemory {
+	return newManifestMemory(debug.SetMemoryLimit(-1))
+})
+
+// newManifestMemory returns the memory for a process with a memory limit in
+// bytes. The largest manifest always fits in.
+func newManifestMemory(limit int64) *manifestMemory {
+	bytes := memoryWithin(limit, 4, compressedManifestFactor*manifest.MaxSize, maxManifestMemory)
+	return &manifestMemory{free: queue.New(semaphore.NewWeighted(int64(bytes)), maxManifestsWaiting, maxManifestWait)}
+}
+
+// manifestBuffer holds the body of a manifest until it is complete.
+type manifestBuffer struct {
+	memory     *manifestMemory
+	body       []byte
+	start      time.Time
+	length     int // by Content-Length, 0 if unknown
+	compressed bool
+	reserved   int64 // bytes of memory
+}
+
+func (b *manifestBuffer) write(ctx context.Context, p []byte) error {
+	size := len(b.body) + len(p)
+	switch {
+	// A request for a resource that only its type or first bytes tell to be a
+	// manifest has no deadline.
+	case time.Since(b.start) > manifestTimeout:
+		return errManifestIncomplete
+	case size > manifest.MaxSize:
+		return errManifestSize
+	case b.length > 0 && size > b.length:
+		return errManifestLength
+	}
+	if err := b.reserve(ctx, max(size, b.length)); err != nil {
+		return err
+	}
+	b.body = append(slices.Grow(b.body, max(0, b.length-len(b.body))), p...)
+	return nil
+}
+
+// reserve waits for memory for a manifest of so many bytes. If the length is
+// unknown, it reserves memory for the largest.
+func (b *manifestBuffer) reserve(ctx context.Context, size int) error {
+	if b.reserved > 0 || size <= freeManifestSize && !b.compressed {
+		return nil
+	}
+	bytes := int64(manifestFactor * cmp.Or(b.length, manifest.MaxSize))
+	if b.compressed {
+		bytes = compressedManifestFactor * manifest.MaxSize
+	}
+	if err := b.memory.free.Enter(ctx, bytes); err != nil {
+		if ctx.Err() == nil {
+			err = errManifestMemory
+		}
+		return err
+	}
+	b.reserved = bytes
+	b.memory.reserved.Add(bytes)
+	return nil
+}
+
+// shrinkTo gives back all reserved memory but so many bytes, and reports whether
+// any is left.
+func (b *manifestBuffer) shrinkTo(bytes int64) (left bool) {
+	if excess := b.reserved - bytes; excess > 0 {
+		b.memory.free.Leave(excess)
+		b.memory.reserved.Add(-excess)
+		b.reserved = bytes
+	}
+	return b.reserved > 0
+}
+
+// release gives back the body and all memory.
+func (b *manifestBuffer) release() {
+	b.body = nil
+	b.shrinkTo(0)
+}
+
+// redirect passes on a redirect that stays inside the video's folder, as a path
+// below the viewer's own prefix, and refuses any other.
+func (w *response) redirect() {
+	locations := w.Header()["Location"]
+	if len(locations) != 1 {
+		w.refuse(errRedirect)
+		return
+	}
+	location, inside := w.d.location().Map(locations[0])
+	if !inside && !w.d.inViewerSpace(locations[0]) {
+		w.refuse(errRedirect)
+		return
+	}
+	w.Header().Set("Location", location)
+	w.pass()
+}
+
+// inViewerSpace reports whether a redirect leads below the prefix of the viewer's
+// URL. Handlers of this server redirect there, because they know the original
+// path.
+func (d *decision) inViewerSpace(location string) bool {
+	below, ok := strings.CutPrefix(location, "/"+cmp.Or(d.target.token, d.target.videoID)+"/")
+	if !ok {
+		return false
+	}
+	path, _, _ := strings.Cut(below, "?")
+	_, err := parseSuffix(path)
+	return err == nil
+}
+
+// location says where the requested resource is on the origin. The gate's host
+// name counts as the origin's own, because origins that write absolute URIs take
+// it from the Host header.
+func (d *decision) location() manifest.Location {
+	hosts := d.gate.manifestHosts
+	if own, err := parseManifestHost(d.request.Host); err == nil {
+		hosts = append(slices.Clip(hosts), own)
+	}
+	folder := d.gate.originPath.folder(d.video) + "/"
+	return manifest.Location{Path: folder + d.target.suffix.escaped, Folder: folder, Hosts: hosts}
+}
+
+// parseManifestHost reads host[:port] into the form that package manifest
+// compares.
+func parseManifestHost(text string) (string, error) {
+	if strings.Contains(text, "/") {
+		return "", fmt.Errorf("manifest host %q must not specify protocol or path", text)
+	}
+	host, port, hasPort, err := splitHostPort(text)
+	if err == nil {
+		host, err = parseHost(host)
+	}
+	if err != nil {
+		return "", fmt.Errorf("manifest host %q is not host[:port]: %w", text, err)
+	}
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if hasPort {
+		host += ":" + strconv.Itoa(int(port))
+	}
+	return host, nil
+}
+
+// dropEntityHeaders removes the headers that describe a body that the viewer does
+// not get.
+func dropEntityHeaders(h http.Header) {
+	for _, name := range []string{
+		"Content-Type", "Content-Length", "Content-Encoding", "Content-Range", "Content-Location",
+		"Content-Disposition", "Content-Md5", "Content-Digest", "Repr-Digest", "Digest",
+		"Etag", "Last-Modified", "Accept-Ranges", "Age", "Location", "Trailer",
+	} {
+		delete(h, name)
+	}
+}

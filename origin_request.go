@@ -1,0 +1,108 @@
+package signedplayback
+
+import (
+	"context"
+	"net/http"
+	"strings"
+)
+
+// originRequest turns the viewer's request into the one that the origin gets.
+// Call done when the origin has answered.
+func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Request, done func()) {
+	g.setOriginPath(r, d)
+	removeViewerHeaders(r.Header)
+	limitRanges(r.Header)
+	switch {
+	case d.manifest:
+		return prepareManifestRequest(r)
+	case d.kind == kindOther:
+		// It may turn out to be a manifest.
+		askForWhole(r.Header)
+	}
+	return r, func() {}
+}
+
+// setOriginPath gives the request the path that the video has at the origin. The
+// path is built from the video id and the suffix, so nothing else of the
+// viewer's path gets through.
+func (g *Gate) setOriginPath(r *http.Request, d *decision) {
+	path := g.originPath.file(d.video, d.target.suffix.escaped)
+	r.URL.User = nil
+	r.URL.Path, r.URL.RawPath = path, path
+	if d.target.suffix.decoded != d.target.suffix.escaped {
+		r.URL.Path = g.originPath.file(d.video, d.target.suffix.decoded)
+	}
+	r.RequestURI = path
+	if d.query != "" || r.URL.ForceQuery {
+		r.RequestURI = path + "?" + d.query
+	}
+}
+
+// removeViewerHeaders removes headers that may carry the token, headers by which
+// some origins let a request name another path or method, and an upgrade, which
+// would outlive the token.
+func removeViewerHeaders(h http.Header) {
+	for name := range h {
+		switch name {
+		case "Referer", "Origin",
+			"X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix", "X-Forwarded-Method",
+			"X-Original-Url", "X-Original-Uri", "X-Original-Method", "X-Rewrite-Url",
+			"X-Http-Method-Override", "X-Http-Method", "X-Method-Override",
+			"Connection", "Upgrade", "Http2-Settings", "Expect", "Content-Length", "Trailer":
+			delete(h, name)
+		}
+	}
+}
+
+// maxRanges is how many byte ranges one request may ask for. Players ask for
+// one.
+const maxRanges = 8
+
+// limitRanges drops a Range header that asks for many ranges, which would let a
+// short request make the origin send a file many times over. The answer is then
+// the whole file (RFC 9110 section 14.2).
+func limitRanges(h http.Header) {
+	ranges := h["Range"]
+	if len(ranges) > 1 || len(ranges) == 1 && strings.Count(ranges[0], ",") >= maxRanges {
+		delete(h, "Range")
+		delete(h, "If-Range")
+	}
+}
+
+// prepareManifestRequest asks the origin for the whole manifest, uncompressed and
+// without conditions. The gate could not rewrite a part, and an unchanged manifest
+// may have been rewritten for another token. A HEAD becomes a GET, because only
+// the rewritten manifest tells its length.
+func prepareManifestRequest(r *http.Request) (*http.Request, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(r.Context(), manifestTimeout)
+	r = r.WithContext(ctx)
+	r.Method = http.MethodGet
+	for _, name := range []string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"} {
+		delete(r.Header, name)
+	}
+	askForWhole(r.Header)
+	return r, cancel
+}
+
+// askForWhole asks the origin for the whole resource, uncompressed.
+func askForWhole(h http.Header) {
+	delete(h, "Range")
+	delete(h, "If-Range")
+	h["Accept-Encoding"] = []string{"identity"}
+}
+
+// dropBody ends a request body here. No playback method has one, and where two
+// servers disagree about a body, they see a second request in it (request
+// smuggling).
+func dropBody(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength == 0 && len(r.TransferEncoding) == 0 {
+		return
+	}
+	r.Body = http.NoBody
+	r.ContentLength = 0
+	r.TransferEncoding = nil
+	r.Trailer = nil
+	if r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close")
+	}
+}

@@ -1,0 +1,106 @@
+package signedplayback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// VideoSettings are the settings of one video, or of all videos.
+type VideoSettings struct {
+	// Whether the video plays with a signed token only. Default: true.
+	RequireSignedURLs *bool `json:"require_signed_urls,omitempty"`
+
+	// The sites on which the video may play: `[*.]host[:port]`, an IP address,
+	// or `*`. A pattern without a port covers http on port 80 and https on port
+	// 443. `*.example.com` covers `example.com` too. Default: any site.
+	AllowedOrigins []string `json:"allowed_origins,omitempty"`
+
+	// Whether a request with neither `Origin` nor `Referer` may play a video that
+	// has allowed origins: `deny` or `allow`. Default: `deny`.
+	MissingOrigin string `json:"missing_origin,omitempty"`
+
+	// Report-only mode. The setting of a video counts before the setting of its
+	// gate, and that before the setting for all videos.
+	Enforcement
+}
+
+// settings are the compiled VideoSettings. They are immutable.
+type settings struct {
+	requireSignedURLs bool
+	origins           originPolicy
+	enforcement       enforcement // usually unset, so the gate's counts
+}
+
+func (a *App) provisionSettings() (err error) {
+	if a.defaults, err = a.VideoSettings.compile(settings{requireSignedURLs: true}); err != nil {
+		return err
+	}
+	a.enforcement, a.defaults.enforcement = a.defaults.enforcement, enforcement{}
+	a.enforcement.warn(a.logger, "all gates and videos that do not say otherwise")
+	a.videos = make(map[string]settings, len(a.Videos))
+	for id, own := range a.Videos {
+		if !token.ValidVideoID(id) {
+			return fmt.Errorf("video %q: %w", id, errVideoID)
+		}
+		if a.videos[id], err = own.compile(a.defaults); err != nil {
+			return fmt.Errorf("video %q: %w", id, err)
+		}
+		a.videos[id].enforcement.warn(a.logger, "video "+id)
+	}
+	return nil
+}
+
+var errVideoID = errors.New("a video id is 1 to 64 of A-Z a-z 0-9 _ -")
+
+// compile returns the settings, with defaults for what is not set.
+func (v VideoSettings) compile(defaults settings) (settings, error) {
+	compiled := defaults
+	if v.RequireSignedURLs != nil {
+		compiled.requireSignedURLs = *v.RequireSignedURLs
+	}
+	if len(v.AllowedOrigins) > 0 {
+		allowed, err := compileOrigins(v.AllowedOrigins)
+		if err != nil {
+			return settings{}, err
+		}
+		compiled.origins.allowed = allowed
+	}
+	if v.MissingOrigin != "" {
+		allow, err := parseMissingOrigin(v.MissingOrigin)
+		if err != nil {
+			return settings{}, err
+		}
+		compiled.origins.allowMissing = allow
+	}
+	var err error
+	compiled.enforcement, err = v.Enforcement.compile()
+	return compiled, err
+}
+
+func parseMissingOrigin(s string) (allow bool, err error) {
+	switch s {
+	case "allow":
+		return true, nil
+	case "deny":
+		return false, nil
+	}
+	return false, fmt.Errorf("missing_origin %q: want deny or allow", s)
+}
+
+// settings returns the settings of a video: from the config, else from the control
+// API with the settings for all videos as defaults. Its errors are refusals.
+func (a *App) settings(ctx context.Context, videoID string) (settings, error) {
+	if own, ok := a.videos[videoID]; ok {
+		return own, nil
+	}
+	video, err := a.state.videos.get(ctx, videoID)
+	if err != nil {
+		return settings{}, refuse(reasonStateUnavailable, errSettingsUnknown)
+	}
+	return video.over(a.defaults), nil
+}
+
+var errSettingsUnknown = errors.New("the settings of the video cannot be read, or their object is damaged")

@@ -1,0 +1,317 @@
+package signedplayback
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/queue"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// verifiedToken is all that stays true of a token: its signature is valid and
+// its rules can be evaluated. Dates, keys, settings, address and origin are held
+// against it on each request. It is immutable.
+type verifiedToken struct {
+	video              string
+	expires, notBefore int64 // Unix seconds
+	downloadable       bool
+	rules              accessRules
+	key                *token.PublicKey // nil if `explain` assumes that the token is valid
+}
+
+func newVerifiedToken(claims token.Claims, rules accessRules, key *token.PublicKey) *verifiedToken {
+	return &verifiedToken{
+		video:   claims.VideoID,
+		expires: claims.ExpiresAt.Unix(), notBefore: claims.NotBefore.Unix(),
+		downloadable: claims.Downloadable,
+		rules:        rules,
+		key:          key,
+	}
+}
+
+func (t *verifiedToken) expiresAt() time.Time { return time.Unix(t.expires, 0) }
+
+func (t *verifiedToken) checkTime(now time.Time, policy token.Policy) error {
+	dates := token.Claims{ExpiresAt: t.expiresAt(), NotBefore: time.Unix(t.notBefore, 0)}
+	return dates.CheckTime(now, policy)
+}
+
+// verifier turns the bytes of a token into a verifiedToken: from the cache, or
+// by a signature check that requests with the same token share and that floods
+// cannot monopolise. It is safe for concurrent use.
+type verifier struct {
+	cache   *tokenCache
+	keys    *keyring
+	catchUp func(context.Context) // waits until keys that other nodes have made are read
+	limit   *verificationLimit
+	metrics *metrics
+	flights singleflight.Group // by token
+}
+
+// verify returns the verified token of a request. Its errors are refusals.
+func (v *verifier) verify(r *http.Request, compact string) (*verifiedToken, error) {
+	if t := v.cache.get(compact); t != nil && v.inForce(t.key) {
+		v.metrics.cacheHits.Inc()
+		return t, nil
+	}
+	v.metrics.cacheMisses.Inc()
+	parsed, key, err := v.parse(r.Context(), compact)
+	if err != nil {
+		return nil, err
+	}
+	leader := false
+	result, err, _ := v.flights.Do(compact, func() (any, error) {
+		leader = true
+		if t := v.cache.get(compact); t != nil && v.inForce(t.key) {
+			return t, nil // verified since this request looked
+		}
+		return v.check(r, compact, parsed, key)
+	})
+	if why, ok := errors.AsType[*refusal](err); ok && !leader && why.reason == reasonVerificationLimited {
+		// The limit of the leader's network, or its cancelled request, says
+		// nothing about this one.
+		return v.check(r, compact, parsed, key)
+	}
+	if err != nil {
+		return nil, err
+	}
+	t := result.(*verifiedToken)
+	if !v.inForce(t.key) {
+		return nil, refuse(reasonKeyUnknown, token.ErrKeyUnknown)
+	}
+	return t, nil
+}
+
+// parse checks the form of a token and finds its key. Anybody can send tokens of
+// unknown keys, so it looks up the `kid` of the header before it decodes the
+// payload.
+func (v *verifier) parse(ctx context.Context, compact string) (parsed token.Parsed, key *token.PublicKey, err error) {
+	header, err := token.ParseHeader(compact)
+	if err == nil && header.KeyID() != "" {
+		key, err = v.findKey(ctx, header.KeyID())
+	}
+	if err == nil {
+		parsed, err = header.ParsePayload()
+	}
+	if err == nil && key == nil {
+		key, err = v.findKey(ctx, parsed.Unverified().KeyID)
+	}
+	if _, isRefusal := err.(*refusal); err != nil && !isRefusal { //nolint:errorlint // find does not wrap refusals
+		err = refuse(tokenReason(err), err)
+	}
+	return parsed, key, err
+}
+
+// findKey finds a key. An unknown one may have been made on another node a
+// moment ago. Its errors are refusals or wrap those of package token.
+func (v *verifier) findKey(ctx context.Context, keyID string) (*token.PublicKey, error) {
+	if keyID == "" {
+		return nil, token.ErrKeyUnknown
+	}
+	key := v.keys.Lookup(keyID)
+	if key == nil && v.keys.mayAppear(keyID) {
+		v.catchUp(ctx)
+		key = v.keys.Lookup(keyID)
+	}
+	switch {
+	case key != nil:
+		return key, nil
+	case !v.keys.certain(keyID):
+		return nil, refuse(reasonStateUnavailable, errKeysUnknown)
+	}
+	return nil, token.ErrKeyUnknown
+}
+
+var errKeysUnknown = errors.New("the key cannot be looked up: the store or the remote key set has not been read, or the key's object is damaged")
+
+// inForce reports whether a key still verifies tokens. A config reload reads the
+// same keys again, so it compares their values.
+func (v *verifier) inForce(key *token.PublicKey) bool {
+	present := v.keys.Lookup(key.ID())
+	return key == present || present != nil && key.Equal(present)
+}
+
+// check verifies the signature when the client's turn comes, and remembers the
+// token. It does not remember tokens that fail: an attacker sends a different
+// one each time, and would push out those of viewers.
+func (v *verifier) check(r *http.Request, compact string, parsed token.Parsed, key *token.PublicKey) (t *verifiedToken, err error) {
+	defer func() { v.metrics.countVerification(err) }()
+	client := clientPrefix(r)
+	leave, err := v.limit.enter(r.Context(), client)
+	if err != nil {
+		return nil, refuse(reasonVerificationLimited, err)
+	}
+	defer leave()
+	start := time.Now()
+	t, err = verifySignature(parsed, key)
+	v.metrics.verifySeconds.Observe(time.Since(start).Seconds())
+	switch {
+	case errors.Is(err, token.ErrSignature):
+		v.limit.countFailure(client)
+	case err == nil:
+		v.cache.put(compact, t)
+	}
+	return t, err
+}
+
+// verifySignature is a pure function of a token and its key.
+func verifySignature(parsed token.Parsed, key *token.PublicKey) (*verifiedToken, error) {
+	claims, err := parsed.Verify(key)
+	if err != nil {
+		return nil, refuse(tokenReason(err), err)
+	}
+	rules, err := compileRules(claims.AccessRules)
+	if err != nil {
+		return nil, refuse(reasonRulesInvalid, err)
+	}
+	return newVerifiedToken(claims, rules, key), nil
+}
+
+const (
+	// A network may have this many signatures fail at once, and then so many a
+	// second: 25 ms of a processor, and 2.5 ms in a second. A viewer has none,
+	// but a company with one address may have players with old keys.
+	failedBurst = 500
+	failedRate  = 50
+
+	// maxFailedNetworks bounds the memory for networks with failures.
+	maxFailedNetworks = 100_000
+
+	// failedMemory is how long a network waits in the queue of failed ones after
+	// a failure.
+	failedMemory = time.Minute
+
+	// These bounds keep networks with failures from filling the queue of the
+	// others.
+	maxTrustedWaiting = 1024
+	maxFailedWaiting  = 32
+
+	maxVerificationWait = time.Second
+)
+
+var (
+	errNetworkLimited = errors.New("too many tokens with invalid signatures from this network; try again later")
+	errQueueLimited   = errors.New("too many tokens are waiting to be verified; try again in a moment")
+)
+
+// verificationLimit rations signature checks, the only expensive thing that
+// strangers can ask for, so that viewers keep the processor. It is safe for
+// concurrent use.
+type verificationLimit struct {
+	trusted, failed *queue.Queue // share half of the processors
+	networks        *otter.Cache[netip.Prefix, *failures]
+	now             func() time.Time // tests set their own
+	start           time.Time
+}
+
+// failures are those of one network.
+type failures struct {
+	budget *rate.Limiter
+	last   atomic.Int64 // nanoseconds since the limit's start, on the monotonic clock
+}
+
+func newVerificationLimit() *verificationLimit {
+	turns := semaphore.NewWeighted(int64(max(1, runtime.GOMAXPROCS(0)/2)))
+	return &verificationLimit{
+		trusted:  queue.New(turns, maxTrustedWaiting, maxVerificationWait),
+		failed:   queue.New(turns, maxFailedWaiting, maxVerificationWait),
+		networks: otter.Must(&otter.Options[netip.Prefix, *failures]{MaximumSize: maxFailedNetworks}),
+		now:      time.Now,
+		start:    time.Now(),
+	}
+}
+
+// enter waits for the client's turn. Call leave unless there is an error.
+func (l *verificationLimit) enter(ctx context.Context, client netip.Prefix) (leave func(), err error) {
+	q := l.trusted
+	if failed, ok := l.networks.GetIfPresent(client); ok {
+		now := l.now()
+		if failed.budget.TokensAt(now) < 1 {
+			return nil, errNetworkLimited
+		}
+		// The monotonic clock decides: after the wall clock is set back, a
+		// network would wait in this queue until the clock has caught up.
+		if now.Sub(l.start)-time.Duration(failed.last.Load()) < failedMemory {
+			q = l.failed
+		}
+	}
+	err = q.Enter(ctx, 1)
+	if errors.Is(err, queue.ErrFull) || errors.Is(err, queue.ErrTimeout) {
+		err = errQueueLimited
+	}
+	return func() { q.Leave(1) }, err
+}
+
+// countFailure counts an invalid signature against its sender.
+func (l *verificationLimit) countFailure(client netip.Prefix) {
+	failed, _ := l.networks.ComputeIfAbsent(client, func() (*failures, bool) {
+		return &failures{budget: rate.NewLimiter(failedRate, failedBurst)}, false
+	})
+	now := l.now()
+	failed.last.Store(int64(now.Sub(l.start)))
+	failed.budget.AllowN(now, 1)
+}
+
+// clientPrefix returns the network that one client, or one company, has: a /24
+// in IPv4, a /56 in IPv6. Requests without an address share one.
+func clientPrefix(r *http.Request) netip.Prefix {
+	const v4, v6 = 24, 56
+	address, ok := clientAddress(r)
+	if !ok {
+		return netip.Prefix{}
+	}
+	bits := v6
+	if address.Is4() {
+		bits = v4
+	}
+	prefix, _ := address.Prefix(bits)
+	return prefix
+}
+
+// tokenCache remembers verified tokens by all of their bytes, so no other string
+// finds an entry. An entry is a function of those bytes and the key; dates,
+// settings, addresses and origins are not in it. It is safe for concurrent use.
+type tokenCache struct {
+	entries *otter.Cache[string, *verifiedToken]
+}
+
+func newTokenCache(size uint64) *tokenCache {
+	return &tokenCache{otter.Must(&otter.Options[string, *verifiedToken]{
+		MaximumWeight: size,
+		// Waking a goroutine for each new token would cost more than its work.
+		Executor: func(work func()) { work() },
+		Weigher:  weighToken,
+	})}
+}
+
+// get returns the entry of a token, nil if there is none.
+func (c *tokenCache) get(compact string) *verifiedToken {
+	t, _ := c.entries.GetIfPresent(compact)
+	return t
+}
+
+func (c *tokenCache) put(compact string, t *verifiedToken) {
+	// A clone, because compact is a part of the path, which must not be kept.
+	c.entries.Set(strings.Clone(compact), t)
+}
+
+// weighToken estimates the memory that a token takes in the cache, in bytes.
+func weighToken(compact string, t *verifiedToken) uint32 {
+	const entry, rule, prefix, country = 320, 56, 32, 2
+	weight := entry + len(compact) + rule*len(t.rules)
+	for _, r := range t.rules {
+		weight += prefix*len(r.prefixes) + country*len(r.countries)
+	}
+	return uint32(weight)
+}

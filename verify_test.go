@@ -1,0 +1,335 @@
+package signedplayback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/queue"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// The decision about a known token allocates nothing. README promises that.
+func TestWarmDecisionsAllocateNothing(t *testing.T) {
+	for _, c := range warmCases {
+		t.Run(c.name, func(t *testing.T) {
+			app := *c.app
+			g := newGate(t, &app, new(Gate))
+			r, reset := c.request(t)
+			reset()
+			d := newDecision(g, r, silentObserver{})
+			fresh := *d
+			allocations := testing.AllocsPerRun(100, func() {
+				*d = fresh
+				if err := d.decide(); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if allocations != 0 {
+				t.Errorf("the decision makes %v allocations, want none", allocations)
+			}
+		})
+	}
+}
+
+// Attack: a token that differs in one byte from a known one finds its entry, and
+// so plays without a signature check.
+func TestCacheKnowsWholeTokensOnly(t *testing.T) {
+	t.Parallel()
+	cache := newTokenCache(minTokenCacheSize)
+	compact := plainToken()
+	cache.put(compact, &verifiedToken{key: testKey().Public()})
+	if cache.get(compact) == nil {
+		t.Fatal("the token has no entry")
+	}
+	for i := range len(compact) {
+		other := []byte(compact)
+		if other[i]++; cache.get(string(other)) != nil {
+			t.Fatalf("a token that differs in byte %d finds the entry", i)
+		}
+	}
+	for _, other := range []string{compact[:len(compact)-1], compact + "A", compact + "=", "", compact + compact} {
+		if cache.get(other) != nil {
+			t.Errorf("%d bytes that are not the token find its entry", len(other))
+		}
+	}
+}
+
+// Attack: a token goes on playing from the cache after it has expired, or after
+// its key has been revoked or replaced.
+func TestKnownTokensAreCheckedAgain(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name   string
+		change func(t *testing.T, app *App)
+		reason string
+	}{
+		{"expired meanwhile", func(_ *testing.T, app *App) {
+			app.now = func() time.Time { return testTime.Add(time.Hour) }
+		}, "token_expired"},
+		{"clock set back", func(_ *testing.T, app *App) {
+			app.now = func() time.Time { return testTime.Add(-time.Hour) }
+		}, "token_not_yet_valid"},
+		{"key revoked", func(t *testing.T, app *App) {
+			if err := app.state.revoke(t.Context(), "k1"); err != nil {
+				t.Fatal(err)
+			}
+		}, "key_unknown"},
+		{"another key with the same id", func(_ *testing.T, app *App) {
+			app.keys.fixed = must(token.NewKeySet(strangerKey().Public()))
+		}, "signature_invalid"},
+		{"key removed", func(_ *testing.T, app *App) {
+			app.keys.fixed = must(token.NewKeySet())
+		}, "key_unknown"},
+		{"state given up", func(_ *testing.T, app *App) { app.state.forget() }, "state_unavailable"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g := newGate(t, new(App), new(Gate))
+			path := "/" + signed(func(c *token.Claims) { c.NotBefore = testTime.Add(-time.Minute) }) + "/x.ts"
+			r := requestFor(t, path, nil)
+			if a := ask(t, g, r); !a.allowed() {
+				t.Fatalf("refused at first: %s", a.text)
+			}
+			tc.change(t, g.app)
+			r = requestFor(t, path, nil)
+			wantRefusal(t, r, ask(t, g, r), tc.reason)
+		})
+	}
+}
+
+// heldVerifier returns a verifier whose signature checks wait until proceed is
+// called, and a token for it.
+func heldVerifier(t *testing.T) (v *verifier, proceed func()) {
+	t.Helper()
+	turns := semaphore.NewWeighted(1)
+	if !turns.TryAcquire(1) {
+		t.Fatal("no turn")
+	}
+	limit := newVerificationLimit()
+	limit.trusted = queue.New(turns, maxTrustedWaiting, time.Hour)
+	keys := newGate(t, new(App), new(Gate)).app.keys
+	return &verifier{cache: newTokenCache(minTokenCacheSize), keys: keys, limit: limit, metrics: collectMetrics()},
+		func() { turns.Release(1) }
+}
+
+// Attack: a reload or a popular video makes thousands of viewers send the same
+// new token at once, each of which costs a signature check.
+func TestRequestsWithTheSameTokenShareOneCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, proceed := heldVerifier(t)
+		before := testutil.ToFloat64(v.metrics.verified[""])
+		results := make(chan *verifiedToken)
+		const viewers = 50
+		for range viewers {
+			go func() { results <- must(v.verify(requestFor(t, "/x", nil), plainToken())) }()
+		}
+		synctest.Wait()
+		proceed()
+		for range viewers {
+			if (<-results).video != "demo" {
+				t.Error("a viewer got another token")
+			}
+		}
+		if n := testutil.ToFloat64(v.metrics.verified[""]) - before; n != 1 {
+			t.Errorf("%v checks for %d viewers, want 1", n, viewers)
+		}
+	})
+}
+
+// Attack: an attacker sends a viewer's token and cancels the request, so that
+// the viewer who waits for the same check is refused too.
+func TestCancelledChecksAreNotShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, proceed := heldVerifier(t)
+		cancelled, cancel := context.WithCancel(t.Context())
+		attacker, viewer := make(chan error), make(chan error)
+		go func() {
+			_, err := v.verify(requestFor(t, "/x", nil).WithContext(cancelled), plainToken())
+			attacker <- err
+		}()
+		synctest.Wait()
+		go func() {
+			_, err := v.verify(requestFor(t, "/x", nil), plainToken())
+			viewer <- err
+		}()
+		synctest.Wait()
+		cancel()
+		if why, ok := errors.AsType[*refusal](<-attacker); !ok || why.reason != reasonVerificationLimited {
+			t.Errorf("the cancelled request got %v", why)
+		}
+		proceed()
+		if err := <-viewer; err != nil {
+			t.Errorf("the viewer is refused: %v", err)
+		}
+	})
+}
+
+// Attack: a key is revoked while one of its tokens is being verified.
+func TestKeyRevokedDuringItsCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, proceed := heldVerifier(t)
+		result := make(chan error)
+		go func() {
+			_, err := v.verify(requestFor(t, "/x", nil), plainToken())
+			result <- err
+		}()
+		synctest.Wait()
+		v.keys.fixed = must(token.NewKeySet())
+		proceed()
+		if why, ok := errors.AsType[*refusal](<-result); !ok || why.reason != reasonKeyUnknown {
+			t.Errorf("the token of the revoked key got %v, want key_unknown", why)
+		}
+	})
+}
+
+func TestTokenCacheIsBounded(t *testing.T) {
+	t.Parallel()
+	cache := newTokenCache(minTokenCacheSize)
+	key := testKey().Public()
+	rules := must(compileRules([]byte(restrictedRules)))
+	for i := range 20_000 {
+		cache.put(fmt.Sprintf("%0700d", i), &verifiedToken{key: key, rules: rules})
+	}
+	cache.entries.CleanUp()
+	if size := cache.entries.WeightedSize(); size > minTokenCacheSize || size < minTokenCacheSize/2 {
+		t.Errorf("the cache has %d bytes, want up to %d", size, minTokenCacheSize)
+	}
+}
+
+// A reload reads the same keys again and keeps the cache.
+func TestTokenCacheOutlivesReloads(t *testing.T) {
+	old := newGate(t, new(App), new(Gate))
+	r := requestFor(t, "/"+plainToken()+"/x.ts", nil)
+	if a := ask(t, old, r); !a.allowed() {
+		t.Fatalf("refused: %s", a.text)
+	}
+	next := newGate(t, new(App), new(Gate))
+	hits := testutil.ToFloat64(next.app.metrics.cacheHits)
+	r = requestFor(t, "/"+plainToken()+"/x.ts", nil)
+	if a := ask(t, next, r); !a.allowed() {
+		t.Fatalf("refused: %s", a.text)
+	}
+	if got := testutil.ToFloat64(next.app.metrics.cacheHits) - hits; got != 1 {
+		t.Errorf("%v hits after the reload, want 1", got)
+	}
+}
+
+// Attack: a flood of forged tokens takes the processor and the cache from
+// viewers. Its network is limited soon, and other networks notice nothing.
+func TestForgedTokensAreLimitedByNetwork(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, &App{TokenCacheSize: 2 << 20}, new(Gate)) // of this test alone
+	now := testTime
+	g.app.verifier.limit.now = func() time.Time { return now }
+	from := func(address string) func(*http.Request) {
+		return func(r *http.Request) { caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, address) }
+	}
+	forged := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, strangerKey()))
+	limited := false
+	for range failedBurst + 1 {
+		r := requestFor(t, "/"+forged+"/x.ts", from("198.51.100.7"))
+		if a := ask(t, g, r); a.reason == "verification_limited" {
+			limited = true
+			wantRefusal(t, r, a, "verification_limited")
+			if a.header.Get("Retry-After") == "" {
+				t.Error("the refusal has no Retry-After")
+			}
+			break
+		}
+	}
+	if !limited {
+		t.Fatalf("%d forged tokens of one network were verified", failedBurst+1)
+	}
+	if n := g.app.verifier.cache.entries.EstimatedSize(); n != 0 {
+		t.Errorf("the cache has %d forged tokens", n)
+	}
+	fresh := func(i int) string {
+		return "/" + signed(func(c *token.Claims) { c.NotBefore = testTime.Add(-time.Duration(i) * time.Second) }) + "/x.ts"
+	}
+	r := requestFor(t, fresh(1), from("198.51.100.8"))
+	wantRefusal(t, r, ask(t, g, r), "verification_limited")
+	for i, other := range []string{"198.51.101.7", "2001:db8::1"} {
+		if a := ask(t, g, requestFor(t, fresh(2+i), from(other))); !a.allowed() {
+			t.Errorf("a new viewer from %s: %s", other, a.text)
+		}
+	}
+	if a := ask(t, g, requestFor(t, fresh(2), from("198.51.100.8"))); !a.allowed() {
+		t.Errorf("a known token from the limited network: %s", a.text)
+	}
+	now = now.Add(time.Second / failedRate * 2)
+	if a := ask(t, g, requestFor(t, fresh(1), from("198.51.100.8"))); !a.allowed() {
+		t.Errorf("the network's budget does not recover: %s", a.text)
+	}
+}
+
+// Attack: networks that have sent forged tokens fill the queue of new viewers.
+// After failedMemory a network waits with the others again, because a company's
+// one player with an old key must not set it back for good.
+func TestVerificationQueues(t *testing.T) {
+	t.Parallel()
+	l := newVerificationLimit()
+	now := testTime
+	l.now = func() time.Time { return now }
+	suspect := netip.MustParsePrefix("198.51.100.0/24")
+	l.countFailure(suspect)
+	for _, tc := range []struct {
+		name    string
+		network netip.Prefix
+		after   time.Duration
+		failed  bool
+	}{
+		{"a network with a failure", suspect, 0, true},
+		{"just before it is forgotten", suspect, failedMemory - time.Second, true},
+		{"a failure that is forgotten", suspect, failedMemory, false},
+		{"a network without failures", netip.MustParsePrefix("203.0.113.0/24"), 0, false},
+	} {
+		now = testTime.Add(tc.after)
+		turns := semaphore.NewWeighted(1)
+		_ = turns.TryAcquire(1) // nobody gets a turn, and nobody may wait
+		l.trusted, l.failed = queue.New(semaphore.NewWeighted(1), 0, 0), queue.New(turns, 0, 0)
+		_, err := l.enter(t.Context(), tc.network)
+		if failed := errors.Is(err, errQueueLimited); failed != tc.failed {
+			t.Errorf("%s: in the queue of failed networks: %t, want %t", tc.name, failed, tc.failed)
+		}
+	}
+}
+
+// S11: a token cache larger than the memory limit would exhaust a small machine.
+func TestMemoryWithin(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	for limit, want := range map[int64]uint64{
+		1<<63 - 1:  128 * mib, // no limit
+		1024 * mib: 128 * mib,
+		256 * mib:  64 * mib,
+		mib:        minTokenCacheSize,
+		0:          minTokenCacheSize,
+	} {
+		if got := memoryWithin(limit, tokenCacheShare, minTokenCacheSize, defaultTokenCacheSize); got != want {
+			t.Errorf("memory limit %d: %d bytes, want %d", limit, got, want)
+		}
+	}
+}
+
+func TestClientPrefix(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"203.0.113.7": "203.0.113.0/24", "::ffff:203.0.113.7": "203.0.113.0/24",
+		"2001:db8:1:2ff::1": "2001:db8:1:200::/56", "": "invalid Prefix",
+	} {
+		r := requestFor(t, "/x", func(r *http.Request) { caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, address) })
+		if got := clientPrefix(r).String(); !strings.EqualFold(got, want) {
+			t.Errorf("clientPrefix(%q) = %s, want %s", address, got, want)
+		}
+	}
+}
