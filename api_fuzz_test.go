@@ -126,11 +126,11 @@ func checkEdit(t *testing.T, app *App, body strictjson.Value) {
 	if err != nil {
 		t.Fatalf("%s is kept as %s: %v", body.Raw(), kept, err)
 	}
-	compiled, err := new(state).compileVideo(store.Object{Name: name, Data: kept})
-	if err != nil {
-		t.Fatalf("viewers are refused after %s: %v", body.Raw(), err)
+	compiled := new(state).compileVideo(store.Object{Name: name, Data: kept})
+	if compiled.damage != nil {
+		t.Fatalf("viewers are refused after %s: %v", body.Raw(), compiled.damage)
 	}
-	if edit.allowedOrigins != nil && !reflect.DeepEqual(compiled.allowed, must(compileOrigins(*edit.allowedOrigins))) {
+	if edit.allowedOrigins != nil && !reflect.DeepEqual(compiled.video.allowed, must(compileOrigins(*edit.allowedOrigins))) {
 		t.Fatalf("%s allows others than it says", body.Raw())
 	}
 	returned := must(json.Marshal(app.describe("demo", read)))

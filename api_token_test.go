@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -439,7 +440,7 @@ func TestWarningsAboutRules(t *testing.T) {
 				raw = []byte(tc.rules)
 			}
 			rules := must(compileRules(raw))
-			for _, app := range []*App{{}, {countries: new(countryDatabase)}} {
+			for _, app := range []*App{{}, {countries: new(geo.Database)}} {
 				c := &call{api: &API{app: app}}
 				c.warnOfRules(rules)
 				want := tc.want

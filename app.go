@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -91,17 +92,17 @@ type App struct {
 	// has the value for all videos.
 	Videos map[string]VideoSettings `json:"video,omitempty"`
 
-	logger    *zap.Logger
-	now       func() time.Time // tests set their own
-	metrics   *metrics
-	policy    token.Policy
-	state     *state
-	storage   *configStorage
-	keys      *keyring
-	verifier  *verifier
-	manifests *manifestMemory
-	countries *countryDatabase // nil without a database
-	defaults  settings
+	logger      *zap.Logger
+	now         func() time.Time // tests set their own
+	metrics     *metrics
+	policy      token.Policy
+	state       *state
+	storage     *configStorage
+	keys        *keyring
+	verifier    *verifier
+	manifests   *manifestMemory
+	countries   *geo.Database // nil without a database
+	defaults    settings
 	enforcement enforcement // of gates and videos without a setting
 	videos      map[string]settings
 	publicURL   string
@@ -157,8 +158,10 @@ func (a *App) provisionCountries() error {
 	if err != nil {
 		return fmt.Errorf("geoip_database: %w", err)
 	}
-	a.countries, err = openCountryDatabase(path, a.logger)
-	return err
+	if a.countries, err = geo.Open(path, a.logger); err != nil {
+		return fmt.Errorf("geoip_database %w", err)
+	}
+	return nil
 }
 
 func (a *App) provisionPolicy() error {
@@ -330,7 +333,7 @@ func (a *App) Start() error {
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
 	if a.countries != nil {
-		go a.countries.watch(ctx)
+		go a.countries.Watch(ctx)
 	}
 	if a.keys.remote != nil {
 		a.keys.remote.start()

@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -174,8 +175,8 @@ func TestPlaceholdersInTheConfig(t *testing.T) {
 	if want := "http://127.0.0.1:1/keys"; app.keys.remote.url != want {
 		t.Errorf("the key set is at %q, want %q", app.keys.remote.url, want)
 	}
-	if want := "testdata/country.mmdb"; app.countries.path != want {
-		t.Errorf("the database is %q, want %q", app.countries.path, want)
+	if got, err := app.countries.Country(netip.MustParseAddr("203.0.113.7")); err != nil || got.String() != "GB" {
+		t.Errorf("Country = %q, %v, want GB", got, err)
 	}
 	if got, want := gate.originPath.folder("demo"), "/media/hls/demo/media/hls/demo"; got != want {
 		t.Errorf("a video lives at %q, want %q", got, want)

@@ -27,6 +27,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -337,7 +338,7 @@ func (opts proxyOptions) app() (*App, error) {
 		return nil, fmt.Errorf("--allowed-origins: %w; want [*.]host[:port], like *.example.com or localhost:3000", err)
 	}
 	if opts.geoIPDatabase != "" {
-		if _, err := openCountryDatabase(opts.geoIPDatabase, zap.NewNop()); err != nil {
+		if _, err := geo.Open(opts.geoIPDatabase, zap.NewNop()); err != nil {
 			return nil, fmt.Errorf("--geoip-database: %w; want a MaxMind DB with countries, like GeoLite2-Country.mmdb", err)
 		}
 	}

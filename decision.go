@@ -14,6 +14,8 @@ import (
 	oteltrace "go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 )
 
 // decision is all that the gate finds out about one request, in the order in
@@ -102,7 +104,7 @@ const (
 // use.
 type clientLocation struct {
 	addr         netip.Addr // valid once it has been looked up
-	country      countryCode
+	country      geo.CountryCode
 	countryKnown bool
 }
 
@@ -142,20 +144,20 @@ func clientAddress(r *http.Request) (addr netip.Addr, ok bool) {
 }
 
 // country implements viewer.
-func (d *decision) country() (countryCode, error) {
+func (d *decision) country() (geo.CountryCode, error) {
 	if d.client.countryKnown {
 		return d.client.country, nil
 	}
 	if d.app.countries == nil {
-		return countryCode{}, refuse(reasonCountryUnavailable, errNoDatabase)
+		return geo.CountryCode{}, refuse(reasonCountryUnavailable, errNoDatabase)
 	}
 	addr, err := d.address()
 	if err != nil {
-		return countryCode{}, err
+		return geo.CountryCode{}, err
 	}
-	code, err := d.app.countries.lookup(addr)
+	code, err := d.app.countries.Country(addr)
 	if err != nil {
-		return countryCode{}, refuse(reasonCountryUnavailable, errDatabase)
+		return geo.CountryCode{}, refuse(reasonCountryUnavailable, errDatabase)
 	}
 	d.client.country, d.client.countryKnown = code, true
 	return code, nil
@@ -168,7 +170,7 @@ func (d *decision) knownCountry() string {
 	if !ok || d.app.countries == nil {
 		return ""
 	}
-	code, err := d.app.countries.lookup(addr)
+	code, err := d.app.countries.Country(addr)
 	if err != nil {
 		return ""
 	}

@@ -173,9 +173,7 @@ func TestRefusalsOfWhatCannotBeTold(t *testing.T) {
 	})
 	t.Run("country of a record that cannot be read", func(t *testing.T) {
 		g := newGate(t, testApp(), new(Gate))
-		good := g.app.countries.current.Load()
-		g.app.countries.current.Store(newCountryReader(good.db, []any{"country"})) // a map and no string
-		r := requestFor(t, "/"+signedWithRules(needsCountry)+"/x.ts", nil)
+		r := requestFor(t, "/"+signedWithRules(needsCountry)+"/x.ts", from("198.18.0.1"))
 		wantRefusal(t, r, ask(t, g, r), "country_unavailable")
 	})
 	t.Run("key set that has not been loaded", func(t *testing.T) {
@@ -1005,6 +1003,19 @@ func TestEachReasonIsTested(t *testing.T) {
 		}
 		if !tested {
 			t.Errorf("no request is refused with %q", name)
+		}
+	}
+}
+
+// A client's address is looked up as IPv4 if it is IPv4 in any of its forms.
+func TestCountryOfAMappedAddress(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, testApp(), new(Gate))
+	for _, ip := range []string{"203.0.113.7", "::ffff:203.0.113.7", "::ffff:cb00:7107", "::ffff:203.0.113.7%eth0"} {
+		r := requestFor(t, "/public/x.ts", from(ip))
+		ask(t, g, r)
+		if got := placeholder(r, "country"); got != "GB" {
+			t.Errorf("country of %s = %q, want GB", ip, got)
 		}
 	}
 }

@@ -151,10 +151,10 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 	if countries := a.countries; countries != nil {
 		gauges = append(gauges, gauge{
 			"geoip_build_timestamp_seconds", "When the geo database in force was built, in Unix seconds.",
-			func() float64 { return float64(countries.current.Load().db.Metadata.BuildTime().Unix()) },
+			func() float64 { return float64(countries.BuildTime().Unix()) },
 		}, gauge{
 			"geoip_last_reload_successful", "Whether the geo database in force is that of the file; if not, the file is missing or broken.",
-			func() float64 { return boolToFloat(!countries.stale.Load()) },
+			func() float64 { return boolToFloat(!countries.Stale()) },
 		})
 	}
 	if remote := a.keys.remote; remote != nil {

@@ -1,17 +1,15 @@
 package signedplayback
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -296,52 +294,63 @@ func TestGaugesFollowTheConfig(t *testing.T) {
 	}
 }
 
-// builtLater returns a database that was built a second later than the other.
-func builtLater(t *testing.T, database []byte) []byte {
-	t.Helper()
-	later := bytes.Clone(database)
-	const name, number = "build_epoch", "\x04\x02" // a number of four bytes
-	at := bytes.LastIndex(later, []byte(name+number)) + len(name+number)
-	if at < len(name+number) {
-		t.Fatal("the database does not say when it was built, or in another way")
-	}
-	binary.BigEndian.PutUint32(later[at:], binary.BigEndian.Uint32(later[at:])+1)
-	return later
-}
-
-// The gauges are about the geo database in force, and not about the file that
-// lies there: an updater that writes rubbish must raise an alert.
+// The gauges are about the database in force, which is not always that of the
+// file: an updater that writes a damaged file must raise an alert. The app
+// watches the file from Start to Stop.
 func TestGaugesOfTheGeoDatabase(t *testing.T) {
-	old := must(os.ReadFile("testdata/country.mmdb"))
-	updated := builtLater(t, old)
-	path := filepath.Join(t.TempDir(), "geo.mmdb")
-	replaceFile(t, path, old, 0)
+	t.Parallel()
+	old, updated := must(os.ReadFile("testdata/country.mmdb")), must(os.ReadFile("testdata/updated.mmdb"))
+	path := writeFile(t, "geo.mmdb", string(old))
 	app, _, err := provisioned(t, &App{GeoIPDatabase: path}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	built := gaugesOf(t, app)["geoip_build_timestamp_seconds"]
-	if want := float64(openTestDatabase(t, path).current.Load().db.Metadata.BuildEpoch); built != want {
-		t.Errorf("built at %v, want %v", built, want)
-	}
-	for i, step := range []struct {
-		name  string
-		data  []byte
-		built float64
-		good  float64
-	}{
-		{"at start", old, built, 1},
-		{"cut off", updated[:len(updated)/2], built, 0},
-		{"updated", updated, built + 1, 1},
-		{"empty", nil, built + 1, 0},
-		{"back", old, built, 1},
-	} {
-		replaceFile(t, path, step.data, i)
-		app.countries.refresh()
-		got := gaugesOf(t, app)
-		if got["geoip_build_timestamp_seconds"] != step.built || got["geoip_last_reload_successful"] != step.good {
-			t.Errorf("%s: built at %v, reload successful %v, want %v and %v", step.name,
-				got["geoip_build_timestamp_seconds"], got["geoip_last_reload_successful"], step.built, step.good)
+	app.state.started.Do(func() {}) // following the store does not end with the app
+	const oldEpoch, updatedEpoch = 1767225600, 1767312000
+	synctest.Test(t, func(t *testing.T) {
+		if err := app.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for _, step := range []struct {
+			name   string
+			change func()
+			built  float64
+			good   float64
+		}{
+			{"at start", func() {}, oldEpoch, 1},
+			{"cut off", replacing(t, path, updated[:len(updated)/2]), oldEpoch, 0},
+			{"updated", replacing(t, path, updated), updatedEpoch, 1},
+			{"empty", replacing(t, path, nil), updatedEpoch, 0},
+			{"back", replacing(t, path, old), oldEpoch, 1},
+			{"updated after Stop", func() {
+				if err := app.Stop(); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				replacing(t, path, updated)()
+			}, oldEpoch, 1},
+		} {
+			step.change()
+			<-time.After(2 * time.Second)
+			synctest.Wait()
+			got := gaugesOf(t, app)
+			if got["geoip_build_timestamp_seconds"] != step.built || got["geoip_last_reload_successful"] != step.good {
+				t.Errorf("%s: built at %v, reload successful %v, want %v and %v", step.name,
+					got["geoip_build_timestamp_seconds"], got["geoip_last_reload_successful"], step.built, step.good)
+			}
+		}
+	})
+}
+
+// replacing returns a function that replaces a file as updaters do.
+func replacing(t *testing.T, path string, data []byte) func() {
+	return func() {
+		t.Helper()
+		if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -145,15 +145,6 @@ func (a *allowedOrigins) lists(host string, port uint16, wildcard bool) bool {
 	return false
 }
 
-// weight is the memory that the list takes, in bytes.
-func (a *allowedOrigins) weight() int {
-	if a == nil {
-		return 0
-	}
-	const ofList, ofPattern = 48, 24
-	return ofList + ofPattern*len(a.listed) + len(a.text)
-}
-
 func defaultPort(https bool) uint16 {
 	if https {
 		return 443

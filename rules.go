@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -22,7 +23,7 @@ type accessRule struct {
 	kind      ruleKind
 	block     bool
 	prefixes  []netip.Prefix // of a rule by address
-	countries []countryCode  // of a rule by country
+	countries []geo.CountryCode  // of a rule by country
 }
 
 type ruleKind uint8
@@ -38,34 +39,7 @@ const (
 // are refusals.
 type viewer interface {
 	address() (netip.Addr, error)
-	country() (countryCode, error)
-}
-
-// countryCode is an ISO 3166-1 alpha-2 code in capitals. The zero value is an
-// unknown country, which matches no rule.
-type countryCode [2]byte
-
-func (c countryCode) String() string {
-	if c == (countryCode{}) {
-		return ""
-	}
-	return string(c[:])
-}
-
-// parseCountryCode reads two ASCII letters of either case.
-func parseCountryCode(s string) (countryCode, bool) {
-	if len(s) != 2 {
-		return countryCode{}, false
-	}
-	var code countryCode
-	for i := range code {
-		c := s[i] &^ 0x20
-		if c < 'A' || c > 'Z' {
-			return countryCode{}, false
-		}
-		code[i] = c
-	}
-	return code, true
+	country() (geo.CountryCode, error)
 }
 
 // compileRules decodes the `accessRules` claim, nil for no claim. A rule that it
@@ -188,10 +162,10 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return prefix.Masked(), nil
 }
 
-func parseRuleCountry(s string) (countryCode, error) {
-	code, ok := parseCountryCode(s)
+func parseRuleCountry(s string) (geo.CountryCode, error) {
+	code, ok := geo.ParseCountryCode(s)
 	if !ok {
-		return countryCode{}, fmt.Errorf("%q is not an ISO 3166-1 alpha-2 code", s)
+		return geo.CountryCode{}, fmt.Errorf("%q is not an ISO 3166-1 alpha-2 code", s)
 	}
 	return code, nil
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 )
 
 // manyRules returns an array of n rules.
@@ -174,15 +176,15 @@ func (s *somebody) address() (netip.Addr, error) {
 	return netip.MustParseAddr(s.addr), nil
 }
 
-func (s *somebody) country() (countryCode, error) {
+func (s *somebody) country() (geo.CountryCode, error) {
 	s.askedCountry++
 	switch s.country_ {
 	case "":
-		return countryCode{}, errTestCountry
+		return geo.CountryCode{}, errTestCountry
 	case "unknown":
-		return countryCode{}, nil
+		return geo.CountryCode{}, nil
 	}
-	code, _ := parseCountryCode(s.country_)
+	code, _ := geo.ParseCountryCode(s.country_)
 	return code, nil
 }
 
@@ -339,27 +341,6 @@ func TestRulesAskForWhatTheyNeed(t *testing.T) {
 		})
 	}
 }
-
-func TestCountryCodes(t *testing.T) {
-	var unknown countryCode
-	if unknown.String() != "" {
-		t.Errorf("the unknown country is %q, want it empty", unknown)
-	}
-	for a := range 256 {
-		for b := range 256 {
-			text := string([]byte{byte(a), byte(b)})
-			code, ok := parseCountryCode(text)
-			if want := isLetter(byte(a)) && isLetter(byte(b)); ok != want {
-				t.Fatalf("parseCountryCode(%q) is ok = %t, want %t", text, ok, want)
-			}
-			if want := strings.ToUpper(text); ok && code.String() != want {
-				t.Fatalf("parseCountryCode(%q) = %q, want %q", text, code, want)
-			}
-		}
-	}
-}
-
-func isLetter(c byte) bool { return 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' }
 
 // obviousVerdict evaluates rules that compileRules has accepted, as slowly and
 // as plainly as they can be, with encoding/json and package net instead of
@@ -535,7 +516,7 @@ func FuzzRules(f *testing.F) {
 		if len(compiled) > 64 {
 			t.Fatalf("accepted %d rules", len(compiled))
 		}
-		code, _ := parseCountryCode(country)
+		code, _ := geo.ParseCountryCode(country)
 		viewers := testViewers
 		if parsed, ok := netip.AddrFromSlice(addr); ok {
 			viewers = append([]string{parsed.String()}, viewers...)

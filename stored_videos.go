@@ -4,13 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"hash/maphash"
 	"runtime/debug"
+	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 )
@@ -66,27 +68,31 @@ func (s *state) decodeVideo(object store.Object) (*videoDocument, error) {
 	return &doc, nil
 }
 
-func (s *state) compileVideo(object store.Object) (*storedVideo, error) {
+func (s *state) compileVideo(object store.Object) *videoRecord {
 	doc, err := s.decodeVideo(object)
+	record := &videoRecord{damage: err, weight: weigh(object, nil)}
 	if doc == nil || err != nil {
-		return nil, err
+		return record
 	}
 	video := &storedVideo{requireSignedURLs: doc.RequireSignedURLs}
 	if doc.AllowedOrigins != nil {
 		video.originsSet = true
 		if video.allowed, err = compileOrigins(*doc.AllowedOrigins); err != nil {
 			object.Damage = fmt.Errorf("%w: %s: %w", store.ErrDamaged, object.Name, err)
-			return nil, s.decode(object, nil)
+			record.damage = s.decode(object, nil)
+			return record
 		}
+		record.weight = weigh(object, *doc.AllowedOrigins)
 	}
-	return video, nil
+	record.video = video
+	return record
 }
 
 const (
 	// maxVideoBytes bounds the memory for settings of videos on a node: enough
-	// for a million videos that have the same. Beyond it, those that are asked
-	// for least are read from the store again.
-	maxVideoBytes = 144 << 20
+	// for 100,000 videos with a few allowed origins each. Others are read from
+	// the store when somebody asks for them.
+	maxVideoBytes = 64 << 20
 	minVideoBytes = 1 << 20
 )
 
@@ -100,175 +106,137 @@ func videoBytesWithin(limit int64) uint64 {
 // video is read from the store when it is first asked for, once however many
 // viewers ask at the same time.
 type storedVideos struct {
-	state      *state
-	cache      *otter.Cache[string, videoEntry]
-	shared     sharedReadings
-	generation atomic.Uint32 // entries of an earlier one may be out of date
-	refreshed  atomic.Uint32 // those of an earlier one are to be read again, but serve meanwhile
+	state *state
+	cache *otter.Cache[string, *videoRecord]
+	reads singleflight.Group
 
-	mu    sync.Mutex
-	loads map[string]*videoLoad // those under way
+	// A record is current if it is of the generation of its video. There is one
+	// generation for all videos with the same hash.
+	generations [256]atomic.Uint32
+	seed        maphash.Seed
+
+	// A record of an earlier refresh serves until it has been read again.
+	refresh atomic.Uint32
 }
 
-// videoEntry is what the cache has of one video. At this size it takes no
-// memory but what the cache has for each entry anyway.
-type videoEntry struct {
-	*videoReading
-	generation uint32
-	refreshed  uint32
-}
-
-// videoLoad is the reading of one video. entry and err are set when done is
-// closed.
-type videoLoad struct {
-	done  chan struct{}
-	stale bool // changed since the reading began; guarded by storedVideos.mu
-	entry videoEntry
-	err   error
+// videoRecord is what the store says of one video. It is immutable.
+type videoRecord struct {
+	video      *storedVideo // nil if the store knows nothing
+	damage     error        // then video is nil
+	generation uint32       // at the time when the reading began
+	refresh    uint32       // the same
+	weight     uint32       // of the memory that it takes, in bytes, estimated
 }
 
 func newStoredVideos(s *state) *storedVideos {
-	v := &storedVideos{
-		state:  s,
-		shared: sharedReadings{of: make(map[videoContent]*videoReading)},
-		loads:  make(map[string]*videoLoad),
-	}
-	v.cache = otter.Must(&otter.Options[string, videoEntry]{
-		MaximumWeight:    videoBytesWithin(debug.SetMemoryLimit(-1)),
-		Weigher:          weighVideo,
-		OnAtomicDeletion: func(e otter.DeletionEvent[string, videoEntry]) { v.shared.release(e.Value.videoReading) },
+	v := &storedVideos{state: s, seed: maphash.MakeSeed()}
+	v.cache = otter.Must(&otter.Options[string, *videoRecord]{
+		MaximumWeight: videoBytesWithin(debug.SetMemoryLimit(-1)),
+		Weigher:       func(_ string, record *videoRecord) uint32 { return record.weight },
 	})
 	return v
 }
 
-// weighVideo estimates the memory that an entry takes, in bytes, less what it
-// shares with others. TestWeightOfVideos holds it to what entries take.
-func weighVideo(videoID string, entry videoEntry) uint32 {
-	const ofEntry = 108 // in the cache; 16 of it are taken only once the entry has been replaced
-	weight := ofEntry + len(videoID)
-	if !entry.shared {
-		weight += entry.weight()
+func (v *storedVideos) generation(videoID string) *atomic.Uint32 {
+	return &v.generations[maphash.String(v.seed, videoID)%uint64(len(v.generations))]
+}
+
+// weigh estimates the memory for a record in the cache.
+func weigh(object store.Object, patterns []string) uint32 {
+	const ofRecord, ofPattern = 300, 96
+	weight := ofRecord + len(object.Name.ID())
+	for _, pattern := range patterns {
+		weight += ofPattern + len(pattern)
 	}
 	return uint32(weight)
 }
 
 // get returns the settings of a video, nil if it has none in the store. It
-// waits only for a video that is not known yet, and not if the store is away.
+// waits only for a video that is not known or has changed, and never for a store
+// that is unavailable.
 func (v *storedVideos) get(ctx context.Context, videoID string) (*storedVideo, error) {
 	known, ok := v.cache.GetIfPresent(videoID)
 	away := v.state.away.Load()
-	switch {
-	case ok && (away || known.generation == v.generation.Load()):
-		if !away && known.refreshed != v.refreshed.Load() {
-			v.join(videoID)
+	switch generation := v.generation(videoID).Load(); {
+	case away && ok, ok && known.generation == generation:
+		if !away && known.refresh != v.refresh.Load() {
+			v.read(videoID, generation)
 		}
 		return known.video, known.damage
 	case away:
 		return nil, errStoreAway
-	}
-	load := v.join(videoID)
-	select {
-	case <-load.done:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	switch {
-	case load.err == nil:
-		return load.entry.video, load.entry.damage
-	case ok:
-		return known.video, known.damage
-	}
-	return nil, load.err
-}
-
-// join returns the reading of a video that is under way, or that has ended
-// since the caller looked, or begins one.
-func (v *storedVideos) join(videoID string) *videoLoad {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if load := v.loads[videoID]; load != nil {
-		return load
-	}
-	load := &videoLoad{done: make(chan struct{})}
-	videoID = strings.Clone(videoID) // it outlives the path that it may be a part of
-	known, ok := v.cache.GetIfPresent(videoID)
-	if ok && known.generation == v.generation.Load() && known.refreshed == v.refreshed.Load() {
-		load.entry = known
-		close(load.done)
-		return load
-	}
-	v.loads[videoID] = load
-	go v.load(videoID, load)
-	return load
-}
-
-func (v *storedVideos) load(videoID string, load *videoLoad) {
-	defer close(load.done)
-	for {
-		generation, refreshed := v.generation.Load(), v.refreshed.Load()
-		var reading *videoReading
-		reading, load.err = v.read(v.state.ctx, videoID)
-		load.entry = videoEntry{reading, generation, refreshed}
-		if v.finish(videoID, load) {
-			return
+	default:
+		select {
+		case result := <-v.read(videoID, generation):
+			if record, ok := result.Val.(*videoRecord); ok {
+				return record.video, record.damage
+			}
+			if ok {
+				return known.video, known.damage
+			}
+			return nil, result.Err
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
 	}
 }
 
-// finish publishes what was read, unless the video has changed meanwhile.
-func (v *storedVideos) finish(videoID string, load *videoLoad) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if load.stale && load.err == nil {
-		load.stale = false
-		return false
-	}
-	delete(v.loads, videoID)
-	if load.err == nil {
-		load.entry.videoReading = v.shared.use(load.entry.videoReading)
-		v.cache.Set(videoID, load.entry)
-	}
-	return true
+// read reads a video, or joins a reading of it that began in the same
+// generation. It goes on when its callers have gone.
+func (v *storedVideos) read(videoID string, generation uint32) <-chan singleflight.Result {
+	return v.reads.DoChan(videoID+"#"+strconv.FormatUint(uint64(generation), 10), func() (any, error) {
+		id := strings.Clone(videoID) // it outlives the path that it may be a part of
+		known, ok := v.cache.GetIfPresent(id)
+		refresh := v.refresh.Load()
+		if ok && known.generation == generation && known.refresh == refresh {
+			return known, nil // read since the caller looked
+		}
+		name, err := store.NewName(store.Videos, id)
+		if err != nil {
+			return nil, err
+		}
+		object, err := v.state.get(v.state.ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		record := v.state.compileVideo(object)
+		record.generation, record.refresh = generation, refresh
+		v.publish(id, record)
+		return record, nil
+	})
 }
 
-func (v *storedVideos) read(ctx context.Context, videoID string) (*videoReading, error) {
-	name, err := store.NewName(store.Videos, videoID)
-	if err != nil {
-		return nil, err
-	}
-	object, err := v.state.get(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	video, damage := v.state.compileVideo(object)
-	return &videoReading{video: video, damage: damage}, nil
+// publish keeps what was read, unless the video has changed meanwhile.
+func (v *storedVideos) publish(videoID string, record *videoRecord) {
+	v.cache.Compute(videoID, func(*videoRecord, bool) (*videoRecord, otter.ComputeOp) {
+		if record.generation != v.generation(videoID).Load() {
+			return nil, otter.CancelOp
+		}
+		return record, otter.WriteOp
+	})
 }
 
-// drop has a video that has changed read anew.
+// drop has a video that has changed read anew. Nobody is answered with what it
+// was, even if the reading fails.
 func (v *storedVideos) drop(videoID string) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if load := v.loads[videoID]; load != nil {
-		load.stale = true
-	}
+	v.generation(videoID).Add(1)
 	v.cache.Invalidate(videoID)
 }
 
 // suspectAll has every video read anew when it is next asked for. What was
 // known of it serves if that fails.
-func (v *storedVideos) suspectAll() { v.generation.Add(1) }
+func (v *storedVideos) suspectAll() {
+	for i := range v.generations {
+		v.generations[i].Add(1)
+	}
+}
 
 // refreshAll has every video read anew when it is next asked for, without
 // letting anybody wait for it.
-func (v *storedVideos) refreshAll() { v.refreshed.Add(1) }
+func (v *storedVideos) refreshAll() { v.refresh.Add(1) }
 
 // forget gives up all that is known.
 func (v *storedVideos) forget() {
 	v.suspectAll()
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for _, load := range v.loads {
-		load.stale = true
-	}
 	v.cache.InvalidateAll()
 }

@@ -47,7 +47,7 @@ func binary(t testing.TB) string {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("no binary to test: %v; `make integration` builds it", err)
+		t.Fatalf("no binary to test: %v; `make bin/caddy-race` builds it", err)
 	}
 	return path
 }

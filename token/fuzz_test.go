@@ -110,6 +110,10 @@ func checkParse(t *testing.T, compact string) {
 	if strings.Join(again, ".") != compact || len(again) != 3 {
 		t.Fatalf("Parse accepted %q, whose own encoding is %q", compact, strings.Join(again, "."))
 	}
+	header, err := token.ParseHeader(compact)
+	if id := header.KeyID(); err != nil || id != "" && id != parsed.Unverified().KeyID {
+		t.Fatalf("ParseHeader(%q) = key id %q, %v; Parse has %q", compact, id, err, parsed.Unverified().KeyID)
+	}
 	if claims := parsed.Unverified(); !token.ValidVideoID(claims.VideoID) || claims.ExpiresAt.IsZero() {
 		t.Fatalf("Parse(%q) = %+v", compact, claims)
 	}

@@ -404,6 +404,44 @@ func TestCheckTime(t *testing.T) {
 	}
 }
 
+// A verifier looks up the key of a header before it decodes the payload. So the
+// header of a token must be readable without its payload, and the alphabet of
+// the whole token must have been checked with it.
+func TestParseHeader(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name, compact, keyID string
+		header, payload      error
+	}{
+		{"kid", forge(goodHeader, goodPayload), "k1", nil, nil},
+		{"escaped kid", forge(`{"alg":"RS256","kid":"\u006b1"}`, goodPayload), "k1", nil, nil},
+		{"no kid", forge(`{"alg":"RS256"}`, goodPayload), "", nil, nil},
+		{"payload that is no JSON", forge(goodHeader, "x"), "k1", nil, token.ErrMalformed},
+		{"payload of an impossible length", seal(b64(goodHeader) + ".AAAAA"), "k1", nil, token.ErrMalformed},
+		{"signature with a second spelling", b64(goodHeader) + "." + b64(goodPayload) + ".AB", "k1", nil, token.ErrMalformed},
+		{"empty kid", forge(`{"alg":"RS256","kid":""}`, goodPayload), "", token.ErrMalformed, nil},
+		{"other algorithm", forge(`{"alg":"none","kid":"k1"}`, goodPayload), "", token.ErrAlgorithm, nil},
+		{"line break in the payload", seal(b64(goodHeader) + "." + b64(goodPayload) + "\n"), "", token.ErrMalformed, nil},
+		{"padding in the signature", forge(goodHeader, goodPayload) + "=", "", token.ErrMalformed, nil},
+		{"two segments", b64(goodHeader) + "." + b64(goodPayload), "", token.ErrMalformed, nil},
+		{"four segments", forge(goodHeader, goodPayload) + ".", "", token.ErrMalformed, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			header, err := token.ParseHeader(tc.compact)
+			if !errors.Is(err, tc.header) || header.KeyID() != tc.keyID {
+				t.Fatalf("ParseHeader = key id %q, %v, want %q, %v", header.KeyID(), err, tc.keyID, tc.header)
+			}
+			if err != nil {
+				return
+			}
+			if _, err := header.ParsePayload(); !errors.Is(err, tc.payload) {
+				t.Errorf("ParsePayload = %v, want %v", err, tc.payload)
+			}
+		})
+	}
+}
+
 // The zero values must not open anything: claims without dates are expired, and
 // a Parsed that Parse has not made has neither a key nor a signature.
 func TestZeroValuesAreRefused(t *testing.T) {
@@ -420,6 +458,10 @@ func TestZeroValuesAreRefused(t *testing.T) {
 	}
 	if header, payload := parsed.Documents(); header != "" || payload != "" {
 		t.Errorf("Documents of the zero Parsed = %q, %q", header, payload)
+	}
+	var header token.Header
+	if _, err := header.ParsePayload(); !errors.Is(err, token.ErrMalformed) || header.KeyID() != "" {
+		t.Errorf("ParsePayload of the zero Header = %v, want ErrMalformed; its key id is %q", err, header.KeyID())
 	}
 	var none *token.KeySet
 	if _, err := token.Verify(forge(goodHeader, goodPayload), none, now, token.Policy{}); !errors.Is(err, token.ErrKeyUnknown) {

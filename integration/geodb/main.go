@@ -7,13 +7,17 @@
 //
 //   - country.mmdb has the country of a few documentation and loopback
 //     networks, in MaxMind's form (country.iso_code). One network, 192.0.2.0/24,
-//     has only a registered country, so its country is unknown.
+//     has only a registered country, so its country is unknown. In another,
+//     198.18.0.0/15, the country is a text and not a map, so it cannot be read.
 //   - flat.mmdb has the same countries in the flat form that other makers use
-//     (country_code), without the network whose country is unknown.
+//     (country_code), without the networks whose country cannot be told.
+//   - bare.mmdb is flat.mmdb for IPv4 alone, and its metadata has neither a
+//     description nor a type nor languages. The public ip-location-db files
+//     have no description either.
 //   - asn.mmdb has a network's autonomous system number and no country: a
 //     database of the wrong type.
-//   - updated.mmdb is country.mmdb with 203.0.113.0/24 moved to France, to
-//     stand for a newer file that replaces it.
+//   - updated.mmdb is country.mmdb with 203.0.113.0/24 moved to France, built a
+//     day later: the newer file that replaces it.
 package main
 
 import (
@@ -21,14 +25,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/maxmind/mmdbwriter"
 	"github.com/maxmind/mmdbwriter/mmdbtype"
 )
 
-// buildEpoch is the build time in every file, 2026-01-01T00:00:00Z: a fixed
-// one, so that the files do not change from run to run.
-const buildEpoch = 1767225600
+// buildEpoch is the build time in the files, 2026-01-01T00:00:00Z. It is fixed,
+// so that the files do not change from run to run.
+const buildEpoch, day = 1767225600, 86400
 
 // entry is a network and its value: a country code, or a record.
 type entry[T any] struct {
@@ -50,10 +56,15 @@ var countries = []entry[string]{
 
 // database is one file to write.
 type database struct {
-	file    string
-	kind    string
-	records []entry[mmdbtype.Map]
+	file        string
+	kind        string
+	description map[string]string
+	ipVersion   int
+	built       int64
+	records     []entry[mmdbtype.Map]
 }
+
+var described = map[string]string{"en": "Test data"}
 
 func main() {
 	if len(os.Args) != 2 {
@@ -78,10 +89,11 @@ func writeAll(folder string) error {
 
 func databases() []database {
 	return []database{
-		{"country.mmdb", "GeoLite2-Country", countryRecords()},
-		{"flat.mmdb", "country", records(flatRecord)},
-		{"asn.mmdb", "GeoLite2-ASN", records(asnRecord)},
-		{"updated.mmdb", "GeoLite2-Country", updatedRecords()},
+		{"country.mmdb", "GeoLite2-Country", described, 6, buildEpoch, countryRecords()},
+		{"flat.mmdb", "country", described, 6, buildEpoch, records(flatRecord)},
+		{"bare.mmdb", "", nil, 4, buildEpoch, ipv4Alone(records(flatRecord))},
+		{"asn.mmdb", "GeoLite2-ASN", described, 6, buildEpoch, records(asnRecord)},
+		{"updated.mmdb", "GeoLite2-Country", described, 6, buildEpoch + day, updatedRecords()},
 	}
 }
 
@@ -96,7 +108,13 @@ func records(record func(code string) mmdbtype.Map) []entry[mmdbtype.Map] {
 
 func countryRecords() []entry[mmdbtype.Map] {
 	unknown := mmdbtype.Map{"registered_country": isoCode("FR")}
-	return append(records(countryRecord), entry[mmdbtype.Map]{"192.0.2.0/24", unknown})
+	unreadable := mmdbtype.Map{"country": mmdbtype.String("GB")}
+	return append(records(countryRecord),
+		entry[mmdbtype.Map]{"192.0.2.0/24", unknown}, entry[mmdbtype.Map]{"198.18.0.0/15", unreadable})
+}
+
+func ipv4Alone(all []entry[mmdbtype.Map]) []entry[mmdbtype.Map] {
+	return slices.DeleteFunc(all, func(e entry[mmdbtype.Map]) bool { return strings.Contains(e.network, ":") })
 }
 
 // updatedRecords adds a record that replaces the first one for its network.
@@ -145,10 +163,11 @@ func (d database) write(folder string) error {
 // a database leaves out unless told not to.
 func (d database) tree() (*mmdbwriter.Tree, error) {
 	tree, err := mmdbwriter.New(mmdbwriter.Options{
-		BuildEpoch:              buildEpoch,
+		BuildEpoch:              d.built,
 		DatabaseType:            d.kind,
-		Description:             map[string]string{"en": "Test data"},
+		Description:             d.description,
 		IncludeReservedNetworks: true,
+		IPVersion:               d.ipVersion,
 		RecordSize:              24,
 	})
 	if err != nil {
