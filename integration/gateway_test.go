@@ -431,12 +431,21 @@ func (b *logBuffer) String() string {
 // await waits until text has been written, and reports whether it has been
 // within the time.
 func (b *logBuffer) await(text string, within time.Duration) bool {
+	return b.awaitCount(text, 1, within)
+}
+
+// awaitTimes is await for a text that is written several times.
+func (b *logBuffer) awaitTimes(text string, times int) bool {
+	return b.awaitCount(text, times, startTimeout)
+}
+
+func (b *logBuffer) awaitCount(text string, times int, within time.Duration) bool {
 	deadline := time.Now().Add(within)
 	timer := time.AfterFunc(within, b.grown.Broadcast)
 	defer timer.Stop()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for !bytes.Contains(b.written.Bytes(), []byte(text)) {
+	for bytes.Count(b.written.Bytes(), []byte(text)) < times {
 		if !time.Now().Before(deadline) {
 			return false
 		}

@@ -2,7 +2,7 @@ package integration
 
 import (
 	"bufio"
-	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 // authorized is the header line of the API's owner.
@@ -25,8 +27,8 @@ const authorized = "Authorization: Bearer " + apiSecret
 // ofAccount is the path of a resource of the API.
 func ofAccount(resource string) string { return "/client/v4/accounts/" + account + "/" + resource }
 
-// onAPI is the gateway as rawFrom and others see it that ask its site, with the
-// API's site in that place.
+// onAPI is the gateway with the API's site in the place of its own, for raw,
+// rawFrom and others.
 func (g *gateway) onAPI() *gateway { return &gateway{addr: g.api} }
 
 // apiRequest is a call of the API with nothing but what it is given.
@@ -75,198 +77,159 @@ func wantSameTree(t testing.TB, root string, before map[string]string) {
 	}
 }
 
-// wantNothingMade checks that there are neither keys nor settings of videos.
-func (g *gateway) wantNothingMade(t testing.TB) {
-	t.Helper()
-	for _, list := range []string{"stream/keys", "stream"} {
-		if res := g.mustCall(t, http.MethodGet, list, "", nil); string(res.Result) != "[]" {
-			t.Errorf("%s lists %s", list, res.Result)
-		}
-	}
+// hostileAPI is one server for the attacks on the control API.
+type hostileAPI struct {
+	*gateway
+	*origin
+	own   string            // address of a site with the API for one account alone
+	both  *gateway          // a site with the API and the gate
+	key   apiKey            // a key of the API
+	files map[string]string // in the storage, which no attack may change
 }
 
-// Nobody gets in without a credential that is configured, as it is configured
-// and where it belongs, and what is answered to those who try tells them nothing
-// about what they have got wrong or what there is behind it.
-func TestHostileAPICredentials(t *testing.T) {
-	o := startOrigin(t, nil)
-	const email, key, otherEmail, otherKey = "owner@example.com", "c2547eb745079dac9320b638f5e225cf483cc5cfdda41", "second@example.com", "the-key-of-the-second"
-	g := start(t, o, config{
-		global: "servers {\nprotocols h1 h2c\n}",
-		api: withAPI + " another-secret-of-the-tests\nauth_key " + email + " " + key +
-			"\nauth_key " + otherEmail + " " + otherKey,
-	})
-	g.mustCall(t, http.MethodPost, "stream/demo", `{"requireSignedURLs":true}`, nil)
+// The credentials of hostileAPI, beside apiSecret.
+const (
+	apiPairEmail, apiPairKey    = "owner@example.com", "c2547eb745079dac9320b638f5e225cf483cc5cfdda41"
+	otherPairEmail, otherSecret = "second@example.com", "another-secret-of-the-tests"
+)
 
-	want := g.onAPI().raw(t, g.apiRequest(http.MethodGet, ofAccount("stream/keys"), ""))
-	wantAPIError(t, readAPIResponse(t, want), http.StatusUnauthorized, "authentication error")
-	if got := want.Header.Get("WWW-Authenticate"); got != "Bearer" {
-		t.Errorf("WWW-Authenticate is %q", got)
+func startHostileAPI(t *testing.T) *hostileAPI {
+	t.Helper()
+	a := &hostileAPI{origin: startOrigin(t, nil), own: freeAddr(t), both: &gateway{addr: freeAddr(t)}}
+	api := withAPI + " " + otherSecret + "\nauth_key " + apiPairEmail + " " + apiPairKey + "\nauth_key " + otherPairEmail + " the-key-of-the-second"
+	a.gateway = start(t, a.origin, config{
+		global: "servers {\nprotocols h1 h2c\n}",
+		app:    "video configured {\nrequire_signed_urls off\n}",
+		api:    api,
+		sites: site(a.own, "signed_playback_api {\n"+api+"\naccount "+account+"\n}") +
+			site(a.both.addr, "signed_playback_api {\n"+api+"\n}\nsigned_playback\nreverse_proxy "+a.origin.addr()),
+	})
+	a.key = a.createKey(t)
+	a.mintToken(t, "demo", "") // which makes the gateway's own key
+	a.mustCall(t, http.MethodPost, "stream/demo", `{"requireSignedURLs":true,"meta":{"name":"x"}}`, nil)
+	files := a.storage()
+	eventually(t, "the server has looked through its storage, as it does at start", func() bool {
+		_, cleaned := os.Stat(filepath.Join(files, "last_clean.json"))
+		_, cleaning := os.Stat(filepath.Join(files, "locks", "storage_clean.lock"))
+		return cleaned == nil && cleaning != nil
+	})
+	for _, canary := range []string{"canary", "demo.json", "signed_playback/canary"} {
+		writeFile(t, filepath.Join(files, filepath.FromSlash(canary)), []byte("not a file of the gateway"))
 	}
+	a.files = tree(t, files)
+	return a
+}
+
+// TestHostileAPI has attacks on the control API through sockets, of which none may
+// change a file of the storage. The full tables are in the unit tests.
+func TestHostileAPI(t *testing.T) {
+	t.Parallel()
+	a := startHostileAPI(t)
+	t.Run("credentials", a.tryCredentials)
+	t.Run("guesses", a.guess)
+	t.Run("calls", a.tryCalls)
+	t.Run("paths of the gate", a.tryGate)
+	t.Run("another account", a.tryAccount)
+	t.Run("a caller who leaves", a.leave)
+}
+
+// tryCredentials calls with credentials that are nearly right. The answer must be
+// the same as without any, so that it tells nothing.
+func (a *hostileAPI) tryCredentials(t *testing.T) {
+	keys := ofAccount("stream/keys")
+	want := a.onAPI().raw(t, a.apiRequest(http.MethodGet, keys, ""))
+	wantAPIError(t, readAPIResponse(t, want), http.StatusUnauthorized, "authentication error")
+	want.Header.Del("Date")
 	wantSame := func(t *testing.T, res *response) {
 		t.Helper()
-		if res.StatusCode != want.StatusCode || string(res.body) != string(want.body) {
-			t.Errorf("got %d %s, want %d %s as for a call without any credential", res.StatusCode, res.body, want.StatusCode, want.body)
-		}
-		for _, header := range []http.Header{res.Header, want.Header} {
-			header.Del("Date")
-		}
-		if diff := cmp.Diff(want.Header, res.Header); diff != "" {
-			t.Errorf("headers (-without a credential +here):\n%s", diff)
+		res.Header.Del("Date")
+		if diff := cmp.Diff(want.Header, res.Header); diff != "" || res.StatusCode != want.StatusCode || string(res.body) != string(want.body) {
+			t.Errorf("got %d %s; headers (-without a credential +here):\n%s", res.StatusCode, res.body, diff)
 		}
 	}
 	for i, row := range []struct {
 		name   string
 		header []string
 	}{
-		{"no bearer", []string{"Authorization: Bearer"}},
-		{"an empty bearer", []string{"Authorization: Bearer "}},
-		{"an empty header", []string{"Authorization:"}},
-		{"a wrong bearer", []string{"Authorization: Bearer wrong"}},
-		{"a prefix", []string{authorized[:len(authorized)-1]}},
-		{"one byte more", []string{authorized + "x"}},
-		{"another case", []string{"Authorization: Bearer " + strings.ToUpper(apiSecret)}},
-		{"a space in front", []string{"Authorization: Bearer  " + apiSecret}},
-		{"a tab in front", []string{"Authorization: Bearer\t" + apiSecret}},
-		{"a no-break space behind", []string{authorized + "\u00a0"}},
-		{"percent-encoded", []string{"Authorization: Bearer %61" + apiSecret[1:]}},
-		{"quoted", []string{`Authorization: Bearer "` + apiSecret + `"`}},
-		{"without a scheme", []string{"Authorization: " + apiSecret}},
+		{"a wrong secret", []string{"Authorization: Bearer wrong"}},
+		{"a part of the secret", []string{authorized[:len(authorized)-1]}},
 		{"bearer", []string{"Authorization: bearer " + apiSecret}},
-		{"BEARER", []string{"Authorization: BEARER " + apiSecret}},
-		{"Token", []string{"Authorization: Token " + apiSecret}},
-		{"Basic", []string{"Authorization: Basic " + apiSecret}},
-		{"Basic with a pair", []string{"Authorization: Basic b3duZXJAZXhhbXBsZS5jb206YTNjMjU0N2Vi"}},
-		{"two, the right one first", []string{authorized, "Authorization: Bearer wrong"}},
-		{"two, the right one last", []string{"Authorization: Bearer wrong", authorized}},
-		{"two that are right", []string{authorized, authorized}},
-		{"a list", []string{authorized + ", Bearer wrong"}},
-		{"both secrets in one", []string{authorized + " another-secret-of-the-tests"}},
-		{"Proxy-Authorization", []string{"Proxy-Authorization: Bearer " + apiSecret}},
-		{"a cookie", []string{"Cookie: Authorization=Bearer " + apiSecret + "; token=" + apiSecret}},
-		{"an underscore for a hyphen", []string{"X_Auth_Email: " + email, "X_Auth_Key: " + key}},
-		{"a wrong key", []string{"X-Auth-Email: " + email, "X-Auth-Key: wrong"}},
-		{"an empty key", []string{"X-Auth-Email: " + email, "X-Auth-Key:"}},
-		{"a prefix of the key", []string{"X-Auth-Email: " + email, "X-Auth-Key: " + key[:len(key)-1]}},
-		{"the key of somebody else", []string{"X-Auth-Email: " + email, "X-Auth-Key: " + otherKey}},
-		{"another email", []string{"X-Auth-Email: somebody@example.com", "X-Auth-Key: " + key}},
-		{"email and key swapped", []string{"X-Auth-Email: " + key, "X-Auth-Key: " + email}},
-		{"the boundary moved", []string{"X-Auth-Email: " + email + key[:1], "X-Auth-Key: " + key[1:]}},
-		{"the key alone", []string{"X-Auth-Key: " + key}},
-		{"the email alone", []string{"X-Auth-Email: " + email}},
-		{"two keys, the right one first", []string{"X-Auth-Email: " + email, "X-Auth-Key: " + key, "X-Auth-Key: wrong"}},
-		{"two keys, the right one last", []string{"X-Auth-Email: " + email, "X-Auth-Key: wrong", "X-Auth-Key: " + key}},
-		{"two emails", []string{"X-Auth-Email: " + email, "X-Auth-Email: " + otherEmail, "X-Auth-Key: " + key}},
-		{"the key as a bearer", []string{"X-Auth-Email: " + email, "Authorization: Bearer " + key}},
-		{"the bearer as a key", []string{"X-Auth-Email: " + email, "X-Auth-Key: " + apiSecret}},
-		{"the bearer as a service key", []string{"X-Auth-User-Service-Key: " + apiSecret}},
+		{"two lines that are right", []string{authorized, authorized}},
+		{"a cookie", []string{"Cookie: Authorization=Bearer " + apiSecret}},
+		{"an underscore for a hyphen", []string{"X_Auth_Email: " + apiPairEmail, "X_Auth_Key: " + apiPairKey}},
+		{"the key of another pair", []string{"X-Auth-Email: " + otherPairEmail, "X-Auth-Key: " + apiPairKey}},
+		{"two keys, the right one first", []string{"X-Auth-Email: " + apiPairEmail, "X-Auth-Key: " + apiPairKey, "X-Auth-Key: wrong"}},
 	} {
 		t.Run("A1 "+row.name, func(t *testing.T) {
 			from := fmt.Sprintf("127.0.1.%d", i+1) // so that no row makes the next one wait
-			for _, call := range [][2]string{
-				{http.MethodGet, ofAccount("stream/keys")},
-				{http.MethodPost, ofAccount("stream/keys")},
-				{http.MethodDelete, ofAccount("stream/demo")},
-				{http.MethodGet, "/client/v4/nowhere"},
+			for method, target := range map[string]string{
+				http.MethodPost: keys, http.MethodDelete: ofAccount("stream/demo"), http.MethodGet: "/client/v4/nowhere?token=" + apiSecret,
 			} {
-				wantSame(t, g.onAPI().rawFrom(t, from, g.apiRequest(call[0], call[1], "", row.header...)))
+				wantSame(t, a.onAPI().rawFrom(t, from, a.apiRequest(method, target, `{"token":"`+apiSecret+`"}`, row.header...)))
 			}
 		})
 	}
-	t.Run("A1 in the query", func(t *testing.T) {
-		for _, name := range []string{"token", "access_token", "bearer_token", "Authorization", "api_key"} {
-			target := ofAccount("stream/keys?" + name + "=" + apiSecret + "&X-Auth-Email=" + email + "&X-Auth-Key=" + key)
-			wantSame(t, g.onAPI().rawFrom(t, "127.0.2.1", g.apiRequest(http.MethodGet, target, "")))
-		}
-	})
-	t.Run("A1 in the body", func(t *testing.T) {
-		body := `{"token":"` + apiSecret + `","bearer_token":"` + apiSecret + `"}`
-		wantSame(t, g.onAPI().rawFrom(t, "127.0.2.2", g.apiRequest(http.MethodPost, ofAccount("stream/keys"), body)))
-	})
 	t.Run("A1 in a trailer", func(t *testing.T) {
-		request := rawRequest(http.MethodPost, ofAccount("stream/keys"), "Host: "+g.api, "Transfer-Encoding: chunked", "Trailer: Authorization") +
-			"0\r\n" + authorized + "\r\n\r\n"
-		res := g.onAPI().rawFrom(t, "127.0.2.3", request)
+		res := a.onAPI().raw(t, rawRequest(http.MethodPost, keys, "Host: "+a.api, "Transfer-Encoding: chunked", "Trailer: Authorization")+"0\r\n"+authorized+"\r\n\r\n")
 		if res.StatusCode != want.StatusCode && res.StatusCode != http.StatusBadRequest {
 			t.Errorf("got %d: %s", res.StatusCode, res.body)
 		}
 	})
 	t.Run("A1 a space behind, in HTTP/2", func(t *testing.T) { // HTTP/1.1 takes it for optional white space
 		for value, wanted := range map[string]int{"Bearer " + apiSecret: http.StatusOK, "Bearer " + apiSecret + " ": http.StatusUnauthorized} {
-			conn, err := net.Dial("tcp", g.api)
+			conn, err := net.Dial("tcp", a.api)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			res := http2On(t, conn, []string{
-				":method", "GET", ":scheme", "http", ":authority", g.api, ":path", ofAccount("stream/keys"), "authorization", value,
-			})
+			res := http2On(t, conn, []string{":method", "GET", ":scheme", "http", ":authority", a.api, ":path", keys, "authorization", value})
 			if res == nil || res.StatusCode != wanted {
 				t.Errorf("%q: got %v, want %d", value[len(value)-3:], res, wanted)
 			}
 		}
 	})
 	for name, header := range map[string][]string{
-		"one secret":               {authorized},
-		"the other secret":         {"Authorization: Bearer another-secret-of-the-tests"},
-		"white space around":       {"Authorization: \t Bearer " + apiSecret + " \t"}, // RFC 9110 section 5.5: it is none of the value
-		"a lower-case header name": {"authorization: Bearer " + apiSecret},
-		"one pair":                 {"X-Auth-Email: " + email, "X-Auth-Key: " + key},
-		"the other pair":           {"x-auth-email: " + otherEmail, "x-auth-key: " + otherKey},
-		"a secret and a pair":      {authorized, "X-Auth-Email: " + email, "X-Auth-Key: " + key},
-		"a pair, a wrong secret":   {"Authorization: Bearer wrong", "X-Auth-Email: " + email, "X-Auth-Key: " + key},
-		"a secret, a wrong pair":   {authorized, "X-Auth-Email: " + email, "X-Auth-Key: wrong"},
+		"the other secret, white space around": {"authorization: \t Bearer " + otherSecret + " \t"}, // RFC 9110 section 5.5
+		"a pair beside a wrong secret":         {"Authorization: Bearer wrong", "x-auth-email: " + apiPairEmail, "x-auth-key: " + apiPairKey},
 	} {
 		t.Run("A1 "+name+" gets in", func(t *testing.T) {
-			res := readAPIResponse(t, g.onAPI().raw(t, g.apiRequest(http.MethodGet, ofAccount("stream/keys"), "", header...)))
-			if res.StatusCode != http.StatusOK || string(res.Result) != "[]" {
-				t.Errorf("got %d: %s; want no keys", res.StatusCode, res.body)
+			if res := a.onAPI().raw(t, a.apiRequest(http.MethodGet, keys, "", header...)); res.StatusCode != http.StatusOK {
+				t.Errorf("got %d: %s", res.StatusCode, res.body)
 			}
 		})
 	}
-	var left []struct {
-		UID string `json:"uid"`
-	}
-	if g.mustCall(t, http.MethodGet, "stream", "", &left); len(left) != 1 || left[0].UID != "demo" {
-		t.Errorf("of the settings of one video there is %v left", left)
-	}
+	wantSameTree(t, a.storage(), a.files)
 }
 
-// Whoever guesses credentials gets few tries, whatever address he says that he
-// has and however many connections he makes; nobody else notices it, least of
-// all the viewers.
-func TestHostileAPIBruteForce(t *testing.T) {
-	o := startOrigin(t, nil)
-	g := start(t, o, config{api: withAPI})
-	const guesser, neighbour, connections, guesses, burst = "127.0.0.1", "127.0.0.2", 8, 40, 60
-	viewers := seat(t, []*gateway{g}, map[string]string{"a viewer at the address of the guesser": segment(mint(t, "demo", nil))})
-
+// guess guesses credentials on many connections, with another X-Forwarded-For each
+// time. Few guesses of one address are heard; others do not notice, nor viewers.
+func (a *hostileAPI) guess(t *testing.T) {
+	const guesser, connections, guesses, burst = "127.0.3.1", 8, 40, 60
+	viewers := seat(t, []*gateway{a.gateway}, map[string]string{"a viewer": segment(mint(t, "demo", nil))})
 	begun := time.Now()
 	var mu sync.Mutex
 	statuses := make(map[int]int)
 	var guessing sync.WaitGroup
 	for connection := range connections {
 		guessing.Go(func() {
-			conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(guesser)}}).Dial("tcp", g.api)
+			conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(guesser)}}).Dial("tcp", a.api)
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			defer conn.Close()
 			_ = conn.SetDeadline(time.Now().Add(startTimeout))
-			reader := bufio.NewReader(conn)
-			for i := range guesses {
+			for i, reader := 0, bufio.NewReader(conn); i < guesses; i++ {
 				fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer guess-%d-%d\r\nX-Forwarded-For: 203.0.113.%d\r\n\r\n",
-					ofAccount("stream/keys"), g.api, connection, i, i)
+					ofAccount("stream/keys"), a.api, connection, i, i)
 				res, err := http.ReadResponse(reader, nil)
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				_, _ = io.Copy(io.Discard, res.Body)
-				_ = res.Body.Close()
-				if retry := res.Header.Get("Retry-After"); (res.StatusCode == http.StatusTooManyRequests) != (retry != "") {
-					t.Errorf("status %d with Retry-After %q", res.StatusCode, retry)
+				if (res.StatusCode == http.StatusTooManyRequests) != (res.Header.Get("Retry-After") != "") {
+					t.Errorf("A3 status %d with Retry-After %q", res.StatusCode, res.Header.Get("Retry-After"))
 				}
 				mu.Lock()
 				statuses[res.StatusCode]++
@@ -275,204 +238,376 @@ func TestHostileAPIBruteForce(t *testing.T) {
 		})
 	}
 	guessing.Wait()
-	listened := statuses[http.StatusUnauthorized]
-	most := burst + int(time.Since(begun).Seconds()) + 1
-	if refused := statuses[http.StatusTooManyRequests]; listened < burst || listened > most || listened+refused != connections*guesses {
+	heard, most := statuses[http.StatusUnauthorized], burst+int(time.Since(begun).Seconds())+1
+	if heard < burst || heard > most || heard+statuses[http.StatusTooManyRequests] != connections*guesses {
 		t.Errorf("A3 %d guesses got %v; want %d to %d times 401 and then 429", connections*guesses, statuses, burst, most)
 	}
-	res := g.onAPI().rawFrom(t, neighbour, g.apiRequest(http.MethodGet, ofAccount("stream/keys"), ""))
-	wantAPIError(t, readAPIResponse(t, res), http.StatusUnauthorized, "authentication error")
+	neighbour := a.onAPI().rawFrom(t, "127.0.3.2", a.apiRequest(http.MethodGet, ofAccount("stream/keys"), ""))
+	wantAPIError(t, readAPIResponse(t, neighbour), http.StatusUnauthorized, "authentication error")
+	// The owner may have a key to revoke, whoever else guesses at that address.
+	owner := a.onAPI().rawFrom(t, guesser, a.apiRequest(http.MethodGet, ofAccount("stream/keys"), "", authorized))
+	if owner.StatusCode != http.StatusOK {
+		t.Errorf("A3 the owner at the guesser's address got %d: %s", owner.StatusCode, owner.body)
+	}
 	viewers.leave(t)
-	if got := strings.Count(g.log.String(), "again and again"); got != 1 {
+	if got := strings.Count(a.log.String(), "again and again"); got != 1 {
 		t.Errorf("A3 the log warns %d times of one guesser", got)
 	}
 }
 
-// Whoever shares an address with somebody who guesses is answered all the same:
-// he may have a key to revoke.
-func TestHostileAPIGuesserBesideOwner(t *testing.T) {
-	o := startOrigin(t, nil)
-	g := start(t, o, config{api: withAPI})
-	attempt := 0
-	eventually(t, "202 calls are made in less time than the limit takes to hear one more", func() bool {
-		attempt++
-		begun := time.Now()
-		answers := g.guess(t, fmt.Sprintf("127.0.4.%d", attempt), 200)
-		if time.Since(begun) >= time.Second {
-			return false
-		}
-		for i, want := range map[int]int{59: http.StatusUnauthorized, 60: http.StatusTooManyRequests, 199: http.StatusTooManyRequests, 200: http.StatusOK, 201: http.StatusTooManyRequests} {
-			if got := answers[i]; got.StatusCode != want {
-				t.Errorf("A3 call %d got %d %s, want %d", i+1, got.StatusCode, got.body, want)
-			}
-		}
-		return true
-	})
-}
-
-// guess sends, in one go, so many calls with wrong credentials, one with the
-// right one and one with a wrong one again.
-func (g *gateway) guess(t testing.TB, from string, wrongs int) (answers []*response) {
-	t.Helper()
-	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).Dial("tcp", g.api)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(startTimeout))
-	wrong := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer wrong\r\n\r\n", ofAccount("stream/keys"), g.api)
-	right := strings.Replace(wrong, "Bearer wrong", "Bearer "+apiSecret, 1)
-	go func() { _, _ = io.WriteString(conn, strings.Repeat(wrong, wrongs)+right+wrong) }()
-	reader := bufio.NewReader(conn)
-	for range wrongs + 2 {
-		res, err := http.ReadResponse(reader, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		answers = append(answers, readResponse(t, res))
-	}
-	return answers
-}
-
-// Where the API is not, its paths are those of a video like any other, and
-// where it is, the gate never sees them.
-func TestHostileAPIPathsOfGate(t *testing.T) {
-	o := startOrigin(t, nil)
-	both := freeAddr(t)
-	g := start(t, o, config{
-		apiAddr: both,
-		sites:   site(both, "signed_playback_api {\n"+withAPI+"\n}\nsigned_playback\nreverse_proxy "+o.addr()),
-	})
-
-	t.Run("A11 on a playback site", func(t *testing.T) {
-		for _, resource := range []string{"stream/keys", "stream", "stream/demo"} {
-			o.wantRefused(t, g.get(t, ofAccount(resource), authorized), http.StatusUnauthorized, "token_required")
-		}
-		header := []string{authorized, "Host: " + g.addr, "Content-Length: 2"}
-		o.wantRefused(t, g.raw(t, rawRequest(http.MethodPost, ofAccount("stream/keys"), header...)+"{}"), http.StatusMethodNotAllowed, "method_not_allowed")
-		o.wantRefused(t, g.raw(t, rawRequest(http.MethodDelete, ofAccount("stream/keys/"+keyID), header...)+"{}"), http.StatusMethodNotAllowed, "method_not_allowed")
-		o.wantPassed(t, g.get(t, "/"+mint(t, "demo", nil)+"/video/1.ts"), "/demo/video/1.ts")
-	})
-	t.Run("A11 in the same site as the gate", func(t *testing.T) {
-		onBoth := &gateway{addr: both}
-		key := g.createKey(t)
-		minted := g.mintToken(t, "demo", "")
-		o.wantPassed(t, onBoth.get(t, "/"+minted+"/video/1.ts"), "/demo/video/1.ts")
-		o.wantRefused(t, onBoth.get(t, "/demo/video/1.ts"), http.StatusUnauthorized, "token_required")
-		for _, path := range []string{"/client", "/client/v4x", "/client/v40/accounts", "/client/v3/accounts", "/CLIENT/v4/accounts", "/x/client/v4/accounts"} {
-			o.wantRefused(t, onBoth.get(t, path, authorized), http.StatusUnauthorized, "token_required")
-		}
-		for _, target := range []string{"//client/v4/accounts", "/x/../client/v4/accounts", "/./client/v4/accounts"} {
-			o.wantRefused(t, onBoth.raw(t, rawGet(target, authorized)), http.StatusBadRequest, "path_invalid")
-		}
-		for _, target := range []string{
-			"/client/v4", "/client/v4/", "/client/v4/accounts", ofAccount("../keys"), ofAccount("stream/../stream/keys"),
-			"/client/v4/../" + minted, "/client%2fv4/accounts/" + account + "/stream/keys", "/%63lient/v4/accounts/" + account + "/stream/keys",
-			strings.ReplaceAll(ofAccount("stream/keys"), "/stream/", "//stream/"), ofAccount("stream//keys"), ofAccount("stream%2fkeys"),
-		} {
-			res := readAPIResponse(t, onBoth.raw(t, rawGet(target, authorized)))
-			if res.StatusCode != http.StatusNotFound && res.StatusCode != http.StatusBadRequest || res.reason() != "" {
-				t.Errorf("%s: got %d %q, want an answer of the API", target, res.StatusCode, res.reason())
-			}
-			res = readAPIResponse(t, onBoth.raw(t, rawGet(target)))
-			wantAPIError(t, res, http.StatusUnauthorized, "authentication error")
-		}
-		o.wantUntouched(t)
-		g.mustCall(t, http.MethodDelete, "stream/keys/"+key.ID, "", nil)
-	})
-}
-
-// A page in the browser of somebody who can reach the API gets nothing out of
-// it: no answer allows another site to read it, none lets a request come that
-// has to be asked for first, and a name of the page's own that leads here is not
-// the API's.
-func TestHostileAPIFromBrowser(t *testing.T) {
-	o := startOrigin(t, nil)
-	g := start(t, o, config{api: withAPI})
-	page := "Origin: https://evil.example.com"
-	preflight := []string{page, "Access-Control-Request-Method: POST", "Access-Control-Request-Headers: authorization"}
+// tryCalls has calls of the owner that are refused, or that must not get as far as
+// the storage.
+func (a *hostileAPI) tryCalls(t *testing.T) {
+	const maxBody = 64 << 10
+	video := ofAccount("stream/demo")
+	call := func(method, target, body string) string { return a.apiRequest(method, target, body, authorized) }
 	for _, row := range []struct {
-		name, method, target, body string
-		header                     []string
-		status                     int
+		name, request string
+		status        int
+		message       string
 	}{
-		{"a preflight", http.MethodOptions, ofAccount("stream/keys"), "", preflight, http.StatusUnauthorized},
-		{"a preflight of a route that is none", http.MethodOptions, "/client/v4", "", preflight, http.StatusUnauthorized},
-		{"a preflight to a private network", http.MethodOptions, ofAccount("stream/keys"), "", append(preflight, "Access-Control-Request-Private-Network: true"), http.StatusUnauthorized},
-		{"a preflight with the credential", http.MethodOptions, ofAccount("stream/keys"), "", append(preflight, authorized), http.StatusNotFound},
-		{"a form", http.MethodPost, ofAccount("stream/keys"), "{}", []string{page, "Content-Type: text/plain"}, http.StatusUnauthorized},
-		{"a form from nowhere", http.MethodPost, ofAccount("stream/keys"), "{}", []string{"Origin: null", "Content-Type: text/plain"}, http.StatusUnauthorized},
-		{"reading", http.MethodGet, ofAccount("stream/keys"), "", []string{page}, http.StatusUnauthorized},
-		{"reading with the credential", http.MethodGet, ofAccount("stream/keys"), "", []string{page, authorized}, http.StatusOK},
-		{"a video with the credential", http.MethodGet, ofAccount("stream/demo"), "", []string{page, authorized}, http.StatusOK},
-		{"a bad request", http.MethodPost, ofAccount("stream/demo"), "[]", []string{page, authorized}, http.StatusBadRequest},
-		{"nowhere", http.MethodGet, "/client/v4/nowhere", "", []string{page, authorized}, http.StatusNotFound},
+		{"A5 a member twice", call("POST", video, `{"requireSignedURLs":true,"requireSignedURL\u0073":false}`), 400, "duplicate member"},
+		{"A5 a member in another case", call("POST", video, `{"requireSignedUrls":false}`), 400, `unknown member "requireSignedUrls"`},
+		{"A5 nested to the end", call("POST", video, strings.Repeat("[", maxBody)), 400, "nested too deeply"},
+		{"A5 a form", call("POST", video, "requireSignedURLs=false"), 400, "invalid syntax"},
+		{"A5 a body of a call that takes none", call("GET", ofAccount("stream"), "garbage"), 400, "invalid syntax"},
+		{"A5 one byte too long", call("POST", video, strings.Repeat(" ", maxBody+1)), 413, fmt.Sprint(maxBody)},
+		{"A5 one byte too long, in chunks", rawRequest("POST", video, "Host: "+a.api, authorized, "Transfer-Encoding: chunked") +
+			fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", maxBody+1, strings.Repeat(" ", maxBody+1)), 413, fmt.Sprint(maxBody)},
+		{"A5 100 MB announced", rawRequest("POST", video, "Host: "+a.api, authorized, "Content-Length: 104857600") + strings.Repeat(" ", maxBody+1), 413, fmt.Sprint(maxBody)},
+		{"A6 a claim of one's own", call("POST", video+"/token", `{"sub":"other"}`), 400, `unknown member "sub"`},
+		{"A6 a rule that is not understood", call("POST", video+"/token", `{"accessRules":[{"type":"any","action":"deny"}]}`), 400, `rule 1: action is "deny"`},
+		{"A8 a key that is not the gateway's", call("POST", video+"/token", pemBody(keyID, a.key.PEM)), 400, "not the private half of the key"},
+		{"A4 a video of the config file", call("POST", ofAccount("stream/configured"), `{"requireSignedURLs":true}`), 403, "config file"},
+		{"A11 a preflight", call("OPTIONS", ofAccount("stream/keys"), ""), 404, "no route for that URI"},
 	} {
-		t.Run("A11 "+row.name, func(t *testing.T) {
-			res := readAPIResponse(t, g.onAPI().raw(t, g.apiRequest(row.method, row.target, row.body, row.header...)))
-			if res.StatusCode != row.status {
-				t.Errorf("got %d: %s; want %d", res.StatusCode, res.body, row.status)
-			}
-			for name, values := range res.Header {
-				if strings.HasPrefix(name, "Access-Control-") || name == "Set-Cookie" || name == "Allow" {
-					t.Errorf("%s: %q", name, values)
-				}
-			}
-			for name, want := range map[string]string{
-				"Content-Type": "application/json", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store",
-			} {
-				if got := res.Header.Values(name); !slices.Equal(got, []string{want}) {
-					t.Errorf("%s is %q, want %q", name, got, want)
+		t.Run(row.name, func(t *testing.T) {
+			res := readAPIResponse(t, a.onAPI().raw(t, strings.Replace(row.request, "\r\n", "\r\nOrigin: https://evil.example\r\n", 1)))
+			wantAPIError(t, res, row.status, row.message)
+			wantNoPartOf(t, "the answer", string(res.body), a.key.privateText(t))
+			for name := range res.Header {
+				if strings.HasPrefix(name, "Access-Control-") {
+					t.Errorf("A11 the answer has %s", name)
 				}
 			}
 		})
 	}
+	t.Run("A5 less than announced", func(t *testing.T) {
+		conn, err := net.Dial("tcp", a.api)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		go func() {
+			fmt.Fprint(conn, rawRequest("POST", video, "Host: "+a.api, authorized, "Content-Length: 100")+`{"requireSignedURLs":false}`)
+			_ = conn.(*net.TCPConn).CloseWrite()
+		}()
+		wantAPIError(t, readAPIResponse(t, rawOn(t, conn, "")), http.StatusBadRequest, "could not be read")
+	})
+	// Caddy's file storage removes whole trees, so no id may name a folder.
+	for _, id := range []string{
+		"", ".", "..", "%2e%2e", "%252e%252e", "a/b", "a%2fb", `a\b`, "..%2f..%2fkeys", "../keys", "../../keys", "demo/..", "%00", "demo%00", "a%0d%0ab",
+		"demo.json", "last_clean.json", "CON.json", "\u00e9", "%c0%ae%c0%ae", "%", strings.Repeat("a", 300),
+	} {
+		t.Run("A4 "+id, func(t *testing.T) {
+			for target, method := range map[string]string{
+				ofAccount("stream/keys/" + id): http.MethodDelete, ofAccount("stream/" + id): http.MethodDelete, ofAccount("stream/" + id + "/token"): http.MethodPost,
+				"/client/v4/accounts/" + id + "/stream/keys/" + a.key.ID: http.MethodDelete,
+			} {
+				res := a.onAPI().raw(t, call(method, target, ""))
+				if res.StatusCode/100 != 4 {
+					t.Errorf("%s %s: got %d: %.300s", method, target, res.StatusCode, res.body)
+				}
+			}
+		})
+	}
+	wantSameTree(t, a.storage(), a.files)
 	t.Run("A11 a name that leads here", func(t *testing.T) {
-		_, port, _ := net.SplitHostPort(g.api)
-		for _, host := range []string{"evil.example.com", "evil.example.com:" + port, "localhost:" + port, "127.0.0.1.evil.example.com:" + port} {
-			res := g.onAPI().raw(t, rawRequest(http.MethodGet, ofAccount("stream/keys"), "Host: "+host, authorized))
-			if bytes.Contains(res.body, []byte("success")) || len(res.Header.Values("Access-Control-Allow-Origin")) != 0 {
+		for _, host := range []string{"evil.example.com", "localhost:" + port(a.api), "127.0.0.1.evil.example.com:" + port(a.api)} {
+			res := a.onAPI().raw(t, rawRequest(http.MethodGet, ofAccount("stream/keys"), "Host: "+host, authorized))
+			if strings.Contains(string(res.body), "success") {
 				t.Errorf("%s: got %d %s", host, res.StatusCode, res.body)
 			}
 		}
 	})
-	g.wantNothingMade(t)
 }
 
-// With an account configured, no call reaches anything under the name of
-// another; without one, any name does that can be one.
-func TestHostileAPIAccount(t *testing.T) {
-	o := startOrigin(t, nil)
-	g := start(t, o, config{api: withAPI + "\naccount " + account})
-	g.mustCall(t, http.MethodPost, "stream/demo", `{"requireSignedURLs":false}`, nil)
-	files := g.storage("signed_playback")
-	before := tree(t, files)
-	for _, other := range []string{"other", strings.ToUpper(account), account + "0", account[:31], account + "%20", "*", "-", account + "/" + account} {
-		for _, call := range [][3]string{
-			{http.MethodGet, "stream/keys"},
-			{http.MethodPost, "stream/keys"},
-			{http.MethodPost, "stream/keys/rotate"},
-			{http.MethodDelete, "stream/keys/" + keyID},
-			{http.MethodGet, "stream"},
-			{http.MethodGet, "stream/demo"},
-			{http.MethodPost, "stream/demo", `{"requireSignedURLs":true}`},
-			{http.MethodDelete, "stream/demo"},
-			{http.MethodPost, "stream/demo/token"},
-		} {
-			t.Run(fmt.Sprintf("A11 %s %s of %s", call[0], call[1], other), func(t *testing.T) {
-				target := "/client/v4/accounts/" + other + "/" + call[1]
-				res := g.onAPI().raw(t, g.apiRequest(call[0], target, call[2], authorized))
-				wantAPIError(t, readAPIResponse(t, res), http.StatusNotFound, "could not route")
-			})
+// pemBody is the body of a call that has a token signed with the caller's key.
+func pemBody(id, pem string) string {
+	body, _ := json.Marshal(map[string]string{"id": id, "pem": pem})
+	return string(body)
+}
+
+// tryGate asks a site of the gate for the API, and a site with both for what is
+// nearly the API's.
+func (a *hostileAPI) tryGate(t *testing.T) {
+	minted := a.mintToken(t, "demo", "")
+	a.take()
+	a.wantRefused(t, a.get(t, ofAccount("stream/keys"), authorized), http.StatusUnauthorized, "token_required")
+	post := rawRequest(http.MethodPost, ofAccount("stream/keys"), authorized, "Content-Length: 2") + "{}"
+	a.wantRefused(t, a.raw(t, post), http.StatusMethodNotAllowed, "method_not_allowed")
+	a.wantPassed(t, a.both.get(t, segment(minted)), "/demo/video/1.ts")
+	for _, path := range []string{"/demo/video/1.ts", "/client", "/client/v40/accounts", "/CLIENT/v4/accounts", "/x/client/v4/accounts"} {
+		a.wantRefused(t, a.both.get(t, path, authorized), http.StatusUnauthorized, "token_required")
+	}
+	for _, target := range []string{"//client/v4/accounts", "/x/../client/v4/accounts"} {
+		a.wantRefused(t, a.both.raw(t, rawGet(target, authorized)), http.StatusBadRequest, "path_invalid")
+	}
+	for _, target := range []string{
+		"/client/v4", ofAccount("../keys"), ofAccount("stream/../stream/keys"), "/client/v4/../" + minted, "/client%2fv4/accounts/" + account + "/stream/keys",
+		"/%63lient/v4/accounts/" + account + "/stream/keys", ofAccount("stream//keys"), ofAccount("stream%2fkeys"),
+	} {
+		res := readAPIResponse(t, a.both.raw(t, rawGet(target, authorized)))
+		if res.StatusCode != http.StatusNotFound && res.StatusCode != http.StatusBadRequest || res.reason() != "" {
+			t.Errorf("A11 %s: got %d %q, want an answer of the API", target, res.StatusCode, res.reason())
+		}
+		wantAPIError(t, readAPIResponse(t, a.both.raw(t, rawGet(target))), http.StatusUnauthorized, "authentication error")
+	}
+	a.wantUntouched(t)
+}
+
+// tryAccount calls an API of one account under the names of others.
+func (a *hostileAPI) tryAccount(t *testing.T) {
+	before := tree(t, a.storage("signed_playback"))
+	for _, other := range []string{"other", strings.ToUpper(account), account + "0", account[:31], account + "%20", "*", account + "/" + account} {
+		for resource, method := range map[string]string{"stream/keys": http.MethodPost, "stream/keys/" + a.key.ID: http.MethodDelete, "stream/demo": http.MethodDelete} {
+			res := rawTo(t, a.own, rawRequest(method, "/client/v4/accounts/"+other+"/"+resource, authorized, "Content-Length: 0"))
+			wantAPIError(t, readAPIResponse(t, res), http.StatusNotFound, "could not route")
 		}
 	}
-	wantSameTree(t, files, before)
-	var video struct {
-		RequireSignedURLs bool `json:"requireSignedURLs"`
+	wantSameTree(t, a.storage("signed_playback"), before)
+	if res := rawTo(t, a.own, rawGet(ofAccount("stream/keys"), authorized)); res.StatusCode != http.StatusOK {
+		t.Errorf("A11 the account itself got %d: %s", res.StatusCode, res.body)
 	}
-	if g.mustCall(t, http.MethodGet, "stream/demo", "", &video); video.RequireSignedURLs {
-		t.Error("a call for another account has changed the video")
+}
+
+// leave calls for a key and hangs up. Nobody has the private half of such a key,
+// so it must not stay and count.
+func (a *hostileAPI) leave(t *testing.T) {
+	made := strings.Count(a.log.String(), `"call":"keys.create"`)
+	conn, err := net.Dial("tcp", a.api)
+	if err != nil {
+		t.Fatal(err)
 	}
-	var answer json.RawMessage
-	g.mustCall(t, http.MethodPost, "stream/demo/token", "", &answer)
+	fmt.Fprint(conn, a.apiRequest(http.MethodPost, ofAccount("stream/keys"), "", authorized))
+	_ = conn.Close()
+	if !a.log.awaitTimes(`"call":"keys.create"`, made+1) {
+		t.Fatalf("the call has not ended:\n%s", a.log)
+	}
+	if diff := cmp.Diff([]string{a.key.ID}, a.keyIDs(t)); diff != "" {
+		t.Errorf("A12 keys (-want +got):\n%s", diff)
+	}
+}
+
+// createAtOnce makes so many calls for a key at the same time.
+func (g *gateway) createAtOnce(t testing.TB, calls int) (answers []*apiResponse) {
+	t.Helper()
+	type outcome struct {
+		res *http.Response
+		err error
+	}
+	outcomes := make(chan outcome, calls)
+	for range calls {
+		go func() {
+			res, err := g.tryCall(http.MethodPost, "stream/keys", "{}")
+			outcomes <- outcome{res, err}
+		}()
+	}
+	for range calls {
+		got := <-outcomes
+		if got.err != nil {
+			t.Fatal(got.err)
+		}
+		answers = append(answers, readAPIResponse(t, readResponse(t, got.res)))
+	}
+	return answers
+}
+
+// The attack: many calls for a key at once, each of which costs a core for a
+// while. They must neither stop playback nor pile up: a call that would wait too
+// long is told to come again, and has made no key.
+func TestHostileAPIManyKeysAtOnce(t *testing.T) {
+	t.Parallel()
+	g := start(t, startOrigin(t, nil), config{api: withAPI})
+	const calls, most = 60, 40
+	viewers := seat(t, []*gateway{g}, map[string]string{"a viewer": segment(mint(t, "demo", nil))})
+	made, sentAway := []string{}, 0
+	for _, res := range g.createAtOnce(t, calls) {
+		var key apiKey
+		switch retry := res.Header.Get("Retry-After"); {
+		case res.StatusCode == http.StatusOK && json.Unmarshal(res.Result, &key) == nil && retry == "":
+			made = append(made, key.ID)
+		case res.StatusCode == http.StatusServiceUnavailable && retry != "":
+			wantAPIError(t, res, http.StatusServiceUnavailable, "too many keys")
+			sentAway++
+		default:
+			t.Errorf("A7 got %d with Retry-After %q: %.200s", res.StatusCode, retry, res.body)
+		}
+	}
+	viewers.leave(t)
+	if len(made) == 0 || len(made) > most || sentAway == 0 {
+		t.Errorf("A7 of %d calls %d made a key and %d were sent away; want some of each", calls, len(made), sentAway)
+	}
+	slices.Sort(made)
+	if diff := cmp.Diff(made, g.keyIDs(t)); diff != "" {
+		t.Errorf("A7 keys (-made +listed):\n%s", diff)
+	}
+}
+
+// The attack: tokens of a key that is revoked, on a connection that is open, after
+// a restart, and after somebody has put another key under the same id. It does not
+// matter whether the key came from a file or from the API. A12: a creation that is
+// repeated replaces its key, also after a restart.
+func TestHostileAPIRevokedForGood(t *testing.T) {
+	t.Parallel()
+	o := startOrigin(t, nil)
+	g := start(t, o, config{api: withAPI})
+	create := func(t *testing.T, g *gateway) (key apiKey) {
+		t.Helper()
+		res := g.call(t, http.MethodPost, "stream/keys", "", "Idempotency-Key: stainless-node-retry-1f0c2f0e")
+		if res.StatusCode != http.StatusOK || json.Unmarshal(res.Result, &key) != nil {
+			t.Fatalf("got %d: %s", res.StatusCode, res.body)
+		}
+		return key
+	}
+	made, kept := g.createKey(t), create(t, g)
+	own, fromFile := g.mintToken(t, "demo", ""), mint(t, "demo", nil)
+	revoked := map[string]string{made.ID: segment(signWith(t, made, "demo")), keyID: segment(fromFile), keyIDOf(t, own): segment(own)}
+	viewer := &keepAlive{addr: g.addr}
+	defer viewer.close()
+	ask := func(target string) *response {
+		return viewer.exchange(t, "GET "+target+" HTTP/1.1\r\nHost: media.example.com\r\n\r\n")
+	}
+	for id, target := range revoked {
+		o.wantPassed(t, ask(target), "/demo/video/1.ts")
+		g.mustCall(t, http.MethodDelete, "stream/keys/"+id, "", nil)
+		o.wantRefused(t, ask(target), http.StatusUnauthorized, "key_unknown")
+	}
+	wantDead := func(t *testing.T, g *gateway, kept apiKey) {
+		t.Helper()
+		for id, target := range revoked {
+			g.mustCall(t, http.MethodDelete, "stream/keys/"+id, "", nil) // again, which is no error
+			o.wantRefused(t, g.get(t, target), http.StatusUnauthorized, "key_unknown")
+		}
+		for id, pem := range map[string]string{made.ID: made.PEM, keyID: signingKey().PEM()} {
+			wantAPIError(t, g.call(t, http.MethodPost, "stream/demo/token", pemBody(id, pem)), http.StatusBadRequest, "revoked")
+		}
+		if diff := cmp.Diff([]string{kept.ID}, g.keyIDs(t)); diff != "" {
+			t.Errorf("keys (-want +got):\n%s", diff)
+		}
+		o.wantPassed(t, g.get(t, segment(g.mintToken(t, "demo", ""))), "/demo/video/1.ts")
+		o.wantPassed(t, g.get(t, segment(signWith(t, kept, "demo"))), "/demo/video/1.ts")
+	}
+	t.Run("A9 at once", func(t *testing.T) { wantDead(t, g, kept) })
+	g.kill(t)
+	g = startAgain(t, o, g, config{api: withAPI})
+	t.Run("A9 after a restart", func(t *testing.T) { wantDead(t, g, kept) })
+	t.Run("A12 a repeated call", func(t *testing.T) {
+		again := create(t, g)
+		o.wantRefused(t, g.get(t, segment(signWith(t, kept, "demo"))), http.StatusUnauthorized, "key_unknown")
+		kept = again
+		for path, content := range tree(t, g.storage("signed_playback")) {
+			if strings.Contains(content, "stainless-node-retry") {
+				t.Errorf("%s holds the client's header", filepath.Base(path))
+			}
+		}
+	})
+	g.kill(t)
+
+	// The operator puts another key under the old id, and both halves of that of
+	// the API into a file.
+	replaced, err := token.GenerateSigningKey(keyID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(g.dir, "replaced.jwks.json"), publicJWKS(t, replaced))
+	wrapped, _ := json.Marshal(made)
+	writeFile(t, filepath.Join(g.dir, "made.json"), wrapped)
+	t.Run("A9 under the same id", func(t *testing.T) {
+		g := startAgain(t, o, g, config{api: withAPI, keys: "replaced.jwks.json made.json"})
+		o.wantRefused(t, g.get(t, segment(tokenOf(t, replaced, "demo"))), http.StatusUnauthorized, "key_unknown")
+		wantDead(t, g, kept)
+	})
+}
+
+// callEverything makes calls of every kind, those that succeed and those that
+// fail, with everything in them that a caller may rightly send. header is the
+// credential.
+func callEverything(t testing.TB, g *gateway, key apiKey, header string) {
+	t.Helper()
+	text := key.text(t)
+	jwk, _ := base64.StdEncoding.DecodeString(key.JWK)
+	unknown := strings.Repeat("0", 32)
+	for _, call := range [][3]string{
+		{http.MethodGet, "stream/keys"},
+		{http.MethodPost, "stream/keys/rotate"},
+		{http.MethodDelete, "stream/keys/" + unknown},
+		{http.MethodDelete, "stream/keys/.."},
+		{http.MethodGet, "stream?status=ready"},
+		{http.MethodGet, "stream?nonsense=true"},
+		{http.MethodGet, "stream/demo"},
+		{http.MethodPost, "stream/demo", `{"allowedOrigins":["https://example.com"]}`},
+		{http.MethodPost, "stream/demo", `{"meta":{"name":"x"}}`},
+		{http.MethodPut, "stream/demo"},
+		{http.MethodPatch, "stream/demo"},
+		{http.MethodOptions, "stream/demo"},
+		{http.MethodPost, "stream/demo/token"},
+		{http.MethodPost, "stream/demo/token", pemBody(key.ID, key.PEM)},
+		{http.MethodPost, "stream/demo/token", pemBody(key.ID, text)},
+		{http.MethodPost, "stream/demo/token", pemBody(key.ID, key.JWK)},
+		{http.MethodPost, "stream/demo/token", pemBody(key.ID, string(jwk))},
+		{http.MethodPost, "stream/demo/token", pemBody(key.ID, string(jwk)[:len(jwk)-2])},
+		{http.MethodPost, "stream/demo/token", pemBody(key.ID, text[:len(text)-40])},
+		{http.MethodPost, "stream/demo/token", pemBody(unknown, key.PEM)},
+		{http.MethodPost, "stream/demo/token", pemBody(key.PEM, key.PEM)},
+		{http.MethodPost, "stream/demo/token", pemBody("", key.PEM)},
+		{http.MethodPost, "stream/demo/token", `{"key":` + pemBody(key.ID, key.PEM) + `}`},
+		{http.MethodPost, "stream/demo/token", pemBody(key.ID, key.PEM)[1:]},
+		{http.MethodPost, "stream/demo/token", pemBody(key.ID, key.PEM) + pemBody(key.ID, key.PEM)},
+		{http.MethodPost, "stream/demo/token", key.PEM},
+		{http.MethodPost, "stream/demo/token", text},
+		{http.MethodPost, "stream/demo/token", string(jwk)},
+		{http.MethodPost, "stream/demo/token", pemBody(key.ID, strings.Repeat(text, 50))},
+		{http.MethodPost, "stream/demo", pemBody(key.ID, key.PEM)},
+		{http.MethodPost, "stream/keys", pemBody(key.ID, key.PEM)},
+		{http.MethodPost, "stream/../token", pemBody(key.ID, key.PEM)},
+		{http.MethodPost, "nowhere", pemBody(key.ID, key.PEM)},
+		{http.MethodDelete, "stream/demo"},
+	} {
+		readAPIResponse(t, g.onAPI().raw(t, g.apiRequest(call[0], ofAccount(call[1]), call[2], header)))
+	}
+}
+
+// privateText returns the parts of a key of the API that must stay secret, without
+// those that any key or its public half has in common with it.
+func (k apiKey) privateText(t testing.TB) map[string]string {
+	t.Helper()
+	secrets := secretsOf(t, k)
+	delete(secrets, "the PEM in it")
+	secrets["pem"] = k.PEM[len(k.PEM)/2 : len(k.PEM)-80]
+	secrets["jwk"] = k.JWK[len(k.JWK)/2:]
+	return secrets
+}
+
+// text returns the PEM as a key file holds it.
+func (k apiKey) text(t testing.TB) string {
+	t.Helper()
+	text, _ := decodedPEM(t, k.PEM)
+	return text
+}
+
+// wantNoPartOf checks that a text holds no piece of a secret, even of one that is
+// cut off.
+func wantNoPartOf(t testing.TB, where, text string, secrets map[string]string) {
+	t.Helper()
+	const piece = 20
+	for name, secret := range secrets {
+		for at := 0; at < len(secret); at += piece / 2 {
+			part := secret[at:min(at+piece, len(secret))]
+			if len(part) >= min(piece, len(secret)) && strings.Contains(text, part) {
+				t.Errorf("%s holds a part of %s, at %d", where, name, at)
+				return
+			}
+		}
+	}
 }

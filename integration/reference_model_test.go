@@ -79,6 +79,8 @@ var reasonStatus = map[string]int{
 	"rule_blocked": http.StatusForbidden, "origin_required": http.StatusForbidden, "origin_not_allowed": http.StatusForbidden,
 	"download_not_allowed": http.StatusForbidden,
 	"method_not_allowed":   http.StatusMethodNotAllowed,
+	"client_ip_unknown":    http.StatusForbidden,
+	"too_early":            http.StatusTooEarly,
 }
 
 // decide is what the gate must answer to a request at a time.
