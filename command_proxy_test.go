@@ -2,30 +2,32 @@ package signedplayback
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// --from means what it means to caddy reverse-proxy, and what is printed leads
-// there.
+// --from has the meaning that it has for `caddy reverse-proxy`, and the printed
+// URL leads there.
 func TestParseProxySite(t *testing.T) {
+	t.Parallel()
 	type site struct {
 		url, listen string
 		anyHost     bool
@@ -53,24 +55,25 @@ func TestParseProxySite(t *testing.T) {
 		{"0.0.0.0:8080", site{"http://localhost:8080", "0.0.0.0:8080", true}},
 		{"[::]:8080", site{"http://localhost:8080", "[::]:8080", true}},
 	} {
-		t.Run(tc.from, func(t *testing.T) {
-			got, err := parseProxySite(tc.from)
-			if err != nil {
-				t.Fatalf("parseProxySite = %v", err)
-			}
-			if diff := cmp.Diff(tc.want, site{got.url(), got.listen, got.anyHost}, cmp.AllowUnexported(site{})); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-			if got.https != strings.HasPrefix(tc.want.url, "https:") {
-				t.Errorf("https = %t", got.https)
-			}
-		})
+		parsed, err := parseProxySite(tc.from)
+		got := site{originURL(parsed.webOrigin), parsed.listen(), parsed.anyHost}
+		if err != nil || got != tc.want {
+			t.Errorf("parseProxySite(%q) = %+v, %v; want %+v", tc.from, got, err, tc.want)
+		}
+	}
+	for _, from := range []string{
+		"", "ftp://a", "localhost/media", "localhost?a", "localhost#a", "http://a@b", "*.example.com", "{env.HOST}", "{$HOST}", "a b",
+		"a`b", `a"b`, "a\nb", ":0", ":08", ":99999", ":8080-8090", "https://:8443", "https://0.0.0.0", "https://[::]", ":443", "https://a:80", "http://a:443", "[::1", "::1",
+	} {
+		if got, err := parseProxySite(from); err == nil {
+			t.Errorf("parseProxySite(%q) = %+v, want an error", from, got)
+		}
 	}
 }
 
-// The path of --to is where the videos' folders are, and the rest is what to
-// dial.
+// --to is the address to dial, and the folder that contains the videos' folders.
 func TestParseProxyOrigin(t *testing.T) {
+	t.Parallel()
 	type origin struct{ url, address, template string }
 	for _, tc := range []struct {
 		to   string
@@ -86,29 +89,31 @@ func TestParseProxyOrigin(t *testing.T) {
 		{"https://origin.example.com/a/b-2/", origin{"https://origin.example.com", "origin.example.com:443", "/a/b-2/{video}"}},
 		{"https://[2001:db8::1]:8443/v", origin{"https://[2001:db8::1]:8443", "[2001:db8::1]:8443", "/v/{video}"}},
 	} {
-		t.Run(tc.to, func(t *testing.T) {
-			got, err := parseProxyOrigin(tc.to)
-			if err != nil {
-				t.Fatalf("parseProxyOrigin = %v", err)
-			}
-			if diff := cmp.Diff(tc.want, origin{got.url(), got.address(), got.template}, cmp.AllowUnexported(origin{})); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-		})
+		parsed, err := parseProxyOrigin(tc.to)
+		got := origin{originURL(parsed.webOrigin), hostPort(parsed.webOrigin), parsed.template}
+		if err != nil || got != tc.want {
+			t.Errorf("parseProxyOrigin(%q) = %+v, %v; want %+v", tc.to, got, err, tc.want)
+		}
+	}
+	for _, to := range []string{
+		"h2c://a", "http://a/?b", "http://a?b", "http://a/#b", "https:///videos", "http://", "unix//run/origin.sock", "a:99999", "https://a:80", "http://a:443",
+		"http://a/b/../c", "http://a/b//c", "http://a/b%20c", "http://a/b c", "http://a/{video}/b", "http://a/{env.HOME}", "http://a/b`c", "http://a/é", "{env.HOST}", "*.a",
+	} {
+		if got, err := parseProxyOrigin(to); err == nil {
+			t.Errorf("parseProxyOrigin(%q) = %+v, want an error", to, got)
+		}
 	}
 }
 
-// proxying are the options of a proxy command with testKey for the video
-// "demo", with what change makes of them. Every origin is up, and every address
-// free.
+// proxying returns the options of a proxy command with testKey for the video
+// "demo". Every origin answers, and every address is free.
 func proxying(t *testing.T, change func(*proxyOptions)) (opts proxyOptions, warnings *bytes.Buffer) {
 	t.Helper()
 	warnings = new(bytes.Buffer)
 	opts = proxyOptions{
 		from: "http://127.0.0.1:8080", to: "127.0.0.1:8081",
-		key: writeFile(t, "key.txt", must(testKey().JWK())), video: "demo", expires: "1h",
-		publicKey: filepath.Join(t.TempDir(), "public.json"),
-		stdin:     strings.NewReader(""), warnings: warnings,
+		key: "-", stdin: strings.NewReader(must(testKey().JWK())), video: "demo", expires: "1h",
+		publicKey: filepath.Join(t.TempDir(), "public.json"), warnings: warnings,
 		now:   func() time.Time { return testTime },
 		claim: func(string) error { return nil },
 		reach: func(webOrigin) error { return nil },
@@ -119,351 +124,264 @@ func proxying(t *testing.T, change func(*proxyOptions)) (opts proxyOptions, warn
 	return opts, warnings
 }
 
-// proxied runs proxy, which must succeed.
-func proxied(t *testing.T, opts proxyOptions) (config *caddy.Config, printed string) {
+func caddyfileOf(t *testing.T, opts proxyOptions) string {
 	t.Helper()
-	var out bytes.Buffer
-	config, err := proxy(opts, &out)
+	text, err := opts.caddyfile(must(parseProxySite(opts.from)), must(parseProxyOrigin(opts.to)))
 	if err != nil {
-		t.Fatalf("proxy = %v", err)
+		t.Fatal(err)
 	}
-	return config, out.String()
+	return string(text)
 }
 
-// A flag that is wrong is named with its value and with what would be right,
-// and nothing is printed or left.
-func TestProxyErrors(t *testing.T) {
-	missing := filepath.Join(t.TempDir(), "nowhere")
+// The config contains what the flags say and nothing else: no admin endpoint, no
+// copy of it on disk, and no token in the log.
+func TestProxyCaddyfile(t *testing.T) {
+	t.Parallel()
+	const want = `{
+	admin off
+	persist_config off
+	debug
+	log {
+		format filter {
+			request>uri signed_playback
+			request>headers signed_playback
+			resp_headers signed_playback
+			uri signed_playback
+			from_path signed_playback
+			to_path signed_playback
+		}
+	}
+	signed_playback {
+		key_file 'PUBLIC'
+		geoip_database 'testdata/country.mmdb'
+		allowed_origins '*.example.com' 'localhost:3000'
+	}
+}
+https://media.example.com {
+	log
+	signed_playback {
+		origin_path /videos/{video}
+		manifest_hosts origin.example.com:443
+		player 'hls.min.js'
+	}
+	reverse_proxy https://origin.example.com
+}
+`
+	opts, _ := proxying(t, func(o *proxyOptions) {
+		o.from, o.to = "media.example.com", "https://origin.example.com/videos"
+		o.allowedOrigins, o.geoIPDatabase = []string{"*.example.com", "localhost:3000"}, "testdata/country.mmdb"
+		o.player, o.hlsJS, o.accessLog, o.debug = true, "hls.min.js", true, true
+	})
+	got := strings.NewReplacer(opts.publicKey, "PUBLIC", "`", "'").Replace(caddyfileOf(t, opts))
+	got = regexp.MustCompile(`\n\s*\n`).ReplaceAllString(got, "\n")
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	opts, _ = proxying(t, nil)
+	least := caddyfileOf(t, opts)
+	for _, never := range []string{"debug", "geoip_database", "allowed_origins", "player", "\tlog\n"} {
+		if strings.Contains(least, never) {
+			t.Errorf("without a flag for it, the config has %s:\n%s", never, least)
+		}
+	}
+	for _, want := range []string{"\tauto_https off\n", "\nhttp://127.0.0.1:8080 {\n\tbind 127.0.0.1\n"} {
+		if !strings.Contains(least, want) {
+			t.Errorf("for HTTP on a loopback address, the config lacks %q:\n%s", want, least)
+		}
+	}
+}
+
+// Caddy loads the config for each form of address, and listens there.
+func TestProxyConfigLoads(t *testing.T) {
+	for _, from := range []string{"media.example.com:8443", ":8080", "http://[::1]:8080", "https://127.0.0.1:8443", "0.0.0.0:8080", "[::]:8080"} {
+		opts, _ := proxying(t, func(o *proxyOptions) { o.from, o.player = from, true })
+		var config caddy.Config
+		if err := caddy.StrictUnmarshalJSON(must(proxy(opts, io.Discard)), &config); err != nil {
+			t.Fatal(err)
+		}
+		http := string(config.AppsRaw["http"])
+		if listen := must(parseProxySite(from)).listen(); !strings.Contains(http, `"listen":["`+listen+`"]`) {
+			t.Errorf("--from %s: want %s in %s", from, listen, http)
+		}
+		if err := caddy.Validate(&config); err != nil {
+			t.Errorf("--from %s: %v", from, err)
+		}
+	}
+}
+
+// The attack: a script passes a file name or a pattern of somebody else to
+// proxy, and the value ends its token in the Caddyfile and adds a directive, or
+// makes Caddy read an environment variable. Such a value is refused, and every
+// other one is a single token.
+func TestProxyValuesAreNotCaddyfileSyntax(t *testing.T) {
+	t.Parallel()
+	for _, hostile := range []string{
+		"a\n}\nadmin :2019", "a\r\nb", "a`b", "` `", "`", "{$HOME}", "{$HOME:x}", "{env.HOME}", "{file./etc/passwd}", "{", "}", "{ respond", "a\x00b", "a\u0085b", "\xff",
+	} {
+		opts, _ := proxying(t, func(o *proxyOptions) { o.geoIPDatabase = hostile })
+		if _, err := proxy(opts, io.Discard); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("--geoip-database: %q", hostile)) {
+			t.Errorf("%q: %v, want an error that names the flag and the value", hostile, err)
+		}
+	}
+	for _, odd := range []string{
+		`a" "b`, `"`, `"a b"`, `a\`, `\"`, "a b", " ", "#a", "a #b", "<<END", "import /etc/passwd", "a,b", "'a'", "\u00a0", "\u2028", "\ufeff", "$HOME", "(snippet)", "&(a)", "@m",
+	} {
+		opts, _ := proxying(t, func(o *proxyOptions) {
+			o.player, o.hlsJS, o.geoIPDatabase, o.publicKey = true, odd, odd, odd
+		})
+		adapted := adapt(t, string(caddyfile.Format([]byte(caddyfileOf(t, opts)))))
+		value := string(must(json.Marshal(odd)))
+		for _, want := range []string{`"key_file":[` + value + `]`, `"geoip_database":` + value, `"hls_js":` + value, `"admin":{"disabled":true`} {
+			var compact bytes.Buffer
+			if err := json.Compact(&compact, []byte(adapted)); err != nil || !strings.Contains(compact.String(), want) {
+				t.Errorf("%q: no %s in %s", odd, want, adapted)
+			}
+		}
+	}
+}
+
+// A password in the origin's address does not appear in the error, which may end
+// up in a log.
+func TestProxyRepeatsNoPassword(t *testing.T) {
+	t.Parallel()
+	for _, to := range []string{"https://me:hunter2@origin.example.com", "me:hunter2@origin:8081", "http://me:hunter2@[::1"} {
+		opts, _ := proxying(t, func(o *proxyOptions) { o.to = to })
+		_, err := proxy(opts, io.Discard)
+		if err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "--to") {
+			t.Errorf("proxy --to %s = %v, want an error that names the flag and not the password", to, err)
+		}
+	}
+}
+
+// The private key is not in the output, in the warnings, in the config, or in
+// the file for the gate. A key that proxy makes is a new one each time.
+func TestProxyKeepsThePrivateKey(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]bool)
 	for _, tc := range []struct {
-		name   string
-		change func(*proxyOptions)
-		want   []string
+		name string
+		key  string
+		want *token.PublicKey // nil for a key that is new
 	}{
-		{"no from", func(o *proxyOptions) { o.from = "" }, []string{`--from ""`, "empty", "want an address like"}},
-		{"from of another scheme", func(o *proxyOptions) { o.from = "ftp://a" }, []string{`--from "ftp://a"`, "neither http nor https"}},
-		{"from with a path", func(o *proxyOptions) { o.from = "localhost/media" }, []string{`--from "localhost/media"`, "want an address like"}},
-		{"from with a user", func(o *proxyOptions) { o.from = "http://a@b" }, []string{`--from "http://a@b"`, "host is not valid"}},
-		{"from of any name", func(o *proxyOptions) { o.from = "*.example.com" }, []string{`--from "*.example.com"`, "host is not valid"}},
-		{"from with a placeholder", func(o *proxyOptions) { o.from = "{env.HOST}" }, []string{`--from "{env.HOST}"`, "host is not valid"}},
-		{"from with port 0", func(o *proxyOptions) { o.from = ":0" }, []string{`--from ":0"`, "1 to 65535"}},
-		{"from with a port range", func(o *proxyOptions) { o.from = ":8080-8090" }, []string{`--from ":8080-8090"`, "1 to 65535"}},
-		{"HTTPS without a host", func(o *proxyOptions) { o.from = "https://:8443" }, []string{`--from "https://:8443"`, "host name"}},
-		{"HTTPS for every address", func(o *proxyOptions) { o.from = "https://0.0.0.0" }, []string{`--from "https://0.0.0.0"`, "host name"}},
-		{"HTTP on the port of HTTPS", func(o *proxyOptions) { o.from = ":443" }, []string{`--from ":443"`, "port 443"}},
-		{"HTTPS on the port of HTTP", func(o *proxyOptions) { o.from = "https://a:80" }, []string{`--from "https://a:80"`, "port 80"}},
-		{"a port that is taken", func(o *proxyOptions) {
-			o.claim = func(address string) error { return errors.New(address + " is taken") }
-		}, []string{`--from "http://127.0.0.1:8080"`, "127.0.0.1:8080 is taken", "give a port"}},
-		{"no to", func(o *proxyOptions) { o.to = "" }, []string{"needs --to", "like 127.0.0.1:8081"}},
-		{"to of another scheme", func(o *proxyOptions) { o.to = "h2c://a" }, []string{`--to "h2c://a"`, "neither http nor https"}},
-		{"to with a query", func(o *proxyOptions) { o.to = "http://a/?b" }, []string{`--to "http://a/?b"`, "query"}},
-		{"to with a fragment", func(o *proxyOptions) { o.to = "http://a/#b" }, []string{`--to "http://a/#b"`, "fragment"}},
-		{"to without a host", func(o *proxyOptions) { o.to = "https:///videos" }, []string{`--to "https:///videos"`, "host is not valid"}},
-		{"to a socket", func(o *proxyOptions) { o.to = "unix//run/origin.sock" }, []string{`--to "unix//run/origin.sock"`, "want an origin like"}},
-		{"to with a port out of range", func(o *proxyOptions) { o.to = "a:99999" }, []string{`--to "a:99999"`, "1 to 65535"}},
-		{"to HTTPS on the port of HTTP", func(o *proxyOptions) { o.to = "https://a:80" }, []string{`--to "https://a:80"`, "port 80"}},
-		{"to with a dot segment", func(o *proxyOptions) { o.to = "http://a/b/../c" }, []string{`--to "http://a/b/../c"`, `path "/b/../c"`}},
-		{"to with an escape", func(o *proxyOptions) { o.to = "http://a/b%20c" }, []string{`--to "http://a/b%20c"`, "in letters, digits"}},
-		{"to with a placeholder", func(o *proxyOptions) { o.to = "http://a/{video}/b" }, []string{`--to "http://a/{video}/b"`, `path "/{video}/b"`}},
-		{"hls.js without a player", func(o *proxyOptions) { o.hlsJS = "hls.min.js" }, []string{`--hls-js "hls.min.js"`, "add --player"}},
-		{"no such hls.js", func(o *proxyOptions) { o.player, o.hlsJS = true, missing }, []string{"--hls-js", missing, "dist/hls.min.js"}},
-		{"not an allowed origin", func(o *proxyOptions) { o.allowedOrigins = []string{"a.test", "https://b.test"} }, []string{"--allowed-origins", `"https://b.test"`, "must not specify protocol", "like *.example.com"}},
-		{"no such geo database", func(o *proxyOptions) { o.geoIPDatabase = missing }, []string{"--geoip-database", missing, "want a MaxMind DB"}},
-		{"no such key", func(o *proxyOptions) { o.key = missing }, []string{missing, "keygen"}},
-		{"a public key", func(o *proxyOptions) { o.key = writeFile(t, "key.json", publicJWK(testKey())) }, []string{"--key", "key.json", "no private half", "keygen"}},
-		{"not a video id", func(o *proxyOptions) { o.video = "../demo" }, []string{`--sub "../demo"`, "1 to 64 of"}},
-		{"not a time", func(o *proxyOptions) { o.expires = "tomorrow" }, []string{`--exp "tomorrow"`, "like 1h"}},
-		{"a time that is over", func(o *proxyOptions) { o.expires = "0s" }, []string{`--exp "0s"`, "in the past", "like 1h"}},
+		{"a new key", "", nil}, {"another new key", "", nil}, {"a file", writeFile(t, "k1.pem", testKey().PEM()), testKey().Public()}, {"standard input", "-", testKey().Public()},
+	} {
+		opts, warnings := proxying(t, func(o *proxyOptions) { o.key = tc.key })
+		var out bytes.Buffer
+		config := must(proxy(opts, &out))
+		public := must(os.ReadFile(opts.publicKey))
+		keys, err := token.ParsePublicKeys(public, "")
+		if err != nil || len(keys) != 1 || tc.want != nil && !keys[0].Equal(tc.want) || tc.want == nil && seen[keys[0].ID()] {
+			t.Fatalf("%s: the gate gets %s: %v", tc.name, public, err)
+		}
+		seen[keys[0].ID()] = true
+		if info := must(os.Stat(opts.publicKey)); info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: the file for the gate has the mode %s", tc.name, info.Mode())
+		}
+		_, afterName, _ := strings.Cut(out.String(), "  HLS   http://127.0.0.1:8080/")
+		compact, _, _ := strings.Cut(afterName, "/")
+		if _, err := token.Verify(compact, must(token.NewKeySet(keys...)), testTime, token.Policy{}); err != nil {
+			t.Errorf("%s: the gate's key does not verify the URL: %v", tc.name, err)
+		}
+		for _, private := range []string{`"d"`, `"p"`, "PRIVATE KEY", "LS0tLS1CRUdJTi"} {
+			if strings.Contains(out.String()+warnings.String()+string(config)+string(public), private) {
+				t.Errorf("%s: %s of the private key is written", tc.name, private)
+			}
+		}
+	}
+}
+
+// The output has the addresses, and URLs of the video, the key and the time that
+// the flags name. T stands for the token.
+func TestProxyOutput(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name     string
+		change   func(*proxyOptions)
+		want     string
+		warnings []string // what the one line has, if there is one
+	}{
+		{"the least", nil, `
+The gate listens on 127.0.0.1:8080. Viewers ask it for
+  http://127.0.0.1:8080/<token>/<path>
+and it asks the origin for
+  http://127.0.0.1:8081/<video>/<path>
+
+The video demo plays until 2027-01-15T09:00:00Z (in 1h0m0s):
+  HLS   http://127.0.0.1:8080/T/manifest/video.m3u8
+
+Sign more with
+  caddy signed-playback sign --key - --sub demo --url http://127.0.0.1:8080
+Stop with Ctrl-C.
+
+`, nil},
+		{"a player page, a folder, a new key and allowed origins", func(o *proxyOptions) {
+			o.from, o.to, o.player, o.key, o.allowedOrigins = "media.example.com", "https://origin.example.com/videos", true, "", []string{"*.example.com"}
+		}, `
+The gate listens on :443. Viewers ask it for
+  https://media.example.com/<token>/<path>
+and it asks the origin for
+  https://origin.example.com/videos/<video>/<path>
+
+The video demo plays until 2027-01-15T09:00:00Z (in 1h0m0s):
+  Page  https://media.example.com/T/iframe
+  HLS   https://media.example.com/T/manifest/video.m3u8
+It plays on the allowed sites only, the page in an iframe there. With curl, add
+  -H 'Origin: https://example.com'
+
+To sign more, make a key and start again with --key key.json:
+  (umask 077; caddy signed-playback keygen > key.json)
+
+Then sign with
+  caddy signed-playback sign --key key.json --sub demo --url https://media.example.com
+Stop with Ctrl-C.
+
+`, []string{"--key", "in memory"}},
+		{"an origin that does not answer", func(o *proxyOptions) {
+			o.reach = func(origin webOrigin) error { return errors.New("no way to " + hostPort(origin)) }
+		}, "", []string{`--to "127.0.0.1:8081"`, "no way to 127.0.0.1:8081", "502"}},
+		{"allowed origins, and a gate without a name", func(o *proxyOptions) {
+			o.from, o.allowedOrigins = ":8080", []string{"example.com"}
+		}, "", []string{`--from ":8080"`, "host name"}},
+		{"allowed origins, and a gate with a name", func(o *proxyOptions) { o.allowedOrigins = []string{"example.com"} }, "", nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			opts, warnings := proxying(t, tc.change)
 			var out bytes.Buffer
-			_, err := proxy(opts, &out)
-			if err == nil {
-				t.Fatal("proxy succeeded")
-			}
-			for _, want := range tc.want {
-				if !strings.Contains(err.Error(), want) {
-					t.Errorf("proxy = %v, want an error with %q", err, want)
-				}
-			}
-			if _, err := os.Stat(opts.publicKey); out.Len() > 0 || warnings.Len() > 0 || err == nil {
-				t.Errorf("with the error, it printed %q and %q, and a key file: %v", &out, warnings, err)
-			}
-		})
-	}
-}
-
-// A password in the origin's address stays out of the error, which ends up in
-// somebody's log.
-func TestProxyRepeatsNoPassword(t *testing.T) {
-	for _, to := range []string{"https://me:hunter2@origin.example.com", "me:hunter2@origin:8081", "http://me:hunter2@[::1"} {
-		opts, _ := proxying(t, func(o *proxyOptions) { o.to = to })
-		_, err := proxy(opts, new(bytes.Buffer))
-		if err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "--to") {
-			t.Errorf("proxy --to %s = %v, want an error that names the flag and no password", to, err)
-		}
-	}
-}
-
-// The config does what the flags say and nothing else: no admin endpoint, no
-// copy of it on disk, and no token in the log.
-func TestProxyConfig(t *testing.T) {
-	for _, tc := range []struct {
-		name   string
-		change func(*proxyOptions)
-		want   string
-	}{
-		{"least", nil, `{
-			"admin": {"disabled": true, "config": {"persist": false}},
-			"logging": {"logs": {"default": {"encoder": {"format": "filter", "fields": {
-				"request>headers": {"filter": "signed_playback"}, "request>uri": {"filter": "signed_playback"},
-				"resp_headers": {"filter": "signed_playback"}, "uri": {"filter": "signed_playback"},
-				"from_path": {"filter": "signed_playback"}, "to_path": {"filter": "signed_playback"}
-			}}}}},
-			"apps": {
-				"http": {"servers": {"proxy": {
-					"listen": ["127.0.0.1:8080"],
-					"automatic_https": {"disable": true},
-					"routes": [{
-						"match": [{"host": ["127.0.0.1"]}],
-						"handle": [
-							{"handler": "signed_playback", "origin_path": "/{video}", "manifest_hosts": ["127.0.0.1:8081"]},
-							{"handler": "reverse_proxy", "transport": {"protocol": "http"}, "upstreams": [{"dial": "127.0.0.1:8081"}]}
-						]
-					}]
-				}}},
-				"signed_playback": {"key_file": ["PUBLIC"]}
-			}
-		}`},
-		{"most", func(o *proxyOptions) {
-			o.from, o.to = "media.example.com", "https://origin.example.com/videos"
-			o.allowedOrigins, o.geoIPDatabase = []string{"*.example.com", "localhost:3000"}, "testdata/country.mmdb"
-			o.player, o.accessLog, o.debug = true, true, true
-		}, `{
-			"admin": {"disabled": true, "config": {"persist": false}},
-			"logging": {"logs": {"default": {"level": "DEBUG", "encoder": {"format": "filter", "fields": {
-				"request>headers": {"filter": "signed_playback"}, "request>uri": {"filter": "signed_playback"},
-				"resp_headers": {"filter": "signed_playback"}, "uri": {"filter": "signed_playback"},
-				"from_path": {"filter": "signed_playback"}, "to_path": {"filter": "signed_playback"}
-			}}}}},
-			"apps": {
-				"http": {"servers": {"proxy": {
-					"listen": [":443"],
-					"routes": [{
-						"match": [{"host": ["media.example.com"]}],
-						"handle": [
-							{"handler": "signed_playback", "origin_path": "/videos/{video}", "manifest_hosts": ["origin.example.com:443"], "player": {}},
-							{"handler": "reverse_proxy", "transport": {"protocol": "http", "tls": {}}, "upstreams": [{"dial": "origin.example.com:443"}]}
-						]
-					}],
-					"logs": {}
-				}}},
-				"signed_playback": {"key_file": ["PUBLIC"], "geoip_database": "testdata/country.mmdb", "allowed_origins": ["*.example.com", "localhost:3000"]}
-			}
-		}`},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			opts, _ := proxying(t, tc.change)
-			config, _ := proxied(t, opts)
-			var got, want any
-			text := string(must(json.Marshal(config)))
-			for doc, value := range map[string]*any{text: &got, strings.Replace(tc.want, "PUBLIC", opts.publicKey, 1): &want} {
-				if err := json.Unmarshal([]byte(doc), value); err != nil {
-					t.Fatalf("%v: %s", err, doc)
-				}
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
+			must(proxy(opts, &out))
+			compact := must(findToken(inspectOptions{token: must(firstURL(out.String()))}))
+			if diff := cmp.Diff(tc.want, strings.ReplaceAll(out.String(), compact, "T")); diff != "" && tc.want != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
-			if err := caddy.Validate(config); err != nil {
-				t.Errorf("Caddy does not take it: %v", err)
+			want := token.Claims{VideoID: "demo", KeyID: must(token.Parse(compact)).Unverified().KeyID, ExpiresAt: testTime.Add(time.Hour)}
+			if diff := cmp.Diff(want, must(token.Parse(compact)).Unverified()); diff != "" {
+				t.Errorf("claims (-want +got):\n%s", diff)
 			}
-		})
-	}
-}
-
-// A site without a name answers to every name, or nobody would get in by the
-// machine's address.
-func TestProxyConfigWithoutAHost(t *testing.T) {
-	opts, _ := proxying(t, func(o *proxyOptions) { o.from = ":8080" })
-	config, _ := proxied(t, opts)
-	if server := string(config.AppsRaw["http"]); strings.Contains(server, `"match"`) || !strings.Contains(server, `"listen":[":8080"]`) {
-		t.Errorf("the HTTP app is %s", server)
-	}
-}
-
-// The private half is not in what is printed, in the config, or in the file for
-// the gate, whether it is the user's or a new one.
-func TestProxyKeepsThePrivateHalf(t *testing.T) {
-	for name, key := range map[string]string{"a new key": "", "the user's": writeFile(t, "key.txt", testKey().PEM()), "standard input": "-"} {
-		t.Run(name, func(t *testing.T) {
-			opts, warnings := proxying(t, func(o *proxyOptions) {
-				o.key = key
-				o.stdin = strings.NewReader(must(testKey().JWK()))
-			})
-			config, printed := proxied(t, opts)
-			public := string(must(os.ReadFile(opts.publicKey)))
-			keys, err := token.ParsePublicKeys([]byte(public), "")
-			if err != nil || len(keys) != 1 || key == "-" && !keys[0].Equal(testKey().Public()) {
-				t.Errorf("the gate gets %d keys: %v", len(keys), err)
-			}
-			if _, err := token.ParseSigningKey([]byte(public), "k1"); err == nil {
-				t.Error("the file for the gate has a private half")
-			}
-			if info := must(os.Stat(opts.publicKey)); info.Mode().Perm() != 0o600 {
-				t.Errorf("the file for the gate has the mode %s", info.Mode())
-			}
-			secret := privateMember(t, testKey(), "d")
-			for where, text := range map[string]string{
-				"output": printed, "warnings": warnings.String(), "config": string(must(json.Marshal(config))), "file": public,
-			} {
-				for _, private := range []string{secret, `"d"`, `"p"`, "PRIVATE KEY", "LS0tLS1CRUdJTi"} {
-					if strings.Contains(text, private) {
-						t.Errorf("%s has %.20s of the private key", where, private)
-					}
-				}
-			}
-		})
-	}
-}
-
-// privateMember returns a member of a key's private JWK.
-func privateMember(t *testing.T, key *token.SigningKey, name string) string {
-	t.Helper()
-	decoded := must(base64.StdEncoding.DecodeString(must(key.JWK())))
-	var members map[string]string
-	if err := json.Unmarshal(decoded, &members); err != nil || members[name] == "" {
-		t.Fatalf("no member %s in the JWK: %v", name, err)
-	}
-	return members[name]
-}
-
-// Without --key, each start makes a key of its own.
-func TestProxyMakesAKey(t *testing.T) {
-	ids := make(map[string]bool)
-	for range 2 {
-		opts, _ := proxying(t, func(o *proxyOptions) { o.key = "" })
-		_, printed := proxied(t, opts)
-		key := must(token.ParsePublicKeys(must(os.ReadFile(opts.publicKey)), ""))[0]
-		ids[key.ID()] = true
-		compact := strings.Split(printedURL(t, printed, "HLS").Path, "/")[1]
-		if _, err := token.Verify(compact, must(token.NewKeySet(key)), testTime, token.Policy{}); err != nil {
-			t.Errorf("the gate's key does not verify the URL: %v", err)
-		}
-	}
-	if len(ids) != 2 {
-		t.Errorf("two starts have the keys %v", ids)
-	}
-}
-
-// printedURL returns the URL on the line that begins with a name.
-func printedURL(t *testing.T, printed, name string) *url.URL {
-	t.Helper()
-	for line := range strings.Lines(printed) {
-		fields := strings.Fields(line)
-		if len(fields) == 2 && fields[0] == name {
-			return must(url.Parse(fields[1]))
-		}
-	}
-	t.Fatalf("no %s in:\n%s", name, printed)
-	return nil
-}
-
-// What is printed says where what is, and its URLs are of the video, the key
-// and the time that were asked for.
-func TestProxyDescription(t *testing.T) {
-	for _, tc := range []struct {
-		name        string
-		change      func(*proxyOptions)
-		base        string
-		want, never []string
-	}{
-		{"least", nil, "http://127.0.0.1:8080", []string{
-			"listens on 127.0.0.1:8080", "http://127.0.0.1:8080/<token>/<path>", "http://127.0.0.1:8081/<video>/<path>",
-			"The video demo plays until 2027-01-15T09:00:00Z (in 1h0m0s)",
-			"key.txt --sub demo --url http://127.0.0.1:8080\n", "Ctrl-C",
-		}, []string{"Page", "keygen", "Origin"}},
-		{"a player page and a base path", func(o *proxyOptions) {
-			o.from, o.to, o.player = "media.example.com", "https://origin.example.com/videos", true
-		}, "https://media.example.com", []string{"listens on :443", "https://origin.example.com/videos/<video>/<path>", "Page"}, []string{"iframe there"}},
-		{"a new key", func(o *proxyOptions) { o.key = "" }, "http://127.0.0.1:8080", []string{
-			"keygen > key.json", "--key key.json", "sign --key key.json --sub demo --url http://127.0.0.1:8080\n",
-		}, nil},
-		{"allowed origins", func(o *proxyOptions) { o.allowedOrigins = []string{"*.example.com"} }, "http://127.0.0.1:8080", []string{
-			"-H 'Origin: https://example.com'", "iframe there",
-		}, nil},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			opts, _ := proxying(t, tc.change)
-			_, printed := proxied(t, opts)
-			for _, want := range tc.want {
-				if !strings.Contains(printed, want) {
-					t.Errorf("no %q in:\n%s", want, printed)
-				}
-			}
-			for _, never := range tc.never {
-				if strings.Contains(printed, never) {
-					t.Errorf("%q is in:\n%s", never, printed)
-				}
-			}
-			playback := printedURL(t, printed, "HLS").String()
-			below, ok := strings.CutPrefix(playback, tc.base+"/")
-			compact, suffix, _ := strings.Cut(below, "/")
-			if !ok || suffix != "manifest/video.m3u8" {
-				t.Errorf("the URL is %s", playback)
-			}
-			if opts.player && printedURL(t, printed, "Page").String() != tc.base+"/"+compact+"/iframe" {
-				t.Errorf("the page is %s", printedURL(t, printed, "Page"))
-			}
-			if opts.key == "" {
-				return
-			}
-			claims, err := token.Verify(compact, must(token.NewKeySet(testKey().Public())), testTime, token.Policy{})
-			want := token.Claims{VideoID: "demo", KeyID: "k1", ExpiresAt: testTime.Add(time.Hour)}
-			if diff := cmp.Diff(want, claims); err != nil || diff != "" {
-				t.Errorf("claims: %v (-want +got):\n%s", err, diff)
-			}
-		})
-	}
-}
-
-// What may be a surprise is said, and nothing else is.
-func TestProxyWarnings(t *testing.T) {
-	for _, tc := range []struct {
-		name   string
-		change func(*proxyOptions)
-		want   []string
-	}{
-		{"nothing to warn of", nil, nil},
-		{"a key in memory only", func(o *proxyOptions) { o.key = "" }, []string{"no --key", "end with this process"}},
-		{"an origin that is down", func(o *proxyOptions) {
-			o.reach = func(origin webOrigin) error { return errors.New("no way to " + origin.address()) }
-		}, []string{`--to "127.0.0.1:8081"`, "no way to 127.0.0.1:8081", "502"}},
-		{"sites are told by their names, the gate has none", func(o *proxyOptions) {
-			o.from, o.allowedOrigins = ":8080", []string{"example.com"}
-		}, []string{`--from ":8080"`, "every host name", "give the host name"}},
-		{"sites are told by their names, and the gate has one", func(o *proxyOptions) { o.allowedOrigins = []string{"example.com"} }, nil},
-		{"no name, and no sites to tell", func(o *proxyOptions) { o.from = ":8080" }, nil},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			opts, warnings := proxying(t, tc.change)
-			proxied(t, opts)
-			for _, want := range tc.want {
-				if !strings.Contains(warnings.String(), want) {
-					t.Errorf("no %q in the warnings: %s", want, warnings)
-				}
-			}
-			if lines := strings.Count(warnings.String(), "\n"); lines != min(len(tc.want), 1) {
+			if lines := strings.Count(warnings.String(), "\n"); lines != min(len(tc.warnings), 1) {
 				t.Errorf("%d lines of warnings: %s", lines, warnings)
 			}
+			for _, want := range tc.warnings {
+				if !strings.Contains(warnings.String(), want) {
+					t.Errorf("no %q in the warning: %s", want, warnings)
+				}
+			}
 		})
 	}
 }
 
-// The Origin that is printed for trying is one that the gate lets through.
+// firstURL returns the signed URL that proxy has printed.
+func firstURL(printed string) (string, error) {
+	_, after, ok := strings.Cut(printed, "  HLS   ")
+	line, _, _ := strings.Cut(after, "\n")
+	if !ok {
+		return "", errors.New("no URL in:\n" + printed)
+	}
+	return line, nil
+}
+
+// The gate accepts the Origin that proxy prints.
 func TestExampleOriginIsAllowed(t *testing.T) {
-	for _, pattern := range []string{"*", "example.com", "*.example.com", "example.com:443", "example.com:80", "localhost:3000", "*.example.com:8443", "192.0.2.1", "[2001:db8::1]:8080"} {
+	t.Parallel()
+	for _, pattern := range []string{"*", "example.com", "bücher.example", "*.example.com", "example.com:443", "example.com:80", "localhost:3000", "*.example.com:8443", "192.0.2.1", "[2001:db8::1]:8080"} {
 		example := exampleOrigin(pattern)
 		if origin, err := parseOrigin(example); err != nil || !must(compileOrigins([]string{pattern})).allows(origin) {
 			t.Errorf("exampleOrigin(%q) = %q, which is not covered: %v", pattern, example, err)
@@ -471,8 +389,9 @@ func TestExampleOriginIsAllowed(t *testing.T) {
 	}
 }
 
-// A printed command is taken apart by a shell as it is meant.
+// A shell reads a printed word as the word that was meant.
 func TestShellWord(t *testing.T) {
+	t.Parallel()
 	for _, text := range []string{"key.json", "../keys/a-b_c.json", "http://[::1]:8080", "my key.json", "it's", "$HOME;`id`&", "ключ", "", "\u0161a"} {
 		out, err := exec.Command("sh", "-c", "printf %s "+shellWord(text)).Output()
 		if err != nil || string(out) != text {
@@ -480,13 +399,14 @@ func TestShellWord(t *testing.T) {
 		}
 	}
 	if got := shellWord("https://media.example.com:8443/a_b-c+d=e"); strings.Contains(got, "'") {
-		t.Errorf("what needs no quotes has some: %s", got)
+		t.Errorf("it has quotes that it does not need: %s", got)
 	}
 }
 
-// Two servers of Caddy can share a port, and each would get some of the
-// viewers, so a port that somebody has is refused. One that is free stays so.
+// Two Caddy servers can share a port, and each would get some of the requests.
+// So a port that is in use is refused, and a free port stays free.
 func TestClaimAddress(t *testing.T) {
+	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -505,8 +425,9 @@ func TestClaimAddress(t *testing.T) {
 	}
 }
 
-// An origin counts as up if it can be connected to, as the gateway will.
+// An origin answers if the gateway can connect to it.
 func TestReachOrigin(t *testing.T) {
+	t.Parallel()
 	originOf := func(server *httptest.Server) webOrigin { return must(parseProxyOrigin(server.URL)).webOrigin }
 	plain := httptest.NewServer(nil)
 	if err := reachOrigin(originOf(plain)); err != nil {
@@ -514,13 +435,13 @@ func TestReachOrigin(t *testing.T) {
 	}
 	plain.Close()
 	if err := reachOrigin(originOf(plain)); err == nil {
-		t.Error("an origin that is down is taken for one that is up")
+		t.Error("an origin that is down counts as up")
 	}
 	untrusted := httptest.NewUnstartedServer(nil)
 	untrusted.Config.ErrorLog = log.New(io.Discard, "", 0)
 	untrusted.StartTLS()
 	defer untrusted.Close()
 	if err := reachOrigin(originOf(untrusted)); err == nil || !strings.Contains(err.Error(), "certificate") {
-		t.Errorf("an origin whose certificate nobody vouches for: %v", err)
+		t.Errorf("an origin with an untrusted certificate: %v", err)
 	}
 }
