@@ -309,7 +309,7 @@ func TestProxyCommandErrors(t *testing.T) {
 		args   []string
 		stderr string
 	}{
-		{"no origin", []string{"--from", "http://" + free}, "needs --to"},
+		{"no origin", []string{"--from", "http://" + free}, `--to ""`},
 		{"not an address", []string{"--from", "http://" + free + "/media", "--to", o.addr()}, `/media": `},
 		{"the port of another Caddy, which would share it", []string{"--from", "http://" + other.addr, "--to", o.addr()}, "address already in use"},
 		{"a module of hls.js, which no page can load", []string{"--from", "http://" + free, "--to", o.addr(), "--player", "--hls-js", strings.Replace(hlsJS(t), ".js", ".mjs", 1)}, "--hls-js"},
