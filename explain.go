@@ -33,14 +33,14 @@ func explainCommand() *cobra.Command {
 		Short: "Shows why a request is allowed or refused",
 		Long: `
 Replays a request against a config and prints each check of the gate with its
-outcome and the values that it was about. Nothing is started and nothing is sent
-to the origin: matchers, rewrites and trusted proxies of the config apply, then
-the gate decides by the code that serves viewers. Keys, key sets, the geo
+outcome and the values that decided it. It starts no server and sends nothing to
+the origin. The matchers, rewrites and trusted proxies of the config apply, and
+the gate decides with the code that serves viewers. Keys, key sets, the geo
 database and the store are read as the server reads them.
 
-Checks after the one that refuses are shown as well, as far as they can be made.
-The exit status is 0 for a request that is allowed (also if only reports hold
-against it), else 1.
+It also shows the checks after the one that refuses, as far as they can be made.
+The exit status is 0 for a request that is allowed (also in report-only mode),
+else 1.
 
 	$ caddy signed-playback explain --config /etc/caddy/Caddyfile \
 		--url 'https://media.example.com/eyJhbGci…/manifest/video.m3u8' \
@@ -50,7 +50,7 @@ against it), else 1.
 Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return fmt.Errorf("explain takes no arguments, not %q; the URL stands behind --url", redactEach(args))
+				return fmt.Errorf("explain takes no arguments, not %q; give the URL with --url", redactEach(args))
 			}
 			return nil
 		},
@@ -62,7 +62,7 @@ Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return withoutTokens(err) })
 	flags := cmd.Flags()
 	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
-	flags.StringVar(&opts.url, "url", "", "the `URL` that the viewer asked for, or - for standard input")
+	flags.StringVar(&opts.url, "url", "", "the `URL` that the viewer requested, or - for standard input")
 	flags.StringVar(&opts.ip, "ip", "", "the viewer's `address` (default: 127.0.0.1)")
 	flags.StringVar(&opts.origin, "origin", "", "the `Origin` header (default: none)")
 	flags.StringVar(&opts.referer, "referer", "", "the `Referer` header (default: none)")
@@ -73,8 +73,8 @@ Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
 	return cmd
 }
 
-// withoutTokens keeps a URL that was given in the wrong place out of terminals
-// and tickets.
+// withoutTokens removes tokens from an error, so that a URL in the wrong flag does
+// not get into terminals and tickets.
 func withoutTokens(err error) error {
 	if err == nil || errors.Is(err, errRefused) {
 		return err
@@ -92,7 +92,7 @@ type explainOptions struct {
 	now             func() time.Time
 }
 
-// explanation is what explain prints.
+// explanation is the output of explain.
 type explanation struct {
 	Allowed bool             `json:"allowed"`
 	Result  result           `json:"result"`
@@ -108,12 +108,11 @@ type explanation struct {
 	Notes   []string         `json:"notes,omitempty"`
 }
 
-// errRefused makes the exit status of a refusal. What there is to say, has been
-// printed.
+// errRefused sets the exit status of a refusal that has been printed.
 var errRefused = errors.New("the request is refused")
 
-// explain prints why the gate of a config allows or refuses a request. Its
-// error is errRefused for a request that is refused, else why it cannot tell.
+// explain prints why the gate of a config allows or refuses a request. It returns
+// errRefused for a refusal, and another error if it cannot decide.
 func explain(opts explainOptions, out io.Writer) (err error) {
 	request, err := opts.request()
 	if err != nil {
@@ -155,7 +154,7 @@ func (o explainOptions) time() (time.Time, error) {
 	return at, nil
 }
 
-// request makes the request of the options as the server would read it.
+// request returns the request of the options as a server would read it.
 func (o explainOptions) request() (*http.Request, error) {
 	address := o.url
 	if address == "-" {
@@ -165,22 +164,22 @@ func (o explainOptions) request() (*http.Request, error) {
 		}
 		address = strings.TrimSpace(string(text))
 	}
-	// The path must get to the gate as it is, so it is not parsed here.
+	// The gate must see the path byte for byte, so it is not parsed here.
 	scheme, rest, ok := strings.Cut(address, "://")
 	if !ok || scheme != "http" && scheme != "https" {
-		return nil, errors.New("--url: want the whole URL that the viewer asked for, like https://media.example.com/eyJhbGci…/manifest/video.m3u8")
+		return nil, errors.New("--url: want the whole URL that the viewer requested, like https://media.example.com/eyJhbGci…/manifest/video.m3u8")
 	}
 	host, target := rest, "/"
 	if i := strings.IndexAny(rest, "/?"); i >= 0 {
 		host, target = rest[:i], rest[i:]
 	}
-	target, _, _ = strings.Cut(target, "#") // browsers keep it for themselves
+	target, _, _ = strings.Cut(target, "#") // browsers do not send it
 	if strings.HasPrefix(target, "?") {
 		target = "/" + target
 	}
 	u, err := url.ParseRequestURI(target)
 	if err != nil || host == "" || strings.ContainsAny(host, "@ ") {
-		return nil, errors.New("--url: it has no host, or a path that no server takes")
+		return nil, errors.New("--url: it has no host, or a path that no server accepts")
 	}
 	ip, err := netip.ParseAddr(cmp.Or(o.ip, "127.0.0.1"))
 	if err != nil {
@@ -218,14 +217,14 @@ func (o explainOptions) setHeaders(h http.Header) error {
 	return nil
 }
 
-// replay is a config that is provisioned and not started.
+// replay is a provisioned config that is not started.
 type replay struct {
 	app     *App
 	servers map[string]*caddyhttp.Server
 	notes   []string
 }
 
-// loadReplay provisions what of a config decides about requests.
+// loadReplay provisions the parts of a config that decide about requests.
 func loadReplay(file string) (*replay, error) {
 	config, err := adaptConfig(file)
 	if err != nil {
@@ -264,7 +263,7 @@ func loadReplay(file string) (*replay, error) {
 	return found, nil
 }
 
-// adaptConfig reads a config file as `caddy run` would.
+// adaptConfig reads a config file as `caddy run` does.
 func adaptConfig(file string) (config map[string]any, err error) {
 	raw, err := os.ReadFile(file)
 	if err != nil {
@@ -282,7 +281,7 @@ func adaptConfig(file string) (config map[string]any, err error) {
 	return config, nil
 }
 
-// dropIDs removes what only the admin API reads.
+// dropIDs removes the members that only the admin API reads.
 func dropIDs(value any) {
 	switch value := value.(type) {
 	case map[string]any:
@@ -297,10 +296,10 @@ func dropIDs(value any) {
 	}
 }
 
-// pruned takes out of a config what explain must not do: listen, write logs,
-// obtain certificates, send a request anywhere, answer it.
+// pruned removes from a config everything that listens, writes logs, obtains
+// certificates, sends requests or answers them.
 type pruned struct {
-	left []string
+	left []string // handlers that were removed
 }
 
 func (p *pruned) prune(config map[string]any) error {
@@ -336,11 +335,10 @@ func (p *pruned) prune(config map[string]any) error {
 	return nil
 }
 
-// replayed are handlers that change what the gate sees, and nothing else.
+// replayed are the handlers that only change what the gate sees.
 var replayed = []string{"signed_playback", "subroute", "rewrite", "vars", "map", "headers", "invoke"}
 
-// answering are handlers that answer, so that what comes after them is not
-// reached.
+// answering are the handlers that answer, so that later handlers are not reached.
 var answering = []string{"reverse_proxy", "file_server", "static_response", "error", "acme_server", "metrics", "signed_playback_api", "php_fastcgi"}
 
 const answeredBy = "X-Answered-By"
@@ -361,7 +359,7 @@ func (p *pruned) routes(routes any) {
 			case slices.Contains(replayed, name):
 				p.routes(handler["routes"])
 				kept = append(kept, handler)
-			case slices.Contains(answering, name) && handler["handle_response"] == nil: // or it only asks somebody
+			case slices.Contains(answering, name) && handler["handle_response"] == nil: // with one, it only asks another server
 				kept = append(kept, map[string]any{
 					"handler": "static_response",
 					"headers": map[string]any{answeredBy: []any{name}},
@@ -376,13 +374,13 @@ func (p *pruned) routes(routes any) {
 
 func (p *pruned) notes() (notes []string) {
 	for _, name := range p.left {
-		notes = append(notes, fmt.Sprintf("the handler %s was not replayed; if it stands before the gate, it may answer or change the request", name))
+		notes = append(notes, fmt.Sprintf("the handler %s was not replayed; if it comes before the gate, it may answer or change the request", name))
 	}
 	return notes
 }
 
-// serve has the servers of the config decide on a request: those that listen on
-// its port, or, behind a proxy that changes the port, all.
+// serve replays a request on the servers that listen on its port. If there are
+// none, a proxy may have changed the port, so it tries all servers.
 func (p *replay) serve(r *http.Request) (*trace, error) {
 	var answers []string
 	for _, name := range p.order(r) {
@@ -434,7 +432,7 @@ func listensOn(server *caddyhttp.Server, r *http.Request) bool {
 	return false
 }
 
-// unread is a response of which only the headers are looked at.
+// unread is a response writer that keeps only the headers.
 type unread struct{ header http.Header }
 
 func (w *unread) Header() http.Header         { return w.header }

@@ -108,7 +108,7 @@ func (t *trace) add(name string, became verdict, err error, details ...string) {
 		s.Reason = why.reason
 		s.Details = append(s.Details, why.Error())
 	}
-	s.Details = redactEach(s.Details) // of what stands in headers and suffixes
+	s.Details = redactEach(s.Details) // headers and suffixes may contain tokens
 	t.checks = append(t.checks, s)
 }
 
@@ -145,8 +145,7 @@ func (t *trace) explainPath(d *decision, became verdict, err error) {
 	t.add("path", became, nil, fmt.Sprintf("%q, kind %s, %s", d.target.suffix.decoded, d.kind, under))
 }
 
-// tokenParts are the parts of the token check, in the order in which the gate
-// makes them, with the reasons for which each refuses.
+// tokenParts are the parts of the token step in order, with the reasons of each.
 var tokenParts = []struct {
 	name    string
 	reasons []reason
@@ -199,7 +198,7 @@ func (t *trace) explainToken(d *decision, became verdict, err error) {
 	}
 }
 
-// unchecked tells what the rest of a token says, if it can be read.
+// unchecked describes a part of a token that was not checked.
 func unchecked(name string, d *decision, claims token.Claims, detail func(*decision, token.Claims) string) []string {
 	if claims.VideoID == "" || name == "signature" {
 		return []string{"not reached"}
@@ -218,7 +217,7 @@ func rulesCount(c token.Claims) string {
 	}
 }
 
-// shownRules decodes rules for showing them. What they do, compileRules says.
+// shownRules decodes rules to show them. Only compileRules decides about them.
 func shownRules(c token.Claims) (rules []token.AccessRule) {
 	_ = json.Unmarshal(c.AccessRules, &rules)
 	return rules
@@ -240,7 +239,7 @@ func explainDate(now, date time.Time) string {
 	return fmt.Sprintf("%s, in %s", shown, date.Sub(now).Truncate(time.Second))
 }
 
-// explainSettings tells what the video demands, and who says so.
+// explainSettings shows what the video requires, and where that is configured.
 func (t *trace) explainSettings(d *decision, became verdict, err error) {
 	id := d.video
 	if id == "" {
@@ -306,8 +305,7 @@ func explainDownload(d *decision) string {
 	}
 }
 
-// explainRules tells of each rule that was looked at what it made of the
-// viewer.
+// explainRules shows for each rule whether it matches the viewer.
 func explainRules(d *decision, unevaluated bool) (details []string) {
 	switch {
 	case d.target.token == "":
