@@ -40,8 +40,9 @@ test-tools:
 	@integration/install-tools.sh
 
 .PHONY: unit
-unit: ## Unit tests, goldens and fuzz seeds, with the race detector
+unit: ## Unit tests, goldens, fuzz seeds and Wycheproof's vectors
 	go test -race ./...
+	cd integration && go test ./wycheproof
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME
