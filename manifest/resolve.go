@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/percent"
 )
 
 // place is what references are resolved against.
@@ -346,26 +348,16 @@ func (m *mapper) below(path []byte) (name int, inside bool) {
 const delimiters = "/%;:@&=+$,!'()*[]?#\\"
 
 // octet reads an octet of a path. The encoding of a delimiter differs from the
-// delimiter.
+// delimiter itself.
 func octet(path []byte) (value, size int) {
-	if path[0] != '%' || len(path) < 3 || unhex(path[1]) < 0 || unhex(path[2]) < 0 {
+	c, encoded := percent.Octet(path)
+	switch {
+	case !encoded:
 		return int(path[0]), 1
-	}
-	c := byte(unhex(path[1])<<4 | unhex(path[2]))
-	if strings.IndexByte(delimiters, c) >= 0 {
+	case strings.IndexByte(delimiters, c) >= 0:
 		return int(c) + 256, 3
 	}
 	return int(c), 3
-}
-
-func unhex(c byte) int {
-	switch {
-	case '0' <= c && c <= '9':
-		return int(c - '0')
-	case 'a' <= c|0x20 && c|0x20 <= 'f':
-		return int(c|0x20-'a') + 10
-	}
-	return -1
 }
 
 // relate sets m.out to the reference that leads from a path in the folder to a
