@@ -1,21 +1,24 @@
-// Package strictjson reads JSON the one way that two readers cannot disagree
-// about: RFC 8259 to the letter, valid UTF-8, no lone surrogates, no member
-// twice in an object, one value in a document and a bound on nesting.
+// Package strictjson reads JSON so that two readers cannot disagree about it. It
+// accepts RFC 8259 with these restrictions: the text is valid UTF-8 without lone
+// surrogates, an object has no member twice, a document has exactly one value,
+// and nesting has a limit.
 //
-// encoding/json takes the last of several members of a name, matches names in
-// any case and replaces invalid bytes. Each of these lets a signer and a
-// verifier read two different things from the same signed bytes.
+// encoding/json keeps the last of several members with the same name, matches
+// names in any case and replaces invalid bytes. Each of these lets a signer and
+// a verifier read different things from the same signed bytes.
 package strictjson
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"iter"
+	"strconv"
 	"unicode/utf16"
 	"unicode/utf8"
 )
 
-// Errors that Parse returns.
+// Errors of Parse.
 var (
 	ErrSyntax    = errors.New("json: invalid syntax")
 	ErrEncoding  = errors.New("json: invalid UTF-8 or lone surrogate")
@@ -23,15 +26,16 @@ var (
 	ErrDepth     = errors.New("json: nested too deeply")
 )
 
-// Value is one JSON value that Parse has checked, in the bytes of its
-// document. The zero Value is no value at all. A Value is only read, so it may
-// be used from several goroutines as long as nobody writes to the document.
+// Value is one JSON value of a document that Parse has checked. It refers to the
+// bytes of the document, which must not change. The zero Value is no JSON value.
+// A Value is safe for concurrent use.
 type Value struct {
 	raw []byte
 }
 
-// Parse checks that doc is exactly one JSON value nested at most maxDepth
-// arrays and objects deep, with white space around it at the most.
+// Parse checks that doc consists of one JSON value and white space around it, and
+// that the value nests at most maxDepth arrays and objects. Its errors are
+// ErrSyntax, ErrEncoding, ErrDuplicate and ErrDepth.
 func Parse(doc []byte, maxDepth int) (Value, error) {
 	if !utf8.Valid(doc) {
 		return Value{}, ErrEncoding
@@ -53,10 +57,10 @@ func Parse(doc []byte, maxDepth int) (Value, error) {
 // Raw returns the bytes of the value, without the white space around it.
 func (v Value) Raw() []byte { return v.raw }
 
-// Present reports whether v is a value at all; the zero Value is not.
+// Present reports whether v is a JSON value; the zero Value is not.
 func (v Value) Present() bool { return len(v.raw) > 0 }
 
-// IsObject, IsArray, IsString and IsNumber report what kind of value v is.
+// IsObject reports whether v is an object.
 func (v Value) IsObject() bool { return v.startsWith('{') }
 
 // IsArray reports whether v is an array.
@@ -72,7 +76,7 @@ func (v Value) IsNumber() bool {
 
 func (v Value) startsWith(c byte) bool { return v.Present() && v.raw[0] == c }
 
-// Bool returns the value of true and false; ok is false for anything else.
+// Bool returns the value of a boolean. ok is false for any other value.
 func (v Value) Bool() (value, ok bool) {
 	switch string(v.raw) {
 	case "true":
@@ -83,9 +87,9 @@ func (v Value) Bool() (value, ok bool) {
 	return false, false
 }
 
-// Plain returns the bytes between the quotes of a string that is written
-// without escapes, so that what is compared is what was signed; ok is false
-// for anything else.
+// Plain returns the bytes between the quotes of a string without escapes. ok is
+// false for any other value. A caller that compares them compares the signed
+// bytes themselves.
 func (v Value) Plain() (text []byte, ok bool) {
 	if !v.IsString() {
 		return nil, false
@@ -94,17 +98,17 @@ func (v Value) Plain() (text []byte, ok bool) {
 	return text, bytes.IndexByte(text, '\\') < 0
 }
 
-// Text returns a string with its escapes resolved; ok is false for anything
-// else.
+// Text returns a string with its escapes decoded. ok is false for any other
+// value.
 func (v Value) Text() (text string, ok bool) {
 	if !v.IsString() {
 		return "", false
 	}
-	return string(unescape(v.raw[1 : len(v.raw)-1])), true
+	return string(unquote(v.raw)), true
 }
 
-// Members yields the members of an object in their order, names with their
-// escapes resolved. It yields nothing for any other value.
+// Members yields the members of an object in order, with the escapes of their
+// names decoded. It yields nothing for any other value.
 func (v Value) Members() iter.Seq2[[]byte, Value] {
 	return func(yield func([]byte, Value) bool) {
 		if !v.IsObject() {
@@ -112,20 +116,20 @@ func (v Value) Members() iter.Seq2[[]byte, Value] {
 		}
 		s := scanner{doc: v.raw, pos: 1, checked: true}
 		for s.space(); s.peek() != '}'; s.space() {
-			name := s.skim()
+			name := s.skip()
 			s.space()
 			s.pos++ // the colon
 			s.space()
-			if !yield(unescape(name[1:len(name)-1]), Value{s.skim()}) {
+			if !yield(unquote(name), Value{s.skip()}) {
 				return
 			}
-			s.comma()
+			s.skipComma()
 		}
 	}
 }
 
-// Elements yields the elements of an array in their order. It yields nothing
-// for any other value.
+// Elements yields the elements of an array in order. It yields nothing for any
+// other value.
 func (v Value) Elements() iter.Seq[Value] {
 	return func(yield func(Value) bool) {
 		if !v.IsArray() {
@@ -133,16 +137,16 @@ func (v Value) Elements() iter.Seq[Value] {
 		}
 		s := scanner{doc: v.raw, pos: 1, checked: true}
 		for s.space(); s.peek() != ']'; s.space() {
-			if !yield(Value{s.skim()}) {
+			if !yield(Value{s.skip()}) {
 				return
 			}
-			s.comma()
+			s.skipComma()
 		}
 	}
 }
 
-// scanner walks over a document. With checked set, the document has been
-// through Parse, so that depth and duplicates need no second look.
+// scanner reads a document from front to back. If checked is set, Parse has
+// accepted the document, so the scanner looks at neither depth nor duplicates.
 type scanner struct {
 	doc     []byte
 	pos     int
@@ -161,7 +165,7 @@ func (s *scanner) space() {
 	}
 }
 
-// peek returns the next byte, or 0 at the end, which no JSON token contains.
+// peek returns the next byte, or 0 at the end. No JSON token contains a 0.
 func (s *scanner) peek() byte {
 	if s.pos < len(s.doc) {
 		return s.doc[s.pos]
@@ -169,16 +173,17 @@ func (s *scanner) peek() byte {
 	return 0
 }
 
-// skim passes over one value of a checked document and returns its bytes.
-func (s *scanner) skim() []byte {
+// skip returns the bytes of the next value of a checked document.
+func (s *scanner) skip() []byte {
 	start := s.pos
 	s.depth = len(s.doc)
 	_ = s.value()
 	return s.doc[start:s.pos]
 }
 
-// comma passes over the separator behind a value of a checked document.
-func (s *scanner) comma() {
+// skipComma moves past the comma after a value of a checked document, if there
+// is one.
+func (s *scanner) skipComma() {
 	s.space()
 	if s.peek() == ',' {
 		s.pos++
@@ -192,8 +197,7 @@ func (s *scanner) value() error {
 	case '[':
 		return s.nested((*scanner).array)
 	case '"':
-		_, err := s.str()
-		return err
+		return s.str()
 	case 't':
 		return s.literal("true")
 	case 'f':
@@ -217,7 +221,11 @@ func (s *scanner) nested(read func(*scanner) error) error {
 }
 
 func (s *scanner) object() error {
-	var seen names
+	// An object with thousands of members must not cost millions of comparisons.
+	var seen map[string]struct{}
+	if !s.checked {
+		seen = make(map[string]struct{})
+	}
 	s.space()
 	if s.peek() == '}' {
 		s.pos++
@@ -225,12 +233,16 @@ func (s *scanner) object() error {
 	}
 	for {
 		s.space()
-		name, err := s.str()
-		if err != nil {
+		start := s.pos
+		if err := s.str(); err != nil {
 			return err
 		}
-		if !s.checked && !seen.add(unescape(name)) {
-			return ErrDuplicate
+		if !s.checked {
+			name := string(unquote(s.doc[start:s.pos]))
+			if _, duplicate := seen[name]; duplicate {
+				return ErrDuplicate
+			}
+			seen[name] = struct{}{}
 		}
 		s.space()
 		if s.peek() != ':' {
@@ -256,8 +268,8 @@ func (s *scanner) array() error {
 	}
 }
 
-// element reads a value and what stands behind it: a comma, or the closing
-// bracket, which ends the array or object.
+// element reads a value and the byte after it. done is true if that byte is the
+// closing bracket of the array or object, and false if it is a comma.
 func (s *scanner) element(closing byte) (done bool, err error) {
 	s.space()
 	if err := s.value(); err != nil {
@@ -280,8 +292,8 @@ func (s *scanner) literal(word string) error {
 	return nil
 }
 
-// number reads the grammar of RFC 8259 section 6. What may follow a number is
-// the caller's affair.
+// number reads a number as RFC 8259 section 6 defines it. The caller checks what
+// follows.
 func (s *scanner) number() error {
 	if s.peek() == '-' {
 		s.pos++
@@ -317,30 +329,28 @@ func (s *scanner) digits() (n int) {
 	return n
 }
 
-// str reads a string and returns what stands between its quotes.
-func (s *scanner) str() ([]byte, error) {
+// str reads a string.
+func (s *scanner) str() error {
 	if s.peek() != '"' {
-		return nil, ErrSyntax
+		return ErrSyntax
 	}
 	s.pos++
-	start := s.pos
 	for s.pos < len(s.doc) {
 		switch c := s.doc[s.pos]; {
 		case c == '"':
-			text := s.doc[start:s.pos]
 			s.pos++
-			return text, nil
+			return nil
 		case c < 0x20:
-			return nil, ErrSyntax
+			return ErrSyntax
 		case c == '\\':
 			if err := s.escape(); err != nil {
-				return nil, err
+				return err
 			}
 		default:
 			s.pos++
 		}
 	}
-	return nil, ErrSyntax
+	return ErrSyntax
 }
 
 func (s *scanner) escape() error {
@@ -351,9 +361,6 @@ func (s *scanner) escape() error {
 	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
 		s.pos += 2
 		return nil
-	case 'u':
-	default:
-		return ErrSyntax
 	}
 	unit, ok := codeUnit(s.doc[s.pos:])
 	if !ok {
@@ -371,100 +378,25 @@ func (s *scanner) escape() error {
 	return nil
 }
 
-// codeUnit reads a \u escape, of one code unit of UTF-16, at the start of b.
-func codeUnit(b []byte) (rune, bool) {
+// codeUnit reads a \u escape, which has one UTF-16 code unit, at the start of b.
+func codeUnit(b []byte) (unit rune, ok bool) {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 		return 0, false
 	}
-	var unit rune
-	for _, c := range b[2:6] {
-		switch {
-		case isDigit(c):
-			unit = unit<<4 | rune(c-'0')
-		case 'a' <= c && c <= 'f':
-			unit = unit<<4 | rune(c-'a'+10)
-		case 'A' <= c && c <= 'F':
-			unit = unit<<4 | rune(c-'A'+10)
-		default:
-			return 0, false
-		}
-	}
-	return unit, true
+	n, err := strconv.ParseUint(string(b[2:6]), 16, 16)
+	return rune(n), err == nil
 }
 
-// unescape resolves the escapes of a checked string. Without escapes it
-// returns text itself.
-func unescape(text []byte) []byte {
-	if bytes.IndexByte(text, '\\') < 0 {
-		return text
+// unquote decodes a string that the scanner has accepted. The result is a part
+// of quoted if the string has no escapes.
+func unquote(quoted []byte) []byte {
+	content := quoted[1 : len(quoted)-1]
+	if bytes.IndexByte(content, '\\') < 0 {
+		return content
 	}
-	out := make([]byte, 0, len(text))
-	for i := 0; i < len(text); i++ {
-		if text[i] != '\\' {
-			out = append(out, text[i])
-			continue
-		}
-		i++
-		switch text[i] {
-		case 'b':
-			out = append(out, '\b')
-		case 'f':
-			out = append(out, '\f')
-		case 'n':
-			out = append(out, '\n')
-		case 'r':
-			out = append(out, '\r')
-		case 't':
-			out = append(out, '\t')
-		case 'u':
-			unit, _ := codeUnit(text[i-1:])
-			i += 4
-			if utf16.IsSurrogate(unit) {
-				low, _ := codeUnit(text[i+1:])
-				unit = utf16.DecodeRune(unit, low)
-				i += 6
-			}
-			out = utf8.AppendRune(out, unit)
-		default:
-			out = append(out, text[i])
-		}
-	}
-	return out
+	var text string
+	_ = json.Unmarshal(quoted, &text)
+	return []byte(text)
 }
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
-
-// names remembers the member names of one object. The objects of a token have
-// a handful; a hostile one with a thousand must not cost a million comparisons.
-type names struct {
-	few  [16][]byte
-	n    int
-	many map[string]struct{}
-}
-
-// add remembers name and reports whether it is new.
-func (s *names) add(name []byte) bool {
-	if s.many != nil {
-		if _, dup := s.many[string(name)]; dup {
-			return false
-		}
-		s.many[string(name)] = struct{}{}
-		return true
-	}
-	for _, seen := range s.few[:s.n] {
-		if bytes.Equal(seen, name) {
-			return false
-		}
-	}
-	if s.n < len(s.few) {
-		s.few[s.n] = name
-		s.n++
-		return true
-	}
-	s.many = make(map[string]struct{}, 4*len(s.few))
-	for _, seen := range s.few {
-		s.many[string(seen)] = struct{}{}
-	}
-	s.many[string(name)] = struct{}{}
-	return true
-}
