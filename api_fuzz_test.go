@@ -19,6 +19,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -130,7 +131,7 @@ func checkEdit(t *testing.T, app *App, body strictjson.Value) {
 	if compiled.damage != nil {
 		t.Fatalf("viewers are refused after %s: %v", body.Raw(), compiled.damage)
 	}
-	if edit.allowedOrigins != nil && !reflect.DeepEqual(compiled.video.allowed, must(compileOrigins(*edit.allowedOrigins))) {
+	if edit.allowedOrigins != nil && !reflect.DeepEqual(compiled.video.allowed, must(weborigin.Compile(*edit.allowedOrigins))) {
 		t.Fatalf("%s allows others than it says", body.Raw())
 	}
 	returned := must(json.Marshal(app.describe("demo", read)))

@@ -12,15 +12,13 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-const (
-	// maxAllowedOrigins keeps the frame-ancestors that they become within what
-	// servers accept as a header.
-	maxAllowedOrigins = 200
-	maxAncestorsBytes = 8 << 10
-)
+// maxAncestorsBytes bounds the frame-ancestors of a video, which must fit into a
+// response header.
+const maxAncestorsBytes = 8 << 10
 
 // reservedVideos are resources of the API, and of Cloudflare's that this one
 // does not have, in the place of a video id. A call of one of those must not
@@ -176,22 +174,20 @@ func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
 		return nil, badRequest("allowedOrigins is not an array")
 	}
 	patterns := []string{}
-	length := 0 // of what is stored, patterns that are given twice included
+	length := 0 // of the stored texts, duplicates included
 	for element := range v.Elements() {
 		text, ok := element.Text()
 		if !ok {
 			return nil, badRequest("allowedOrigins holds %.80s: want strings", element.Raw())
 		}
 		length += len(text)
-		if patterns = append(patterns, text); len(patterns) > maxAllowedOrigins {
-			return nil, badRequest("allowedOrigins has more than %d origins", maxAllowedOrigins)
-		}
+		patterns = append(patterns, text)
 	}
-	compiled, err := compileOrigins(patterns)
+	compiled, err := weborigin.Compile(patterns)
 	if err != nil {
 		return nil, badRequest("%v", err)
 	}
-	if length > maxAncestorsBytes || compiled != nil && len(compiled.ancestors()) > maxAncestorsBytes {
+	if length > maxAncestorsBytes || len(compiled.FrameAncestors()) > maxAncestorsBytes {
 		return nil, badRequest("allowedOrigins is longer than %d bytes in all", maxAncestorsBytes)
 	}
 	return patterns, nil

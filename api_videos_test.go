@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
 
 // A member that is not understood is refused, and changes nothing: it may be
@@ -42,7 +43,7 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 		{`{"allowedOrigins":["a.*.com"]}`, "a.*.com"},
 		{`{"allowedOrigins":["example.com:0"]}`, "port"},
 		{`{"allowedOrigins":["example.com; script-src *"]}`, "example.com"},
-		{`{"allowedOrigins":` + origins(maxAllowedOrigins+1) + `}`, "more than 200"},
+		{`{"allowedOrigins":` + origins(weborigin.MaxPatterns+1) + `}`, "more than 200"},
 		{`{"allowedOrigins":` + string(must(json.Marshal(long))) + `}`, "longer than"},
 		{`{"uid":"w"}`, "uid"},
 		{`{"uid":"V"}`, "uid"},

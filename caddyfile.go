@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/dustin/go-humanize"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -289,7 +290,7 @@ func (v *VideoSettings) videoOptions() map[string]option {
 		"require_signed_urls": func(d *caddyfile.Dispenser) error { return switchArg(d, &v.RequireSignedURLs) },
 		"allowed_origins": func(d *caddyfile.Dispenser) error {
 			return someArgs(d, &v.AllowedOrigins, func(pattern string) error {
-				_, err := parseOriginPattern(pattern)
+				_, err := weborigin.ParsePattern(pattern)
 				return err
 			})
 		},

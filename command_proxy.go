@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"regexp"
 	"strconv"
@@ -26,6 +25,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -97,8 +97,8 @@ type proxyOptions struct {
 	stdin     io.Reader
 	warnings  io.Writer
 	now       func() time.Time
-	claim     func(address string) error   // reports why a server cannot listen on an address
-	reach     func(origin webOrigin) error // reports why an origin does not answer
+	claim     func(address string) error          // reports why a server cannot listen on an address
+	reach     func(origin weborigin.Origin) error // reports why an origin does not answer
 }
 
 // serveProxy runs the gateway until a signal ends the process.
@@ -202,9 +202,9 @@ func proxy(opts proxyOptions, out io.Writer) ([]byte, error) {
 
 // proxySite is the address at which viewers reach the gateway.
 type proxySite struct {
-	webOrigin        // as in the printed URLs
-	anyHost   bool   // the site answers to every host name
-	bind      string // the address to listen on; "" for all
+	weborigin.Origin        // as in the printed URLs
+	anyHost          bool   // the site answers to every host name
+	bind             string // the address to listen on; "" for all
 }
 
 // parseProxySite reads --from. As in `caddy reverse-proxy`, a host means HTTPS
@@ -212,46 +212,46 @@ type proxySite struct {
 // loopback address listens on that address alone.
 func parseProxySite(text string) (site proxySite, err error) {
 	path := ""
-	if site.webOrigin, path, err = parseServerAddress(text, true); err != nil {
+	if site.Origin, path, err = parseServerAddress(text, true); err != nil {
 		return site, err
 	}
-	address, _ := netip.ParseAddr(site.host)
+	address, _ := netip.ParseAddr(site.Host)
 	if address.IsLoopback() || address.IsUnspecified() {
-		site.bind = site.host
+		site.bind = site.Host
 	}
-	site.anyHost = site.host == "" || address.IsUnspecified()
+	site.anyHost = site.Host == "" || address.IsUnspecified()
 	switch {
 	case text == "":
 		return site, errors.New("it is empty")
 	case path != "" && path != "/":
 		return site, fmt.Errorf("it has the path %q", path)
-	case site.https && site.anyHost:
+	case site.HTTPS && site.anyHost:
 		return site, errors.New("a certificate for HTTPS needs a host name")
 	case site.anyHost:
-		site.host = "localhost"
+		site.Host = "localhost"
 	}
 	return site, nil
 }
 
 // listen returns the address that the gateway listens on.
-func (s proxySite) listen() string { return net.JoinHostPort(s.bind, strconv.Itoa(int(s.port))) }
+func (s proxySite) listen() string { return net.JoinHostPort(s.bind, strconv.Itoa(int(s.Port))) }
 
 // proxyOrigin is the server that has the videos.
 type proxyOrigin struct {
-	webOrigin
+	weborigin.Origin
 	template string // the gate's origin_path
 }
 
 // parseProxyOrigin reads --to.
 func parseProxyOrigin(text string) (origin proxyOrigin, err error) {
 	path := ""
-	if origin.webOrigin, path, err = parseServerAddress(text, false); err != nil {
+	if origin.Origin, path, err = parseServerAddress(text, false); err != nil {
 		return origin, err
 	}
-	if origin.host == "" && origin.port == defaultPort(origin.https) {
+	if origin.Host == "" && origin.Port == weborigin.DefaultPort(origin.HTTPS) {
 		return origin, errors.New("it has no host")
 	}
-	origin.host = cmp.Or(origin.host, "localhost")
+	origin.Host = cmp.Or(origin.Host, "localhost")
 	origin.template = strings.TrimSuffix(path, "/") + "/" + videoPlaceholder
 	if _, err := parseOriginPath(origin.template); err != nil || strings.Contains(path, "{") {
 		return origin, fmt.Errorf("the path %q is not a folder name of letters, digits and -._~!$&'()*+,=:@", path)
@@ -262,49 +262,34 @@ func parseProxyOrigin(text string) (origin proxyOrigin, err error) {
 // parseServerAddress reads [<scheme>://][<host>][:<port>][<path>]. The host may
 // be missing. Without a scheme the address means HTTP, or HTTPS if nameIsHTTPS
 // is set and the address has a host name and no port of HTTP.
-func parseServerAddress(text string, nameIsHTTPS bool) (o webOrigin, path string, err error) {
+func parseServerAddress(text string, nameIsHTTPS bool) (o weborigin.Origin, path string, err error) {
 	scheme, rest, ok := strings.Cut(text, "://")
 	if !ok {
 		scheme, rest = "", text
 	}
 	end := strings.IndexByte(rest+"/", '/')
-	name, port, _, err := splitHostPort(rest[:end])
+	name, port, err := weborigin.SplitHostPort(rest[:end])
 	if err == nil && name != "" {
-		if o.host, err = parseHost(name); err != nil {
+		if o.Host, err = weborigin.ParseHost(name); err != nil {
 			err = fmt.Errorf("the host is not valid: %w", err)
 		}
 	}
 	if err != nil {
 		return o, "", err
 	}
-	address, _ := netip.ParseAddr(o.host)
+	address, _ := netip.ParseAddr(o.Host)
 	switch scheme {
 	case "":
-		o.https = nameIsHTTPS && name != "" && !address.IsUnspecified() && port != defaultPort(false)
+		o.HTTPS = nameIsHTTPS && name != "" && !address.IsUnspecified() && port != weborigin.DefaultPort(false)
 	case "http", "https":
-		o.https = scheme == "https"
+		o.HTTPS = scheme == "https"
 	default:
 		return o, "", fmt.Errorf("%q is neither http nor https", scheme)
 	}
-	if o.port = cmp.Or(port, defaultPort(o.https)); o.port == defaultPort(!o.https) {
-		return o, "", fmt.Errorf("port %d does not go with this scheme", o.port)
+	if o.Port = cmp.Or(port, weborigin.DefaultPort(o.HTTPS)); o.Port == weborigin.DefaultPort(!o.HTTPS) {
+		return o, "", fmt.Errorf("port %d does not go with this scheme", o.Port)
 	}
 	return o, rest[end:], nil
-}
-
-// hostPort returns the host and port of an origin, for dialling and listening.
-func hostPort(o webOrigin) string { return net.JoinHostPort(o.host, strconv.Itoa(int(o.port))) }
-
-// originURL returns an origin as a URL without a path.
-func originURL(o webOrigin) string {
-	u := url.URL{Scheme: "http", Host: hostPort(o)}
-	if o.https {
-		u.Scheme = "https"
-	}
-	if o.port == defaultPort(o.https) {
-		u.Host = strings.TrimSuffix(u.Host, ":"+strconv.Itoa(int(o.port)))
-	}
-	return u.String()
 }
 
 // proxyCaddyfile is the gateway's config. The log filter is there without an
@@ -361,7 +346,7 @@ func (opts proxyOptions) check() error {
 	if _, err := (&PlayerConfig{HLSJS: opts.hlsJS}).provision(); err != nil {
 		return fmt.Errorf("--hls-js %q: %w; give dist/hls.min.js of the npm package hls.js", opts.hlsJS, err)
 	}
-	if _, err := compileOrigins(opts.allowedOrigins); err != nil {
+	if _, err := weborigin.Compile(opts.allowedOrigins); err != nil {
 		return fmt.Errorf("--allowed-origins: %w; give [*.]host[:port], like *.example.com or localhost:3000", err)
 	}
 	if opts.geoIPDatabase != "" {
@@ -374,14 +359,14 @@ func (opts proxyOptions) check() error {
 
 // caddyfile returns the gateway's config.
 func (opts proxyOptions) caddyfile(site proxySite, origin proxyOrigin) ([]byte, error) {
-	address := originURL(site.webOrigin)
+	address := site.String()
 	if site.anyHost {
-		address = "http://:" + strconv.Itoa(int(site.port))
+		address = "http://:" + strconv.Itoa(int(site.Port))
 	}
 	var text bytes.Buffer
 	err := proxyCaddyfile.Execute(&text, map[string]any{
-		"HTTPS": site.https, "Address": address, "Bind": site.bind,
-		"Upstream": originURL(origin.webOrigin), "ManifestHost": hostPort(origin.webOrigin), "OriginPath": origin.template,
+		"HTTPS": site.HTTPS, "Address": address, "Bind": site.bind,
+		"Upstream": origin.String(), "ManifestHost": origin.Address(), "OriginPath": origin.template,
 		"PublicKey": opts.publicKey, "AllowedOrigins": opts.allowedOrigins, "GeoIPDatabase": opts.geoIPDatabase,
 		"Player": opts.player, "HLSJS": opts.hlsJS, "AccessLog": opts.accessLog, "Debug": opts.debug, "TokenFields": tokenFields,
 	})
@@ -407,17 +392,17 @@ func (opts proxyOptions) warn(site proxySite, origin proxyOrigin) {
 	if site.anyHost && len(opts.allowedOrigins) > 0 {
 		fmt.Fprintf(opts.warnings, "warning: --from %q answers to every host name, so a page under any name that leads here counts as allowed; give the host name\n", opts.from)
 	}
-	if err := opts.reach(origin.webOrigin); err != nil {
+	if err := opts.reach(origin.Origin); err != nil {
 		fmt.Fprintf(opts.warnings, "warning: --to %q does not answer (%v): viewers get status 502 until it does\n", opts.to, err)
 	}
 }
 
 // describe prints the addresses, a first URL and how to sign more.
 func (opts proxyOptions) describe(out io.Writer, site proxySite, origin proxyOrigin, claims token.Claims, compact string) {
-	base := originURL(site.webOrigin)
+	base := site.String()
 	fmt.Fprintf(out, "\nThe gate listens on %s. Viewers ask it for\n  %s/<token>/<path>\n", site.listen(), base)
 	fmt.Fprintf(out, "and it asks the origin for\n  %s%s/<path>\n\n",
-		originURL(origin.webOrigin), strings.ReplaceAll(origin.template, videoPlaceholder, "<video>"))
+		origin.String(), strings.ReplaceAll(origin.template, videoPlaceholder, "<video>"))
 
 	fmt.Fprintf(out, "The video %s plays until %s:\n", claims.VideoID, relativeTime(claims.ExpiresAt, opts.now()))
 	if opts.player {
@@ -439,11 +424,8 @@ func (opts proxyOptions) describe(out io.Writer, site proxySite, origin proxyOri
 
 // exampleOrigin returns an origin that a valid pattern covers.
 func exampleOrigin(pattern string) string {
-	if pattern == "*" {
-		return "https://www.example.com"
-	}
-	p, _ := parseOriginPattern(pattern)
-	return "https://" + strings.TrimPrefix(p.String(), "*.")
+	p, _ := weborigin.ParsePattern(pattern)
+	return p.Example().String()
 }
 
 var plainShellWord = regexp.MustCompile(`^[A-Za-z0-9_./:=+-]+$`)
@@ -469,13 +451,13 @@ func claimAddress(address string) error {
 
 // reachOrigin reports why a connection to an origin fails. An origin that is down
 // delays the start by at most two seconds.
-func reachOrigin(origin webOrigin) error {
+func reachOrigin(origin weborigin.Origin) error {
 	dialer := &net.Dialer{Timeout: 2 * time.Second}
 	dial := dialer.Dial
-	if origin.https {
+	if origin.HTTPS {
 		dial = (&tls.Dialer{NetDialer: dialer}).Dial
 	}
-	conn, err := dial("tcp", hostPort(origin))
+	conn, err := dial("tcp", origin.Address())
 	if err != nil {
 		return err
 	}

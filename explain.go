@@ -24,6 +24,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/spf13/cobra"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
 
 func explainCommand() *cobra.Command {
@@ -421,7 +423,7 @@ func listensOn(server *caddyhttp.Server, r *http.Request) bool {
 	_, text, err := net.SplitHostPort(r.Host)
 	port, _ := strconv.ParseUint(text, 10, 16)
 	if err != nil {
-		port = uint64(defaultPort(r.TLS != nil))
+		port = uint64(weborigin.DefaultPort(r.TLS != nil))
 	}
 	for _, listener := range server.Listen {
 		address, err := caddy.ParseNetworkAddress(listener)

@@ -274,7 +274,7 @@ func explainAllowed(p originPolicy) string {
 	if p.allowMissing {
 		missing = "allows requests without one"
 	}
-	return fmt.Sprintf("allows the origins %s and %s", strings.Join(p.allowed.patterns(), " "), missing)
+	return fmt.Sprintf("allows the origins %s and %s", strings.Join(p.allowed.Patterns(), " "), missing)
 }
 
 func explainOrigins(d *decision) []string {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
@@ -323,20 +324,14 @@ func parseManifestHost(text string) (string, error) {
 	if strings.Contains(text, "/") {
 		return "", fmt.Errorf("manifest host %q must not specify protocol or path", text)
 	}
-	host, port, hasPort, err := splitHostPort(text)
+	host, port, err := weborigin.SplitHostPort(text)
 	if err == nil {
-		host, err = parseHost(host)
+		host, err = weborigin.ParseHost(host)
 	}
 	if err != nil {
 		return "", fmt.Errorf("manifest host %q is not host[:port]: %w", text, err)
 	}
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	if hasPort {
-		host += ":" + strconv.Itoa(int(port))
-	}
-	return host, nil
+	return weborigin.JoinHostPort(host, port), nil
 }
 
 // dropEntityHeaders removes the headers that describe a body that the viewer does

@@ -45,7 +45,7 @@ func (g *Gate) servePlayer(w http.ResponseWriter, d *decision) bool {
 	switch d.target.suffix.decoded {
 	case iframeSuffix:
 		d.setAccessHeaders(w.Header())
-		g.player.ServePage(w, d.request, d.settings.origins.frameAncestors())
+		g.player.ServePage(w, d.request, d.settings.origins.allowed.FrameAncestors())
 	case hlsJSSuffix:
 		d.setAccessHeaders(w.Header())
 		g.player.ServeHLSJS(w, d.request)

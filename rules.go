@@ -22,8 +22,8 @@ type accessRules []accessRule
 type accessRule struct {
 	kind      ruleKind
 	block     bool
-	prefixes  []netip.Prefix // of a rule by address
-	countries []geo.CountryCode  // of a rule by country
+	prefixes  []netip.Prefix    // of a rule by address
+	countries []geo.CountryCode // of a rule by country
 }
 
 type ruleKind uint8

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -13,9 +14,29 @@ type VideoSettings struct {
 	// Whether the video plays with a signed token only. Default: true.
 	RequireSignedURLs *bool `json:"require_signed_urls,omitempty"`
 
-	// The sites on which the video may play: `[*.]host[:port]`, an IP address,
-	// or `*`. A pattern without a port covers http on port 80 and https on port
-	// 443. `*.example.com` covers `example.com` too. Default: any site.
+	// The sites on which the video may play, as patterns `[*.]host[:port]`: at
+	// most 200. A pattern covers http and https. Without a port it covers the
+	// default ports, 80 and 443. Permitted:
+	//
+	//	example.com            the host, without subdomains
+	//	example.com:8443       the host on port 8443 only
+	//	*.example.com          example.com and all subdomains
+	//	localhost:3000         a site under development
+	//	192.0.2.1              an IPv4 address
+	//	[2001:db8::1]:8443     an IPv6 address in brackets
+	//	пример.example         the same host as xn--e1afmkfd.example
+	//	*                      every site that names its origin
+	//
+	// Prohibited:
+	//
+	//	https://example.com    a scheme
+	//	example.com/videos     a path
+	//	www.*.example          a wildcard that is not the first label
+	//	*.192.0.2.1            a wildcard below an IP address
+	//	example.com:*          a wildcard for ports
+	//	2001:db8::1            an IPv6 address without brackets
+	//
+	// Default: any site, also one that does not name its origin.
 	AllowedOrigins []string `json:"allowed_origins,omitempty"`
 
 	// Whether a request with neither `Origin` nor `Referer` may play a video that
@@ -62,7 +83,7 @@ func (v VideoSettings) compile(defaults settings) (settings, error) {
 		compiled.requireSignedURLs = *v.RequireSignedURLs
 	}
 	if len(v.AllowedOrigins) > 0 {
-		allowed, err := compileOrigins(v.AllowedOrigins)
+		allowed, err := weborigin.Compile(v.AllowedOrigins)
 		if err != nil {
 			return settings{}, err
 		}

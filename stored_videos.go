@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
 
 // videoDocument is what the control API has been told of a video.
@@ -36,7 +37,7 @@ type videoDocument struct {
 type storedVideo struct {
 	requireSignedURLs *bool
 	originsSet        bool
-	allowed           *allowedOrigins
+	allowed           *weborigin.List
 }
 
 // over lays the video's settings over those for all.
@@ -77,7 +78,7 @@ func (s *state) compileVideo(object store.Object) *videoRecord {
 	video := &storedVideo{requireSignedURLs: doc.RequireSignedURLs}
 	if doc.AllowedOrigins != nil {
 		video.originsSet = true
-		if video.allowed, err = compileOrigins(*doc.AllowedOrigins); err != nil {
+		if video.allowed, err = weborigin.Compile(*doc.AllowedOrigins); err != nil {
 			object.Damage = fmt.Errorf("%w: %s: %w", store.ErrDamaged, object.Name, err)
 			record.damage = s.decode(object, nil)
 			return record

@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
 
 const (
@@ -473,7 +474,7 @@ func TestConfigWinsOverTheStore(t *testing.T) {
 }
 
 func TestSettingsOverDefaults(t *testing.T) {
-	site, other := must(compileOrigins([]string{"example.com"})), must(compileOrigins([]string{"example.org"}))
+	site, other := must(weborigin.Compile([]string{"example.com"})), must(weborigin.Compile([]string{"example.org"}))
 	private := settings{requireSignedURLs: true, origins: originPolicy{allowed: site, allowMissing: true}}
 	public := settings{}
 	for _, tc := range []struct {
@@ -529,7 +530,7 @@ func TestVideoDocuments(t *testing.T) {
 		video := record.video
 		patterns := 0
 		if video.allowed != nil {
-			patterns = len(video.allowed.listed)
+			patterns = len(video.allowed.Patterns())
 		}
 		private := video.requireSignedURLs
 		if video.originsSet != want.originsSet || patterns != want.patterns || (private == nil) != (want.private == nil) || private != nil && *private != *want.private {
@@ -546,7 +547,7 @@ func TestVideoDocuments(t *testing.T) {
 func TestVideosAreKeptWithinABound(t *testing.T) {
 	f := newFleet()
 	const videos, bound = 3000, 1 << 20
-	patterns := strings.Repeat(`"www.example.com",`, maxAllowedOrigins-1) + `"*.example.org"`
+	patterns := strings.Repeat(`"www.example.com",`, weborigin.MaxPatterns-1) + `"*.example.org"`
 	for i := range videos {
 		id := fmt.Sprint("v", i)
 		f.plant(videoNamed(id), fmt.Sprintf(`{"uid":%q,"requireSignedURLs":true,"allowedOrigins":[%s]}`, id, patterns))
@@ -562,7 +563,7 @@ func TestVideosAreKeptWithinABound(t *testing.T) {
 	}
 	s.videos.cache.CleanUp()
 	kept, weight := s.videos.cache.EstimatedSize(), s.videos.cache.WeightedSize()
-	if most := bound / (len(patterns) + maxAllowedOrigins*32); weight > bound || kept > most || kept == 0 {
+	if most := bound / (len(patterns) + weborigin.MaxPatterns*32); weight > bound || kept > most || kept == 0 {
 		t.Errorf("the settings of %d videos are kept, which count for %d bytes; want at most %d and %d", kept, weight, most, bound)
 	}
 	// In the bound there is room for 100,000 videos with a few origins.
