@@ -582,14 +582,14 @@ func TestGuideEmbedding(t *testing.T) {
 	t.Run("a player", func(t *testing.T) {
 		p := open(t, "/player")
 		eventually(t, "the video plays", func() bool {
-			return evaluate[bool](t, &p.player, "video.play().catch(() => {}), video.currentTime > 0.5")
+			return evaluate[bool](t, p, "video.play().catch(() => {}), video.currentTime > 0.5")
 		})
 	})
 	t.Run("a player with an expired token", func(t *testing.T) {
 		p := open(t, "/expired")
 		const want = "This video cannot be played: token_expired"
 		eventually(t, "the page says: "+want, func() bool {
-			return evaluate[string](t, &p.player, "document.getElementById('message').textContent") == want
+			return evaluate[string](t, p, "document.getElementById('message').textContent") == want
 		})
 	})
 }

@@ -7,10 +7,8 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -18,25 +16,25 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/chromedp/chromedp"
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// writtenClips calls test for every clip and every way in which an origin may
-// write its manifest. The label makes the live streams of a test its own.
+// ways are the ways in which an origin may write the manifests of a clip.
+func (c clip) ways() []string {
+	if c.dash() {
+		return append(slices.Clip(ways), basedWay)
+	}
+	return ways
+}
+
+// writtenClips calls test for every clip and every way. The label makes the live
+// streams of a test its own.
 func writtenClips(t *testing.T, label string, test func(t *testing.T, c clip, way, folder string)) {
 	for _, c := range clips {
-		itsWays := ways
-		if c.dash() {
-			itsWays = append(slices.Clip(itsWays), basedWay)
-		}
-		for _, way := range itsWays {
+		for _, way := range c.ways() {
 			t.Run(c.name+", "+way, func(t *testing.T) { test(t, c, way, way+"/"+c.name+"."+label+"/") })
 		}
 	}
@@ -46,7 +44,8 @@ func writtenClips(t *testing.T, label string, test func(t *testing.T, c clip, wa
 // under the viewer's own path, is what the origin has, and the origin is asked
 // for just that.
 func TestCrawl(t *testing.T) {
-	m := startMediaOrigin(t, makeClips(t))
+	t.Parallel()
+	m := startMediaOrigin(t)
 	g := start(t, m.origin, config{gate: m.gate()})
 	good := mint(t, "vidA", nil)
 	writtenClips(t, "crawl", func(t *testing.T, c clip, way, folder string) {
@@ -449,52 +448,6 @@ func (c *crawler) template(base, id string, template *mpdTemplate, seconds float
 	}
 }
 
-// ffmpeg plays everything through the gate, to the end.
-func TestFFmpegPlaysManifests(t *testing.T) {
-	ffmpeg := tool(t, "ffmpeg")
-	m := startMediaOrigin(t, makeClips(t))
-	g := start(t, m.origin, config{gate: m.gate()})
-	good := mint(t, "vidA", nil)
-	play := func(t *testing.T, address string, more ...string) (position float64, complaints []string) {
-		args := slices.Concat([]string{"-v", "error", "-nostdin", "-progress", "pipe:1", "-i", address, "-map", "0:v", "-map", "0:a?"}, more, []string{"-f", "null", "-"})
-		played := execute(t, "", "", ffmpeg, args...)
-		if played.code != 0 {
-			t.Errorf("exit status %d", played.code)
-		}
-		return lastProgress(played.stdout), distinct(strings.ReplaceAll(played.stderr, address, ""))
-	}
-	writtenClips(t, "ffmpeg", func(t *testing.T, c clip, way, folder string) {
-		t.Parallel() // live streams take their time
-		want, wantComplaints := float64(clipLength), []string(nil)
-		var more []string
-		switch c.name {
-		case "ll":
-			m.stream(way, "ll.ffmpeg").tick(50 * time.Millisecond)
-			want = 3 * partsPerSegment / 2 // from three segments before what is the end
-		case "live":
-			want = 3
-		case "dynamic":
-			// It does not notice the end of a dynamic presentation.
-			more, want = []string{"-t", "3"}, 3
-		case "template", "list", "file":
-			// It complains of the end of such MPDs, wherever they come from, and
-			// forgets the last segment of a list.
-			want, wantComplaints = play(t, m.server.URL+videoFolder+"relative/"+c.name+".direct/"+c.entry)
-			if want < 4 {
-				t.Fatalf("without the gate, %.1f seconds have played: %v", want, wantComplaints)
-			}
-		}
-		position, complaints := play(t, g.url("/"+good+"/"+folder+c.entry), more...)
-		if diff := cmp.Diff(wantComplaints, complaints); diff != "" {
-			t.Errorf("what it complains of (-want +got):\n%s", diff)
-		}
-		if position < want-0.5 {
-			t.Errorf("%.1f seconds have played, want %.1f", position, want)
-		}
-	})
-	t.Cleanup(func() { m.wantNoToken(t, good) })
-}
-
 var pointer = regexp.MustCompile(`0x[0-9a-f]+`)
 
 // distinct returns the lines of what ffmpeg complains of, each once.
@@ -537,443 +490,151 @@ func lastProgress(progress string) (seconds float64) {
 	return seconds
 }
 
-// Browsers play through the gate, with their own player and with those that
-// pages bring along, from a page of another site.
-func TestBrowserPlaysManifests(t *testing.T) {
-	m := startMediaOrigin(t, makeClips(t))
-	g := start(t, m.origin, config{gate: m.gate()})
-	browser := startChromium(t)
-	page := httptest.NewServer(http.FileServer(http.Dir(playersPage(t))))
-	t.Cleanup(page.Close)
-
-	const whole = 0
-	for _, tc := range []struct {
-		how, way, clip string
-		seconds        int // to play, or whole
-		options        string
-	}{
-		{"native", "rooted", "fmp4", whole, "{}"},
-		{"native", "absolute", "audio", whole, "{}"},
-		{"hls.js", "rooted", "fmp4", whole, "{}"},
-		{"hls.js", "absolute", "ts", whole, "{}"},
-		{"hls.js", "rooted", "aes", whole, "{}"},
-		{"hls.js", "absolute", "live", whole, "{}"},
-		{"hls.js", "absolute", "ll", 4, "{lowLatencyMode: true}"},
-		{"shaka", "rooted", "fmp4", whole, "{}"},
-		{"shaka", "absolute", "byterange", whole, "{}"},
-		{"shaka", "absolute", "template", whole, "{}"},
-		{"shaka", basedWay, "timeline", whole, "{}"},
-		{"shaka", "rooted", "ll", 4, "{streaming: {lowLatencyMode: true}}"},
-		{"dash.js", "absolute", "template", whole, "{}"},
-		{"dash.js", basedWay, "list", whole, "{}"},
-		{"dash.js", "rooted", "file", whole, "{}"},
-		{"dash.js", "absolute", "dynamic", 4, "{}"},
-	} {
-		t.Run(fmt.Sprintf("%s, %s, %s", tc.how, tc.clip, tc.way), func(t *testing.T) {
-			c := clips[slices.IndexFunc(clips, func(c clip) bool { return c.name == tc.clip })]
-			label := c.name + "." + strings.ReplaceAll(tc.how, ".", "")
-			if c.name == "ll" {
-				m.stream(tc.way, label).tick(time.Second / 2)
-			}
-			rate, want := 4, "ended"
-			if c.live {
-				rate = 1
-			}
-			if tc.seconds > 0 {
-				want = "played"
-			}
-			m.take()
-			p := openPage(t, browser, g, page.URL+"/")
-			good := mint(t, "vidA", nil)
-			address := g.url("/" + good + "/" + tc.way + "/" + label + "/" + c.entry)
-			got := evaluate[played](t, p, fmt.Sprintf("play(%q, %q, %d, %d, %s)", tc.how, address, rate, tc.seconds, tc.options))
-			if got.End != want || len(got.Errors) > 0 || tc.seconds == whole && !c.live && got.Seconds < clipLength-0.5 {
-				t.Errorf("it did not play to the end: %+v", got)
-			}
-			p.wantRequestsIn(t, "/"+good+"/", m.uris())
-			if c.name == "ll" {
-				m.wantLowLatency(t)
-			}
-			m.wantNoToken(t, good)
-			if err := chromedp.Do(p.ctx, chromedp.Navigate("about:blank")); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-}
-
-// played is what has come of playing.
-type played struct {
-	End     string   `json:"end"`
-	Errors  []string `json:"errors"`
-	Seconds float64  `json:"seconds"`
-}
-
-// wantLowLatency checks that a player played a low-latency stream as one.
-func (m *mediaOrigin) wantLowLatency(t testing.TB) {
-	t.Helper()
-	var reloads, parts int
-	for _, uri := range m.uris() {
-		if strings.Contains(uri, "_HLS_msn=") {
-			reloads++
-		}
-		if strings.Contains(uri, "/part") {
-			parts++
-		}
-	}
-	if reloads < 4 || parts < 4 {
-		t.Errorf("%d blocking reloads and %d parts: %v", reloads, parts, m.uris())
-	}
-}
-
-// playersPage makes a folder with the page and the players.
-func playersPage(t testing.TB) (root string) {
-	t.Helper()
-	root = t.TempDir()
-	for _, from := range []string{
-		"testdata/players/index.html",
-		"node_modules/hls.js/dist/hls.min.js",
-		"node_modules/shaka-player/dist/shaka-player.compiled.js",
-		"node_modules/dashjs/dist/modern/umd/dash.all.min.js",
-	} {
-		data, err := os.ReadFile(from)
-		if err != nil {
-			t.Fatalf("%v; integration/install-tools.sh installs the players", err)
-		}
-		writeFile(t, filepath.Join(root, filepath.Base(from)), data)
-	}
-	return root
-}
-
-// A blocking reload waits at the origin until there is what it asks for, and
-// tells the origin in the query what that is.
+// A blocking reload waits at the origin until the origin has what it asks for, and
+// the origin learns from the query what that is. A client that goes away leaves no
+// request there.
 func TestBlockingReload(t *testing.T) {
-	m := startMediaOrigin(t, makeClips(t, "ll"))
+	t.Parallel()
+	m := startMediaOrigin(t)
 	g := start(t, m.origin, config{gate: m.gate()})
 	space := "/" + mint(t, "vidA", nil) + "/"
-	for _, way := range ways {
-		t.Run(way, func(t *testing.T) {
-			folder := way + "/ll.blocking/big/"
-			s := m.stream(way, "ll.blocking")
-			const parts = partsAtStart + 5*partsPerSegment // enough for some to be skipped
-			s.release(parts - partsAtStart)
-			m.take()
-			ask := func(name string) <-chan *response {
-				answered := make(chan *response, 1)
-				go func() {
-					defer close(answered)
-					res, err := client.Get(g.url(space + folder + name))
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					defer res.Body.Close()
-					body, err := io.ReadAll(res.Body)
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					answered <- &response{res, body}
-				}()
-				return answered
-			}
-			// The segment that is next has no part yet.
-			reload := fmt.Sprintf("media.m3u8?_HLS_msn=%d&_HLS_part=0&_HLS_skip=YES", parts/partsPerSegment)
-			hinted := fmt.Sprintf("part%03d.m4s", parts)
-			playlist, part := ask(reload), ask(hinted)
-			eventually(t, "both wait at the origin", func() bool { return s.waiting() == 2 })
-			select {
-			case res := <-playlist:
-				t.Fatalf("the playlist did not wait: %d %s", res.StatusCode, res.body)
-			case res := <-part:
-				t.Fatalf("the part did not wait: %d", res.StatusCode)
-			default:
-			}
-			s.release(1)
-			got, media := <-playlist, <-part
-			if got == nil || media == nil {
-				t.Fatal("no answer")
-			}
-			if diff := cmp.Diff(plays, got.verdict()); diff != "" {
-				t.Errorf("the playlist (-want +got):\n%s", diff)
-			}
-			for _, want := range []string{hinted, "#EXT-X-SKIP:SKIPPED-SEGMENTS=", `#EXT-X-RENDITION-REPORT:URI="../small/media.m3u8"`} {
-				if !strings.Contains(string(got.body), want) {
-					t.Errorf("%q is missing in the playlist:\n%s", want, got.body)
-				}
-			}
-			if media.StatusCode != http.StatusOK || !bytes.Equal(media.body, m.file(t, folder+hinted)) {
-				t.Errorf("the part: %d, %d bytes", media.StatusCode, len(media.body))
-			}
-			want := []string{videoFolder + folder + reload, videoFolder + folder + hinted}
-			uris := m.uris()
-			slices.Sort(uris)
-			if diff := cmp.Diff(want, uris); diff != "" {
-				t.Errorf("the origin's requests (-want +got):\n%s", diff)
-			}
-
-			// A viewer who goes away does not leave a request behind.
-			ctx, leave := context.WithCancel(t.Context())
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, g.url(space+folder+"media.m3u8?_HLS_msn=14"), nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			left := make(chan error, 1)
-			go func() {
-				res, err := client.Do(req)
-				if err == nil {
-					res.Body.Close()
-				}
-				left <- err
-			}()
-			eventually(t, "it waits at the origin", func() bool { return s.waiting() == 1 })
-			leave()
-			if err := <-left; err == nil {
-				t.Error("it was answered")
-			}
-			eventually(t, "it is gone from the origin", func() bool { return s.waiting() == 0 })
-		})
+	const (
+		folder = "absolute/ll.blocking/big/"
+		parts  = partsAtStart + 5*partsPerSegment // enough for some to be skipped
+	)
+	s := m.stream("absolute", "ll.blocking")
+	s.release(parts - partsAtStart)
+	// The segment that is next has no part yet.
+	reload := fmt.Sprintf("media.m3u8?_HLS_msn=%d&_HLS_part=0&_HLS_skip=YES", parts/partsPerSegment)
+	hinted := fmt.Sprintf("part%03d.m4s", parts)
+	ctx, leave := context.WithCancel(t.Context())
+	playlist, part := ask(t.Context(), g.url(space+folder+reload)), ask(t.Context(), g.url(space+folder+hinted))
+	left := ask(ctx, g.url(space+folder+"media.m3u8?_HLS_msn=14"))
+	eventually(t, "all wait at the origin", func() bool { return s.waiting() == 3 })
+	leave()
+	if res := <-left; res != nil {
+		t.Errorf("the client that went away was answered: %v", res.verdict())
 	}
-}
-
-// What players and caches ask of a manifest is about the rewritten one.
-func TestManifestRequests(t *testing.T) {
-	m := startMediaOrigin(t, makeClips(t, "ts", "timeline"))
-	g := startTLS(t, m.origin, config{gate: m.gate()})
-	space := "/" + mint(t, "vidA", nil) + "/"
-	for _, protocol := range protocols {
-		for _, name := range []string{"absolute/ts/master.m3u8", "rooted/ts/big/media.m3u8", "relative/timeline/manifest.mpd", "based/timeline/manifest.mpd"} {
-			t.Run(protocol.name+", "+name, func(t *testing.T) {
-				c, _ := protocol.connect(t, g)
-				atOrigin, err := client.Get(m.server.URL + videoFolder + name)
-				if err != nil {
-					t.Fatal(err)
-				}
-				original := readResponse(t, atOrigin)
-				etag := original.Header.Get("ETag")
-				if etag == "" || original.StatusCode != http.StatusOK {
-					t.Fatalf("the origin: %d, ETag %q", original.StatusCode, etag)
-				}
-				whole := readResponse(t, g.ask(t, c, http.MethodGet, space+name))
-				if same := bytes.Equal(whole.body, original.body); same != strings.HasPrefix(name, "relative") {
-					t.Errorf("the same as at the origin: %v", same)
-				}
-				for _, tc := range []struct{ method, header string }{
-					{http.MethodGet, "Accept: */*"},
-					{http.MethodGet, "Range: bytes=0-"}, // as Chromium's own player does
-					{http.MethodGet, "Range: bytes=0-1"},
-					{http.MethodGet, "Range: bytes=-5"},
-					{http.MethodGet, "If-None-Match: " + etag},
-					{http.MethodGet, "If-None-Match: *"},
-					{http.MethodGet, "If-Modified-Since: " + time.Now().UTC().Format(http.TimeFormat)},
-					{http.MethodGet, `If-Match: "other"`},
-					{http.MethodHead, "Accept: */*"},
-					{http.MethodHead, "Range: bytes=0-"},
-					{http.MethodHead, "If-None-Match: " + etag},
-				} {
-					got := readResponse(t, g.ask(t, c, tc.method, space+name, tc.header))
-					what := tc.method + " with " + tc.header
-					if got.StatusCode != http.StatusOK || got.ContentLength != int64(len(whole.body)) {
-						t.Errorf("%s: %d, length %d, want 200 and %d", what, got.StatusCode, got.ContentLength, len(whole.body))
-					}
-					if got.Header.Get("Content-Type") != original.Header.Get("Content-Type") {
-						t.Errorf("%s: Content-Type is %q", what, got.Header.Get("Content-Type"))
-					}
-					if want := whole.body; tc.method == http.MethodGet && !bytes.Equal(got.body, want) {
-						t.Errorf("%s: the body is %q", what, got.body)
-					}
-					for _, field := range []string{"ETag", "Last-Modified", "Accept-Ranges", "Content-Range"} {
-						if value := got.Header.Get(field); value != "" {
-							t.Errorf("%s: %s is %q", what, field, value)
-						}
-					}
-				}
-			})
+	eventually(t, "its request is gone from the origin", func() bool { return s.waiting() == 2 })
+	s.release(1)
+	got, media := <-playlist, <-part
+	if got == nil || media == nil {
+		t.Fatal("no answer")
+	}
+	for _, want := range []string{hinted, "#EXT-X-SKIP:SKIPPED-SEGMENTS=", `#EXT-X-RENDITION-REPORT:URI="../small/media.m3u8"`} {
+		if !strings.Contains(string(got.body), want) {
+			t.Errorf("%v: %q is missing in the playlist:\n%s", got.verdict(), want, got.body)
+		}
+	}
+	if !bytes.Equal(media.body, m.file(t, folder+hinted)) {
+		t.Errorf("the part: %v, %d bytes", media.verdict(), len(media.body))
+	}
+	for _, want := range []string{reload, hinted} {
+		if uri := videoFolder + folder + want; !slices.Contains(m.uris(), uri) {
+			t.Errorf("the origin was not asked for %s", uri)
 		}
 	}
 }
 
-// An encode directive compresses what is rewritten.
-func TestCompressedManifest(t *testing.T) {
-	m := startMediaOrigin(t, makeClips(t, "ts", "timeline"))
-	g := start(t, m.origin, config{gate: m.gate(), site: `encode gzip {
-		minimum_length 1
-		match {
-			header Content-Type application/vnd.apple.mpegurl*
-			header Content-Type application/dash+xml*
-		}
-	}
-	reverse_proxy ` + m.addr()})
-	space := "/" + mint(t, "vidA", nil) + "/"
-	for _, name := range []string{"absolute/ts/master.m3u8", "rooted/ts/small/media.m3u8", "based/timeline/manifest.mpd"} {
-		t.Run(name, func(t *testing.T) {
-			plain := g.get(t, space+name, "Accept-Encoding: identity")
-			m.take()
-			// Named by the test, so that the client does not decompress it.
-			got := g.get(t, space+name, "Accept-Encoding: gzip")
-			if got.StatusCode != http.StatusOK || got.Header.Get("Content-Encoding") != "gzip" || !strings.Contains(strings.Join(got.Header.Values("Vary"), ","), "Accept-Encoding") {
-				t.Fatalf("%d %v", got.StatusCode, got.Header)
-			}
-			reader, err := gzip.NewReader(bytes.NewReader(got.body))
-			if err != nil {
-				t.Fatal(err)
-			}
-			body, err := io.ReadAll(reader)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(plain.body), string(body)); diff != "" {
-				t.Errorf("the compressed manifest (-plain +compressed):\n%s", diff)
-			}
-			if bytes.Contains(body, []byte("origin.test")) || len(body) == 0 {
-				t.Errorf("it is not rewritten:\n%s", body)
-			}
-			for _, r := range m.take() {
-				if encoding := r.header.Get("Accept-Encoding"); encoding != "identity" {
-					t.Errorf("the origin was asked for %q", encoding)
-				}
-			}
-		})
-	}
-	media := g.get(t, space+"absolute/ts/big/001.ts", "Accept-Encoding: gzip")
-	if !bytes.Equal(media.body, m.file(t, "absolute/ts/big/001.ts")) {
-		t.Error("a segment is not what the origin has")
-	}
-}
-
-// What the origin sends as a manifest and is none, or not all of one, is no
-// manifest for a viewer either.
-func TestBrokenManifests(t *testing.T) {
-	const most = 8 << 20
-	playlist := func(size int) []byte {
-		return append([]byte("#EXTM3U\n"), bytes.Repeat([]byte("#\n"), (size-8)/2)...)
-	}
-	write := func(declared int, body []byte, whole bool) http.HandlerFunc {
-		return func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "application/vnd.apple.mpegurl")
-			if declared > 0 {
-				w.Header().Set("Content-Length", strconv.Itoa(declared))
-			}
-			_, _ = w.Write(body)
-			if !whole {
-				_ = http.NewResponseController(w).Flush()
-				panic(http.ErrAbortHandler)
-			}
-		}
-	}
-	broken := verdict{http.StatusBadGateway, "manifest_invalid"}
-	origins := map[string]struct {
-		answer http.HandlerFunc
-		want   verdict
-	}{
-		"whole.m3u8":            {write(0, playlist(1000), true), plays},
-		"as-large-as-allowed":   {write(0, playlist(most), true), plays},
-		"truncated.m3u8":        {write(1000, playlist(500), false), broken},
-		"truncated-chunks.m3u8": {write(0, playlist(500), false), broken},
-		"truncated.mpd":         {write(1000, []byte("<MPD><Period>"), false), broken},
-		"unfinished.mpd":        {write(0, []byte("<MPD><Period>"), true), broken},
-		"too-long.m3u8":         {write(most+2, playlist(most+2), true), broken},
-		"too-long-chunks.m3u8":  {write(0, playlist(most+2), true), broken},
-		"too-long-by-type":      {write(0, playlist(most+2), true), broken},
-		"page.m3u8":             {write(0, []byte("<!doctype html><p>Not found"), true), broken},
-		"empty.m3u8":            {write(0, nil, true), broken},
-	}
-	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		origins[strings.TrimPrefix(r.URL.Path, videoFolder)].answer(w, r)
-	}))
-	g := start(t, o, config{})
-	space := "/" + mint(t, "vidA", nil) + "/"
-	for name, tc := range origins {
-		t.Run(name, func(t *testing.T) {
-			got := g.get(t, space+name)
-			if diff := cmp.Diff(tc.want, got.verdict()); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-			if tc.want == plays {
-				return
-			}
-			if len(got.body) != 0 || got.Header.Get("Cache-Control") != "no-store" || got.Header.Get("Access-Control-Allow-Origin") != "*" {
-				t.Errorf("the refusal: %v, %d bytes", got.Header, len(got.body))
-			}
-		})
-	}
-	// The gate is none the worse for it.
-	if got := g.get(t, space+"whole.m3u8"); got.verdict() != plays {
-		t.Errorf("afterwards: %+v", got.verdict())
-	}
-}
-
-// An origin that takes its time for a manifest holds up nobody but who asked for
-// it.
-func TestSlowOrigin(t *testing.T) {
-	more := make(chan struct{})
-	begun := make(chan struct{}, 2)
-	gone := make(chan struct{}, 1)
-	const playlist = "#EXTM3U\n#EXTINF:2,\n/vidA/001.ts\n"
-	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != videoFolder+"slow.m3u8" {
-			_, _ = io.WriteString(w, playlist)
+// ask asks for an address and sends what comes, or nil.
+func ask(ctx context.Context, address string) <-chan *response {
+	answered := make(chan *response, 1)
+	go func() {
+		defer close(answered)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+		if err != nil {
 			return
 		}
-		for i := range len(playlist) {
-			if i == 1 {
-				begun <- struct{}{}
-				select {
-				case <-more:
-				case <-r.Context().Done():
-					gone <- struct{}{}
-					return
+		res, err := client.Do(req)
+		if err != nil {
+			return
+		}
+		defer res.Body.Close()
+		if body, err := io.ReadAll(res.Body); err == nil {
+			answered <- &response{res, body}
+		}
+	}()
+	return answered
+}
+
+// What players and caches ask of a manifest is about the rewritten one, in every
+// version of HTTP.
+func TestManifestRequests(t *testing.T) {
+	t.Parallel()
+	m := startMediaOrigin(t)
+	g := startTLS(t, m.origin, config{gate: m.gate()})
+	const name = "based/timeline/manifest.mpd"
+	target := "/" + mint(t, "vidA", nil) + "/" + name
+	atOrigin, err := client.Get(m.server.URL + videoFolder + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	original := readResponse(t, atOrigin)
+	etag := original.Header.Get("ETag")
+	for _, protocol := range protocols {
+		t.Run(protocol.name, func(t *testing.T) {
+			c, _ := protocol.connect(t, g)
+			whole := readResponse(t, g.ask(t, c, http.MethodGet, target))
+			if etag == "" || bytes.Equal(whole.body, original.body) {
+				t.Fatal("the manifest is not rewritten, or has no ETag at the origin")
+			}
+			for _, tc := range []struct{ method, header string }{
+				{http.MethodGet, "Range: bytes=0-1"},
+				{http.MethodGet, "If-None-Match: " + etag},
+				{http.MethodGet, `If-Match: "other"`},
+				{http.MethodHead, "Range: bytes=0-"},
+			} {
+				got := readResponse(t, g.ask(t, c, tc.method, target, tc.header))
+				what := tc.method + " with " + tc.header
+				if got.StatusCode != http.StatusOK || got.ContentLength != int64(len(whole.body)) {
+					t.Errorf("%s: %d, length %d, want 200 and %d", what, got.StatusCode, got.ContentLength, len(whole.body))
+				}
+				if tc.method == http.MethodGet && !bytes.Equal(got.body, whole.body) {
+					t.Errorf("%s: the body is %q", what, got.body)
+				}
+				for _, field := range []string{"ETag", "Last-Modified", "Accept-Ranges", "Content-Range"} {
+					if value := got.Header.Get(field); value != "" {
+						t.Errorf("%s: %s is %q", what, field, value)
+					}
 				}
 			}
-			_, _ = io.WriteString(w, playlist[i:i+1])
-			_ = http.NewResponseController(w).Flush()
-		}
-	}))
-	g := start(t, o, config{})
-	space := "/" + mint(t, "vidA", nil) + "/"
-	ctx, leave := context.WithCancel(t.Context())
-	defer leave()
-	ask := func(ctx context.Context) <-chan string {
-		answered := make(chan string, 1)
-		go func() {
-			defer close(answered)
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, g.url(space+"slow.m3u8"), nil)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			res, err := client.Do(req)
-			if err != nil {
-				return
-			}
-			defer res.Body.Close()
-			body, _ := io.ReadAll(res.Body)
-			answered <- string(body)
-		}()
-		return answered
-	}
-	impatient, patient := ask(ctx), ask(t.Context())
-	<-begun
-	<-begun
-	for range 50 {
-		if got := g.get(t, space+"fast.m3u8"); got.verdict() != plays {
-			t.Fatalf("another viewer got %+v", got.verdict())
-		}
-	}
-	leave()
-	<-gone
-	if body, ok := <-impatient; ok {
-		t.Errorf("who left got %q", body)
-	}
-	close(more)
-	if got, want := <-patient, strings.ReplaceAll(playlist, videoFolder, ""); got != want {
-		t.Errorf("who waited got %q, want %q", got, want)
+		})
 	}
 }
 
-// A redirect within the video's folder leads there for the viewer too. One to
-// anywhere else is followed by nobody.
+// An encode directive compresses the rewritten manifest, and leaves media alone.
+func TestCompressedManifest(t *testing.T) {
+	t.Parallel()
+	m := startMediaOrigin(t)
+	g := start(t, m.origin, config{gate: m.gate(), site: `encode gzip {
+		minimum_length 1
+		match header Content-Type application/dash+xml*
+	}
+	reverse_proxy ` + m.addr()})
+	target := "/" + mint(t, "vidA", nil) + "/based/timeline/manifest.mpd"
+	plain := g.get(t, target, "Accept-Encoding: identity")
+	m.take()
+	got := g.get(t, target, "Accept-Encoding: gzip") // named here, so that the client does not decompress it
+	if got.Header.Get("Content-Encoding") != "gzip" || !strings.Contains(strings.Join(got.Header.Values("Vary"), ","), "Accept-Encoding") {
+		t.Fatalf("%d %v", got.StatusCode, got.Header)
+	}
+	reader, err := gzip.NewReader(bytes.NewReader(got.body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(reader)
+	if diff := cmp.Diff(string(plain.body), string(body)); err != nil || diff != "" || bytes.Contains(body, []byte(m.host())) {
+		t.Errorf("the compressed manifest: %v (-plain +compressed):\n%s", err, diff)
+	}
+	if asked := m.take(); len(asked) != 1 || asked[0].header.Get("Accept-Encoding") != "identity" {
+		t.Errorf("the origin was asked %v", asked)
+	}
+}
+
+// A redirect within the video's folder leads to the same place below the client's
+// own path. A redirect to anywhere else is refused.
 func TestRedirects(t *testing.T) {
+	t.Parallel()
 	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if to := r.URL.Query().Get("to"); to != "" {
 			w.Header().Set("Location", to)
@@ -983,118 +644,32 @@ func TestRedirects(t *testing.T) {
 		_, _ = io.WriteString(w, "#EXTM3U\n#"+r.URL.Path+"\n")
 	}))
 	g := start(t, o, config{gate: "manifest_hosts origin.test:8000"})
-	good := mint(t, "vidA", nil)
-	broken := verdict{http.StatusBadGateway, "manifest_invalid"}
-	for _, from := range []string{"manifest/video.m3u8", "manifest/video.mpd", "video/001.ts", "other"} {
-		for _, tc := range []struct{ to, end string }{
-			{"/vidA/b/c.m3u8", "b/c.m3u8"},
-			{"http://origin.test:8000/vidA/b/c.m3u8", "b/c.m3u8"},
-			{"//origin.test:8000/vidA/c.m3u8", "c.m3u8"},
-			{"http://" + g.addr + "/vidA/c.m3u8", "c.m3u8"}, // by the name that the viewer asked for
-			{"/vidA/b/../c.m3u8?x=1", "c.m3u8?x=1"},
-			{"http://origin.test/vidA/c.m3u8", ""}, // another port
-			{"http://evil.test/vidA/c.m3u8", ""},
-			{"//evil.test/vidA/c.m3u8", ""},
-			{`\\evil.test/vidA/c.m3u8`, ""},
-			{"http://origin.test:8000@evil.test/vidA/c.m3u8", ""},
-			{"http://127.0.0.1:2019/load", ""},
-			{"/vidB/c.m3u8", ""},
-			{"/vidA/../vidB/c.m3u8", ""},
-			{"/vidA/%2e%2e/vidB/c.m3u8", ""},
-			{"../../vidB/c.m3u8", ""},
-			{"file:///etc/passwd", ""},
-		} {
-			t.Run(from+" to "+tc.to, func(t *testing.T) {
-				got := g.get(t, "/"+good+"/"+from+"?to="+url.QueryEscape(tc.to))
-				location := got.Header.Get("Location")
-				if strings.Contains(location, good) {
-					t.Errorf("the token is in %q", location)
-				}
-				if tc.end == "" {
-					if got.verdict() != broken || location != "" {
-						t.Errorf("%+v to %q, want a refusal", got.verdict(), location)
-					}
-					return
-				}
-				next, err := got.Location()
-				if err != nil || got.StatusCode != http.StatusFound {
-					t.Fatalf("%d, %v", got.StatusCode, err)
-				}
-				if want := g.url("/" + good + "/" + tc.end); next.String() != want {
-					t.Fatalf("it leads to %s, want %s", next, want)
-				}
-				o.take()
-				o.wantPassed(t, g.get(t, next.RequestURI()), videoFolder+tc.end)
-			})
+	good := "/" + mint(t, "vidA", nil) + "/"
+	for _, tc := range []struct{ from, to, end string }{
+		{"manifest/video.m3u8", "/vidA/b/c.m3u8", "b/c.m3u8"},
+		{"video/001.ts", "http://origin.test:8000/vidA/b/c.m3u8", "b/c.m3u8"},
+		{"video/001.ts", "http://" + g.addr + "/vidA/c.m3u8", "c.m3u8"}, // by the name that the client asked for
+		{"manifest/video.mpd", "/vidA/b/../c.m3u8?x=1", "c.m3u8?x=1"},
+		{"video/001.ts", "http://origin.test/vidA/c.m3u8", ""}, // another port
+		{"manifest/video.m3u8", `\\evil.test/vidA/c.m3u8`, ""},
+		{"video/001.ts", "http://origin.test:8000@evil.test/vidA/c.m3u8", ""},
+		{"manifest/video.m3u8", "/vidA/%2e%2e/vidB/c.m3u8", ""},
+		{"video/001.ts", "file:///etc/passwd", ""},
+	} {
+		got := g.get(t, good+tc.from+"?to="+url.QueryEscape(tc.to))
+		if tc.end == "" {
+			o.take()
+			if want := (verdict{http.StatusBadGateway, "manifest_invalid"}); got.verdict() != want || got.Header.Get("Location") != "" {
+				t.Errorf("%s to %s: %v to %q, want %v", tc.from, tc.to, got.verdict(), got.Header.Get("Location"), want)
+			}
+			continue
 		}
-	}
-}
-
-// cache is a shared cache in front of an origin, which knows a response by its
-// URI.
-type cache struct {
-	upstream string
-
-	mu     sync.Mutex
-	stored map[string]*httptest.ResponseRecorder
-}
-
-// ServeHTTP implements http.Handler.
-func (c *cache) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	stored := c.stored[r.RequestURI]
-	if stored == nil {
-		stored = httptest.NewRecorder()
-		c.stored[r.RequestURI] = stored
-		if res, err := client.Get(c.upstream + r.RequestURI); err != nil {
-			stored.WriteHeader(http.StatusBadGateway)
-		} else {
-			defer res.Body.Close()
-			maps.Copy(stored.Header(), res.Header)
-			stored.WriteHeader(res.StatusCode)
-			_, _ = io.Copy(stored, res.Body)
+		next, err := got.Location()
+		if err != nil || got.StatusCode != http.StatusFound || next.String() != g.url(good+tc.end) {
+			t.Errorf("%s to %s: %d to %v, want %s: %v", tc.from, tc.to, got.StatusCode, next, g.url(good+tc.end), err)
+			continue
 		}
+		o.take()
+		o.wantPassed(t, g.get(t, next.RequestURI()), videoFolder+tc.end)
 	}
-	maps.Copy(w.Header(), stored.Header())
-	w.WriteHeader(stored.Code)
-	_, _ = w.Write(stored.Body.Bytes())
-}
-
-// To a cache between gate and origin, all viewers ask for the same.
-func TestCacheBehindGate(t *testing.T) {
-	m := startMediaOrigin(t, makeClips(t, "fmp4", "aes", "template"))
-	between := startOrigin(t, &cache{upstream: m.server.URL, stored: make(map[string]*httptest.ResponseRecorder)})
-	g := start(t, between, config{gate: m.gate()})
-	tokens := []string{mint(t, "vidA", nil), mint(t, "vidA", func(c *token.Claims) { c.Downloadable = true })}
-	asked := make(map[string]int)
-	for _, viewer := range tokens {
-		crawler := newCrawler(t, g, m, viewer)
-		for _, entry := range []string{"absolute/fmp4/master.m3u8", "rooted/aes/master.m3u8", "based/template/manifest.mpd"} {
-			crawler.crawl(entry)
-		}
-		for _, target := range crawler.asked {
-			asked[videoFolder+target]++
-		}
-	}
-	atCache, atOrigin, twice, once := make(map[string]int), make(map[string]int), make(map[string]int), make(map[string]int)
-	for uri := range asked {
-		twice[uri], once[uri] = len(tokens), 1
-	}
-	for _, uri := range between.uris() {
-		atCache[uri]++
-	}
-	for _, uri := range m.uris() {
-		atOrigin[uri]++
-	}
-	if len(asked) < 20 {
-		t.Errorf("only %d files were asked for", len(asked))
-	}
-	if diff := cmp.Diff(twice, atCache); diff != "" {
-		t.Errorf("the cache's requests (-want +got):\n%s", diff)
-	}
-	if diff := cmp.Diff(once, atOrigin); diff != "" {
-		t.Errorf("the origin's requests (-want +got):\n%s", diff)
-	}
-	m.wantNoToken(t, tokens...)
 }

@@ -231,26 +231,33 @@ func (p *packager) joinParts(rendition string) {
 	}
 }
 
-// makeClips makes clips, or all of them if none is named, in a folder that goes
-// with the test.
-func makeClips(t testing.TB, names ...string) (dir string) {
+// madeClips is the folder with the clips, which are made once for all tests.
+var madeClips struct {
+	once sync.Once
+	dir  string
+}
+
+// makeClips makes all clips, each in a folder of its name.
+func makeClips(t testing.TB) (dir string) {
 	t.Helper()
-	dir = t.TempDir()
 	ffmpeg := tool(t, "ffmpeg")
-	sources := &packager{t, ffmpeg, dir}
-	sources.encode("big.mp4", "320x180", clipLength, tone(440)...)
-	sources.encode("small.mp4", "160x90", clipLength, tone(660)...)
-	sources.encode("long-big.mp4", "320x180", liveLength)
-	sources.encode("long-small.mp4", "160x90", liveLength)
-	for _, c := range clips {
-		if len(names) > 0 && !slices.Contains(names, c.name) {
-			continue
+	madeClips.once.Do(func() {
+		var err error
+		if madeClips.dir, err = os.MkdirTemp("", "clips"); err != nil {
+			t.Fatal(err)
 		}
-		p := &packager{t, ffmpeg, filepath.Join(dir, c.name)}
-		p.mkdir("")
-		c.make(p)
-	}
-	return dir
+		sources := &packager{t, ffmpeg, madeClips.dir}
+		sources.encode("big.mp4", "320x180", clipLength, tone(440)...)
+		sources.encode("small.mp4", "160x90", clipLength, tone(660)...)
+		sources.encode("long-big.mp4", "320x180", liveLength)
+		sources.encode("long-small.mp4", "160x90", liveLength)
+		for _, c := range clips {
+			p := &packager{t, ffmpeg, filepath.Join(madeClips.dir, c.name)}
+			p.mkdir("")
+			c.make(p)
+		}
+	})
+	return madeClips.dir
 }
 
 // mediaOrigin serves clips as the origins of this world do.
@@ -262,20 +269,19 @@ type mediaOrigin struct {
 	streams map[string]*stream
 }
 
-// startMediaOrigin starts an origin of the clips in a folder.
-func startMediaOrigin(t testing.TB, dir string) *mediaOrigin {
+func startMediaOrigin(t testing.TB) *mediaOrigin {
 	t.Helper()
-	m := &mediaOrigin{dir: dir, streams: make(map[string]*stream)}
+	m := &mediaOrigin{dir: makeClips(t), streams: make(map[string]*stream)}
 	m.origin = startOrigin(t, m)
 	t.Cleanup(m.closeStreams) // before the server, which waits for its requests
 	return m
 }
 
-// host is the name by which the origin knows itself. No resolver knows it, so
-// that a player that asks there gets nothing.
+// host is the name by which the origin knows itself. No resolver knows it, so a
+// player that asks there gets nothing.
 func (m *mediaOrigin) host() string {
 	_, port, _ := strings.Cut(m.addr(), ":")
-	return "origin.test:" + port
+	return "origin.invalid:" + port
 }
 
 // gate are the options of a gate in front of the origin.

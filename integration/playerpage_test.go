@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
@@ -60,7 +59,7 @@ type pageView struct {
 
 func (p *tab) view(t *testing.T) pageView {
 	t.Helper()
-	return evaluate[pageView](t, &p.player, `(() => {
+	return evaluate[pageView](t, p, `(() => {
 		const video = document.getElementById("video")
 		const alert = document.querySelector("[role=alert]")
 		const heading = document.getElementById("title")
@@ -91,15 +90,6 @@ func (p *tab) await(t *testing.T, what string, done func(pageView) bool) pageVie
 		return done(last)
 	})
 	return last
-}
-
-func (p *tab) do(t *testing.T, steps ...chromedp.Action[chromedp.Void]) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(p.ctx, startTimeout)
-	defer cancel()
-	if err := chromedp.Do(ctx, steps...); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // wantQuiet checks that nothing has gone wrong behind the viewer's back.
@@ -158,7 +148,7 @@ func TestPlayerPagePlays(t *testing.T) {
 					t.Errorf("it says %q, %q and offers %q", got.Alert, got.Code, got.Button)
 				}
 				p.wantQuiet(t)
-				tc.web.wantUnasked(t)
+				tc.web.origin.wantUntouched(t)
 				return
 			}
 			if got := p.await(t, "metadata", isReady); !got.Paused || got.Position != 0 {
@@ -219,7 +209,7 @@ func TestPlayerPageOptions(t *testing.T) {
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Errorf("the page (-want +got):\n%s", diff)
 				}
-				if tc.script != "" && !evaluate[bool](t, &p.player, `(video => `+tc.script+`)(document.getElementById("video"))`) {
+				if tc.script != "" && !evaluate[bool](t, p, `(video => `+tc.script+`)(document.getElementById("video"))`) {
 					t.Errorf("this is not so: %s", tc.script)
 				}
 				p.wantQuiet(t)
@@ -382,7 +372,7 @@ func TestPlayerPageRefusals(t *testing.T) {
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("the page (-want +got):\n%s", diff)
 			}
-			if !evaluate[bool](t, &p.player, `document.getElementById("video").inert && document.getElementById("toggle").hidden`) {
+			if !evaluate[bool](t, p, `document.getElementById("video").inert && document.getElementById("toggle").hidden`) {
 				t.Error("what cannot be played can be reached")
 			}
 		})
@@ -466,7 +456,7 @@ func TestPlayerPageRetry(t *testing.T) {
 			down.Store(false)
 			p.do(t, chromedp.Click(chromedp.CSS("#failure button")))
 			p.await(t, "metadata", func(v pageView) bool { return v.Ready && v.Alert == "" })
-			if !evaluate[bool](t, &p.player, `document.activeElement.id === "toggle"`) {
+			if !evaluate[bool](t, p, `document.activeElement.id === "toggle"`) {
 				t.Error("the focus is not on the play button")
 			}
 			p.do(t, chromedp.KeyEvent(" "))
@@ -496,9 +486,9 @@ func TestPlayerPageExpiry(t *testing.T) {
 			p := openTab(t, browser)
 			p.open(t, w.site("www.example.test")+"/")
 			limited := mint(t, "sites", func(c *token.Claims) { c.ExpiresAt = time.Unix(time.Now().Unix()+5, 0) })
-			evaluate[bool](t, &p.player, fmt.Sprintf("embed('iframe', %q, {}).then(() => true)", w.media("/"+limited+"/iframe?muted")))
-			evaluate[bool](t, &p.player, "playEmbedded(), true")
-			eventually(t, "playback", func() bool { return evaluate[progress](t, &p.player, "seen").Position > enough })
+			evaluate[bool](t, p, fmt.Sprintf("embed('iframe', %q, {}).then(() => true)", w.media("/"+limited+"/iframe?muted")))
+			evaluate[bool](t, p, "playEmbedded(), true")
+			eventually(t, "playback", func() bool { return evaluate[progress](t, p, "seen").Position > enough })
 			allowed := "Origin: " + w.site("www.example.test")
 			eventually(t, "the token to expire", func() bool {
 				return w.gate.get(t, "/"+limited+"/manifest/video.m3u8", allowed).reason() == "token_expired"
@@ -506,7 +496,7 @@ func TestPlayerPageExpiry(t *testing.T) {
 			close(expired)
 			var last progress
 			eventually(t, "an error event", func() bool {
-				last = evaluate[progress](t, &p.player, "seen")
+				last = evaluate[progress](t, p, "seen")
 				return last.Told != ""
 			})
 			if last.Told != "token_expired" || last.Position > clipSeconds-2 {
@@ -514,10 +504,10 @@ func TestPlayerPageExpiry(t *testing.T) {
 			}
 			const get = `player.get("error", "paused").then(got => JSON.stringify(got))`
 			want := `{"error":{"reason":"token_expired","status":401},"paused":true}`
-			if got := evaluate[string](t, &p.player, get); got != want {
+			if got := evaluate[string](t, p, get); got != want {
 				t.Errorf("the player says %s, want %s", got, want)
 			}
-			if got := evaluate[string](t, &p.player, `player.play().catch(error => error.name)`); got != "InvalidStateError" {
+			if got := evaluate[string](t, p, `player.play().catch(error => error.name)`); got != "InvalidStateError" {
 				t.Errorf("it plays on: %s", got)
 			}
 			for _, uri := range w.origin.uris() {
@@ -541,8 +531,8 @@ func TestPlayerPageHostileQuery(t *testing.T) {
 	p := openTab(t, watchPolicy)
 	p.open(t, w.page(t, ""))
 	p.await(t, "metadata", isReady)
-	elements := evaluate[string](t, &p.player, `[...document.querySelectorAll("*")].map(e => e.tagName).join()`)
-	style := evaluate[string](t, &p.player, `document.querySelector("style").textContent`)
+	elements := evaluate[string](t, p, `[...document.querySelectorAll("*")].map(e => e.tagName).join()`)
+	style := evaluate[string](t, p, `document.querySelector("style").textContent`)
 
 	for _, value := range []string{
 		"</script><script>window.pwned=1</script>",
@@ -574,17 +564,17 @@ func TestPlayerPageHostileQuery(t *testing.T) {
 			w.forget()
 			p.open(t, w.page(t, "?"+query.Encode()+"#"+url.PathEscape(value)))
 			got := p.await(t, "metadata", isReady)
-			if now := evaluate[string](t, &p.player, `[...document.querySelectorAll("*")].map(e => e.tagName).join()`); now != elements {
+			if now := evaluate[string](t, p, `[...document.querySelectorAll("*")].map(e => e.tagName).join()`); now != elements {
 				t.Errorf("elements: %s", cmp.Diff(elements, now))
 			}
-			if now := evaluate[string](t, &p.player, `document.querySelector("style").textContent`); now != style {
+			if now := evaluate[string](t, p, `document.querySelector("style").textContent`); now != style {
 				t.Errorf("style: %s", cmp.Diff(style, now))
 			}
-			attributes := evaluate[string](t, &p.player, skeleton)
+			attributes := evaluate[string](t, p, skeleton)
 			if on := regexp.MustCompile(`(?m) (on\w+|srcdoc|href|style)\b`).FindAllString(strings.ReplaceAll(attributes, "LINK href rel", ""), -1); on != nil {
 				t.Errorf("attributes %v in\n%s", on, attributes)
 			}
-			if evaluate[bool](t, &p.player, `"pwned" in window || "pwned" in Object.prototype`) {
+			if evaluate[bool](t, p, `"pwned" in window || "pwned" in Object.prototype`) {
 				t.Error("it has run")
 			}
 			if !got.Paused || got.Muted || got.Loop || !got.Controls || got.Position != 0 {
@@ -662,7 +652,7 @@ func TestPlayerPageKeyboard(t *testing.T) {
 	near := func(want float64) func(pageView) bool {
 		return func(v pageView) bool { return math.Abs(v.Position-want) < 0.01 }
 	}
-	focus := func(p *tab) string { return evaluate[string](t, &p.player, `document.activeElement.id`) }
+	focus := func(p *tab) string { return evaluate[string](t, p, `document.activeElement.id`) }
 
 	t.Run("without controls", func(t *testing.T) {
 		p := openTab(t, watchPolicy)
@@ -698,7 +688,7 @@ func TestPlayerPageKeyboard(t *testing.T) {
 			p.do(t, chromedp.KeyEvent(key))
 			p.await(t, "playback", func(v pageView) bool { return !v.Paused })
 			eventually(t, "a visible button to pause", func() bool {
-				return evaluate[bool](t, &p.player, `getComputedStyle(toggle).opacity === "1" && toggle.ariaLabel === "Pause"`)
+				return evaluate[bool](t, p, `getComputedStyle(toggle).opacity === "1" && toggle.ariaLabel === "Pause"`)
 			})
 			p.do(t, chromedp.KeyEvent(key))
 			p.await(t, "a pause", paused)
@@ -773,7 +763,7 @@ func TestPlayerPageHeaders(t *testing.T) {
 			if diff := cmp.Diff(want, res.Header); diff != "" {
 				t.Errorf("headers (-want +got):\n%s", diff)
 			}
-			w.wantUnasked(t)
+			w.origin.wantUntouched(t)
 		})
 	}
 }
@@ -822,7 +812,7 @@ func TestPlayerPageScreenshots(t *testing.T) {
 				if n := colors(picture); n < 16 {
 					t.Errorf("the picture has %d colors", n)
 				}
-				if wide := evaluate[int64](t, &p.player, `document.documentElement.scrollWidth`); wide > size.width {
+				if wide := evaluate[int64](t, p, `document.documentElement.scrollWidth`); wide > size.width {
 					t.Errorf("the page is %d wide", wide)
 				}
 			})

@@ -552,7 +552,7 @@ func TestPausedPlayers(t *testing.T) {
 		global: "order file_server before signed_playback\n" + productionTimeouts(t),
 		site:   productionProxy(t, o),
 		sites: site(plain.addr, fmt.Sprintf("file_server /player/* {\n\troot %s\n}\nsigned_playback\n%s",
-			playerPage(t), productionProxy(t, o))),
+			playersPage(t), productionProxy(t, o))),
 	})
 	space := "/" + mint(t, "demo", nil) + "/"
 	length := pause(t)
@@ -575,12 +575,13 @@ func TestPausedPlayers(t *testing.T) {
 		download(protocol.name, c, "https://localhost:"+port)
 	}
 
-	p := openPlayer(t, startChromium(t), plain)
+	p := openTab(t)
+	p.open(t, plain.url("/player/"))
 	p.playAndPause(t, space+"manifest/video.m3u8")
 	<-time.After(length)
 	before := len(o.take())
 	ended := p.playOn(t)
-	if ended.End != "ended" || math.Abs(ended.Position-clipSeconds) > 0.5 || len(ended.NetworkErrors) > 0 {
+	if ended.End != "ended" || math.Abs(ended.Position-clipSeconds) > 0.5 || len(ended.Errors) > 0 {
 		t.Errorf("after the pause it did not play to the end: %+v", ended)
 	}
 	if after := o.take(); len(after) == 0 {
@@ -615,9 +616,9 @@ func downloadWithPause(c *http.Client, address string, want []byte, length time.
 
 // playAndPause plays with hls.js until two seconds of the clip have passed. With
 // its short buffer, most of the clip has not been loaded then.
-func (p *player) playAndPause(t *testing.T, src string) {
+func (p *tab) playAndPause(t *testing.T, src string) {
 	t.Helper()
-	evaluate[float64](t, p, fmt.Sprintf(`window.end = play("hls.js", %q, 1, {maxBufferLength: 1, maxMaxBufferLength: 1}), new Promise(resolve => {
+	evaluate[float64](t, p, fmt.Sprintf(`window.end = play("hls.js", %q, 1, 0, {maxBufferLength: 1, maxMaxBufferLength: 1}), new Promise(resolve => {
 		video.addEventListener("timeupdate", function paused() {
 			if (video.currentTime < 2) return
 			video.removeEventListener("timeupdate", paused)
@@ -628,7 +629,7 @@ func (p *player) playAndPause(t *testing.T, src string) {
 }
 
 // playOn plays to the end, at some speed.
-func (p *player) playOn(t *testing.T) ending {
+func (p *tab) playOn(t *testing.T) played {
 	t.Helper()
-	return evaluate[ending](t, p, "video.playbackRate = 4, video.play(), window.end")
+	return evaluate[played](t, p, "video.playbackRate = 4, video.play(), window.end")
 }

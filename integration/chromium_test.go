@@ -1,0 +1,162 @@
+package integration
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	cdplog "github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/page"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+)
+
+// All tests share one Chromium. It finds every host below .test on loopback, and
+// treats gateHost as if it spoke TLS, because browsers send Sec-Fetch-Dest to no
+// other host.
+const gateHost = "gate.media.test"
+
+var chromium struct {
+	once sync.Once
+	ctx  context.Context
+	stop func()
+	err  error
+}
+
+func TestMain(m *testing.M) {
+	for name, value := range map[string]string{"API_SECRET": apiSecret, "API_KEY": apiKeyOf} {
+		if err := os.Setenv(name, value); err != nil {
+			panic(err)
+		}
+	}
+	code := m.Run()
+	if chromium.stop != nil {
+		chromium.stop()
+	}
+	_ = os.RemoveAll(madeClips.dir)
+	os.Exit(code)
+}
+
+func startChromium(path string) {
+	dir, err := os.MkdirTemp("", "chromium")
+	if err != nil {
+		chromium.err = err
+		return
+	}
+	allocator, kill := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(path),
+		chromedp.UserDataDir(filepath.Join(dir, "profile")),
+		chromedp.Env("TMPDIR="+dir),
+		chromedp.WSURLReadTimeout(startTimeout),
+		chromedp.NoSandbox, // root has none, and the pages are our own
+		chromedp.DisableGPU,
+		chromedp.Flag("disable-quic", true),
+		chromedp.Flag("disable-component-update", true),
+		chromedp.Flag("autoplay-policy", "no-user-gesture-required"),
+		chromedp.Flag("mute-audio", true),
+		chromedp.Flag("host-resolver-rules", "MAP *.test 127.0.0.1"),
+		chromedp.Flag("unsafely-treat-insecure-origin-as-secure", "*.media.test"),
+	)...)
+	ctx, _ := chromedp.NewContext(allocator)
+	chromium.ctx, chromium.err = ctx, chromedp.Do(ctx)
+	chromium.stop = func() {
+		ctx, cancel := context.WithTimeout(ctx, startTimeout)
+		defer cancel()
+		_ = chromedp.Cancel(ctx)
+		kill()
+		_ = os.RemoveAll(dir)
+	}
+}
+
+// tab is a tab of the browser, with a cache and a profile of its own.
+type tab struct {
+	ctx context.Context
+
+	mu       sync.Mutex
+	requests []string // addresses
+	console  []string
+	dialogs  int
+}
+
+// openTab opens a tab in which scripts run before the scripts of any page.
+func openTab(t *testing.T, scripts ...string) *tab {
+	t.Helper()
+	path := tool(t, "chromium")
+	chromium.once.Do(func() { startChromium(path) })
+	if chromium.err != nil {
+		t.Fatalf("starting Chromium: %v", chromium.err)
+	}
+	ctx, closeTab := chromedp.NewContext(chromium.ctx, chromedp.WithNewBrowserContext())
+	t.Cleanup(closeTab)
+	p := &tab{ctx: ctx}
+	if err := chromedp.Listen(ctx, p.hear); err != nil {
+		t.Fatalf("opening a tab: %v", err)
+	}
+	for _, script := range scripts {
+		_, err := chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: script})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return p
+}
+
+func (p *tab) hear(event any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch event := event.(type) {
+	case *cdplog.EventEntryAdded:
+		p.console = append(p.console, event.Entry.Text)
+	case *runtime.EventExceptionThrown:
+		p.console = append(p.console, event.ExceptionDetails.Text)
+	case *network.EventRequestWillBeSent:
+		p.requests = append(p.requests, event.Request.URL)
+	case *page.EventJavascriptDialogOpening:
+		p.dialogs++
+	}
+}
+
+// asked returns the addresses that the tab has asked for so far.
+func (p *tab) asked() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.requests)
+}
+
+// logged reports whether a message in the console contains a text.
+func (p *tab) logged(text string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.console, func(line string) bool { return strings.Contains(line, text) })
+}
+
+func (p *tab) open(t *testing.T, address string) {
+	t.Helper()
+	p.do(t, chromedp.Navigate(address))
+}
+
+func (p *tab) do(t *testing.T, steps ...chromedp.Action[chromedp.Void]) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, startTimeout)
+	defer cancel()
+	if err := chromedp.Do(ctx, steps...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// evaluate runs a script in the page and awaits the promise that it returns.
+func evaluate[T any](t *testing.T, p *tab, script string) T {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, startTimeout)
+	defer cancel()
+	result, err := chromedp.Run(ctx, chromedp.Evaluate[T](script, chromedp.EvalAwaitPromise))
+	if err != nil {
+		t.Fatalf("%.40s…: %v", script, err)
+	}
+	return result
+}
