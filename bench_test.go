@@ -19,7 +19,7 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// restrictedApp has a country rule's database and a video with allowed origins.
+// restrictedApp has a geo database and allowed origins.
 func restrictedApp() *App {
 	return &App{
 		GeoIPDatabase: "testdata/country.mmdb",
@@ -45,8 +45,8 @@ var warmCases = []benchCase{
 	},
 }
 
-// request makes the request of a case, and what sets it back after the gate has
-// made it the origin's.
+// request makes the request of a case. reset undoes what the gate changes in it
+// for the origin.
 func (c benchCase) request(b testing.TB) (r *http.Request, reset func()) {
 	r = requestFor(b, "/"+c.token()+"/video/1080/seg_123.m4s", nil)
 	u, uri := *r.URL, r.RequestURI
@@ -56,7 +56,8 @@ func (c benchCase) request(b testing.TB) (r *http.Request, reset func()) {
 	}
 }
 
-// The decision alone, for a token that is remembered.
+// BenchmarkDecide is the decision about a warm request. It must take at most 1 µs,
+// 1.5 µs with a country rule and origins, and no allocation.
 func BenchmarkDecide(b *testing.B) {
 	for _, c := range warmCases {
 		b.Run(c.name, func(b *testing.B) {
@@ -77,8 +78,8 @@ func BenchmarkDecide(b *testing.B) {
 	}
 }
 
-// The whole gate, with a next handler that answers at once, beside that handler
-// alone. The difference is what the gate adds.
+// BenchmarkServe is a next handler that answers at once, with and without the
+// gate in front of it. The difference is what the gate adds.
 func BenchmarkServe(b *testing.B) {
 	server := new(caddyhttp.Server) // without access logs
 	body := []byte(strings.Repeat("x", 1024))
@@ -107,7 +108,7 @@ func BenchmarkServe(b *testing.B) {
 				for b.Loop() {
 					clear(w.header)
 					reset()
-					// What Caddy makes for each request, and the gate adds to.
+					// Caddy makes these for each request.
 					prepared := caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, server)
 					caddyhttp.SetVar(prepared.Context(), caddyhttp.ClientIPVarKey, "203.0.113.7")
 					if err := with.serve(w, prepared); err != nil {
@@ -119,8 +120,8 @@ func BenchmarkServe(b *testing.B) {
 	}
 }
 
-// A token that is verified for the first time, beside its signature alone as the
-// standard library verifies it.
+// BenchmarkCold is the first verification of a token, and the bare verification of
+// its signature. The first must take at most 1.25 times the second.
 func BenchmarkCold(b *testing.B) {
 	g := newGate(b, new(App), new(Gate))
 	tokens := make([]string, 200)
@@ -129,7 +130,7 @@ func BenchmarkCold(b *testing.B) {
 			c.NotBefore, c.AccessRules = testTime.Add(-time.Duration(i)*time.Second), json.RawMessage(restrictedRules)
 		})
 	}
-	b.Run("signature alone", func(b *testing.B) {
+	b.Run("bare", func(b *testing.B) {
 		dot := strings.LastIndexByte(tokens[0], '.')
 		digest := sha256.Sum256([]byte(tokens[0][:dot]))
 		signature := must(base64.RawURLEncoding.DecodeString(tokens[0][dot+1:]))
@@ -160,33 +161,7 @@ func BenchmarkCold(b *testing.B) {
 	})
 }
 
-// What is refused without a look at a signature.
-func BenchmarkGarbage(b *testing.B) {
-	g := newGate(b, new(App), new(Gate))
-	good := plainToken()
-	// An id that the control API cannot have made, so nobody else is asked.
-	stranger := must(token.GenerateSigningKey(strings.Repeat("u", 31) + "+"))
-	unknown := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, stranger))
-	for _, c := range []struct{ name, token string }{
-		{"alphabet", strings.Replace(good, "e", "%", 1)},
-		{"segments", strings.ReplaceAll(good, ".", "_")},
-		{"length", strings.Repeat("a", 9000) + ".b.c"},
-		{"random", strings.Repeat("x", 36) + "." + strings.Repeat("y", 400) + "." + strings.Repeat("z", 342)},
-		{"unknown key", unknown},
-	} {
-		b.Run(c.name, func(b *testing.B) {
-			r := requestFor(b, "/x", nil)
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := g.app.verifier.verify(r, c.token); err == nil {
-					b.Fatal("it was accepted")
-				}
-			}
-		})
-	}
-}
-
-// discard is a response writer that keeps nothing.
+// discard is a response writer without a body.
 type discard struct{ header http.Header }
 
 func (d *discard) Header() http.Header         { return d.header }

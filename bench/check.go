@@ -7,49 +7,56 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 )
 
-// check starts each setup, sees that it serves what it should, and, if it has a
-// gate, that the gate is one. It is stopped again: what is measured has never
-// seen a forged token.
+// check starts each setup and verifies that it serves the objects and, if it
+// looks at tokens, refuses bad ones. Then it stops the setup: the process that is
+// measured has never met a forged token.
 func (b *bench) check(ctx context.Context) error {
 	for _, s := range b.setups {
 		progress("checking %s", s.title)
+		attempts, err := b.attempts(s)
+		if err != nil {
+			return err
+		}
 		srv, err := b.start(ctx, s)
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(b.checkSetup(ctx, s, srv), srv.stop()); err != nil {
-			return err
+		if err := errors.Join(b.try(ctx, srv, attempts), srv.stop()); err != nil {
+			return srv.explain(err)
 		}
 	}
 	return nil
 }
 
-func (b *bench) checkSetup(ctx context.Context, s *setup, srv *server) error {
-	attempts, err := b.attempts(s)
-	if err != nil {
-		return err
-	}
+// attempt is a request with a known outcome.
+type attempt struct {
+	what   string
+	path   string
+	header map[string]string
+	object []byte // nil if the request must be refused
+}
+
+func (b *bench) try(ctx context.Context, srv *server, attempts []attempt) error {
 	client := &http.Client{
 		Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 1},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	defer client.CloseIdleConnections()
 	for _, a := range attempts {
-		status, body, err := get(ctx, client, "http://"+srv.addr()+a.path, a.header)
+		status, body, err := get(ctx, client, srv.url()+a.path, a.header)
 		switch {
 		case err != nil:
-			return fmt.Errorf("%s: %s: %w\n%s", s.title, a.what, err, srv.log)
-		case a.want != nil && (status != http.StatusOK || !bytes.Equal(body, a.want)):
-			return fmt.Errorf("%s: %s: status %d and %d bytes: want 200 and the object\n%s", s.title, a.what, status, len(body), srv.log)
-		case a.want == nil && status != http.StatusUnauthorized && status != http.StatusForbidden:
-			return fmt.Errorf("%s: %s: status %d: want 401 or 403\n%s", s.title, a.what, status, srv.log)
-		case a.want == nil && bytes.Contains(body, b.media[video][0].data[:64]):
-			return fmt.Errorf("%s: %s: it is refused and served all the same", s.title, a.what)
+			return fmt.Errorf("%s: %w", a.what, err)
+		case a.object != nil && (status != http.StatusOK || !bytes.Equal(body, a.object)):
+			return fmt.Errorf("%s: status %d and %d bytes: want 200 and the object", a.what, status, len(body))
+		case a.object == nil && status != http.StatusUnauthorized && status != http.StatusForbidden:
+			return fmt.Errorf("%s: status %d: want 401 or 403", a.what, status)
+		case a.object == nil && bytes.Contains(body, b.media[video][0].data[:64]):
+			return fmt.Errorf("%s: the refusal contains the object", a.what)
 		}
 	}
 	return nil
@@ -75,25 +82,18 @@ func get(ctx context.Context, client *http.Client, url string, header map[string
 	return response.StatusCode, body, err
 }
 
-// attempt is a request of which it is known what must become of it.
-type attempt struct {
-	what   string
-	path   string
-	header map[string]string
-	want   []byte // nil: a refusal
-}
-
 func (b *bench) attempts(s *setup) ([]attempt, error) {
 	var attempts []attempt
+	objects := b.media[video]
 	if s.form == nil {
-		for _, m := range b.media[video] {
-			attempts = append(attempts, attempt{"without a token", "/" + video + "/" + m.file, nil, m.data})
+		for _, o := range objects {
+			attempts = append(attempts, attempt{"without a token", "/" + video + "/" + o.file, nil, o.data})
 		}
 		return attempts, nil
 	}
 	for i, compact := range b.warm[s] {
-		m := b.media[video][i%len(b.media[video])]
-		attempts = append(attempts, attempt{"a good token", s.form.path(compact, video, m.file), s.header, m.data})
+		o := objects[i%len(objects)]
+		attempts = append(attempts, attempt{"a good token", s.form.path(compact, video, o.file), s.header, o.data})
 	}
 	if s.open {
 		return attempts, nil
@@ -102,84 +102,46 @@ func (b *bench) attempts(s *setup) ([]attempt, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := b.media[video][0]
+	o, other := objects[0], b.media[otherVideo][0]
 	for what, compact := range refused {
-		attempts = append(attempts, attempt{what, s.form.path(compact, video, m.file), s.header, nil})
+		attempts = append(attempts, attempt{what, s.form.path(compact, video, o.file), s.header, nil})
 	}
-	return append(attempts, b.attemptsBeside(s)...), nil
+	// Where the token alone names the video, a token for another video opens
+	// that one.
+	var opened []byte
+	if s.form == ours {
+		opened = other.data
+	}
+	attempts = append(attempts,
+		attempt{"no token", "/" + video + "/" + o.file, s.header, nil},
+		attempt{"a token for another video", s.form.path(b.other[s], video, o.file), s.header, opened})
+	if s.header != nil {
+		path := s.form.path(b.warm[s][0], video, o.file)
+		attempts = append(attempts,
+			attempt{"no Origin", path, nil, nil},
+			attempt{"an Origin that is not allowed", path, map[string]string{"Origin": "https://example.net"}, nil})
+	}
+	return attempts, nil
 }
 
-// refusedTokens are tokens that must not open anything, by what they are.
+// refusedTokens are tokens that must open nothing, by description.
 func (b *bench) refusedTokens(s *setup) (map[string]string, error) {
-	inAnHour, anHourAgo := time.Now().Add(time.Hour), time.Now().Add(-time.Hour)
+	good, inAnHour := b.warm[s][0], time.Now().Add(time.Hour)
+	tokens := map[string]string{
+		"the payload of another token":                 transplanted(b.warm[s][1], good),
+		"a token that claims to need no signature":     unsigned(good),
+		"an expired token":                             "",
+		"a token with the signature of an unknown key": "",
+	}
 	stranger, err := newSigner()
 	if err != nil {
 		return nil, err
 	}
-	good := b.warm[s][0]
-	tokens := make(map[string]string)
-	for _, t := range []struct {
-		what string
-		by   *signer
-		grant
-	}{
-		{"an expired token", b.signer, grant{video, anHourAgo, s.rulesOf(0)}},
-		{"a token of a stranger under our key id", stranger, grant{video, inAnHour, s.rulesOf(0)}},
-	} {
-		if tokens[t.what], err = s.form.sign(t.by, t.grant); err != nil {
-			return nil, err
-		}
-	}
-	tokens["the date of another token under a good signature"] = transplanted(b.warm[s][1], good)
-	tokens["a token that says it has no signature"] = unsigned(good)
+	var errs [3]error
+	tokens["an expired token"], errs[0] = s.form.sign(b.signer, grant{video, time.Now().Add(-time.Hour), s.rules})
+	tokens["a token with the signature of an unknown key"], errs[1] = s.form.sign(stranger, grant{video, inAnHour, s.rules})
 	if s.rules != "" {
-		tokens["a token for viewers of another country"], err = s.form.sign(b.signer, grant{video, inAnHour, gbRules})
+		tokens["a token for clients in another country"], errs[2] = s.form.sign(b.signer, grant{video, inAnHour, gbRules})
 	}
-	return tokens, err
-}
-
-// attemptsBeside are those that are not about the token itself.
-func (b *bench) attemptsBeside(s *setup) []attempt {
-	m, other := b.media[video][0], b.media[otherVideo][0]
-	attempts := []attempt{{"no token", "/" + video + "/" + m.file, s.header, nil}}
-	if s.form == ours {
-		// The path of the request does not name the video: the token does.
-		attempts = append(attempts, attempt{"a token for another video", s.form.path(b.other[s], video, m.file), s.header, other.data})
-	} else {
-		attempts = append(attempts, attempt{"a token for another video", s.form.path(b.other[s], video, m.file), s.header, nil})
-	}
-	if s.header != nil {
-		compact := b.warm[s][0]
-		attempts = append(attempts,
-			attempt{"no origin", s.form.path(compact, video, m.file), nil, nil},
-			attempt{"an origin that is not allowed", s.form.path(compact, video, m.file), map[string]string{"Origin": "https://example.net"}, nil})
-	}
-	return attempts
-}
-
-// counters are what Caddy says of itself in lines of "name value".
-func (s *server) counters(ctx context.Context, names ...string) (map[string]int64, error) {
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	status, body, err := get(ctx, client, "http://"+s.metrics+"/metrics", nil)
-	if err != nil || status != http.StatusOK {
-		return nil, fmt.Errorf("reading counters: status %d, %w", status, err)
-	}
-	found := make(map[string]int64)
-	for line := range strings.Lines(string(body)) {
-		for _, name := range names {
-			if value, ok := strings.CutPrefix(line, name+" "); ok {
-				number, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-				if err != nil {
-					return nil, err
-				}
-				found[name] = int64(number)
-			}
-		}
-	}
-	for _, name := range names {
-		if _, ok := found[name]; !ok {
-			return nil, fmt.Errorf("there is no counter %s", name)
-		}
-	}
-	return found, nil
+	return tokens, errors.Join(errs[:]...)
 }

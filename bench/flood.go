@@ -3,41 +3,43 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"time"
 )
 
 const (
-	// What the issue of floods is held to: the p99 of viewers under forged
-	// tokens in that under garbage, and how soon new viewers get in.
-	mostForgedToGarbage = 2
-	mostEntrance        = time.Second
+	// The requirements: the p99 latency of known clients under forged tokens, as
+	// a ratio to that under garbage, and the time in which new clients get the
+	// object.
+	maxForgedToGarbage = 2
+	maxEntrance        = time.Second
 
-	// floodSettle is how long a flood runs before latencies count, and runs on
-	// after that.
+	// floodSettle is how long a flood runs before latencies count, and how long
+	// it goes on afterwards.
 	floodSettle = time.Second
 )
 
-// flood is what somebody sends as fast as he can. Each request has bytes of its
-// own.
+// flood is a stream of requests with a token that opens nothing. Each request
+// has bytes of its own.
 type flood struct {
 	title   string
-	token   string // with a {signature} of random bytes; "" for no flood
-	from    string // an address, or "{address}" for one of each request's own
-	garbage int    // the index of the garbage that forged tokens are compared with; else 0
+	token   string // with {signature} for random bytes; "" for no flood
+	from    string // an address, or "{address}" for another one in each request
+	garbage int    // the index of the flood of garbage to compare with; 0 for those
 }
 
 func (f flood) forged() bool { return f.garbage != 0 }
 
-// floodSetup is a gate that believes a proxy about its viewers' addresses.
+// floodSetup is a gate behind a proxy that it trusts, so that each request can
+// have another address.
 var floodSetup = caddy(setup{name: "flood", title: "gate", bare: "caddy", form: ours, proxied: true})
 
-// floodsWith are floods that somebody can send who has seen a token. What is
-// garbage has one byte of the payload that no token has, its last, and is
-// otherwise forged.
+// floodsWith are floods that anybody can send who has seen a token. Garbage is
+// refused for its form: the last byte of its payload occurs in no token. A forged
+// token is refused for its signature.
 func floodsWith(seen string) []flood {
 	const one, each = "198.51.100.7", "{address}"
 	parts := strings.Split(seen, ".")
@@ -52,33 +54,25 @@ func floodsWith(seen string) []flood {
 	}
 }
 
-// floodSample is what one flood has done.
+// floodSample is the result of one flood.
 type floodSample struct {
-	load      loadResult
-	reception reception
-	gate      map[string]int64 // what it has counted
-	cpu       time.Duration
-	rss       int64
+	load    loadResult
+	clients results
+	during  observation
 }
 
-func floodFlags(flags *flag.FlagSet, o *options) (finish func() error) {
-	roundsFlag(flags, o, 5)
-	return loadFlags(flags, o, 10*time.Second, 256)
-}
-
-// measureFloods puts each flood on a new process of the gate in each round, while
-// an audience watches.
-func measureFloods(ctx context.Context, o options, e environment) (found outcome, err error) {
+// measureFloods sends each flood to a new process of the gate in each round,
+// while clients make requests.
+func measureFloods(ctx context.Context, o options, e environment) (markdown string, unmet []string, err error) {
 	b, err := newBench(ctx, o, []*setup{floodSetup})
 	if err != nil {
-		return found, err
+		return "", nil, err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	newcomers := int(o.duration / newcomerInterval)
-	if b.fresh, err = mint(b.signer, floodSetup.form, floodSetup.rulesOf, warmTokens, newcomers); err != nil {
-		return found, err
+	if b.fresh, err = mint(b.signer, floodSetup.form, "", warmTokens, int(o.duration/newInterval)); err != nil {
+		return "", nil, err
 	}
-	r := floodReport{e, floodsWith(b.warm[floodSetup][0]), nil}
+	r := floodReport{environment: e, floods: floodsWith(b.warm[floodSetup][0])}
 	r.samples = make([][]floodSample, len(r.floods))
 	order := make([]int, len(r.floods))
 	for i := range order {
@@ -88,16 +82,14 @@ func measureFloods(ctx context.Context, o options, e environment) (found outcome
 		for _, i := range inTurn(order, round) {
 			sample, err := b.sampleFlood(ctx, r.floods[i])
 			if err != nil {
-				return found, fmt.Errorf("flood: %s, round %d: %w", r.floods[i].title, round+1, err)
+				return "", nil, fmt.Errorf("flood: %s, round %d: %w", r.floods[i].title, round+1, err)
 			}
 			r.samples[i] = append(r.samples[i], sample)
-			progress("round %d/%d  %-24s %8.0f refused/s  p99 of viewers %6.2f ms  last new viewer in after %4d ms", round+1, o.rounds,
-				r.floods[i].title, sample.refusedPerSecond(), sample.viewers(99), sample.slowestEntrance().Milliseconds())
+			progress("round %d/%d  %-24s %8.0f refused/s  p99 of known clients %6.2f ms  last new client in after %4d ms", round+1, o.rounds,
+				r.floods[i].title, sample.refusedPerSecond(), sample.latency(99), sample.slowestEntrance().Milliseconds())
 		}
 	}
-	found.files = map[string]string{"flood.md": r.markdown()}
-	found.unmet = r.unmet()
-	return found, nil
+	return r.markdown(), r.unmet(), nil
 }
 
 func (b *bench) sampleFlood(ctx context.Context, f flood) (result floodSample, err error) {
@@ -105,87 +97,83 @@ func (b *bench) sampleFlood(ctx context.Context, f flood) (result floodSample, e
 	if err := b.renew(ctx, s); err != nil {
 		return result, err
 	}
-	srv, m := b.servers[s], b.media[video][0]
-	a := audience{url: "http://" + srv.addr(), object: m}
+	o := b.media[video][0]
+	c := clients{url: b.servers[s].url(), object: o}
 	for _, compact := range b.warm[s] {
-		a.known = append(a.known, s.form.path(compact, video, m.file))
+		c.known = append(c.known, s.form.path(compact, video, o.file))
 	}
 	for _, compact := range b.fresh {
-		a.fresh = append(a.fresh, s.form.path(compact, video, m.file))
+		c.fresh = append(c.fresh, s.form.path(compact, video, o.file))
 	}
-	if err := b.sendOnce(ctx, s, a.known); err != nil {
-		return result, err
+	for _, path := range c.known {
+		if status, err := c.get(ctx, http.DefaultClient, path, "203.0.113.1"); err != nil || status != http.StatusOK {
+			return result, fmt.Errorf("filling the token cache: status %d, %w", status, err)
+		}
 	}
 	before, err := b.observe(ctx, s)
 	if err != nil {
 		return result, err
 	}
-	if result.load, result.reception, err = b.runFlood(ctx, f, a); err != nil {
-		return result, fmt.Errorf("%w\n%s", err, srv.log)
+	if result.load, result.clients, err = b.runFlood(ctx, f, c); err != nil {
+		return result, b.servers[s].explain(err)
 	}
 	after, err := b.observe(ctx, s)
 	if err != nil {
 		return result, err
 	}
-	counted := after.since(before)
-	result.gate, result.rss = counted.gate, after.server.rss
-	result.cpu = after.server.cpu - before.server.cpu
-	if err := result.check(f, counted.originRequests, len(a.fresh), b.options.connections); err != nil {
-		return result, fmt.Errorf("%w\n%s", err, srv.log)
-	}
-	return result, nil
+	result.during = after.since(before)
+	return result, b.servers[s].explain(result.check(f, len(c.fresh), b.options.connections))
 }
 
-// runFlood floods the gate before, while and after the audience is measured.
-func (b *bench) runFlood(ctx context.Context, f flood, a audience) (r loadResult, audience reception, err error) {
+// runFlood sends the flood before, while and after the clients are measured.
+func (b *bench) runFlood(ctx context.Context, f flood, c clients) (r loadResult, met results, err error) {
 	if f.token == "" {
-		return r, a.watch(ctx, floodSettle, b.options.duration), ctx.Err()
-	}
-	paths := filepath.Join(b.dir, "flood-paths")
-	if err := writeFile(paths, []byte("/"+f.token+"/"+a.object.file+"\n")); err != nil {
-		return r, audience, err
+		return r, c.run(ctx, floodSettle, b.options.duration), ctx.Err()
 	}
 	l := load{
-		url: a.url, paths: paths, mode: "forge", header: map[string]string{"X-Forwarded-For": f.from},
+		url: c.url, paths: filepath.Join(b.dir, "paths"), header: map[string]string{"X-Forwarded-For": f.from},
 		connections: b.options.connections, duration: floodSettle + b.options.duration + floodSettle,
 	}
-	watched := make(chan reception, 1)
-	go func() { watched <- a.watch(ctx, floodSettle, b.options.duration) }()
+	if err := writeFile(l.paths, []byte("/"+f.token+"/"+c.object.file+"\n")); err != nil {
+		return r, met, err
+	}
+	done := make(chan results, 1)
+	go func() { done <- c.run(ctx, floodSettle, b.options.duration) }()
 	r, err = b.run(ctx, l)
-	return r, <-watched, errors.Join(err, ctx.Err())
+	return r, <-done, errors.Join(err, ctx.Err())
 }
 
-// check holds what has happened against what the flood claims to be, and
-// viewers against what they were promised.
-func (s floodSample) check(f flood, originRequests int64, newcomers, connections int) error {
-	watched := s.reception
-	if watched.errors != nil {
+// check compares what has happened with what the flood claims to be, and with
+// what clients are promised.
+func (s floodSample) check(f flood, newClients, connections int) error {
+	met, gate, e := s.clients, s.during.gate, s.load.Errors
+	if met.errors != nil {
 		const shown = 5
-		return fmt.Errorf("%d errors of viewers; want none: %w", len(watched.errors), errors.Join(watched.errors[:min(shown, len(watched.errors))]...))
+		return fmt.Errorf("%d errors of clients: there must be none: %w", len(met.errors), errors.Join(met.errors[:min(shown, len(met.errors))]...))
 	}
-	checked := s.gate[forged] + s.gate[limited]
-	atMost := s.load.Requests + int64(connections) // some had no answer yet when the flood ended
-	switch e := s.load.Errors; {
-	case len(watched.latencies) == 0:
-		return errors.New("no viewer has watched")
-	case len(watched.entrances) != newcomers || s.gate[verified] != int64(newcomers):
-		return fmt.Errorf("%d new viewers got in and %d tokens were verified; want %d", len(watched.entrances), s.gate[verified], newcomers)
-	case s.gate[cacheHits] != int64(watched.requests):
-		return fmt.Errorf("%d requests met the cache; want %d, those of the viewers that it knows", s.gate[cacheHits], watched.requests)
-	case originRequests != int64(watched.requests+newcomers+1): // one of them counts them
-		return fmt.Errorf("the origin was asked %d times; want %d, by viewers alone", originRequests-1, watched.requests+newcomers)
+	checked := gate[forged] + gate[limited]
+	atMost := s.load.Requests + int64(connections) // some had no response yet when the flood ended
+	switch {
+	case len(met.latencies) == 0:
+		return errors.New("there were no requests of known clients")
+	case len(met.entrances) != newClients || gate[verified] != int64(newClients):
+		return fmt.Errorf("%d new clients got the object and %d tokens were verified: it must be %d", len(met.entrances), gate[verified], newClients)
+	case gate[cacheHits] != int64(met.requests):
+		return fmt.Errorf("%d requests hit the token cache: it must be %d, those of known clients", gate[cacheHits], met.requests)
+	case s.during.originRequests != int64(met.requests+newClients+1): // one of them counts them
+		return fmt.Errorf("the origin got %d requests: it must be %d, those of clients", s.during.originRequests-1, met.requests+newClients)
 	case e.Connect+e.Read+e.Write+e.Timeout != 0:
-		return fmt.Errorf("errors of the flood: %d connecting, %d reading, %d writing, %d timeouts; want none", e.Connect, e.Read, e.Write, e.Timeout)
+		return fmt.Errorf("errors of the flood: %d connecting, %d reading, %d writing, %d timeouts; there must be none", e.Connect, e.Read, e.Write, e.Timeout)
 	case e.Status != s.load.Requests:
-		return fmt.Errorf("%d of %d requests of the flood were refused; want all", e.Status, s.load.Requests)
+		return fmt.Errorf("%d of %d requests of the flood were refused: it must be all", e.Status, s.load.Requests)
 	case f.token == "":
 		return nil
 	case s.load.Requests == 0:
 		return errors.New("there was no flood")
-	case !f.forged() && checked != int64(watched.retries):
-		return fmt.Errorf("%d requests have come to the check of a signature; want none of garbage", checked)
-	case f.forged() && (checked < s.load.Requests || checked-int64(watched.retries) > atMost || s.gate[forged] == 0):
-		return fmt.Errorf("%d signatures have failed and %d were not looked at any more; want %d in all", s.gate[forged], s.gate[limited], s.load.Requests)
+	case !f.forged() && checked != int64(met.retries):
+		return fmt.Errorf("the signatures of %d requests were looked at: it must be none of garbage", checked)
+	case f.forged() && (checked < s.load.Requests || checked-int64(met.retries) > atMost || gate[forged] == 0):
+		return fmt.Errorf("%d signatures have failed and %d requests were limited: it must be %d in all", gate[forged], gate[limited], s.load.Requests)
 	}
 	return nil
 }
@@ -197,31 +185,30 @@ func (s floodSample) refusedPerSecond() float64 {
 	return s.load.perSecond()
 }
 
-// viewers is a percentile of the latency of viewers with cached tokens, in
-// milliseconds.
-func (s floodSample) viewers(percent int) float64 {
-	return percentile(s.reception.latencies, percent).Seconds() * 1e3
+// latency is a percentile of known clients', in milliseconds.
+func (s floodSample) latency(percent int) float64 {
+	return percentile(s.clients.latencies, percent).Seconds() * 1e3
 }
 
 func (s floodSample) slowestEntrance() time.Duration {
-	return s.reception.entrances[len(s.reception.entrances)-1]
+	return s.clients.entrances[len(s.clients.entrances)-1]
 }
 
-// floodReport is what there is to say of floods.
+// floodReport is the result of all floods.
 type floodReport struct {
 	environment environment
 	floods      []flood
 	samples     [][]floodSample // by flood and round
 }
 
-// againstGarbage is the p99 of viewers under a flood in that under the same
-// flood of garbage. ok is false for floods that are not of forged tokens.
+// againstGarbage is the p99 of known clients as a ratio to that under the same
+// flood of garbage. ok is false for floods without forged tokens.
 func (r floodReport) againstGarbage(i int) (ratio spread, ok bool) {
 	if !r.floods[i].forged() {
 		return ratio, false
 	}
 	return paired(r.samples[i], r.samples[r.floods[i].garbage], func(forged, garbage floodSample) float64 {
-		return forged.viewers(99) / garbage.viewers(99)
+		return forged.latency(99) / garbage.latency(99)
 	}), true
 }
 
@@ -233,15 +220,13 @@ func (r floodReport) slowestEntrance(i int) (slowest time.Duration) {
 	return slowest
 }
 
-// unmet names what is wanted and is not so. One short round says nothing of the
-// tail of a latency.
 func (r floodReport) unmet() (unmet []string) {
 	for i, f := range r.floods {
-		if ratio, ok := r.againstGarbage(i); ok && ratio.median > mostForgedToGarbage && !r.environment.options.quick {
-			unmet = append(unmet, fmt.Sprintf("%s: the p99 of viewers is %.2f of that under garbage, want at most %d", f.title, ratio.median, mostForgedToGarbage))
+		if ratio, ok := r.againstGarbage(i); ok && ratio.median > maxForgedToGarbage {
+			unmet = append(unmet, fmt.Sprintf("%s: the p99 of known clients is %.2f times that under garbage, more than %d", f.title, ratio.median, maxForgedToGarbage))
 		}
-		if slowest := r.slowestEntrance(i); slowest > mostEntrance {
-			unmet = append(unmet, fmt.Sprintf("%s: a new viewer got in after %s, want at most %s", f.title, slowest.Round(time.Millisecond), mostEntrance))
+		if slowest := r.slowestEntrance(i); slowest > maxEntrance {
+			unmet = append(unmet, fmt.Sprintf("%s: a new client got the object after %s, more than %s", f.title, slowest.Round(time.Millisecond), maxEntrance))
 		}
 	}
 	return unmet
@@ -251,61 +236,37 @@ func (r floodReport) markdown() string {
 	var out strings.Builder
 	e := r.environment
 	e.write(&out, "Floods")
-	fmt.Fprintf(&out, "- %d rounds of %s a flood, each on a new process with %d threads; %d connections that flood; %d viewers, each asking every %s;\n  a new viewer every %s\n",
-		e.options.rounds, e.options.duration, e.options.procs, e.options.connections, warmTokens, viewerInterval, newcomerInterval)
-	fmt.Fprint(&out, "- Figures are medians of the rounds, counts are sums. Ratios are taken within each round first; the range over the\n  rounds follows in parentheses.\n")
-	r.writeViewers(&out)
-	r.writeNewcomers(&out)
-	r.writeGate(&out)
+	fmt.Fprintf(&out, "- %d rounds of %s a flood, each on a new process with %d threads; %d connections that flood; %d known clients, each with a\n  request every %s; a new client every %s\n",
+		e.options.rounds, e.options.duration, threads, e.options.connections, warmTokens, knownInterval, newInterval)
+	fmt.Fprintf(&out, "- Figures are medians of the rounds. Ratios are taken within each round first; their range is in parentheses.\n"+
+		"- Every client got every object, or the run would have failed. Required: a p99 of at most %d times that under garbage, and\n  at most %s for a new client.\n",
+		maxForgedToGarbage, maxEntrance)
+	fmt.Fprint(&out, "\n| flood | refused/s | known clients: p50 ms | p99 ms | p99 / under garbage | new clients: p50 ms | slowest ms |\n")
+	fmt.Fprint(&out, "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
+	for i, f := range r.floods {
+		figure := func(of func(floodSample) float64) float64 { return median(r.samples[i], of) }
+		ratio := "–"
+		if s, ok := r.againstGarbage(i); ok {
+			ratio = fmt.Sprintf("%.2f (%.2f–%.2f)", s.median, s.low, s.high)
+		}
+		fmt.Fprintf(&out, "| %s | %.0f | %.2f | %.2f | %s | %.0f | %d |\n", f.title, figure(floodSample.refusedPerSecond),
+			figure(func(s floodSample) float64 { return s.latency(50) }), figure(func(s floodSample) float64 { return s.latency(99) }), ratio,
+			figure(func(s floodSample) float64 { return percentile(s.clients.entrances, 50).Seconds() * 1e3 }), r.slowestEntrance(i).Milliseconds())
+	}
+	fmt.Fprint(&out, "\n| flood | signatures that failed | verification_limited | CPU µs/request | RSS MiB |\n| --- | ---: | ---: | ---: | ---: |\n")
+	for i, f := range r.floods {
+		figure := func(of func(floodSample) float64) float64 { return median(r.samples[i], of) }
+		fmt.Fprintf(&out, "| %s | %.0f | %.0f | %.1f | %.0f |\n", f.title,
+			figure(func(s floodSample) float64 { return float64(s.during.gate[forged]) }),
+			figure(func(s floodSample) float64 { return float64(s.during.gate[limited]) }),
+			figure(floodSample.perRequest),
+			figure(func(s floodSample) float64 { return float64(s.during.server.rss) / (1 << 20) }))
+	}
 	return out.String()
 }
 
-func (r floodReport) writeViewers(out *strings.Builder) {
-	fmt.Fprint(out, "\n## Viewers whose tokens are cached\n\n")
-	fmt.Fprint(out, "| flood | refused/s | viewers' requests | errors | p50 ms | p99 ms | p99 / that under garbage | wanted |\n")
-	fmt.Fprint(out, "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n")
-	for i, f := range r.floods {
-		ratio, wanted := "–", ""
-		if s, ok := r.againstGarbage(i); ok {
-			ratio = fmt.Sprintf("%.2f (%.2f–%.2f)", s.median, s.low, s.high)
-			wanted = fmt.Sprintf("at most %d", mostForgedToGarbage)
-		}
-		// A sample with errors would have ended the run.
-		fmt.Fprintf(out, "| %s | %.0f | %d | 0 | %.2f | %.2f | %s | %s |\n", f.title,
-			median(r.samples[i], floodSample.refusedPerSecond),
-			total(r.samples[i], func(s floodSample) int { return s.reception.requests }),
-			median(r.samples[i], func(s floodSample) float64 { return s.viewers(50) }),
-			median(r.samples[i], func(s floodSample) float64 { return s.viewers(99) }), ratio, wanted)
-	}
-}
-
-func (r floodReport) writeNewcomers(out *strings.Builder) {
-	fmt.Fprint(out, "\n## New viewers, each from a network of its own\n\n")
-	fmt.Fprint(out, "| flood | came and got in | told to come again | p50 ms | slowest ms | wanted |\n")
-	fmt.Fprint(out, "| --- | ---: | ---: | ---: | ---: | ---: |\n")
-	for i, f := range r.floods {
-		fmt.Fprintf(out, "| %s | %d | %d | %.0f | %d | at most %d |\n", f.title,
-			total(r.samples[i], func(s floodSample) int { return len(s.reception.entrances) }),
-			total(r.samples[i], func(s floodSample) int { return s.reception.retries }),
-			median(r.samples[i], func(s floodSample) float64 { return percentile(s.reception.entrances, 50).Seconds() * 1e3 }),
-			r.slowestEntrance(i).Milliseconds(), mostEntrance.Milliseconds())
-	}
-}
-
-func (r floodReport) writeGate(out *strings.Builder) {
-	fmt.Fprint(out, "\n## What the gate does with it\n\n")
-	fmt.Fprint(out, "| flood | signatures that failed | verification_limited | CPU µs/request | RSS MiB |\n| --- | ---: | ---: | ---: | ---: |\n")
-	for i, f := range r.floods {
-		fmt.Fprintf(out, "| %s | %.0f | %.0f | %.1f | %.0f |\n", f.title,
-			median(r.samples[i], func(s floodSample) float64 { return float64(s.gate[forged]) }),
-			median(r.samples[i], func(s floodSample) float64 { return float64(s.gate[limited]) }),
-			median(r.samples[i], floodSample.perRequest),
-			median(r.samples[i], func(s floodSample) float64 { return float64(s.rss) / (1 << 20) }))
-	}
-}
-
-// perRequest is the gate's CPU time for a request, in microseconds, of the flood
-// and of viewers alike.
+// perRequest is the gate's CPU time for a request of the flood or of a client, in
+// microseconds.
 func (s floodSample) perRequest() float64 {
-	return float64(s.cpu.Microseconds()) / float64(s.load.Requests+int64(s.reception.requests))
+	return float64(s.during.server.cpu.Microseconds()) / float64(s.load.Requests+int64(s.clients.requests))
 }

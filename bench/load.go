@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -16,22 +15,17 @@ import (
 type load struct {
 	url         string
 	paths       string // a file, one a line
-	mode        string // of load.lua; "" for "again"
 	header      map[string]string
 	connections int
 	duration    time.Duration
 }
 
-// loadResult is what load.lua prints of it.
+// loadResult is what load.lua prints at the end.
 type loadResult struct {
-	Requests  int64 `json:"requests"`
-	Micros    int64 `json:"micros"`
-	Bytes     int64 `json:"bytes"`
-	P50       int64 `json:"p50"` // microseconds, like the others
-	P90       int64 `json:"p90"`
-	P99       int64 `json:"p99"`
-	Exhausted bool  `json:"exhausted"` // there were not enough paths
-	Errors    struct {
+	Requests int64 `json:"requests"`
+	Micros   int64 `json:"micros"`
+	Bytes    int64 `json:"bytes"`
+	Errors   struct {
 		Connect int64 `json:"connect"`
 		Read    int64 `json:"read"`
 		Write   int64 `json:"write"`
@@ -42,17 +36,15 @@ type loadResult struct {
 
 func (r loadResult) perSecond() float64 { return float64(r.Requests) / (float64(r.Micros) / 1e6) }
 
-// run runs wrk. It has one thread, which is enough for servers with two, and
-// takes little of the processors from them.
+// run runs wrk with one thread, which suffices for servers with two.
 func (b *bench) run(ctx context.Context, l load) (r loadResult, err error) {
-	mode := cmp.Or(l.mode, "again")
 	header := make([]string, 0, len(l.header))
 	for name, value := range l.header {
 		header = append(header, name+": "+value)
 	}
 	args := []string{
 		"-t1", "-c" + strconv.Itoa(l.connections), "-d" + l.duration.String(), "--timeout", "30s",
-		"-s", b.script, l.url, "--", l.paths, mode,
+		"-s", b.script, l.url, "--", l.paths,
 	}
 	out, err := exec.CommandContext(ctx, "wrk", append(args, header...)...).CombinedOutput() //nolint:gosec // the arguments are ours
 	if err != nil {
@@ -63,18 +55,17 @@ func (b *bench) run(ctx context.Context, l load) (r loadResult, err error) {
 	if i < 0 {
 		return r, fmt.Errorf("wrk has printed no result:\n%s", out)
 	}
-	err = json.Unmarshal(bytes.TrimPrefix(lines[i], []byte("RESULT ")), &r)
-	return r, err
+	return r, json.Unmarshal(bytes.TrimPrefix(lines[i], []byte("RESULT ")), &r)
 }
 
-// check says what is wrong with a run: anything but success.
+// check returns an error unless every request succeeded.
 func (r loadResult) check(size int) error {
 	if e := r.Errors; e.Connect+e.Read+e.Write+e.Status+e.Timeout != 0 {
-		return fmt.Errorf("errors: %d connecting, %d reading, %d writing, %d of status, %d timeouts; want none",
+		return fmt.Errorf("errors: %d connecting, %d reading, %d writing, %d of status, %d timeouts; there must be none",
 			e.Connect, e.Read, e.Write, e.Status, e.Timeout)
 	}
 	if r.Requests == 0 || r.Bytes < r.Requests*int64(size) {
-		return fmt.Errorf("%d bytes in %d responses; want at least %d in each", r.Bytes, r.Requests, size)
+		return fmt.Errorf("%d bytes in %d responses: each must have at least %d", r.Bytes, r.Requests, size)
 	}
 	return nil
 }

@@ -1,51 +1,35 @@
--- What wrk sends: GETs of the paths in a file, one a line.
+-- What wrk sends: GETs of the paths in a file, one a line, in turn.
 --
---   wrk … -s load.lua <url> -- <file> again|once|zipf|forge [<Name: value>...]
+--   wrk … -s load.lua <url> -- <file> [<Name: value>...]
 --
--- again: in turn.
--- once:  no path twice; the run reports that they are used up.
--- zipf:  as an audience asks: each in proportion to 1 by its place in the file.
--- forge: in turn, with new bytes for each "{signature}" and "{address}" in path
---        or header: what RS256 could have made, and an IPv4 address.
+-- In each request, {signature} in a path or header becomes a new signature of
+-- random bytes, and {address} a new IPv4 address.
 --
--- wrk must have one thread, for each would begin at the first path.
+-- wrk must have one thread, because each thread begins at the first path.
 
--- Of the interpreter that sends.
-local requests, count = {}, 0
-local pick
-sent, used_up = 0, false -- globals, which the other can read
-
--- Of the one that begins and ends the run.
-local sender
-
-function setup(thread)
-	sender = thread
-end
-
+local requests, count, sent = {}, 0, 0
 local random = math.random
-
--- 256 bytes in base64url. The first character is one of the lower half, so that
--- the number is smaller than any modulus and the whole check has to be made; the
--- last has no bits beyond the last byte.
 local alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-local chunks, chunk_length, middle = {}, 17, {}
 
 local function letter(letters)
 	local i = random(#letters)
 	return letters:sub(i, i)
 end
 
-local function make_chunks()
-	for i = 1, 4096 do
-		local letters = {}
-		for j = 1, chunk_length do
-			letters[j] = letter(alphabet)
-		end
-		chunks[i] = table.concat(letters)
+-- Random text in pieces, because random numbers are slow.
+local chunks, chunk_length, middle = {}, 17, {}
+for i = 1, 4096 do
+	local letters = {}
+	for j = 1, chunk_length do
+		letters[j] = letter(alphabet)
 	end
+	chunks[i] = table.concat(letters)
 end
 
 local fill = {
+	-- 256 bytes in base64url. The first character is of the lower half of the
+	-- alphabet, so that the number is smaller than any modulus and the whole check
+	-- has to be made. The last has no bits beyond the last byte.
 	["{signature}"] = function()
 		for i = 1, 340 / chunk_length do
 			middle[i] = chunks[random(#chunks)]
@@ -58,7 +42,7 @@ local fill = {
 	end,
 }
 
--- Takes a request apart, so that only what changes is made anew.
+-- Splits a request at its variable parts.
 local function template(text)
 	local parts, from = {}, 1
 	for at, marker, after in text:gmatch("()(%b{})()") do
@@ -72,7 +56,25 @@ local function template(text)
 	return parts
 end
 
-local function forged(parts)
+function init(args)
+	math.randomseed(os.time())
+	for i = 2, #args do
+		local name, value = args[i]:match("^([^:]+): (.*)$")
+		wrk.headers[name] = value
+	end
+	for path in io.lines(args[1]) do
+		count = count + 1
+		requests[count] = template(wrk.format("GET", path))
+	end
+	collectgarbage()
+end
+
+function request()
+	local parts = requests[sent % count + 1]
+	sent = sent + 1
+	if #parts == 1 then
+		return parts[1]
+	end
 	local text = {}
 	for i, part in ipairs(parts) do
 		text[i] = type(part) == "function" and part() or part
@@ -80,55 +82,11 @@ local function forged(parts)
 	return table.concat(text)
 end
 
-local function in_turn()
-	return requests[(sent - 1) % count + 1]
-end
-
-local modes = {
-	again = in_turn,
-	once = function()
-		used_up = sent > count
-		return in_turn()
-	end,
-	zipf = function()
-		-- The inverse of the distribution, which is log(rank) / log(count).
-		return requests[math.min(math.floor((count + 1) ^ random()), count)]
-	end,
-	forge = function()
-		return forged(in_turn())
-	end,
-}
-
-function init(args)
-	math.randomseed(os.time())
-	pick = modes[args[2]] or error(args[2] .. " is not a mode")
-	for i = 3, #args do
-		local name, value = args[i]:match("^([^:]+): (.*)$")
-		wrk.headers[name] = value
-	end
-	for path in io.lines(args[1]) do
-		count = count + 1
-		requests[count] = wrk.format("GET", path)
-		if args[2] == "forge" then
-			requests[count] = template(requests[count])
-		end
-	end
-	make_chunks()
-	collectgarbage()
-end
-
-function request()
-	sent = sent + 1
-	return pick()
-end
-
-function done(summary, latency)
+function done(summary)
 	local e = summary.errors
 	io.write(string.format(
-		'\nRESULT {"requests":%d,"micros":%d,"bytes":%d,"p50":%d,"p90":%d,"p99":%d,"exhausted":%s,' ..
+		'\nRESULT {"requests":%d,"micros":%d,"bytes":%d,' ..
 		'"errors":{"connect":%d,"read":%d,"write":%d,"status":%d,"timeout":%d}}\n',
 		summary.requests, summary.duration, summary.bytes,
-		latency:percentile(50), latency:percentile(90), latency:percentile(99),
-		tostring(sender:get("used_up")),
 		e.connect, e.read, e.write, e.status, e.timeout))
 end

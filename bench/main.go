@@ -1,11 +1,10 @@
-// Command bench puts the same load on the gate and on its peers, in front of
-// the same origin, and says what each of them costs. Told so, it measures what
-// floods do to viewers, what many tokens take of memory, or how the gate scales.
-// `make bench` in the folder above builds what it needs and runs it; README.md
-// says how to read the results.
+// Command bench puts the same load on the gate and on other servers, in front
+// of one origin, and reports what each of them costs. With the argument flood,
+// it measures instead what floods of forged tokens do to clients. README.md says
+// how to read the reports.
 //
-// It is a module of its own, so that what only measuring needs stays out of the
-// product's go.mod.
+// It is a module of its own, so that the product's go.mod does not list what
+// only the measurements need.
 package main
 
 import (
@@ -17,57 +16,21 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// options are what the command line says.
+// options are the command line.
 type options struct {
-	experiment *experiment
-	quick      bool
-	rounds     int
-	procs      int
-	caddy      string
-	database   string
-	out        string
-
-	// For those that put a load on servers.
+	flood       bool // measure floods instead of comparing servers
+	quick       bool // a smoke test
+	small       bool // the smallest object only
+	rounds      int
 	duration    time.Duration
 	connections int
-
-	only  *regexp.Regexp // of the comparison
-	sizes []objectSize
-
-	tokens    int           // of memory
-	benchTime time.Duration // of scale
-}
-
-// experiment is something that can be measured, by the first argument.
-type experiment struct {
-	name    string // "" for the comparison
-	tools   []debianTool
-	flags   func(flags *flag.FlagSet, o *options) (finish func() error)
-	quick   func(o *options) // makes it a smoke test
-	measure func(ctx context.Context, o options, e environment) (outcome, error)
-}
-
-// outcome is what an experiment has found. Its files are written and shown, and
-// then the run fails if something that is wanted is not so.
-type outcome struct {
-	files map[string]string // by name; a report ends in .md
-	unmet []string
-}
-
-func experiments() []*experiment {
-	return []*experiment{
-		{"", slices.Concat(loadTools, peerTools), comparisonFlags, func(o *options) { o.rounds, o.duration = 1, time.Second }, compare},
-		{"flood", loadTools, floodFlags, func(o *options) { o.rounds, o.duration = 1, 2*time.Second }, measureFloods},
-		{"memory", loadTools, memoryFlags, func(o *options) { o.tokens, o.duration = 2000, time.Second }, measureMemory},
-		{"scale", nil, scaleFlags, func(o *options) { o.rounds, o.benchTime = 1, 10*time.Millisecond }, measureScale},
-	}
+	caddy       string
+	only        *regexp.Regexp // names of setups to compare
 }
 
 func main() {
@@ -80,132 +43,91 @@ func main() {
 	}
 }
 
-func parseOptions(args []string) (o options, err error) {
-	if o.experiment, args, err = chooseExperiment(args); err != nil {
-		return o, err
+func parseOptions(args []string) (options, error) {
+	o := options{rounds: 12, duration: 2 * time.Second, connections: 32}
+	name := "bench"
+	if len(args) > 0 && args[0] == "flood" {
+		o = options{flood: true, rounds: 5, duration: 10 * time.Second, connections: 256}
+		name, args = "bench flood", args[1:]
 	}
-	flags := flag.NewFlagSet(strings.TrimSpace("bench "+o.experiment.name), flag.ContinueOnError)
-	flags.StringVar(&o.out, "out", ".", "the `folder` for the results; empty: write no files")
-	flags.BoolVar(&o.quick, "quick", false, "little of everything, and write no files: a smoke test of the bench itself")
-	finish := o.experiment.flags(flags, &o)
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.IntVar(&o.rounds, "rounds", o.rounds, "`how often` everything is measured, in turn")
+	flags.DurationVar(&o.duration, "duration", o.duration, "`how long` a measurement takes, in whole seconds")
+	flags.IntVar(&o.connections, "connections", o.connections, "how many `connections` the load generator has")
+	flags.StringVar(&o.caddy, "caddy", "../bin/caddy", "the `binary` that contains the gate")
+	flags.BoolVar(&o.quick, "quick", false, "a smoke test: measure little, on a busy machine too, and write no report")
+	only := new(string)
+	if !o.flood {
+		flags.StringVar(only, "only", "", "measure the setups whose name matches a `pattern`, and write no report")
+		flags.BoolVar(&o.small, "small", false, "measure the smallest object only, and write no report")
+	}
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
-	if flags.NArg() > 0 {
-		return o, fmt.Errorf("%q: there are only flags behind the name of an experiment", flags.Arg(0))
-	}
 	if o.quick {
-		o.experiment.quick(&o)
-		o.out = ""
+		o.rounds, o.duration = 1, 2*time.Second
 	}
-	return o, finish()
+	switch {
+	case flags.NArg() > 0:
+		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	case o.rounds < 1 || o.connections < 1:
+		return o, errors.New("-rounds and -connections must be at least 1")
+	case o.duration < time.Second || o.duration%time.Second != 0:
+		return o, fmt.Errorf("-duration %s: it must be in whole seconds", o.duration)
+	}
+	var err error
+	if o.only, err = regexp.Compile(*only); err != nil {
+		return o, fmt.Errorf("-only: %w", err)
+	}
+	if o.caddy, err = filepath.Abs(o.caddy); err != nil {
+		return o, err
+	}
+	_, err = os.Stat(o.caddy)
+	return o, err
 }
 
-func chooseExperiment(args []string) (*experiment, []string, error) {
-	name := ""
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		name, args = args[0], args[1:]
+// sizes are those of the objects to measure.
+func (o options) sizes() []objectSize {
+	if o.small {
+		return objectSizes[:1]
 	}
-	var names []string
-	for _, e := range experiments() {
-		if e.name == name {
-			return e, args, nil
-		}
-		names = append(names, e.name)
-	}
-	return nil, nil, fmt.Errorf("%q is no experiment: want one of %s, or none for the comparison", name, strings.Join(names[1:], ", "))
+	return objectSizes
 }
 
-// roundsFlag is for what is measured more than once.
-func roundsFlag(flags *flag.FlagSet, o *options, rounds int) {
-	flags.Func("rounds", fmt.Sprintf("`how often` everything is measured, in turn (default %d)", rounds), func(text string) (err error) {
-		if o.rounds, err = strconv.Atoi(text); err == nil && o.rounds < 1 {
-			err = errors.New("want at least 1")
-		}
-		return err
-	})
-	o.rounds = rounds
-}
-
-// loadFlags are those of all that puts a load on servers.
-func loadFlags(flags *flag.FlagSet, o *options, duration time.Duration, connections int) (finish func() error) {
-	flags.DurationVar(&o.duration, "duration", duration, "`how long` a measurement takes, in whole seconds")
-	flags.IntVar(&o.connections, "connections", connections, "how many `connections` the load generator has")
-	flags.IntVar(&o.procs, "procs", 2, "`threads` of each server: GOMAXPROCS, nbthread, worker_processes")
-	flags.StringVar(&o.caddy, "caddy", "../bin/caddy", "the `binary` with the gate in it")
-	flags.StringVar(&o.database, "database", "../testdata/country.mmdb", "the geo `database`, in which 127.0.0.1 is in the US")
-	return func() error {
-		switch {
-		case o.connections < 1 || o.procs < 1:
-			return errors.New("-connections and -procs want to be at least 1")
-		case o.duration < time.Second || o.duration%time.Second != 0:
-			return fmt.Errorf("-duration %s: want whole seconds", o.duration)
-		}
-		for _, path := range []*string{&o.caddy, &o.database} {
-			absolute, err := filepath.Abs(*path)
-			if err != nil {
-				return err
-			}
-			if _, err := os.Stat(absolute); err != nil {
-				return fmt.Errorf("%w; `make bench` builds and names what is needed", err)
-			}
-			*path = absolute
-		}
-		return nil
-	}
-}
-
-func comparisonFlags(flags *flag.FlagSet, o *options) (finish func() error) {
-	only := flags.String("only", "", "measure the setups whose name matches a `pattern`, and write no files")
-	small := flags.Bool("small", false, "measure the smallest object only, and write no files")
-	roundsFlag(flags, o, 12) // many and short, for a machine that is slow for a while
-	finishLoad := loadFlags(flags, o, 2*time.Second, 32)
-	return func() (err error) {
-		if o.only, err = regexp.Compile(*only); err != nil {
-			return fmt.Errorf("-only: %w", err)
-		}
-		o.sizes = sizes
-		if *small {
-			o.sizes = sizes[:1]
-		}
-		if *only != "" || *small {
-			o.out = ""
-		}
-		return finishLoad()
-	}
-}
+// partial reports whether there is too little for a report.
+func (o options) partial() bool { return o.quick || o.small || o.only.String() != "" }
 
 func run(ctx context.Context, args []string) error {
 	o, err := parseOptions(args)
 	if err != nil {
 		return err
 	}
-	if err := findTools(o.experiment.tools); err != nil {
-		return err
+	measure, file := compare, "results.md"
+	if o.flood {
+		measure, file = measureFloods, "flood.md"
 	}
-	found, err := o.experiment.measure(ctx, o, describeEnvironment(o, quoted(args)))
+	e, err := describeEnvironment(o, strings.Join(args, " "))
 	if err != nil {
 		return err
 	}
-	for name, content := range found.files {
-		if strings.HasSuffix(name, ".md") {
-			fmt.Print(content)
-		}
-		if o.out == "" {
-			continue
-		}
-		if err := os.WriteFile(filepath.Join(o.out, name), []byte(content), 0o644); err != nil { //nolint:gosec // for everybody to read
+	report, unmet, err := measure(ctx, o, e)
+	if err != nil {
+		return err
+	}
+	fmt.Print(report)
+	if !o.partial() {
+		if err := writeFile(file, []byte(report)); err != nil {
 			return err
 		}
 	}
-	if found.unmet == nil {
-		return nil
+	if unmet != nil && !o.quick { // a single short round proves nothing
+		return fmt.Errorf("requirements not met: %s", strings.Join(unmet, "; "))
 	}
-	return fmt.Errorf("not as wanted: %s", strings.Join(found.unmet, "; "))
+	return nil
 }
 
-// compare measures the gate and its peers.
-func compare(ctx context.Context, o options, e environment) (found outcome, err error) {
+// compare measures the gate and the other servers.
+func compare(ctx context.Context, o options, e environment) (markdown string, unmet []string, err error) {
 	var setups []*setup
 	for _, s := range allSetups {
 		if o.only.MatchString(s.name) {
@@ -213,34 +135,20 @@ func compare(ctx context.Context, o options, e environment) (found outcome, err 
 		}
 	}
 	if setups == nil {
-		return found, fmt.Errorf("-only %s matches no setup", o.only)
+		return "", nil, fmt.Errorf("-only %s matches no setup", o.only)
 	}
 	b, err := newBench(ctx, o, setups)
 	if err != nil {
-		return found, err
+		return "", nil, err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if err := b.measure(ctx); err != nil {
-		return found, err
+		return "", nil, err
 	}
-	r := report{e, b.setups, b.results}
-	return outcome{files: map[string]string{"results.md": r.markdown(), "results.svg": r.chart()}}, nil
+	r := report{e, b.setups, b.samples}
+	return r.markdown(), r.unmet(), nil
 }
 
-// quoted writes arguments as a shell wants them.
-func quoted(args []string) string {
-	plain := regexp.MustCompile(`^[\w./=,-]+$`)
-	words := make([]string, 0, len(args))
-	for _, arg := range args {
-		if !plain.MatchString(arg) {
-			arg = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
-		}
-		words = append(words, arg)
-	}
-	return strings.Join(words, " ")
-}
-
-// progress tells whoever waits what is being done.
 func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }

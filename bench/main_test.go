@@ -2,60 +2,44 @@ package main
 
 import (
 	"os"
-	"slices"
 	"testing"
 	"time"
 )
 
-// The first argument chooses what is measured. Nobody measures something else
-// than he has asked for.
-func TestExperimentIsChosen(t *testing.T) {
-	binary := os.Args[0] // any file will do
+func TestOptions(t *testing.T) {
+	t.Parallel()
+	binary := os.Args[0] // any file serves
 	for _, c := range []struct {
-		name string
-		args []string
-		want string
-		err  bool
+		name         string
+		args         []string
+		flood, valid bool
 	}{
-		{"comparison", []string{"-caddy", binary}, "", false},
-		{"flood", []string{"flood", "-caddy", binary}, "flood", false},
-		{"memory", []string{"memory", "-caddy", binary, "-tokens", "5"}, "memory", false},
-		{"scale", []string{"scale", "-benchtime", "1s"}, "scale", false},
-		{"unknown", []string{"floods"}, "", true},
-		{"behind the flags", []string{"-caddy", binary, "flood"}, "", true},
-		{"two", []string{"flood", "-caddy", binary, "memory"}, "", true},
-		{"a flag of another", []string{"flood", "-tokens", "5"}, "", true},
-		{"no rounds", []string{"scale", "-rounds", "0"}, "", true},
-		{"no whole seconds", []string{"flood", "-caddy", binary, "-duration", "1500ms"}, "", true},
-		{"no time", []string{"scale", "-benchtime", "0s"}, "", true},
-		{"no tokens", []string{"memory", "-caddy", binary, "-tokens", "0"}, "", true},
-		{"no binary", []string{"flood", "-caddy", binary + "-missing"}, "", true},
+		{"comparison", []string{"-caddy", binary}, false, true},
+		{"flood", []string{"flood", "-caddy", binary}, true, true},
+		{"unknown", []string{"floods", "-caddy", binary}, false, false},
+		{"flood after the flags", []string{"-caddy", binary, "flood"}, false, false},
+		{"a flag of the comparison", []string{"flood", "-caddy", binary, "-small"}, true, false},
+		{"no rounds", []string{"-caddy", binary, "-rounds", "0"}, false, false},
+		{"half a second", []string{"-caddy", binary, "-duration", "1500ms"}, false, false},
+		{"no binary", []string{"-caddy", binary + "-missing"}, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			o, err := parseOptions(c.args)
-			if (err != nil) != c.err || err == nil && o.experiment.name != c.want {
+			if (err == nil) != c.valid || c.valid && o.flood != c.flood {
 				t.Errorf("parseOptions(%q) = %+v, %v", c.args, o, err)
 			}
 		})
 	}
 }
 
-// A smoke test leaves the figures of a real run where they are.
-func TestQuickWritesNothing(t *testing.T) {
-	for _, name := range []string{"flood", "memory"} {
-		o, err := parseOptions([]string{name, "-caddy", os.Args[0], "-quick", "-duration", "1m"})
-		if err != nil || o.out != "" || o.duration > 2*time.Second {
-			t.Errorf("%s -quick = %+v, %v", name, o, err)
-		}
-	}
-}
-
-// Nobody is always the first, or always behind the same one.
-func TestInTurn(t *testing.T) {
-	all := []int{1, 2, 3}
-	for round, want := range [][]int{{1, 2, 3}, {1, 3, 2}, {3, 1, 2}, {3, 2, 1}} {
-		if got := inTurn(all, round); !slices.Equal(got, want) {
-			t.Errorf("inTurn(%d) = %v; want %v", round, got, want)
+// A run that measures less leaves the figures of a whole run as they are.
+func TestPartialRunsWriteNoReport(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"-quick", "-duration", "1m"}, {"flood", "-quick"}, {"-small"}, {"-only", "caddy"}} {
+		o, err := parseOptions(append(args, "-caddy", os.Args[0]))
+		if err != nil || !o.partial() || o.duration > 2*time.Second {
+			t.Errorf("parseOptions(%q) = %+v, %v; want part of a run", args, o, err)
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,23 +8,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
+	"strconv"
 	"syscall"
 	"time"
 )
 
-const (
-	startTimeout = 30 * time.Second
-	stopTimeout  = 10 * time.Second
-)
-
-// server is a running process, perhaps with children.
+// server is a running process, perhaps with children in its process group.
 type server struct {
 	title   string
-	port    string
+	address string // host:port
 	metrics string // host:port
+	log     string // the file of its output
 	cmd     *exec.Cmd
-	log     *logWatch
 	exited  chan struct{}
 }
 
@@ -36,102 +30,85 @@ func (b *bench) start(ctx context.Context, s *setup) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	argv := b.fill(s.command, dir)
+	argv := b.argv(s, dir)
 	srv := &server{
-		title: s.title, port: f.Port, metrics: net.JoinHostPort("127.0.0.1", f.MetricsPort),
-		cmd:    exec.Command(argv[0], argv[1:]...), //nolint:gosec // the commands are in this package
-		log:    newLogWatch(s.ready),
+		title: s.title, address: net.JoinHostPort("127.0.0.1", f.Port), metrics: net.JoinHostPort("127.0.0.1", f.MetricsPort),
+		log:    filepath.Join(dir, "output"),
+		cmd:    exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...), //nolint:gosec // the commands are in this package
 		exited: make(chan struct{}),
 	}
-	srv.cmd.Dir = dir
-	srv.cmd.Env = append(os.Environ(), b.fill(s.env, dir)...)
-	srv.cmd.Stdout, srv.cmd.Stderr = srv.log, srv.log
+	output, err := os.Create(srv.log)
+	if err != nil {
+		return nil, err
+	}
+	defer output.Close()
+	srv.cmd.Dir, srv.cmd.Stdout, srv.cmd.Stderr = dir, output, output
+	srv.cmd.Env = append(os.Environ(), "GOMAXPROCS="+strconv.Itoa(threads), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
 	srv.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	srv.cmd.WaitDelay = stopTimeout
 	if err := srv.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.title, err)
 	}
 	go func() {
 		defer close(srv.exited)
-		_ = srv.cmd.Wait() // why it ended, the log says
+		_ = srv.cmd.Wait() // the log says why it ended
 	}()
-	timeout := time.NewTimer(startTimeout)
-	defer timeout.Stop()
-	select {
-	case <-srv.log.ready:
-		return srv, nil
-	case <-srv.exited:
-		return nil, fmt.Errorf("%s has ended at once:\n%s", s.title, srv.log)
-	case <-ctx.Done():
-		return nil, errors.Join(ctx.Err(), srv.stop())
-	case <-timeout.C:
-		return nil, errors.Join(fmt.Errorf("%s does not say %q:\n%s", s.title, s.ready, srv.log), srv.stop())
+	if err := srv.awaitPort(ctx); err != nil {
+		return nil, srv.explain(errors.Join(err, srv.stop()))
+	}
+	return srv, nil
+}
+
+// awaitPort waits until the server accepts connections.
+func (s *server) awaitPort(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
+	for {
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", s.address)
+		if err == nil {
+			return c.Close()
+		}
+		select {
+		case <-retry.C:
+		case <-s.exited:
+			return errors.New("it has exited")
+		case <-ctx.Done():
+			return fmt.Errorf("it accepts no connections: %w", err)
+		}
 	}
 }
 
-func (s *server) addr() string { return net.JoinHostPort("127.0.0.1", s.port) }
+func (s *server) url() string { return "http://" + s.address }
 
 // usage is what the server and its children have used so far.
 func (s *server) usage() (usage, error) {
-	u, err := treeUsage(s.cmd.Process.Pid)
-	if err != nil {
-		err = fmt.Errorf("%s has ended: %w\n%s", s.title, err, s.log)
-	}
-	return u, err
+	u, err := groupUsage(int64(s.cmd.Process.Pid))
+	return u, s.explain(err)
 }
 
-// stop ends the server and what it has started.
+// explain adds the end of the server's output to an error.
+func (s *server) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	const most = 4096
+	output, _ := os.ReadFile(s.log) // without it, err has to do
+	return fmt.Errorf("%s: %w\n%s", s.title, err, output[max(0, len(output)-most):])
+}
+
+// stop ends the server and its children.
 func (s *server) stop() error {
 	group := -s.cmd.Process.Pid
 	_ = s.cmd.Process.Signal(syscall.SIGTERM) // unless it has ended
-	timeout := time.NewTimer(stopTimeout)
+	timeout := time.NewTimer(10 * time.Second)
 	defer timeout.Stop()
+	var err error
 	select {
 	case <-s.exited:
-		_ = syscall.Kill(group, syscall.SIGKILL) // children that outlived it
-		return nil
 	case <-timeout.C:
-		err := fmt.Errorf("%s had to be killed", s.title)
-		return errors.Join(err, syscall.Kill(group, syscall.SIGKILL))
+		err = fmt.Errorf("%s ignores SIGTERM", s.title)
 	}
-}
-
-// logWatch keeps what a server prints, and says when it has printed a certain
-// text.
-type logWatch struct {
-	ready chan struct{}
-
-	mu     sync.Mutex
-	marker []byte
-	seen   bool
-	text   []byte
-}
-
-// maxLog is how much is kept.
-const maxLog = 1 << 20
-
-func newLogWatch(marker string) *logWatch {
-	return &logWatch{ready: make(chan struct{}), marker: []byte(marker)}
-}
-
-// Write implements io.Writer.
-func (l *logWatch) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.text) < maxLog {
-		l.text = append(l.text, p...)
-	}
-	if !l.seen && bytes.Contains(l.text, l.marker) {
-		l.seen = true
-		close(l.ready)
-	}
-	return len(p), nil
-}
-
-// String returns the end of the log.
-func (l *logWatch) String() string {
-	const most = 4096
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return string(l.text[max(0, len(l.text)-most):])
+	_ = syscall.Kill(group, syscall.SIGKILL) // unless all have ended
+	return err
 }

@@ -16,8 +16,6 @@ import (
 //go:embed config
 var templates embed.FS
 
-// load.lua is read by wrk, so it has to become a file.
-//
 //go:embed load.lua
 var loadScript []byte
 
@@ -25,27 +23,31 @@ var loadScript []byte
 type setup struct {
 	name  string // as in -only
 	title string
-	bare  string // the name of the same server without a gate; "" if it is that
-	gate  bool
-	open  bool    // there are tokens, and nobody looks at them
-	form  *scheme // of tokens; nil: none
-	rules string  // in the tokens, with {network} for one of each token's own
-	fresh bool    // a new token for each request, and a new process for each round
+	bare  string  // the name of the same server without a gate; "" for such a server
+	form  *scheme // of tokens; nil for URLs without
+	open  bool    // URLs contain a token that nobody looks at
+	rules string  // in the tokens
+	fresh bool    // a new token for each request, and a new process for each measurement
 
-	proxied bool // viewers have the addresses that X-Forwarded-For names
+	proxied bool // X-Forwarded-For names the client
 
 	header  map[string]string // of each request
 	files   map[string]string // by template
-	command []string          // with {dir} for the folder of the files
-	env     []string
-	ready   string // what the server prints once it serves
+	command string            // with {dir} for the folder of the files, and {caddy}
 }
+
+const (
+	njsModule = "/usr/lib/nginx/modules/ngx_http_js_module.so"
+
+	// Names of setups that the report compares.
+	warmGate     = "gate-warm"
+	cutOffUnseen = "caddy-rewrite"
+)
 
 var allSetups = []*setup{
 	caddy(setup{name: "caddy", title: "Caddy"}),
-	caddy(setup{name: "caddy-gogc", title: "Caddy, GOGC=600", bare: "caddy", env: []string{"GOGC=600"}}),
-	caddy(setup{name: "caddy-rewrite", title: "Caddy, token cut off unseen", bare: "caddy", form: ours, open: true}),
-	caddy(setup{name: "gate-warm", title: "gate, warm", bare: "caddy", form: ours}),
+	caddy(setup{name: cutOffUnseen, title: "Caddy, token cut off unseen", bare: "caddy", form: ours, open: true}),
+	caddy(setup{name: warmGate, title: "gate, warm", bare: "caddy", form: ours}),
 	caddy(setup{
 		name: "gate-rules", title: "gate, warm, country and origins", bare: "caddy", form: ours, rules: usRules,
 		header: map[string]string{"Origin": "https://www.example.org"},
@@ -59,65 +61,50 @@ var allSetups = []*setup{
 	nginx(setup{name: "nginx-njs", title: "nginx, njs", bare: "nginx", form: ours}),
 }
 
-// rulesOf are the rules of one of its tokens.
-func (s *setup) rulesOf(i int) string {
-	return strings.ReplaceAll(s.rules, "{network}", fmt.Sprintf("2001:db8:%04x:%04x::/64", i>>16, i&0xffff))
-}
+// verifies reports whether the setup looks at tokens.
+func (s *setup) verifies() bool { return s.form != nil && !s.open }
 
-// caches tells the setups that count how their cache fares.
-func (s *setup) caches() bool { return s.gate && s.bare == "caddy" }
+// isGate reports whether the setup is a gate of this project.
+func (s *setup) isGate() bool { return s.verifies() && s.bare == "caddy" }
 
-// originSetup is nginx with files, for it costs the least of what is installed
-// here anyway: what it takes of the processors, the servers under test lack.
+// originSetup is nginx with files, the cheapest of these servers: the processor
+// time that the origin takes, the servers under test lack.
 var originSetup = &setup{
-	name: "origin", title: "origin",
-	files:   map[string]string{"origin.conf": "nginx.conf"},
-	command: []string{"nginx", "-p", "{dir}", "-e", "stderr", "-c", "{dir}/nginx.conf"},
-	ready:   "start worker process ",
+	name: "origin", title: "origin", command: "nginx -p {dir} -e stderr -c {dir}/nginx.conf",
+	files: map[string]string{"origin.conf": "nginx.conf"},
 }
 
 func caddy(s setup) *setup {
-	s.gate = s.form != nil && !s.open
+	s.command = "{caddy} run --config {dir}/Caddyfile --adapter caddyfile"
 	s.files = map[string]string{"Caddyfile": "Caddyfile"}
-	s.command = []string{"{caddy}", "run", "--config", "{dir}/Caddyfile", "--adapter", "caddyfile"}
-	s.env = append(s.env, "GOMAXPROCS={procs}", "HOME={dir}", "XDG_DATA_HOME={dir}", "XDG_CONFIG_HOME={dir}")
-	s.ready = "serving initial configuration"
 	return &s
 }
 
 func haproxy(s setup) *setup {
-	s.gate = s.form != nil
+	s.command = "haproxy -W -db -f {dir}/haproxy.cfg"
 	s.files = map[string]string{"haproxy.cfg": "haproxy.cfg"}
-	s.command = []string{"haproxy", "-W", "-db", "-f", "{dir}/haproxy.cfg"}
-	s.ready = "Loading success"
 	return &s
 }
 
 func trafficServer(s setup) *setup {
-	s.gate = s.form != nil
-	s.files = map[string]string{
-		"ats/records.config": "records.config", "ats/remap.config": "remap.config",
-		"ats/plugin.config": "plugin.config", "ats/storage.config": "storage.config",
-		"ats/runroot.yaml": "runroot.yaml", "ats/ip_allow.yaml": "ip_allow.yaml",
+	s.command = "traffic_server --run-root={dir}/runroot.yaml"
+	s.files = make(map[string]string)
+	for _, name := range []string{
+		"records.config", "remap.config", "plugin.config", "storage.config", "runroot.yaml", "ip_allow.yaml", "uri_signing.json",
+	} {
+		s.files["ats/"+name] = name
 	}
-	if s.gate {
-		s.files["ats/uri_signing.json"] = "uri_signing.json"
-	}
-	s.command = []string{"traffic_server", "--run-root={dir}/runroot.yaml"}
-	s.ready = "traffic server running"
 	return &s
 }
 
 func nginx(s setup) *setup {
-	s.gate = s.form != nil
-	s.files = map[string]string{"nginx.conf": "nginx.conf"}
-	if s.gate {
-		s.files["gate.js"] = "gate.js"
-	}
-	s.command = []string{"nginx", "-p", "{dir}", "-e", "stderr", "-c", "{dir}/nginx.conf"}
-	s.ready = "start worker process "
+	s.command = originSetup.command
+	s.files = map[string]string{"nginx.conf": "nginx.conf", "gate.js": "gate.js"}
 	return &s
 }
+
+// threads is how many a server has: GOMAXPROCS, nbthread, worker_processes.
+const threads = 2
 
 // facts are what templates are filled with.
 type facts struct {
@@ -126,7 +113,7 @@ type facts struct {
 	MetricsPort string
 	Origin      string // host:port
 	Procs       int
-	Gate        bool
+	Gate        bool // the setup verifies tokens
 	Open        bool
 	Rules       bool
 	Proxied     bool
@@ -141,13 +128,16 @@ type facts struct {
 // write makes the files of a setup, with free ports in them.
 func (b *bench) write(s *setup, dir string) (facts, error) {
 	f := facts{
-		Dir: dir, Procs: b.options.procs, Gate: s.gate, Open: s.open, Rules: s.rules != "", Proxied: s.proxied, Database: b.options.database,
+		Dir: dir, Procs: threads, Gate: s.verifies(), Open: s.open, Rules: s.rules != "", Proxied: s.proxied,
 		Video: video, NjsModule: njsModule, KeyID: keyID, Issuer: issuer, publicKey: b.public,
 	}
 	if b.origin != nil {
-		f.Origin = b.origin.addr()
+		f.Origin = b.origin.address
 	}
 	var err error
+	if f.Database, err = filepath.Abs("../testdata/country.mmdb"); err != nil { // 127.0.0.1 is in the US
+		return f, err
+	}
 	if f.Port, f.MetricsPort, err = freePorts(); err != nil {
 		return f, err
 	}
@@ -168,32 +158,28 @@ func (b *bench) write(s *setup, dir string) (facts, error) {
 			return f, err
 		}
 	}
-	if !s.gate {
-		return f, nil
-	}
 	if err := writeFile(filepath.Join(dir, "keys.json"), fmt.Appendf(nil, `{"keys":[%s]}`, b.public.JWK)); err != nil {
 		return f, err
 	}
 	return f, writeFile(filepath.Join(dir, "public.pem"), []byte(b.public.PEM))
 }
 
-// fill puts the values into a command or an environment.
-func (b *bench) fill(words []string, dir string) []string {
-	r := strings.NewReplacer("{dir}", dir, "{caddy}", b.options.caddy, "{procs}", strconv.Itoa(b.options.procs))
-	filled := make([]string, 0, len(words))
-	for _, word := range words {
-		filled = append(filled, r.Replace(word))
+// argv is the command of a setup.
+func (b *bench) argv(s *setup, dir string) []string {
+	argv := strings.Fields(s.command)
+	for i, word := range argv {
+		argv[i] = strings.NewReplacer("{dir}", dir, "{caddy}", b.options.caddy).Replace(word)
 	}
-	return filled
+	return argv
 }
 
-// freePorts finds two ports that nobody listens on. They are below those that
-// the system gives to clients, lest a connection takes one before the server.
+// freePorts finds two ports that nobody listens on. They are below the ports
+// that the system gives to outgoing connections, which could take one first.
 func freePorts() (first, second string, err error) {
 	const lowest, highest, attempts = 12000, 32000, 100
 	var found []string
 	for range attempts {
-		port := strconv.Itoa(lowest + rand.IntN(highest-lowest)) //nolint:gosec // nobody is to guess it
+		port := strconv.Itoa(lowest + rand.IntN(highest-lowest)) //nolint:gosec // not a secret
 		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port))
 		if err != nil {
 			continue
@@ -207,5 +193,5 @@ func freePorts() (first, second string, err error) {
 }
 
 func writeFile(path string, data []byte) error {
-	return os.WriteFile(path, data, 0o644) //nolint:gosec // for servers that give up root
+	return os.WriteFile(path, data, 0o644) //nolint:gosec // servers that give up root read it
 }

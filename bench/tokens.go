@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -25,12 +26,12 @@ const (
 	video      = "demo"
 	otherVideo = "other"
 
-	// What a viewer from the US, on a site below example.org, passes.
+	// Rules that a client in the US passes, and rules that it does not pass.
 	usRules = `[{"type":"ip.geoip.country","country":["GB","US"],"action":"allow"},{"type":"any","action":"block"}]`
 	gbRules = `[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]`
 )
 
-// signer is a key pair in the forms in which it is needed here.
+// signer is a key pair in two forms.
 type signer struct {
 	rsa *rsa.PrivateKey
 	key *token.SigningKey
@@ -46,7 +47,7 @@ func newSigner() (*signer, error) {
 	return &signer{key, signing}, err
 }
 
-// publicKey is the half that verifies, in the forms that servers want.
+// publicKey is the public half, in the forms that servers need.
 type publicKey struct {
 	SPKI string // base64
 	PEM  string
@@ -66,20 +67,20 @@ func (s *signer) public() (publicKey, error) {
 	}, err
 }
 
-// grant is what a token says.
+// grant is the content of a token.
 type grant struct {
 	video   string
 	expires time.Time
 	rules   string
 }
 
-// scheme is a form of tokens, and of URLs with them.
+// scheme is a form of tokens and of URLs.
 type scheme struct {
 	sign func(s *signer, g grant) (string, error)
 	path func(compact, video, file string) string
 }
 
-// ours is the form of the gate, for which HAProxy and njs can be configured.
+// ours is the form of the gate, which HAProxy and njs can read too.
 var ours = &scheme{
 	sign: func(s *signer, g grant) (string, error) {
 		claims := token.Claims{VideoID: g.video, ExpiresAt: g.expires}
@@ -91,8 +92,8 @@ var ours = &scheme{
 	path: func(compact, _, file string) string { return "/" + compact + "/" + file },
 }
 
-// cdni is that of the URI signing of RFC 9246, as Traffic Server has it: the
-// token has an issuer, and a pattern for the URL without the token.
+// cdni is the URI signing of RFC 9246 in Traffic Server: the token has an issuer,
+// and a pattern for the URL without the token.
 var cdni = &scheme{
 	sign: func(s *signer, g grant) (string, error) {
 		return s.signJSON(fmt.Sprintf(`{"alg":"RS256","kid":%q}`, keyID), fmt.Sprintf(
@@ -110,43 +111,33 @@ func (s *signer) signJSON(header, payload string) (string, error) {
 	return signed + "." + base64.RawURLEncoding.EncodeToString(signature), err
 }
 
-// unsigned makes a token say that it has no signature.
+// unsigned makes a token claim that it needs no signature.
 func unsigned(compact string) string {
 	payload := strings.Split(compact, ".")[1]
 	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"alg":"none","kid":%q}`, keyID)) + "." + payload + "."
 }
 
-// transplanted has the payload of one token, and all else of the other.
+// transplanted has the payload of one token and the rest of the other.
 func transplanted(payloadOf, restOf string) string {
 	parts := strings.Split(restOf, ".")
 	return parts[0] + "." + strings.Split(payloadOf, ".")[1] + "." + parts[2]
 }
 
-// mint makes n different tokens that are valid for at least a day. It takes all
-// processors.
-func mint(s *signer, form *scheme, rules func(i int) string, first, n int) ([]string, error) {
+// mint signs n different tokens that are valid for at least a day, on all
+// processors. Those of different values of first are different, too.
+func mint(s *signer, form *scheme, rules string, first, n int) ([]string, error) {
 	tokens := make([]string, n)
+	errs := make([]error, runtime.NumCPU())
 	expires := time.Now().Add(24 * time.Hour)
 	var wg sync.WaitGroup
-	workers := runtime.NumCPU()
-	errs := make(chan error, workers)
-	for worker := range workers {
+	for worker := range errs {
 		wg.Go(func() {
-			for i := worker; i < n; i += workers {
-				var err error
-				g := grant{video, expires.Add(time.Duration(first+i) * time.Second), rules(first + i)}
-				if tokens[i], err = form.sign(s, g); err != nil {
-					errs <- err
-					return
-				}
+			for i := worker; i < n && errs[worker] == nil; i += len(errs) {
+				g := grant{video, expires.Add(time.Duration(first+i) * time.Second), rules}
+				tokens[i], errs[worker] = form.sign(s, g)
 			}
 		})
 	}
 	wg.Wait()
-	select {
-	case err := <-errs:
-		return nil, fmt.Errorf("minting: %w", err)
-	default:
-		return tokens, nil
-	}
+	return tokens, errors.Join(errs...)
 }
