@@ -58,12 +58,16 @@ fuzz-corpus: ## Keep the inputs that fuzzing on this machine has found
 integration: bin/caddy bin/caddy-race ## Tests of the real binary: a recording origin, raw sockets, real players
 	cd integration && go test -count=1 -timeout 20m -parallel 4 $(if $(SHARD),-run '$(shell .ci/shard $(SHARD))',-skip '^TestLong') .
 
-# Servers and the load generator are Debian packages; the bench names those that
-# are missing. BENCHFLAGS=-help lists what can be set; flood, memory and scale, as
-# the first word in it, measure those instead of comparing servers.
+.PHONY: bin/bench
+bin/bench:
+	cd bench && go test . && go build -o ../$@ .
+
+# The bench names the Debian packages that are missing, and refuses to start on a
+# busy machine: if this has compiled something, wait a few minutes. BENCHFLAGS=flood
+# measures floods instead, BENCHFLAGS=-help lists what can be set.
 .PHONY: bench
-bench: bin/caddy ## Measure the gate beside bare Caddy, HAProxy, Traffic Server and nginx (BENCHFLAGS=flood|memory|scale: other things; -quick: smoke test)
-	cd bench && go test ./... && go run . $(BENCHFLAGS)
+bench: bin/caddy bin/bench ## Measure the gate beside bare Caddy, HAProxy, Traffic Server and nginx, on an idle machine
+	cd bench && ../bin/bench $(BENCHFLAGS)
 
 .PHONY: lint
 lint: ## Linters, formatting, module files
