@@ -134,7 +134,11 @@ func (b *bench) makeMedia(context.Context) error {
 	return nil
 }
 
+// makeTokens makes no token twice, because none of the fresh tokens may be in the
+// cache.
 func (b *bench) makeTokens(context.Context) (err error) {
+	expires := time.Now().Add(24 * time.Hour)
+	freshExpires := expires.Add(warmTokens * time.Second)
 	for _, s := range b.setups {
 		if s.form == nil {
 			continue
@@ -142,11 +146,11 @@ func (b *bench) makeTokens(context.Context) (err error) {
 		if s.fresh && b.fresh == nil {
 			n := freshPerSecond * int(b.options.duration/time.Second)
 			progress("signing %d tokens", n)
-			if b.fresh, err = mint(b.signer, s.form, s.rules, warmTokens, n); err != nil {
+			if b.fresh, err = mint(b.signer, s.form, s.rules, freshExpires, n); err != nil {
 				return err
 			}
 		}
-		if b.warm[s], err = mint(b.signer, s.form, s.rules, 0, warmTokens); err != nil {
+		if b.warm[s], err = mint(b.signer, s.form, s.rules, expires, warmTokens); err != nil {
 			return err
 		}
 		if b.other[s], err = s.form.sign(b.signer, grant{otherVideo, time.Now().Add(time.Hour), s.rules}); err != nil {

@@ -17,7 +17,7 @@ func TestFloodsAreWhatTheyClaim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tokens, err := mint(s, ours, "", 0, 1)
+	tokens, err := mint(s, ours, "", time.Now().Add(time.Hour), 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -123,17 +123,16 @@ func transplanted(payloadOf, restOf string) string {
 	return parts[0] + "." + strings.Split(payloadOf, ".")[1] + "." + parts[2]
 }
 
-// mint signs n different tokens that are valid for at least a day, on all
-// processors. Those of different values of first are different, too.
-func mint(s *signer, form *scheme, rules string, first, n int) ([]string, error) {
+// mint signs n different tokens on all processors. The first expires at the given
+// time, each of the others a second after the one before.
+func mint(s *signer, form *scheme, rules string, expires time.Time, n int) ([]string, error) {
 	tokens := make([]string, n)
 	errs := make([]error, runtime.NumCPU())
-	expires := time.Now().Add(24 * time.Hour)
 	var wg sync.WaitGroup
 	for worker := range errs {
 		wg.Go(func() {
 			for i := worker; i < n && errs[worker] == nil; i += len(errs) {
-				g := grant{video, expires.Add(time.Duration(first+i) * time.Second), rules}
+				g := grant{video, expires.Add(time.Duration(i) * time.Second), rules}
 				tokens[i], errs[worker] = form.sign(s, g)
 			}
 		})
