@@ -28,7 +28,7 @@ var (
 func packageVersions(packages []string) (versions []string, err error) {
 	var missing []string
 	for _, name := range packages {
-		out, err := exec.Command("dpkg-query", "-W", "-f", "${db:Status-Status} ${Version}", name).Output() //nolint:gosec // the names are above
+		out, err := exec.Command("dpkg-query", "-W", "-f", "${db:Status-Status} ${Version}", name).Output()
 		version, installed := strings.CutPrefix(string(out), "installed ")
 		if err != nil || !installed {
 			missing = append(missing, name)

@@ -86,7 +86,7 @@ func measureFloods(ctx context.Context, o options, e environment) (markdown stri
 			}
 			r.samples[i] = append(r.samples[i], sample)
 			progress("round %d/%d  %-24s %8.0f refused/s  p99 of known clients %6.2f ms  last new client in after %4d ms", round+1, o.rounds,
-				r.floods[i].title, sample.refusedPerSecond(), sample.latency(99), sample.slowestEntrance().Milliseconds())
+				r.floods[i].title, sample.load.perSecond(), sample.latency(99), sample.slowestEntrance().Milliseconds())
 		}
 	}
 	return r.markdown(), r.unmet(), nil
@@ -178,13 +178,6 @@ func (s floodSample) check(f flood, newClients, connections int) error {
 	return nil
 }
 
-func (s floodSample) refusedPerSecond() float64 {
-	if s.load.Micros == 0 {
-		return 0
-	}
-	return s.load.perSecond()
-}
-
 // latency is a percentile of known clients', in milliseconds.
 func (s floodSample) latency(percent int) float64 {
 	return percentile(s.clients.latencies, percent).Seconds() * 1e3
@@ -249,24 +242,17 @@ func (r floodReport) markdown() string {
 		if s, ok := r.againstGarbage(i); ok {
 			ratio = fmt.Sprintf("%.2f (%.2f–%.2f)", s.median, s.low, s.high)
 		}
-		fmt.Fprintf(&out, "| %s | %.0f | %.2f | %.2f | %s | %.0f | %d |\n", f.title, figure(floodSample.refusedPerSecond),
+		fmt.Fprintf(&out, "| %s | %.0f | %.2f | %.2f | %s | %.0f | %d |\n", f.title, figure(func(s floodSample) float64 { return s.load.perSecond() }),
 			figure(func(s floodSample) float64 { return s.latency(50) }), figure(func(s floodSample) float64 { return s.latency(99) }), ratio,
 			figure(func(s floodSample) float64 { return percentile(s.clients.entrances, 50).Seconds() * 1e3 }), r.slowestEntrance(i).Milliseconds())
 	}
-	fmt.Fprint(&out, "\n| flood | signatures that failed | verification_limited | CPU µs/request | RSS MiB |\n| --- | ---: | ---: | ---: | ---: |\n")
+	fmt.Fprint(&out, "\n| flood | signatures that failed | verification_limited | RSS MiB |\n| --- | ---: | ---: | ---: |\n")
 	for i, f := range r.floods {
 		figure := func(of func(floodSample) float64) float64 { return median(r.samples[i], of) }
-		fmt.Fprintf(&out, "| %s | %.0f | %.0f | %.1f | %.0f |\n", f.title,
+		fmt.Fprintf(&out, "| %s | %.0f | %.0f | %.0f |\n", f.title,
 			figure(func(s floodSample) float64 { return float64(s.during.gate[forged]) }),
 			figure(func(s floodSample) float64 { return float64(s.during.gate[limited]) }),
-			figure(floodSample.perRequest),
 			figure(func(s floodSample) float64 { return float64(s.during.server.rss) / (1 << 20) }))
 	}
 	return out.String()
-}
-
-// perRequest is the gate's CPU time for a request of the flood or of a client, in
-// microseconds.
-func (s floodSample) perRequest() float64 {
-	return float64(s.during.server.cpu.Microseconds()) / float64(s.load.Requests+int64(s.clients.requests))
 }

@@ -34,7 +34,10 @@ type loadResult struct {
 	} `json:"errors"`
 }
 
-func (r loadResult) perSecond() float64 { return float64(r.Requests) / (float64(r.Micros) / 1e6) }
+// perSecond is 0 if there was no load.
+func (r loadResult) perSecond() float64 {
+	return float64(r.Requests) / (float64(max(r.Micros, 1)) / 1e6)
+}
 
 // run runs wrk with one thread, which suffices for servers with two.
 func (b *bench) run(ctx context.Context, l load) (r loadResult, err error) {
