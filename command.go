@@ -16,6 +16,7 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -282,7 +283,7 @@ func inspect(opts inspectOptions, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "token id:   %s\n", tokenID(compact))
+	fmt.Fprintf(out, "token id:   %s\n", redact.TokenID(compact))
 	parsed, err := token.Parse(compact)
 	if err != nil {
 		return err

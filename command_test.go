@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -286,7 +287,7 @@ func TestInspect(t *testing.T) {
 	}, testKey()))
 	payload := `{"sub":"demo","kid":"k1","exp":1800005400,"nbf":1799999940,"downloadable":true,` +
 		`"accessRules":[{"type":"any","action":"allow"},{"type":"any","action":"block"}]}`
-	described := `token id:   ` + tokenID(compact) + `
+	described := `token id:   ` + redact.TokenID(compact) + `
 header:     {"alg":"RS256","kid":"k1"}
 payload:    ` + payload + `
 video:      demo
@@ -351,7 +352,7 @@ func TestInspectOfTokensThatAreRefused(t *testing.T) {
 		{"key file that is none", plainToken(), writeFile(t, "key.pem", "no key"), "video:      demo", "--key"},
 		{"rules that nobody understands", signedWithRules(`[{"type":"x","action":"allow"}]`), public, `"accessRules":[{"type":"x"`, `type is "x"`},
 		{"token and key both on standard input", "-", "-", "", "standard input"},
-		{"not a token", "abc", "", "token id:   " + tokenID("abc"), "not three segments"},
+		{"not a token", "abc", "", "token id:   " + redact.TokenID("abc"), "not three segments"},
 		{"empty", "", "", "", "not three segments"},
 		{"padded", plainToken() + "=", "", "token id:", "base64url"},
 		{"cut off", plainToken()[:60], "", "token id:", "not three segments"},

@@ -2,8 +2,6 @@ package signedplayback
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"net/http"
 	"net/netip"
@@ -16,6 +14,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 )
 
 // decision is all that the gate finds out about one request, in the order in
@@ -245,7 +244,7 @@ func (d *decision) recordedValue(name string) (value string, ok bool) {
 		}
 		return d.verified.key.ID(), true
 	case "token_id":
-		return tokenID(d.target.token), true
+		return redact.TokenID(d.target.token), true
 	case "country":
 		return d.knownCountry(), true
 	case "result":
@@ -254,14 +253,4 @@ func (d *decision) recordedValue(name string) (value string, ok bool) {
 		return string(d.reason), true
 	}
 	return "", false
-}
-
-// tokenID names a token in logs by the first 16 hexadecimal digits of its
-// SHA-256, from which nobody can compute the token.
-func tokenID(compact string) string {
-	if compact == "" {
-		return ""
-	}
-	digest := sha256.Sum256([]byte(compact))
-	return hex.EncodeToString(digest[:8])
 }

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -158,7 +159,7 @@ func (d *decision) reportOnly(c check) bool {
 	if video == "" && d.gate.mayReportTokens {
 		video = d.assumeVideo()
 	}
-	if !d.reports(c) || video == "" || d.settingsUnknown && !d.reports(originsCheck) || holdsToken(d.target.suffix.decoded) {
+	if !d.reports(c) || video == "" || d.settingsUnknown && !d.reports(originsCheck) || redact.ContainsToken(d.target.suffix.decoded) {
 		return false
 	}
 	d.continueWith(video)

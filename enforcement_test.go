@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -845,13 +846,13 @@ func TestReportsAreLogged(t *testing.T) {
 	}{
 		{"a video id", "/demo/x.ts", 200, map[string]any{"video": "demo", "kind": "segment", "result": "would_refuse", "reason": "token_required"}},
 		{"an expired token", "/" + expired + "/x.m3u8", 200, map[string]any{
-			"video": "demo", "kind": "manifest", "key_id": "k1", "token_id": tokenID(expired), "result": "would_refuse", "reason": "token_expired",
+			"video": "demo", "kind": "manifest", "key_id": "k1", "token_id": redact.TokenID(expired), "result": "would_refuse", "reason": "token_expired",
 		}},
 		{"a good token", "/" + plainToken() + "/x.ts", 200, map[string]any{
-			"video": "demo", "kind": "segment", "key_id": "k1", "token_id": tokenID(plainToken()), "result": "allowed",
+			"video": "demo", "kind": "segment", "key_id": "k1", "token_id": redact.TokenID(plainToken()), "result": "allowed",
 		}},
 		{"a video that is enforced", "/" + strict + "/x.ts", 401, map[string]any{
-			"kind": "segment", "token_id": tokenID(strict), "result": "refused", "reason": "token_expired",
+			"kind": "segment", "token_id": redact.TokenID(strict), "result": "refused", "reason": "token_expired",
 		}},
 		{"a path that is none", "/a.b/x.ts", 400, map[string]any{"kind": "other", "result": "refused", "reason": "path_invalid"}},
 	} {

@@ -25,6 +25,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/spf13/cobra"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
 
@@ -52,7 +53,7 @@ else 1.
 Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return fmt.Errorf("explain takes no arguments, not %q; give the URL with --url", redactEach(args))
+				return fmt.Errorf("explain takes no arguments, not %q; give the URL with --url", redact.Each(args))
 			}
 			return nil
 		},
@@ -81,7 +82,7 @@ func withoutTokens(err error) error {
 	if err == nil || errors.Is(err, errRefused) {
 		return err
 	}
-	return errors.New(redactTokens(err.Error()))
+	return errors.New(redact.Tokens(err.Error()))
 }
 
 type explainOptions struct {
@@ -445,7 +446,7 @@ func (t *trace) explanation(at time.Time) explanation {
 	d := t.decision
 	e := explanation{
 		Allowed: t.refusal == nil, Result: resultAllowed, At: at.UTC(), Checks: t.checks,
-		Video: d.video, TokenID: tokenID(d.target.token), Country: d.knownCountry(),
+		Video: d.video, TokenID: redact.TokenID(d.target.token), Country: d.knownCountry(),
 	}
 	e.KeyID, _ = d.recordedValue("key_id")
 	if addr, ok := clientAddress(d.request); ok {

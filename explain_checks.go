@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -108,7 +109,7 @@ func (t *trace) add(name string, became verdict, err error, details ...string) {
 		s.Reason = why.reason
 		s.Details = append(s.Details, why.Error())
 	}
-	s.Details = redactEach(s.Details) // headers and suffixes may contain tokens
+	s.Details = redact.Each(s.Details) // headers and suffixes may contain tokens
 	t.checks = append(t.checks, s)
 }
 
@@ -152,7 +153,7 @@ var tokenParts = []struct {
 	detail  func(*decision, token.Claims) string
 }{
 	{"token", []reason{reasonTokenMalformed, reasonAlgorithmNotAllowed}, func(d *decision, c token.Claims) string {
-		return fmt.Sprintf("well-formed, RS256, token id %s, sub %q", tokenID(d.target.token), c.VideoID)
+		return fmt.Sprintf("well-formed, RS256, token id %s, sub %q", redact.TokenID(d.target.token), c.VideoID)
 	}},
 	{"key", []reason{reasonKeyUnknown, reasonStateUnavailable}, func(d *decision, c token.Claims) string {
 		if stored, _ := d.app.state.keys.get(c.KeyID); stored.revoked {
@@ -284,7 +285,7 @@ func explainOrigins(d *decision) []string {
 	case len(origins) > 0:
 		sent = fmt.Sprintf("Origin %q", strings.Join(origins, ", "))
 	case len(referers) > 0:
-		sent = fmt.Sprintf("no Origin; Referer %q", redactTokens(strings.Join(referers, ", ")))
+		sent = fmt.Sprintf("no Origin; Referer %q", redact.Tokens(strings.Join(referers, ", ")))
 	}
 	if d.settings.origins.allowed == nil {
 		sent += "; any origin is allowed"

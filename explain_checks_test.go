@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -183,7 +184,7 @@ const (
 )
 
 func soundToken(compact, video string) string {
-	return fmt.Sprintf(`token pass: well-formed, RS256, token id %s, sub %q`, tokenID(compact), video)
+	return fmt.Sprintf(`token pass: well-formed, RS256, token id %s, sub %q`, redact.TokenID(compact), video)
 }
 
 // Each check says what it was about, and those behind a refusal what they would
@@ -252,7 +253,7 @@ func TestExplainedChecks(t *testing.T) {
 		{"an open video with an origin", "oursite/x.ts", with("Referer", "https://example.com/"+plainToken()+"/iframe"), []string{
 			asked, `path pass: "x.ts", kind segment, of the video "oursite", without a token`,
 			`settings pass: video "oursite" requires no token, allows the origins example.com and allows requests without one (by its video block in the config)`,
-			`origins pass: no Origin; Referer "https://example.com/` + tokenID(plainToken()) + `/iframe"`,
+			`origins pass: no Origin; Referer "https://example.com/` + redact.TokenID(plainToken()) + `/iframe"`,
 			`rules pass: no token, so no rules`, noDownload,
 		}},
 		{"another site", signedFor("site") + "/x.ts", with("Origin", "https://evil.com"), []string{

@@ -21,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -152,7 +153,7 @@ func TestExplainOutput(t *testing.T) {
 	compact := signed(func(c *token.Claims) {
 		c.VideoID, c.AccessRules = "site", json.RawMessage(`[{"type":"ip.geoip.country","country":["US"],"action":"allow"},{"type":"any","action":"block"}]`)
 	})
-	id := tokenID(compact)
+	id := redact.TokenID(compact)
 	address := "http://media.example.net/vod/" + compact + "/video/1.m4s?a=b#t=10"
 	text, err := explaining(config, address, nil)
 	if !errors.Is(err, errRefused) {
@@ -464,7 +465,7 @@ func TestExplainReadsStandardInput(t *testing.T) {
 	address := "http://media.example.net/" + plainToken() + "/x.ts"
 	for name, stdin := range map[string]string{"plain": address, "with a line end": address + "\n", "with white space": "\n  " + address + " \r\n"} {
 		e := explanationOf(t, config, "-", func(o *explainOptions) { o.stdin = strings.NewReader(stdin) })
-		if e.TokenID != tokenID(plainToken()) || !e.Allowed {
+		if e.TokenID != redact.TokenID(plainToken()) || !e.Allowed {
 			t.Errorf("%s: token id %s, allowed %t", name, e.TokenID, e.Allowed)
 		}
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -693,11 +694,11 @@ func logged(t *testing.T, d *decision) map[string]any {
 }
 
 func TestPlaceholdersAndLogFields(t *testing.T) {
-	id := tokenID(plainToken())
+	id := redact.TokenID(plainToken())
 	if len(id) != 16 || strings.Trim(id, "0123456789abcdef") != "" || strings.Contains(plainToken(), id) {
 		t.Fatalf("tokenID = %q, want 16 hexadecimal digits that are not the token's", id)
 	}
-	if got := tokenID(""); got != "" {
+	if got := redact.TokenID(""); got != "" {
 		t.Errorf("tokenID of no token = %q, want it empty", got)
 	}
 	blocked := signedWithRules(`[{"type":"any","action":"block"}]`)
@@ -716,10 +717,10 @@ func TestPlaceholdersAndLogFields(t *testing.T) {
 			"kind": "segment", "country": "GB", "reason": "token_required",
 		}},
 		{"claims that nobody has vouched for", "/a.b.c/x.ts", nil, map[string]string{
-			"kind": "segment", "token_id": tokenID("a.b.c"), "country": "GB", "reason": "token_malformed",
+			"kind": "segment", "token_id": redact.TokenID("a.b.c"), "country": "GB", "reason": "token_malformed",
 		}},
 		{"blocked", "/" + blocked + "/x", nil, map[string]string{
-			"video": "demo", "kind": "other", "key_id": "k1", "token_id": tokenID(blocked), "country": "GB", "reason": "rule_blocked",
+			"video": "demo", "kind": "other", "key_id": "k1", "token_id": redact.TokenID(blocked), "country": "GB", "reason": "rule_blocked",
 		}},
 		{"download", "/" + plainToken() + "/downloads/x", nil, map[string]string{
 			"video": "demo", "kind": "download", "key_id": "k1", "token_id": id, "country": "GB", "reason": "download_not_allowed",
@@ -804,7 +805,7 @@ func TestGateWithinCaddysServer(t *testing.T) {
 	server := must(ctx.App("http")).(*caddyhttp.App).Servers["playback"]
 
 	compact := signedWithRules(needsCountry)
-	id := tokenID(compact)
+	id := redact.TokenID(compact)
 	for _, tc := range []struct {
 		name, target, remote string
 		status               int
@@ -820,8 +821,8 @@ func TestGateWithinCaddysServer(t *testing.T) {
 			map[string]any{"video": "demo", "kind": "segment", "key_id": "k1", "token_id": id, "country": "DE", "result": "refused", "reason": "rule_blocked"},
 		},
 		{
-			"malformed", "/" + compact + "=/x.ts", "203.0.113.7:1234", 401, "401 token_malformed: token: malformed: not canonical unpadded base64url token_malformed " + tokenID(compact+"="),
-			map[string]any{"kind": "segment", "token_id": tokenID(compact + "="), "country": "GB", "result": "refused", "reason": "token_malformed"},
+			"malformed", "/" + compact + "=/x.ts", "203.0.113.7:1234", 401, "401 token_malformed: token: malformed: not canonical unpadded base64url token_malformed " + redact.TokenID(compact+"="),
+			map[string]any{"kind": "segment", "token_id": redact.TokenID(compact + "="), "country": "GB", "result": "refused", "reason": "token_malformed"},
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -1,0 +1,139 @@
+// Package redact removes tokens from text. A token opens its video to everybody
+// who reads it, so it must not appear in a log, a trace or an error message.
+//
+// It recognizes tokens by their characters: anywhere in a text, escaped or cut
+// short. In doubt it redacts too much: a long run of base64url counts as a part
+// of a token.
+package redact
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/percent"
+)
+
+// TokenID returns the name of a token in logs, from which nobody can compute
+// the token: the first 16 hexadecimal digits of its SHA-256. It is "" for "".
+func TokenID(token string) string {
+	if token == "" {
+		return ""
+	}
+	digest := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(digest[:8])
+}
+
+// Tokens returns the text with each token replaced by its id. Escapes in a run
+// of characters that contains a token are decoded. A text without a token is
+// returned unchanged and without an allocation.
+func Tokens(text string) string { return redactRuns(text, true) }
+
+// Each returns the texts, each as Tokens returns it.
+func Each(texts []string) []string {
+	redacted := make([]string, len(texts))
+	for i, text := range texts {
+		redacted[i] = Tokens(text)
+	}
+	return redacted
+}
+
+// ContainsToken reports whether a path contains a token or most of one.
+func ContainsToken(path string) bool {
+	return strings.Contains(path, headerStart) && Tokens(path) != path
+}
+
+// redactRuns replaces runs of token characters that are tokens, and, if they
+// may be escaped, those that are tokens once they are decoded.
+func redactRuns(text string, mayBeEscaped bool) string {
+	var redacted strings.Builder
+	copied := 0 // the length of the prefix of text that redacted has
+	for start := 0; start < len(text); start++ {
+		end := start
+		for end < len(text) && isTokenCharacter(text[end]) {
+			end++
+		}
+		if end == start {
+			continue
+		}
+		if replacement, ok := replacementFor(text[start:end], mayBeEscaped); ok {
+			redacted.WriteString(text[copied:start])
+			redacted.WriteString(replacement)
+			copied = end
+		}
+		start = end
+	}
+	if copied == 0 {
+		return text
+	}
+	redacted.WriteString(text[copied:])
+	return redacted.String()
+}
+
+// isTokenCharacter accepts base64url, dots, percent escapes, and of standard
+// base64 the character that separates nothing in URLs.
+func isTokenCharacter(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' ||
+		c == '-' || c == '_' || c == '.' || c == '%' || c == '+'
+}
+
+const (
+	// headerStart is `{"`, with which every JOSE header begins, in base64.
+	headerStart = "eyJ"
+
+	// maxName is the length of the longest name that is not taken for a part of
+	// a token: a SHA-512 in hexadecimal digits. A signature is longer.
+	maxName = 128
+
+	// minRedacted is the length of the shortest run that is replaced.
+	minRedacted = 16
+)
+
+// replacementFor returns the text that replaces a run of token characters. It
+// is ok if the run is a token, or a part of one that would help to guess it.
+func replacementFor(run string, mayBeEscaped bool) (replacement string, ok bool) {
+	if mayBeEscaped && strings.Contains(run, "%") {
+		plain := unescape(run)
+		redacted := redactRuns(plain, false)
+		return redacted, redacted != plain
+	}
+	if len(run) < minRedacted {
+		return "", false
+	}
+	if strings.Contains(run, headerStart) && (strings.Contains(run, ".") || len(run) > maxName) {
+		return TokenID(run), true
+	}
+	for segment := range strings.SplitSeq(run, ".") {
+		if len(segment) > maxName {
+			return TokenID(run), true
+		}
+	}
+	return "", false
+}
+
+// unescape decodes percent-encoding, also of percent-encoding, and keeps
+// invalid escapes: a client that adds one must not get its token past the
+// filter. Programs that read logs do not decode more often than maxDepth.
+func unescape(s string) string {
+	const maxDepth = 4
+	for range maxDepth {
+		if !strings.Contains(s, "%") {
+			break
+		}
+		plain := make([]byte, 0, len(s))
+		for i := 0; i < len(s); i++ {
+			c, ok := percent.Octet(s[i:])
+			if ok {
+				i += 2
+			} else {
+				c = s[i]
+			}
+			plain = append(plain, c)
+		}
+		if len(plain) == len(s) {
+			break
+		}
+		s = string(plain)
+	}
+	return s
+}

@@ -1,0 +1,363 @@
+package redact
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// tokens are a token, one for another video, and one with access rules.
+var tokens = sync.OnceValue(func() []string {
+	key, err := token.GenerateSigningKey("k1")
+	if err != nil {
+		panic(err)
+	}
+	rules := json.RawMessage(`[{"type":"ip.geoip.country","action":"allow","country":["GB"]},{"type":"any","action":"block"}]`)
+	var signed []string
+	for _, claims := range []token.Claims{{VideoID: "demo"}, {VideoID: "public"}, {VideoID: "demo", AccessRules: rules}} {
+		claims.ExpiresAt = time.Unix(1_800_003_600, 0)
+		compact, err := token.Sign(claims, key)
+		if err != nil {
+			panic(err)
+		}
+		signed = append(signed, compact)
+	}
+	return signed
+})
+
+func plainToken() string { return tokens()[0] }
+
+// leakLength is the number of characters of a signature that are too many in a
+// log.
+const leakLength = 64
+
+// wantRedacted checks that a redacted text contains no signature, not even with
+// its escapes decoded, and that redacting it again changes nothing.
+func wantRedacted(t testing.TB, text, redacted, compact string) {
+	t.Helper()
+	signature := compact[strings.LastIndexByte(compact, '.')+1:]
+	for shown := redacted; ; {
+		if leaks(shown, signature) {
+			t.Fatalf("%q becomes %q, with a part of the signature", text, redacted)
+		}
+		plain := unescapeValid(shown)
+		if plain == shown {
+			break
+		}
+		shown = plain
+	}
+	if again := Tokens(redacted); again != redacted {
+		t.Fatalf("%q becomes %q, and that becomes %q", text, redacted, again)
+	}
+}
+
+// leaks reports whether a text contains leakLength characters of a signature.
+func leaks(text, signature string) bool {
+	// Each such part contains an aligned half, which is quicker to find.
+	const half = leakLength / 2
+	for at := 0; at+half <= len(signature); at += half {
+		if !strings.Contains(text, signature[at:at+half]) {
+			continue
+		}
+		for i := max(0, at-half); i <= min(at, len(signature)-leakLength); i++ {
+			if strings.Contains(text, signature[i:i+leakLength]) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// unescapeValid decodes the valid escapes, as some programs do.
+func unescapeValid(text string) string {
+	var plain strings.Builder
+	for len(text) > 0 {
+		before, rest, escaped := strings.Cut(text, "%")
+		plain.WriteString(before)
+		if text = rest; !escaped {
+			break
+		}
+		if decoded, err := url.PathUnescape("%" + rest[:min(2, len(rest))]); err == nil {
+			plain.WriteString(decoded)
+			text = rest[2:]
+			continue
+		}
+		plain.WriteByte('%')
+	}
+	return plain.String()
+}
+
+// escapeAll percent-encodes the characters that a set contains.
+func escapeAll(text, set, format string) string {
+	var escaped strings.Builder
+	for i := range len(text) {
+		if strings.IndexByte(set, text[i]) >= 0 {
+			fmt.Fprintf(&escaped, format, text[i])
+		} else {
+			escaped.WriteByte(text[i])
+		}
+	}
+	return escaped.String()
+}
+
+const tokenAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_."
+
+// A token is replaced by its id wherever it is, and the text around it stays.
+func TestTokensAreRedacted(t *testing.T) {
+	t.Parallel()
+	compact, other := plainToken(), tokens()[1]
+	id, otherID := TokenID(compact), TokenID(other)
+	cut := compact[:len(compact)-200]
+	for _, tc := range []struct{ name, text, want string }{
+		{"token", compact, id},
+		{"path", "/" + compact + "/manifest/video.m3u8", "/" + id + "/manifest/video.m3u8"},
+		{"path alone", "/" + compact, "/" + id},
+		{"path and query", "/" + compact + "/x.m3u8?_HLS_msn=4&a=b", "/" + id + "/x.m3u8?_HLS_msn=4&a=b"},
+		{"Referer", "https://media.example.com:8443/" + compact + "/iframe?poster=x#t=5", "https://media.example.com:8443/" + id + "/iframe?poster=x#t=5"},
+		{"query", "/watch?token=" + compact + "&t=1", "/watch?token=" + id + "&t=1"},
+		{"query with a semicolon", "/watch?token=" + compact + ";t=1", "/watch?token=" + id + ";t=1"},
+		{"fragment", "/watch#" + compact, "/watch#" + id},
+		{"matrix parameter", "/x;token=" + compact + "/y", "/x;token=" + id + "/y"},
+		{"bearer", "Bearer " + compact, "Bearer " + id},
+		{"cookie", "a=b; token=" + compact + "; c=d", "a=b; token=" + id + "; c=d"},
+		{"two", "/" + compact + "/x from /" + other + "/y", "/" + id + "/x from /" + otherID + "/y"},
+		{"the same twice", compact + " " + compact, id + " " + id},
+		{"behind each other in a path", "/" + compact + "/" + other + "/x", "/" + id + "/" + otherID + "/x"},
+		{"list", compact + "," + other, id + "," + otherID},
+		{"in quotes", `could not open "` + compact + `": no such file`, `could not open "` + id + `": no such file`},
+		{"in brackets", "<" + compact + "> (" + other + ") [" + compact + "]", "<" + id + "> (" + otherID + ") [" + id + "]"},
+		{"JSON", `{"uri":"/` + compact + `/x","n":[1,"` + other + `"]}`, `{"uri":"/` + id + `/x","n":[1,"` + otherID + `"]}`},
+		{"JSON in JSON", `"{\"uri\":\"/` + compact + `/x\"}"`, `"{\"uri\":\"/` + id + `/x\"}"`},
+		{"lines", compact + "\n" + other + "\r\n", id + "\n" + otherID + "\r\n"},
+		{"within letters beyond ASCII", "é" + compact + "漢", "é" + id + "漢"},
+		{"dots escaped", "/" + strings.ReplaceAll(compact, ".", "%2E") + "/x", "/" + id + "/x"},
+		{"dots escaped in lower case", "/" + strings.ReplaceAll(compact, ".", "%2e") + "/x", "/" + id + "/x"},
+		{"dots escaped twice", "/" + strings.ReplaceAll(compact, ".", "%252E") + "/x", "/" + id + "/x"},
+		{"first character escaped", "/%65" + compact[1:] + "/x", "/" + id + "/x"},
+		{"all escaped", "/" + escapeAll(compact, tokenAlphabet, "%%%02X") + "/x", "/" + id + "/x"},
+		{"all escaped in lower case", escapeAll(compact, tokenAlphabet, "%%%02x"), id},
+		{"all escaped twice", escapeAll(compact, tokenAlphabet, "%%25%02X"), id},
+		{"all escaped thrice", escapeAll(compact, tokenAlphabet, "%%2525%02x"), id},
+		{"URL that is a query's value", "/login?next=" + url.QueryEscape("https://media.example.com/"+compact+"/iframe"), "/login?next=https://media.example.com/" + id + "/iframe"},
+		{"padded", compact + "==", id + "=="},
+		{"padded and escaped", "/" + compact + "%3D%3D/x", "/" + id + "==/x"},
+		{"cut short", "/" + cut, "/" + TokenID(cut)},
+		{"cut to its signed part", compact[:strings.LastIndexByte(compact, '.')], TokenID(compact[:strings.LastIndexByte(compact, '.')])},
+		{"signature alone", compact[strings.LastIndexByte(compact, '.')+1:], TokenID(compact[strings.LastIndexByte(compact, '.')+1:])},
+		{"with something before it", "x" + compact, TokenID("x" + compact)},
+		{"with something behind it", compact + ".x", TokenID(compact + ".x")},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got := Tokens(tc.text)
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", tc.text, diff)
+			}
+			wantRedacted(t, tc.text, got, compact)
+			wantRedacted(t, tc.text, got, other)
+		})
+	}
+}
+
+// The attack: a client damages a token, so that it is refused and logged, in a
+// way that a reader of the log can undo.
+func TestDamagedTokensAreRedacted(t *testing.T) {
+	t.Parallel()
+	compact := plainToken()
+	signature := strings.LastIndexByte(compact, '.') + 1
+	short := compact[:signature+100]
+	for name, text := range map[string]string{
+		"an invalid escape after it":            compact + "%zz",
+		"an escape that is cut off":             escapeAll(compact, tokenAlphabet, "%%%02X")[:3*len(compact)-1],
+		"cut within an escape":                  strings.ReplaceAll(compact, ".", "%2E")[:signature+4+100] + "%4",
+		"escaped, cut, and an invalid escape":   "%65" + escapeAll(short[1:], "e", "%%%02X") + "%zz",
+		"escaped twice and cut":                 escapeAll(compact, ".", "%%25%02X")[:signature+8+100] + "%2",
+		"escape of a line end in the signature": compact[:signature+200] + "%0A" + compact[signature+200:],
+		"dots doubled":                          strings.ReplaceAll(compact, ".", ".."),
+		"header in other letters":               "EYJ" + compact[3:],
+		"without its header":                    compact[strings.IndexByte(compact, '.'):],
+		"the signature first":                   compact[signature:] + "." + compact[:signature-1],
+		"with the other alphabet's 62":          strings.ReplaceAll(compact, "-", "+"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, around := range []string{"%s", "/%s/x.ts", "https://media.example.com/%s?a=%%2F", `{"uri":"%s"}`} {
+				text := fmt.Sprintf(around, text)
+				wantRedacted(t, text, Tokens(text), compact)
+			}
+		})
+	}
+}
+
+// plainTexts are texts from the logs of a video server.
+var plainTexts = []string{
+	"", "/", "%", "%25", "%zz", "%2", ".", "..", "...", "a.b.c", "/demo/manifest/video.m3u8", "/a.b.c/x.ts",
+	"/" + strings.Repeat("v", 64) + "/iframe", "/my%20clip%c3%A9/~1.ts?x=%2F%3D", "/x.m3u8?_HLS_msn=4&_HLS_part=2",
+	"5eb63bbbe01eeed093cb22bb8f5acdc3/seg_000123.m4s", // MD5
+	"/" + strings.Repeat("0123456789abcdef", 4) + ".ts",
+	"/" + strings.Repeat("0123456789ABCDEF", 8) + ".m4s", "/" + strings.Repeat("0123456789abcdef", 8) + "/" + strings.Repeat("fedcba9876543210", 8) + ".ts",
+	"/550e8400-e29b-41d4-a716-446655440000/550e8400-e29b-41d4-a716-446655440000.mp4",
+	"203.0.113.7", "203.0.113.7:49152", "2001:db8::203.0.113.7", "[2001:db8:85a3:8d3:1319:8a2e:370:7348]:443", "fe80::1%eth0",
+	"media.example.com", "a.very.long.name.of.a.host.in.a.cluster.of.some.provider.example.com:8443",
+	"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36",
+	"AppleCoreMedia/1.0.0.21F90 (iPhone; U; CPU OS 17_5 like Mac OS X; en_us)",
+	"text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8", "gzip, deflate, br, zstd", "bytes=0-99,200-",
+	`"33a64df551425fcc55e4d42a148795d9f25f89d4"`, "Tue, 15 Jan 2027 08:00:00 GMT", "2027-01-15T08:00:00.000Z",
+	"/heyJude.mp3", "/monkeyJar/1.ts", "eyJ", "eyJhbGciOiJSUzI1NiJ9", // not a token without a dot
+	`{"level":"info","msg":"handled request","request":{"method":"GET","uri":"/demo/x.ts"}}`,
+	"dial tcp 127.0.0.1:8081: connect: connection refused", "signature_invalid: token: invalid signature",
+	strings.Repeat("a", 128), strings.Repeat("a", 64) + "." + strings.Repeat("b", 64) + "." + strings.Repeat("c", 64),
+	"\x00\xff\xfe", "漢字.漢字.漢字", strings.Repeat("%25", 30),
+}
+
+// A text without a token is logged unchanged: a log without the names of
+// segments is useless.
+func TestPlainTextsStay(t *testing.T) {
+	t.Parallel()
+	for _, text := range plainTexts {
+		if got := Tokens(text); got != text {
+			t.Errorf("%q becomes %q", text, got)
+		}
+	}
+	for _, a := range plainTexts {
+		for _, b := range plainTexts {
+			if text := a + " " + b; Tokens(text) != text {
+				t.Errorf("%q becomes %q", text, Tokens(text))
+			}
+		}
+	}
+}
+
+// randomSpelling writes a token in one of many ways, perhaps cut short, into a
+// text.
+func randomSpelling(random *rand.Rand, compact string) string {
+	text := compact
+	if random.IntN(3) == 0 {
+		text = text[:len(text)-random.IntN(300)]
+	}
+	for range random.IntN(3) {
+		set := pick(random, []string{".", "e", "eyJ.", "-_.", "aAbBcC%", tokenAlphabet + "%", "%"})
+		text = escapeAll(text, set, pick(random, []string{"%%%02X", "%%%02x", "%%25%02X"}))
+	}
+	text += pick(random, []string{"", "", "=", "==", "%3D", "."})
+	for range random.IntN(3) {
+		between := pick(random, []string{" ", "/", "?token=", "&", `"`, ",", "\n", ": ", "", "."})
+		if around := pick(random, plainTexts); random.IntN(2) == 0 {
+			text = around + between + text
+		} else {
+			text += between + around
+		}
+	}
+	return text
+}
+
+// No spelling of a token and no text around it lets a signature through.
+func TestEverySpellingIsRedacted(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(6, 3))
+	for range 2000 {
+		compact := pick(random, tokens())
+		text := randomSpelling(random, compact)
+		wantRedacted(t, text, Tokens(text), compact)
+	}
+}
+
+// The attack: a request line of nested escapes, which must be logged. A filter
+// that decodes them one by one needs memory and time by the square of their
+// number.
+func TestRedactingTakesLinearWork(t *testing.T) {
+	for name, text := range map[string]string{
+		"nested escapes":      "/%" + strings.Repeat("25", 4<<10),
+		"nested escapes of e": "/%" + strings.Repeat("25", 4<<10) + "65yJ",
+		"escapes":             strings.Repeat("%2F", 3<<10),
+		"escaped separators":  strings.Repeat("%2520", 2<<10),
+		"dots":                strings.Repeat(".", 8<<10),
+		"headers of tokens":   strings.Repeat("eyJ.", 2<<10),
+		"many short runs":     strings.Repeat("eyJa.b/", 1<<10),
+	} {
+		const most = 32
+		if n := testing.AllocsPerRun(1, func() { Tokens(text) }); n > most {
+			t.Errorf("%s: %v allocations, want at most %d", name, n, most)
+		}
+	}
+}
+
+func TestPlainTextsAllocateNothing(t *testing.T) {
+	const text = "/demo/video/1080/seg_000123.m4s?a=b"
+	if n := testing.AllocsPerRun(100, func() { Tokens(text) }); n != 0 {
+		t.Errorf("%v allocations for a path without a token, want none", n)
+	}
+}
+
+// A path with a token, or most of one, must not be passed to the origin.
+func TestContainsToken(t *testing.T) {
+	t.Parallel()
+	compact := plainToken()
+	for text, want := range map[string]bool{
+		"":                                  false,
+		"x.ts":                              false,
+		"heyJude.mp3":                       false,
+		strings.Repeat("v", 200):            false,
+		compact:                             true,
+		"folder/" + compact + "/x.ts":       true,
+		"folder/" + compact[:200] + "/x.ts": true,
+		"folder/" + compact[strings.LastIndexByte(compact, '.')+1:] + "/x.ts": false,
+	} {
+		if got := ContainsToken(text); got != want {
+			t.Errorf("ContainsToken(%q) = %t, want %t", text, got, want)
+		}
+	}
+}
+
+func TestTokenID(t *testing.T) {
+	t.Parallel()
+	for token, want := range map[string]string{"": "", "abc": "ba7816bf8f01cfea"} { // FIPS 180-2, B.1
+		if got := TokenID(token); got != want {
+			t.Errorf("TokenID(%q) = %q, want %q", token, got, want)
+		}
+	}
+}
+
+func pick[T any](random *rand.Rand, from []T) T { return from[random.IntN(len(from))] }
+
+// However a token is escaped and whatever is around it, no signature comes out,
+// redacting the result again changes nothing, and short words stay.
+func FuzzTokens(f *testing.F) {
+	f.Add("/", "/x.ts", ".", "", false, uint16(0))
+	f.Add("https://media.example.com/", "?a=%2F", "eyJ", ".", true, uint16(10))
+	f.Add("%", "%zz", tokenAlphabet, "", false, uint16(0))
+	f.Add("%2", "%2", "", "%", true, uint16(250))
+	f.Add("", "%zz", "e", "", false, uint16(242))
+	f.Add("eyJ.", ".eyJ", "", "", false, uint16(0))
+	for _, text := range plainTexts {
+		f.Add(text, text, ".", "", false, uint16(0))
+	}
+	f.Fuzz(func(t *testing.T, before, behind, once, again string, lower bool, cut uint16) {
+		if len(before)+len(behind)+len(once)+len(again) > 2000 {
+			return
+		}
+		format := "%%%02X"
+		if lower {
+			format = "%%%02x"
+		}
+		compact := plainToken()
+		spelled := escapeAll(escapeAll(compact[:len(compact)-int(cut)%len(compact)], once, format), again, format)
+		text := before + spelled + behind
+		wantRedacted(t, text, Tokens(text), compact)
+		around := before + behind
+		redacted := Tokens(around)
+		wantRedacted(t, around, redacted, compact)
+		words := strings.FieldsFunc(around, func(r rune) bool { return r >= 0x80 || !isTokenCharacter(byte(r)) })
+		if redacted != around && !slices.ContainsFunc(words, func(word string) bool { return len(word) >= minRedacted }) {
+			t.Errorf("%q becomes %q, without a word of %d characters in it", around, redacted, minRedacted)
+		}
+	})
+}
