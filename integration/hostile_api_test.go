@@ -298,11 +298,14 @@ func (a *hostileAPI) tryCalls(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		go func() {
-			fmt.Fprint(conn, rawRequest("POST", video, "Host: "+a.api, authorized, "Content-Length: 100")+`{"requireSignedURLs":false}`)
-			_ = conn.(*net.TCPConn).CloseWrite()
-		}()
-		wantAPIError(t, readAPIResponse(t, rawOn(t, conn, "")), http.StatusBadRequest, "could not be read")
+		_ = conn.SetDeadline(time.Now().Add(startTimeout))
+		fmt.Fprint(conn, rawRequest("POST", video, "Host: "+a.api, authorized, "Content-Length: 100")+`{"requireSignedURLs":false}`)
+		_ = conn.(*net.TCPConn).CloseWrite()
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantAPIError(t, readAPIResponse(t, readResponse(t, res)), http.StatusBadRequest, "could not be read")
 	})
 	// Caddy's file storage removes whole trees, so no id may name a folder.
 	for _, id := range []string{
