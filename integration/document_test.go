@@ -2,7 +2,6 @@ package integration
 
 import (
 	"encoding/json"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -20,7 +19,7 @@ type generatedKey struct {
 	JWKS json.RawMessage `json:"jwks"`
 }
 
-// keygen makes a key with the command and returns its whole output too.
+// keygen makes a key with the command, and returns its whole output as well.
 func keygen(t testing.TB, args ...string) (key generatedKey, output string) {
 	t.Helper()
 	got := execute(t, "", "", binary(t), append([]string{"signed-playback", "keygen"}, args...)...)
@@ -44,20 +43,10 @@ func withCountries(t testing.TB) string {
 	return "geoip_database " + path
 }
 
-// getFrom is get for a viewer with another address than 127.0.0.1.
-func (g *gateway) getFrom(t testing.TB, viewer, path string) *response {
+// getFrom is get for a client with another address than 127.0.0.1.
+func (g *gateway) getFrom(t testing.TB, client, path string) *response {
 	t.Helper()
-	transport := &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(viewer)}}).DialContext}
-	defer transport.CloseIdleConnections()
-	req, err := http.NewRequest(http.MethodGet, g.url(path), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res, err := (&http.Client{Transport: transport, Timeout: client.Timeout}).Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return readResponse(t, res)
+	return g.rawFrom(t, client, rawGet(path))
 }
 
 // verdict is the gate's answer in short.
@@ -70,9 +59,10 @@ var plays = verdict{Status: http.StatusOK}
 
 func (r *response) verdict() verdict { return verdict{r.StatusCode, r.reason()} }
 
-// The script of the document signs tokens that the gate takes, and the rules in
-// it hold: viewers in GB may watch, all others may not.
+// The gate accepts tokens that the script of Cloudflare's guide signs, and applies
+// the rules in it: viewers in GB may watch, and no others.
 func TestDocumentScript(t *testing.T) {
+	t.Parallel()
 	key, output := keygen(t)
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "key.json"), []byte(output))
@@ -111,7 +101,6 @@ func TestDocumentScript(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for _, suffix := range []string{"manifest/video.m3u8", "manifest/video.mpd", "video/180p/001.m4s"} {
-				o.take()
 				res := g.getFrom(t, tc.viewer, "/"+signedToken+"/"+suffix)
 				if tc.want != plays {
 					o.wantRefused(t, res, tc.want.Status, tc.want.Reason)
@@ -122,15 +111,13 @@ func TestDocumentScript(t *testing.T) {
 		})
 	}
 	t.Run("a download", func(t *testing.T) {
-		o.take()
 		res := g.getFrom(t, "127.0.0.2", "/"+signedToken+"/downloads/default.mp4")
 		o.wantRefused(t, res, http.StatusForbidden, "download_not_allowed")
 	})
 }
 
-// nodeSigner signs whatever claims it is given, as JavaScript, with a key that
-// the keygen command has made, the way somebody with Node and without a library
-// would.
+// nodeSigner signs claims that are written in JavaScript with a key of the keygen
+// command, by Node alone and without a library.
 const nodeSigner = `
 const { createPrivateKey, sign } = require("crypto")
 const generated = JSON.parse(require("fs").readFileSync(0))
@@ -143,10 +130,11 @@ const signed = encode(eval("(" + process.argv[2] + ")")) + "." + encode(eval("("
 console.log(signed + "." + sign("sha256", signed, key).toString("base64url"))
 `
 
-// Dates and rules in every form in which the document writes them.
+// Dates and rules in every form in which the guide writes them.
 func TestDocumentClaims(t *testing.T) {
+	t.Parallel()
 	const header = `{ "alg": "RS256", kid }`
-	// The document's two rule examples, as they stand there.
+	// The two examples of rules in the guide, with their trailing commas.
 	const (
 		notThere = `"accessRules": [
 	{

@@ -108,7 +108,7 @@ func (h *hostileServer) tryHTTP2(t *testing.T) {
 
 // http2Request sends one request of any fields, in their order, over TLS. See
 // http2On.
-func http2Request(t testing.TB, g *tlsGateway, fields []string) *response {
+func http2Request(t testing.TB, g *tlsGateway, fields []string, data ...string) *response {
 	t.Helper()
 	trust := g.trust.Clone()
 	trust.NextProtos = []string{"h2"}
@@ -120,34 +120,30 @@ func http2Request(t testing.TB, g *tlsGateway, fields []string) *response {
 	if got := conn.ConnectionState().NegotiatedProtocol; got != "h2" {
 		t.Fatalf("the server speaks %q, not h2", got)
 	}
-	return http2On(t, conn, fields)
+	return http2On(t, conn, fields, data...)
 }
 
 // http2On sends one request of any fields, in their order, as the first on a
-// connection, and returns the response; nil if the server resets the stream or
-// ends the connection instead.
-func http2On(t testing.TB, conn net.Conn, fields []string) *response {
+// connection, with a DATA frame for each piece of its body. It returns the
+// response; nil if the server resets the stream or ends the connection instead.
+func http2On(t testing.TB, conn net.Conn, fields []string, data ...string) *response {
 	t.Helper()
 	_ = conn.SetDeadline(time.Now().Add(startTimeout))
-	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
-		t.Fatal(err)
-	}
-	var block bytes.Buffer
+	var block, request bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
 	for i := 0; i < len(fields); i += 2 {
-		if err := encoder.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}); err != nil {
-			t.Fatal(err)
-		}
+		_ = encoder.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
 	}
-	framer := http2.NewFramer(conn, conn)
+	request.WriteString(http2.ClientPreface)
+	framer := http2.NewFramer(&request, conn)
 	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	for _, err := range []error{
-		framer.WriteSettings(),
-		framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true}),
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
+	_ = framer.WriteSettings()
+	_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: len(data) == 0, EndHeaders: true})
+	for i, piece := range data {
+		_ = framer.WriteData(1, i == len(data)-1, []byte(piece))
+	}
+	if _, err := request.WriteTo(conn); err != nil {
+		t.Fatal(err)
 	}
 	return readHTTP2(t, framer)
 }

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -10,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -287,7 +285,9 @@ func (o *origin) wantOneRead(t testing.TB) {
 func (h *hostileServer) tryEarlyData(t *testing.T) {
 	tickets := &ticketCache{ClientSessionCache: tls.NewLRUClientSessionCache(4), filled: make(chan struct{}, 16)}
 	address := onlyFrom(t, "127.0.0.1")
-	h.want(t, dialQUIC(t, h.tlsGateway, tickets).get(t, http.MethodGet, address), "", "/vidA/seg.ts")
+	first := dialQUIC(t, h.tlsGateway, tickets)
+	first.release()
+	h.want(t, first.get(t, http.MethodGet, address), "", "/vidA/seg.ts")
 	await(t, tickets.filled, "a session ticket")
 	for _, row := range []struct {
 		name, path string
@@ -298,28 +298,27 @@ func (h *hostileServer) tryEarlyData(t *testing.T) {
 		{"H11 no rule", "/" + mint(t, "vidA", nil) + "/seg.ts", false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			suffix := "?" + strings.ReplaceAll(row.name, " ", "-")
+			query := "?" + strings.ReplaceAll(row.name, " ", "-")
 			c := dialQUIC(t, h.tlsGateway, tickets)
-			c.relay.hold()
 			answered := make(chan *response, 1)
-			go func() { answered <- c.get(t, http3.MethodGet0RTT, row.path+suffix) }()
-			// Nothing of the server has reached the client yet, so nothing that
-			// the client sends can finish the handshake.
+			go func() { answered <- c.get(t, http3.MethodGet0RTT, row.path+query) }()
+			// The client has read nothing of the server yet, so nothing that it
+			// sends can finish the handshake.
 			if row.early {
-				if !h.log.await(suffix, startTimeout) {
+				if !h.log.await(query, startTimeout) {
 					t.Error("the server has not answered the early data")
 				}
 			} else {
-				eventually(t, "the request at the origin", func() bool { return slices.Contains(h.uris(), "/vidA/seg.ts"+suffix) })
+				eventually(t, "the request at the origin", func() bool { return slices.Contains(h.uris(), "/vidA/seg.ts"+query) })
 			}
-			c.relay.release()
+			c.release()
 			res := await(t, answered, "the response")
-			if !c.usedEarlyData() {
+			if !c.conn.ConnectionState().Used0RTT {
 				t.Fatal("the request was not sent as early data")
 			}
 			await(t, tickets.filled, "a session ticket") // for the next row
 			if !row.early {
-				h.want(t, res, "", "/vidA/seg.ts"+suffix)
+				h.want(t, res, "", "/vidA/seg.ts"+query)
 				return
 			}
 			h.want(t, res, "too_early", "")
@@ -355,47 +354,60 @@ func (c *ticketCache) Put(key string, session *tls.ClientSessionState) {
 	}
 }
 
-// quicClient speaks HTTP/3 through a relay of its own.
+// quicClient speaks HTTP/3. It reads nothing of the server until release.
 type quicClient struct {
-	gateway   *tlsGateway
-	relay     *udpRelay
+	net.PacketConn
+	url       string
+	released  chan struct{}
+	release   func()
 	transport *http3.Transport
-
-	mu   sync.Mutex
-	conn *quic.Conn
+	conn      *quic.Conn
 }
 
 func dialQUIC(t testing.TB, g *tlsGateway, tickets tls.ClientSessionCache) *quicClient {
 	t.Helper()
-	c := &quicClient{gateway: g, relay: startRelay(t, g.addr)}
+	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := net.ResolveUDPAddr("udp", g.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &quicClient{PacketConn: packets, url: "https://localhost:" + port(g.addr), released: make(chan struct{})}
+	c.release = sync.OnceFunc(func() { close(c.released) })
+	dialer := &quic.Transport{Conn: c}
 	trust := g.trust.Clone()
 	trust.ClientSessionCache = tickets
 	c.transport = &http3.Transport{
 		TLSClientConfig: trust,
 		Dial: func(ctx context.Context, _ string, tlsConfig *tls.Config, config *quic.Config) (*quic.Conn, error) {
-			conn, err := quic.DialAddrEarly(ctx, c.relay.addr(), tlsConfig, config)
-			c.mu.Lock()
-			c.conn = conn
-			c.mu.Unlock()
-			return conn, err
+			var err error
+			c.conn, err = dialer.DialEarly(ctx, server, tlsConfig, config)
+			return c.conn, err
 		},
 	}
-	t.Cleanup(func() { _ = c.transport.Close() })
+	t.Cleanup(func() {
+		c.release()
+		_ = c.transport.Close()
+		_ = dialer.Close()
+		_ = packets.Close()
+	})
 	return c
 }
 
-func (c *quicClient) usedEarlyData() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.conn.ConnectionState().Used0RTT
+// ReadFrom implements net.PacketConn.
+func (c *quicClient) ReadFrom(packet []byte) (int, net.Addr, error) {
+	n, from, err := c.PacketConn.ReadFrom(packet)
+	<-c.released
+	return n, from, err
 }
 
 // get may run on another goroutine than the test's.
 func (c *quicClient) get(t testing.TB, method, path string) *response {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	_, port, _ := net.SplitHostPort(c.gateway.addr)
-	req, err := http.NewRequestWithContext(ctx, method, "https://localhost:"+port+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, c.url+path, nil)
 	if err == nil {
 		var res *http.Response
 		if res, err = c.transport.RoundTrip(req); err == nil {
@@ -408,101 +420,4 @@ func (c *quicClient) get(t testing.TB, method, path string) *response {
 	}
 	t.Errorf("%s over HTTP/3: %v", method, err)
 	return &response{Response: &http.Response{Header: make(http.Header)}}
-}
-
-// udpRelay forwards packets between one client and a server, and can hold back
-// those of the server.
-type udpRelay struct {
-	facing *net.UDPConn // the client
-	server *net.UDPConn
-
-	mu      sync.Mutex
-	client  netip.AddrPort
-	holding bool
-	held    [][]byte
-}
-
-func startRelay(t testing.TB, server string) *udpRelay {
-	t.Helper()
-	facing, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr, err := net.ResolveUDPAddr("udp", server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	upstream, err := net.DialUDP("udp", nil, addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &udpRelay{facing: facing, server: upstream}
-	var running sync.WaitGroup
-	running.Go(r.forward)
-	running.Go(r.back)
-	t.Cleanup(func() {
-		// After everything that the client has sent, or the server would wait for
-		// a connection that is closed.
-		if conn, err := net.Dial("udp", r.addr()); err == nil {
-			_, _ = io.WriteString(conn, relayStop)
-			_ = conn.Close()
-		}
-		_ = upstream.SetReadDeadline(time.Now())
-		running.Wait()
-		_ = facing.Close()
-		_ = upstream.Close()
-	})
-	return r
-}
-
-// relayStop is what ends a relay.
-const relayStop = "stop"
-
-func (r *udpRelay) addr() string { return r.facing.LocalAddr().String() }
-
-func (r *udpRelay) forward() {
-	packet := make([]byte, 1<<16)
-	for {
-		n, from, err := r.facing.ReadFromUDPAddrPort(packet)
-		if err != nil || string(packet[:n]) == relayStop {
-			return
-		}
-		r.mu.Lock()
-		r.client = from
-		r.mu.Unlock()
-		_, _ = r.server.Write(packet[:n])
-	}
-}
-
-func (r *udpRelay) back() {
-	packet := make([]byte, 1<<16)
-	for {
-		n, err := r.server.Read(packet)
-		if err != nil {
-			return
-		}
-		r.mu.Lock()
-		if r.holding {
-			r.held = append(r.held, bytes.Clone(packet[:n]))
-		} else {
-			_, _ = r.facing.WriteToUDPAddrPort(packet[:n], r.client)
-		}
-		r.mu.Unlock()
-	}
-}
-
-func (r *udpRelay) hold() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.holding = true
-}
-
-func (r *udpRelay) release() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.holding = false
-	for _, packet := range r.held {
-		_, _ = r.facing.WriteToUDPAddrPort(packet, r.client)
-	}
-	r.held = nil
 }

@@ -11,26 +11,25 @@ import (
 	"time"
 )
 
-// stormManifest is a playlist of some MiB, and what becomes of it.
+// stormManifest is a playlist of some MiB, as the origin sends it and rewritten.
 func stormManifest(size int) (sent, rewritten []byte) {
 	rest := "\n#" + strings.Repeat("x", size)
 	return []byte("#EXTM3U\n#EXTINF:2,\n/vidA/1.ts" + rest), []byte("#EXTM3U\n#EXTINF:2,\n1.ts" + rest)
 }
 
-// D9 The attack: viewers of one video ask for a manifest of several MiB, all at
-// the same time and of an origin that is slow to send it. The server's memory
-// stays below what they would fill, each of them gets all of the manifest or is
-// told, and the viewers of other videos do not notice.
-func TestManifestStorm(t *testing.T) {
+// D9 The attack: many clients ask for a manifest of several MiB at the same time, and
+// the origin sends it slowly. The server's memory stays bounded, each client gets
+// the whole manifest or is refused, and viewers of other videos do not notice.
+func TestLongManifestStorm(t *testing.T) {
 	const (
 		limit    = 256 << 20 // bytes, of which a quarter is for manifests
 		viewers  = 100
-		size     = 5 << 20 // of which each is held once, and once rewritten
+		size     = 5 << 20 // held once as it is and once rewritten
 		pieces   = 20
 		over     = 400 * time.Millisecond
 		rounds   = 3
 		while    = time.Second
-		residual = 192 << 20 // what the server may grow by, with what is garbage
+		residual = 192 << 20 // by how much the server may grow, garbage included
 	)
 	withoutRaceDetector(t)
 	sent, rewritten := stormManifest(size)
@@ -51,7 +50,7 @@ func TestManifestStorm(t *testing.T) {
 	admin := freeAddr(t)
 	g := start(t, o, config{log: quiet, global: "admin " + admin, env: []string{"GOMEMLIMIT=" + strconv.Itoa(limit)}})
 	others := newBystanders(t, g.url(""))
-	others.watch(t, while) // once for what is verified and dialled only once
+	others.watch(t, while) // which verifies the tokens and dials the origin
 	var without, with []time.Duration
 	for range rounds {
 		without = append(without, others.watch(t, while))
@@ -95,6 +94,6 @@ func TestManifestStorm(t *testing.T) {
 	}
 	wantUnnoticed(t, without, with, 200*time.Millisecond)
 	if held := g.metric(t, admin, "manifest_memory_bytes"); held != 0 {
-		t.Errorf("%.0f bytes stay reserved", held)
+		t.Errorf("%.0f bytes are still reserved", held)
 	}
 }
