@@ -8,6 +8,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/percent"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -160,35 +161,23 @@ func checkSegments(s string) error {
 // that have a meaning in paths, and of `%`, which an origin that decodes twice
 // would decode again.
 func decodeSuffix(escaped string) (string, error) {
-	decoded, err := url.PathUnescape(escaped)
-	if err != nil || !utf8.ValidString(decoded) {
-		return "", errPathEscape
-	}
+	decoded := make([]byte, 0, len(escaped))
 	for i := 0; i < len(escaped); i++ {
-		if escaped[i] == '%' {
-			if strings.IndexByte(`/\.;%?#`, unhex(escaped[i+1])<<4|unhex(escaped[i+2])) >= 0 {
+		c := escaped[i]
+		if c == '%' {
+			octet, ok := percent.Octet(escaped[i:])
+			if !ok || strings.IndexByte(`/\.;%?#`, octet) >= 0 {
 				return "", errPathEscape
 			}
-			i += 2
+			c, i = octet, i+2
 		}
+		decoded = append(decoded, c)
 	}
-	if strings.ContainsFunc(decoded, unicode.IsControl) {
+	text := string(decoded)
+	if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
 		return "", errPathEscape
 	}
-	return decoded, nil
-}
-
-// unhex returns the value of a hexadecimal digit that url.PathUnescape has let
-// through.
-func unhex(c byte) byte {
-	switch {
-	case c <= '9':
-		return c - '0'
-	case c <= 'F':
-		return c - 'A' + 10
-	default:
-		return c - 'a' + 10
-	}
+	return text, nil
 }
 
 // pchar is pchar of RFC 3986 without percent-encoding and without `;`.
