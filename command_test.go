@@ -204,7 +204,7 @@ func TestSignRefuses(t *testing.T) {
 		{"no video", func(o *signOptions) { o.video = "" }, []string{"--key", "--sub"}},
 		{"key missing", func(o *signOptions) { o.key = missing }, []string{missing}},
 		{"key that is none", func(o *signOptions) { o.key = writeFile(t, "key.json", "no key") }, []string{"--key", "key.json", "neither JSON"}},
-		{"key without a private half", func(o *signOptions) { o.key = writeFile(t, "key.json", publicJWK(testKey())) }, []string{"--key", "no private half"}},
+		{"key without a private half", func(o *signOptions) { o.key = writeFile(t, "key.json", publicJWK(testKey())) }, []string{"--key", "no private key"}},
 		{"another kid than the key's", func(o *signOptions) { o.keyID = "k2" }, []string{`--kid "k2"`, `"k1"`}},
 		{"key without kid on standard input", func(o *signOptions) { o.key, o.stdin = "-", strings.NewReader(testKey().PEM()) }, []string{"--key", "key id"}},
 		{"nothing on standard input", func(o *signOptions) { o.key, o.stdin = "-", strings.NewReader("") }, []string{"--key", "empty"}},

@@ -154,7 +154,7 @@ func TestCommandErrors(t *testing.T) {
 		{"no such key file", `caddy signed-playback sign --key nowhere.json --sub demo`, "nowhere.json"},
 		{"a broken key file", `caddy signed-playback sign --key broken.json --sub demo`, "broken.json"},
 		{"an empty standard input", `caddy signed-playback sign --key - --sub demo </dev/null`, "empty"},
-		{"a key without its private half", `caddy signed-playback sign --key public.json --sub demo`, "no private half"},
+		{"a key without its private half", `caddy signed-playback sign --key public.json --sub demo`, "no private key"},
 		{"another kid than the key's", `caddy signed-playback sign --key key.json --kid other --sub demo`, `--kid "other"`},
 		{"not a video id", `caddy signed-playback sign --key key.json --sub ../demo`, `"../demo"`},
 		{"not a time", `caddy signed-playback sign --key key.json --sub demo --exp tomorrow`, `--exp "tomorrow"`},

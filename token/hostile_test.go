@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/sha512"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -19,7 +18,6 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,16 +27,16 @@ import (
 )
 
 // The rows J1, J2, … are the classes of attacks on JSON Web Tokens. A row's
-// signature is genuine unless its name says otherwise, so that it is the form
-// alone that the token is refused for.
+// signature is genuine unless its name says otherwise, so only its form can be the
+// reason why it is refused.
 
 var sentinels = []error{
 	token.ErrMalformed, token.ErrAlgorithm, token.ErrKeyUnknown, token.ErrSignature,
 	token.ErrExpired, token.ErrNotYetValid, token.ErrLifetime, token.ErrKey,
 }
 
-// refuse holds that a token is refused for exactly one reason, that nothing of
-// it is handed out and that nothing of it gets into the error.
+// refuse checks that a token is refused for exactly one reason, that Verify
+// returns nothing of it and that the error contains nothing of it.
 func refuse(t *testing.T, compact string, want error) {
 	t.Helper()
 	refuseWith(t, compact, testKeys().set, token.Policy{}, want)
@@ -95,66 +93,55 @@ type hostile struct {
 	want          error
 }
 
-func refuseAll(t *testing.T, table []hostile) {
+// table collects tokens to refuse.
+type table []hostile
+
+func (r *table) add(want error, name, compact string) { *r = append(*r, hostile{name, compact, want}) }
+
+func refuseAll(t *testing.T, rows table) {
 	t.Helper()
-	accept(t, forge(goodHeader, goodPayload)) // what all rows differ from
-	for _, tc := range table {
-		t.Run(tc.name, func(t *testing.T) {
+	accept(t, forge(goodHeader, goodPayload)) // from which all rows differ
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			refuse(t, tc.compact, tc.want)
+			refuse(t, row.compact, row.want)
 		})
 	}
 }
 
-// The attack: the token itself tells the verifier to check no signature, or to
-// check another kind of it than the key is for.
+// The attack: the token itself tells the verifier to check no signature, or
+// another kind of signature than the key is for.
 func TestTheTokenDoesNotChooseTheAlgorithm(t *testing.T) {
 	t.Parallel()
-	var table []hostile
+	var rows table
 	for _, alg := range []string{"none", "None", "nOnE", "NONE", ""} {
-		table = append(table, hostile{
-			fmt.Sprintf("J1 unsigned, alg %q", alg),
-			b64(fmt.Sprintf(`{"alg":%q,"kid":"k1"}`, alg)) + "." + b64(goodPayload) + ".", token.ErrAlgorithm,
-		})
+		header := fmt.Sprintf(`{"alg":%q,"kid":"k1"}`, alg)
+		rows.add(token.ErrAlgorithm, fmt.Sprintf("J1 unsigned, alg %q", alg), b64(header)+"."+b64(goodPayload)+".")
 	}
-	table = append(table,
-		hostile{"J1 unsigned, alg RS256", b64(goodHeader) + "." + b64(goodPayload) + ".", token.ErrSignature},
-		hostile{"J1 unsigned, no alg", b64(`{}`) + "." + b64(goodPayload) + ".", token.ErrAlgorithm},
-	)
+	rows.add(token.ErrSignature, "J1 unsigned, alg RS256", b64(goodHeader)+"."+b64(goodPayload)+".")
+	rows.add(token.ErrAlgorithm, "J1 unsigned, no alg", b64(`{}`)+"."+b64(goodPayload)+".")
 	for name, secret := range publicSecrets() {
-		for _, alg := range []string{"HS256", "RS256"} {
-			want := token.ErrAlgorithm
-			if alg == "RS256" {
-				want = token.ErrSignature
-			}
+		for alg, want := range map[string]error{"HS256": token.ErrAlgorithm, "RS256": token.ErrSignature} {
 			input := b64(fmt.Sprintf(`{"alg":%q,"kid":"k1"}`, alg)) + "." + b64(goodPayload)
 			mac := hmac.New(sha256.New, secret)
 			mac.Write([]byte(input))
-			table = append(table, hostile{
-				fmt.Sprintf("J2 HMAC with the public key as secret, %s, alg %s", name, alg),
-				input + "." + b64(mac.Sum(nil)), want,
-			})
+			rows.add(want, fmt.Sprintf("J2 HMAC with the public key as secret, %s, alg %s", name, alg), input+"."+b64(mac.Sum(nil)))
 		}
 	}
 	for _, member := range []string{
 		`"alg":"none",`, `"alg":"HS256",`, ``, `"alg":["RS256"],`, `"alg":null,`, `"alg":256,`, `"alg":{"RS256":1},`, `"alg":"",`,
-		`"alg":"RS256 ",`, `"alg":"RS256\u0000",`, `"alg":"\u0052S256",`, `"ALG":"RS256",`, `"Alg":"RS256",`, `"alg":"EdDSA",`,
+		`"alg":"RS256 ",`, `"alg":"RS256\u0000",`, `"alg":"\u0052S256",`, `"ALG":"RS256",`, `"Alg":"RS256",`,
 	} {
-		table = append(table, hostile{
-			fmt.Sprintf("J3 RS256 signature, header says %s", strings.TrimSuffix(member, ",")),
-			forge(`{`+member+`"kid":"k1"}`, goodPayload), token.ErrAlgorithm,
-		})
+		rows.add(token.ErrAlgorithm, "J3 RS256 signature, header says "+member, forge(`{`+member+`"kid":"k1"}`, goodPayload))
 	}
-	for _, alg := range []string{"rs256", "Rs256", "rS256", "RS-256"} {
-		table = append(table, hostile{
-			"J4 alg " + alg, forge(fmt.Sprintf(`{"alg":%q,"kid":"k1"}`, alg), goodPayload), token.ErrAlgorithm,
-		})
+	for _, alg := range []string{"rs256", "Rs256", "rS256"} {
+		rows.add(token.ErrAlgorithm, "J4 alg "+alg, forge(fmt.Sprintf(`{"alg":%q,"kid":"k1"}`, alg), goodPayload))
 	}
-	refuseAll(t, append(table, otherAlgorithms()...))
+	refuseAll(t, append(rows, otherAlgorithms()...))
 }
 
-// publicSecrets are the byte strings that a public key is commonly kept as, all
-// of which an attacker knows.
+// publicSecrets are the byte strings in which a public key is commonly stored. An
+// attacker knows all of them.
 func publicSecrets() map[string][]byte {
 	key := &testKeys().k1.PublicKey
 	pkix := must(x509.MarshalPKIXPublicKey(key))
@@ -173,86 +160,71 @@ func publicSecrets() map[string][]byte {
 	}
 }
 
-// otherAlgorithms are genuine signatures of the right key of the kinds that it
-// is not for, each under its own name and under that of RS256.
-func otherAlgorithms() (table []hostile) {
+// otherAlgorithms are genuine signatures by the right key with algorithms that it
+// is not for, each under its own name and under RS256.
+func otherAlgorithms() (rows table) {
 	key := testKeys().k1
-	for _, alg := range []struct {
-		name string
-		sign func(input string) []byte
-	}{
-		{"RS384", func(input string) []byte {
-			digest := sha512.Sum384([]byte(input))
-			return must(rsa.SignPKCS1v15(nil, key, crypto.SHA384, digest[:]))
-		}},
-		{"RS512", func(input string) []byte {
-			digest := sha512.Sum512([]byte(input))
-			return must(rsa.SignPKCS1v15(nil, key, crypto.SHA512, digest[:]))
-		}},
-		{"PS256", func(input string) []byte {
-			digest := sha256.Sum256([]byte(input))
-			return must(rsa.SignPSS(rand.Reader, key, crypto.SHA256, digest[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}))
-		}},
-		{"unprefixed SHA-256", func(input string) []byte {
-			digest := sha256.Sum256([]byte(input))
-			return must(rsa.SignPKCS1v15(nil, key, 0, digest[:]))
-		}},
-	} {
-		named := b64(fmt.Sprintf(`{"alg":%q,"kid":"k1"}`, alg.name)) + "." + b64(goodPayload)
-		posing := b64(goodHeader) + "." + b64(goodPayload)
-		table = append(table,
-			hostile{"J5 " + alg.name, named + "." + b64(alg.sign(named)), token.ErrAlgorithm},
-			hostile{"J5 " + alg.name + " posing as RS256", posing + "." + b64(alg.sign(posing)), token.ErrSignature},
-		)
+	pkcs1 := func(hash, digest crypto.Hash) func([]byte) []byte {
+		return func(input []byte) []byte {
+			h := digest.New()
+			h.Write(input)
+			return must(rsa.SignPKCS1v15(nil, key, hash, h.Sum(nil)))
+		}
 	}
-	return table
+	for name, sign := range map[string]func(input []byte) []byte{
+		"RS384": pkcs1(crypto.SHA384, crypto.SHA384), "RS512": pkcs1(crypto.SHA512, crypto.SHA512), "unprefixed SHA-256": pkcs1(0, crypto.SHA256),
+		"PS256": func(input []byte) []byte {
+			digest := sha256.Sum256(input)
+			return must(rsa.SignPSS(rand.Reader, key, crypto.SHA256, digest[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}))
+		},
+	} {
+		named := b64(fmt.Sprintf(`{"alg":%q,"kid":"k1"}`, name)) + "." + b64(goodPayload)
+		posing := b64(goodHeader) + "." + b64(goodPayload)
+		rows.add(token.ErrAlgorithm, "J5 "+name, named+"."+b64(sign([]byte(named))))
+		rows.add(token.ErrSignature, "J5 "+name+" posing as RS256", posing+"."+b64(sign([]byte(posing))))
+	}
+	return rows
 }
 
-// The attack: the token brings its own key, or an address to fetch one from,
-// which also turns the verifier into a means to reach internal servers.
+// spyServer returns the address of a server. The test fails if it gets a request.
+func spyServer(t *testing.T) string {
+	t.Helper()
+	spy := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("a request was made to an address in a token or in a key: %s", r.URL)
+	}))
+	t.Cleanup(spy.Close)
+	return spy.URL
+}
+
+// The attack: the token brings its own key, or an address from which to fetch one.
+// Fetching it would also let the token reach internal servers.
 func TestTheTokenBringsNoKey(t *testing.T) {
 	t.Parallel()
-	var requests atomic.Int64
-	spy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { requests.Add(1) }))
-	t.Cleanup(func() {
-		spy.Close()
-		if n := requests.Load(); n != 0 {
-			t.Errorf("the verifier made %d requests to an address in a token", n)
-		}
-	})
-	stranger := testKeys().stranger
-	jwk := must(must(token.NewPublicKey("k1", &stranger.PublicKey)).JWK())
-	chain := base64.StdEncoding.EncodeToString(certificate(stranger))
-	var table []hostile
-	for _, tc := range []struct{ name, member string }{
-		{"J6 embedded jwk", `"jwk":` + string(jwk)},
-		{"J7 jku", fmt.Sprintf(`"jku":%q`, spy.URL+"/k.json")},
-		{"J7 x5u", fmt.Sprintf(`"x5u":%q`, spy.URL+"/k.pem")},
-		{"J7 x5c", fmt.Sprintf(`"x5c":[%q]`, chain)},
-		{"J7 x5t", `"x5t":"AAAA","x5t#S256":"AAAA"`},
-		{"J7 iss, for discovery", fmt.Sprintf(`"iss":%q`, spy.URL)},
-		{"J7 an address in typ", fmt.Sprintf(`"typ":%q`, spy.URL+"/k.json")},
-	} {
-		header := `{"alg":"RS256","kid":"k1",` + tc.member + `}`
-		input := b64(header) + "." + b64(goodPayload)
-		table = append(table,
-			hostile{tc.name + ", signed by a stranger", input + "." + b64(signature(stranger, input)), token.ErrMalformed},
-			hostile{tc.name + ", genuine signature", forge(header, goodPayload), token.ErrMalformed},
-		)
-	}
+	spy, stranger := spyServer(t), testKeys().stranger
 	by := func(header, payload string) string {
 		input := b64(header) + "." + b64(payload)
 		return input + "." + b64(signature(stranger, input))
 	}
-	table = append(table,
-		hostile{"J6 embedded jwk instead of a kid", by(`{"alg":"RS256","jwk":`+string(jwk)+`}`, goodPayload), token.ErrMalformed},
-		hostile{"J7 kid is an address", by(fmt.Sprintf(`{"alg":"RS256","kid":%q}`, spy.URL), goodPayload), token.ErrKeyUnknown},
-		hostile{
-			"J7 the claim iss is an address",
-			by(`{"alg":"RS256","kid":"other"}`, fmt.Sprintf(`{"sub":"demo","exp":1800003600,"iss":%q}`, spy.URL)), token.ErrKeyUnknown,
-		},
-	)
-	refuseAll(t, table)
+	jwk := string(must(must(token.NewPublicKey("k1", &stranger.PublicKey)).JWK()))
+	var rows table
+	for name, member := range map[string]string{
+		"J6 embedded jwk":       `"jwk":` + jwk,
+		"J7 jku":                fmt.Sprintf(`"jku":%q`, spy+"/k.json"),
+		"J7 x5u":                fmt.Sprintf(`"x5u":%q`, spy+"/k.pem"),
+		"J7 x5c":                fmt.Sprintf(`"x5c":[%q]`, base64.StdEncoding.EncodeToString(certificate(stranger))),
+		"J7 x5t":                `"x5t":"AAAA","x5t#S256":"AAAA"`,
+		"J7 iss, for discovery": fmt.Sprintf(`"iss":%q`, spy),
+		"J7 an address in typ":  fmt.Sprintf(`"typ":%q`, spy+"/k.json"),
+	} {
+		header := `{"alg":"RS256","kid":"k1",` + member + `}`
+		rows.add(token.ErrMalformed, name+", signed by a stranger", by(header, goodPayload))
+		rows.add(token.ErrMalformed, name+", genuine signature", forge(header, goodPayload))
+	}
+	rows.add(token.ErrMalformed, "J6 embedded jwk instead of a kid", by(`{"alg":"RS256","jwk":`+jwk+`}`, goodPayload))
+	rows.add(token.ErrKeyUnknown, "J7 kid is an address", by(fmt.Sprintf(`{"alg":"RS256","kid":%q}`, spy), goodPayload))
+	issuer := fmt.Sprintf(`{"sub":"demo","exp":1800003600,"iss":%q}`, spy)
+	rows.add(token.ErrKeyUnknown, "J7 the claim iss is an address", by(`{"alg":"RS256","kid":"other"}`, issuer))
+	refuseAll(t, rows)
 }
 
 // The attack: header members that change what is signed, or that other readers
@@ -260,7 +232,7 @@ func TestTheTokenBringsNoKey(t *testing.T) {
 func TestHeaderMembers(t *testing.T) {
 	t.Parallel()
 	raw := `{"sub":"demo","exp":1800003600,"x":"a/b.c"}`
-	table := []hostile{
+	rows := table{
 		{"J8 crit with an unknown extension", forge(`{"alg":"RS256","kid":"k1","crit":["x"],"x":1}`, goodPayload), token.ErrMalformed},
 		{"J8 empty crit", forge(`{"alg":"RS256","kid":"k1","crit":[]}`, goodPayload), token.ErrMalformed},
 		{"J8 crit names alg", forge(`{"alg":"RS256","kid":"k1","crit":["alg"]}`, goodPayload), token.ErrMalformed},
@@ -289,9 +261,9 @@ func TestHeaderMembers(t *testing.T) {
 		"NUL behind": goodHeader + "\x00", "trailing comma": `{"alg":"RS256","kid":"k1",}`, "not UTF-8": `{"alg":"RS256","kid":"k` + "\xff" + `"}`,
 		"lone surrogate": `{"alg":"RS256","kid":"\ud800"}`, "member in other case": `{"alg":"RS256","KID":"k1"}`,
 	} {
-		table = append(table, hostile{"header is not one strict object: " + name, forge(header, goodPayload), token.ErrMalformed})
+		rows.add(token.ErrMalformed, "header is not one strict object: "+name, forge(header, goodPayload))
 	}
-	refuseAll(t, table)
+	refuseAll(t, rows)
 }
 
 // lookups records what a verifier looks for.
@@ -305,75 +277,56 @@ func (l *lookups) Lookup(keyID string) *token.PublicKey {
 	return l.Keys.Lookup(keyID)
 }
 
-// The attack: a key id that somebody reads as a path, as a pattern or as SQL,
-// or that is almost that of another key. It is looked up as it is, once.
+// The attack: a key id that somebody reads as a path, as a pattern or as SQL, or
+// that resembles the id of another key. It is looked up once, exactly as it is.
 func TestKeyIDs(t *testing.T) {
 	t.Parallel()
-	for _, tc := range []struct {
-		name, kid string // as it stands in the JSON
-		want      error
-	}{
-		{"J11 kid empty", `""`, token.ErrMalformed},
-		{"J11 kid number", `1`, token.ErrMalformed},
-		{"J11 kid null", `null`, token.ErrMalformed},
-		{"J11 kid array", `["k1"]`, token.ErrMalformed},
-		{"J11 kid object", `{"k1":1}`, token.ErrMalformed},
-		{"J11 kid true", `true`, token.ErrMalformed},
-		{"J11 kid of 1 MiB", `"` + strings.Repeat("k", 1<<20) + `"`, token.ErrMalformed},
-		{"J11 kid of 4 KiB", `"` + strings.Repeat("k", 4<<10) + `"`, token.ErrKeyUnknown},
-		{"J11 kid is a path", `"../../etc/passwd"`, token.ErrKeyUnknown},
-		{"J11 kid is a path to the key", `"./k1"`, token.ErrKeyUnknown},
-		{"J11 kid is the name of the key's file", `"k1.jwks.json"`, token.ErrKeyUnknown},
-		{"J11 kid is the beginning of the key's", `"k"`, token.ErrKeyUnknown},
-		{"J11 kid with an escaped NUL", `"k1\u0000"`, token.ErrKeyUnknown},
-		{"J11 kid is SQL", `"k1 OR 1=1"`, token.ErrKeyUnknown},
-		{"J11 kid is SQL in quotes", `"k1' OR '1'='1"`, token.ErrKeyUnknown},
-		{"J11 kid is a pattern", `"*"`, token.ErrKeyUnknown},
-		{"J11 kid with a space in front", `" k1"`, token.ErrKeyUnknown},
-		{"J11 kid in other case", `"K1"`, token.ErrKeyUnknown},
-		{"J11 kid with a space behind", `"k1 "`, token.ErrKeyUnknown},
-		{"J11 kid with a line feed behind", `"k1\n"`, token.ErrKeyUnknown},
-		{"J11 kid with a zero-width space", `"k` + "\u200b" + `1"`, token.ErrKeyUnknown},
-		{"J11 kid in full-width characters", `"ｋ１"`, token.ErrKeyUnknown},
-		{"J11 kid composed", `"ké"`, token.ErrKeyUnknown},
-		{"J11 kid decomposed", `"ke` + "\u0301" + `"`, token.ErrKeyUnknown},
-		{"J11 kid of a revoked key", `"revoked"`, token.ErrKeyUnknown},
-		{"J11 kid of another trusted key", `"k2"`, token.ErrSignature},
+	for want, kids := range map[error][]string{ // as they are in the JSON
+		token.ErrMalformed: {`""`, `1`, `null`, `["k1"]`, `{"k1":1}`, `true`, `"` + strings.Repeat("k", 1<<20) + `"`},
+		token.ErrKeyUnknown: {
+			`"../../etc/passwd"`, `"./k1"`, `"k1.jwks.json"`, `"*"`, `"k1 OR 1=1"`, `"k1' OR '1'='1"`, // read by something else than a look-up
+			`"k"`, `"K1"`, `" k1"`, `"k1 "`, `"k1\n"`, `"k1\u0000"`, `"k` + "\u200b" + `1"`, `"ｋ１"`, `"ké"`, `"ke` + "\u0301" + `"`, // almost that of a key
+			`"revoked"`, `"` + strings.Repeat("k", 4<<10) + `"`,
+		},
+		token.ErrSignature: {`"k2"`},
 	} {
-		for where, compact := range map[string]string{
-			"header":  forge(`{"alg":"RS256","kid":`+tc.kid+`}`, goodPayload),
-			"payload": forge(`{"alg":"RS256"}`, `{"sub":"demo","exp":1800003600,"kid":`+tc.kid+`}`),
-			"both":    forge(`{"alg":"RS256","kid":`+tc.kid+`}`, `{"sub":"demo","exp":1800003600,"kid":`+tc.kid+`}`),
-		} {
-			want := tc.want
-			if len(compact) > token.MaxLength {
-				want = token.ErrMalformed
-			}
-			t.Run(tc.name+", in "+where, func(t *testing.T) {
-				t.Parallel()
-				refuse(t, compact, want)
-				spy := &lookups{Keys: testKeys().set}
-				_, _ = token.Verify(compact, spy, now, token.Policy{})
-				var id string
-				if !errors.Is(want, token.ErrMalformed) {
-					_ = json.Unmarshal([]byte(tc.kid), &id)
-					if diff := cmp.Diff([]string{id}, spy.ids); diff != "" {
-						t.Errorf("looked up (-want +got):\n%s", diff)
-					}
-				} else if len(spy.ids) != 0 {
-					t.Errorf("looked up %.80q for a malformed token", spy.ids)
+		for _, kid := range kids {
+			for where, compact := range map[string]string{
+				"header":  forge(`{"alg":"RS256","kid":`+kid+`}`, goodPayload),
+				"payload": forge(`{"alg":"RS256"}`, `{"sub":"demo","exp":1800003600,"kid":`+kid+`}`),
+				"both":    forge(`{"alg":"RS256","kid":`+kid+`}`, `{"sub":"demo","exp":1800003600,"kid":`+kid+`}`),
+			} {
+				want := want
+				if len(compact) > token.MaxLength {
+					want = token.ErrMalformed
 				}
-			})
+				t.Run(fmt.Sprintf("J11 kid %.30s in %s", kid, where), func(t *testing.T) {
+					t.Parallel()
+					refuse(t, compact, want)
+					spy := &lookups{Keys: testKeys().set}
+					_, _ = token.Verify(compact, spy, now, token.Policy{})
+					var id string
+					if !errors.Is(want, token.ErrMalformed) {
+						_ = json.Unmarshal([]byte(kid), &id)
+						if diff := cmp.Diff([]string{id}, spy.ids); diff != "" {
+							t.Errorf("looked up (-want +got):\n%s", diff)
+						}
+					} else if len(spy.ids) != 0 {
+						t.Errorf("looked up %.80q for a malformed token", spy.ids)
+					}
+				})
+			}
 		}
 	}
-	// A store that has something under the empty name is not even asked.
+	// Verify does not look up the empty id, not even in a store that has a key
+	// with it.
 	nameless := &lookups{Keys: testKeys().set}
 	refuseWith(t, forge(`{"alg":"RS256"}`, goodPayload), nameless, token.Policy{}, token.ErrKeyUnknown)
 	if len(nameless.ids) != 0 {
 		t.Errorf("looked up %q for a token without kid", nameless.ids)
 	}
 	input := b64(`{"alg":"RS256","kid":"revoked"}`) + "." + b64(goodPayload)
-	refuseAll(t, []hostile{
+	refuseAll(t, table{
 		{"J11 no kid at all", forge(`{"alg":"RS256"}`, goodPayload), token.ErrKeyUnknown},
 		{"J11 signed by the revoked key itself", input + "." + b64(signature(testKeys().stranger, input)), token.ErrKeyUnknown},
 		{"J11 kids differ, the header's is right", forge(goodHeader, `{"sub":"demo","exp":1800003600,"kid":"k2"}`), token.ErrMalformed},
@@ -389,24 +342,24 @@ func TestOneSpelling(t *testing.T) {
 	t.Parallel()
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	good := forge(goodHeader, goodPayload)
-	var table []hostile
+	var rows table
 	// 2048 bits take 342 characters with 4 bits to spare.
 	last := strings.IndexByte(alphabet, good[len(good)-1])
 	for bits := 1; bits < 16; bits++ {
-		table = append(table, hostile{
+		rows = append(rows, hostile{
 			fmt.Sprintf("J13 last signature character with other unused bits %04b", bits),
 			good[:len(good)-1] + alphabet[last^bits:last^bits+1], token.ErrMalformed,
 		})
 	}
 	// Two bits to spare in the header and four in the payload, and both signed.
 	header, payload := b64(goodHeader), b64(goodPayload)
-	table = append(table,
+	rows = append(rows,
 		hostile{"J13 last header character with other unused bits", seal(nextCharacter(alphabet, header) + "." + payload), token.ErrMalformed},
 		hostile{"J13 last payload character with other unused bits", seal(header + "." + nextCharacter(alphabet, payload)), token.ErrMalformed},
 		hostile{"J13 a last group of one character", good[:len(good)-1], token.ErrMalformed},
 	)
 	for _, padding := range []string{"=", "==", "%3D", "%3D%3D"} {
-		table = append(table,
+		rows = append(rows,
 			hostile{"J14 header padded with " + padding, seal(header + padding + "." + payload), token.ErrMalformed},
 			hostile{"J14 payload padded with " + padding, seal(header + "." + payload + padding), token.ErrMalformed},
 			hostile{"J14 signature padded with " + padding, good + padding, token.ErrMalformed},
@@ -419,7 +372,7 @@ func TestOneSpelling(t *testing.T) {
 		"bytes": strings.NewReplacer("-", "+", "_", "/"), "percent-encoded": strings.NewReplacer("-", "%2B", "_", "%2F"),
 		"its own percent-encoded": strings.NewReplacer("-", "%2D", "_", "%5F"),
 	} {
-		table = append(table,
+		rows = append(rows,
 			hostile{"J15 payload in the other alphabet, " + name, seal(header + "." + replace.Replace(fancy)), token.ErrMalformed},
 			hostile{"J15 signature in the other alphabet, " + name, header + "." + dashedPayload + "." + replace.Replace(dashedSignature), token.ErrMalformed},
 		)
@@ -432,14 +385,14 @@ func TestOneSpelling(t *testing.T) {
 			"front": 0, "header": 4, "end of header": len(header), "start of payload": len(header) + 1, "payload": len(header) + 5,
 			"signature": len(good) - 4, "end": len(good),
 		} {
-			table = append(table, hostile{"J16 " + name + " in " + at, good[:i] + space + good[i:], token.ErrMalformed})
+			rows = append(rows, hostile{"J16 " + name + " in " + at, good[:i] + space + good[i:], token.ErrMalformed})
 		}
-		table = append(table,
+		rows = append(rows,
 			hostile{"J16 signed " + name + " in the header", seal(header[:4] + space + header[4:] + "." + payload), token.ErrMalformed},
 			hostile{"J16 signed " + name + " in the payload", seal(header + "." + payload[:4] + space + payload[4:]), token.ErrMalformed},
 		)
 	}
-	refuseAll(t, table)
+	refuseAll(t, rows)
 }
 
 // nextCharacter changes an unused bit of a segment's last character.
@@ -461,17 +414,19 @@ func dashed(header string) (payload, sig string) {
 	return payload, sig
 }
 
-// The attack: another serialization, or more parts than three, of which two
-// readers take different ones.
+// The attack: another serialization, or other than three segments, so that two
+// readers take different parts.
 func TestSegments(t *testing.T) {
 	t.Parallel()
 	good := forge(goodHeader, goodPayload)
 	header, payload, sig := b64(goodHeader), b64(goodPayload), good[strings.LastIndexByte(good, '.')+1:]
+	flattened := fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q}`, header, payload, sig)
+	var rows table
 	for name, compact := range map[string]string{
 		"J17 empty":                      "",
 		"J17 one segment":                header,
 		"J17 two segments":               header + "." + payload,
-		"J17 dots alone":                 "..",
+		"J17 only dots":                  "..",
 		"J17 three dots":                 "...",
 		"J17 many dots":                  strings.Repeat(".", token.MaxLength),
 		"J17 no header":                  "." + payload + "." + sig,
@@ -483,22 +438,16 @@ func TestSegments(t *testing.T) {
 		"J17 five segments":              b64(`{"alg":"RSA-OAEP","enc":"A256GCM"}`) + ".a2V5.aXY.dGV4dA.dGFn",
 		"J17 five segments, signed":      good + "." + payload + "." + sig,
 		"J17 encoded dots":               strings.ReplaceAll(good, ".", "%2E"),
-		"J17 scheme in front":            "Bearer " + good,
-		"J18 flattened":                  fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q}`, header, payload, sig),
+		"J17 authentication scheme":      "Bearer " + good,
+		"J18 flattened":                  flattened,
 		"J18 general, the second signed": fmt.Sprintf(`{"payload":%q,"signatures":[{"protected":%q,"signature":"AAAA"},{"protected":%q,"signature":%q}]}`, payload, header, header, sig),
-		"J18 flattened, with two dots":   fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q,"x":".."}`, header, payload, sig),
-		"J18 flattened, percent-encoded": fmt.Sprintf(`%%7B%%22protected%%22:%%22%s%%22,%%22payload%%22:%%22%s%%22,%%22signature%%22:%%22%s%%22%%7D`, header, payload, sig),
-		"J18 flattened, as a segment":    b64(fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q}`, header, payload, sig)) + "." + payload + "." + sig,
+		"J18 flattened, with two dots":   strings.TrimSuffix(flattened, "}") + `,"x":".."}`,
+		"J18 flattened, percent-encoded": strings.NewReplacer("{", "%7B", "}", "%7D", `"`, "%22").Replace(flattened),
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			want := token.ErrMalformed
-			if name == "J18 flattened, as a segment" {
-				want = token.ErrAlgorithm
-			}
-			refuse(t, compact, want)
-		})
+		rows.add(token.ErrMalformed, name, compact)
 	}
+	rows.add(token.ErrAlgorithm, "J18 flattened, as a segment", b64(flattened)+"."+payload+"."+sig)
+	refuseAll(t, rows)
 }
 
 // The attack: a payload that the signer's library and the verifier's read in
@@ -509,7 +458,7 @@ func TestPayloadForm(t *testing.T) {
 	nested := func(depth int) string {
 		return `{"sub":"demo","exp":1800003600,"x":` + strings.Repeat("[", depth) + strings.Repeat("]", depth) + `}`
 	}
-	table := []hostile{
+	rows := table{
 		{"J19 the payload is a token", forge(goodHeader, forge(goodHeader, goodPayload)), token.ErrMalformed},
 		{"J19 the payload is a token in quotes", forge(goodHeader, `"`+forge(goodHeader, goodPayload)+`"`), token.ErrMalformed},
 		{"J20 a second object", forge(goodHeader, goodPayload+`{"sub":"vid2"}`), token.ErrMalformed},
@@ -547,21 +496,21 @@ func TestPayloadForm(t *testing.T) {
 		"leading zero in another claim":  `{"sub":"demo","exp":1800003600,"x":01}`,
 		"empty object":                   `{}`,
 	} {
-		table = append(table, hostile{"payload is not one strict object: " + name, forge(goodHeader, payload), token.ErrMalformed})
+		rows.add(token.ErrMalformed, "payload is not one strict object: "+name, forge(goodHeader, payload))
 	}
 	for _, value := range []string{`"true"`, `1`, `0`, `null`, `[]`, `{}`, `""`} {
-		table = append(table, hostile{
+		rows = append(rows, hostile{
 			"downloadable is " + value, forge(goodHeader, `{"sub":"demo","exp":1800003600,"downloadable":`+value+`}`), token.ErrMalformed,
 		})
 	}
-	refuseAll(t, table)
+	refuseAll(t, rows)
 }
 
 // The attack: a subject that is a path to another video, or that two readers
 // normalise to the id of another one. The signed bytes themselves must be an id.
 func TestSubjects(t *testing.T) {
 	t.Parallel()
-	table := []hostile{
+	rows := table{
 		{"J23 no sub", forge(goodHeader, `{"exp":1800003600}`), token.ErrMalformed},
 		{"J23 the token printed in Cloudflare's guide has no sub", cloudflareSample, token.ErrMalformed},
 	}
@@ -576,9 +525,9 @@ func TestSubjects(t *testing.T) {
 		"dot within": `"de.mo"`, "line feed, raw": "\"demo\n\"", "placeholder": `"{video}"`, "placeholder of Caddy": `"{env.HOME}"`,
 		"full-width": `"ｄemo"`, "a token": `"` + forge(goodHeader, goodPayload) + `"`,
 	} {
-		table = append(table, hostile{"J23 sub " + name, forge(goodHeader, `{"sub":`+sub+`,"exp":1800003600}`), token.ErrMalformed})
+		rows.add(token.ErrMalformed, "J23 sub "+name, forge(goodHeader, `{"sub":`+sub+`,"exp":1800003600}`))
 	}
-	refuseAll(t, table)
+	refuseAll(t, rows)
 }
 
 // The token that the guide "Secure your stream" shows is one of an endpoint that
@@ -589,125 +538,97 @@ const cloudflareSample = "eyJhbGciOiJSUzI1NiIsImtpZCI6ImNkYzkzNTk4MmY4MDc1ZjJlZj
 	"O6fqJPTAwhgFKdikyk9zVzHrIJ0PfBL0NsTgwDxLkJjEAEULQJpiQU1DNm0w5ctasdbw77YtDwdZ01g924Dm6jIsWolW0Ic0AevCLyVdg501Ki9hSF7kYST0" +
 	"egcll47jmoMMni7ujQCJI1XEAOas32DdjnMvU8vXrYbaHk1m1oXlm319rDYghOHed9kr293KM7ivtZNlhYceSzOpyAmqNFS7mearyQ"
 
-// The attack: a token that lasts for ever, because its date is not there, is not
-// a date, wraps around or is in another unit than the reader's.
+// The attack: a token that lasts for ever, because its date is missing, is no
+// date, overflows or is in another unit than the reader's.
 func TestDates(t *testing.T) {
 	t.Parallel()
-	table := []hostile{{"J25 no exp", forge(goodHeader, `{"sub":"demo"}`), token.ErrMalformed}}
-	for _, tc := range []struct {
-		row, value string
-		want       error
-	}{
-		{"J26", `0`, token.ErrExpired},
-		{"J26", `"0"`, token.ErrExpired},
-		{"J26", `1`, token.ErrExpired},
-		{"J26", `"000000000000000000000001"`, token.ErrExpired},
-		{"J26", `0.5`, token.ErrMalformed},
-		{"J26", `"0001-01-01T00:00:00Z"`, token.ErrMalformed},
-		{"J27", `"2999-01-01T00:00:00Z"`, token.ErrMalformed},
-		{"J27", `1800003600.9`, token.ErrMalformed},
-		{"J27", `1800003600.0`, token.ErrMalformed},
-		{"J27", `1800003600e0`, token.ErrMalformed},
-		{"J27", `18000036E2`, token.ErrMalformed},
-		{"J27", `"1800003600.9"`, token.ErrMalformed},
-		{"J27", `"1800003600e0"`, token.ErrMalformed},
-		{"J27", `"+1800003600"`, token.ErrMalformed},
-		{"J27", `" 1800003600"`, token.ErrMalformed},
-		{"J27", `"1800003600 "`, token.ErrMalformed},
-		{"J27", `"0x6b49d200"`, token.ErrMalformed},
-		{"J27", `"1_800_003_600"`, token.ErrMalformed},
-		{"J27", `"180000360\u0030"`, token.ErrMalformed},
-		{"J27", `"１８０００"`, token.ErrMalformed},
-		{"J27", `01800003600`, token.ErrMalformed},
-		{"J27", `+1800003600`, token.ErrMalformed},
-		{"J28", `1800003600000`, token.ErrLifetime},
-		{"J28", `"1800003600000"`, token.ErrLifetime},
-		{"J28", `9.2e18`, token.ErrMalformed},
-		{"J28", `9200000000000000000`, token.ErrMalformed},
-		{"J28", `253402300800`, token.ErrLifetime},
-		{"J28", `"253402300800"`, token.ErrLifetime},
-		{"J28", `9007199254740992`, token.ErrLifetime},
-		{"J28", `9007199254740993`, token.ErrMalformed},
-		{"J29", `-1`, token.ErrMalformed},
-		{"J29", `-0`, token.ErrMalformed},
-		{"J29", `"-1"`, token.ErrMalformed},
-		{"J29", `1e19`, token.ErrMalformed},
-		{"J29", `1e400`, token.ErrMalformed},
-		{"J29", `9223372036854775807`, token.ErrMalformed},
-		{"J29", `9223372036854775808`, token.ErrMalformed},
-		{"J29", `18446744073709551616`, token.ErrMalformed},
-		{"J29", `18446744075509555216`, token.ErrMalformed}, // 2^64 more than a good date
-		{"J29", `"18446744075509555216"`, token.ErrMalformed},
-		{"J29", strings.Repeat("9", 1000), token.ErrMalformed},
-		{"J29", `null`, token.ErrMalformed},
-		{"J29", `true`, token.ErrMalformed},
-		{"J29", `[]`, token.ErrMalformed},
-		{"J29", `[1800003600]`, token.ErrMalformed},
-		{"J29", `{}`, token.ErrMalformed},
-		{"J29", `""`, token.ErrMalformed},
-		{"J29", `"` + strings.Repeat("9", 41) + `"`, token.ErrMalformed},
-		{"J29", `"tomorrow"`, token.ErrMalformed},
-		{"J29", `NaN`, token.ErrMalformed},
-		{"J29", `Infinity`, token.ErrMalformed},
-	} {
-		name := fmt.Sprintf("%s exp %.40s", tc.row, tc.value)
-		table = append(table, hostile{name, forge(goodHeader, `{"sub":"demo","exp":`+tc.value+`}`), tc.want})
-		if errors.Is(tc.want, token.ErrMalformed) {
-			name = fmt.Sprintf("%s nbf %.40s", tc.row, tc.value)
-			table = append(table, hostile{name, forge(goodHeader, `{"sub":"demo","exp":1800003600,"nbf":`+tc.value+`}`), tc.want})
+	rows := table{{"J25 no exp", forge(goodHeader, `{"sub":"demo"}`), token.ErrMalformed}}
+	add := func(row string, want error, values ...string) {
+		for _, value := range values {
+			rows = append(rows, hostile{fmt.Sprintf("%s exp %.40s", row, value), forge(goodHeader, `{"sub":"demo","exp":`+value+`}`), want})
+			if errors.Is(want, token.ErrMalformed) {
+				nbf := `{"sub":"demo","exp":1800003600,"nbf":` + value + `}`
+				rows = append(rows, hostile{fmt.Sprintf("%s nbf %.40s", row, value), forge(goodHeader, nbf), want})
+			}
 		}
 	}
-	refuseAll(t, table)
+	add("J26", token.ErrExpired, `0`, `"0"`, `1`, `"000000000000000000000001"`)
+	add("J26", token.ErrMalformed, `0.5`, `"0001-01-01T00:00:00Z"`)
+	add("J27", token.ErrMalformed,
+		`"2999-01-01T00:00:00Z"`, `1800003600.9`, `1800003600.0`, `1800003600e0`, `18000036E2`, `"1800003600.9"`, `"1800003600e0"`,
+		`"+1800003600"`, `" 1800003600"`, `"1800003600 "`, `"0x6b49d200"`, `"1_800_003_600"`, `"180000360\u0030"`, `"１８０００"`,
+		`01800003600`, `+1800003600`)
+	add("J28", token.ErrLifetime, `1800003600000`, `"1800003600000"`, `253402300800`, `"253402300800"`, `9007199254740992`)
+	add("J28", token.ErrMalformed, `9.2e18`, `9200000000000000000`, `9007199254740993`)
+	add("J29", token.ErrMalformed,
+		`-1`, `-0`, `"-1"`, `1e19`, `1e400`, `9223372036854775807`, `9223372036854775808`, `18446744073709551616`,
+		`18446744075509555216`, `"18446744075509555216"`, // 2^64 more than a good date
+		strings.Repeat("9", 1000), `null`, `true`, `[]`, `[1800003600]`, `{}`, `""`, `"`+strings.Repeat("9", 41)+`"`, `"tomorrow"`, `NaN`, `Infinity`)
+	refuseAll(t, rows)
 }
 
-// The attack: a token used a moment before or after its time. Each date is
-// tried at the second at which the answer changes, and around it.
+// The attack: a token that is used a moment before or after its time. The rows
+// are the moments at which the result changes, and the moments next to them.
 func TestDatesAtTheirBoundaries(t *testing.T) {
 	t.Parallel()
-	const none = -1 << 40
+	in := func(seconds int) time.Time { return now.Add(time.Duration(seconds) * time.Second) }
+	var none time.Time
+	year9999 := time.Unix(253402300799, 0)
+	leeway := func(d time.Duration) token.Policy { return token.Policy{Leeway: d} }
+	lifetime := func(d time.Duration) token.Policy { return token.Policy{MaxLifetime: d} }
 	for _, tc := range []struct {
 		name     string
-		exp, nbf int64 // seconds from now
+		exp, nbf time.Time
 		policy   token.Policy
 		want     error
 	}{
-		{"J30 exp is now", 0, none, token.Policy{}, token.ErrExpired},
-		{"J30 exp was a second ago", -1, none, token.Policy{}, token.ErrExpired},
-		{"J30 exp is in a second", 1, none, token.Policy{}, nil},
-		{"J30 leeway does not prolong exp", 0, none, token.Policy{Leeway: time.Minute}, token.ErrExpired},
-		{"J30 nbf is now", 10, 0, token.Policy{}, nil},
-		{"J30 nbf was a second ago", 10, -1, token.Policy{}, nil},
-		{"J30 nbf is in a second", 10, 1, token.Policy{}, token.ErrNotYetValid},
-		{"J30 nbf is at the leeway", 10, 5, token.Policy{Leeway: 5 * time.Second}, nil},
-		{"J30 nbf is a second behind the leeway", 10, 6, token.Policy{Leeway: 5 * time.Second}, token.ErrNotYetValid},
-		{"J30 nbf after exp", 10, 20, token.Policy{}, token.ErrNotYetValid},
-		{"J30 nbf after exp, which is over", 0, 20, token.Policy{}, token.ErrExpired},
-		{"J30 nbf after exp within the leeway", 10, 20, token.Policy{Leeway: time.Minute}, nil},
-		{"J30 exp is at the maximum lifetime", 3600, none, token.Policy{MaxLifetime: time.Hour}, nil},
-		{"J30 exp is a second behind the maximum lifetime", 3601, none, token.Policy{MaxLifetime: time.Hour}, token.ErrLifetime},
-		{"J30 leeway does not prolong the maximum lifetime", 3601, none, token.Policy{MaxLifetime: time.Hour, Leeway: time.Minute}, token.ErrLifetime},
-		{"J30 not yet valid and too long", 3601, 1, token.Policy{MaxLifetime: time.Hour}, token.ErrNotYetValid},
-		{"J30 exp in the year 9999", 253402300799 - 1800000000, none, token.Policy{}, nil},
-		{"J28 exp in the year 9999 against a day", 253402300799 - 1800000000, none, token.Policy{MaxLifetime: 24 * time.Hour}, token.ErrLifetime},
+		{"J30 exp is now", now, none, token.Policy{}, token.ErrExpired},
+		{"J30 exp was a second ago", in(-1), none, token.Policy{}, token.ErrExpired},
+		{"J30 exp is in a second", in(1), none, token.Policy{}, nil},
+		{"J30 exp is in a nanosecond", now.Add(1), none, token.Policy{}, nil},
+		{"J30 leeway does not prolong exp", now, none, leeway(time.Minute), token.ErrExpired},
+		{"J30 nbf is now", in(10), now, token.Policy{}, nil},
+		{"J30 nbf was a second ago", in(10), in(-1), token.Policy{}, nil},
+		{"J30 nbf is in a second", in(10), in(1), token.Policy{}, token.ErrNotYetValid},
+		{"J30 nbf is in a nanosecond", in(10), now.Add(1), token.Policy{}, token.ErrNotYetValid},
+		{"J30 nbf is at the leeway", in(10), in(5), leeway(5 * time.Second), nil},
+		{"J30 nbf is a nanosecond after the leeway", in(10), in(5).Add(1), leeway(5 * time.Second), token.ErrNotYetValid},
+		{"J30 nbf is a second after the leeway", in(10), in(6), leeway(5 * time.Second), token.ErrNotYetValid},
+		{"J30 nbf after exp", in(10), in(20), token.Policy{}, token.ErrNotYetValid},
+		{"J30 nbf after exp, which is over", now, in(20), token.Policy{}, token.ErrExpired},
+		{"J30 nbf after exp within the leeway", in(10), in(20), leeway(time.Minute), nil},
+		{"J30 exp is at the maximum lifetime", in(3600), none, lifetime(time.Hour), nil},
+		{"J30 exp is a nanosecond after the maximum lifetime", in(3600).Add(1), none, lifetime(time.Hour), token.ErrLifetime},
+		{"J30 exp is a second after the maximum lifetime", in(3601), none, lifetime(time.Hour), token.ErrLifetime},
+		{"J30 leeway does not prolong the maximum lifetime", in(3601), none, token.Policy{MaxLifetime: time.Hour, Leeway: time.Minute}, token.ErrLifetime},
+		{"J30 not yet valid and too long", in(3601), in(1), lifetime(time.Hour), token.ErrNotYetValid},
+		{"J30 limits that no date reaches", in(10), in(1), token.Policy{Leeway: 1<<63 - 1, MaxLifetime: 1<<63 - 1}, nil},
+		{"J30 another time zone", in(1).In(time.FixedZone("", 14*3600)), now.In(time.FixedZone("", -14*3600)), token.Policy{}, nil},
+		{"J30 exp in the year 9999", year9999, none, token.Policy{}, nil},
+		{"J28 exp in the year 9999 against a day", year9999, none, lifetime(24 * time.Hour), token.ErrLifetime},
 	} {
-		for kind, format := range map[string]string{"number": `"%s":%d`, "string": `"%s":"%d"`} {
-			t.Run(tc.name+", "+kind, func(t *testing.T) {
-				t.Parallel()
-				payload := `{"sub":"demo",` + fmt.Sprintf(format, "exp", now.Unix()+tc.exp)
-				if tc.nbf != none {
-					payload += "," + fmt.Sprintf(format, "nbf", now.Unix()+tc.nbf)
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			claims := token.Claims{ExpiresAt: tc.exp, NotBefore: tc.nbf}
+			if err := claims.CheckTime(now, tc.policy); !errors.Is(err, tc.want) {
+				t.Errorf("CheckTime = %v, want %v", err, tc.want)
+			}
+			if tc.exp.Nanosecond()+tc.nbf.Nanosecond() > 0 {
+				return // a token has no such date
+			}
+			for _, format := range []string{`"%s":%d`, `"%s":"%d"`} {
+				payload := `{"sub":"demo",` + fmt.Sprintf(format, "exp", tc.exp.Unix())
+				if !tc.nbf.IsZero() {
+					payload += "," + fmt.Sprintf(format, "nbf", tc.nbf.Unix())
 				}
 				compact := forge(goodHeader, payload+`}`)
 				if tc.want != nil {
 					refuseWith(t, compact, testKeys().set, tc.policy, tc.want)
-					return
+				} else if claims, err := token.Verify(compact, testKeys().set, now, tc.policy); err != nil || claims.VideoID != "demo" {
+					t.Errorf("Verify(%s}) = %+v, %v, want it accepted", payload, claims, err)
 				}
-				claims, err := token.Verify(compact, testKeys().set, now, tc.policy)
-				if err != nil || claims.VideoID != "demo" {
-					t.Errorf("Verify(%s}, %+v) = %+v, %v, want it accepted", payload, tc.policy, claims, err)
-				}
-			})
-		}
+			}
+		})
 	}
 	// `iat` says nothing about when a token may be used.
 	accept(t, forge(goodHeader, `{"sub":"demo","exp":1800003600,"iat":1800000600}`))
@@ -727,36 +648,27 @@ func TestASignatureComesBeforeTheDates(t *testing.T) {
 func TestWeakKeys(t *testing.T) {
 	t.Parallel()
 	k1 := testKeys().k1.PublicKey
-	for _, tc := range []struct {
-		name string
-		key  *rsa.PublicKey
-	}{
-		{"J31 512 bits", &rsa.PublicKey{N: oddModulus(512), E: 65537}},
-		{"J31 1024 bits", &rsa.PublicKey{N: oddModulus(1024), E: 65537}},
-		{"J31 2047 bits", &rsa.PublicKey{N: oddModulus(2047), E: 65537}},
-		{"J31 4097 bits", &rsa.PublicKey{N: oddModulus(4097), E: 65537}},
-		{"J31 8192 bits", &rsa.PublicKey{N: oddModulus(8192), E: 65537}},
-		{"J31 16384 bits", &rsa.PublicKey{N: oddModulus(16384), E: 65537}},
-		{"J31 e=1", &rsa.PublicKey{N: k1.N, E: 1}},
-		{"J31 e=2", &rsa.PublicKey{N: k1.N, E: 2}},
-		{"J31 e=3", &rsa.PublicKey{N: k1.N, E: 3}},
-		{"J31 e=65539", &rsa.PublicKey{N: k1.N, E: 65539}},
-		{"J31 e=2^31-1", &rsa.PublicKey{N: k1.N, E: 1<<31 - 1}},
-		{"J31 even modulus", &rsa.PublicKey{N: new(big.Int).Add(k1.N, big.NewInt(1)), E: 65537}},
-		{"J31 modulus 0", &rsa.PublicKey{N: new(big.Int), E: 65537}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
+	weak := map[string]*rsa.PublicKey{
+		"J31 even modulus": {N: new(big.Int).Add(k1.N, big.NewInt(1)), E: 65537},
+		"J31 modulus 0":    {N: new(big.Int), E: 65537},
+	}
+	for _, bits := range []int{512, 1024, 2047, 4097, 8192, 16384} {
+		weak[fmt.Sprintf("J31 %d bits", bits)] = &rsa.PublicKey{N: oddModulus(bits), E: 65537}
+	}
+	for _, e := range []int{1, 2, 3, 65539, 1<<31 - 1} {
+		weak[fmt.Sprintf("J31 e=%d", e)] = &rsa.PublicKey{N: k1.N, E: e}
+	}
+	for name, key := range weak {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			if key, err := token.NewPublicKey("k1", tc.key); !errors.Is(err, token.ErrKey) || key != nil {
-				t.Errorf("NewPublicKey = %v, %v, want ErrKey", key, err)
+			if got, err := token.NewPublicKey("k1", key); !errors.Is(err, token.ErrKey) || got != nil {
+				t.Errorf("NewPublicKey = %v, %v, want ErrKey", got, err)
 			}
-			jwk := publicJWK("k1", tc.key)
-			if keys, err := token.ParsePublicKeys(jwk, ""); !errors.Is(err, token.ErrKey) || keys != nil {
-				t.Errorf("ParsePublicKeys(jwk) = %v, %v, want ErrKey", keys, err)
-			}
-			der := pemText("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(tc.key))
-			if keys, err := token.ParsePublicKeys(der, "k1"); !errors.Is(err, token.ErrKey) || keys != nil {
-				t.Errorf("ParsePublicKeys(pem) = %v, %v, want ErrKey", keys, err)
+			jwk, der := publicJWK("k1", key), pemText("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(key))
+			for _, data := range [][]byte{jwk, der} {
+				if keys, err := token.ParsePublicKeys(data, "k1"); !errors.Is(err, token.ErrKey) || keys != nil {
+					t.Errorf("ParsePublicKeys(%.20q…) = %v, %v, want ErrKey", data, keys, err)
+				}
 			}
 			set, skipped, err := token.ParseJWKS([]byte(`{"keys":[` + string(jwk) + `]}`))
 			if err != nil || len(set.IDs()) != 0 || len(skipped) != 1 {
@@ -764,14 +676,12 @@ func TestWeakKeys(t *testing.T) {
 			}
 		})
 	}
-	for name, key := range map[string]*rsa.PublicKey{
-		"2048 bits": {N: oddModulus(2048), E: 65537}, "4096 bits": {N: oddModulus(4096), E: 65537},
-	} {
-		if _, err := token.NewPublicKey("k1", key); err != nil {
-			t.Errorf("NewPublicKey(%s) = %v", name, err)
+	for _, bits := range []int{2048, 4096} {
+		if _, err := token.NewPublicKey("k1", &rsa.PublicKey{N: oddModulus(bits), E: 65537}); err != nil {
+			t.Errorf("NewPublicKey(%d bits) = %v", bits, err)
 		}
 	}
-	// 2^64 + 65537 is 65537 to whoever reads it into 64 bits.
+	// 2^64 + 65537 is 65537 in 64 bits.
 	wrapped := fmt.Sprintf(`{"kty":"RSA","kid":"k1","n":%q,"e":%q}`, b64(k1.N.Bytes()), b64("\x01\x00\x00\x00\x00\x00\x01\x00\x01"))
 	if keys, err := token.ParsePublicKeys([]byte(wrapped), ""); !errors.Is(err, token.ErrKey) {
 		t.Errorf("ParsePublicKeys(e=2^64+65537) = %v, %v, want ErrKey", keys, err)
@@ -812,7 +722,7 @@ func TestSignatures(t *testing.T) {
 	one := big.NewInt(1)
 	reversed := slices.Clone(genuine)
 	slices.Reverse(reversed)
-	table := []hostile{
+	rows := table{
 		{"J32 empty", with(nil), token.ErrSignature},
 		{"J32 one byte", with([]byte{0}), token.ErrSignature},
 		{"J32 zero byte in front", with(append([]byte{0}, genuine...)), token.ErrSignature},
@@ -836,7 +746,7 @@ func TestSignatures(t *testing.T) {
 		{"J32 of the decoded bytes", with(signature(key, goodHeader+"."+goodPayload)), token.ErrSignature},
 		{"J32 another token's", with(signature(key, b64(goodHeader)+"."+b64(`{"sub":"free","exp":1800003600}`))), token.ErrSignature},
 	}
-	refuseAll(t, table)
+	refuseAll(t, rows)
 }
 
 // The attack: s+n, which has as many bytes as s and is s modulo n, as a second

@@ -19,7 +19,8 @@ import (
 )
 
 const (
-	// Moduli outside these bounds are weak, or slow enough to be an attack.
+	// Shorter moduli are weak. Longer ones make verification slow enough for an
+	// attack.
 	minModulusBits = 2048
 	maxModulusBits = 4096
 
@@ -28,23 +29,23 @@ const (
 	maxKeyID = 255
 )
 
-// PublicKey is an RSA key that verifies tokens, under its id. It is immutable
-// and safe for concurrent use.
+// PublicKey is an RSA key that verifies tokens, with its id. It is immutable and
+// safe for concurrent use.
 type PublicKey struct {
 	id     string
 	rsa    *rsa.PublicKey
 	digest [sha256.Size]byte // of id and rsa, for Equal
 }
 
-// NewPublicKey checks that a key is one that this package verifies with: RSA
-// with 2048 to 4096 bits and the exponent 65537. The id is the `kid`: 1 to 255
-// printable ASCII characters other than the space. Errors wrap ErrKey.
+// NewPublicKey returns a key after checking that it is an RSA key of 2048 to 4096
+// bits with the exponent 65537. The id is the `kid`: 1 to 255 printable ASCII
+// characters except the space. Errors wrap ErrKey.
 func NewPublicKey(id string, key *rsa.PublicKey) (*PublicKey, error) {
 	if !validKeyID(id) {
 		return nil, fmt.Errorf("%w: key id %q: want 1 to %d printable ASCII characters without spaces", ErrKey, id, maxKeyID)
 	}
 	if key == nil || key.N == nil {
-		return nil, fmt.Errorf("%w: %q is no key at all", ErrKey, id)
+		return nil, fmt.Errorf("%w: %q is nil", ErrKey, id)
 	}
 	switch bits := key.N.BitLen(); {
 	case bits < minModulusBits || bits > maxModulusBits:
@@ -54,15 +55,15 @@ func NewPublicKey(id string, key *rsa.PublicKey) (*PublicKey, error) {
 	case key.N.Bit(0) == 0:
 		return nil, fmt.Errorf("%w: %q has an even modulus", ErrKey, id)
 	}
-	digest := sha256.Sum256(append([]byte(id+" "), key.N.Bytes()...)) // an id has no spaces, and there is one exponent
+	digest := sha256.Sum256(append([]byte(id+" "), key.N.Bytes()...)) // an id has no space, and all keys have the same exponent
 	return &PublicKey{id, &rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E}, digest}, nil
 }
 
 // ID returns the key's `kid`.
 func (k *PublicKey) ID() string { return k.id }
 
-// Equal reports whether two keys are the same key under the same id. It takes no
-// memory and next to no time.
+// Equal reports whether two keys have the same id, modulus and exponent. It is
+// fast and does not allocate.
 func (k *PublicKey) Equal(other *PublicKey) bool { return k.digest == other.digest }
 
 // JWK returns the key as a JSON Web Key (RFC 7517).
@@ -80,18 +81,20 @@ func validKeyID(id string) bool {
 	return true
 }
 
-// SigningKey is an RSA key pair that signs tokens. It is immutable and safe
-// for concurrent use.
+// SigningKey is an RSA key pair that signs tokens, with its id. It is immutable
+// and safe for concurrent use.
 type SigningKey struct {
 	id     string
 	rsa    *rsa.PrivateKey
 	public *PublicKey
 }
 
-// NewSigningKey checks a key pair as NewPublicKey does. Errors wrap ErrKey.
+// NewSigningKey returns a key pair after the checks of NewPublicKey and after
+// checking that the private key has two primes and fits the public key. Errors
+// wrap ErrKey.
 func NewSigningKey(id string, key *rsa.PrivateKey) (*SigningKey, error) {
 	if key == nil {
-		return nil, fmt.Errorf("%w: %q is no key at all", ErrKey, id)
+		return nil, fmt.Errorf("%w: %q is nil", ErrKey, id)
 	}
 	public, err := NewPublicKey(id, &key.PublicKey)
 	if err != nil {
@@ -106,8 +109,8 @@ func NewSigningKey(id string, key *rsa.PrivateKey) (*SigningKey, error) {
 	return &SigningKey{id, key, public}, nil
 }
 
-// GenerateSigningKey makes an RSA-2048 key pair. Without an id it gets a
-// random one of 32 hexadecimal digits.
+// GenerateSigningKey makes an RSA-2048 key pair. If the id is empty, the key gets
+// a random id of 32 hexadecimal digits. For an invalid id, the error wraps ErrKey.
 func GenerateSigningKey(id string) (*SigningKey, error) {
 	if id == "" {
 		random := make([]byte, 16)
@@ -124,11 +127,11 @@ func GenerateSigningKey(id string) (*SigningKey, error) {
 // ID returns the key's `kid`.
 func (k *SigningKey) ID() string { return k.id }
 
-// Public returns the half that verifies.
+// Public returns the public key of the pair.
 func (k *SigningKey) Public() *PublicKey { return k.public }
 
-// PEM returns the pair in the form of the keys API's `pem`: standard base64 of
-// a PKCS#1 PEM text.
+// PEM returns the private key as `pem` of the keys API does: a PKCS#1 PEM text in
+// standard base64.
 func (k *SigningKey) PEM() string {
 	return base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{
 		Type:  "RSA PRIVATE KEY",
@@ -136,8 +139,8 @@ func (k *SigningKey) PEM() string {
 	}))
 }
 
-// JWK returns the pair in the form of the keys API's `jwk`: standard base64 of
-// a private JSON Web Key.
+// JWK returns the private key as `jwk` of the keys API does: a JSON Web Key (RFC
+// 7517) in standard base64.
 func (k *SigningKey) JWK() (string, error) {
 	doc, err := marshalJWK(k.id, k.rsa)
 	if err != nil {
@@ -163,14 +166,15 @@ func marshalJWK(id string, raw any) (json.RawMessage, error) {
 	return json.Marshal(key)
 }
 
-// KeySet is an immutable set of public keys with one key for an id. It is safe
-// for concurrent use. The nil *KeySet is empty.
+// KeySet is an immutable set of public keys in which each id has one key. It
+// implements Keys and is safe for concurrent use. The nil *KeySet is empty.
 type KeySet struct {
 	byID map[string]*PublicKey
 }
 
-// NewKeySet makes a set. The same key may be given twice; two keys of one id
-// are an error that wraps ErrKey, for only one of them could ever verify.
+// NewKeySet returns a set of keys. It may get the same key twice. Two different
+// keys with the same id are an error that wraps ErrKey, because only one of them
+// could ever verify.
 func NewKeySet(keys ...*PublicKey) (*KeySet, error) {
 	set := &KeySet{byID: make(map[string]*PublicKey, len(keys))}
 	for _, key := range keys {
@@ -190,7 +194,7 @@ func (s *KeySet) Lookup(keyID string) *PublicKey {
 	return s.byID[keyID]
 }
 
-// IDs returns the ids of the set in order.
+// IDs returns the ids of the set in alphabetical order.
 func (s *KeySet) IDs() []string {
 	if s == nil {
 		return nil

@@ -16,20 +16,24 @@ import (
 	"github.com/lestrrat-go/jwx/v3/jwk"
 )
 
-// keyMaterial is a key as a file gives it. private is nil for a public key; id
-// is empty where the form has none.
+// keyMaterial is a key from a file. private is nil for a public key. id is empty
+// if the form has no id.
 type keyMaterial struct {
 	id      string
 	public  *rsa.PublicKey
 	private *rsa.PrivateKey
 }
 
-// ParsePublicKeys reads verification keys in any of the forms that operators
-// have them in: a JWKS, a JWK, PEM (PKIX, PKCS#1, PKCS#8 or a certificate), the
-// base64-wrapped `jwk` and `pem` values of the keys API, or the whole JSON
-// object in which that API (and the keygen command) returns them. Private
-// halves are dropped. A key without a `kid` of its own takes the given id.
-// Errors wrap ErrKey.
+// ParsePublicKeys reads verification keys. It accepts:
+//
+//   - a JWK Set or a JWK (RFC 7517)
+//   - PEM: PKIX, PKCS#1, PKCS#8 or a certificate, one or several blocks
+//   - a value `jwk` or `pem` of the keys API, which is base64 of the forms above
+//   - the JSON object in which the keys API and the keygen command return them,
+//     with or without the envelope of the API
+//
+// It drops private keys and keeps their public keys. A key without a `kid` gets
+// the given id. Errors wrap ErrKey.
 func ParsePublicKeys(data []byte, id string) ([]*PublicKey, error) {
 	materials, err := parseKeyMaterials(data)
 	if err != nil {
@@ -50,10 +54,10 @@ func ParsePublicKeys(data []byte, id string) ([]*PublicKey, error) {
 	return keys, nil
 }
 
-// ParseJWKS reads a JWK Set (RFC 7517 section 5) that somebody else publishes.
-// Such sets also hold keys for other purposes, so a key that cannot verify
-// tokens is left out, with the reason in skipped. A document that is not a JWK
-// Set, or in which two usable keys share an id, is an error that wraps ErrKey.
+// ParseJWKS reads a JWK Set (RFC 7517 section 5) that another party publishes.
+// Such a set may contain keys for other purposes, so ParseJWKS leaves out each
+// key that cannot verify tokens and adds the reason to skipped. If the document
+// is not a JWK Set, or if two usable keys have the same id, err wraps ErrKey.
 func ParseJWKS(data []byte) (set *KeySet, skipped []error, err error) {
 	var doc struct {
 		Keys *[]json.RawMessage `json:"keys"`
@@ -80,9 +84,9 @@ func ParseJWKS(data []byte) (set *KeySet, skipped []error, err error) {
 	return set, skipped, err
 }
 
-// ParseSigningKey reads one key pair in any of the forms of ParsePublicKeys
-// that hold a private half. A key without a `kid` of its own takes the given
-// id. Errors wrap ErrKey.
+// ParseSigningKey reads a private key in any form of ParsePublicKeys that can
+// contain one. There must be exactly one private key. A key without a `kid` gets
+// the given id. Errors wrap ErrKey.
 func ParseSigningKey(data []byte, id string) (*SigningKey, error) {
 	materials, err := parseKeyMaterials(data)
 	if err != nil {
@@ -91,9 +95,9 @@ func ParseSigningKey(data []byte, id string) (*SigningKey, error) {
 	materials = slices.DeleteFunc(materials, func(m keyMaterial) bool { return m.private == nil })
 	switch {
 	case len(materials) == 0:
-		return nil, fmt.Errorf("%w: no private half, which signing needs", ErrKey)
+		return nil, fmt.Errorf("%w: no private key: signing needs one", ErrKey)
 	case len(materials) > 1:
-		return nil, fmt.Errorf("%w: %d private keys where one is wanted", ErrKey, len(materials))
+		return nil, fmt.Errorf("%w: %d private keys: want one", ErrKey, len(materials))
 	}
 	m := materials[0]
 	return NewSigningKey(cmp.Or(m.id, id), m.private)
@@ -105,27 +109,24 @@ func (m keyMaterial) verifier(id string) (*PublicKey, error) {
 
 func parseKeyMaterials(data []byte) ([]keyMaterial, error) {
 	data = bytes.TrimSpace(data)
+	if !isJSON(data) && !isPEM(data) {
+		unwrapped, err := base64.StdEncoding.DecodeString(string(withoutSpace(data)))
+		if err != nil {
+			return nil, errKeyForm
+		}
+		data = bytes.TrimSpace(unwrapped)
+	}
 	switch {
-	case len(data) == 0:
-		return nil, fmt.Errorf("%w: it is empty", ErrKey)
-	case data[0] == '{':
+	case isJSON(data):
 		return parseJSONKeys(data, true)
-	case bytes.HasPrefix(data, []byte("-----BEGIN ")):
+	case isPEM(data):
 		return parsePEM(data)
 	}
-	unwrapped, err := base64.StdEncoding.DecodeString(string(withoutSpace(data)))
-	if err != nil || len(unwrapped) == 0 {
-		return nil, fmt.Errorf("%w: neither JSON, nor PEM that starts with -----BEGIN, nor base64 of one of them", ErrKey)
-	}
-	unwrapped = bytes.TrimSpace(unwrapped)
-	switch {
-	case bytes.HasPrefix(unwrapped, []byte("{")):
-		return parseJSONKeys(unwrapped, true)
-	case bytes.HasPrefix(unwrapped, []byte("-----BEGIN ")):
-		return parsePEM(unwrapped)
-	}
-	return nil, fmt.Errorf("%w: the base64 holds neither JSON nor PEM", ErrKey)
+	return nil, errKeyForm
 }
+
+func isJSON(data []byte) bool { return bytes.HasPrefix(data, []byte("{")) }
+func isPEM(data []byte) bool  { return bytes.HasPrefix(data, []byte("-----BEGIN ")) }
 
 func withoutSpace(data []byte) []byte {
 	return bytes.Map(func(r rune) rune {
@@ -136,9 +137,9 @@ func withoutSpace(data []byte) []byte {
 	}, data)
 }
 
-// parseJSONKeys reads a JWKS, a JWK, or what the keys API returns for a new
-// key, with or without its envelope. There is one at the most: each is read to its
-// end, so a thousand in one another would take seconds.
+// parseJSONKeys reads a JWKS, a JWK or a response of the keys API. With envelope
+// set, the response may have its envelope. More than one is refused: a thousand
+// envelopes within each other would take seconds to read.
 func parseJSONKeys(data []byte, envelope bool) ([]keyMaterial, error) {
 	var doc struct {
 		Keys   []json.RawMessage `json:"keys"`
@@ -159,10 +160,10 @@ func parseJSONKeys(data []byte, envelope bool) ([]keyMaterial, error) {
 		return parseAPIKey(doc.ID, doc.JWK)
 	case doc.PEM != "":
 		return parseAPIKey(doc.ID, doc.PEM)
-	case envelope && len(doc.Result) > 0 && doc.Result[0] == '{':
+	case envelope && isJSON(doc.Result):
 		return parseJSONKeys(doc.Result, false)
 	case len(doc.Keys) == 0:
-		return nil, fmt.Errorf("%w: JSON without a key: no `kty`, no `keys`, no `pem` or `jwk`", ErrKey)
+		return nil, fmt.Errorf("%w: JSON without a key: it has no `kty`, `keys`, `pem` or `jwk`", ErrKey)
 	}
 	materials := make([]keyMaterial, 0, len(doc.Keys))
 	for i, raw := range doc.Keys {
@@ -186,8 +187,8 @@ func parseAPIKey(id, wrapped string) ([]keyMaterial, error) {
 	return materials, err
 }
 
-// parseJWK reads one key and refuses what it is not meant for: RFC 7517 gives
-// `alg`, `use` and `key_ops` for just that.
+// parseJWK reads one key and refuses it if its `alg`, `use` or `key_ops` (RFC 7517
+// section 4) are for another purpose.
 func parseJWK(data []byte) (keyMaterial, error) {
 	key, err := jwk.ParseKey(data)
 	if err != nil {
@@ -201,7 +202,7 @@ func parseJWK(data []byte) (keyMaterial, error) {
 		return keyMaterial{}, fmt.Errorf("%w: %q has `use` %q: want sig", ErrKey, id, use)
 	}
 	switch key := key.(type) {
-	// A private key is an RSAPublicKey too, as far as the types go.
+	// First: jwk.RSAPrivateKey implements jwk.RSAPublicKey too.
 	case jwk.RSAPrivateKey:
 		m := keyMaterial{id: id, private: new(rsa.PrivateKey)}
 		if err := checkKeyOps(key, id, jwk.KeyOpSign); err != nil {
@@ -235,8 +236,8 @@ func exportJWK(key jwk.Key, raw any) error {
 	return nil
 }
 
-// parsePEM reads every block of a PEM text. Each must be a key that verifies,
-// for a block that is passed over in silence is a key that somebody misses.
+// parsePEM reads all blocks of a PEM text. Each must be a usable key, because an
+// operator would miss a key that is skipped silently.
 func parsePEM(data []byte) ([]keyMaterial, error) {
 	blocks := bytes.Count(data, []byte("-----BEGIN "))
 	var materials []keyMaterial
@@ -253,15 +254,15 @@ func parsePEM(data []byte) ([]keyMaterial, error) {
 		data = rest
 	}
 	if len(materials) != blocks {
-		// pem.Decode passes over a damaged block in front of a good one.
-		return nil, fmt.Errorf("%w: broken PEM: %d blocks begin, %d can be read", ErrKey, blocks, len(materials))
+		// pem.Decode skips a damaged block before a good one.
+		return nil, fmt.Errorf("%w: broken PEM: it has %d blocks, of which %d can be read", ErrKey, blocks, len(materials))
 	}
 	return materials, nil
 }
 
 func parsePEMBlock(block *pem.Block) (keyMaterial, error) {
 	if block.Headers["DEK-Info"] != "" || block.Type == "ENCRYPTED PRIVATE KEY" {
-		return keyMaterial{}, errors.New("it is encrypted; decrypt it, or give the public key")
+		return keyMaterial{}, errors.New("the key is encrypted; decrypt it, or use the public key")
 	}
 	var parsed any
 	var err error
@@ -291,5 +292,5 @@ func parsePEMBlock(block *pem.Block) (keyMaterial, error) {
 	case *rsa.PrivateKey:
 		return keyMaterial{public: &key.PublicKey, private: key}, nil
 	}
-	return keyMaterial{}, fmt.Errorf("it holds a %T: want RSA", parsed)
+	return keyMaterial{}, fmt.Errorf("it contains a %T: want RSA", parsed)
 }

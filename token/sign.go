@@ -13,14 +13,14 @@ import (
 	"time"
 )
 
-// header and payload are in the order in which Cloudflare's own examples write
-// them; the `kid` stands in both, as it does there.
-type header struct {
+// signedHeader and signedPayload have their members in the order of Cloudflare's
+// examples, and the `kid` in both, as those do.
+type signedHeader struct {
 	Algorithm string `json:"alg"`
 	KeyID     string `json:"kid"`
 }
 
-type payload struct {
+type signedPayload struct {
 	Subject      string          `json:"sub"`
 	KeyID        string          `json:"kid"`
 	ExpiresAt    unixTime        `json:"exp"`
@@ -32,7 +32,7 @@ type payload struct {
 // unixTime is a Unix time in seconds.
 type unixTime struct {
 	seconds int64
-	text    bool // written as a string of digits
+	text    bool // as a string of digits
 }
 
 // MarshalJSON implements json.Marshaler.
@@ -44,15 +44,17 @@ func (d unixTime) MarshalJSON() ([]byte, error) {
 	return digits, nil
 }
 
-// Sign makes a compact token of claims. VideoID and ExpiresAt are required;
-// dates are cut to whole seconds; KeyID is taken from the key. What Sign
-// returns, Parse accepts: claims that it would not, and tokens longer than
-// MaxLength, are errors. The content of AccessRules is not looked at beyond
-// being strict JSON.
+// Sign returns a compact token with these claims. VideoID and ExpiresAt are
+// required. Sign cuts dates to whole seconds and ignores KeyID: the token gets
+// that of the key. AccessRules must be strict JSON; Sign does not check that they
+// are rules.
+//
+// Parse accepts every token that Sign returns. For claims that Parse would not
+// accept, and for tokens longer than MaxLength, the error wraps ErrMalformed.
 func Sign(claims Claims, key *SigningKey) (string, error) { return sign(claims, key, false) }
 
-// SignWithTextDates is Sign with the dates as strings of digits, as Cloudflare's
-// own API writes them.
+// SignWithTextDates is Sign, but writes the dates as strings of digits, as
+// Cloudflare's API does.
 func SignWithTextDates(claims Claims, key *SigningKey) (string, error) {
 	return sign(claims, key, true)
 }
@@ -63,7 +65,7 @@ func sign(claims Claims, key *SigningKey, textDates bool) (string, error) {
 			return "", fmt.Errorf("%w: %s is %s, after the year 9999", ErrMalformed, name, date.UTC().Format(time.DateTime))
 		}
 	}
-	p := payload{
+	p := signedPayload{
 		Subject:      claims.VideoID,
 		KeyID:        key.id,
 		ExpiresAt:    unixTime{claims.ExpiresAt.Unix(), textDates},
@@ -73,7 +75,7 @@ func sign(claims Claims, key *SigningKey, textDates bool) (string, error) {
 	if !claims.NotBefore.IsZero() {
 		p.NotBefore = &unixTime{claims.NotBefore.Unix(), textDates}
 	}
-	signed, err := encode(header{"RS256", key.id}, p)
+	signed, err := encode(signedHeader{"RS256", key.id}, p)
 	if err != nil {
 		return "", err
 	}
@@ -89,7 +91,7 @@ func sign(claims Claims, key *SigningKey, textDates bool) (string, error) {
 	return compact, nil
 }
 
-func encode(h header, p payload) (string, error) {
+func encode(h signedHeader, p signedPayload) (string, error) {
 	encodedHeader, err := json.Marshal(h)
 	if err != nil {
 		return "", fmt.Errorf("token: encoding header: %w", err)
@@ -102,12 +104,12 @@ func encode(h header, p payload) (string, error) {
 	return enc.EncodeToString(encodedHeader) + "." + enc.EncodeToString(encodedPayload), nil
 }
 
-// describe adds the claim that is at fault, which the signer, unlike a
-// verifier's peer, may be told.
+// describe adds the invalid value to an error of Parse. A signer may see it; the
+// sender of a token to verify may not.
 func describe(claims Claims, err error) error {
 	switch {
 	case !ValidVideoID(claims.VideoID):
-		return fmt.Errorf("%w: %q; a video id is 1 to %d of A-Z a-z 0-9 _ -", errSubject, claims.VideoID, maxVideoID)
+		return fmt.Errorf("%w: %q: want 1 to %d characters of A-Z, a-z, 0-9, _ and -", errSubject, claims.VideoID, maxVideoID)
 	case claims.ExpiresAt.IsZero():
 		return errNoExpiry
 	case claims.ExpiresAt.Unix() < 0:

@@ -1,15 +1,33 @@
-// Package token reads, verifies and makes the signed tokens that stand in a
-// playback URL where the video id would.
+// Package token parses, verifies and signs the tokens of playback URLs.
 //
-// A token is a JSON Web Token (RFC 7519) in the compact serialization of RFC
-// 7515, signed with RS256. This package accepts one spelling of it: at most
-// [MaxLength] bytes, canonical base64url without padding, a header of `alg`,
-// `kid` and `typ` alone, and JSON that no two readers can read differently. A
-// gate that caches decisions under a token's bytes, and a revocation list, are
-// only as good as that.
+// A playback URL has such a token in the place of the video id. The token is a
+// JSON Web Token (RFC 7519) in the compact serialization of RFC 7515, signed
+// with RS256 (RFC 7518 section 3.3).
 //
-// A back end that mints its own tokens needs [ParseSigningKey] and [Sign];
-// [Verify] is there for its tests. The package knows nothing of HTTP.
+// # Signing
+//
+// A back end that signs its own tokens loads a key with [ParseSigningKey] and
+// calls [Sign]. Its tests can call [Verify].
+//
+// # Verifying
+//
+// [Verify] checks a token completely. A server that strangers can flood with
+// tokens calls the steps one by one and stops at the first error, so that it
+// does little work for most of them: [ParseHeader], a look-up of
+// [Header.KeyID], [Header.ParsePayload], [Parsed.Verify], [Claims.CheckTime].
+//
+// # One spelling
+//
+// General JWT libraries accept many spellings of the same token. This package
+// accepts one: at most [MaxLength] bytes, canonical base64url without padding,
+// a header with the members `alg`, `kid` and `typ` only, and JSON that no two
+// readers can read differently. So a cache or a revocation list may compare
+// tokens byte by byte.
+//
+// # Limits
+//
+// The package does not evaluate access rules, does not fetch keys and knows
+// nothing of HTTP.
 package token
 
 import (
@@ -22,60 +40,64 @@ import (
 )
 
 const (
-	// MaxLength is how many bytes a token may have.
+	// MaxLength is the maximum length of a token in bytes.
 	MaxLength = 8192
 
-	// MaxDepth bounds the nesting of a payload. Access rules need four levels.
+	// MaxDepth is the maximum nesting of arrays and objects in a payload. Access
+	// rules need four levels.
 	MaxDepth = 16
 
-	// maxDate bounds what is read as a date at all: the largest integer that
-	// every JSON reader reads exactly (RFC 8259 section 6).
+	// maxDate is the largest number that is read as a date: the largest integer
+	// up to which every JSON reader is exact (RFC 8259 section 6).
 	maxDate = 1 << 53
 
-	// maxExpiry is the last second of the year 9999. A later `exp` is a
-	// mistake, most often milliseconds, that would make a token last for ever.
+	// maxExpiry is the last second of the year 9999. A later `exp` is a mistake,
+	// most often milliseconds, and would make a token last for ever.
 	maxExpiry = 253402300799
 
 	maxVideoID = 64
 )
 
-// Claims are what a token says. Other claims than these are ignored.
+// Claims are the claims of a token that this package knows. It ignores all other
+// claims.
 type Claims struct {
-	// VideoID is the `sub` claim, the video that the token opens. See
+	// VideoID is the `sub` claim: the video that the token opens. Required. See
 	// [ValidVideoID].
 	VideoID string
 
-	// KeyID is the `kid` of the key that has signed. Sign sets it from its key.
+	// KeyID is the `kid` of the key that signed the token. Sign takes it from
+	// the key and ignores this field.
 	KeyID string
 
-	// ExpiresAt is the `exp` claim, required, in whole seconds. From that
-	// second on the token is refused.
+	// ExpiresAt is the `exp` claim in whole seconds. The token is invalid from
+	// that second on. Required.
 	ExpiresAt time.Time
 
-	// NotBefore is the `nbf` claim in whole seconds. Zero: no such claim.
+	// NotBefore is the `nbf` claim in whole seconds. Zero if there is no such
+	// claim.
 	NotBefore time.Time
 
 	// Downloadable is the `downloadable` claim. Default: false.
 	Downloadable bool
 
-	// AccessRules is the `accessRules` claim, a JSON array, as it stands in the
-	// payload. Nil: no such claim. Whoever enforces the rules decodes them; see
-	// [AccessRule] for their form.
+	// AccessRules is the `accessRules` claim, byte by byte as in the payload.
+	// It is a list of [AccessRule] in JSON, but this package does not check
+	// that. Nil if there is no such claim.
 	AccessRules json.RawMessage
 }
 
-// AccessRule is one element of the `accessRules` claim, for those who sign. The
-// first rule that matches a viewer decides; a viewer whom none matches is
-// allowed, so a list of "allow" rules wants a last rule of type "any" with
-// action "block".
+// AccessRule is one element of the `accessRules` claim, for signers. The first
+// rule that matches a viewer decides. A viewer that matches no rule is allowed,
+// so a list of "allow" rules needs a last rule of the type "any" with the action
+// "block".
 type AccessRule struct {
 	// Type is "any", "ip.src" or "ip.geoip.country".
 	Type string `json:"type"`
 	// Action is "allow" or "block".
 	Action string `json:"action"`
-	// IP has the addresses and CIDRs of an "ip.src" rule.
+	// IP lists the addresses and CIDRs of an "ip.src" rule.
 	IP []string `json:"ip,omitempty"`
-	// Country has the ISO 3166-1 alpha-2 codes of an "ip.geoip.country" rule.
+	// Country lists the ISO 3166-1 alpha-2 codes of an "ip.geoip.country" rule.
 	Country []string `json:"country,omitempty"`
 }
 
@@ -171,22 +193,22 @@ func (h Header) ParsePayload() (Parsed, error) {
 	return Parsed{claims, h.signed, signature}, nil
 }
 
-// Unverified returns the claims of a token that nobody has vouched for yet,
-// for showing them or for finding its key.
+// Unverified returns the claims of a token before its signature is checked. Use
+// them to find the key or to show them, and for nothing else.
 func (p Parsed) Unverified() Claims { return p.claims }
 
-// Documents returns the two JSON documents of a token as they were written, for
-// showing them.
+// Documents returns the two JSON documents of a token, byte by byte, to show
+// them.
 func (p Parsed) Documents() (header, payload string) {
 	encodedHeader, encodedPayload, _ := strings.Cut(p.signed, ".")
-	// Parse has decoded both.
-	h, _ := strict.DecodeString(encodedHeader)
-	l, _ := strict.DecodeString(encodedPayload)
-	return string(h), string(l)
+	decodedHeader, _ := strict.DecodeString(encodedHeader) // Parse has checked both
+	decodedPayload, _ := strict.DecodeString(encodedPayload)
+	return string(decodedHeader), string(decodedPayload)
 }
 
-// ValidVideoID reports whether id is a video id: 1 to 64 of A-Z, a-z, 0-9, "_"
-// and "-". Such an id is safe as a segment of a path and as a storage key.
+// ValidVideoID reports whether id is a video id: 1 to 64 characters of A-Z, a-z,
+// 0-9, "_" and "-". A video id is safe as a segment of a path and as a storage
+// key.
 func ValidVideoID(id string) bool {
 	if len(id) == 0 || len(id) > maxVideoID {
 		return false
@@ -199,8 +221,7 @@ func ValidVideoID(id string) bool {
 	return true
 }
 
-// base64url is the alphabet of RFC 4648 section 5, which is that of video ids
-// too.
+// base64url is the alphabet of RFC 4648 section 5. Video ids use the same one.
 var base64url = func() (set [256]bool) {
 	for _, c := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_" {
 		set[c] = true
@@ -208,13 +229,13 @@ var base64url = func() (set [256]bool) {
 	return set
 }()
 
-// strict refuses set bits behind the last whole byte, so that no other last
-// character decodes to the same bytes.
+// strict decodes base64url. It refuses unused bits that are set in the last
+// character, so no two last characters decode to the same bytes.
 var strict = base64.RawURLEncoding.Strict()
 
 // parseHeader checks the JOSE header and returns its `kid`, or "" for none. The
-// members that other verifiers act on (`jwk`, `jku`, `x5c`, `crit`, `b64`, …)
-// are refused by not being on the list.
+// list of members is closed: it refuses those that make other verifiers fetch a
+// key or read the token differently (`jwk`, `jku`, `x5c`, `crit`, `b64`, …).
 func parseHeader(header []byte) (keyID string, err error) {
 	members, err := object(header)
 	if err != nil || header[len(header)-1] != '}' {
@@ -237,8 +258,7 @@ func parseHeader(header []byte) (keyID string, err error) {
 			unknown = true
 		}
 	}
-	// The algorithm comes first, so that a token that another verifier would
-	// have taken as unsigned is reported as that.
+	// The algorithm comes first: for an unsigned token, it is the error to report.
 	switch text, ok := alg.Plain(); {
 	case !ok || string(text) != "RS256":
 		return "", errAlgorithm
@@ -260,7 +280,7 @@ func parsePayload(payload []byte) (c Claims, err error) {
 	for name, value := range members.Members() {
 		switch string(name) {
 		case "sub":
-			// The signed bytes themselves must be the id: no escapes.
+			// No escapes: the signed bytes themselves must be the id.
 			text, ok := value.Plain()
 			if c.VideoID = string(text); !ok || !ValidVideoID(c.VideoID) {
 				return Claims{}, errSubject
@@ -295,8 +315,7 @@ func parsePayload(payload []byte) (c Claims, err error) {
 	return c, nil
 }
 
-// object reads a document that starts with its opening brace: a payload that
-// is itself a token, or a string, is not one.
+// object reads a document that starts with the brace of an object.
 func object(doc []byte) (strictjson.Value, error) {
 	if len(doc) == 0 || doc[0] != '{' {
 		return strictjson.Value{}, strictjson.ErrSyntax
@@ -304,9 +323,9 @@ func object(doc []byte) (strictjson.Value, error) {
 	return strictjson.Parse(doc, MaxDepth)
 }
 
-// date reads a NumericDate (RFC 7519 section 2) narrowed to whole seconds from
-// 1970 on: an integer, or a string of decimal digits as Cloudflare's own
-// token endpoint writes them.
+// date reads a NumericDate (RFC 7519 section 2), but only whole seconds from 1970
+// on. A string of decimal digits is accepted too, because Cloudflare's token
+// endpoint writes dates so.
 func date(v strictjson.Value) (time.Time, error) {
 	digits := v.Raw()
 	if text, ok := v.Plain(); ok {

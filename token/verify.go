@@ -1,30 +1,36 @@
 package token
 
-import "time"
+import (
+	"crypto"
+	"crypto/rsa"
+	"crypto/sha256"
+	"time"
+)
 
-// Keys finds public keys by their `kid`. Lookup returns nil for a key that is
-// not there. It must be safe for concurrent use.
+// Keys finds public keys by their `kid`.
 type Keys interface {
+	// Lookup returns the key with this id, or nil if there is none. It must be
+	// safe for concurrent use.
 	Lookup(keyID string) *PublicKey
 }
 
-// Policy is what a verifier demands of a token's dates.
+// Policy limits the dates of tokens.
 type Policy struct {
-	// Leeway is how far in the future `nbf` may lie, for signers whose clocks
-	// are ahead. `exp` is exact. Default: none.
+	// Leeway is how far in the future `nbf` may be, for signers whose clock is
+	// fast. It does not apply to `exp`. Default: 0.
 	Leeway time.Duration
 
-	// MaxLifetime is how far in the future `exp` may lie. Default: no limit but
-	// the year 9999, which a date in milliseconds exceeds.
+	// MaxLifetime is how far in the future `exp` may be. Default: 0, no limit
+	// except the end of the year 9999, which a date in milliseconds exceeds.
 	MaxLifetime time.Duration
 }
 
 // Verify parses a compact token, finds its key, checks the signature and then
-// the dates against now. Access rules are returned, not enforced. It is a pure
-// function of the token's bytes, the keys and the time.
+// checks the dates against now. It returns access rules but does not evaluate
+// them. The result depends on the arguments only.
 //
-// The errors wrap ErrMalformed, ErrAlgorithm, ErrKeyUnknown, ErrSignature,
-// ErrExpired, ErrNotYetValid or ErrLifetime; with an error the claims are zero.
+// Errors wrap ErrMalformed, ErrAlgorithm, ErrKeyUnknown, ErrSignature,
+// ErrExpired, ErrNotYetValid or ErrLifetime. With an error the claims are zero.
 func Verify(compact string, keys Keys, now time.Time, policy Policy) (Claims, error) {
 	p, err := Parse(compact)
 	if err != nil {
@@ -44,7 +50,7 @@ func Verify(compact string, keys Keys, now time.Time, policy Policy) (Claims, er
 	return claims, nil
 }
 
-// Key finds the key that the token names. Its errors wrap ErrKeyUnknown.
+// Key finds the key that the token names. Errors wrap ErrKeyUnknown.
 func (p Parsed) Key(keys Keys) (*PublicKey, error) {
 	if p.claims.KeyID == "" {
 		return nil, errNoKeyID
@@ -55,16 +61,21 @@ func (p Parsed) Key(keys Keys) (*PublicKey, error) {
 	return nil, ErrKeyUnknown
 }
 
-// Verify checks the signature with that one key, and returns the claims, whose
-// dates are still to be checked. Its errors wrap ErrSignature.
+// Verify checks the signature with a key (RSASSA-PKCS1-v1_5 with SHA-256, RFC
+// 8017 section 8.2.2) and returns the claims. The caller must check their dates
+// with CheckTime. Errors wrap ErrSignature.
 func (p Parsed) Verify(key *PublicKey) (Claims, error) {
-	if err := key.verify(p.signed, p.signature); err != nil {
-		return Claims{}, err
+	if len(p.signature) != key.rsa.Size() {
+		return Claims{}, errSignatureLength
+	}
+	digest := sha256.Sum256([]byte(p.signed))
+	if rsa.VerifyPKCS1v15(key.rsa, crypto.SHA256, digest[:], p.signature) != nil {
+		return Claims{}, ErrSignature
 	}
 	return p.claims, nil
 }
 
-// CheckTime checks the dates of verified claims against now. Its errors wrap
+// CheckTime checks the dates of verified claims against now. Errors wrap
 // ErrExpired, ErrNotYetValid or ErrLifetime.
 func (c *Claims) CheckTime(now time.Time, policy Policy) error {
 	switch {
