@@ -254,7 +254,7 @@ func (a *App) provisionState(ctx caddy.Context) (err error) {
 	case a.Store == "redis" && address == "":
 		return errors.New("store redis: it needs the URL of the Redis, like redis://127.0.0.1:6379/0")
 	case a.Store == "redis":
-		a.state, err = acquireState("redis "+address, storage, func(local certmagic.Storage, logger *zap.Logger) (store.Store, error) {
+		a.state, err = acquireState("redis "+address, storage, func(local func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error) {
 			return store.NewRedis(address, local, logger)
 		})
 	case a.Store != "" && a.Store != "caddy":
@@ -262,7 +262,7 @@ func (a *App) provisionState(ctx caddy.Context) (err error) {
 	case address != "":
 		return errors.New("store caddy takes no URL; the global option `storage` says where Caddy keeps its files")
 	default:
-		a.state, err = acquireState("caddy "+storageIdentity(storage.Storage), storage, func(shared certmagic.Storage, logger *zap.Logger) (store.Store, error) {
+		a.state, err = acquireState("caddy "+storageIdentity(storage.Storage), storage, func(shared func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error) {
 			return store.NewCaddy(shared, logger), nil
 		})
 	}

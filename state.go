@@ -67,9 +67,8 @@ type state struct {
 	round   round
 
 	// For the goroutine of watch and, before it is started, for load.
-	unread    map[store.Name]struct{} // changed, and not yet read
-	unreadAll bool                    // everything may have changed
-	lost      []string                // revoked keys of which the store does not say so
+	unread    map[store.Collection]bool // changed, and not yet read
+	lost      []string                  // revoked keys of which the store does not say so
 	readAllAt time.Time
 	since     time.Time // of the last success
 	failing   bool
@@ -82,7 +81,7 @@ type state struct {
 func acquireState(identity string, storage *configStorage, open openStore) (*state, error) {
 	value, loaded, err := statePool.LoadOrNew(identity, func() (caddy.Destructor, error) {
 		shared := &storages{all: []*configStorage{storage}}
-		backend, err := open(shared, stateLogger())
+		backend, err := open(shared.present, stateLogger)
 		if err != nil {
 			return nil, err
 		}
@@ -99,18 +98,17 @@ func acquireState(identity string, storage *configStorage, open openStore) (*sta
 }
 
 // openStore makes a store, on Caddy's storage or with the help of it.
-type openStore func(certmagic.Storage, *zap.Logger) (store.Store, error)
+type openStore func(storage func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error)
 
 func newState(identity string, shared *storages, backend store.Store) *state {
 	s := &state{
-		poolKey:   identity,
-		storages:  shared,
-		store:     backend,
-		metrics:   collectMetrics(),
-		now:       time.Now,
-		unread:    make(map[store.Name]struct{}),
-		unreadAll: true,
-		since:     time.Now(),
+		poolKey:  identity,
+		storages: shared,
+		store:    backend,
+		metrics:  collectMetrics(),
+		now:      time.Now,
+		unread:   make(map[store.Collection]bool),
+		since:    time.Now(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.videos = newStoredVideos(s)
@@ -214,7 +212,7 @@ func (s *state) recovered() {
 
 // forget gives up all that is known, so that it fails closed.
 func (s *state) forget() {
-	s.unreadAll = true
+	s.unread[store.Keys] = true
 	s.keys.forget()
 	s.videos.forget()
 	s.signer.forget()
@@ -223,63 +221,57 @@ func (s *state) forget() {
 func (s *state) readChanges(ctx context.Context) error {
 	asking, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	changed, complete, err := s.store.Changes(asking)
+	changed, err := s.store.Changes(asking)
 	if err != nil {
 		return s.failed("changes", err)
 	}
-	s.unreadAll = s.unreadAll || !complete
-	for _, name := range changed {
-		s.unread[name] = struct{}{}
+	for _, collection := range changed {
+		s.unread[collection] = true
 	}
-	// First what is known to have changed: it must not stay in force because
-	// something else cannot be read.
-	err = s.readUnread(ctx)
-	if s.unreadAll || s.now().Sub(s.readAllAt) > rereadInterval {
-		err = errors.Join(err, s.readAll(ctx))
-	}
-	return err
-}
-
-// readUnread reads what has changed. A key that has changed and cannot be read
-// is not used until it can.
-func (s *state) readUnread(ctx context.Context) (failure error) {
-	for name := range s.unread {
-		switch name.Collection() {
-		case store.Keys:
-			if err := s.readKey(ctx, name); err != nil {
-				s.keys.suspect(name.ID(), err)
-				failure = err
-				continue
-			}
-		case store.Videos:
-			s.videos.drop(name.ID())
-		case store.Signing:
-			s.signer.suspect()
-		}
-		delete(s.unread, name)
-	}
-	return failure
-}
-
-// readAll reads all keys. Videos are read anew when somebody asks for them.
-// Where nothing is known to be missed, what is known of them serves meanwhile.
-func (s *state) readAll(ctx context.Context) error {
-	update := s.keys.beginReload()
-	for object, err := range s.store.All(ctx, store.Keys) {
-		if err != nil {
-			return s.failed("list", err)
-		}
-		update.add(s.decodeKey(object))
-	}
-	s.lost = append(s.lost, update.commit()...)
-	if s.unreadAll {
-		s.videos.suspectAll()
-	} else {
+	again := s.now().Sub(s.readAllAt) > rereadInterval
+	if again {
 		s.videos.refreshAll()
 	}
-	s.signer.suspect()
-	s.unreadAll, s.readAllAt = false, s.now()
+	if s.unread[store.Videos] {
+		s.videos.suspectAll()
+		delete(s.unread, store.Videos)
+	}
+	if again || s.unread[store.Signing] {
+		s.signer.suspect()
+		delete(s.unread, store.Signing)
+	}
+	if again || s.unread[store.Keys] {
+		if err := s.readKeys(ctx); err != nil {
+			return err
+		}
+	}
+	if again {
+		s.readAllAt = s.now()
+	}
 	return nil
+}
+
+// readKeys reads all keys. A key that cannot be read, although the store
+// answers, is not used until it can be read: it may have been revoked.
+func (s *state) readKeys(ctx context.Context) (failure error) {
+	reload := s.keys.beginReload()
+	for object, err := range s.store.All(ctx, store.Keys) {
+		switch {
+		case err == nil:
+			reload.add(s.decodeKey(object))
+		case object.Name == store.Name{}:
+			reload.abandon()
+			return s.failed("list", err)
+		default:
+			failure = s.failed("get", err)
+			reload.add(storedKey{id: object.Name.ID(), damage: err})
+		}
+	}
+	s.lost = append(s.lost, reload.commit()...)
+	if failure == nil {
+		delete(s.unread, store.Keys)
+	}
+	return failure
 }
 
 func (s *state) readKey(ctx context.Context, name store.Name) error {
@@ -478,32 +470,4 @@ func (s *storages) present() certmagic.Storage {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.all[len(s.all)-1].Storage
-}
-
-// The methods of certmagic.Storage.
-
-func (s *storages) Store(ctx context.Context, key string, value []byte) error {
-	return s.present().Store(ctx, key, value)
-}
-
-func (s *storages) Load(ctx context.Context, key string) ([]byte, error) {
-	return s.present().Load(ctx, key)
-}
-
-func (s *storages) Delete(ctx context.Context, key string) error { return s.present().Delete(ctx, key) }
-
-func (s *storages) Exists(ctx context.Context, key string) bool { return s.present().Exists(ctx, key) }
-
-func (s *storages) List(ctx context.Context, folder string, recursive bool) ([]string, error) {
-	return s.present().List(ctx, folder, recursive)
-}
-
-func (s *storages) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
-	return s.present().Stat(ctx, key)
-}
-
-func (s *storages) Lock(ctx context.Context, name string) error { return s.present().Lock(ctx, name) }
-
-func (s *storages) Unlock(ctx context.Context, name string) error {
-	return s.present().Unlock(ctx, name)
 }

@@ -18,7 +18,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/filestorage"
 	"github.com/caddyserver/certmagic"
-	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
@@ -45,12 +44,11 @@ type node struct {
 	wake  chan struct{}
 
 	// All guarded by fleet.mu.
-	before   step // may be nil
-	after    step // may be nil; when what is read has been read
-	calls    map[string]int
-	changed  []store.Name
-	complete bool
-	closed   int
+	before  step // may be nil
+	after   step // may be nil; when what is read has been read
+	calls   map[string]int
+	changed map[store.Collection]bool
+	closed  int
 }
 
 func newFleet() *fleet { return &fleet{objects: make(map[store.Name]store.Object)} }
@@ -59,7 +57,10 @@ func newFleet() *fleet { return &fleet{objects: make(map[store.Name]store.Object
 func (f *fleet) node() *node {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	n := &node{fleet: f, wake: make(chan struct{}, 1), calls: make(map[string]int)}
+	n := &node{
+		fleet: f, wake: make(chan struct{}, 1), calls: make(map[string]int),
+		changed: map[store.Collection]bool{store.Keys: true, store.Videos: true, store.Signing: true},
+	}
 	f.nodes = append(f.nodes, n)
 	return n
 }
@@ -86,7 +87,9 @@ func (f *fleet) tell(names ...store.Name) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, n := range f.nodes {
-		n.changed = append(n.changed, names...)
+		for _, name := range names {
+			n.changed[name.Collection()] = true
+		}
 	}
 }
 
@@ -116,7 +119,7 @@ func (f *fleet) restore(objects map[store.Name]store.Object) {
 	f.objects = make(map[store.Name]store.Object)
 	maps.Copy(f.objects, objects)
 	for _, n := range f.nodes {
-		n.changed, n.complete = nil, false
+		n.changed = map[store.Collection]bool{store.Keys: true, store.Videos: true, store.Signing: true}
 	}
 }
 
@@ -196,7 +199,7 @@ func (n *node) update(name store.Name, change store.Change) error {
 		n.fleet.objects[name] = store.Object{Name: name, Data: data}
 	}
 	for _, other := range n.fleet.nodes {
-		other.changed = append(other.changed, name)
+		other.changed[name.Collection()] = true
 	}
 	select {
 	case n.wake <- struct{}{}:
@@ -219,24 +222,47 @@ func (n *node) All(ctx context.Context, collection store.Collection) iter.Seq2[s
 			if name.Collection() != collection {
 				continue
 			}
-			object := n.read(name)
-			err := n.end(ctx, "list", name)
-			if !yield(object, err) || err != nil {
+			object, err := n.readOfAll(ctx, name)
+			if err != nil {
+				object = store.Object{}
+				if n.answers(ctx) {
+					object.Name = name
+				}
+			}
+			if !yield(object, err) || object.Name == (store.Name{}) {
 				return
 			}
 		}
 	}
 }
 
-func (n *node) Changes(ctx context.Context) (changed []store.Name, complete bool, err error) {
+func (n *node) readOfAll(ctx context.Context, name store.Name) (store.Object, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	if err := n.begin(ctx, "read", name); err != nil {
+		return store.Object{}, err
+	}
+	object := n.read(name)
+	return object, n.end(ctx, "list", name)
+}
+
+// answers reports whether the store answers, when an object could not be read.
+func (n *node) answers(ctx context.Context) bool {
+	n.fleet.mu.Lock()
+	before := n.before
+	n.fleet.mu.Unlock()
+	return ctx.Err() == nil && (before == nil || before(ctx, "changes", store.Name{}) == nil)
+}
+
+func (n *node) Changes(ctx context.Context) (changed []store.Collection, err error) {
 	if err := n.begin(ctx, "changes", store.Name{}); err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	n.fleet.mu.Lock()
 	defer n.fleet.mu.Unlock()
-	changed, complete = n.changed, n.complete
-	n.changed, n.complete = nil, true
-	return changed, complete, nil
+	changed = slices.Collect(maps.Keys(n.changed))
+	clear(n.changed)
+	return changed, nil
 }
 
 func (n *node) Wake() <-chan struct{} { return n.wake }
@@ -382,12 +408,6 @@ func TestStoreIsDownAtStart(t *testing.T) {
 		"everything": down,
 		"changes":    on("changes", "", down),
 		"list":       on("list", "", down),
-		"one object": func(ctx context.Context, operation string, name store.Name) error {
-			if operation == "list" && name.ID() == "b" {
-				return down(ctx, operation, name)
-			}
-			return nil
-		},
 	} {
 		t.Run(operation, func(t *testing.T) {
 			f := newFleet()
@@ -594,15 +614,6 @@ func TestRevokedKeyNeverComesBack(t *testing.T) {
 		}
 	}
 	for name, attack := range map[string]func(*testing.T, parts){
-		"a read that began before": func(t *testing.T, p parts) {
-			p.f.tell(keyNamed("a"))
-			p.n.intercept(nil, on("get", "a", func(context.Context, string, store.Name) error {
-				p.n.intercept(nil, nil)
-				revoke(t, p.s)
-				return nil
-			}))
-			p.s.sync(t.Context())
-		},
 		"a reload that began before": func(t *testing.T, p parts) {
 			p.f.restore(p.f.backup())
 			p.n.intercept(nil, on("list", "a", func(context.Context, string, store.Name) error {
@@ -670,7 +681,7 @@ func TestRevokedKeyNeverComesBack(t *testing.T) {
 		"its object cannot be read": func(t *testing.T, p parts) {
 			revoke(t, p.s)
 			p.f.tell(keyNamed("a"))
-			p.n.intercept(on("get", "a", down), nil)
+			p.n.intercept(on("read", "a", down), nil)
 			p.s.sync(t.Context())
 			p.n.intercept(nil, nil)
 			p.s.sync(t.Context())
@@ -814,7 +825,7 @@ func TestLostRevocationIsWrittenAgainAfterAnOutage(t *testing.T) {
 		f.plant(keyNamed("a"), liveKey("a"))
 		f.restore(f.backup())
 		f.tell(keyNamed("b"))
-		n.intercept(on("get", "b", func(context.Context, string, store.Name) error {
+		n.intercept(on("read", "b", func(context.Context, string, store.Name) error {
 			<-time.After(100 * time.Millisecond) // the store is slow at first
 			return nil
 		}), nil)
@@ -910,7 +921,7 @@ func TestKeyThatCannotBeReadIsNotUsed(t *testing.T) {
 				s := newTestState(t, n)
 				f.write(keyNamed("a"), revokedKey("a"))
 				f.tell(keyNamed("b"))
-				n.intercept(on("get", "a", fails), nil)
+				n.intercept(on("read", "a", fails), nil)
 				start := time.Now()
 				s.sync(t.Context())
 				if waited := time.Since(start); waited > readTimeout {
@@ -1262,74 +1273,6 @@ func TestStorageOfTheConfigInForce(t *testing.T) {
 	}
 }
 
-// recordedStorage notes which of its methods is called.
-type recordedStorage struct {
-	certmagic.Storage
-	calls []string
-}
-
-func (r *recordedStorage) note(parts ...string) { r.calls = append(r.calls, strings.Join(parts, " ")) }
-
-func (r *recordedStorage) Store(_ context.Context, key string, value []byte) error {
-	r.note("Store", key, string(value))
-	return nil
-}
-
-func (r *recordedStorage) Load(_ context.Context, key string) ([]byte, error) {
-	r.note("Load", key)
-	return []byte("x"), nil
-}
-
-func (r *recordedStorage) Delete(_ context.Context, key string) error {
-	r.note("Delete", key)
-	return nil
-}
-
-func (r *recordedStorage) Exists(_ context.Context, key string) bool {
-	r.note("Exists", key)
-	return true
-}
-
-func (r *recordedStorage) List(_ context.Context, folder string, recursive bool) ([]string, error) {
-	r.note("List", folder, fmt.Sprint(recursive))
-	return []string{"y"}, nil
-}
-
-func (r *recordedStorage) Stat(_ context.Context, key string) (certmagic.KeyInfo, error) {
-	r.note("Stat", key)
-	return certmagic.KeyInfo{Key: key}, nil
-}
-
-func (r *recordedStorage) Lock(_ context.Context, name string) error {
-	r.note("Lock", name)
-	return nil
-}
-
-func (r *recordedStorage) Unlock(_ context.Context, name string) error {
-	r.note("Unlock", name)
-	return nil
-}
-
-func TestStoragesHandOn(t *testing.T) {
-	old, present := new(recordedStorage), new(recordedStorage)
-	s := &storages{all: []*configStorage{{old}, {present}}}
-	ctx := t.Context()
-	data, err1 := s.Load(ctx, "b")
-	list, err2 := s.List(ctx, "c", true)
-	info, err3 := s.Stat(ctx, "d")
-	exists := s.Exists(ctx, "e")
-	if err := errors.Join(err1, err2, err3, s.Store(ctx, "a", []byte("v")), s.Delete(ctx, "f"), s.Lock(ctx, "g"), s.Unlock(ctx, "h")); err != nil {
-		t.Error(err)
-	}
-	if string(data) != "x" || len(list) != 1 || info.Key != "d" || !exists {
-		t.Errorf("Load, List, Stat, Exists = %s, %s, %v, %t", data, list, info, exists)
-	}
-	want := []string{"Load b", "List c true", "Stat d", "Exists e", "Store a v", "Delete f", "Lock g", "Unlock h"}
-	if diff := cmp.Diff(want, present.calls); diff != "" || old.calls != nil {
-		t.Errorf("calls (-want +got):\n%s\nof the old storage: %q", diff, old.calls)
-	}
-}
-
 // loaded provisions an app on a storage in a folder, as a config does that is
 // being loaded.
 func loaded(t *testing.T, folder string, app *App) *App {
@@ -1423,7 +1366,7 @@ func TestFailedConfigReleasesTheState(t *testing.T) {
 	}
 	// A store that cannot be opened is an error of the config, and kept nowhere.
 	broken := errors.New("broken")
-	s, err := acquireState(t.Name(), new(configStorage), func(certmagic.Storage, *zap.Logger) (store.Store, error) { return nil, broken })
+	s, err := acquireState(t.Name(), new(configStorage), func(func() certmagic.Storage, func() *zap.Logger) (store.Store, error) { return nil, broken })
 	if s != nil || !errors.Is(err, broken) {
 		t.Errorf("acquireState = %v, %v", s, err)
 	}

@@ -148,9 +148,6 @@ func put(keys map[string]storedKey, key storedKey) {
 	keys[key.id] = key
 }
 
-// suspect bars a key that has changed and could not be read.
-func (k *storedKeys) suspect(keyID string, err error) { k.publish(storedKey{id: keyID, damage: err}) }
-
 // forget gives up the snapshot, but no revocation.
 func (k *storedKeys) forget() { k.snapshot.Store(nil) }
 
@@ -169,6 +166,20 @@ func (k *storedKeys) beginReload() *keyReload {
 }
 
 func (r *keyReload) add(key storedKey) { put(r.found, key) }
+
+// abandon ends a reload that has failed. The revocations that it has found are in
+// force all the same.
+func (r *keyReload) abandon() {
+	k := r.keys
+	k.mu.Lock()
+	k.reload = nil
+	k.mu.Unlock()
+	for _, key := range r.found {
+		if known, _ := k.get(key.id); key.revoked && !known.revoked {
+			k.publish(key)
+		}
+	}
+}
 
 // commit publishes what was read. It returns the keys that are known to be
 // revoked and of which the store does not say so.

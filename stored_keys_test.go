@@ -215,7 +215,7 @@ func TestKeysThatChangeDuringAReload(t *testing.T) {
 		if _, err := s.createKey(ctx, keyOf("aa").Public(), false, ""); err != nil {
 			t.Errorf("createKey = %v", err)
 		}
-		s.keys.suspect("b", errors.New("it has changed"))
+		s.keys.publish(storedKey{id: "b", damage: errors.New("it has changed")})
 		s.keys.publish(storedKey{id: "a"}) // it does not exist any more
 		return s.revoke(ctx, "c")
 	}))

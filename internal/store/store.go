@@ -1,25 +1,22 @@
 // Package store keeps what outlives a process and is shared by a fleet: keys,
-// settings of videos, and the gateway's own signing key. An object is a few
-// hundred bytes of JSON under a Name; what is in it is the caller's affair.
+// the settings of videos, and the gateway's own signing key. An object is a few
+// hundred bytes of JSON under a Name. The store does not look into it.
 //
 // There are two implementations: Caddy's own storage and Redis. Both promise
 // the same: an Update that has returned nil survives a kill of the process, is
-// never seen half, and is reported by Changes on every node.
+// never seen half done, and is reported by Changes on every node.
 package store
 
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
 	"strings"
 )
 
-// Collection is a kind of objects.
+// Collection is a kind of object.
 type Collection string
 
 // The collections.
@@ -29,17 +26,19 @@ const (
 	Signing Collection = "signing"
 )
 
+var collections = []Collection{Keys, Videos, Signing}
+
 func (c Collection) valid() bool { return c == Keys || c == Videos || c == Signing }
 
 // Name names one object. NewName is the only way to make one, so no text from
 // outside reaches a storage path or a Redis command unchecked. Names are
-// comparable; the zero Name names nothing.
+// comparable. The zero Name names nothing.
 type Name struct {
 	collection Collection
 	id         string
 }
 
-// MaxID is how long the id of an object may be, in bytes.
+// MaxID is the maximum length of an object's id, in bytes.
 const MaxID = 64
 
 // NewName checks an id: 1 to 64 of A-Z a-z 0-9 _ - . ~, and neither "." nor
@@ -56,7 +55,7 @@ func NewName(collection Collection, id string) (Name, error) {
 	return Name{collection, id}, nil
 }
 
-// ValidID reports whether NewName takes an id.
+// ValidID reports whether NewName accepts an id.
 func ValidID(id string) bool {
 	return id != "" && len(id) <= MaxID && !strings.ContainsFunc(id, notInID) && id != "." && id != ".."
 }
@@ -65,7 +64,7 @@ const idAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 
 func notInID(r rune) bool { return !strings.ContainsRune(idAlphabet, r) }
 
-// Collection returns the collection that the object is in.
+// Collection returns the collection of the object.
 func (n Name) Collection() Collection { return n.collection }
 
 // ID returns the id of the object within its collection.
@@ -82,46 +81,54 @@ var (
 	ErrBusy        = errors.New("store: another node is writing the object") // ErrUnavailable for one object
 )
 
-// Object is an object as it was found.
+// Object is an object as the store has it.
 type Object struct {
 	Name   Name
 	Data   []byte // nil if there is no such object
 	Damage error  // wraps ErrDamaged: there is something under this name that cannot be trusted
 }
 
+// Exists reports whether there is something under the name, damaged or not.
+func (o Object) Exists() bool { return o.Data != nil || o.Damage != nil }
+
+// unchanged reports whether writing data would leave the object as it is.
+func (o Object) unchanged(data []byte) bool {
+	return o.Damage == nil && (o.Data == nil) == (data == nil) && bytes.Equal(o.Data, data)
+}
+
 // Change makes the new content of an object from the present one. Returning nil
 // data deletes the object; returning data equal to the present leaves it alone.
-// It may be called more than once for one Update, each time with what is
-// present then, and may still be running when an Update has returned with
-// ErrUnavailable: what it writes to may be read after success only.
+// One Update may call it more than once, each time with the content at that
+// time, and it may still be running when the Update has returned with
+// ErrUnavailable: read what it writes to only after success.
 type Change func(present Object) (data []byte, err error)
 
 // Store keeps objects. It is safe for concurrent use, except Changes, which has
 // one caller.
 //
-// Implementations observe the context: a call returns soon after it is done,
-// with an error that wraps ErrUnavailable, even if the storage underneath
+// Implementations observe the context: a call returns soon after the context is
+// done, with an error that wraps ErrUnavailable, even if the storage underneath
 // hangs.
 type Store interface {
-	// Get reads one object. That there is none, or that it is damaged, is not
-	// an error but said in the Object.
+	// Get reads one object. A missing or damaged object is not an error; the
+	// Object says so.
 	Get(ctx context.Context, name Name) (Object, error)
 
-	// Update changes one object atomically: of two at the same time, on
-	// whichever nodes, the second sees what the first has written. When it
-	// returns nil, the change is kept and announced. After an error the
-	// object is as it was, unless the error wraps ErrUnavailable: then it may
-	// turn out to be changed. An error of change is returned as it is.
+	// Update changes one object atomically: of two updates at the same time, on
+	// any nodes, the second sees what the first has written. When it returns
+	// nil, the change is kept and announced. After an error the object is as it
+	// was, unless the error wraps ErrUnavailable: then the change may have been
+	// made. An error of change is returned as it is.
 	Update(ctx context.Context, name Name, change Change) error
 
-	// All reads a whole collection, in no order. It ends with the first error.
+	// All reads a whole collection, in no order. An error beside an Object that
+	// has a name concerns that object alone: it cannot be read, although the
+	// store answers. Any other error is the last value.
 	All(ctx context.Context, collection Collection) iter.Seq2[Object, error]
 
-	// Changes returns the objects that have been changed since the last call,
-	// by this node or others. complete is false if some changes may be missing
-	// from the list, as it is for the first call: then everything may have
-	// changed.
-	Changes(ctx context.Context) (changed []Name, complete bool, err error)
+	// Changes returns the collections in which this node or others have written
+	// since the last call that succeeded. The first call returns all of them.
+	Changes(ctx context.Context) ([]Collection, error)
 
 	// Wake returns a channel that receives when it is worth calling Changes
 	// before the next poll is due. It is nil if the store cannot tell.
@@ -131,56 +138,25 @@ type Store interface {
 	Close()
 }
 
-// format is the version of the sealed form. Objects of other versions are
-// damaged to us, so a downgrade fails closed.
-const format = 1
+// stamps are random texts, one for each collection, that each write replaces
+// after it has written its object. A node that finds another stamp than before
+// knows that something in the collection has been written. Whatever order
+// concurrent writes end in, the last stamp is a new one, so no node misses one.
+// A restored backup brings other stamps back, too.
+type stamps map[Collection]string
 
-// sealed is what is written: the data with all that it takes to notice that it
-// is not, or not whole, what was written under this name.
-type sealed struct {
-	Format int             `json:"signed_playback"`
-	Name   string          `json:"name"`
-	SHA256 string          `json:"sha256"`
-	Data   json.RawMessage `json:"data"`
+// changed returns the collections whose stamp is not the known one. The known
+// stamps are nil before the first call.
+func (s stamps) changed(known stamps) (changed []Collection) {
+	for _, collection := range collections {
+		stamp, ok := known[collection]
+		if !ok || s[collection] != stamp || stamp == unreadableStamp {
+			changed = append(changed, collection)
+		}
+	}
+	return changed
 }
 
-// seal encodes an object for storage. data must be JSON.
-func seal(name Name, data []byte) ([]byte, error) {
-	var compact bytes.Buffer
-	if err := json.Compact(&compact, data); err != nil {
-		return nil, fmt.Errorf("store: encoding %s: %w", name, err)
-	}
-	var out bytes.Buffer
-	enc := json.NewEncoder(&out)
-	enc.SetEscapeHTML(false) // it would change the bytes that the digest is of
-	err := enc.Encode(sealed{format, name.String(), digest(compact.Bytes()), compact.Bytes()})
-	return out.Bytes(), err
-}
-
-// unseal decodes what seal has made. Anything else is reported as the object's
-// damage.
-func unseal(name Name, raw []byte) Object {
-	damaged := func(why string, args ...any) Object {
-		return Object{Name: name, Damage: fmt.Errorf("%w: %s: %s", ErrDamaged, name, fmt.Sprintf(why, args...))}
-	}
-	var s sealed
-	if err := json.Unmarshal(raw, &s); err != nil {
-		return damaged("%d bytes that are not an object of ours: %v", len(raw), err)
-	}
-	switch {
-	case s.Format != format:
-		return damaged("it has format %d: want %d", s.Format, format)
-	case s.Name != name.String():
-		return damaged("it says that it is %.80q", s.Name)
-	case len(s.Data) == 0:
-		return damaged("it has no content")
-	case s.SHA256 != digest(s.Data):
-		return damaged("its content has been changed")
-	}
-	return Object{Name: name, Data: s.Data}
-}
-
-func digest(data []byte) string {
-	sum := sha256.Sum256(data)
-	return hex.EncodeToString(sum[:])
-}
+// unreadableStamp stands for a stamp that exists and cannot be read. As long as
+// that lasts, every call of Changes reports its collection.
+const unreadableStamp = "unreadable"

@@ -61,7 +61,7 @@ func TestNamesThatAreRefused(t *testing.T) {
 		{"300 characters", Keys, strings.Repeat("a", 300)},
 		{"64 characters of two bytes", Keys, strings.Repeat("\u00e9", 64)},
 		{"no collection", "", "a"},
-		{"the journals", journals, "0123456789abcdef"},
+		{"the stamps", "stamps", "keys"},
 		{"collection in other case", "Keys", "a"},
 		{"collection that is a path", "../keys", "a"},
 		{"collection with a slash", "keys/", "a"},
@@ -118,12 +118,12 @@ func TestSealRoundTrip(t *testing.T) {
 		`{"escaped":"\u003c\ud83d\ude00\/"}`, `{"number":1.0e+10}`, `12345678901234567890`, `{"data":{"sha256":"x"}}`,
 	} {
 		name := named(Videos, "v")
-		raw, err := seal(name, []byte(data))
+		raw, err := encode(name, []byte(data))
 		if err != nil {
-			t.Fatalf("seal(%s) = %v", data, err)
+			t.Fatalf("encode(%s) = %v", data, err)
 		}
-		if object := unseal(name, raw); object.Damage != nil || string(object.Data) != data || object.Name != name {
-			t.Errorf("unseal(seal(%s)) = %s, %v", data, object.Data, object.Damage)
+		if object := decode(name, raw); object.Damage != nil || string(object.Data) != data || object.Name != name {
+			t.Errorf("decode(encode(%s)) = %s, %v", data, object.Data, object.Damage)
 		}
 	}
 }
@@ -131,8 +131,8 @@ func TestSealRoundTrip(t *testing.T) {
 func TestSealWantsJSON(t *testing.T) {
 	t.Parallel()
 	for _, data := range []string{"", " ", "{", "{}{}", "nul", "{\"a\":1}x", "'a'", "\x00"} {
-		if raw, err := seal(named(Keys, "k"), []byte(data)); err == nil {
-			t.Errorf("seal(%q) = %q, want an error", data, raw)
+		if raw, err := encode(named(Keys, "k"), []byte(data)); err == nil {
+			t.Errorf("encode(%q) = %q, want an error", data, raw)
 		}
 	}
 }
@@ -143,13 +143,13 @@ func TestSealWantsJSON(t *testing.T) {
 func TestForeignBytesAreDamage(t *testing.T) {
 	t.Parallel()
 	name := named(Videos, "v")
-	good, err := seal(name, []byte(`{"uid":"v","requireSignedURLs":true}`))
+	good, err := encode(name, []byte(`{"uid":"v","requireSignedURLs":true}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	sealedAs := func(change func(*sealed)) []byte {
+	envelopeOf := func(change func(*envelope)) []byte {
 		data := json.RawMessage(`{"uid":"v"}`)
-		s := sealed{format, name.String(), digest(data), data}
+		s := envelope{format, name.String(), digest(data), data}
 		change(&s)
 		raw, err := json.Marshal(s)
 		if err != nil {
@@ -157,7 +157,7 @@ func TestForeignBytesAreDamage(t *testing.T) {
 		}
 		return raw
 	}
-	if object := unseal(name, sealedAs(func(*sealed) {})); object.Damage != nil {
+	if object := decode(name, envelopeOf(func(*envelope) {})); object.Damage != nil {
 		t.Fatalf("what the rows differ from is damaged: %v", object.Damage)
 	}
 	cases := map[string][]byte{
@@ -170,26 +170,26 @@ func TestForeignBytesAreDamage(t *testing.T) {
 		"twice":                         slicesOf(good, good),
 		"a rest of what was longer":     slicesOf(good, good[len(good)-3:]),
 		"content without its seal":      []byte(`{"uid":"v","requireSignedURLs":true}`),
-		"of another object":             sealedAs(func(s *sealed) { s.Name = "videos/w" }),
-		"of an object of other case":    sealedAs(func(s *sealed) { s.Name = "videos/V" }),
-		"of another collection":         sealedAs(func(s *sealed) { s.Name = "keys/v" }),
-		"without a name":                sealedAs(func(s *sealed) { s.Name = "" }),
-		"of a later version":            sealedAs(func(s *sealed) { s.Format = 2 }),
-		"of no version":                 sealedAs(func(s *sealed) { s.Format = 0 }),
-		"digest of something else":      sealedAs(func(s *sealed) { s.SHA256 = digest([]byte("{}")) }),
-		"digest in capitals":            sealedAs(func(s *sealed) { s.SHA256 = strings.ToUpper(s.SHA256) }),
-		"no digest":                     sealedAs(func(s *sealed) { s.SHA256 = "" }),
-		"content of something else":     sealedAs(func(s *sealed) { s.Data = json.RawMessage(`{"uid":"w"}`) }),
-		"content null under its digest": sealedAs(func(s *sealed) { s.Data = nil }),
+		"of another object":             envelopeOf(func(s *envelope) { s.Name = "videos/w" }),
+		"of an object of other case":    envelopeOf(func(s *envelope) { s.Name = "videos/V" }),
+		"of another collection":         envelopeOf(func(s *envelope) { s.Name = "keys/v" }),
+		"without a name":                envelopeOf(func(s *envelope) { s.Name = "" }),
+		"of a later version":            envelopeOf(func(s *envelope) { s.Format = 2 }),
+		"of no version":                 envelopeOf(func(s *envelope) { s.Format = 0 }),
+		"digest of something else":      envelopeOf(func(s *envelope) { s.SHA256 = digest([]byte("{}")) }),
+		"digest in capitals":            envelopeOf(func(s *envelope) { s.SHA256 = strings.ToUpper(s.SHA256) }),
+		"no digest":                     envelopeOf(func(s *envelope) { s.SHA256 = "" }),
+		"content of something else":     envelopeOf(func(s *envelope) { s.Data = json.RawMessage(`{"uid":"w"}`) }),
+		"content null under its digest": envelopeOf(func(s *envelope) { s.Data = nil }),
 		"no content, digest of nothing": fmt.Appendf(nil, `{"signed_playback":1,"name":"videos/v","sha256":%q}`, digest(nil)),
 	}
 	for length := range len(good) - 1 { // the last byte is a line feed
 		cases[fmt.Sprintf("cut to %d bytes", length)] = good[:length]
 	}
 	for what, raw := range cases {
-		object := unseal(name, raw)
+		object := decode(name, raw)
 		if !errors.Is(object.Damage, ErrDamaged) || object.Data != nil || object.Name != name {
-			t.Errorf("%s: unseal(%.100q) = data %q, damage %v; want damage and no data", what, raw, object.Data, object.Damage)
+			t.Errorf("%s: decode(%.100q) = data %q, damage %v; want damage and no data", what, raw, object.Data, object.Damage)
 		}
 		if object.Damage != nil && !strings.Contains(object.Damage.Error(), name.String()) {
 			t.Errorf("%s: the damage does not name the object: %v", what, object.Damage)
@@ -211,7 +211,7 @@ func FuzzSealedBytesAreTrusted(f *testing.F) {
 			f.Add([]byte(data), -1-i, value)
 		}
 	}
-	sample, err := seal(name, []byte(`{"a":1}`))
+	sample, err := encode(name, []byte(`{"a":1}`))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -220,10 +220,10 @@ func FuzzSealedBytesAreTrusted(f *testing.F) {
 		f.Add([]byte(`{"a":1}`), position, sample[position]^1)
 	}
 	f.Fuzz(func(t *testing.T, data []byte, position int, value byte) {
-		raw, err := seal(name, data)
+		raw, err := encode(name, data)
 		if err != nil {
 			if json.Valid(data) {
-				t.Fatalf("seal(%q) = %v", data, err)
+				t.Fatalf("encode(%q) = %v", data, err)
 			}
 			return
 		}
@@ -231,17 +231,17 @@ func FuzzSealedBytesAreTrusted(f *testing.F) {
 		if err := json.Compact(&want, data); err != nil {
 			t.Fatalf("seal accepts %q: %v", data, err)
 		}
-		if got := unseal(name, raw); got.Damage != nil || !bytes.Equal(got.Data, want.Bytes()) {
-			t.Fatalf("unseal(seal(%q)) = %q, %v", data, got.Data, got.Damage)
+		if got := decode(name, raw); got.Damage != nil || !bytes.Equal(got.Data, want.Bytes()) {
+			t.Fatalf("decode(encode(%q)) = %q, %v", data, got.Data, got.Damage)
 		}
 		changed := bytes.Clone(raw)
 		changed[uint(position)%uint(len(raw))] = value
-		switch got := unseal(name, changed); {
+		switch got := decode(name, changed); {
 		case got.Damage != nil && got.Data == nil:
 		case got.Damage != nil:
-			t.Fatalf("unseal(%q) = %q beside its damage %v", changed, got.Data, got.Damage)
+			t.Fatalf("decode(%q) = %q beside its damage %v", changed, got.Data, got.Damage)
 		case !bytes.Equal(got.Data, want.Bytes()):
-			t.Fatalf("unseal(%q) = %q, want %q or damage", changed, got.Data, want.Bytes())
+			t.Fatalf("decode(%q) = %q, want %q or damage", changed, got.Data, want.Bytes())
 		}
 	})
 }
