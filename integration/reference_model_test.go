@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -22,11 +23,9 @@ import (
 	"unicode/utf8"
 )
 
-// referenceModel decides about requests as a gate has to. It is a second
-// reading of the documentation, made without the gate's code and with none of
-// it: slow, without a memory, and in the order in which the documents say
-// things. Where they leave something open, it has no opinion, and nobody should
-// ask it.
+// referenceModel decides about requests as the documentation says that the gate does.
+// It has none of the gate's code: it is slow, keeps nothing, and follows the order of
+// the documents. Do not ask it about what they leave open.
 type referenceModel struct {
 	origin      string                                       // of the site itself
 	originPath  string                                       // with {video}
@@ -46,12 +45,12 @@ type referenceSettings struct {
 	reports      []string // checks that refuse nothing
 }
 
-// report tells whether a check only reports.
+// report reports whether a check only reports.
 func (settings referenceSettings) report(check string) bool {
 	return slices.Contains(settings.reports, check)
 }
 
-// restricted tells whether browsers are told which sites may read.
+// restricted reports whether browsers learn which sites may read.
 func (settings referenceSettings) restricted() bool {
 	return len(settings.allowed) > 0 && !settings.report("origins")
 }
@@ -64,13 +63,13 @@ type referenceRequest struct {
 	viewer netip.Addr
 }
 
-// referenceDecision is an answer, and what the origin is asked for, "" if it is
-// not.
+// referenceDecision is an answer, and the origin's URI; "" if the origin is not asked.
 type referenceDecision struct {
 	verdict
 	uri string
 }
 
+// reasonStatus has the reasons that the model knows.
 var reasonStatus = map[string]int{
 	"path_invalid":   http.StatusBadRequest,
 	"token_required": http.StatusUnauthorized, "token_malformed": http.StatusUnauthorized, "algorithm_not_allowed": http.StatusUnauthorized,
@@ -79,8 +78,6 @@ var reasonStatus = map[string]int{
 	"rule_blocked": http.StatusForbidden, "origin_required": http.StatusForbidden, "origin_not_allowed": http.StatusForbidden,
 	"download_not_allowed": http.StatusForbidden,
 	"method_not_allowed":   http.StatusMethodNotAllowed,
-	"client_ip_unknown":    http.StatusForbidden,
-	"too_early":            http.StatusTooEarly,
 }
 
 // decide is what the gate must answer to a request at a time.
@@ -125,8 +122,8 @@ func (m *referenceModel) decide(r referenceRequest, at time.Time) referenceDecis
 	return referenceDecision{verdict{Status: http.StatusOK}, uri}
 }
 
-// checkHeader returns what is wrong with the header of an answer, to a request
-// that was sent and answered at these times: who may read, keep and revalidate it.
+// checkHeader returns an error if the header of an answer lets others read, keep or
+// revalidate it than it should. The request was sent and answered at these times.
 func (m *referenceModel) checkHeader(r referenceRequest, v verdict, header http.Header, sent, received time.Time) error {
 	cors, caching := header["Access-Control-Allow-Origin"], strings.Join(header["Cache-Control"], ",")
 	if len(header["Access-Control-Allow-Credentials"]) > 0 || len(cors) > 1 {
@@ -155,10 +152,10 @@ func (m *referenceModel) checkHeader(r referenceRequest, v verdict, header http.
 	}
 	if name := strings.ToLower(strings.TrimSuffix(decoded, "/")); strings.HasSuffix(name, ".m3u8") || strings.HasSuffix(name, ".mpd") {
 		if etag := header.Get("Etag"); etag != "" {
-			return fmt.Errorf("%w: a manifest has the origin's validator %s", errReferenceHeader, etag)
+			return fmt.Errorf("%w: a manifest with the origin's validator %s", errReferenceHeader, etag)
 		}
 	}
-	if !byToken && !restricted || settings.report("token") { // how long a bad token's response is fresh, nothing says
+	if !byToken && !restricted || settings.report("token") { // the documents do not say how long a bad token's answer is fresh
 		return nil
 	}
 	age, err := strconv.Atoi(strings.TrimPrefix(caching, "private, max-age="))
@@ -178,15 +175,17 @@ func (m *referenceModel) checkHeader(r referenceRequest, v verdict, header http.
 
 var (
 	errReferenceHeader = errors.New("wrong header")
+	errReferenceForm   = errors.New("not a token")
+	errReferenceRule   = errors.New("not an access rule")
 
 	referenceVideoID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
-	// pchar of RFC 3986, without ";".
-	referenceSegment = regexp.MustCompile(`^([A-Za-z0-9._~!$&'()*+,=:@-]|%[0-9A-Fa-f]{2})+$`)
-	referenceEscape  = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
+	referenceSegment = regexp.MustCompile(`^([A-Za-z0-9._~!$&'()*+,=:@-]|%[0-9A-Fa-f]{2})+$`) // RFC 3986, without ";"
+	referenceHidden  = regexp.MustCompile(`(?i)%(2f|5c|2e|3b|25|3f|23)`)
+	referenceDate    = regexp.MustCompile(`^[0-9]+$`)
+	referenceCountry = regexp.MustCompile(`^[A-Z]{2}$`)
 )
 
-// referencePath takes a path apart: what stands in the first segment, and the
-// suffix as it is and decoded.
+// referencePath returns a path's first segment, and its suffix as it is and decoded.
 func referencePath(path string) (first, suffix, decoded string, ok bool) {
 	path, ok = strings.CutPrefix(path, "/")
 	first, suffix, _ = strings.Cut(path, "/")
@@ -196,18 +195,9 @@ func referencePath(path string) (first, suffix, decoded string, ok bool) {
 	if suffix == "" {
 		suffix = "iframe"
 	}
-	segments := strings.Split(suffix, "/")
-	if last := len(segments) - 1; last > 0 && segments[last] == "" {
-		segments = segments[:last]
-	}
-	for _, segment := range segments {
-		if segment == "." || segment == ".." || !referenceSegment.MatchString(segment) {
+	for segment := range strings.SplitSeq(strings.TrimSuffix(suffix, "/"), "/") {
+		if segment == "." || segment == ".." || !referenceSegment.MatchString(segment) || referenceHidden.MatchString(segment) {
 			return "", "", "", false
-		}
-		for _, escape := range referenceEscape.FindAllString(segment, -1) {
-			if b, err := strconv.ParseUint(escape[1:], 16, 8); err != nil || strings.IndexByte(`/\.;%?#`, byte(b)) >= 0 {
-				return "", "", "", false
-			}
 		}
 	}
 	decoded, err := url.PathUnescape(suffix)
@@ -217,7 +207,7 @@ func referencePath(path string) (first, suffix, decoded string, ok bool) {
 	return first, suffix, decoded, true
 }
 
-// referenceToken is what a token says.
+// referenceToken is the content of a token.
 type referenceToken struct {
 	algorithm    any
 	keyID        any
@@ -231,9 +221,8 @@ type referenceToken struct {
 	signature    []byte
 }
 
-// verify returns what a token says, or why it is refused: first for its form,
-// after which nothing is known of it, then for its key and signature, its rules
-// and its dates.
+// verify returns the content of a token, or the reason to refuse it: its form, of
+// which nothing more is known, then its key and signature, its rules and its dates.
 func (m *referenceModel) verify(compact string, at time.Time) (token referenceToken, reason string) {
 	token, err := referenceParse(compact)
 	if err != nil {
@@ -266,7 +255,7 @@ func (m *referenceModel) verify(compact string, at time.Time) (token referenceTo
 	return token, ""
 }
 
-// referenceParse reads a token of the one form.
+// referenceParse reads a token, of which there is one form.
 func referenceParse(compact string) (token referenceToken, err error) {
 	parts := strings.Split(compact, ".")
 	if len(compact) > 8192 || len(parts) != 3 {
@@ -274,8 +263,7 @@ func referenceParse(compact string) (token referenceToken, err error) {
 	}
 	var decoded [3][]byte
 	for i, part := range parts {
-		if decoded[i], err = base64.RawURLEncoding.DecodeString(part); err != nil ||
-			base64.RawURLEncoding.EncodeToString(decoded[i]) != part {
+		if decoded[i], err = base64.RawURLEncoding.DecodeString(part); err != nil || base64.RawURLEncoding.EncodeToString(decoded[i]) != part {
 			return token, errReferenceForm
 		}
 	}
@@ -309,52 +297,41 @@ func (token *referenceToken) claim(claims map[string]any) (err error) {
 	if !referenceVideoID.MatchString(token.video) {
 		return errReferenceForm
 	}
-	if token.expires, err = referenceDate(claims["exp"]); err != nil {
-		return err
-	}
-	if date, there := claims["nbf"]; there {
-		if token.begins, err = referenceDate(date); err != nil {
-			return err
+	for name, date := range map[string]*time.Time{"exp": &token.expires, "nbf": &token.begins} {
+		value, there := claims[name]
+		digits := fmt.Sprint(value) // of a number or a string
+		seconds, err := strconv.ParseInt(digits, 10, 64)
+		if (there || name == "exp") && (err != nil || !referenceDate.MatchString(digits)) {
+			return errReferenceForm
+		}
+		if there {
+			*date = time.Unix(seconds, 0)
 		}
 	}
-	token.downloadable = claims["downloadable"] == true
-	token.accessRules = claims["accessRules"]
+	token.downloadable, token.accessRules = claims["downloadable"] == true, claims["accessRules"]
 	return nil
 }
 
-var (
-	errReferenceForm = errors.New("not a token")
-	errReferenceJSON = errors.New("not one JSON object without duplicate members")
-	errReferenceDate = errors.New("not a date")
-	errReferenceRule = errors.New("not an access rule")
-)
-
-// referenceObject parses one JSON object, in which no member stands twice.
+// referenceObject parses one JSON object, without duplicate members.
 func referenceObject(document []byte) (map[string]any, error) {
-	if !utf8.Valid(document) {
-		return nil, errReferenceJSON
-	}
 	decoder := json.NewDecoder(bytes.NewReader(document))
 	decoder.UseNumber()
 	value, err := referenceValue(decoder)
-	if err != nil {
-		return nil, err
-	}
 	object, ok := value.(map[string]any)
-	if _, err := decoder.Token(); !ok || !errors.Is(err, io.EOF) {
-		return nil, errReferenceJSON
+	if err != nil || !ok || !utf8.Valid(document) {
+		return nil, errReferenceForm
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return nil, errReferenceForm
 	}
 	return object, nil
 }
 
 func referenceValue(decoder *json.Decoder) (any, error) {
 	token, err := decoder.Token()
-	if err != nil {
-		return nil, err
-	}
 	delimiter, ok := token.(json.Delim)
-	if !ok {
-		return token, nil
+	if err != nil || !ok {
+		return token, err
 	}
 	object, array := make(map[string]any), []any{}
 	for decoder.More() {
@@ -366,7 +343,7 @@ func referenceValue(decoder *json.Decoder) (any, error) {
 			}
 			name, _ = key.(string)
 			if _, twice := object[name]; twice {
-				return nil, errReferenceJSON
+				return nil, errReferenceForm
 			}
 		}
 		value, err := referenceValue(decoder)
@@ -375,35 +352,16 @@ func referenceValue(decoder *json.Decoder) (any, error) {
 		}
 		object[name], array = value, append(array, value)
 	}
-	if _, err := decoder.Token(); err != nil {
-		return nil, err
-	}
-	if delimiter == '{' {
-		return object, nil
+	if _, err := decoder.Token(); err != nil || delimiter == '{' {
+		return object, err
 	}
 	return array, nil
 }
 
-// referenceDate reads Unix seconds, an integer or a string of digits.
-func referenceDate(value any) (time.Time, error) {
-	var digits string
-	switch value := value.(type) {
-	case json.Number:
-		digits = value.String()
-	case string:
-		digits = value
-	}
-	if !regexp.MustCompile(`^[0-9]+$`).MatchString(digits) {
-		return time.Time{}, errReferenceDate
-	}
-	seconds, err := strconv.ParseInt(digits, 10, 64)
-	return time.Unix(seconds, 0), err
-}
-
 // referenceRule is one access rule.
 type referenceRule struct {
-	kind      string
 	allow     bool
+	any       bool // matches everybody
 	prefixes  []netip.Prefix
 	countries []string
 }
@@ -421,15 +379,13 @@ func referenceRules(value any) (rules []referenceRule, err error) {
 		rule := referenceRule{allow: object["action"] == "allow"}
 		switch object["type"] {
 		case "any":
-			rule.kind = "any"
+			rule.any = true
 		case "ip.src":
-			rule.kind = "ip.src"
-			rule.prefixes, err = referencePrefixes(object["ip"])
+			err = rule.add(object["ip"], rule.addPrefix)
 		case "ip.geoip.country":
-			rule.kind = "ip.geoip.country"
-			rule.countries, err = referenceCountries(object["country"])
+			err = rule.add(object["country"], rule.addCountry)
 		default:
-			return nil, errReferenceRule
+			err = errReferenceRule
 		}
 		if err != nil {
 			return nil, err
@@ -439,62 +395,53 @@ func referenceRules(value any) (rules []referenceRule, err error) {
 	return rules, nil
 }
 
-func referencePrefixes(value any) (prefixes []netip.Prefix, err error) {
+// add adds every entry of a list.
+func (rule *referenceRule) add(value any, one func(entry string) bool) error {
 	list, ok := value.([]any)
-	if !ok {
-		return nil, errReferenceRule
-	}
 	for _, entry := range list {
 		text, _ := entry.(string)
-		if address, err := netip.ParseAddr(text); err == nil {
-			text = fmt.Sprintf("%s/%d", address, address.BitLen())
-		}
-		prefix, err := netip.ParsePrefix(text)
-		if err != nil {
-			return nil, errReferenceRule
-		}
-		prefixes = append(prefixes, prefix)
+		ok = ok && one(text)
 	}
-	return prefixes, nil
-}
-
-func referenceCountries(value any) (countries []string, err error) {
-	list, ok := value.([]any)
 	if !ok {
-		return nil, errReferenceRule
+		return errReferenceRule
 	}
-	for _, entry := range list {
-		code, _ := entry.(string)
-		if !regexp.MustCompile(`^[A-Z]{2}$`).MatchString(code) {
-			return nil, errReferenceRule
-		}
-		countries = append(countries, code)
-	}
-	return countries, nil
+	return nil
 }
 
-// blocked tells whether the first rule that matches blocks a viewer.
-func (m *referenceModel) blocked(rules []referenceRule, viewer netip.Addr) bool {
-	viewer = viewer.Unmap()
+func (rule *referenceRule) addPrefix(entry string) bool {
+	if address, err := netip.ParseAddr(entry); err == nil {
+		entry = fmt.Sprintf("%s/%d", address, address.BitLen())
+	}
+	prefix, err := netip.ParsePrefix(entry)
+	rule.prefixes = append(rule.prefixes, prefix)
+	return err == nil
+}
+
+func (rule *referenceRule) addCountry(entry string) bool {
+	rule.countries = append(rule.countries, entry)
+	return referenceCountry.MatchString(entry)
+}
+
+// blocked reports whether the first rule that matches blocks a client.
+func (m *referenceModel) blocked(rules []referenceRule, client netip.Addr) bool {
+	client = client.Unmap()
 	country := ""
 	for network, code := range m.countries {
-		if network.Contains(viewer) {
+		if network.Contains(client) {
 			country = code
 		}
 	}
 	for _, rule := range rules {
-		matches := rule.kind == "any" ||
-			slices.ContainsFunc(rule.prefixes, func(p netip.Prefix) bool { return p.Contains(viewer) }) ||
-			country != "" && slices.Contains(rule.countries, country)
-		if matches {
+		if rule.any || slices.ContainsFunc(rule.prefixes, func(p netip.Prefix) bool { return p.Contains(client) }) ||
+			country != "" && slices.Contains(rule.countries, country) {
 			return !rule.allow
 		}
 	}
 	return false
 }
 
-// checkOrigin returns why a request is refused for the site that it comes from,
-// "" if it is not.
+// checkOrigin returns the reason to refuse a request for the site that it comes from;
+// "" if there is none.
 func (m *referenceModel) checkOrigin(header http.Header, settings referenceSettings, iframe bool) (reason string) {
 	if len(settings.allowed) == 0 {
 		return ""
@@ -515,37 +462,26 @@ func (m *referenceModel) checkOrigin(header http.Header, settings referenceSetti
 	if err != nil || source.Scheme != "http" && source.Scheme != "https" || source.Hostname() == "" {
 		return "origin_not_allowed"
 	}
-	if !iframe && source.Scheme+"://"+source.Host == m.origin {
+	own := !iframe && source.Scheme+"://"+source.Host == m.origin
+	if own || slices.ContainsFunc(settings.allowed, func(pattern string) bool { return referenceCovers(pattern, source) }) {
 		return ""
-	}
-	for _, pattern := range settings.allowed {
-		if referenceCovers(pattern, source) {
-			return ""
-		}
 	}
 	return "origin_not_allowed"
 }
 
-// referenceCovers tells whether a pattern, [*.]host[:port] or *, covers an
-// origin.
+// referenceCovers reports whether a pattern, [*.]host[:port] or *, covers an origin.
 func referenceCovers(pattern string, source *url.URL) bool {
 	defaultPort := map[string]string{"http": "80", "https": "443"}[source.Scheme]
-	port := source.Port()
-	if port == "" {
-		port = defaultPort
-	}
-	host, wantPort, hasPort := strings.Cut(pattern, ":")
-	if !hasPort {
-		wantPort = defaultPort
-	}
-	if pattern == "*" {
+	host, wantPort, _ := strings.Cut(pattern, ":")
+	parent, wild := strings.CutPrefix(host, "*.")
+	switch name := source.Hostname(); {
+	case pattern == "*":
 		return true
-	}
-	if port != wantPort {
+	case cmp.Or(source.Port(), defaultPort) != cmp.Or(wantPort, defaultPort):
 		return false
+	case wild:
+		return name == parent || strings.HasSuffix(name, "."+parent)
+	default:
+		return name == host
 	}
-	if parent, wild := strings.CutPrefix(host, "*."); wild {
-		return source.Hostname() == parent || strings.HasSuffix(source.Hostname(), "."+parent)
-	}
-	return source.Hostname() == host
 }
