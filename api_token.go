@@ -185,7 +185,7 @@ func (a *App) mintingKey(ctx context.Context, m *mintRequest) (*token.SigningKey
 	}
 	known := a.keys.Lookup(m.keyID)
 	switch {
-	case known == nil && !a.keys.certain(m.keyID):
+	case known == nil && !a.keys.lookupAuthoritative(m.keyID):
 		return nil, errStoreAway
 	case known == nil:
 		return nil, badRequest("there is no key %.80q, or it is revoked, so its tokens would not play", m.keyID)

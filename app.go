@@ -336,7 +336,7 @@ func (a *App) Start() error {
 		go a.countries.Watch(ctx)
 	}
 	if a.keys.remote != nil {
-		a.keys.remote.start()
+		a.keys.remote.Start()
 	}
 	a.state.storages.use(a.storage)
 	a.state.start()
@@ -367,7 +367,7 @@ func (a *App) Cleanup() error {
 		err = errors.Join(err, releaseErr)
 	}
 	if a.keys != nil && a.keys.remote != nil {
-		err = errors.Join(err, releaseRemoteKeys(a.keys.remote))
+		err = errors.Join(err, a.keys.remote.release())
 	}
 	return err
 }

@@ -172,8 +172,8 @@ func TestPlaceholdersInTheConfig(t *testing.T) {
 	if diff := cmp.Diff([]string{"k1"}, app.keys.fixed.IDs()); diff != "" {
 		t.Errorf("keys (-want +got):\n%s", diff)
 	}
-	if want := "http://127.0.0.1:1/keys"; app.keys.remote.url != want {
-		t.Errorf("the key set is at %q, want %q", app.keys.remote.url, want)
+	if want := "http://127.0.0.1:1/keys 5m0s"; app.keys.remote.poolKey != want {
+		t.Errorf("the key set is %q, want %q", app.keys.remote.poolKey, want)
 	}
 	if got, err := app.countries.Country(netip.MustParseAddr("203.0.113.7")); err != nil || got.String() != "GB" {
 		t.Errorf("Country = %q, %v, want GB", got, err)

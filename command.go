@@ -122,13 +122,13 @@ type keygenOptions struct {
 // generatedKey is what keygen prints: a key as the keys API returns it, and its
 // public half.
 type generatedKey struct {
-	ID   string `json:"id"`
-	PEM  string `json:"pem"`
-	JWK  string `json:"jwk"`
-	JWKS jwks   `json:"jwks"`
+	ID   string       `json:"id"`
+	PEM  string       `json:"pem"`
+	JWK  string       `json:"jwk"`
+	JWKS publicKeySet `json:"jwks"`
 }
 
-type jwks struct {
+type publicKeySet struct {
 	Keys []json.RawMessage `json:"keys"`
 }
 

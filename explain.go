@@ -259,7 +259,7 @@ func loadReplay(file string) (*replay, error) {
 	}
 	found := &replay{app.(*App), server.(*caddyhttp.App).Servers, p.notes()}
 	if remote := found.app.keys.remote; remote != nil {
-		if err := remote.load(); err != nil {
+		if err := remote.Load(); err != nil {
 			found.notes = append(found.notes, fmt.Sprintf("the key set of jwks_url cannot be loaded now: %v", err))
 		}
 	}

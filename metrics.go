@@ -160,7 +160,7 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 	if remote := a.keys.remote; remote != nil {
 		gauges = append(gauges, gauge{
 			"jwks_last_success_timestamp_seconds", "When the remote key set was last loaded, in Unix seconds; 0 for never.",
-			func() float64 { return float64(remote.loadedAt.Load()) },
+			func() float64 { return float64(remote.LoadedAt().Unix()) },
 		})
 	}
 	for _, g := range gauges {

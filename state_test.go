@@ -420,7 +420,7 @@ func TestStoreIsDownAtStart(t *testing.T) {
 			for range 2 {
 				wantKey(t, s, "a", "unknown")
 				wantKey(t, s, "k1", "unknown")
-				if ring.Lookup("k1") != nil || ring.certain("k1") || ring.mayAppear("k1") {
+				if ring.Lookup("k1") != nil || ring.lookupAuthoritative("k1") || ring.mayAppear("k1") {
 					t.Error("a key of the config is used though nobody knows whether it is revoked")
 				}
 				if _, err := s.videos.get(t.Context(), "v"); !errors.Is(err, store.ErrUnavailable) {
@@ -721,7 +721,7 @@ func TestRevokedKeyNeverComesBack(t *testing.T) {
 				ring.fixed = must(token.NewKeySet(keyOf("a").Public())) // the config has it too
 				for range 2 {
 					wantKey(t, s, "a", "revoked")
-					if ring.Lookup("a") != nil || !ring.certain("a") || ring.mayAppear("a") || slices.ContainsFunc(s.keys.live(), func(k storedKey) bool { return k.id == "a" }) {
+					if ring.Lookup("a") != nil || !ring.lookupAuthoritative("a") || ring.mayAppear("a") || slices.ContainsFunc(s.keys.live(), func(k storedKey) bool { return k.id == "a" }) {
 						t.Error("the revoked key verifies, or is waited for")
 					}
 					s.sync(t.Context())
@@ -890,11 +890,11 @@ func TestDamagedKeyIsNotUsed(t *testing.T) {
 				}
 				s.sync(t.Context())
 				wantKey(t, s, "a", "damaged")
-				if ring.Lookup("a") != nil || ring.certain("a") || ring.mayAppear("a") || !ring.revocable("a") {
-					t.Errorf("Lookup %v, certain %t, mayAppear %t, revocable %t", ring.Lookup("a"), ring.certain("a"), ring.mayAppear("a"), ring.revocable("a"))
+				if ring.Lookup("a") != nil || ring.lookupAuthoritative("a") || ring.mayAppear("a") || !ring.revocable("a") {
+					t.Errorf("Lookup %v, authoritative %t, mayAppear %t, revocable %t", ring.Lookup("a"), ring.lookupAuthoritative("a"), ring.mayAppear("a"), ring.revocable("a"))
 				}
 				wantKey(t, s, "b", "live")
-				if ring.Lookup("b") == nil || ring.Lookup("k1") == nil || !ring.certain("c") || s.away.Load() {
+				if ring.Lookup("b") == nil || ring.Lookup("k1") == nil || !ring.lookupAuthoritative("c") || s.away.Load() {
 					t.Error("a damaged key takes others down")
 				}
 				if storeErrors(t, "decode") <= before {
@@ -929,7 +929,7 @@ func TestKeyThatCannotBeReadIsNotUsed(t *testing.T) {
 				}
 				wantKey(t, s, "a", "damaged")
 				wantKey(t, s, "b", "live")
-				if !s.away.Load() || ringOf(s).certain("a") {
+				if !s.away.Load() || ringOf(s).lookupAuthoritative("a") {
 					t.Error("the failure of the store goes unnoticed")
 				}
 				n.intercept(on("changes", "", down), nil)
@@ -971,7 +971,7 @@ func TestStaleStateIsForgotten(t *testing.T) {
 		s.sync(t.Context())
 		wantKey(t, s, "a", "unknown")
 		wantKey(t, s, "b", "unknown")
-		if ring.Lookup("k1") != nil || ring.certain("k1") || s.signer.own.Load() != nil {
+		if ring.Lookup("k1") != nil || ring.lookupAuthoritative("k1") || s.signer.own.Load() != nil {
 			t.Error("a key is used though nobody knows whether it is revoked")
 		}
 		if video, err := s.videos.get(t.Context(), "v"); !errors.Is(err, store.ErrUnavailable) {

@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/jwks"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -301,16 +303,10 @@ func TestKeysUnderConcurrentChanges(t *testing.T) {
 	wg.Wait()
 }
 
-// A keyring finds what the config has, then what the control API has made, then
-// what the remote set has, and never what is revoked, damaged, or unknown.
+// A keyring searches the config, then the store of the control API, then the
+// remote set. It finds no key that is revoked, damaged or unknown.
 func TestKeyring(t *testing.T) {
-	remote := func(set *token.KeySet) *remoteKeys {
-		r := new(remoteKeys)
-		if set != nil {
-			r.set.Store(set)
-		}
-		return r
-	}
+	t.Parallel()
 	stranger := must(token.ParseSigningKey([]byte(otherKey().PEM()), "fixed")).Public()
 	newKeys := func(unknown bool) *storedKeys {
 		k := new(storedKeys)
@@ -327,7 +323,15 @@ func TestKeyring(t *testing.T) {
 		return k
 	}
 	fixed := must(token.NewKeySet(keyOf("fixed").Public(), keyOf("fixed-revoked").Public(), keyOf("fixed-damaged").Public(), keyOf("fixed-only").Public()))
-	set := must(token.NewKeySet(keyOf("remote").Public(), keyOf("remote-revoked").Public(), keyOf("fixed-damaged").Public(), keyOf("stored").Public()))
+	server := newKeyServer(t)
+	server.body = keySetOf(keyOf("remote"), keyOf("remote-revoked"), keyOf("fixed-damaged"), keyOf("stored"))
+	newRemote := func() *remoteKeys {
+		return &remoteKeys{Set: must(jwks.New(server.URL, time.Hour, zap.NewNop))}
+	}
+	loaded, unloaded := newRemote(), newRemote()
+	if err := loaded.Load(); err != nil {
+		t.Fatal(err)
+	}
 	type verdict struct{ Found, Certain, MayAppear, Revocable bool }
 	unknownStore := verdict{}
 	for _, tc := range []struct {
@@ -340,24 +344,24 @@ func TestKeyring(t *testing.T) {
 		{"of the config and the store", "fixed", nil, false, verdict{true, true, true, true}},
 		{"of the config, revoked", "fixed-revoked", nil, false, verdict{false, true, false, true}},
 		{"of the config, its object damaged", "fixed-damaged", nil, false, verdict{false, false, false, true}},
-		{"of the config and the remote set, its object damaged", "fixed-damaged", remote(set), false, verdict{false, false, false, true}},
+		{"of the config and the remote set, its object damaged", "fixed-damaged", loaded, false, verdict{false, false, false, true}},
 		{"of the store", "stored", nil, false, verdict{true, true, true, true}},
-		{"of the remote set", "remote", remote(set), false, verdict{true, true, true, true}},
-		{"of the remote set, revoked", "remote-revoked", remote(set), false, verdict{false, true, false, true}},
-		{"of the remote set, not loaded", "remote", remote(nil), false, verdict{false, false, true, false}},
-		{"revoked, the remote set not loaded", "remote-revoked", remote(nil), false, verdict{false, true, false, true}},
+		{"of the remote set", "remote", loaded, false, verdict{true, true, true, true}},
+		{"of the remote set, revoked", "remote-revoked", loaded, false, verdict{false, true, false, true}},
+		{"of the remote set, not loaded", "remote", unloaded, false, verdict{false, false, true, false}},
+		{"revoked, the remote set not loaded", "remote-revoked", unloaded, false, verdict{false, true, false, true}},
 		{"of nobody", "x", nil, false, verdict{false, true, true, false}},
-		{"of nobody, with a remote set", "x", remote(set), false, verdict{false, true, true, false}},
+		{"of nobody, with a remote set", "x", loaded, false, verdict{false, true, true, false}},
 		{"of nobody, and no name of the store", "a/b", nil, false, verdict{false, true, false, false}},
 		{"of the config, the store unknown", "fixed-only", nil, true, unknownStore},
-		{"of the remote set, the store unknown", "remote", remote(set), true, unknownStore},
+		{"of the remote set, the store unknown", "remote", loaded, true, unknownStore},
 		{"of nobody, the store unknown", "x", nil, true, unknownStore},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var away atomic.Bool
 			k := &keyring{fixed: fixed, stored: newKeys(tc.unknown), away: &away, remote: tc.remote}
 			for range 2 {
-				got := verdict{k.Lookup(tc.id) != nil, k.certain(tc.id), k.mayAppear(tc.id), k.revocable(tc.id)}
+				got := verdict{k.Lookup(tc.id) != nil, k.lookupAuthoritative(tc.id), k.mayAppear(tc.id), k.revocable(tc.id)}
 				if diff := cmp.Diff(tc.want, got); diff != "" {
 					t.Errorf("%s, away: %t (-want +got):\n%s", tc.id, away.Load(), diff)
 				}
@@ -366,7 +370,7 @@ func TestKeyring(t *testing.T) {
 			}
 		})
 	}
-	k := &keyring{fixed: fixed, stored: newKeys(false), away: new(atomic.Bool), remote: remote(set)}
+	k := &keyring{fixed: fixed, stored: newKeys(false), away: new(atomic.Bool), remote: loaded}
 	if !k.Lookup("fixed").Equal(keyOf("fixed").Public()) {
 		t.Error("the key of the config does not win over that of the store")
 	}

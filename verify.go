@@ -127,7 +127,7 @@ func (v *verifier) findKey(ctx context.Context, keyID string) (*token.PublicKey,
 	switch {
 	case key != nil:
 		return key, nil
-	case !v.keys.certain(keyID):
+	case !v.keys.lookupAuthoritative(keyID):
 		return nil, refuse(reasonStateUnavailable, errKeysUnknown)
 	}
 	return nil, token.ErrKeyUnknown

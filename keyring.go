@@ -1,0 +1,164 @@
+package signedplayback
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/jwks"
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// keyring finds verification keys: first in the config, then in the store of the
+// control API, then in the remote set. It finds no revoked key. It implements
+// token.Keys.
+type keyring struct {
+	fixed  *token.KeySet
+	stored *storedKeys
+	away   *atomic.Bool // the store may have keys that this node has not read
+	remote *remoteKeys  // nil without jwks_url
+}
+
+// Lookup implements token.Keys.
+func (k *keyring) Lookup(keyID string) *token.PublicKey {
+	stored, ok := k.stored.get(keyID)
+	if !ok || stored.revoked || stored.damage != nil {
+		return nil
+	}
+	if key := k.fixed.Lookup(keyID); key != nil {
+		return key
+	}
+	if stored.public != nil || k.remote == nil {
+		return stored.public
+	}
+	return k.remote.Lookup(keyID)
+}
+
+// lookupAuthoritative reports whether a failed lookup is final: the key does not
+// exist or must not be used. Otherwise it may be in a part of the keyring that
+// cannot be read now.
+func (k *keyring) lookupAuthoritative(keyID string) bool {
+	stored, ok := k.stored.get(keyID)
+	switch {
+	case !ok || stored.damage != nil:
+		return false
+	case stored.revoked:
+		return true
+	case k.away.Load():
+		return false
+	}
+	return k.remote == nil || k.remote.Loaded()
+}
+
+// mayAppear reports whether another node may just have made a key that is not
+// found.
+func (k *keyring) mayAppear(keyID string) bool {
+	stored, known := k.stored.get(keyID)
+	return known && !stored.revoked && stored.damage == nil && store.ValidID(keyID)
+}
+
+// revocable reports whether there is a key to revoke. It may already be revoked,
+// or its object damaged.
+func (k *keyring) revocable(keyID string) bool {
+	stored, _ := k.stored.get(keyID)
+	return stored.revoked || stored.damage != nil || k.Lookup(keyID) != nil
+}
+
+// count returns the number of keys that verify.
+func (k *keyring) count() int {
+	ids := make(map[string]struct{})
+	for _, keyID := range k.fixed.IDs() {
+		ids[keyID] = struct{}{}
+	}
+	for _, key := range k.stored.live() {
+		ids[key.id] = struct{}{}
+	}
+	if k.remote != nil {
+		for _, keyID := range k.remote.IDs() {
+			ids[keyID] = struct{}{}
+		}
+	}
+	for keyID := range ids {
+		if k.Lookup(keyID) == nil {
+			delete(ids, keyID)
+		}
+	}
+	return len(ids)
+}
+
+// loadKeyFiles reads the keys of all files into one set.
+func loadKeyFiles(paths []string) (*token.KeySet, error) {
+	var keys []*token.PublicKey
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("key_file %q: %w; `caddy signed-playback keygen` makes a key", path, err)
+		}
+		fromFile, err := token.ParsePublicKeys(data, keyIDOfFile(path))
+		if err != nil {
+			return nil, fmt.Errorf("key_file %q: %w", path, err)
+		}
+		keys = append(keys, fromFile...)
+	}
+	set, err := token.NewKeySet(keys...)
+	if err != nil {
+		return nil, fmt.Errorf("key_file %q: %w", paths, err)
+	}
+	return set, nil
+}
+
+// keyIDOfFile returns the id of a key without a `kid`: the name of its file
+// without the ending.
+func keyIDOfFile(path string) string {
+	name := filepath.Base(path)
+	return strings.TrimSuffix(name, filepath.Ext(name))
+}
+
+// remoteKeysPool keeps remote key sets over config reloads, so that a reload
+// while the key server is unavailable does not lose the keys.
+var remoteKeysPool = caddy.NewUsagePool()
+
+// remoteKeys is a remote key set in remoteKeysPool.
+type remoteKeys struct {
+	*jwks.Set
+	poolKey string
+}
+
+// acquireRemoteKeys returns the key set of an address, shared with other
+// configs that use it. Each call must be matched by a call of release.
+func acquireRemoteKeys(address string, interval time.Duration) (*remoteKeys, error) {
+	poolKey := address + " " + interval.String()
+	value, loaded, err := remoteKeysPool.LoadOrNew(poolKey, func() (caddy.Destructor, error) {
+		set, err := jwks.New(address, interval, func() *zap.Logger { return caddy.Log().Named(appID) })
+		return &remoteKeys{set, poolKey}, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	keys := value.(*remoteKeys)
+	if !loaded {
+		remoteKeysPool.Range(func(_, other any) bool {
+			keys.Inherit(other.(*remoteKeys).Set)
+			return true
+		})
+	}
+	return keys, nil
+}
+
+func (k *remoteKeys) release() error {
+	_, err := remoteKeysPool.Delete(k.poolKey)
+	return err
+}
+
+// Destruct implements caddy.Destructor.
+func (k *remoteKeys) Destruct() error {
+	k.Stop()
+	return nil
+}

@@ -1,0 +1,286 @@
+package signedplayback
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+func pemText(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+}
+
+// publicPEM is a key in a form that has no `kid`.
+func publicPEM(t *testing.T, key *token.SigningKey) string {
+	t.Helper()
+	private := must(x509.ParsePKCS1PrivateKey(privatePEM(t, key).Bytes))
+	return pemText("PUBLIC KEY", must(x509.MarshalPKIXPublicKey(&private.PublicKey)))
+}
+
+func privatePEM(t testing.TB, key *token.SigningKey) *pem.Block {
+	t.Helper()
+	block, _ := pem.Decode(must(base64.StdEncoding.DecodeString(key.PEM())))
+	return block
+}
+
+func keySetOf(keys ...*token.SigningKey) string {
+	set := publicKeySet{Keys: []json.RawMessage{}}
+	for _, key := range keys {
+		set.Keys = append(set.Keys, must(key.Public().JWK()))
+	}
+	return string(must(json.Marshal(set)))
+}
+
+// otherKey is a key of the id "k2".
+var otherKey = sync.OnceValue(func() *token.SigningKey { return must(token.GenerateSigningKey("k2")) })
+
+func TestKeyFiles(t *testing.T) {
+	t.Parallel()
+	private := privatePEM(t, testKey())
+	for _, tc := range []struct {
+		name, file, content string
+		want                []string
+	}{
+		{"JWK", "a.json", publicJWK(testKey()), []string{"k1"}},
+		{"JWKS", "a.json", keySetOf(testKey(), otherKey()), []string{"k1", "k2"}},
+		{"base64 of a private JWK", "a.txt", must(testKey().JWK()) + "\n", []string{"k1"}},
+		{"base64 of a private PEM", "from-api.b64", testKey().PEM(), []string{"from-api"}},
+		{"PEM takes the file's name", "site.pem", publicPEM(t, testKey()), []string{"site"}},
+		{"PEM takes the file's name without the last ending", "site.2026.pem", publicPEM(t, testKey()), []string{"site.2026"}},
+		{"PEM in a file without an ending", "site", publicPEM(t, testKey()), []string{"site"}},
+		{"private PEM", "site.pem", string(pem.EncodeToMemory(private)), []string{"site"}},
+		{"JWK without kid takes the file's name", "site.json", strings.Replace(publicJWK(testKey()), `"kid":"k1"`, `"x":"y"`, 1), []string{"site"}},
+		{"white space around", "a.json", "\n " + publicJWK(testKey()) + " \r\n", []string{"k1"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			set, err := loadKeyFiles([]string{writeFile(t, tc.file, tc.content)})
+			if err != nil {
+				t.Fatalf("loadKeyFiles = %v", err)
+			}
+			if diff := cmp.Diff(tc.want, set.IDs()); diff != "" {
+				t.Errorf("key ids (-want +got):\n%s", diff)
+			}
+			if key := set.Lookup(tc.want[0]); key == nil || !strings.Contains(string(must(key.JWK())), modulus(t)) {
+				t.Errorf("the key %q is not the one of the file", tc.want[0])
+			}
+		})
+	}
+	t.Run("no files", func(t *testing.T) {
+		set, err := loadKeyFiles(nil)
+		if err != nil || len(set.IDs()) != 0 {
+			t.Errorf("loadKeyFiles(nil) = %v, %v, want an empty set", set.IDs(), err)
+		}
+	})
+	t.Run("the same key in two files", func(t *testing.T) {
+		set, err := loadKeyFiles([]string{writeFile(t, "a.json", publicJWK(testKey())), writeFile(t, "k1.pem", publicPEM(t, testKey()))})
+		if err != nil || len(set.IDs()) != 1 {
+			t.Errorf("loadKeyFiles = %v, %v, want one key", set.IDs(), err)
+		}
+	})
+}
+
+// modulus returns that of testKey as a JWK has it.
+func modulus(t *testing.T) string {
+	t.Helper()
+	var key struct{ N string }
+	if err := json.Unmarshal([]byte(publicJWK(testKey())), &key); err != nil {
+		t.Fatal(err)
+	}
+	return key.N
+}
+
+func TestKeyFilesThatAreRefused(t *testing.T) {
+	t.Parallel()
+	elliptic256 := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	weak := must(rsa.GenerateKey(rand.Reader, 1024))
+	for _, tc := range []struct{ name, content, want string }{
+		{"empty", "", "empty"},
+		{"text", "no key at all!", "neither JSON, nor PEM"},
+		{"JSON of something else", `{"a":1}`, "without a key"},
+		{"empty JWKS", `{"keys":[]}`, "without a key"},
+		{"broken JSON", `{"kty":`, "unexpected end"},
+		{"broken PEM", "-----BEGIN PUBLIC KEY-----\nAAAA\n", "broken PEM"},
+		{"PEM of something else", pemText("CERTIFICATE REQUEST", []byte("x")), "CERTIFICATE REQUEST"},
+		{"encrypted PEM", pemText("ENCRYPTED PRIVATE KEY", []byte("x")), "encrypted"},
+		{"A8 elliptic curve", pemText("PUBLIC KEY", must(x509.MarshalPKIXPublicKey(&elliptic256.PublicKey))), "want RSA"},
+		{"A8 symmetric", `{"kty":"oct","kid":"k","k":"c2VjcmV0"}`, "want RSA"},
+		{"A8 for encryption", strings.Replace(publicJWK(testKey()), `"use":"sig"`, `"use":"enc"`, 1), `"enc"`},
+		{"J5 for another algorithm", strings.Replace(publicJWK(testKey()), `"alg":"RS256"`, `"alg":"PS256"`, 1), `"PS256"`},
+		{"J31 1024 bits", pemText("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&weak.PublicKey)), "1024 bits"},
+		{"J31 exponent 3", strings.Replace(publicJWK(testKey()), `"e":"AQAB"`, `"e":"Aw"`, 1), "exponent 3"},
+		{"two keys without kid", publicPEM(t, testKey()) + publicPEM(t, otherKey()), "two different keys"},
+		{"kid with a space", strings.Replace(publicJWK(testKey()), `"kid":"k1"`, `"kid":"k 1"`, 1), `"k 1"`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			path := writeFile(t, "key.file", tc.content)
+			set, err := loadKeyFiles([]string{path})
+			if err == nil {
+				t.Fatalf("loadKeyFiles = %v, want an error", set.IDs())
+			}
+			for _, want := range []string{tc.want, fmt.Sprintf("key_file %q", path)} {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("loadKeyFiles = %v, want %q in it", err, want)
+				}
+			}
+		})
+	}
+	t.Run("missing", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "none.json")
+		_, err := loadKeyFiles([]string{path})
+		if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "signed-playback keygen") {
+			t.Errorf("loadKeyFiles = %v, want the path and how to make a key", err)
+		}
+	})
+	// Only one of two keys with the same id could verify, and the order of the
+	// files would decide which.
+	t.Run("A8 two keys of one id in two files", func(t *testing.T) {
+		_, err := loadKeyFiles([]string{writeFile(t, "a.json", publicJWK(testKey())), writeFile(t, "b.json", publicJWK(strangerKey()))})
+		if err == nil || !strings.Contains(err.Error(), `"k1"`) {
+			t.Errorf("loadKeyFiles = %v, want an error that names the id", err)
+		}
+	})
+}
+
+// keyServer answers every request with a status and a body.
+type keyServer struct {
+	*httptest.Server
+	status   int
+	body     string
+	requests atomic.Int32
+}
+
+func newKeyServer(t *testing.T) *keyServer {
+	t.Helper()
+	s := &keyServer{status: http.StatusOK}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		s.requests.Add(1)
+		w.WriteHeader(s.status)
+		_, _ = io.WriteString(w, s.body)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// Before the set is loaded for the first time, an unknown key may be one of it.
+// The answer is to try again, not that the token is invalid.
+func TestUnknownKeyBeforeAndAfterTheFirstLoad(t *testing.T) {
+	t.Parallel()
+	server := newKeyServer(t)
+	g := newGate(t, &App{JWKSURL: server.URL}, new(Gate))
+	compact := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, otherKey()))
+	request := func() answer { return ask(t, g, requestFor(t, "/"+compact+"/x.ts", nil)) }
+	for i, step := range []struct{ name, body, want string }{
+		{"before the first load", "", "state_unavailable"},
+		{"after a failure", "garbage", "state_unavailable"},
+		{"without the key", keySetOf(strangerKey()), "key_unknown"},
+		{"after another failure", "garbage", "key_unknown"},
+		{"with the key", keySetOf(otherKey()), ""},
+		{"after a third failure", "garbage", ""},
+		{"revoked", `{"keys":[]}`, "key_unknown"},
+	} {
+		if step.body != "" {
+			server.body = step.body
+			_ = g.app.keys.remote.Load() // the tests of package jwks have its errors
+		}
+		if a := request(); a.reason != step.want || a.allowed() != (step.want == "") {
+			t.Errorf("step %d, %s: %d %q, want %q", i, step.name, a.status, a.reason, step.want)
+		}
+		// A key of the config wins over one of the same id in the set.
+		if a := ask(t, g, requestFor(t, "/"+plainToken()+"/x.ts", nil)); !a.allowed() {
+			t.Errorf("step %d, %s: a token of a key of the config: %d %q, want it allowed", i, step.name, a.status, a.reason)
+		}
+	}
+}
+
+// The set outlives a config: a reload while the key server is unavailable must
+// not lose the keys, also if it changes the interval. The last config that uses
+// the set ends it.
+func TestRemoteKeysAreSharedOverReloads(t *testing.T) {
+	t.Parallel()
+	server := newKeyServer(t)
+	server.body = keySetOf(testKey())
+	load := func(interval caddy.Duration) *App {
+		ctx, err := caddy.ProvisionContext(new(caddy.Config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		app := &App{JWKSURL: server.URL, JWKSInterval: interval}
+		if err := app.Provision(ctx); err != nil {
+			t.Fatalf("Provision = %v", err)
+		}
+		return app
+	}
+	unload := func(app *App) {
+		if err := app.Cleanup(); err != nil {
+			t.Errorf("Cleanup = %v", err)
+		}
+	}
+	old := load(0)
+	keys := old.keys.remote
+	if err := keys.Load(); err != nil {
+		t.Fatal(err)
+	}
+	server.status = http.StatusServiceUnavailable
+	check := func(step string, wantReferences int) {
+		t.Helper()
+		references, _ := remoteKeysPool.References(keys.poolKey)
+		ended := errors.Is(keys.Load(), context.Canceled)
+		if references != wantReferences || ended != (wantReferences == 0) {
+			t.Errorf("%s: %d references, ended %t, want %d", step, references, ended, wantReferences)
+		}
+	}
+	next := load(caddy.Duration(5 * time.Minute)) // the default, written out
+	if next.keys.remote != keys {
+		t.Error("a config with the same interval does not share the set")
+	}
+	check("after a reload", 2)
+	unload(old)
+	check("after the end of the old config", 1)
+	other := load(caddy.Duration(time.Minute))
+	if other.keys.remote == keys {
+		t.Error("a config with another interval shares the set")
+	}
+	for name, app := range map[string]*App{"same interval": next, "another interval": other} {
+		if app.keys.Lookup("k1") == nil || !app.keys.lookupAuthoritative("k") {
+			t.Errorf("%s: the new config lost the key that the old one had loaded", name)
+		}
+	}
+	unload(other)
+	unload(next)
+	check("after the end of all configs", 0)
+}
+
+// A config that fails after it has acquired the set releases it once.
+func TestFailedConfigReleasesTheRemoteKeys(t *testing.T) {
+	t.Parallel()
+	address := "http://127.0.0.1:1/" + t.Name()
+	_, _, err := provisioned(t, &App{JWKSURL: address, GeoIPDatabase: writeFile(t, "broken.mmdb", "broken")}, nil)
+	if err == nil {
+		t.Fatal("provisioning succeeded, want an error about the database")
+	}
+	if n, known := remoteKeysPool.References(address + " 5m0s"); known {
+		t.Errorf("%d references to the key set of a config that failed", n)
+	}
+}
