@@ -117,7 +117,7 @@ func TestKeyFilesThatAreRefused(t *testing.T) {
 	weak := must(rsa.GenerateKey(rand.Reader, 1024))
 	for _, tc := range []struct{ name, content, want string }{
 		{"empty", "", "empty"},
-		{"text", "no key at all!", "neither JSON, nor PEM"},
+		{"text", "no key at all!", "want JSON, PEM"},
 		{"JSON of something else", `{"a":1}`, "without a key"},
 		{"empty JWKS", `{"keys":[]}`, "without a key"},
 		{"broken JSON", `{"kty":`, "unexpected end"},
