@@ -6,28 +6,28 @@ import (
 	"unicode"
 )
 
-// attribute is an attribute of an HLS tag. Its value is src[from:to], without
-// the quotes.
+// attribute is an attribute of an HLS tag. Its value without the quotes is
+// src[from:to].
 type attribute struct {
 	name     []byte
 	from, to int
 	quoted   bool
 }
 
-// attributes reads an attribute list by RFC 8216bis section 4.2. It tolerates
-// white space around names and values and a comma at the end, which are common
-// and which all players read alike.
+// attributes reads an attribute list (RFC 8216bis section 4.2). It accepts white
+// space around names and values and a comma at the end, which are common and which
+// all players read alike.
 type attributes struct {
 	src  []byte // up to the end of the list
 	next int
 }
 
 var (
-	errAttributeName  = errors.New("an attribute has no proper name")
+	errAttributeName  = errors.New("an attribute has no valid name")
 	errAttributeQuote = errors.New("the quotes of an attribute are not balanced")
 )
 
-// read reads the next attribute. more is false behind the last one.
+// read reads the next attribute. more is false after the last one.
 func (l *attributes) read() (a attribute, more bool, err error) {
 	l.skipSpace()
 	if l.next == len(l.src) {
@@ -75,8 +75,8 @@ func (l *attributes) skipSpace() {
 	}
 }
 
-// attributeNameByte are the bytes of attribute names. The RFC has upper case
-// only, vendors have their own.
+// attributeNameByte are the bytes of attribute names. The RFC allows upper case
+// only, but vendors use more.
 var attributeNameByte = func() (set [256]bool) {
 	for c := range byte(128) {
 		set[c] = '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z' || c == '-' || c == '_' || c == '.'
@@ -84,8 +84,8 @@ var attributeNameByte = func() (set [256]bool) {
 	return set
 }()
 
-// uriAttributes are the attributes that hold a URI, whatever the tag. X-URI is
-// that of com.apple.hls.preload.
+// uriAttributes are the attributes that contain a URI in any tag. X-URI is from
+// com.apple.hls.preload.
 var uriAttributes = [...]string{"URI", "SERVER-URI", "X-ASSET-URI", "X-ASSET-LIST", "X-URI"}
 
 func uriAttribute(name []byte) int {
@@ -97,12 +97,12 @@ func uriAttribute(name []byte) int {
 	return -1
 }
 
-// endsInURI reports whether an attribute of a vendor is to be taken for one that
-// holds a URI. ExoPlayer does so with any whose name ends like that.
+// endsInURI reports whether an attribute may contain a URI because of its name.
+// ExoPlayer looks only at the end of the name.
 func endsInURI(name []byte) bool { return bytes.HasSuffix(name, []byte("URI")) }
 
-// mentionsURI reports whether the value of an unknown tag has something at the
-// place of an attribute that a player could take for a URI attribute.
+// mentionsURI reports whether a player could find a URI attribute in the value of
+// an unknown tag.
 func mentionsURI(value []byte) bool {
 	if !bytes.Contains(value, []byte("URI")) && !bytes.Contains(value, []byte("X-ASSET-LIST")) {
 		return false
@@ -120,7 +120,7 @@ func mentionsURI(value []byte) bool {
 	}
 }
 
-// isBlank reports whether a player may drop r from the ends of a name. Those in
-// JavaScript drop more than the RFC knows: all white space of Unicode and the
-// byte order mark.
+// isBlank reports whether a player may remove r at the ends of a name. Players in
+// JavaScript remove all Unicode white space and the byte order mark, which is more
+// than the RFC allows.
 func isBlank(r rune) bool { return r <= ' ' || unicode.IsSpace(r) || r == '\uFEFF' }

@@ -8,104 +8,96 @@ import (
 )
 
 const (
-	// maxAlternatives bounds the places that BaseURLs offer: those of an
+	// maxAlternatives limits the base URIs of an element. The alternatives of an
 	// element multiply with those of the elements around it.
 	maxAlternatives = 16
 
-	// maxBase bounds the path that a BaseURL leads to, for each reference
-	// below it is resolved by walking there.
+	// maxBase limits the path of a base URI, because each reference below it is
+	// resolved from there.
 	maxBase = 2 << 10
 )
 
-// baseURLs are all BaseURLs of a manifest, by the elements that they apply to.
+// baseURLs are all BaseURLs of a manifest, in the order of their elements.
 //
-// A BaseURL moves the place of everything below its element, on the origin and
-// for the viewer alike if it leads into the folder. One that leads to another
-// host moves both there. But one that leads to the origin outside the folder,
-// like
+// A BaseURL changes the base URI of everything below its element. If it leads into
+// the folder or to another host, it does so alike on the origin and for the viewer.
+// But one like
 //
 //	<BaseURL>https://origin.example/</BaseURL>
 //
-// and by the references below it back into the folder, leaves the viewer with a
-// place that no relative reference leads back from. Such a BaseURL is adopted:
-// rewritten to lead to the manifest's own folder, and what is below it is
-// rewritten to lead from there to where it led. That is right only if all of it
-// leads back into the folder; a manifest with other references below it is
-// refused.
+// leads to the origin outside the folder, and references below it may lead back
+// into the folder. On the viewer's side no relative reference leads back from
+// there. Such a BaseURL is adopted: it is rewritten so that it leads to the folder
+// of the manifest, and the references below it are rewritten so that they lead
+// from there to the same files as before. That is correct only if all of them lead
+// into the folder. A manifest with other references below it is refused.
 type baseURLs struct {
-	list []base
-	next int // the first whose element has not begun yet
+	list []baseURL
+	next int // the first one whose element has not begun yet
 
-	adopting bool // some were adopted in this pass, so that another is needed
-	settled  bool // no more are adopted
+	adopting bool // this pass has adopted some, so another pass is needed
+	settled  bool // no more BaseURLs are adopted
 }
 
-// base is a BaseURL. It is kept small, for a hostile manifest has many.
-type base struct {
-	owner    int32 // where the element begins
-	from, to int32 // of the text; both are 0 if it is empty
-	verbatim bool
+// baseURL is a BaseURL. It is small, because a hostile manifest can have a million.
+type baseURL struct {
+	owner    int32 // offset of the element that contains it
+	from, to int32 // of the text; both are 0 if there is none
+	kind     valueKind
 	adopted  bool
 }
 
-func (b base) text() span { return span{int(b.from), int(b.to)} }
+func (b baseURL) text() span { return span{int(b.from), int(b.to)} }
 
-func (b base) kind() valueKind {
-	if b.verbatim {
-		return verbatimValue
-	}
-	return textValue
-}
-
-// add takes note of a BaseURL. Offsets are below MaxSize.
-func (b *baseURLs) add(owner int, text span, verbatim bool) {
-	b.list = append(b.list, base{owner: int32(owner), from: int32(text.from), to: int32(text.to), verbatim: verbatim})
+// add records a BaseURL. Offsets are below MaxSize.
+func (b *baseURLs) add(owner int, text span, kind valueKind) {
+	b.list = append(b.list, baseURL{owner: int32(owner), from: int32(text.from), to: int32(text.to), kind: kind})
 }
 
 // sort puts the BaseURLs in the order in which their elements begin.
 func (b *baseURLs) sort() {
-	slices.SortStableFunc(b.list, func(x, y base) int { return cmp.Compare(x.owner, y.owner) })
+	slices.SortStableFunc(b.list, func(x, y baseURL) int { return cmp.Compare(x.owner, y.owner) })
 }
 
-// adopt marks the BaseURLs that led to a place. It reports whether that helps.
-func (b *baseURLs) adopt(p *place) bool {
-	if b.settled || p.foreign {
+// adopt marks the BaseURLs that led to a base URI. It reports whether that helps.
+func (b *baseURLs) adopt(base *baseURI) bool {
+	if b.settled || base.foreign {
 		return false
 	}
-	for ; p != nil && p.view == ""; p = p.parent {
-		if p.foreign {
+	for ; base != nil && base.view == ""; base = base.parent {
+		if base.foreign {
 			return false
 		}
-		b.list[p.entry].adopted = true
+		b.list[base.entry].adopted = true
 	}
 	b.adopting = true
 	return true
 }
 
-// enter returns the first of the BaseURLs of the element that begins at start,
-// and the places that they lead to.
-func (d *mpd) enter(start int, outer []*place) (first int, inner []*place, err error) {
-	first = d.bases.next
+// enter returns the index of the first BaseURL of the element that begins at
+// start, and the base URIs that its BaseURLs lead to from those outside.
+func (d *mpd) enter(start int, outer []*baseURI) (index int, inner []*baseURI, err error) {
+	index = d.bases.next
 	for ; d.bases.next < len(d.bases.list); d.bases.next++ {
 		b := d.bases.list[d.bases.next]
 		if int(b.owner) != start {
 			break
 		}
-		_, ref, _ := d.decode(b.text(), b.kind())
-		for _, from := range outer {
-			p := from
+		_, ref, _ := d.decode(b.text(), b.kind)
+		for _, parent := range outer {
+			base := parent
 			if b.to > 0 {
-				p = d.lead(from, ref)
-				p.entry, p.parent = d.bases.next, from
+				base = d.followBase(parent, ref)
+				base.entry, base.parent = d.bases.next, parent
 			}
-			if len(p.path) > maxBase {
-				return 0, nil, d.invalid("a BaseURL that is too long")
+			if len(base.path) > maxBase {
+				return 0, nil, d.invalid("a BaseURL is too long")
 			}
-			if !p.foreign && b.adopted { // for all alternatives alike
-				p.view = d.folderOf()
+			if !base.foreign && b.adopted { // for all alternatives alike
+				base.view = d.ownFolder()
 			}
-			if !slices.ContainsFunc(inner, func(q *place) bool { return alike(p, q) }) {
-				inner = append(inner, p)
+			if !slices.ContainsFunc(inner, func(other *baseURI) bool { return alike(base, other) }) {
+				inner = append(inner, base)
 			}
 			if len(inner) > maxAlternatives {
 				return 0, nil, d.invalid("more than %d alternative BaseURLs", maxAlternatives)
@@ -115,38 +107,40 @@ func (d *mpd) enter(start int, outer []*place) (first int, inner []*place, err e
 	if inner == nil {
 		inner = outer
 	}
-	return first, inner, nil
+	return index, inner, nil
 }
 
-// folderOf returns the folder that the manifest itself is in, which is where
-// adopted BaseURLs lead.
-func (d *mpd) folderOf() string {
+// ownFolder returns the folder that contains the manifest. Adopted BaseURLs lead
+// there.
+func (d *mpd) ownFolder() string {
 	return d.at.Path[:strings.LastIndexByte(d.at.Path, '/')+1]
 }
 
-// alike reports whether references fare alike at two places.
-func alike(p, q *place) bool {
+// alike reports whether all references have the same outcome at two base URIs.
+func alike(p, q *baseURI) bool {
 	return p.foreign == q.foreign && p.path == q.path && p.view == q.view && (p.foreign || p.view != "" || p.entry == q.entry)
 }
 
 // rewriteBase rewrites a BaseURL.
-func (d *mpd) rewriteBase(index int, at []*place) error {
+func (d *mpd) rewriteBase(index int, bases []*baseURI) error {
 	b := d.bases.list[index]
 	if !b.adopted {
-		return d.rewrite(b.text(), b.kind(), at)
+		return d.rewrite(b.text(), b.kind, bases)
 	}
-	in, _, suffix := d.decode(b.text(), b.kind())
+	in, _, suffix := d.decode(b.text(), b.kind)
 	d.other = d.other[:0]
-	for i, p := range at {
-		if p.view == "" {
-			return d.invalid("a BaseURL that leads into the folder below one that leads elsewhere")
+	for i, base := range bases {
+		if base.view == "" {
+			return d.invalid("a BaseURL that leads into the folder is below one that leads to another host or out of the folder")
 		}
-		d.relate(p.view, []byte(d.folderOf()[len(d.folder):]))
+		d.writeRelative(base.view, []byte(d.ownFolder()[len(d.folder):]))
 		if i > 0 && !bytes.Equal(d.out, d.other) {
-			return d.invalid("alternative BaseURLs that a URI cannot be rewritten for alike")
+			return d.invalid(whyAlternatives)
 		}
 		d.other = append(d.other[:0], d.out...)
 	}
 	d.stats.Rewritten++
-	return d.write(in, b.kind(), suffix)
+	return d.write(in, b.kind, suffix)
 }
+
+const whyAlternatives = "a URI would need different rewritings for alternative BaseURLs"

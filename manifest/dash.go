@@ -7,59 +7,58 @@ import (
 )
 
 const (
-	maxDepth      = 64 // elements within elements; an MPD needs about ten
+	maxDepth      = 64 // nesting of elements; an MPD needs about ten
 	maxAttributes = 64 // of an element
 	maxPrefixes   = 128
 )
 
-// mpd rewrites an MPD, or a patch to one.
+// mpd rewrites an MPD or a patch to an MPD.
 type mpd struct {
 	*mapper
 	editor
 	*scanner
 	src      []byte
 	bases    baseURLs
-	here     []*place // the manifest's own place, alone
+	document []*baseURI // the base URI of the manifest itself
 	open     []element
 	prefixes []prefix
-	rooted   bool // the root element has begun
+	hasRoot  bool // the root element has begun
 	stats    Stats
 
-	// collecting is on in the first pass, which edits nothing, but finds the
-	// BaseURLs: they apply to their siblings, whichever comes first.
+	// collecting is set in the first pass, which only finds the BaseURLs: they
+	// apply to their siblings before and after them.
 	collecting bool
 
-	decoded []byte // scratch memory
-	other   []byte
+	decoded []byte // reused memory
+	other   []byte // reused memory
 }
 
-// element is an element that is open.
+// element is an open element.
 type element struct {
 	name  []byte
 	start int
 
-	// outer is where references in the attributes and in the BaseURLs of the
-	// element are resolved, inner those in its other children. There are
-	// several if BaseURLs offer alternatives.
-	outer, inner []*place
-	base         int // the next BaseURL among those of the element
+	// References in the attributes and BaseURLs of the element are resolved
+	// against outer, those in its other children against inner. There are several
+	// base URIs if BaseURLs are alternatives.
+	outer, inner []*baseURI
+	base         int // index of the next BaseURL of the element
 
 	content  content
-	text     span // of a URI
-	verbatim bool // the text is in a CDATA section
-	filled   bool // there was text
-	opaque   bool // not MPD markup, but somebody else's data
-	prefixes int  // how many prefixes there were before the element
+	text     span // of a URI; zero if there is none
+	kind     valueKind
+	opaque   bool // not MPD markup, but data of other parties
+	prefixes int  // how many prefixes were declared before the element
 }
 
 // content is what the text of an element is.
 type content int
 
 const (
-	markup    content = iota // not a URI
-	baseURL                  // a BaseURL
-	uri                      // a URI at the element's place
-	nextFetch                // a URI at the manifest's own place
+	markup      content = iota // not a URI
+	baseText                   // a BaseURL
+	elementURI                 // relative to the base URI of the element
+	documentURI                // relative to the manifest itself
 )
 
 // prefix is a namespace prefix, and whether it stands for XLink.
@@ -68,12 +67,12 @@ type prefix struct {
 	xlink bool
 }
 
-// rewriteDASH rewrites an MPD or a patch. What a patch brings into an MPD is
-// resolved as if it stood in an MPD in the patch's own folder without BaseURLs
-// other than the patch's, for the MPD itself is not at hand.
+// rewriteDASH rewrites an MPD or a patch. References that a patch adds to an MPD
+// are resolved as if the MPD were in the folder of the patch and had no BaseURLs
+// except those of the patch, because the MPD is not available.
 func rewriteDASH(dst, src []byte, at Location) ([]byte, Stats, error) {
 	m := newMapper(at)
-	d := &mpd{mapper: m, src: src, here: []*place{m.document()}}
+	d := &mpd{mapper: m, src: src, document: []*baseURI{m.document()}}
 	dst = slices.Grow(dst, len(src)) // once for all passes
 	if bytes.Contains(src, []byte("BaseURL")) {
 		d.collecting = true
@@ -87,7 +86,7 @@ func rewriteDASH(dst, src []byte, at Location) ([]byte, Stats, error) {
 		return nil, Stats{}, err
 	}
 	if d.bases.adopting {
-		// Only now is it known which BaseURLs outside the folder lead back in.
+		// The last pass has found the BaseURLs to adopt.
 		d.bases.adopting, d.bases.settled = false, true
 		if err := d.pass(dst, src); err != nil {
 			return nil, Stats{}, err
@@ -96,13 +95,13 @@ func rewriteDASH(dst, src []byte, at Location) ([]byte, Stats, error) {
 	return d.finish(), d.stats, nil
 }
 
-// pass walks through the document once.
+// pass reads the document once.
 func (d *mpd) pass(dst, src []byte) (err error) {
 	if d.scanner, err = newScanner(src); err != nil {
 		return err
 	}
 	d.editor = newEditor(dst, src)
-	d.stats, d.rooted = Stats{}, false
+	d.stats, d.hasRoot = Stats{}, false
 	d.open, d.prefixes = d.open[:0], d.prefixes[:0]
 	d.bases.next = 0
 	for {
@@ -112,7 +111,7 @@ func (d *mpd) pass(dst, src []byte) (err error) {
 		}
 		switch t.kind {
 		case tokenEnd:
-			if len(d.open) > 0 || !d.rooted {
+			if len(d.open) > 0 || !d.hasRoot {
 				return d.invalid("the document ends early")
 			}
 			return nil
@@ -141,24 +140,24 @@ func isManifestRoot(name []byte) bool {
 
 // begin opens an element.
 func (d *mpd) begin(t xmlToken) error {
-	e := element{name: t.name, start: t.from, outer: d.here, prefixes: len(d.prefixes)}
+	e := element{name: t.name, start: t.from, outer: d.document, prefixes: len(d.prefixes)}
 	name := local(t.name)
 	switch {
 	case len(d.open) > 0:
 		parent := &d.open[len(d.open)-1]
 		if parent.content != markup {
-			return d.invalid("an element where a URI is expected")
+			return d.invalid("an element in the place of a URI")
 		}
 		e.outer = parent.inner
 		e.opaque = parent.opaque || opaque(local(parent.name))
-	case d.rooted:
+	case d.hasRoot:
 		return d.invalid("a second root element")
 	case !isManifestRoot(name):
 		return d.invalid("the root element is neither MPD nor Patch")
 	}
-	d.rooted = true
+	d.hasRoot = true
 	if len(d.open) == maxDepth {
-		return d.invalid("more than %d elements within each other", maxDepth)
+		return d.invalid("elements are nested more than %d deep", maxDepth)
 	}
 	if err := d.checkAttributes(); err != nil {
 		return err
@@ -180,29 +179,29 @@ func (d *mpd) begin(t xmlToken) error {
 	return nil
 }
 
-// opaque reports whether what is in an element is somebody else's data, whatever
-// its names look like.
+// opaque reports whether an element contains data of other parties, which stays as
+// it is even if its names look like those of an MPD.
 func opaque(name []byte) bool {
 	return string(name) == "ContentProtection" || string(name) == "EventStream"
 }
 
-// contentOf tells what the text of the element is whose start tag was scanned.
+// contentOf returns what the text of an element is. Its start tag was scanned last.
 func (d *mpd) contentOf(name []byte) content {
 	switch string(name) {
 	case "BaseURL":
-		return baseURL
+		return baseText
 	case "Location", "PatchLocation":
-		return nextFetch
+		return documentURI
 	case "ContentSteering":
-		return uri
+		return elementURI
 	case "add", "replace":
 		return patched(d.value("sel"), d.value("type"))
 	}
 	return markup
 }
 
-// patched tells what the text of a patch operation is, RFC 5261 section 4: what
-// it selects, or the attribute that it adds.
+// patched returns what the text of a patch operation is (RFC 5261 section 4): the
+// value of what it selects, or of the attribute that it adds.
 func patched(selector, attribute string) content {
 	target := attribute
 	if target == "" {
@@ -218,18 +217,18 @@ func patched(selector, attribute string) content {
 	case target == "" || target[0] != '@' && !strings.HasSuffix(selector, "text()"):
 		return markup
 	case target[0] != '@' && (name == "Location" || name == "PatchLocation"):
-		return nextFetch
+		return documentURI
 	case target[0] != '@' && (name == "BaseURL" || name == "ContentSteering"):
-		return uri
+		return elementURI
 	case target[0] != '@':
 		return markup
 	case name == "media", name == "initialization", name == "index", name == "bitstreamSwitching", name == "sourceURL", name == "href":
-		return uri
+		return elementURI
 	}
 	return markup
 }
 
-// cutStep cuts off the last step of a path. Predicates have no bearing on it.
+// cutStep cuts off the last step of a path. It ignores slashes in predicates.
 func cutStep(selector string) (path, step string) {
 	depth := 0
 	for i := len(selector) - 1; i >= 0; i-- {
@@ -247,7 +246,7 @@ func cutStep(selector string) (path, step string) {
 	return "", selector
 }
 
-// value returns an attribute of the last start tag, undecoded.
+// value returns the undecoded value of an attribute of the last start tag.
 func (d *mpd) value(name string) string {
 	for _, a := range d.attributes {
 		if string(a.name) == name {
@@ -257,8 +256,8 @@ func (d *mpd) value(name string) string {
 	return ""
 }
 
-// checkAttributes refuses repeated attributes, of which some parsers take the
-// first and others the last, and takes note of namespace prefixes.
+// checkAttributes records namespace prefixes and refuses an attribute that occurs
+// twice: some parsers use the first, others the last.
 func (d *mpd) checkAttributes() error {
 	if len(d.attributes) > maxAttributes {
 		return d.invalid("more than %d attributes", maxAttributes)
@@ -266,7 +265,7 @@ func (d *mpd) checkAttributes() error {
 	for i, a := range d.attributes {
 		for _, b := range d.attributes[:i] {
 			if bytes.Equal(a.name, b.name) {
-				return d.invalid("an attribute is repeated")
+				return d.invalid("an attribute occurs twice")
 			}
 		}
 		if name, ok := bytes.CutPrefix(a.name, []byte("xmlns:")); ok {
@@ -280,8 +279,8 @@ func (d *mpd) checkAttributes() error {
 	return nil
 }
 
-// isXLink reports whether an attribute is an XLink reference. The usual prefix
-// is also taken for it where it is not declared, as players do.
+// isXLink reports whether an attribute is an XLink reference. Like players, it
+// accepts the usual prefix without a declaration.
 func (d *mpd) isXLink(name []byte) bool {
 	before, ok := bytes.CutSuffix(name, []byte(":href"))
 	if !ok {
@@ -296,17 +295,17 @@ func (d *mpd) isXLink(name []byte) bool {
 }
 
 // rewriteAttributes rewrites the URIs in the attributes of the last start tag.
-func (d *mpd) rewriteAttributes(element []byte, at []*place) error {
+func (d *mpd) rewriteAttributes(element []byte, bases []*baseURI) error {
 	for _, a := range d.attributes {
 		switch {
 		case string(element) == "UTCTiming" && string(a.name) == "value":
 			if strings.HasPrefix(d.value("schemeIdUri"), "urn:mpeg:dash:utc:http-") {
-				if err := d.rewriteList(a.value, at); err != nil {
+				if err := d.rewriteList(a.value, bases); err != nil {
 					return err
 				}
 			}
-		case holdsURI(element, a.name) || d.isXLink(a.name):
-			if err := d.rewrite(a.value, attributeValue, at); err != nil {
+		case isURI(element, a.name) || d.isXLink(a.name):
+			if err := d.rewrite(a.value, attributeValue, bases); err != nil {
 				return err
 			}
 		}
@@ -314,11 +313,11 @@ func (d *mpd) rewriteAttributes(element []byte, at []*place) error {
 	return nil
 }
 
-// holdsURI reports whether an attribute holds a URI, or a template of URIs.
-// Identifiers such as $Number%05d$ stay in templates as they are. What a
-// $RepresentationID$ puts there is not looked at: a player that it leads out of
-// the folder just leaves it, and takes nothing along.
-func holdsURI(element, name []byte) bool {
+// isURI reports whether an attribute contains a URI or a template of URIs. In
+// templates, identifiers such as $Number%05d$ stay as they are. The values of
+// $RepresentationID$ are not checked: one that leads out of the folder leads to a
+// path without a token.
+func isURI(element, name []byte) bool {
 	switch string(name) {
 	case "sourceURL":
 		return true
@@ -332,8 +331,8 @@ func holdsURI(element, name []byte) bool {
 	return false
 }
 
-// rewriteList rewrites URIs with white space between them.
-func (d *mpd) rewriteList(list span, at []*place) error {
+// rewriteList rewrites a list of URIs that white space separates.
+func (d *mpd) rewriteList(list span, bases []*baseURI) error {
 	src := d.src
 	for from := list.from; from < list.to; {
 		to := from
@@ -341,7 +340,7 @@ func (d *mpd) rewriteList(list span, at []*place) error {
 			to++
 		}
 		if to > from {
-			if err := d.rewrite(span{from, to}, attributeValue, at); err != nil {
+			if err := d.rewrite(span{from, to}, attributeValue, bases); err != nil {
 				return err
 			}
 		}
@@ -350,30 +349,38 @@ func (d *mpd) rewriteList(list span, at []*place) error {
 	return nil
 }
 
-// text takes in character data.
+// text records the text of an element, if it is a URI.
 func (d *mpd) text(t xmlToken) error {
-	from, to := t.from, t.to
-	for from < to && xmlSpace(d.src[from]) {
-		from++
-	}
-	for from < to && xmlSpace(d.src[to-1]) {
-		to--
-	}
+	text := d.trimSpace(t.span)
 	if len(d.open) == 0 {
-		if from < to || t.kind == tokenVerbatim {
-			return d.invalid("text outside of the root element")
+		if text.from < text.to || t.kind == tokenVerbatim {
+			return d.invalid("text outside the root element")
 		}
 		return nil
 	}
 	e := &d.open[len(d.open)-1]
-	if e.content == markup || from == to {
+	if e.content == markup || text.from == text.to {
 		return nil
 	}
-	if e.filled {
-		return d.invalid("a URI in pieces")
+	if e.text.to > 0 {
+		return d.invalid("a URI consists of several pieces of text")
 	}
-	e.filled, e.verbatim, e.text = true, t.kind == tokenVerbatim, span{from, to}
+	e.text = text
+	if t.kind == tokenVerbatim {
+		e.kind = verbatimValue
+	}
 	return nil
+}
+
+func (d *mpd) trimSpace(text span) span {
+	src := d.src
+	for text.from < text.to && xmlSpace(src[text.from]) {
+		text.from++
+	}
+	for text.from < text.to && xmlSpace(src[text.to-1]) {
+		text.to--
+	}
+	return text
 }
 
 // end closes the innermost element.
@@ -384,66 +391,62 @@ func (d *mpd) end(name []byte) error {
 	e := d.open[len(d.open)-1]
 	d.open = d.open[:len(d.open)-1]
 	d.prefixes = d.prefixes[:e.prefixes]
-	kind := textValue
-	if e.verbatim {
-		kind = verbatimValue
-	}
 	switch {
-	case e.content == baseURL && len(d.open) > 0:
+	case e.content == baseText && len(d.open) > 0:
 		parent := &d.open[len(d.open)-1]
 		if d.collecting {
-			d.bases.add(parent.start, e.text, e.verbatim)
+			d.bases.add(parent.start, e.text, e.kind)
 			return nil
 		}
 		parent.base++
-		if !e.filled {
+		if e.text.to == 0 {
 			return nil
 		}
 		return d.rewriteBase(parent.base-1, parent.outer)
-	case d.collecting || !e.filled:
+	case d.collecting || e.text.to == 0:
 		return nil
-	case e.content == uri:
-		return d.rewrite(e.text, kind, e.outer)
-	case e.content == nextFetch:
-		// Not subject to BaseURL: players resolve it against the URL that
-		// the manifest came from.
-		return d.rewrite(e.text, kind, d.here)
+	case e.content == elementURI:
+		return d.rewrite(e.text, e.kind, e.outer)
+	case e.content == documentURI:
+		// BaseURLs do not apply: players resolve it against the URL of the
+		// manifest.
+		return d.rewrite(e.text, e.kind, d.document)
 	}
 	return nil
 }
 
-// rewrite rewrites a URI, for all the places where it may be resolved.
-func (d *mpd) rewrite(in span, kind valueKind, at []*place) error {
+// rewrite rewrites a URI, for all base URIs against which it may be resolved.
+func (d *mpd) rewrite(in span, kind valueKind, bases []*baseURI) error {
 	in, ref, suffix := d.decode(in, kind)
 	if beginsBlank(ref) {
 		return d.invalid(whyBlank)
 	}
-	fates, replaced := 0, false
-	for i, p := range at {
-		f := d.follow(p, ref)
-		switch f {
-		case stranded:
-			if !d.bases.adopt(p) {
-				return d.invalid("a URI in the folder below a BaseURL that leads elsewhere")
+	replaced, anyOutside := false, false
+	for i, base := range bases {
+		result := d.follow(base, ref)
+		switch result {
+		case unreachable:
+			if !d.bases.adopt(base) {
+				return d.invalid("a URI that leads into the folder is below a BaseURL that leads out of it")
 			}
 			continue
-		case diverted:
-			return d.invalid("URIs within and outside the folder below the same BaseURL")
-		case elsewhere, outside, kept, written:
+		case misleading:
+			return d.invalid("some URIs below the same BaseURL lead into the folder, others out of it")
+		case foreignURI, outside, unchanged, rewritten:
 		}
-		if i > 0 && !d.bases.adopting && (replaced != (f == written) || replaced && !bytes.Equal(d.out, d.other)) {
-			return d.invalid("alternative BaseURLs that a URI cannot be rewritten for alike")
+		if i > 0 && !d.bases.adopting && (replaced != (result == rewritten) || replaced && !bytes.Equal(d.out, d.other)) {
+			return d.invalid(whyAlternatives)
 		}
-		if replaced = f == written; replaced && len(at) > 1 {
+		if replaced = result == rewritten; replaced && len(bases) > 1 {
 			d.other = append(d.other[:0], d.out...)
 		}
-		fates |= 1 << f
+		anyOutside = anyOutside || result == outside
 	}
 	switch {
 	case replaced:
 		d.stats.Rewritten++
 		return d.write(in, kind, suffix)
-	case fates&(1<<outside) != 0:
+	case anyOutside:
 		d.stats.Outside++
 	default:
 		d.stats.Left++
@@ -451,25 +454,15 @@ func (d *mpd) rewrite(in span, kind valueKind, at []*place) error {
 	return nil
 }
 
-// decode takes a value apart into the reference, and the query and the fragment
-// as they stand. The white space around it stays.
+// decode decodes the reference of a URI, without the white space around it. suffix
+// is the undecoded query and fragment.
 func (d *mpd) decode(in span, kind valueKind) (trimmed span, ref, suffix []byte) {
-	src := d.src
-	for in.from < in.to && xmlSpace(src[in.from]) {
-		in.from++
-	}
-	for in.from < in.to && xmlSpace(src[in.to-1]) {
-		in.to--
-	}
-	value := src[in.from:in.to]
-	if ref, suffix = cutSuffix(value); plain(ref) && bytes.IndexByte(ref, '&') < 0 {
-		return in, ref, suffix
-	}
-	d.decoded, suffix = decodeReference(d.decoded[:0], value, kind)
+	in = d.trimSpace(in)
+	d.decoded, suffix = decodeReference(d.decoded[:0], d.src[in.from:in.to], kind)
 	return in, trimReference(d.decoded, len(suffix) > 0), suffix
 }
 
-// write replaces a URI by what the mapper made of it.
+// write replaces a URI by the output of the mapper.
 func (d *mpd) write(in span, kind valueKind, suffix []byte) error {
 	if kind != verbatimValue {
 		d.other = appendEscaped(d.other[:0], d.out)
@@ -477,7 +470,7 @@ func (d *mpd) write(in span, kind valueKind, suffix []byte) error {
 	}
 	d.other = append(append(d.other[:0], d.out...), suffix...)
 	if bytes.Contains(d.other, []byte("]]>")) {
-		return d.invalid("a URI that would end its CDATA section")
+		return d.invalid("a rewritten URI would end its CDATA section")
 	}
 	return d.replace(in.from, in.to, d.other)
 }

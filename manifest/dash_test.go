@@ -7,11 +7,11 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
-// seg is a template that leads from the manifest into the folder.
+// seg is a template with a path from the root into the folder.
 const seg = `<SegmentTemplate media="/library/vidA/v1/$Number$"/>`
 
-// dashCases are MPDs and what becomes of them. An empty want means that it stays
-// as it is.
+// dashCases are MPDs and the results. An empty want means that the MPD stays as it
+// is.
 var dashCases = []struct{ name, in, want string }{
 	{name: "M6 BaseURL in the folder moves what is below", in: `<MPD><BaseURL>../a/b/</BaseURL>` + seg + `</MPD>`, want: `<MPD><BaseURL>../a/b/</BaseURL><SegmentTemplate media="../../$Number$"/></MPD>`},
 	{name: "M6 BaseURL below the elements that it applies to", in: `<MPD>` + seg + `<BaseURL>../a/b/</BaseURL></MPD>`, want: `<MPD><SegmentTemplate media="../../$Number$"/><BaseURL>../a/b/</BaseURL></MPD>`},
@@ -77,8 +77,8 @@ var dashCases = []struct{ name, in, want string }{
 	{name: "M7 no root", in: `<!-- <MPD/> -->`, want: refused},
 	{name: "M7 nothing", in: " ", want: refused},
 	{name: "M7 text before the root", in: `x<MPD/>`, want: refused},
-	{name: "M7 text behind the root", in: `<MPD/>x`, want: refused},
-	{name: "M7 CDATA behind the root", in: `<MPD/><![CDATA[]]>`, want: refused},
+	{name: "M7 text after the root", in: `<MPD/>x`, want: refused},
+	{name: "M7 CDATA after the root", in: `<MPD/><![CDATA[]]>`, want: refused},
 	{name: "M7 comments and instructions around the root", in: "\ufeff<?xml version='1.0' encoding='UTF-8' ?>\n<?a /library/vidA/v1/ ?><!-- <MPD> --><MPD/><!-- > -->\n"},
 	{name: "M7 prefixed elements", in: `<d:MPD xmlns:d="urn:mpeg:dash:schema:mpd:2011"><d:BaseURL>/library/vidA/v1/</d:BaseURL></d:MPD>`, want: `<d:MPD xmlns:d="urn:mpeg:dash:schema:mpd:2011"><d:BaseURL>../</d:BaseURL></d:MPD>`},
 	{name: "M7 end tag with another prefix", in: `<a:MPD></b:MPD>`, want: refused},

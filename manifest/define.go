@@ -7,29 +7,29 @@ import (
 	"strings"
 )
 
-// reference begins a reference to a variable: {$name}.
-var reference = []byte("{$")
+// variableStart begins a variable reference: {$name}.
+var variableStart = []byte("{$")
 
 const (
 	maxVariables = 256
-	maxExpanded  = 4 << 10 // bytes of a URI with its variables replaced
+	maxExpanded  = 4 << 10 // bytes of a URI after its variables are replaced
 
-	// expansion is how many times the size of a playlist its variables may take
-	// in all. A few bytes can refer to many, so that without it a playlist
-	// could keep a gateway busy for long.
-	expansion = 8
+	// maxExpansion limits the length of all replaced URIs together, in sizes of
+	// the playlist. A few bytes can refer to a long variable, so without the limit
+	// a playlist could keep the gateway busy for a long time.
+	maxExpansion = 8
 )
 
-// variables are what EXT-X-DEFINE has defined so far.
+// variables are those that EXT-X-DEFINE has defined so far.
 type variables struct {
 	query  string
-	params map[string]variable // the query, parsed when it is asked for
+	params map[string]variable // of the query, parsed on first use
 	values map[string]variable
-	budget int
-	out    []byte // scratch memory
+	budget int    // how many bytes of replaced URIs are left
+	out    []byte // reused memory
 }
 
-// variable is the value of a variable in the player, as far as it is known here.
+// variable is a variable and its value in the player, if that is known here.
 type variable struct {
 	value string
 	known bool
@@ -39,11 +39,11 @@ var (
 	errDefine      = errors.New("EXT-X-DEFINE needs one of NAME with VALUE, IMPORT and QUERYPARAM")
 	errDefineTwice = errors.New("a variable is defined twice")
 	errDefineMany  = errors.New("too many variables")
-	errUnknown     = errors.New("a variable that is not known here decides where a URI leads")
-	errExpansion   = errors.New("variables make a URI too long")
+	errUnknown     = errors.New("a URI depends on a variable whose value is unknown")
+	errExpansion   = errors.New("a URI is too long when its variables are replaced")
 )
 
-// define reads EXT-X-DEFINE by RFC 8216bis section 4.4.2.3.
+// define reads the attributes of EXT-X-DEFINE (RFC 8216bis section 4.4.2.3).
 func (p *playlist) define(from, to int) error {
 	var name, value, imported, param *string
 	for list := (attributes{src: p.src[:to], next: from}); ; {
@@ -76,9 +76,9 @@ func (p *playlist) define(from, to int) error {
 	err := errDefine
 	switch {
 	case name != nil && value != nil && imported == nil && param == nil:
-		// A value may refer to variables, but that would have to be followed
-		// in the way of each player.
-		known := len(*value) <= maxExpanded && !strings.Contains(*value, string(reference))
+		// A value may contain variable references, but players replace them
+		// differently.
+		known := len(*value) <= maxExpanded && !strings.Contains(*value, string(variableStart))
 		err = p.variables.set(*name, variable{*value, known})
 	case name == nil && value == nil && imported != nil && param == nil:
 		err = p.variables.set(*imported, variable{})
@@ -105,10 +105,10 @@ func (v *variables) set(name string, value variable) error {
 	return nil
 }
 
-// fromQuery returns the value that a variable takes from the viewer's query. It
-// is known only if every player reads the same value, and if that cannot lead
-// anywhere but one name further down: whoever writes a link chooses it, and must
-// not choose by it where another viewer's player goes.
+// fromQuery returns the value that a variable takes from the viewer's query. It is
+// known only if all players read the same value and if the value is harmless: the
+// author of a link chooses it, and must not choose where another viewer's player
+// goes.
 func (v *variables) fromQuery(name string) variable {
 	if v.params == nil {
 		v.params = make(map[string]variable)
@@ -125,6 +125,8 @@ func (v *variables) fromQuery(name string) variable {
 	return v.params[name]
 }
 
+// harmless reports whether a value in a URI can only be part of the name of a file
+// or folder.
 func harmless(value string) bool {
 	for i := range len(value) {
 		if !variableNameByte(value[i]) {
@@ -134,17 +136,18 @@ func harmless(value string) bool {
 	return value != "" && len(value) <= maxExpanded
 }
 
-// variableNameByte are the bytes of variable names, and of harmless values.
+// variableNameByte reports whether c occurs in variable names and in harmless
+// values.
 func variableNameByte(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z' || c == '-' || c == '_'
 }
 
-// expand replaces the variables in a reference, until the next call. A variable that is not known is
-// an error, as it is to players.
+// expand replaces the variables in a reference. The result is valid until the next
+// call. An unknown variable is an error, as in players.
 func (v *variables) expand(ref []byte) ([]byte, error) {
 	out := v.out[:0]
 	for {
-		before, after, found := bytes.Cut(ref, reference)
+		before, after, found := bytes.Cut(ref, variableStart)
 		out = append(out, before...)
 		if !found {
 			break
@@ -154,7 +157,7 @@ func (v *variables) expand(ref []byte) ([]byte, error) {
 			end++
 		}
 		if end == 0 || end == len(after) || after[end] != '}' {
-			out = append(out, reference...) // not a reference
+			out = append(out, variableStart...) // not a variable reference
 			ref = after
 			continue
 		}

@@ -13,9 +13,9 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
-// FuzzMap holds that a mapped URI leads the viewer to the file that the URI leads
-// to on the origin, that it never names a host, that what leads elsewhere is
-// untouched, and that what every reading takes into the folder is mapped.
+// FuzzMap checks that a mapped URI leads the viewer to the same file as the URI on
+// the origin, that it never contains a host, that other URIs stay as they are, and
+// that URIs that lead into the folder in every reading are mapped.
 func FuzzMap(f *testing.F) {
 	for _, tc := range mapCases {
 		f.Add(tc.uri, "manifest/video.m3u8")
@@ -75,9 +75,9 @@ func seeds(f *testing.F, pattern string, add func(body []byte)) {
 	}
 }
 
-// rewriteTwice holds what is true of both formats: an error comes with nothing,
-// growth is bounded, a second pass finds nothing to do, and what the first pass
-// did not change it returned as it was.
+// rewriteTwice checks what both formats have in common: an error comes without a
+// result, growth is limited, a second pass changes nothing, and the first pass
+// changes only the URIs that it counts.
 func rewriteTwice(t *testing.T, body []byte, f manifest.Format, query string) (out []byte, ok bool) {
 	t.Helper()
 	out, stats, err := manifest.Rewrite(nil, body, f, here, query)
@@ -100,8 +100,8 @@ func rewriteTwice(t *testing.T, body []byte, f manifest.Format, query string) (o
 	return out, true
 }
 
-// FuzzHLS holds that each URI of a playlist leads the viewer where it led on the
-// origin, or is untouched, and that nothing but URIs changes.
+// FuzzHLS checks that each URI of a playlist leads the viewer to the same file as on
+// the origin or stays as it is, and that only URIs change.
 func FuzzHLS(f *testing.F) {
 	seeds(f, "*.m3u8", func(body []byte) { f.Add(body, "t=abc&dir=video") })
 	for _, tc := range hlsCases {
@@ -144,7 +144,7 @@ func FuzzHLS(f *testing.F) {
 	})
 }
 
-// FuzzDASH holds the same for MPDs, below all alternatives that BaseURLs offer.
+// FuzzDASH checks the same for MPDs, for all alternatives that BaseURLs offer.
 func FuzzDASH(f *testing.F) {
 	seeds(f, "*.mpd", func(body []byte) { f.Add(body) })
 	for _, tc := range dashCases {
@@ -179,7 +179,7 @@ func FuzzDASH(f *testing.F) {
 		for i, u := range uris {
 			for j := range u.at {
 				if u.base && written[i].at[j] == own {
-					continue // adopted, or below; what is resolved there is judged by itself
+					continue // adopted, or below an adopted one; the URIs below are checked too
 				}
 				if why := judge(here, u.at[j], written[i].at[j], u.uri, written[i].uri); why != "" {
 					t.Errorf("%q\nbecame %q:\n%q became %q: %s", body, out, u.uri, written[i].uri, why)
@@ -194,7 +194,7 @@ var (
 	elementText = regexp.MustCompile(`(BaseURL|Location|ContentSteering)$`)
 )
 
-// cutURIs cuts out of an MPD whatever could be a URI, and leaves every other byte.
+// cutURIs removes everything from an MPD that could be a URI.
 func cutURIs(doc []byte) string {
 	d := xml.NewDecoder(bytes.NewReader(doc))
 	var b strings.Builder

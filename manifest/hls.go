@@ -9,26 +9,26 @@ import (
 type playlist struct {
 	*mapper
 	editor
-	here       *place
+	base       *baseURI
 	variables  variables
-	separators bool // src has one, by hasSeparator
+	separators bool // hasSeparator(src), so that most playlists are searched once
 	line       int
 	stats      Stats
 }
 
 func rewriteHLS(dst, src []byte, at Location, query string) ([]byte, Stats, error) {
-	// A CR is part of a line break or nothing. Some players break lines at a
-	// lone one, and would see tags where others see part of a title.
+	// Some players end a line at a CR alone. They would see tags where others see
+	// part of a title.
 	if bytes.Count(src, []byte{'\r'}) != bytes.Count(src, []byte("\r\n")) {
 		return nil, Stats{}, invalid("a CR that no LF follows")
 	}
 	p := &playlist{
 		mapper:     newMapper(at),
 		editor:     newEditor(dst, src),
-		variables:  variables{query: query, budget: expansion*len(src) + slack},
+		variables:  variables{query: query, budget: maxExpansion*len(src) + growthSlack},
 		separators: hasSeparator(src),
 	}
-	p.here = p.document()
+	p.base = p.document()
 	for from := 0; from < len(src); {
 		p.line++
 		to, next := len(src), len(src)
@@ -60,8 +60,8 @@ func (p *playlist) rewriteLine(from, to int) error {
 		}
 		return p.rewriteComment(to-len(rest), to)
 	}
-	// Some players drop white space before a tag. To the others, what begins so
-	// is a URI that leads nowhere but to the playlist, whatever its fragment.
+	// Some players remove white space before a tag. The others see a URI that
+	// consists of a fragment, so it leads to the playlist itself.
 	text := line
 	if len(text) > 0 && (text[0] <= ' ' || text[0] >= utf8.RuneSelf) {
 		text = bytes.TrimLeftFunc(text, isBlank)
@@ -72,22 +72,23 @@ func (p *playlist) rewriteLine(from, to int) error {
 	case text[0] != '#':
 		return p.rewriteURI(from, to)
 	case p.separators && hasSeparator(text):
-		return p.invalid("a line separator of Unicode in a tag or a comment, where JavaScript ends it")
+		return p.invalid("a Unicode line separator in a tag or a comment: JavaScript ends the line there")
 	case !bytes.HasPrefix(text, []byte("#EXT")):
 		return p.rewriteComment(to-len(text), to)
 	case len(text) < len(line) && bytes.HasPrefix(text, []byte("#EXT-X-DEFINE")):
-		return p.invalid("white space before EXT-X-DEFINE, which not all players take for a tag then")
+		return p.invalid("white space before EXT-X-DEFINE: only some players read it as a tag")
 	}
 	return p.rewriteTag(to-len(text), to)
 }
 
-// hasSeparator reports whether text has a line or paragraph separator of Unicode.
+// hasSeparator reports whether text contains a Unicode line or paragraph
+// separator.
 func hasSeparator(text []byte) bool {
 	return bytes.Contains(text, []byte("\u2028")) || bytes.Contains(text, []byte("\u2029"))
 }
 
-// rewriteComment rewrites the attributes of a tag that a comment has, or a title.
-// hls.js finds those of multivariant playlists wherever they are.
+// rewriteComment rewrites the attributes of a tag within a comment or a title:
+// hls.js finds the tags of multivariant playlists anywhere in a line.
 func (p *playlist) rewriteComment(from, to int) error {
 	start := bytes.Index(p.src[from:to], []byte("#EXT-X-"))
 	if start < 0 {
@@ -111,9 +112,9 @@ func (p *playlist) rewriteTag(from, to int) error {
 		return nil
 	}
 	if line[end] != ':' {
-		// Some players look at the beginning of a line only.
+		// Some players compare only the beginning of a line with the names of tags.
 		if bytes.Contains(line, []byte(`URI="`)) || mentionsURI(line[bytes.IndexByte(line, ':')+1:]) {
-			return p.invalid("a tag with a URI whose name no colon follows")
+			return p.invalid("a tag with a URI has no colon after its name")
 		}
 		return nil
 	}
@@ -130,8 +131,8 @@ func (p *playlist) rewriteTag(from, to int) error {
 		"#EXT-X-I-FRAME-STREAM-INF", "#EXT-X-IMAGE-STREAM-INF", "#EXT-X-PART", "#EXT-X-PRELOAD-HINT",
 		"#EXT-X-RENDITION-REPORT", "#EXT-X-SESSION-DATA", "#EXT-X-CONTENT-STEERING", "#EXT-X-DATERANGE":
 	default:
-		// Tags without attributes, those of vendors and of tomorrow. Those that
-		// do not have what looks like a URI may have any value.
+		// Tags without attributes, of vendors and of future versions. Unless they
+		// contain what looks like a URI, they may have any value.
 		if !mentionsURI(line[end+1:]) {
 			return nil
 		}
@@ -139,8 +140,8 @@ func (p *playlist) rewriteTag(from, to int) error {
 	return p.rewriteAttributes(value, to)
 }
 
-// checkDuration refuses a segment's duration with something else than a title
-// behind it that would have to be rewritten: hls.js takes it for the URI.
+// checkDuration refuses an EXTINF without a comma whose duration is followed by
+// text that would have to be rewritten as a URI: hls.js reads it as the URI.
 func (p *playlist) checkDuration(value []byte) error {
 	text := value
 	for len(text) > 0 && (text[0] <= ' ' || text[0] == '.' || '0' <= text[0] && text[0] <= '9') {
@@ -150,15 +151,15 @@ func (p *playlist) checkDuration(value []byte) error {
 		return nil
 	}
 	text = trim(text)
-	if ref, _ := cutSuffix(text); bytes.Contains(ref, reference) || p.follow(p.here, ref) == written {
-		return p.invalid("a URI behind the duration of EXTINF, where a comma was to be expected")
+	if ref, _ := cutSuffix(text); bytes.Contains(ref, variableStart) || p.follow(p.base, ref) == rewritten {
+		return p.invalid("EXTINF has a URI after its duration: want a comma")
 	}
 	return nil
 }
 
-// rewriteAttributes rewrites the URIs of an attribute list. A list that is not
-// one by RFC 8216bis section 4.2 is refused, for players read such lists in as
-// many ways as there are players.
+// rewriteAttributes rewrites the URIs of an attribute list. It refuses a list that
+// RFC 8216bis section 4.2 does not allow, because each player reads such a list
+// differently.
 func (p *playlist) rewriteAttributes(from, to int) error {
 	var seen [len(uriAttributes)]bool
 	for list := (attributes{src: p.src[:to], next: from}); ; {
@@ -176,7 +177,7 @@ func (p *playlist) rewriteAttributes(from, to int) error {
 				continue
 			}
 		case seen[which]:
-			return p.invalid("a URI attribute is repeated")
+			return p.invalid("a URI attribute occurs twice")
 		case !a.quoted:
 			return p.invalid("a URI attribute is not quoted")
 		default:
@@ -188,14 +189,10 @@ func (p *playlist) rewriteAttributes(from, to int) error {
 	}
 }
 
-// rewriteURI rewrites the URI at src[from:to], which white space may surround.
+// rewriteURI rewrites the URI at src[from:to], with white space around it.
 func (p *playlist) rewriteURI(from, to int) error {
-	uri := p.src[from:to]
-	for len(uri) > 0 && uri[0] <= ' ' {
-		uri = uri[1:]
-		from++
-	}
-	uri = trim(uri)
+	from = to - len(trimStart(p.src[from:to]))
+	uri := trim(p.src[from:to])
 	to = from + len(uri)
 	if beginsBlank(uri) {
 		return p.invalid(whyBlank)
@@ -204,27 +201,27 @@ func (p *playlist) rewriteURI(from, to int) error {
 	ref, suffix := cutSuffix(uri)
 	expanded := ref
 	var extra []byte
-	// Behind the `?` a variable cannot change where a URI leads.
-	if bytes.Contains(ref, reference) {
+	// After the `?` a variable cannot change where a URI leads.
+	if bytes.Contains(ref, variableStart) {
 		text, err := p.variables.expand(ref)
 		if err != nil {
 			return p.invalid(err.Error())
 		}
 		expanded, extra = cutSuffix(trimReference(text, len(suffix) > 0))
 	}
-	switch p.follow(p.here, expanded) {
-	case elsewhere, kept:
+	switch p.follow(p.base, expanded) {
+	case foreignURI, unchanged:
 		p.stats.Left++
 	case outside:
 		p.stats.Outside++
-	case written:
-		if bytes.Contains(p.out, reference) || bytes.Contains(extra, reference) {
-			return p.invalid("a variable's value makes another variable")
+	case rewritten:
+		if bytes.Contains(p.out, variableStart) || bytes.Contains(extra, variableStart) {
+			return p.invalid("the values of variables form another variable")
 		}
 		p.stats.Rewritten++
 		return p.replace(from, to, p.out, extra, suffix)
-	case stranded, diverted:
-		// A playlist has one base, in the folder.
+	case unreachable, misleading:
+		// Not possible: the base URI of a playlist is in the folder.
 	}
 	return nil
 }

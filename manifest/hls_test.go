@@ -8,11 +8,11 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
-// refused is what a case wants whose manifest is invalid.
+// refused is the want of a case whose manifest is invalid.
 const refused = "(refused)"
 
-// hlsCases are what follows the first line of a playlist, and what becomes of it.
-// An empty want means that it stays as it is.
+// hlsCases are playlists without their first line, and the result. An empty want
+// means that the playlist stays as it is.
 var hlsCases = []struct{ name, in, query, want string }{
 	{name: "M1 empty lines and comments", in: "\n\n  \n\t\n#\n#URI=\"/library/vidA/v1/x\"\n# /library/vidA/v1/x"},
 	{name: "M1 no line break at the end", in: "/library/vidA/v1/x", want: "../x"},
@@ -29,15 +29,15 @@ var hlsCases = []struct{ name, in, query, want string }{
 	{name: "M1 no-break space before a URI in quotes", in: "#EXT-X-MAP:URI=\"\ufeff/library/vidA/v1/x\"", want: refused},
 	{name: "M1 tags in comments, which hls.js finds in multivariant playlists", in: "##EXT-X-MEDIA:TYPE=AUDIO,URI=\"/library/vidA/v1/x\"\n# #EXT-X-SESSION-KEY:URI=\"/library/vidA/v1/k\"", want: "##EXT-X-MEDIA:TYPE=AUDIO,URI=\"../x\"\n# #EXT-X-SESSION-KEY:URI=\"../k\""},
 	{name: "M1 tag in a comment whose URI cannot be read", in: "# #EXT-X-MEDIA:URI=/library/vidA/v1/x", want: refused},
-	{name: "M1 tag behind another in a comment", in: "# #EXT-X-A:b #EXT-X-MEDIA:TYPE=AUDIO,URI=\"/library/vidA/v1/x\"", want: refused},
+	{name: "M1 tag after another in a comment", in: "# #EXT-X-A:b #EXT-X-MEDIA:TYPE=AUDIO,URI=\"/library/vidA/v1/x\"", want: refused},
 	{name: "M1 tags in comments without a URI", in: "# see #EXT-X-MEDIA: a, \"b and #EXT-X-DEFINE:NAME=\"a\"\n## #EXT-X-MAP"},
 	{name: "M1 tag in a title", in: "#EXTINF:1,a #EXT-X-KEY:URI=\"/library/vidA/v1/x\"", want: "#EXTINF:1,a #EXT-X-KEY:URI=\"../x\""},
 	{name: "M1 line separator in a title, where JavaScript ends it", in: "#EXTINF:1,Title\u2028/library/vidA/v1/x", want: refused},
 	{name: "M1 paragraph separator in a comment", in: "# a\u2029/library/vidA/v1/x", want: refused},
 	{name: "M1 line separator in a URI", in: "a\u2028b"},
-	{name: "M1 URI behind a duration, where hls.js looks for one", in: "#EXTINF:4 /library/vidA/v1/x", want: refused},
-	{name: "M1 URI behind the end of a duration", in: "#EXTINF: 4.1.2/../../library/vidA/v1/x", want: refused},
-	{name: "M1 variable behind a duration", in: "#EXTINF:4 {$a}", want: refused},
+	{name: "M1 URI after a duration, where hls.js expects it", in: "#EXTINF:4 /library/vidA/v1/x", want: refused},
+	{name: "M1 URI after the end of a duration", in: "#EXTINF: 4.1.2/../../library/vidA/v1/x", want: refused},
+	{name: "M1 variable after a duration", in: "#EXTINF:4 {$a}", want: refused},
 	{name: "M1 durations without a comma", in: "#EXTINF:4\n#EXTINF: 4.5 \n#EXTINF:-1 group=\"a\",Title, /library/vidA/v1/x\n#EXTINF:4 https://cdn.example/x\n#EXTINF:4 , /library/vidA/v1/x"},
 	{name: "M1 white space around a URI", in: "\t/library/vidA/v1/x \t", want: "\t../x \t"},
 	{name: "M1 foreign hosts and schemes", in: "https://evil.example/library/vidA/v1/x\nfile:///etc/passwd\ndata:text/plain,x\njavascript:x\nhttp://169.254.169.254/"},
@@ -46,7 +46,7 @@ var hlsCases = []struct{ name, in, query, want string }{
 	{name: "M4 comma within quotes", in: `#EXT-X-MEDIA:NAME="a,URI=b",URI="/library/vidA/v1/a,b"`, want: `#EXT-X-MEDIA:NAME="a,URI=b",URI="../a,b"`},
 	{name: "M4 backslash does not escape a quote", in: `#EXT-X-MEDIA:NAME="a\",URI="/library/vidA/v1/x"`, want: `#EXT-X-MEDIA:NAME="a\",URI="../x"`},
 	{name: "M4 unbalanced quote", in: `#EXT-X-KEY:METHOD=AES-128,URI="/library/vidA/v1/x`, want: refused},
-	{name: "M4 text behind a quote", in: `#EXT-X-KEY:URI="a"b`, want: refused},
+	{name: "M4 text after a quote", in: `#EXT-X-KEY:URI="a"b`, want: refused},
 	{name: "M4 quote within an unquoted value", in: `#EXT-X-KEY:METHOD=A"B,URI="a"`, want: refused},
 	{name: "M4 unquoted URI", in: "#EXT-X-KEY:METHOD=AES-128,URI=/library/vidA/v1/x", want: refused},
 	{name: "M4 duplicate URI", in: `#EXT-X-MAP:URI="a",URI="/library/vidA/v1/x"`, want: refused},
@@ -61,14 +61,14 @@ var hlsCases = []struct{ name, in, query, want string }{
 	{name: "M2 unknown tag without attributes", in: "#EXT-X-TOMORROW:what \"ever, it = is\n#EXTGRP:URI\n#EXT-OATCLS-SCTE35:/DAlAAAURI=,"},
 	{name: "M2 unknown tag with a URI", in: `#EXT-X-TOMORROW:A="b",URI="/library/vidA/v1/x"`, want: `#EXT-X-TOMORROW:A="b",URI="../x"`},
 	{name: "M2 unknown tag whose URI cannot be read", in: `#EXT-X-TOMORROW:URI=/library/vidA/v1/x`, want: refused},
-	{name: "M2 unknown tag with a vertical tab behind URI, which JavaScript trims", in: "#EXT-X-TOMORROW:URI\v=\"/library/vidA/v1/x\"", want: refused},
+	{name: "M2 unknown tag with a vertical tab after URI, which JavaScript trims", in: "#EXT-X-TOMORROW:URI\v=\"/library/vidA/v1/x\"", want: refused},
 	{name: "M2 unknown tag with a no-break space before URI", in: "#EXT-X-TOMORROW:A=1,\u00a0URI=\"/library/vidA/v1/x\"", want: refused},
 	{name: "M2 unknown tag with a byte order mark before URI", in: "#EXT-X-TOMORROW:\ufeffURI=\"/library/vidA/v1/x\"", want: refused},
 	{name: "M2 unknown tag with a URI in a list that is none", in: `#EXT-X-TOMORROW:"a" b,URI="/library/vidA/v1/x"`, want: refused},
 	{name: "M2 attributes of vendors, which ExoPlayer takes for URI", in: `#EXT-X-MAP:X-URI="/library/vidA/v1/x",X-ACME-URI="/library/vidA/v1/y",URI="z",X-B-URI=none`, want: `#EXT-X-MAP:X-URI="../x",X-ACME-URI="../y",URI="z",X-B-URI=none`},
 	{name: "M2 preload of an interstitial", in: `#EXT-X-DATERANGE:ID="p",CLASS="com.apple.hls.preload",X-URI="/library/vidA/v1/x"`, want: `#EXT-X-DATERANGE:ID="p",CLASS="com.apple.hls.preload",X-URI="../x"`},
 	{name: "M2 unknown tag with the attribute of a vendor", in: "#EXT-X-TOMORROW:ACME-URI= \"/library/vidA/v1/x\"\n#EXT-X-TOMORROW:a b,ACME-URI=/library", want: "#EXT-X-TOMORROW:ACME-URI= \"../x\"\n#EXT-X-TOMORROW:a b,ACME-URI=/library"},
-	{name: "M2 tag without a colon, which ExoPlayer does not miss", in: `#EXT-X-MAP URI="/library/vidA/v1/x"`, want: refused},
+	{name: "M2 tag without a colon, which ExoPlayer accepts", in: `#EXT-X-MAP URI="/library/vidA/v1/x"`, want: refused},
 	{name: "M2 tag with a space before its colon", in: `#EXT-X-MAP :URI= "/library/vidA/v1/x"`, want: refused},
 	{name: "M2 tag without a colon but in its URI", in: `#EXT-X-MAP URI="https://origin.example/library/vidA/v1/x"`, want: refused},
 	{name: "M2 titles are not attribute lists", in: `#EXTINF:1,URI="/library/vidA/v1/x`},
@@ -76,7 +76,7 @@ var hlsCases = []struct{ name, in, query, want string }{
 	{name: "M2 tag without attributes whose URI cannot be read", in: "#EXT-X-PROGRAM-DATE-TIME:URI=\"/library/vidA/v1/", want: refused},
 	{name: "M2 a tag whose name begins like EXTINF", in: `#EXTINF0:URI="/library/vidA/v1/x"`, want: `#EXTINF0:URI="../x"`},
 
-	{name: "M3 query parameter behind the path", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\nseg.ts?{$t}", query: "t=//evil.example/"},
+	{name: "M3 query parameter after the path", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\nseg.ts?{$t}", query: "t=//evil.example/"},
 	{name: "M3 harmless query parameter in the path", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=hd"},
 	{name: "M3 harmless query parameter in a path to rewrite", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n/library/vidA/v1/{$t}/seg.ts?{$t}", query: "a=b&t=h%64", want: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n../hd/seg.ts?{$t}"},
 	{name: "M3 query parameter that names a host", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=//evil.example", want: refused},
@@ -91,7 +91,7 @@ var hlsCases = []struct{ name, in, query, want string }{
 	{name: "M3 query parameter with a line break", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=a%0A/library/vidA/v1/", want: refused},
 	{name: "M3 query parameter with a quote", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n#EXT-X-MAP:URI=\"/library/vidA/v1/{$t}\"", query: "t=%22", want: refused},
 	{name: "M3 query parameter that is malformed", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\n{$t}/seg.ts", query: "t=%zz", want: refused},
-	{name: "M3 query parameter that nobody uses", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\nseg.ts", query: "t=//evil.example/"},
+	{name: "M3 query parameter that no URI uses", in: "#EXT-X-DEFINE:QUERYPARAM=\"t\"\nseg.ts", query: "t=//evil.example/"},
 	{name: "M3 variable of the origin, its own host", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"https://origin.example/library/vidA/v1\"\n{$b}/x", want: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"https://origin.example/library/vidA/v1\"\n../x"},
 	{name: "M3 variable of the origin, with a query", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"/library/vidA/v1/x?y\"\n{$b}&z?{$b}#f", want: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"/library/vidA/v1/x?y\"\n../x?y&z?{$b}#f"},
 	{name: "M3 variable of the origin, another host", in: "#EXT-X-DEFINE:NAME=\"b\",VALUE=\"https://cdn.example\"\n{$b}/x"},
@@ -106,7 +106,7 @@ var hlsCases = []struct{ name, in, query, want string }{
 	{name: "M3 variable that is not defined, in an attribute", in: "#EXT-X-MAP:URI=\"{$b}\"", want: refused},
 	{name: "M3 variable within a variable", in: "#EXT-X-DEFINE:NAME=\"a\",VALUE=\"x\"\n#EXT-X-DEFINE:NAME=\"b\",VALUE=\"{$a}\"\n{$b}/x", want: refused},
 	{name: "M3 values that make another variable", in: "#EXT-X-DEFINE:NAME=\"a\",VALUE=\"{\"\n/library/vidA/v1/{$a}$a}", want: refused},
-	{name: "M3 what is not a variable", in: "{$}/{$a b}/{$/{x}/x{$"},
+	{name: "M3 text that is not a variable", in: "{$}/{$a b}/{$/{x}/x{$"},
 	{name: "M3 defined twice", in: "#EXT-X-DEFINE:NAME=\"a\",VALUE=\"x\"\n#EXT-X-DEFINE:QUERYPARAM=\"a\"", want: refused},
 	{name: "M3 definition of nothing", in: "#EXT-X-DEFINE:VALUE=\"x\"", want: refused},
 	{name: "M3 definition without a value", in: "#EXT-X-DEFINE:NAME=\"x\"", want: refused},
@@ -135,7 +135,7 @@ func TestHLS(t *testing.T) {
 	}
 }
 
-// check compares what becomes of a manifest.
+// check compares the result of rewriting a manifest.
 func check(t *testing.T, f manifest.Format, before, in, query, want string) {
 	t.Helper()
 	got, _, err := manifest.Rewrite(nil, []byte(before+in), f, here, query)
@@ -157,7 +157,7 @@ func check(t *testing.T, f manifest.Format, before, in, query, want string) {
 	}
 }
 
-// What is not a playlist is not passed on as one.
+// A body that is not a playlist is refused.
 func TestHLSFirstLine(t *testing.T) {
 	t.Parallel()
 	for body, ok := range map[string]bool{

@@ -1,41 +1,40 @@
-// Package manifest edits HLS, Low-Latency HLS and DASH manifests, so that a
-// viewer who got a manifest from below a signed path asks for everything else
-// below that path too.
+// Package manifest rewrites the URIs in HLS, Low-Latency HLS and DASH manifests,
+// so that a viewer who got a manifest from below a signed path requests all other
+// files of the video below that path too.
 //
-// # What is written
+// # Rewriting
 //
-// On the origin, a video lives in a folder. A viewer sees the folder as
-// /<token>/, below a mount point that only the viewer knows. The places of files
-// within the folder are the same on both sides. So a URI that leads into the
-// folder is written relative to the manifest's own place in it:
+// On the origin, the files of a video are in a folder. The viewer sees the folder
+// as /<token>/, below a path that this package does not know. Within the folder,
+// both sides have the same files under the same names. So a URI that leads into
+// the folder becomes a reference relative to the manifest:
 //
 //	in <folder>manifest/video.m3u8              becomes
 //	https://origin.example<folder>video/1.mp4   ../video/1.mp4
 //	<folder>video/1.mp4                         ../video/1.mp4
 //	../../<name of the folder>/video/1.mp4      ../video/1.mp4
-//	../video/1.mp4                              ../video/1.mp4, untouched
+//	../video/1.mp4                              ../video/1.mp4, unchanged
 //
-// This package is never told the token, and only ever writes references without
-// a scheme and without a host. By construction, then, no manifest, however
-// hostile, makes a player give the token to another host.
+// Other URIs stay as they are: those of other hosts and schemes, and those that
+// lead to the origin outside the folder. So does every byte that is not part of a
+// URI. The package edits manifests and does not parse and print them, because a
+// parser drops what it does not know. The query and the fragment of a URI stay
+// byte by byte.
 //
-// A URI of another host or another scheme, or one that leads out of the folder,
-// is left as it is. So is every byte that is not part of a URI: manifests are
-// edited, not parsed and printed, because what a parser does not know it drops.
-// The query and the fragment of a URI are kept byte for byte.
+// # Security
 //
-// # How URIs are read
+// This package does not know the token, and it writes only references without a
+// scheme and without a host. So no manifest, however hostile, makes a player send
+// the token to another host.
 //
-// Players disagree about malformed URIs. They are read as the URL standard has
-// browsers read http URLs, which is the reading that takes a URI furthest from
-// what its bytes suggest: white space at the ends and tabs and line breaks
-// anywhere are ignored, a backslash is a slash, and %2e is a dot. A host counts
-// as the origin's only if every reading agrees: no userinfo, no backslash, no
-// percent-encoding. A URI that is within the folder by this reading is left
-// untouched if it is relative and does not climb above the folder. One that is
-// rewritten is written the way browsers read it. Wherever a player reads it
-// differently, it asks for a path that the gate refuses, or for one on a host
-// that the manifest itself names, without a token.
+// Players disagree about malformed URIs. This package reads URIs as the URL
+// standard makes browsers read http URLs: it ignores white space at the ends and
+// tabs and line breaks anywhere, a backslash is a slash, and %2e is a dot. That is
+// the reading in which a URI can lead furthest from where it seems to lead. A
+// host is the origin only if all readings agree: without userinfo, backslashes and
+// percent-encoding. A rewritten URI is written as browsers read the original. A
+// player that read it differently now requests a path that the gate refuses, or a
+// host that the manifest names, without a token.
 package manifest
 
 import (
@@ -46,42 +45,45 @@ import (
 	"strings"
 )
 
-// MaxSize is the size up to which Rewrite accepts a manifest.
+// MaxSize is the maximum size in bytes of a manifest that Rewrite accepts.
 const MaxSize = 8 << 20
 
-// ErrInvalid says that a manifest is malformed, or that it cannot be rewritten
-// such that all players follow it to the same places as before. Errors name the
-// line or the offset, never a URI.
+// ErrInvalid is wrapped by the errors about a manifest that is malformed, or that
+// cannot be rewritten so that all players request the same files as before. The
+// errors contain a line or an offset, and never a URI.
 var ErrInvalid = errors.New("manifest: invalid")
 
-var errLocation = errors.New("manifest: a location is an escaped absolute path within a folder that ends in a slash")
+var errLocation = errors.New("manifest: invalid location: want an escaped absolute path in a folder that ends with a slash")
 
-// Format is a manifest format. The zero value is none.
+// Format is the format of a manifest. The zero Format is not a manifest.
 type Format int
 
-// The formats that Rewrite knows.
+// The formats that Rewrite accepts.
 const (
 	HLS  Format = iota + 1 // master and media playlists, RFC 8216bis
 	DASH                   // media presentation descriptions and patches to them, ISO/IEC 23009-1
 )
 
-// Location says where a manifest stands on the origin.
+// Location is where a manifest is on the origin.
 type Location struct {
 	Path   string   // escaped absolute path of the manifest, without dot segments
 	Folder string   // escaped absolute path of the video's folder, with a trailing slash; a prefix of Path
-	Hosts  []string // host[:port] of the origin in lower case, as absolute URIs may name it
+	Hosts  []string // host[:port] of the origin in lower case, in all forms that absolute URIs may have
 }
 
-// Stats counts URIs. Each is counted once.
+// Stats counts the URIs of a manifest. Each is counted once.
 type Stats struct {
 	Rewritten int
-	Left      int // within the folder already, on another host, or of another scheme
-	Outside   int // on the origin, but not in the folder; left as they are
+	Left      int // unchanged: relative and in the folder, on another host, or of another scheme
+	Outside   int // unchanged: on the origin, but not in the folder
 }
 
-// Rewrite appends the manifest src, rewritten, to dst. The query is that of the
-// viewer's request, undecoded: HLS has variables that take their value from it.
-// On error, dst is returned as it was. dst and src must not overlap.
+// Rewrite appends the rewritten manifest src to dst and returns the result. query
+// is the undecoded query of the viewer's request, from which HLS variables can take
+// their values. dst and src must not overlap.
+//
+// If the manifest is invalid, the error wraps ErrInvalid. With any error, Rewrite
+// returns dst as it was.
 func Rewrite(dst, src []byte, f Format, at Location, query string) ([]byte, Stats, error) {
 	if !at.valid() {
 		return dst, Stats{}, errLocation
@@ -109,9 +111,9 @@ func Rewrite(dst, src []byte, f Format, at Location, query string) ([]byte, Stat
 	return out, stats, nil
 }
 
-// Map maps a single URI that a response at this location refers to, like that
-// of a redirect, as Rewrite does. inside reports whether it leads into the
-// folder; if not, mapped is the URI as it was.
+// Map rewrites a single URI of a response from this location, for example that of
+// a redirect, as Rewrite would. inside reports whether the URI leads into the
+// folder. If it does not, mapped is the URI as it was.
 func (at Location) Map(uri string) (mapped string, inside bool) {
 	if !at.valid() {
 		return uri, false
@@ -119,16 +121,16 @@ func (at Location) Map(uri string) (mapped string, inside bool) {
 	ref, suffix := cutSuffix(trim([]byte(uri)))
 	m := newMapper(at)
 	switch m.follow(m.document(), ref) {
-	case kept:
+	case unchanged:
 		return uri, true
-	case written:
+	case rewritten:
 		return string(m.out) + string(suffix), true
-	case elsewhere, outside, stranded, diverted:
+	case foreignURI, outside, unreachable, misleading:
 	}
 	return uri, false
 }
 
-// valid holds a location against what the mapping relies on.
+// valid checks what the mapper relies on.
 func (at Location) valid() bool {
 	if !strings.HasPrefix(at.Folder, "/") || !strings.HasSuffix(at.Folder, "/") || !strings.HasPrefix(at.Path, at.Folder) {
 		return false
@@ -137,7 +139,7 @@ func (at Location) valid() bool {
 		return false
 	}
 	for segment := range strings.SplitSeq(at.Path, "/") {
-		if dots([]byte(segment)) > 0 {
+		if countDots([]byte(segment)) > 0 {
 			return false
 		}
 	}
@@ -146,9 +148,9 @@ func (at Location) valid() bool {
 
 var byteOrderMark = []byte("\ufeff")
 
-// Sniff tells a manifest by how it begins, whatever type it is served as. It
-// also recognizes manifests that Rewrite refuses. A prefix of the body does, if
-// it reaches to the root element.
+// Sniff recognizes a manifest by its first bytes, whatever its content type is. It
+// also recognizes manifests that Rewrite refuses. body may be a prefix that extends
+// to the root element. Sniff returns 0 for anything else.
 func Sniff(body []byte) Format {
 	body = bytes.TrimPrefix(body, byteOrderMark)
 	if bytes.HasPrefix(body, []byte("#EXTM3U")) {
@@ -183,7 +185,7 @@ func Sniff(body []byte) Format {
 	}
 }
 
-// after returns the offset behind the first occurrence of mark, or -1.
+// after returns the offset after the first occurrence of mark, or -1.
 func after(b []byte, mark string) int {
 	if i := bytes.Index(b, []byte(mark)); i >= 0 {
 		return i + len(mark)
@@ -191,7 +193,7 @@ func after(b []byte, mark string) int {
 	return -1
 }
 
-// doctypeEnd returns the offset behind a document type declaration, or -1.
+// doctypeEnd returns the offset after a document type declaration, or -1.
 func doctypeEnd(b []byte) int {
 	depth, quote := 0, byte(0)
 	for i, c := range b {
@@ -219,22 +221,22 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, args...)...)
 }
 
-// editor copies src to dst but for what is replaced, in order.
+// editor copies src to dst and replaces parts of it, in order.
 type editor struct {
 	src    []byte
 	dst    []byte
-	copied int // how much of src is in dst, or replaced
-	limit  int // the length up to which dst may grow
+	copied int // how many bytes of src are copied or replaced
+	limit  int // the maximum length of dst
 }
 
-// slack is by how much a small manifest may grow.
-const slack = 4 << 10
+// growthSlack is how many bytes a small manifest may grow.
+const growthSlack = 4 << 10
 
-// newEditor allows the manifest to double. A reference becomes longer if it is
-// written from deep below the folder, or has its variables replaced, so a
-// hostile manifest could otherwise grow without bounds.
+// newEditor lets the manifest grow to twice its size. A reference becomes longer
+// if it starts deep below the folder or if its variables are replaced, so a hostile
+// manifest could grow without limit.
 func newEditor(dst, src []byte) editor {
-	return editor{src: src, dst: slices.Grow(dst, len(src)), limit: len(dst) + 2*len(src) + slack}
+	return editor{src: src, dst: slices.Grow(dst, len(src)), limit: len(dst) + 2*len(src) + growthSlack}
 }
 
 // replace replaces src[from:to] by the given parts.
@@ -250,7 +252,7 @@ func (e *editor) replace(from, to int, parts ...[]byte) error {
 	return nil
 }
 
-// finish copies what is left.
+// finish copies the rest of src.
 func (e *editor) finish() []byte {
 	e.dst = append(e.dst, e.src[e.copied:]...)
 	e.copied = len(e.src)

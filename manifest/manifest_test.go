@@ -14,23 +14,23 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
-var update = flag.Bool("update", false, "write the golden files of testdata anew")
+var update = flag.Bool("update", false, "write the golden files of testdata again")
 
-// here is where the manifests of the tests stand.
+// here is the location of the manifests in the tests.
 var here = manifest.Location{
 	Path:   "/library/vidA/v1/manifest/video.m3u8",
 	Folder: "/library/vidA/v1/",
 	Hosts:  []string{"origin.example", "origin.example:8443"},
 }
 
-// cloudflare is a folder right below the root, as Cloudflare Stream has them.
+// cloudflare is a folder directly below the root, as on Cloudflare Stream.
 var cloudflare = manifest.Location{
 	Path:   "/ea95132c15732412d22c1476fa83f27a/manifest/video.mpd",
 	Folder: "/ea95132c15732412d22c1476fa83f27a/",
 }
 
-// TestGolden compares whole manifests. The inputs are <name>, what they become
-// is <name>.golden.
+// TestGolden compares whole manifests. <name> is the input, <name>.golden the
+// output.
 func TestGolden(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -101,8 +101,8 @@ func TestSniff(t *testing.T) {
 		{"other comment", "#EXTINF:6,\n", 0},
 		{"not at the start", "\n#EXTM3U\n", 0},
 		{"MPD", "<MPD/>", manifest.DASH},
-		{"MPD with all that may come before", "\ufeff<?xml version=\"1.0\"?>\n<!-- <html> -->\n<?x y?>\r\n\t<MPD xmlns=\"a\">", manifest.DASH},
-		{"M7 MPD behind a document type, which is to be refused and not passed", "<!DOCTYPE MPD [<!ENTITY a \"]>\"><!ENTITY b 'c'>]><MPD>", manifest.DASH},
+		{"MPD with everything that may come before", "\ufeff<?xml version=\"1.0\"?>\n<!-- <html> -->\n<?x y?>\r\n\t<MPD xmlns=\"a\">", manifest.DASH},
+		{"M7 MPD after a document type, which must be refused and not passed on", "<!DOCTYPE MPD [<!ENTITY a \"]>\"><!ENTITY b 'c'>]><MPD>", manifest.DASH},
 		{"M7 prefixed MPD", "<dash:MPD xmlns:dash='a'>", manifest.DASH},
 		{"patch", "<Patch mpdId=\"1\">", manifest.DASH},
 		{"longer name", "<MPDX>", 0},
@@ -122,8 +122,8 @@ func TestSniff(t *testing.T) {
 	}
 }
 
-// On error a caller must not be able to send half a manifest.
-func TestErrorReturnsWhatWasThere(t *testing.T) {
+// A caller that ignores an error must not send half a manifest.
+func TestErrorReturnsDst(t *testing.T) {
 	t.Parallel()
 	dst := append(make([]byte, 0, 4096), "before"...)
 	for _, body := range []string{"", "#EXTM3U\n/library/vidA/v1/1.ts\n#EXT-X-KEY:URI=\"", "<MPD><BaseURL>/library/vidA/v1/</BaseURL>"} {
@@ -142,7 +142,7 @@ func TestErrorReturnsWhatWasThere(t *testing.T) {
 	}
 }
 
-// M8: what is too large is refused before it is looked at.
+// M8: a manifest that is too large is refused before it is read.
 func TestSizeIsBounded(t *testing.T) {
 	t.Parallel()
 	body := append([]byte("#EXTM3U\n"), bytes.Repeat([]byte("\n"), manifest.MaxSize)...)
@@ -154,7 +154,7 @@ func TestSizeIsBounded(t *testing.T) {
 	}
 }
 
-// A location that is not one is the caller's mistake, not that of a manifest.
+// An invalid location is a mistake of the caller, so the error is another one.
 func TestLocationIsChecked(t *testing.T) {
 	t.Parallel()
 	for _, at := range []manifest.Location{
@@ -177,10 +177,9 @@ func TestLocationIsChecked(t *testing.T) {
 	}
 }
 
-// M11: resolving dot segments must take linear time: 8 MiB of them, as one chain
-// and as many, would take hours in quadratic time. And each URI is resolved in
-// memory that is there already. (Not parallel: allocations are counted for the
-// whole process.)
+// M11: dot segments must take linear time. In quadratic time, 8 MiB of them would
+// take hours, as one chain or as many. Each URI must also reuse memory. (Not
+// parallel: allocations are counted for the whole process.)
 func TestWorkIsLinear(t *testing.T) {
 	chain := strings.Repeat("../", 2_700_000)
 	for _, uri := range []string{chain, chain + "library/vidA/v1/x", strings.Repeat("a/../", 1_600_000), strings.Repeat("/", 8_000_000)} {
@@ -212,8 +211,7 @@ func TestWorkIsLinear(t *testing.T) {
 	}
 }
 
-// A manifest whose parts are short, but become long when rewritten, must not
-// become a multiple of itself.
+// The attack: a manifest of short URIs that become long when they are rewritten.
 func TestGrowthIsBounded(t *testing.T) {
 	t.Parallel()
 	deep := here

@@ -7,8 +7,8 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
-// mapCases are URIs in <folder>manifest/video.m3u8. An empty want means the URI
-// as it is.
+// mapCases are URIs in <folder>manifest/video.m3u8. An empty want means that the
+// URI stays as it is.
 var mapCases = []struct {
 	name, uri, want string
 	outside         bool // not in the folder: must be untouched
@@ -71,7 +71,7 @@ var mapCases = []struct {
 	{name: "encoded dots out and in", uri: "%2e%2E/.%2e/v1/%2e/x", want: "../x"},
 	{name: "encoded dots only, out", uri: "%2e%2e/%2e%2e/v2/x", outside: true},
 	{name: "encoded dots only, out and in", uri: "%2E%2E/%2E%2E/v1/x", want: "../x"},
-	{name: "encoded dots behind the folder", uri: "/library/vidA/v1/%2e%2e/v2/x", outside: true},
+	{name: "encoded dots after the folder", uri: "/library/vidA/v1/%2e%2e/v2/x", outside: true},
 	{name: "encoded slash is no slash", uri: "/library/vidA/v1%2Fx", outside: true},
 	{name: "encoded slash in a dot segment", uri: "..%2f..%2f..%2fx"},
 	{name: "doubly encoded dots are none", uri: "/library/vidA/v1/%252e%252e/x", want: "../%252e%252e/x"},
@@ -83,13 +83,13 @@ var mapCases = []struct {
 	{name: "white space around", uri: "\n /library/vidA/v1/x ", want: "../x"},
 
 	{name: "colon in the first segment", uri: "/library/vidA/v1/manifest/a:b", want: "./a:b"},
-	{name: "colon behind the first segment", uri: "/library/vidA/v1/manifest/a/b:c", want: "a/b:c"},
+	{name: "colon after the first segment", uri: "/library/vidA/v1/manifest/a/b:c", want: "a/b:c"},
 	{name: "colon in the first segment of a relative URI", uri: "./a:b"},
 	{name: "colon first", uri: ":a/../b"},
 	{name: "relative URI that is a scheme", uri: "a:b", outside: true},
 	{name: "empty segment first", uri: "/library/vidA/v1/manifest//evil.example/x", want: ".//evil.example/x"},
 	{name: "empty segments first", uri: "/library/vidA/v1/manifest///evil.example/x", want: ".///evil.example/x"},
-	{name: "empty segment behind the folder", uri: "/library/vidA/v1//evil.example/x", want: "..//evil.example/x"},
+	{name: "empty segment after the folder", uri: "/library/vidA/v1//evil.example/x", want: "..//evil.example/x"},
 	{name: "backslash first", uri: `/library/vidA/v1/manifest/\evil.example/x`, want: ".//evil.example/x"},
 	{name: "space first", uri: "/library/vidA/v1/manifest/ /evil.example", want: "./ /evil.example"},
 	{name: "empty segments are segments", uri: "a//../../b"},
@@ -142,7 +142,7 @@ func TestMapAtOtherLocations(t *testing.T) {
 	}
 }
 
-// The hosts that a config lists are compared less their default ports.
+// Hosts in the config are compared without their default ports.
 func TestHosts(t *testing.T) {
 	t.Parallel()
 	tests := []struct {

@@ -13,11 +13,11 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
-// This file is a slow and obvious second opinion: what a browser makes of URIs
+// This file is a slow and obvious second implementation of how a browser reads URIs
 // and manifests. It shares no code with the package.
 
-// spot is where a browser ends up. odd marks a URI that does not write the host
-// the way RFC 3986 does, which the package is free to leave alone.
+// spot is where a URI leads a browser. odd marks a URI whose host is not written as
+// in RFC 3986: the package may leave it as it is.
 type spot struct {
 	host string // or, for other schemes, the whole URI
 	path string
@@ -38,8 +38,7 @@ func viewerSpot(at manifest.Location) spot {
 
 var schemePattern = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:`)
 
-// visit follows a URI as the URL standard, section 4.4, has a browser do on an
-// https page.
+// visit follows a URI like a browser on an https page (URL standard, section 4.4).
 func visit(from spot, uri string) spot {
 	uri = strings.TrimFunc(uri, func(r rune) bool { return r <= ' ' })
 	uri = strings.NewReplacer("\t", "", "\n", "", "\r", "").Replace(uri)
@@ -103,8 +102,8 @@ func clean(path string) string {
 	return "/" + strings.Join(kept, "/")
 }
 
-// judge says what is wrong with writing got for want, resolved on the origin and
-// by the viewer; "" if nothing is.
+// judge returns what is wrong with a rewritten URI, given where it leads on the
+// origin and for the viewer, or "".
 func judge(at manifest.Location, origin, viewer spot, before, after string) string {
 	tail, inside := strings.CutPrefix(origin.path, at.Folder)
 	switch {
@@ -126,7 +125,7 @@ func judge(at manifest.Location, origin, viewer spot, before, after string) stri
 
 func blank(r rune) bool { return r <= ' ' || unicode.IsSpace(r) || r == 0xFEFF }
 
-// hlsURIs returns the URIs of an HLS line, and what is left without them.
+// hlsURIs returns the URIs of an HLS line, and the line without them.
 func hlsURIs(line string) (uris []string, rest string) {
 	line = strings.TrimSuffix(line, "\r")
 	before := line[:len(line)-len(strings.TrimLeftFunc(line, blank))]
@@ -179,7 +178,7 @@ type node struct {
 	children []*node
 }
 
-// tree parses an MPD; nil if encoding/xml does not like it.
+// tree parses an MPD. It returns nil if encoding/xml refuses it.
 func tree(doc []byte) *node {
 	d := xml.NewDecoder(strings.NewReader(normalize(doc)))
 	root := &node{}
@@ -206,8 +205,8 @@ func tree(doc []byte) *node {
 	}
 }
 
-// normalize makes spaces of the line breaks in tags, which encoding/xml forgets
-// to do in attributes.
+// normalize replaces line breaks in tags by spaces, which encoding/xml does not do
+// in attributes.
 func normalize(doc []byte) string {
 	d := xml.NewDecoder(bytes.NewReader(doc))
 	var b strings.Builder
@@ -225,14 +224,14 @@ func normalize(doc []byte) string {
 	}
 }
 
-// finding is a URI in an MPD, with all the places that it may lead to.
+// finding is a URI in an MPD, with all spots to which it may lead.
 type finding struct {
 	uri  string
 	at   []spot
 	base bool // a BaseURL
 }
 
-// mpdURIs returns the URIs of an MPD, and what is left without them. ok is false
+// mpdURIs returns the URIs of an MPD, and the MPD without them. ok is false
 // if there are too many alternatives to follow.
 func mpdURIs(n *node, document spot) (found []finding, rest string, ok bool) {
 	ok = true

@@ -8,41 +8,42 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/percent"
 )
 
-// place is what references are resolved against.
-type place struct {
-	foreign bool   // on another host; path is not known and view is empty
-	path    string // escaped absolute path on the origin, without dot segments
+// baseURI is a base URI (RFC 3986 section 5.1): references are resolved against
+// it. It has two sides, one for the origin and one for the viewer.
+type baseURI struct {
+	foreign bool   // on another host; path is unknown and view is empty
+	path    string // on the origin: an escaped absolute path without dot segments
 
-	// view is where the viewer resolves the same references: the path in the
-	// folder whose counterpart has that place. It equals path if that is in the
-	// folder and no BaseURL was adopted, and is empty if there is no such
-	// counterpart.
+	// view is the path against which the viewer resolves the same references. It
+	// is written as the path of the same file on the origin, so it equals path if
+	// path is in the folder and no BaseURL was adopted. It is empty if the viewer
+	// has no such file.
 	view string
 
-	// For places that a BaseURL leads to:
-	entry  int    // which one
-	parent *place // what that was resolved against
+	// For the base URI of a BaseURL:
+	entry  int      // index of the BaseURL
+	parent *baseURI // against which the BaseURL was resolved
 }
 
-// fate is what becomes of a reference.
-type fate int
+// outcome is the result of resolving a reference.
+type outcome int
 
 const (
-	elsewhere fate = iota // on another host or of another scheme: left as it is
-	outside               // on the origin, but not in the folder: left as it is
-	kept                  // in the folder, for the viewer too: left as it is
-	written               // in the folder: to be replaced by mapper.out
-	stranded              // in the folder, but the viewer resolves it against a place outside
-	diverted              // outside, and resolved against a place that the viewer sees inside
+	foreignURI  outcome = iota // on another host or of another scheme: unchanged
+	outside                    // on the origin, but not in the folder: unchanged
+	unchanged                  // in the folder, and the viewer finds it there
+	rewritten                  // in the folder; mapper.out replaces the reference
+	unreachable                // in the folder, but no reference leads there from the viewer's base URI
+	misleading                 // outside the folder, but the viewer would look for it in the folder
 )
 
-// mapper maps references. It has scratch memory, so that none is allocated for
-// each of 100,000 references.
+// mapper maps references. It reuses its memory, so that 100,000 references cost no
+// more allocations than one.
 type mapper struct {
 	at     Location
 	folder []byte
-	out    []byte // what a reference is to be replaced by
-	path   []byte
+	out    []byte // the replacement of the last rewritten reference
+	path   []byte // to which the last reference leads
 	clean  []byte
 }
 
@@ -50,109 +51,84 @@ func newMapper(at Location) *mapper {
 	return &mapper{at: at, folder: []byte(at.Folder)}
 }
 
-// document returns the place of the manifest itself.
-func (m *mapper) document() *place {
-	return &place{path: m.at.Path, view: m.at.Path}
+// document returns the base URI of the manifest itself.
+func (m *mapper) document() *baseURI {
+	return &baseURI{path: m.at.Path, view: m.at.Path}
 }
 
-// follow decides on a reference, less query and fragment, at a place.
-func (m *mapper) follow(p *place, ref []byte) fate {
-	if p.view != "" && p.view == p.path && plain(ref) {
-		return kept
+// follow resolves a reference without its query and fragment against a base URI.
+func (m *mapper) follow(base *baseURI, ref []byte) outcome {
+	form, rest := m.parse(m.removeTabs(ref))
+	if form == foreign || form != absolute && base.foreign {
+		return foreignURI
 	}
-	form, rest := m.parse(m.strip(ref))
-	if form == foreign || form != absolute && p.foreign {
-		return elsewhere
-	}
-	climbs := m.resolve(p.path, form, rest)
-	name, inside := m.below(m.path)
+	climbs := m.resolve(base.path, form, rest)
+	name, inside := m.nameInFolder(m.path)
 	switch {
-	case !inside && form != absolute && p.view != p.path && p.view != "":
-		return diverted
+	case !inside && form != absolute && base.view != base.path && base.view != "":
+		return misleading
 	case !inside:
 		return outside
-	case p.view == "":
-		return stranded
-	case form == relative && !climbs && p.view == p.path:
-		return kept
+	case base.view == "":
+		return unreachable
+	case form == relative && !climbs && base.view == base.path:
+		return unchanged
 	}
-	m.relate(p.view, m.path[name:])
-	return written
+	m.writeRelative(base.view, m.path[name:])
+	return rewritten
 }
 
-// lead returns the place that a BaseURL leads to.
-func (m *mapper) lead(p *place, ref []byte) *place {
-	form, rest := m.parse(m.strip(ref))
-	if form == foreign || form != absolute && p.foreign {
-		return &place{foreign: true}
+// followBase returns the base URI to which a BaseURL leads.
+func (m *mapper) followBase(base *baseURI, ref []byte) *baseURI {
+	form, rest := m.parse(m.removeTabs(ref))
+	if form == foreign || form != absolute && base.foreign {
+		return &baseURI{foreign: true}
 	}
-	m.resolve(p.path, form, rest)
-	if name, inside := m.below(m.path); inside {
+	m.resolve(base.path, form, rest)
+	if name, inside := m.nameInFolder(m.path); inside {
 		path := m.at.Folder + string(m.path[name:])
-		return &place{path: path, view: path}
+		return &baseURI{path: path, view: path}
 	}
-	return &place{path: string(m.path)}
+	return &baseURI{path: string(m.path)}
 }
 
-// special are the bytes, other than dots and slashes, that can make a reference
-// more than a path downwards.
-var special = func() (set [256]bool) {
-	for c := range byte(' ' + 1) {
-		set[c] = true
-	}
-	for _, c := range []byte(`:\%{`) {
-		set[c] = true
-	}
-	return set
-}()
-
-// plain reports whether a reference is evidently a path downwards from where it
-// stands, as nearly all are.
-func plain(ref []byte) bool {
-	previous := byte('/')
-	for _, c := range ref {
-		if special[c] || previous == '/' && (c == '.' || c == '/') {
-			return false
-		}
-		previous = c
-	}
-	return true
-}
-
-// trim drops what browsers drop at the ends of a URL.
+// trim removes the white space that browsers remove at the ends of a URL.
 func trim(uri []byte) []byte {
-	for len(uri) > 0 && uri[0] <= ' ' {
-		uri = uri[1:]
-	}
+	uri = trimStart(uri)
 	for len(uri) > 0 && uri[len(uri)-1] <= ' ' {
 		uri = uri[:len(uri)-1]
 	}
 	return uri
 }
 
+func trimStart(uri []byte) []byte {
+	for len(uri) > 0 && uri[0] <= ' ' {
+		uri = uri[1:]
+	}
+	return uri
+}
+
+// trimReference trims a reference that was decoded or expanded. wasCut reports
+// whether a query or fragment followed it: then white space at its end is not at
+// the end of the URI.
+func trimReference(ref []byte, wasCut bool) []byte {
+	if wasCut {
+		return trimStart(ref)
+	}
+	return trim(ref)
+}
+
 // beginsBlank reports whether a reference begins with white space that browsers
-// keep, and that players in JavaScript drop before they hand it to one.
+// keep, but that players in JavaScript remove first.
 func beginsBlank(ref []byte) bool {
 	first, _ := utf8.DecodeRune(ref)
 	return first > ' ' && isBlank(first)
 }
 
-const whyBlank = "white space of Unicode before a URI, which not all players take for a part of it"
+const whyBlank = "a URI begins with Unicode white space, which only some players remove"
 
-// trimReference trims a reference that was decoded after its query and fragment
-// were cut off, if it had any.
-func trimReference(ref []byte, cut bool) []byte {
-	if !cut {
-		return trim(ref)
-	}
-	for len(ref) > 0 && ref[0] <= ' ' {
-		ref = ref[1:]
-	}
-	return ref
-}
-
-// cutSuffix cuts off query and fragment, which neither decide where a URI leads
-// nor change on the way.
+// cutSuffix cuts off query and fragment. They do not change where a URI leads, and
+// they are copied as they are.
 func cutSuffix(uri []byte) (ref, suffix []byte) {
 	for i, c := range uri {
 		if c == '?' || c == '#' {
@@ -162,8 +138,9 @@ func cutSuffix(uri []byte) (ref, suffix []byte) {
 	return uri, nil
 }
 
-// strip drops what browsers drop within a URL.
-func (m *mapper) strip(ref []byte) []byte {
+// removeTabs removes the tabs and line breaks that browsers remove anywhere in a
+// URL.
+func (m *mapper) removeTabs(ref []byte) []byte {
 	if bytes.IndexByte(ref, '\t') < 0 && bytes.IndexByte(ref, '\n') < 0 && bytes.IndexByte(ref, '\r') < 0 {
 		return ref
 	}
@@ -176,17 +153,17 @@ func (m *mapper) strip(ref []byte) []byte {
 	return m.clean
 }
 
-// form is how a reference names what it refers to.
+// form is the form of a reference.
 type form int
 
 const (
-	foreign  form = iota // another host, another scheme, or readings differ
-	absolute             // by the name of the origin
-	rooted               // by a path from the root
+	foreign  form = iota // another host or scheme, or players disagree
+	absolute             // with the host of the origin
+	rooted               // a path from the root
 	relative
 )
 
-// parse finds out the form of a reference. rest is the path, without its leading
+// parse finds the form of a reference. rest is its path without the leading
 // slash.
 func (m *mapper) parse(ref []byte) (f form, rest []byte) {
 	scheme, rest, ok := cutScheme(ref)
@@ -194,17 +171,17 @@ func (m *mapper) parse(ref []byte) (f form, rest []byte) {
 		return foreign, nil
 	}
 	slashes := 0
-	for slashes < len(rest) && slashes < 2 && slash(rest[slashes]) {
+	for slashes < len(rest) && slashes < 2 && isSlash(rest[slashes]) {
 		slashes++
 	}
 	switch {
 	case slashes == 2:
 		authority := rest[2:]
 		end := 0
-		for end < len(authority) && !slash(authority[end]) {
+		for end < len(authority) && !isSlash(authority[end]) {
 			end++
 		}
-		if !m.owns(string(scheme), string(authority[:end])) {
+		if !m.isOrigin(string(scheme), string(authority[:end])) {
 			return foreign, nil
 		}
 		return absolute, authority[min(end+1, len(authority)):]
@@ -218,9 +195,9 @@ func (m *mapper) parse(ref []byte) (f form, rest []byte) {
 	return relative, rest
 }
 
-func slash(c byte) bool { return c == '/' || c == '\\' }
+func isSlash(c byte) bool { return c == '/' || c == '\\' }
 
-// cutScheme cuts off a scheme by RFC 3986 section 3.1.
+// cutScheme cuts off a scheme (RFC 3986 section 3.1).
 func cutScheme(ref []byte) (scheme, rest []byte, ok bool) {
 	for i, c := range ref {
 		switch {
@@ -235,13 +212,13 @@ func cutScheme(ref []byte) (scheme, rest []byte, ok bool) {
 	return nil, ref, false
 }
 
-// owns reports whether an authority is the origin. It is compared as it stands,
-// less a port that is the default: userinfo, percent-encoding and a trailing dot
-// make a host that is not known, and so nothing that is rewritten.
-func (m *mapper) owns(scheme, authority string) bool {
+// isOrigin reports whether an authority is the origin. It ignores case and a
+// default port, and nothing else: an authority with userinfo, percent-encoding or
+// a trailing dot is foreign, so its URIs stay as they are.
+func (m *mapper) isOrigin(scheme, authority string) bool {
 	authority = strings.TrimSuffix(strings.ToLower(authority), ":")
 	for _, own := range m.at.Hosts {
-		// Without a scheme, the viewer's own decides. Either will do.
+		// Without a scheme, the viewer's own scheme decides. Both are possible.
 		if !strings.EqualFold(scheme, "http") && trimPort(authority, ":443") == trimPort(own, ":443") ||
 			!strings.EqualFold(scheme, "https") && trimPort(authority, ":80") == trimPort(own, ":80") {
 			return authority != ""
@@ -250,7 +227,7 @@ func (m *mapper) owns(scheme, authority string) bool {
 	return false
 }
 
-// trimPort drops a port, but not the end of an IPv6 address.
+// trimPort removes a port, but not the end of an IPv6 address.
 func trimPort(authority, port string) string {
 	host, ok := strings.CutSuffix(authority, port)
 	if ok && (!strings.Contains(host, ":") || strings.HasSuffix(host, "]")) {
@@ -259,13 +236,13 @@ func trimPort(authority, port string) string {
 	return authority
 }
 
-// resolve sets m.path to the path that a reference leads to from a base path, by
-// RFC 3986 section 5.2.4 with the dot segments and the slashes of browsers.
-// climbs reports whether the reference goes above the folder on its way, which
-// on the viewer's side is unknown land.
+// resolve sets m.path to the path to which a reference leads from a base path (RFC
+// 3986 section 5.2.4, with the dot segments and slashes of browsers). climbs
+// reports whether the reference leaves the folder on its way. Nothing is known
+// about the viewer's side outside the folder.
 //
-// Each byte of the reference is appended and dropped once at most, so that
-// chains of dot segments take linear time.
+// Each byte of the reference is appended and removed at most once, so chains of
+// dot segments take linear time.
 func (m *mapper) resolve(base string, f form, rest []byte) (climbs bool) {
 	if f == relative && len(rest) == 0 {
 		m.path = append(m.path[:0], base...)
@@ -278,14 +255,14 @@ func (m *mapper) resolve(base string, f form, rest []byte) (climbs bool) {
 	}
 	for more := true; more; {
 		end := 0
-		for end < len(rest) && !slash(rest[end]) {
+		for end < len(rest) && !isSlash(rest[end]) {
 			end++
 		}
 		segment := rest[:end]
 		if more = end < len(rest); more {
 			rest = rest[end+1:]
 		}
-		switch dots(segment) {
+		switch countDots(segment) {
 		case 1:
 		case 2:
 			climbs = climbs || len(m.path) <= len(m.folder)
@@ -302,19 +279,19 @@ func (m *mapper) resolve(base string, f form, rest []byte) (climbs bool) {
 	return climbs
 }
 
-// dots returns 1 for a segment that browsers read as ".", 2 for one that they
-// read as "..", and 0 for any other.
-func dots(segment []byte) int {
+// countDots returns 1 if browsers read a segment as ".", 2 if they read it as
+// "..", and otherwise 0.
+func countDots(segment []byte) int {
 	n := 0
 	for len(segment) > 0 {
-		switch {
-		case segment[0] == '.':
-			segment = segment[1:]
-		case len(segment) >= 3 && segment[0] == '%' && segment[1] == '2' && segment[2]|0x20 == 'e':
-			segment = segment[3:]
-		default:
-			return 0
+		size := 1
+		if segment[0] != '.' {
+			if c, ok := percent.Octet(segment); !ok || c != '.' {
+				return 0
+			}
+			size = 3
 		}
+		segment = segment[size:]
 		if n++; n > 2 {
 			return 0
 		}
@@ -322,10 +299,10 @@ func dots(segment []byte) int {
 	return n
 }
 
-// below reports whether a path is in the folder, and where its name in the
-// folder begins. Paths that RFC 3986 section 6.2.2 holds to be equivalent are,
-// and a byte that browsers encode equals its encoding.
-func (m *mapper) below(path []byte) (name int, inside bool) {
+// nameInFolder reports whether a path is in the folder, and at which offset its
+// name in the folder begins. Paths are compared as RFC 3986 section 6.2.2 defines
+// equivalence. Bytes that browsers percent-encode equal their encoding.
+func (m *mapper) nameInFolder(path []byte) (name int, inside bool) {
 	if bytes.HasPrefix(path, m.folder) {
 		return len(m.folder), true
 	}
@@ -344,8 +321,8 @@ func (m *mapper) below(path []byte) (name int, inside bool) {
 	return name, true
 }
 
-// delimiters are the bytes that mean another thing percent-encoded than not.
-const delimiters = "/%;:@&=+$,!'()*[]?#\\"
+// pathDelimiters are the bytes whose meaning changes with percent-encoding.
+const pathDelimiters = "/%;:@&=+$,!'()*[]?#\\"
 
 // octet reads an octet of a path. The encoding of a delimiter differs from the
 // delimiter itself.
@@ -354,16 +331,16 @@ func octet(path []byte) (value, size int) {
 	switch {
 	case !encoded:
 		return int(path[0]), 1
-	case strings.IndexByte(delimiters, c) >= 0:
+	case strings.IndexByte(pathDelimiters, c) >= 0:
 		return int(c) + 256, 3
 	}
 	return int(c), 3
 }
 
-// relate sets m.out to the reference that leads from a path in the folder to a
-// name in it. It never begins like a scheme, a host or a path from the root, nor
-// with a byte that a player drops.
-func (m *mapper) relate(from string, name []byte) {
+// writeRelative sets m.out to the reference from a path in the folder to a name in
+// the folder. The reference never begins like a scheme, a host or a path from the
+// root, nor with a byte that a player removes.
+func (m *mapper) writeRelative(from string, name []byte) {
 	dir := from[len(m.folder) : strings.LastIndexByte(from, '/')+1]
 	common := 0
 	for i := 0; i < len(dir) && i < len(name) && dir[i] == name[i]; i++ {
@@ -377,8 +354,8 @@ func (m *mapper) relate(from string, name []byte) {
 	}
 	name = name[common:]
 	if len(m.out) == 0 {
-		first, _, _ := bytes.Cut(name, []byte{'/'})
-		if len(first) == 0 || first[0] <= ' ' || bytes.IndexByte(first, ':') >= 0 {
+		segment, _, _ := bytes.Cut(name, []byte{'/'})
+		if len(segment) == 0 || segment[0] <= ' ' || bytes.IndexByte(segment, ':') >= 0 {
 			m.out = append(m.out, "./"...)
 		}
 	}

@@ -17,7 +17,7 @@ const (
 	tokenStart                     // a start tag
 	tokenEmpty                     // an empty-element tag
 	tokenClose                     // an end tag
-	tokenText                      // character data; references are checked
+	tokenText                      // character data; its references are valid
 	tokenVerbatim                  // the content of a CDATA section
 	tokenOther                     // a comment or a processing instruction
 )
@@ -30,13 +30,13 @@ type xmlToken struct {
 
 type xmlAttribute struct {
 	name  []byte // with its prefix
-	value span   // without the quotes; references are checked
+	value span   // without the quotes; its references are valid
 }
 
-// scanner splits an XML document into tokens that remember where they stand,
-// which encoding/xml does not for attributes. It reads the XML 1.0 that
-// manifests are written in: UTF-8 and no document type, so no entities but the
-// five that are predefined, and nothing to fetch or to blow up.
+// scanner splits an XML document into tokens with their offsets. encoding/xml has
+// no offsets of attributes. The scanner accepts XML 1.0 in UTF-8 without a document
+// type, as manifests use it. So there are no entities except the five predefined
+// ones, and nothing to fetch or to expand.
 type scanner struct {
 	src        []byte
 	pos        int
@@ -54,8 +54,8 @@ func newScanner(src []byte) (*scanner, error) {
 	return s, s.declaration()
 }
 
-// declaration skips the XML declaration, if there is one. A player that believed
-// in another encoding would read other URIs.
+// declaration skips the XML declaration, if there is one. It refuses another
+// encoding, because players that use it would read other URIs.
 func (s *scanner) declaration() error {
 	rest := s.src[s.pos:]
 	if !bytes.HasPrefix(rest, []byte("<?xml")) || len(rest) == 5 || nameByte[rest[5]] {
@@ -63,7 +63,7 @@ func (s *scanner) declaration() error {
 	}
 	end := after(rest, "?>")
 	if end < 0 {
-		return s.invalid("the XML declaration does not end")
+		return s.invalid("the XML declaration has no end")
 	}
 	inner := &scanner{src: s.src[:s.pos+end-2], pos: s.pos + 5}
 	for {
@@ -102,12 +102,12 @@ func (s *scanner) next() (xmlToken, error) {
 	}
 	rest := s.src[start:]
 	if len(rest) < 2 {
-		return xmlToken{}, s.invalid("a tag does not end")
+		return xmlToken{}, s.invalid("a tag has no end")
 	}
 	switch rest[1] {
 	case '?':
 		if len(rest) > 5 && strings.EqualFold(string(rest[2:5]), "xml") && !nameByte[rest[5]] {
-			return xmlToken{}, s.invalid("an XML declaration that is not at the start")
+			return xmlToken{}, s.invalid("an XML declaration is not at the start")
 		}
 		return s.until("?>", xmlToken{kind: tokenOther, span: span{start, 0}})
 	case '!':
@@ -121,7 +121,7 @@ func (s *scanner) next() (xmlToken, error) {
 			t.to -= len("]]>")
 			return t, err
 		}
-		return xmlToken{}, s.invalid("a document type, or another declaration")
+		return xmlToken{}, s.invalid("a document type or another declaration")
 	case '/':
 		s.pos += 2
 		name := s.name()
@@ -134,7 +134,7 @@ func (s *scanner) next() (xmlToken, error) {
 	return s.startTag()
 }
 
-// until ends a token behind a mark.
+// until ends a token after a mark.
 func (s *scanner) until(mark string, t xmlToken) (xmlToken, error) {
 	length := after(s.src[s.pos:], mark)
 	if length < 0 {
@@ -149,7 +149,7 @@ func (s *scanner) startTag() (xmlToken, error) {
 	t := xmlToken{kind: tokenStart, span: span{from: s.pos}}
 	s.pos++
 	if t.name = s.name(); len(t.name) == 0 {
-		return xmlToken{}, s.invalid("a tag has no proper name")
+		return xmlToken{}, s.invalid("a tag has no valid name")
 	}
 	s.attributes = s.attributes[:0]
 	for {
@@ -172,8 +172,8 @@ func (s *scanner) startTag() (xmlToken, error) {
 	return t, nil
 }
 
-// attribute reads an attribute and the white space around it. ok is false if
-// there is none.
+// attribute reads an attribute and the white space before it. ok is false if there
+// is no attribute.
 func (s *scanner) attribute() (a xmlAttribute, ok bool, err error) {
 	separated := s.space()
 	if a.name = s.name(); len(a.name) == 0 {
@@ -195,7 +195,7 @@ func (s *scanner) attribute() (a xmlAttribute, ok bool, err error) {
 	}
 	a.value = span{s.pos, s.pos + length}
 	if bytes.IndexByte(s.src[a.value.from:a.value.to], '<') >= 0 {
-		return xmlAttribute{}, false, s.invalid("a < within an attribute")
+		return xmlAttribute{}, false, s.invalid("a < in an attribute")
 	}
 	if err := s.checkReferences(a.value); err != nil {
 		return xmlAttribute{}, false, err
@@ -204,7 +204,7 @@ func (s *scanner) attribute() (a xmlAttribute, ok bool, err error) {
 	return a, true, nil
 }
 
-// name reads a name. It is empty if there is none.
+// name reads a name. It returns nil if there is none.
 func (s *scanner) name() []byte {
 	start := s.pos
 	if start == len(s.src) || !nameByte[s.src[start]] || strings.IndexByte("-.0123456789", s.src[start]) >= 0 {
@@ -232,8 +232,7 @@ func (s *scanner) skip(c byte) bool {
 	return false
 }
 
-// checkReferences refuses references to entities that are not predefined: without
-// a document type there are none.
+// checkReferences refuses references to entities other than the predefined ones.
 func (s *scanner) checkReferences(in span) error {
 	for rest := s.src[in.from:in.to]; ; {
 		i := bytes.IndexByte(rest, '&')
@@ -242,7 +241,7 @@ func (s *scanner) checkReferences(in span) error {
 		}
 		_, size := dereference(rest[i:])
 		if size == 0 {
-			return s.invalid("a malformed reference, or one to an unknown entity")
+			return s.invalid("a malformed reference or an unknown entity")
 		}
 		rest = rest[i+size:]
 	}
@@ -252,7 +251,8 @@ func (s *scanner) invalid(format string, args ...any) error {
 	return invalid("offset %d: "+format, append([]any{s.pos}, args...)...)
 }
 
-// dereference reads a character or entity reference. The size is 0 if it is none.
+// dereference reads the character or entity reference at the start of b. size is 0
+// if it is invalid.
 func dereference(b []byte) (r rune, size int) {
 	const longest = len("&#x0010ffff;")
 	end := bytes.IndexByte(b[:min(len(b), longest)], ';')
@@ -284,7 +284,7 @@ func dereference(b []byte) (r rune, size int) {
 	return rune(n), end + 1
 }
 
-// nameByte are the bytes of names. Those beyond ASCII are not told apart.
+// nameByte are the bytes of names: some of ASCII, and all others.
 var nameByte = func() (set [256]bool) {
 	for c := range 256 {
 		b := byte(c)
@@ -300,8 +300,8 @@ func local(name []byte) []byte {
 	return name[bytes.LastIndexByte(name, ':')+1:]
 }
 
-// decodeReference decodes an XML value up to the query or the fragment of the URI
-// that it holds. suffix is the rest, undecoded, for it is written as it was.
+// decodeReference decodes a URI in an XML value up to its query or fragment. suffix
+// is the rest, undecoded, because it is written as it was.
 func decodeReference(dst, value []byte, kind valueKind) (ref, suffix []byte) {
 	for i := 0; i < len(value); {
 		c := value[i]
@@ -326,7 +326,7 @@ func decodeReference(dst, value []byte, kind valueKind) (ref, suffix []byte) {
 }
 
 // valueKind is how a value is written in XML.
-type valueKind int
+type valueKind uint8
 
 const (
 	textValue valueKind = iota
@@ -334,7 +334,7 @@ const (
 	verbatimValue // in a CDATA section
 )
 
-// appendEscaped appends a value such that it can stand in text and in quotes.
+// appendEscaped appends a value with the escapes that text and quotes need.
 func appendEscaped(dst, value []byte) []byte {
 	for _, c := range value {
 		switch c {
