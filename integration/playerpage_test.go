@@ -2,19 +2,12 @@ package integration
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/base64"
 	"fmt"
-	"image"
-	"image/png"
 	"math"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -122,6 +115,7 @@ func (w *web) page(t *testing.T, query string) string {
 
 // The page plays with what the browser has, and says so if that is nothing.
 func TestPlayerPagePlays(t *testing.T) {
+	t.Parallel()
 	with := startPlayerWeb(t)
 	without := startWeb(t, anyVideo(), config{gate: "player"})
 	unsupported := "This browser cannot play this video. Try another one."
@@ -166,6 +160,7 @@ func TestPlayerPagePlays(t *testing.T) {
 
 // What the query asks for is what viewers get.
 func TestPlayerPageOptions(t *testing.T) {
+	t.Parallel()
 	w := startPlayerWeb(t)
 	tabs := map[string]*tab{"native": openTab(t, watchPolicy), "hls.js": openTab(t, watchPolicy, noNativeHLS)}
 	plain := pageView{Title: "Video", Paused: true, Ready: true, Controls: true, Violations: []string{}}
@@ -217,6 +212,17 @@ func TestPlayerPageOptions(t *testing.T) {
 		}
 	}
 
+	t.Run("a narrow screen", func(t *testing.T) {
+		const width = 360
+		p := openTab(t, watchPolicy)
+		p.do(t, chromedp.EmulateViewport(width, 640))
+		p.open(t, w.page(t, "?title=A+rather+long+title+that+does+not+fit+into+one+line"))
+		p.await(t, "metadata", isReady)
+		if wide := evaluate[int](t, p, `document.documentElement.scrollWidth`); wide > width {
+			t.Errorf("the page is %d wide", wide)
+		}
+	})
+
 	t.Run("autoplay and loop", func(t *testing.T) {
 		p := openTab(t, watchPolicy)
 		p.open(t, w.page(t, "?autoplay&muted&loop&startTime=11"))
@@ -243,154 +249,11 @@ func TestPlayerPageOptions(t *testing.T) {
 	})
 }
 
-// documentedWords are those of the table in docs/player.md, by reason.
-func documentedWords(t *testing.T) map[string]string {
-	t.Helper()
-	manual, err := os.ReadFile("../docs/player.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, table, _ := strings.Cut(string(manual), "| reason | words |\n")
-	table, _, _ = strings.Cut(table, "\n\n")
-	words := make(map[string]string)
-	for row := range strings.Lines(table) {
-		cells := strings.Split(strings.TrimSpace(row), "|")
-		if len(cells) != 4 {
-			t.Fatalf("docs/player.md: %q is no row of two cells", row)
-		}
-		for _, reason := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(cells[1], -1) {
-			words[reason[1]] = strings.TrimSpace(cells[2])
-		}
-	}
-	if len(words) < 15 {
-		t.Fatalf("docs/player.md: %d reasons in the table of words", len(words))
-	}
-	return words
-}
-
-// request changes a request so that the gate refuses it.
-type request func(*http.Request)
-
-// to has a request ask for another path.
-func to(path string) request { return func(r *http.Request) { r.URL.Path = path } }
-
-// refusedRequests are requests that a gate with max_token_lifetime 24h and
-// without geo database refuses, by reason.
-func refusedRequests(t *testing.T) map[string]request {
-	t.Helper()
-	const suffix = "/manifest/video.m3u8"
-	minted := func(edit func(*token.Claims)) request { return to("/" + mint(t, "demo", edit) + suffix) }
-	raw := func(header, payload string) request {
-		return to("/" + signRaw(privateKey(), header, payload) + suffix)
-	}
-	foreign, err := token.GenerateSigningKey(keyID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	unsigned, err := token.Sign(token.Claims{VideoID: "demo", ExpiresAt: time.Now().Add(time.Hour)}, foreign)
-	if err != nil {
-		t.Fatal(err)
-	}
-	from := func(origin string) request {
-		return func(r *http.Request) {
-			r.URL.Path = "/" + mint(t, "sites", nil) + suffix
-			r.Header.Del("Referer")
-			if r.Header.Del("Origin"); origin != "" {
-				r.Header.Set("Origin", origin)
-			}
-		}
-	}
-	return map[string]request{
-		"path_invalid":            to("/not~an~id" + suffix),
-		"token_required":          to("/demo" + suffix),
-		"token_malformed":         to("/a.b.c" + suffix),
-		"algorithm_not_allowed":   raw(`{"alg":"HS256","kid":"main"}`, goodPayload("demo")),
-		"key_unknown":             raw(`{"alg":"RS256","kid":"other"}`, `{"sub":"demo","exp":4102444800}`),
-		"signature_invalid":       to("/" + unsigned + suffix),
-		"token_expired":           minted(func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Second) }),
-		"token_not_yet_valid":     minted(func(c *token.Claims) { c.NotBefore = time.Now().Add(time.Minute) }),
-		"token_lifetime_exceeded": minted(func(c *token.Claims) { c.ExpiresAt = time.Now().Add(48 * time.Hour) }),
-		"rules_invalid":           minted(withRules(`[{"type":"any","action":"maybe"}]`)),
-		"rule_blocked":            minted(withRules(`[{"type":"any","action":"block"}]`)),
-		"country_unavailable":     minted(withRules(`[{"type":"ip.geoip.country","country":["US"],"action":"allow"}]`)),
-		"origin_required":         from(""),
-		"origin_not_allowed":      from("http://evil.test"),
-		"manifest_invalid":        to("/" + mint(t, "broken", nil) + suffix),
-	}
-}
-
-// otherStatuses are of the reasons that this gate has no cause to give; the
-// tests answer for it.
-var otherStatuses = map[string]int{
-	"client_ip_unknown":    http.StatusForbidden,
-	"too_early":            http.StatusTooEarly,
-	"verification_limited": http.StatusTooManyRequests,
-	"state_unavailable":    http.StatusServiceUnavailable,
-}
-
-// Each refusal is explained in the words of the manual, with its code for who
-// is asked for help.
-func TestPlayerPageRefusals(t *testing.T) {
-	w := startWeb(t, brokenVideos(anyVideo()), config{
-		app:  allowedSites + "\nmax_token_lifetime 24h",
-		gate: "player " + hlsJS(t),
-	})
-	requests := refusedRequests(t)
-	retried := []string{"token_not_yet_valid", "country_unavailable", "too_early", "verification_limited", "state_unavailable"}
-	p := openTab(t, watchPolicy)
-	for reason, words := range documentedWords(t) {
-		t.Run(reason, func(t *testing.T) {
-			w.forget()
-			w.tap.diverting(func(rw http.ResponseWriter, r *http.Request) bool {
-				if !strings.HasSuffix(r.URL.Path, ".m3u8") {
-					return false
-				}
-				if change, ok := requests[reason]; ok {
-					change(r)
-					return false
-				}
-				rw.Header().Set("Signed-Playback-Reason", reason)
-				rw.WriteHeader(otherStatuses[reason])
-				return true
-			})
-			status := otherStatuses[reason]
-			p.open(t, w.page(t, "?title=A+title"))
-			got := p.await(t, "words", isTold)
-			if _, ok := requests[reason]; ok {
-				refused, _ := w.tap.first("GET", ".m3u8")
-				if status = refused.status; refused.verdict().Reason != reason {
-					t.Fatalf("the gate says %v", refused.verdict())
-				}
-			}
-			want := pageView{
-				Title: "A title", Paused: true, Controls: true, HLSJS: got.HLSJS, Violations: []string{},
-				Alert: words, Code: fmt.Sprintf("%s (%d)", reason, status),
-			}
-			if slices.Contains(retried, reason) {
-				want.Button = "Try again"
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("the page (-want +got):\n%s", diff)
-			}
-			if !evaluate[bool](t, p, `document.getElementById("video").inert && document.getElementById("toggle").hidden`) {
-				t.Error("what cannot be played can be reached")
-			}
-		})
-	}
-	for reason := range requests {
-		if documentedWords(t)[reason] == "" {
-			t.Errorf("docs/player.md has no words for %s", reason)
-		}
-	}
-}
-
 // brokenVideos are videos that something is wrong with.
 func brokenVideos(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		isManifest := strings.HasSuffix(r.URL.Path, ".m3u8")
 		switch video, _, _ := strings.Cut(r.URL.Path[1:], "/"); {
-		case video == "broken" && isManifest:
-			_, _ = w.Write([]byte("<html>not what was asked for</html>"))
 		case video == "missing":
 			http.NotFound(w, r)
 		case video == "corrupt" && !isManifest:
@@ -401,30 +264,45 @@ func brokenVideos(next http.Handler) http.Handler {
 	})
 }
 
-// Where the gate gives no reason, the page has words of its own.
+// A viewer is told why nothing plays, with a code to give to support, and can try
+// again where that may help. Which words belong to which reason is for package
+// player; here, one case of each kind comes from where it comes from in earnest.
 func TestPlayerPageFailures(t *testing.T) {
-	w := startWeb(t, brokenVideos(anyVideo()), config{gate: "player " + hlsJS(t)})
+	t.Parallel()
+	w := startWeb(t, brokenVideos(anyVideo()), config{app: allowedSites, gate: "player " + hlsJS(t)})
+	blocked := mint(t, "demo", withRules(`[{"type":"any","action":"block"}]`))
+	early := mint(t, "demo", func(c *token.Claims) { c.NotBefore = time.Now().Add(time.Minute) })
 	for _, tc := range []struct {
-		name, video string
-		alert, code string
-		button      string
+		name, video, code string
+		again             bool
+		manifest          string // the token that the manifest is asked for with, instead of the page's own
 	}{
-		{"no such video", "missing", "This video does not exist, or it has been removed.", "http_error (404)", ""},
-		{"segments that are none", "corrupt", "Something went wrong while this video was loading. Try again.", "media_error", "Try again"},
-		{"no connection", "unreachable", "The connection failed. Check that you are online, and try again.", "network_error", "Try again"},
+		{"a refusal for good", "demo", "rule_blocked (403)", false, blocked},
+		{"a refusal for now", "demo", "token_not_yet_valid (401)", true, early},
+		{"no such video", "missing", "http_error (404)", false, ""},
+		{"broken segments", "corrupt", "media_error", true, ""},
+		{"no connection", "demo", "network_error", true, "hang up"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			w.tap.diverting(func(_ http.ResponseWriter, r *http.Request) bool {
-				if tc.video == "unreachable" && strings.HasSuffix(r.URL.Path, ".m3u8") {
-					panic(http.ErrAbortHandler) // hangs up
+			t.Parallel() // the page waits before it gives up
+			tap := startTap(t, w.gate)
+			tap.diverting(func(_ http.ResponseWriter, r *http.Request) bool {
+				if tc.manifest == "hang up" && strings.HasSuffix(r.URL.Path, ".m3u8") {
+					panic(http.ErrAbortHandler)
+				}
+				if tc.manifest != "" && strings.HasSuffix(r.URL.Path, ".m3u8") {
+					r.URL.Path = "/" + tc.manifest + "/manifest/video.m3u8"
 				}
 				return false
 			})
 			p := openTab(t, watchPolicy)
-			p.open(t, w.media("/"+mint(t, tc.video, nil)+"/iframe?autoplay&muted"))
+			p.open(t, "http://"+gateHost+":"+portOf(tap.server)+"/"+mint(t, tc.video, nil)+"/iframe?autoplay&muted&title=A+title")
 			got := p.await(t, "words", isTold)
-			if got.Alert != tc.alert || got.Code != tc.code || got.Button != tc.button {
-				t.Errorf("it says %q, %q and offers %q", got.Alert, got.Code, got.Button)
+			if got.Code != tc.code || (got.Button == "Try again") != tc.again || got.Title != "A title" || got.Heading != "" {
+				t.Errorf("the page says %q, %q and offers %q", got.Alert, got.Code, got.Button)
+			}
+			if !evaluate[bool](t, p, `document.getElementById("video").inert && document.getElementById("toggle").hidden`) {
+				t.Error("controls that do nothing can be reached")
 			}
 		})
 	}
@@ -432,8 +310,10 @@ func TestPlayerPageFailures(t *testing.T) {
 
 // A failure that passes is over when the viewer tries again.
 func TestPlayerPageRetry(t *testing.T) {
+	t.Parallel()
 	for how, browser := range map[string]string{"native": "", "hls.js": noNativeHLS} {
 		t.Run(how, func(t *testing.T) {
+			t.Parallel() // the player waits before it gives up
 			var down atomic.Bool
 			next := anyVideo()
 			w := startWeb(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -446,9 +326,8 @@ func TestPlayerPageRetry(t *testing.T) {
 			down.Store(true)
 			p := openTab(t, watchPolicy, browser)
 			p.open(t, w.page(t, ""))
-			told := p.await(t, "words", isTold)
-			if told.Alert != "This video is not available right now. Try again in a moment." || told.Code != "http_error (503)" || told.Button != "Try again" {
-				t.Errorf("it says %q, %q and offers %q", told.Alert, told.Code, told.Button)
+			if told := p.await(t, "words", isTold); told.Code != "http_error (503)" || told.Button != "Try again" {
+				t.Errorf("the page says %q, %q and offers %q", told.Alert, told.Code, told.Button)
 			}
 			p.do(t, chromedp.Click(chromedp.CSS("#failure button")))
 			p.await(t, "the same words again", isTold)
@@ -468,13 +347,14 @@ func TestPlayerPageRetry(t *testing.T) {
 // A token that expires while the video plays stops it at the next segment, and
 // the viewer and the embedding page are told.
 func TestPlayerPageExpiry(t *testing.T) {
+	t.Parallel()
 	for how, browser := range map[string]string{"native": "", "hls.js": noNativeHLS} {
 		t.Run(how, func(t *testing.T) {
+			t.Parallel()
 			expired := make(chan struct{})
 			next := anyVideo()
 			w := startWeb(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				// These have been asked for in time, and those after them come
-				// too late.
+				// This segment has been asked for in time; the next ones are late.
 				if strings.HasSuffix(r.URL.Path, "/003.m4s") {
 					select {
 					case <-expired:
@@ -485,7 +365,7 @@ func TestPlayerPageExpiry(t *testing.T) {
 			}), config{app: allowedSites, gate: "player " + hlsJS(t)})
 			p := openTab(t, browser)
 			p.open(t, w.site("www.example.test")+"/")
-			limited := mint(t, "sites", func(c *token.Claims) { c.ExpiresAt = time.Unix(time.Now().Unix()+5, 0) })
+			limited := mint(t, "sites", func(c *token.Claims) { c.ExpiresAt = time.Unix(time.Now().Unix()+10, 0) })
 			evaluate[bool](t, p, fmt.Sprintf("embed('iframe', %q, {}).then(() => true)", w.media("/"+limited+"/iframe?muted")))
 			evaluate[bool](t, p, "playEmbedded(), true")
 			eventually(t, "playback", func() bool { return evaluate[progress](t, p, "seen").Position > enough })
@@ -522,6 +402,7 @@ func TestPlayerPageExpiry(t *testing.T) {
 // Nothing that a link can bring along becomes markup, code, or an address that
 // the page loads anything else from.
 func TestPlayerPageHostileQuery(t *testing.T) {
+	t.Parallel()
 	w := startPlayerWeb(t)
 	names := []string{
 		"title", "poster", "autoplay", "muted", "loop", "controls", "preload", "startTime",
@@ -538,20 +419,13 @@ func TestPlayerPageHostileQuery(t *testing.T) {
 		"</script><script>window.pwned=1</script>",
 		"</title></style><img src=x onerror=window.pwned=1>",
 		`"><svg onload=window.pwned=1>`,
-		`' onfocus=window.pwned=1 autofocus '`,
 		"javascript:window.pwned=1",
-		" \tjava\nscript:window.pwned=1",
 		"data:text/html,<script>window.pwned=1</script>",
-		"blob:" + w.media("/x"),
 		"\u2028window.pwned=1//\u2029",
-		"{{constructor.constructor('window.pwned=1')()}}",
-		"${window.pwned=1}`-window.pwned=1",
 		"red;} body{background:url(//evil.test/x)",
-		"url(//evil.test/x)",
 		"\x00\r\nContent-Security-Policy: default-src *",
-		"%3Cscript%3E",
 		strings.Repeat("A", 500),
-		"1e999", "-1", "NaN", "Infinity",
+		"1e999", "-1",
 	} {
 		t.Run(fmt.Sprintf("%.40q", value), func(t *testing.T) {
 			p.mu.Lock()
@@ -598,6 +472,7 @@ func TestPlayerPageHostileQuery(t *testing.T) {
 
 // The page is the same under all its addresses, and finds its media from each.
 func TestPlayerPageAddresses(t *testing.T) {
+	t.Parallel()
 	addr := freeAddr(t)
 	_, port, _ := strings.Cut(addr, ":")
 	o := startOrigin(t, anyVideo())
@@ -619,9 +494,7 @@ func TestPlayerPageAddresses(t *testing.T) {
 	want := g.get(t, good+"/iframe").body
 	p := openTab(t, watchPolicy)
 	for _, address := range []string{
-		root + good, root + good + "/", root + good + "/iframe", root + good + "?title=x", root + good + "/?title=x",
-		root + "/open", root + "/open/", root + "/open/iframe", root + "/open/iframe?poster=thumbnails/thumbnail.jpg",
-		mounted + good, mounted + good + "/", mounted + good + "/iframe", mounted + "/open/iframe#x",
+		root + good, root + good + "/", root + good + "/iframe?title=x", root + "/open/?title=x", mounted + good, mounted + "/open/iframe#x",
 	} {
 		name := strings.NewReplacer(root, "", mounted, "/play", good, "/token").Replace(address)
 		t.Run(name, func(t *testing.T) {
@@ -646,6 +519,7 @@ func TestPlayerPageAddresses(t *testing.T) {
 
 // Who has no mouse can do everything.
 func TestPlayerPageKeyboard(t *testing.T) {
+	t.Parallel()
 	w := startPlayerWeb(t)
 	position := func(p *tab) float64 { return p.view(t).Position }
 	paused := func(v pageView) bool { return v.Paused }
@@ -712,122 +586,4 @@ func TestPlayerPageKeyboard(t *testing.T) {
 		p.await(t, "playback", isPlaying)
 		p.wantQuiet(t)
 	})
-}
-
-// The page's headers, as they cross the wire.
-func TestPlayerPageHeaders(t *testing.T) {
-	w := startPlayerWeb(t)
-	for _, tc := range []struct {
-		video, origin, ancestors string
-		access                   http.Header
-	}{
-		{"demo", "", "", http.Header{"Access-Control-Allow-Origin": {"*"}}},
-		{
-			"sites", w.site("www.example.test"), "; frame-ancestors http://example.test:PORT http://*.example.test:PORT",
-			http.Header{"Access-Control-Allow-Origin": {w.site("www.example.test")}, "Vary": {"Origin"}},
-		},
-		{"apps", "", "; frame-ancestors http://example.test:PORT http://*.example.test:PORT", http.Header{"Vary": {"Origin"}}},
-	} {
-		t.Run(tc.video, func(t *testing.T) {
-			var header []string
-			if tc.origin != "" {
-				header = []string{"Origin: " + tc.origin}
-			}
-			res := w.gate.get(t, "/"+mint(t, tc.video, nil)+"/iframe", header...)
-			hash := func(element string) string {
-				found := regexp.MustCompile("(?s)<" + element + ">(.*?)</" + element + ">").FindSubmatch(res.body)
-				if found == nil {
-					t.Fatalf("the page has no %s", element)
-				}
-				sum := sha256.Sum256(found[1])
-				return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
-			}
-			want := tc.access
-			if want.Get("Access-Control-Allow-Origin") != "" {
-				want.Set("Access-Control-Expose-Headers", "Content-Length, Content-Range, Accept-Ranges, Date, Signed-Playback-Reason")
-			}
-			for name, value := range map[string]string{
-				"Content-Type":   "text/html; charset=utf-8",
-				"Content-Length": strconv.Itoa(len(res.body)),
-				"Content-Security-Policy": "default-src 'none'; script-src " + hash("script") + " 'self'; style-src " + hash("style") +
-					"; media-src 'self' blob:; img-src 'self' https: http: data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'" +
-					strings.ReplaceAll(tc.ancestors, "PORT", portOf(w.sites)),
-				"Referrer-Policy":        "strict-origin",
-				"X-Content-Type-Options": "nosniff",
-				"Cache-Control":          "private, max-age=0",
-				"Server":                 "Caddy",
-			} {
-				want.Set(name, value)
-			}
-			res.Header.Del("Date")
-			if diff := cmp.Diff(want, res.Header); diff != "" {
-				t.Errorf("headers (-want +got):\n%s", diff)
-			}
-			w.origin.wantUntouched(t)
-		})
-	}
-}
-
-// The page shows something at sizes of screens that are in use. What it shows
-// is for eyes: go test -artifacts keeps the pictures.
-func TestPlayerPageScreenshots(t *testing.T) {
-	w := startPlayerWeb(t)
-	p := openTab(t, watchPolicy)
-	const look = "?title=The+launch+of+the+test+pattern&poster=thumbnails/thumbnail.jpg&primaryColor=%23f4801f&muted"
-	for _, size := range []struct{ width, height int64 }{{1280, 720}, {360, 640}} {
-		p.do(t, chromedp.EmulateViewport(size.width, size.height))
-		for _, state := range []struct {
-			name, query string
-			refused     bool
-			done        func(pageView) bool
-		}{
-			{"ready", look, false, isReady},
-			{"playing", look + "&autoplay", false, isPlaying},
-			{"playing without controls", look + "&autoplay&controls=0", false, isPlaying},
-			{"refused", look, true, isTold},
-		} {
-			name := fmt.Sprintf("%s %dx%d", state.name, size.width, size.height)
-			t.Run(name, func(t *testing.T) {
-				w.tap.diverting(func(rw http.ResponseWriter, r *http.Request) bool {
-					if state.refused && strings.HasSuffix(r.URL.Path, ".m3u8") {
-						http.Error(rw, "", http.StatusServiceUnavailable)
-						return true
-					}
-					return false
-				})
-				p.open(t, w.page(t, state.query))
-				p.await(t, state.name, state.done)
-				data, err := chromedp.Run(p.ctx, chromedp.CaptureScreenshot())
-				if err != nil {
-					t.Fatal(err)
-				}
-				writeFile(t, filepath.Join(t.ArtifactDir(), strings.ReplaceAll(name, " ", "-")+".png"), data)
-				picture, err := png.Decode(bytes.NewReader(data))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if got := picture.Bounds().Size(); got != image.Pt(int(size.width), int(size.height)) {
-					t.Errorf("the picture has %v", got)
-				}
-				if n := colors(picture); n < 16 {
-					t.Errorf("the picture has %d colors", n)
-				}
-				if wide := evaluate[int64](t, p, `document.documentElement.scrollWidth`); wide > size.width {
-					t.Errorf("the page is %d wide", wide)
-				}
-			})
-		}
-	}
-}
-
-// colors counts those of a picture.
-func colors(picture image.Image) int {
-	seen := make(map[[3]uint32]bool)
-	for y := picture.Bounds().Min.Y; y < picture.Bounds().Max.Y; y++ {
-		for x := picture.Bounds().Min.X; x < picture.Bounds().Max.X; x++ {
-			r, g, b, _ := picture.At(x, y).RGBA()
-			seen[[3]uint32{r, g, b}] = true
-		}
-	}
-	return len(seen)
 }
