@@ -23,16 +23,23 @@ var fuzzedPatterns = [][]string{
 // origin by the URL standard too. And a pattern that is accepted covers the
 // origins that it names.
 func FuzzOrigins(f *testing.F) {
+	for _, tc := range siteCases {
+		for _, site := range append(tc.allowed, tc.refused...) {
+			f.Add(site, strings.Fields(tc.patterns)[0])
+		}
+	}
 	for _, tc := range headerCases {
 		for _, value := range append(tc.origin, tc.referer...) {
-			f.Add(value, strings.Fields(tc.patterns)[0])
+			f.Add(value, "example.com")
 		}
 	}
 	for _, tc := range goodPatterns {
 		f.Add("https://"+tc.pattern, tc.pattern)
 	}
-	for _, tc := range badPatterns {
-		f.Add("http://"+tc.pattern+"/", tc.pattern)
+	for _, patterns := range badPatterns {
+		for _, pattern := range patterns {
+			f.Add("http://"+pattern+"/", pattern)
+		}
 	}
 	var lists []*List
 	for _, patterns := range fuzzedPatterns {
