@@ -23,11 +23,11 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "signed-playback",
-		Short: "Makes keys and signed playback URLs, and tells why they play or not",
+		Short: "Makes keys, signs playback URLs and explains refusals",
 		Long: `
-Makes the keys that sign playback URLs, signs URLs with them, shows what a token
-says, and explains what the gate of a config makes of a request. None of these
-commands needs a running server.`,
+Makes keys and signs playback URLs with them, shows the content of a token,
+explains the decision of a gate about a request, and runs a gate without a config
+file. No command needs a running server.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
@@ -37,90 +37,38 @@ commands needs a running server.`,
 }
 
 func keygenCommand() *cobra.Command {
-	var opts keygenOptions
+	keyID := ""
 	cmd := &cobra.Command{
 		Use:   "keygen [--kid <id>]",
 		Short: "Makes a key pair",
 		Long: `
-Makes an RSA-2048 key pair and prints it as one JSON object: the members id, pem
-and jwk are what the keys API returns for a new key (pem and jwk are
-base64-encoded and hold the private half), jwks is the public half as a JWKS.
-
-The whole output serves as --key of the sign command, and as key_file of the
-gate, which drops the private half. A gate on another machine wants no more than
-the public half:
+Makes an RSA-2048 key pair and prints it as JSON:
 
 	$ (umask 077; caddy signed-playback keygen > key.json)
-	$ jq .jwks key.json > public.json`,
+	$ cat key.json
+	{
+	  "id": "6b2d0c4a9f5e4d7c8b1a3e5f7d9c0b2a",
+	  "pem": "LS0tLS1CRUdJTi…",
+	  "jwk": "eyJkIjoiQmZs…",
+	  "jwks": {"keys": [{"alg": "RS256", "e": "AQAB", …}]}
+	}
+	$ jq .jwks key.json > public.json
+
+key.json contains the private key. The gate needs only the public key, which is
+the member jwks. The members id, pem and jwk have the form in which the keys API
+returns a new key.
+
+Both --key of sign and key_file of the gate take the whole file; the gate drops
+the private key.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return keygen(opts, cmd.OutOrStdout()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return keygen(keyID, cmd.OutOrStdout()) },
 	}
-	cmd.Flags().StringVar(&opts.keyID, "kid", "", "the key's id (default: 32 random hexadecimal digits)")
+	cmd.Flags().StringVar(&keyID, "kid", "", "the key's `id` (default: 32 random hexadecimal digits)")
 	return cmd
 }
 
-func signCommand() *cobra.Command {
-	opts := signOptions{now: time.Now}
-	cmd := &cobra.Command{
-		Use:   "sign --key <file> --sub <video> [--kid <id>] [--exp <time>] [--nbf <time>] [--downloadable] [--rules <json>] [--url <base>]",
-		Short: "Signs a token, or a playback URL",
-		Long: `
-Signs a token for a video and prints it, or with --url the address of the
-video's HLS manifest.
-
-The key is a file, or - for standard input: what keygen prints, a private JWK,
-a PEM, or the pem or jwk value of the keys API. Times are durations from now
-(1h, -5m), Unix seconds or RFC 3339.
-
-	$ caddy signed-playback sign --key key.json --sub demo --exp 12h --url https://media.example.com
-	$ caddy signed-playback sign --key key.json --sub demo \
-		--rules '[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]'`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			opts.stdin = cmd.InOrStdin()
-			return sign(opts, cmd.OutOrStdout())
-		},
-	}
-	flags := cmd.Flags()
-	flags.StringVar(&opts.key, "key", "", "the file with the private key, or - for standard input")
-	flags.StringVar(&opts.keyID, "kid", "", "the key's id, for a key that has none (default: the name of its file without the ending)")
-	flags.StringVar(&opts.video, "sub", "", "the video id")
-	flags.StringVar(&opts.expires, "exp", "1h", "when the token expires")
-	flags.StringVar(&opts.notBefore, "nbf", "", "from when on the token works (default: at once)")
-	flags.BoolVar(&opts.downloadable, "downloadable", false, "also allow downloads")
-	flags.StringVar(&opts.rules, "rules", "", "access rules: a JSON array, or @ and the name of a file with one")
-	flags.StringVar(&opts.baseURL, "url", "", "print a playback URL below this address of the gate")
-	return cmd
-}
-
-func inspectCommand() *cobra.Command {
-	opts := inspectOptions{now: time.Now}
-	cmd := &cobra.Command{
-		Use:   "inspect <token or URL> [--key <file>]",
-		Short: "Shows what a token says",
-		Long: `
-Shows the header and the claims of a token, given alone, within a playback URL,
-or as - on standard input. With --key, a file in any form that key_file takes,
-it also verifies the token as the gate would.
-
-The exit status is 0 for a token that is well-formed and, with --key, verifies
-at present, else 1.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			opts.token, opts.stdin = args[0], cmd.InOrStdin()
-			return inspect(opts, cmd.OutOrStdout())
-		},
-	}
-	cmd.Flags().StringVar(&opts.key, "key", "", "a file with the verification key, or - for standard input")
-	return cmd
-}
-
-type keygenOptions struct {
-	keyID string
-}
-
-// generatedKey is what keygen prints: a key as the keys API returns it, and its
-// public half.
+// generatedKey is the output of keygen: a key in the form of the keys API, and
+// its public key.
 type generatedKey struct {
 	ID   string       `json:"id"`
 	PEM  string       `json:"pem"`
@@ -128,12 +76,13 @@ type generatedKey struct {
 	JWKS publicKeySet `json:"jwks"`
 }
 
+// publicKeySet is a JWKS (RFC 7517 section 5).
 type publicKeySet struct {
 	Keys []json.RawMessage `json:"keys"`
 }
 
-func keygen(opts keygenOptions, out io.Writer) error {
-	key, err := token.GenerateSigningKey(opts.keyID)
+func keygen(keyID string, out io.Writer) error {
+	key, err := token.GenerateSigningKey(keyID)
 	if err != nil {
 		return err
 	}
@@ -149,6 +98,44 @@ func keygen(opts keygenOptions, out io.Writer) error {
 	enc := json.NewEncoder(out)
 	enc.SetIndent("", "  ")
 	return enc.Encode(generated)
+}
+
+func signCommand() *cobra.Command {
+	opts := signOptions{now: time.Now}
+	cmd := &cobra.Command{
+		Use:   "sign --key <file> --sub <video> [--kid <id>] [--exp <time>] [--nbf <time>] [--downloadable] [--rules <json>] [--url <base>]",
+		Short: "Signs a token or a playback URL",
+		Long: `
+Signs a token for a video and prints it. With --url it prints the URL of the
+video's HLS manifest:
+
+	$ caddy signed-playback sign --key key.json --sub demo --exp 12h --url https://media.example.com
+	https://media.example.com/eyJhbGciOiJSUzI1NiIsImtpZCI6…/manifest/video.m3u8
+
+The key is a file, or - for standard input. It has one of these forms: the output
+of keygen, a private JWK, a PEM, or the pem or jwk value of the keys API.
+
+A time is a duration from now (1h, -5m), Unix seconds, or RFC 3339. Rules say who
+may play, by address and country:
+
+	$ caddy signed-playback sign --key key.json --sub demo \
+		--rules '[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts.stdin = cmd.InOrStdin()
+			return sign(opts, cmd.OutOrStdout())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&opts.key, "key", "", "the `file` with the private key, or - for standard input")
+	flags.StringVar(&opts.keyID, "kid", "", "the key's `id`, if the key has none (default: the name of its file without the ending)")
+	flags.StringVar(&opts.video, "sub", "", "the `video` id")
+	flags.StringVar(&opts.expires, "exp", "1h", "the `time` when the token expires")
+	flags.StringVar(&opts.notBefore, "nbf", "", "the `time` before which the token does not work (default: it works at once)")
+	flags.BoolVar(&opts.downloadable, "downloadable", false, "also allow downloads")
+	flags.StringVar(&opts.rules, "rules", "", "access rules: a `JSON` array, or @ and the name of a file with one")
+	flags.StringVar(&opts.baseURL, "url", "", "print a playback URL below this `address` of the gate")
+	return cmd
 }
 
 type signOptions struct {
@@ -184,7 +171,7 @@ func sign(opts signOptions, out io.Writer) error {
 	}
 	base, err := url.Parse(opts.baseURL)
 	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
-		return fmt.Errorf("--url %q: want an address like https://media.example.com", opts.baseURL)
+		return fmt.Errorf("--url %q: give an address like https://media.example.com", opts.baseURL)
 	}
 	_, err = fmt.Fprintln(out, base.JoinPath(compact, "manifest/video.m3u8"))
 	return err
@@ -203,13 +190,13 @@ func readSigningKey(opts signOptions) (*token.SigningKey, error) {
 		return nil, fmt.Errorf("--key %q: %w", opts.key, err)
 	}
 	if opts.keyID != "" && opts.keyID != key.ID() {
-		return nil, fmt.Errorf("--kid %q: the key in %q has the `kid` %q", opts.keyID, opts.key, key.ID())
+		return nil, fmt.Errorf("--kid %q: the key in %q has the `kid` %q; leave --kid out", opts.keyID, opts.key, key.ID())
 	}
 	return key, nil
 }
 
-// readKeyFile returns the content of a key file and the id that a key in it
-// takes if it has none.
+// readKeyFile returns the content of a key file, and the id of a key in it that
+// has no `kid`.
 func readKeyFile(path string, stdin io.Reader) (data []byte, id string, err error) {
 	if path == "-" {
 		data, err = io.ReadAll(stdin)
@@ -220,6 +207,9 @@ func readKeyFile(path string, stdin io.Reader) (data []byte, id string, err erro
 }
 
 func (opts signOptions) claims() (claims token.Claims, err error) {
+	if !token.ValidVideoID(opts.video) {
+		return token.Claims{}, fmt.Errorf("--sub %q: %w", opts.video, errVideoID)
+	}
 	claims = token.Claims{VideoID: opts.video, Downloadable: opts.downloadable}
 	if claims.ExpiresAt, err = parseTime(opts.expires, opts.now()); err != nil {
 		return claims, fmt.Errorf("--exp %w", err)
@@ -229,44 +219,63 @@ func (opts signOptions) claims() (claims token.Claims, err error) {
 			return claims, fmt.Errorf("--nbf %w", err)
 		}
 		if !claims.NotBefore.Before(claims.ExpiresAt) {
-			return claims, fmt.Errorf("--nbf %s is not before --exp %s", opts.notBefore, opts.expires)
+			return claims, fmt.Errorf("--nbf %q is not before --exp %q", opts.notBefore, opts.expires)
 		}
 	}
-	if opts.rules == "" {
-		return claims, nil
+	claims.AccessRules, err = readRules(opts.rules)
+	return claims, err
+}
+
+// readRules reads the access rules of --rules, "" for none.
+func readRules(text string) (rules []byte, err error) {
+	if text == "" {
+		return nil, nil
 	}
-	rules := []byte(opts.rules)
-	if path, isFile := strings.CutPrefix(opts.rules, "@"); isFile {
+	rules = []byte(text)
+	if path, isFile := strings.CutPrefix(text, "@"); isFile {
 		if rules, err = os.ReadFile(path); err != nil {
-			return claims, fmt.Errorf("--rules: %w", err)
+			return nil, fmt.Errorf("--rules: %w", err)
 		}
 	}
 	if _, err := compileRules(rules); err != nil {
-		if _, noFile := os.Stat(opts.rules); noFile == nil {
-			return claims, fmt.Errorf("--rules: %w; for the file of this name write @%s", err, opts.rules)
+		if _, noFile := os.Stat(text); noFile == nil {
+			return nil, fmt.Errorf("--rules: %w; for the file of this name write @%s", err, text)
 		}
-		return claims, fmt.Errorf("--rules: %w", err)
+		return nil, fmt.Errorf("--rules: %w", err)
 	}
-	claims.AccessRules = rules
-	return claims, nil
+	return rules, nil
 }
 
-// parseTime reads a duration from now, Unix seconds or RFC 3339.
-func parseTime(text string, now time.Time) (time.Time, error) {
-	if duration, err := caddy.ParseDuration(text); err == nil {
-		return now.Add(duration), nil
+func inspectCommand() *cobra.Command {
+	opts := inspectOptions{now: time.Now}
+	cmd := &cobra.Command{
+		Use:   "inspect <token or URL> [--key <file>]",
+		Short: "Shows the content of a token",
+		Long: `
+Shows the header and the claims of a token. Give the token alone, in a playback
+URL, or as - on standard input. With --key, a file in any form that key_file
+takes, inspect also verifies the token as the gate does:
+
+	$ caddy signed-playback inspect https://media.example.com/eyJhbGci… --key public.json
+	token id:   5d1b0a3c8f2e6479
+	header:     {"alg":"RS256","kid":"6b2d0c4a9f5e4d7c8b1a3e5f7d9c0b2a"}
+	payload:    {"sub":"demo","kid":"6b2d0c4a9f5e4d7c8b1a3e5f7d9c0b2a","exp":1896091200}
+	video:      demo
+	key id:     6b2d0c4a9f5e4d7c8b1a3e5f7d9c0b2a
+	expires:    2030-01-31T12:00:00Z (in 11h59m58s)
+	rules:      0
+	signature:  valid, and so are the dates
+
+The exit status is 0 if the token is well-formed and, with --key, verifies now;
+otherwise it is 1.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.token, opts.stdin = args[0], cmd.InOrStdin()
+			return inspect(opts, cmd.OutOrStdout())
+		},
 	}
-	if seconds, err := strconv.ParseInt(text, 10, 64); err == nil {
-		const year2001 = 1_000_000_000
-		if seconds < year2001 {
-			return time.Time{}, fmt.Errorf("%q: as Unix seconds that is long ago; for a duration write %ss", text, text)
-		}
-		return time.Unix(seconds, 0), nil
-	}
-	if t, err := time.Parse(time.RFC3339, text); err == nil {
-		return t, nil
-	}
-	return time.Time{}, fmt.Errorf("%q: want a duration like 1h, Unix seconds, or a time like 2030-01-31T12:00:00Z", text)
+	cmd.Flags().StringVar(&opts.key, "key", "", "the `file` with the verification key, or - for standard input")
+	return cmd
 }
 
 type inspectOptions struct {
@@ -276,8 +285,8 @@ type inspectOptions struct {
 	now   func() time.Time
 }
 
-// inspect prints what a token says, line by line as far as it can be read, and
-// returns why it would be refused.
+// inspect prints the content of a token, as far as it can be read. Its error is
+// the reason why the gate would refuse the token.
 func inspect(opts inspectOptions, out io.Writer) error {
 	compact, err := findToken(opts)
 	if err != nil {
@@ -319,7 +328,7 @@ func inspect(opts inspectOptions, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(out, "signature:  valid, and so is the token at present")
+	fmt.Fprintln(out, "signature:  valid, and so are the dates")
 	return nil
 }
 
@@ -335,8 +344,8 @@ func readKeySet(opts inspectOptions) (*token.KeySet, error) {
 	return token.NewKeySet(keys...)
 }
 
-// findToken finds the token in what the user has given: itself, or the segment
-// of a URL's path that has two dots.
+// findToken returns the token on the command line or on standard input: the
+// whole text, or the segment of a URL's path that has two dots.
 func findToken(opts inspectOptions) (string, error) {
 	text := opts.token
 	if text == "-" {
@@ -365,8 +374,8 @@ func findToken(opts inspectOptions) (string, error) {
 		if _, err := token.Parse(segment); err == nil {
 			return segment, nil
 		}
-		// Perhaps the host of a URL without its scheme; perhaps what the user
-		// wants to be told about.
+		// This may be the host of a URL without its scheme, or a malformed
+		// token that the user asks about.
 		found = cmp.Or(found, segment)
 	}
 	if found == "" {
@@ -381,4 +390,22 @@ func relativeTime(t, now time.Time) string {
 		return fmt.Sprintf("%s (%s ago)", t.UTC().Format(time.RFC3339), -distance)
 	}
 	return fmt.Sprintf("%s (in %s)", t.UTC().Format(time.RFC3339), distance)
+}
+
+// parseTime reads a duration from now, Unix seconds or RFC 3339.
+func parseTime(text string, now time.Time) (time.Time, error) {
+	if duration, err := caddy.ParseDuration(text); err == nil {
+		return now.Add(duration), nil
+	}
+	if seconds, err := strconv.ParseInt(text, 10, 64); err == nil {
+		const year2001 = 1_000_000_000
+		if seconds < year2001 {
+			return time.Time{}, fmt.Errorf("%q: as Unix seconds this is before 2001; for a duration write %ss", text, text)
+		}
+		return time.Unix(seconds, 0), nil
+	}
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return t, nil
+	}
+	return time.Time{}, fmt.Errorf("%q: give a duration like 1h, Unix seconds, or a time like 2030-01-31T12:00:00Z", text)
 }

@@ -19,9 +19,11 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/filestorage"
 	"github.com/caddyserver/certmagic"
+	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
@@ -29,16 +31,22 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// TestMain keeps the tests out of the storage of whoever runs them.
+// TestMain runs the tests, or the command caddy for a script of TestCommands.
 func TestMain(m *testing.M) {
+	testscript.Main(isolatedTests{m}, map[string]func(){"caddy": caddycmd.Main})
+}
+
+// isolatedTests keeps the tests out of the storage of the user.
+type isolatedTests struct{ *testing.M }
+
+func (m isolatedTests) Run() int {
 	folder, err := os.MkdirTemp("", "signed-playback-test-")
 	if err != nil {
 		panic(err)
 	}
+	defer os.RemoveAll(folder)
 	caddy.DefaultStorage = &certmagic.FileStorage{Path: folder}
-	code := m.Run()
-	_ = os.RemoveAll(folder)
-	os.Exit(code)
+	return m.M.Run()
 }
 
 // testTime is the present, as far as the gates of the tests know.
