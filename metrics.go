@@ -34,61 +34,43 @@ type metrics struct {
 var collectMetrics = sync.OnceValue(newMetrics)
 
 func newMetrics() *metrics {
-	seconds := prometheus.NewHistogram(prometheus.HistogramOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "manifest_rewrite_seconds",
-		Help:    "Time that the rewriting of a manifest took.",
-		Buckets: prometheus.ExponentialBuckets(1e-5, 4, 9),
-	})
-	uris := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "manifest_uris_total",
-		Help: "URIs in manifests by what became of them: rewritten, left as they are, or left although they lead out of the video's folder.",
-	}, []string{"outcome"})
-	storeErrors := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "store_errors_total",
-		Help: "Failures of the store by operation: changes, get, list and update failed; decode met a damaged object.",
-	}, []string{"operation"})
-	for _, operation := range []string{"changes", "get", "list", "update", "decode"} {
-		storeErrors.WithLabelValues(operation)
-	}
-	hits := prometheus.NewCounter(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "token_cache_hits_total",
-		Help: "Requests whose token was remembered as verified.",
-	})
-	misses := prometheus.NewCounter(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "token_cache_misses_total",
-		Help: "Requests whose token was not, garbage included.",
-	})
-	verifySeconds := prometheus.NewHistogram(prometheus.HistogramOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "verification_seconds",
-		Help:    "Time that the verification of a token took, without the wait for its turn.",
-		Buckets: prometheus.ExponentialBuckets(1e-5, 2, 12),
-	})
-	verifications := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "token_verifications_total",
-		Help: "Tokens whose signature was to be verified, by the result: ok, or the reason of the refusal.",
-	}, []string{"result"})
-	verified := map[reason]prometheus.Counter{"": verifications.WithLabelValues("ok")}
+	m := new(metrics)
+	m.requests = m.counters("requests_total", "Requests by outcome (allowed, refused, would_refuse, preflight), reason and kind of resource.", "result", "reason", "kind")
+	m.allowed = beginRequests(m.requests)
+	m.cacheHits = m.counter("token_cache_hits_total", "Requests whose token was remembered as verified.")
+	m.cacheMisses = m.counter("token_cache_misses_total", "Requests whose token was not remembered, including garbage.")
+	verifications := m.counters("token_verifications_total", "Signature checks by result: ok, or the reason of the refusal.", "result")
+	m.verified = map[reason]prometheus.Counter{"": verifications.WithLabelValues("ok")}
 	for _, why := range []reason{reasonSignatureInvalid, reasonRulesInvalid, reasonVerificationLimited} {
-		verified[why] = verifications.WithLabelValues(string(why))
+		m.verified[why] = verifications.WithLabelValues(string(why))
 	}
-	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: subsystem, Name: "requests_total",
-		Help: "Requests by what became of them (allowed, refused, would_refuse, preflight), why, and the kind of resource.",
-	}, []string{"result", "reason", "kind"})
-	return &metrics{
-		requests:        requests,
-		allowed:         beginRequests(requests),
-		cacheHits:       hits,
-		cacheMisses:     misses,
-		verified:        verified,
-		verifySeconds:   verifySeconds,
-		manifestSeconds: seconds,
-		urisRewritten:   uris.WithLabelValues("rewritten"),
-		urisLeft:        uris.WithLabelValues("left"),
-		urisOutside:     uris.WithLabelValues("outside"),
-		storeErrors:     storeErrors,
-		collectors:      []prometheus.Collector{requests, seconds, uris, storeErrors, hits, misses, verifySeconds, verifications},
+	m.verifySeconds = m.histogram("verification_seconds", "Time of a signature check, without the wait for its turn.", prometheus.ExponentialBuckets(1e-5, 2, 12))
+	m.manifestSeconds = m.histogram("manifest_rewrite_seconds", "Time that the rewriting of a manifest took.", prometheus.ExponentialBuckets(1e-5, 4, 9))
+	uris := m.counters("manifest_uris_total", "URIs in manifests by outcome: rewritten, left unchanged, or left unchanged although they lead out of the video's folder (outside).", "outcome")
+	m.urisRewritten, m.urisLeft, m.urisOutside = uris.WithLabelValues("rewritten"), uris.WithLabelValues("left"), uris.WithLabelValues("outside")
+	m.storeErrors = m.counters("store_errors_total", "Failures of the store by operation: changes, get, list and update failed, or decode found a damaged object.", "operation")
+	for _, operation := range []string{"changes", "get", "list", "update", "decode"} {
+		m.storeErrors.WithLabelValues(operation)
 	}
+	return m
+}
+
+// counters adds a counter with labels to the collectors.
+func (m *metrics) counters(name, help string, labels ...string) *prometheus.CounterVec {
+	c := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, labels)
+	m.collectors = append(m.collectors, c)
+	return c
+}
+
+func (m *metrics) counter(name, help string) prometheus.Counter {
+	return m.counters(name, help).WithLabelValues()
+}
+
+// histogram adds a histogram with buckets in seconds to the collectors.
+func (m *metrics) histogram(name, help string, buckets []float64) prometheus.Histogram {
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help, Buckets: buckets})
+	m.collectors = append(m.collectors, h)
+	return h
 }
 
 // beginRequests creates each series of requests at 0. Prometheus computes no rate
