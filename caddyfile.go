@@ -18,20 +18,19 @@ import (
 
 func init() {
 	httpcaddyfile.RegisterHandlerDirective("signed_playback", parseGate)
-	// After encode, so that what the gate changes in a response is compressed
-	// behind it and not before; and before everything that answers.
+	// After encode, so that encode compresses the response that the gate has
+	// changed. Before every directive that responds.
 	httpcaddyfile.RegisterDirectiveOrder("signed_playback", httpcaddyfile.After, "encode")
 	httpcaddyfile.RegisterHandlerDirective("signed_playback_api", parseAPI)
-	httpcaddyfile.RegisterDirectiveOrder("signed_playback_api", httpcaddyfile.After, "encode") // so before the gate
+	httpcaddyfile.RegisterDirectiveOrder("signed_playback_api", httpcaddyfile.After, "encode") // and so before the gate
 	httpcaddyfile.RegisterGlobalOption("signed_playback", parseApp)
 }
 
 // option parses one subdirective, whose name has been consumed.
 type option func(d *caddyfile.Dispenser) error
 
-// parseBlock hands each subdirective of a block to its option. What is unknown
-// or repeated is an error: an option that is silently dropped may be the one
-// that keeps somebody out.
+// parseBlock parses each subdirective of a block. Unknown and repeated ones are
+// errors: an option that is silently ignored may be one that restricts access.
 func parseBlock(d *caddyfile.Dispenser, options map[string]option) error {
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
@@ -55,27 +54,24 @@ func knownOptions(options map[string]option) string {
 	return strings.Join(slices.Sorted(maps.Keys(options)), ", ")
 }
 
-// parseGate sets up the gate from Caddyfile tokens. Syntax:
+// UnmarshalCaddyfile sets up the gate from Caddyfile tokens. Syntax:
 //
 //	signed_playback [<matcher>] {
-//	    origin_path <template>
-//	    player      [<path to hls.js file>]
-//	    downloads   <path glob>...
+//	    origin_path    <template>
+//	    player         [<path to hls.js file>]
+//	    downloads      <path glob>...
 //	    manifest_hosts <host[:port]>...
-//	    enforce     on|off
-//	    report_only <check>...
+//	    enforce        on|off
+//	    report_only    <check>...
 //	}
-func parseGate(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
-	g := new(Gate)
-	return g, g.UnmarshalCaddyfile(h.Dispenser)
-}
-
-// UnmarshalCaddyfile sets up the gate from Caddyfile tokens. See parseGate for
-// the syntax.
+//
+// The default of origin_path is /{video}, and of downloads, downloads/*. Without
+// player there is no player page. Without enforce and report_only, the global
+// option decides.
 func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the directive's name
 	if d.NextArg() {
-		return d.Errf("unexpected argument %q; the options of signed_playback stand in a block", d.Val())
+		return d.Errf("unexpected argument %q; put the options of signed_playback into a block", d.Val())
 	}
 	options := map[string]option{
 		"origin_path": func(d *caddyfile.Dispenser) error {
@@ -83,7 +79,7 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return err
 			}
 			if hasPlaceholder(strings.ReplaceAll(g.OriginPath, videoPlaceholder, "")) {
-				return nil // Provision knows what it stands for
+				return nil // Provision resolves and checks it
 			}
 			_, err := parseOriginPath(g.OriginPath)
 			return located(d, err)
@@ -104,7 +100,7 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"downloads": func(d *caddyfile.Dispenser) error {
 			return someArgs(d, &g.Downloads, func(glob string) error {
 				if hasPlaceholder(glob) {
-					return nil // Provision knows what it stands for
+					return nil // Provision resolves and checks it
 				}
 				_, err := parsePathGlob(glob)
 				return err
@@ -115,7 +111,12 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return parseBlock(d, options)
 }
 
-// parseAPI sets up the control API from Caddyfile tokens. Syntax:
+func parseGate(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	g := new(Gate)
+	return g, g.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile sets up the control API from Caddyfile tokens. Syntax:
 //
 //	signed_playback_api [<matcher>] {
 //	    bearer_token <secret>...
@@ -123,18 +124,13 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    account      <id>
 //	}
 //
-// auth_key may be repeated.
-func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
-	a := new(API)
-	return a, a.UnmarshalCaddyfile(h.Dispenser)
-}
-
-// UnmarshalCaddyfile sets up the control API from Caddyfile tokens. See
-// parseAPI for the syntax. Its errors show no secret.
+// There must be at least one credential, bearer_token or auth_key. auth_key may
+// be repeated. Without account, the API serves every account id. Errors contain
+// no secret.
 func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the directive's name
 	if d.NextArg() {
-		return d.Errf("unexpected argument; the options of signed_playback_api stand in a block")
+		return d.Errf("unexpected argument; put the options of signed_playback_api into a block")
 	}
 	err := parseBlock(d, map[string]option{
 		"bearer_token": func(d *caddyfile.Dispenser) error {
@@ -154,7 +150,7 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		},
 		"account": func(d *caddyfile.Dispenser) error {
 			if err := oneArg(d, &a.Account); err != nil || hasPlaceholder(a.Account) {
-				return err // Provision knows what a placeholder stands for
+				return err // Provision resolves and checks placeholders
 			}
 			return located(d, checkAccount(a.Account))
 		},
@@ -168,7 +164,13 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// parseApp sets up the app from the global option. Syntax:
+func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	a := new(API)
+	return a, a.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile sets up the app from the tokens of the global option.
+// Syntax:
 //
 //	signed_playback {
 //	    key_file            <path>...
@@ -192,14 +194,13 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	        report_only         <check>...
 //	    }
 //	}
-func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
-	a := new(App)
+//
+// video may be repeated, with another id. An option that a video block does not
+// set keeps its value for all videos.
+func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the option's name
-	if existing != nil {
-		return nil, d.Errf("global option %q is repeated; put everything into one block", appID)
-	}
 	if d.NextArg() {
-		return nil, d.Errf("unexpected argument %q; the options of signed_playback stand in a block", d.Val())
+		return d.Errf("unexpected argument %q; put the options of signed_playback into a block", d.Val())
 	}
 	options := a.videoOptions()
 	options["key_file"] = func(d *caddyfile.Dispenser) error { return someArgs(d, &a.KeyFiles, nil) }
@@ -213,14 +214,23 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	options["token_cache_size"] = func(d *caddyfile.Dispenser) error { return sizeArg(d, minTokenCacheSize, &a.TokenCacheSize) }
 	options["public_url"] = func(d *caddyfile.Dispenser) error {
 		if err := oneArg(d, &a.PublicURL); err != nil || hasPlaceholder(a.PublicURL) {
-			return err // Provision knows what a placeholder stands for
+			return err // Provision resolves and checks placeholders
 		}
 		_, err := parsePublicURL(a.PublicURL)
 		return located(d, err)
 	}
 	options["store"] = a.parseStore
 	options["video"] = a.parseVideo
-	if err := parseBlock(d, options); err != nil {
+	return parseBlock(d, options)
+}
+
+func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
+	if existing != nil {
+		d.Next() // consume the option's name
+		return nil, d.Errf("global option %q is repeated; put everything into one block", appID)
+	}
+	a := new(App)
+	if err := a.UnmarshalCaddyfile(d); err != nil {
 		return nil, err
 	}
 	return httpcaddyfile.App{Name: appID, Value: caddyconfig.JSON(a, nil)}, nil
@@ -243,7 +253,8 @@ func (a *App) parseJWKSURL(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// parseStore shows no URL in its errors, for it may hold a password.
+// parseStore reads the store. Its errors never contain the URL, which may include
+// a password.
 func (a *App) parseStore(d *caddyfile.Dispenser) error {
 	args := d.RemainingArgs()
 	switch {
@@ -283,8 +294,8 @@ func (a *App) parseVideo(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// videoOptions are the options that stand in the global block, for all videos,
-// and in a video's own.
+// videoOptions returns the options of the global block, where they hold for all
+// videos, and of a video block.
 func (v *VideoSettings) videoOptions() map[string]option {
 	options := map[string]option{
 		"require_signed_urls": func(d *caddyfile.Dispenser) error { return switchArg(d, &v.RequireSignedURLs) },
@@ -306,9 +317,10 @@ func (v *VideoSettings) videoOptions() map[string]option {
 	return options
 }
 
-// options are those of gates, of videos and of the global block alike.
+// options returns the options that gates, video blocks and the global block have
+// in common.
 func (e *Enforcement) options() map[string]option {
-	both := func(d *caddyfile.Dispenser) error {
+	check := func(d *caddyfile.Dispenser) error {
 		_, err := e.compile()
 		return located(d, err)
 	}
@@ -317,13 +329,13 @@ func (e *Enforcement) options() map[string]option {
 			if err := switchArg(d, &e.Enforce); err != nil {
 				return err
 			}
-			return both(d)
+			return check(d)
 		},
 		"report_only": func(d *caddyfile.Dispenser) error {
 			if err := someArgs(d, &e.ReportOnly, nil); err != nil {
 				return err
 			}
-			return both(d)
+			return check(d)
 		},
 	}
 }
@@ -353,8 +365,8 @@ func oneArg(d *caddyfile.Dispenser, value *string) error {
 	return nil
 }
 
-// someArgs reads the arguments of an option that has at least one, and checks
-// each unless check is nil.
+// someArgs reads the arguments of an option, at least one. It calls check, unless
+// nil, for each.
 func someArgs(d *caddyfile.Dispenser, values *[]string, check func(string) error) error {
 	name := d.Val()
 	args := d.RemainingArgs()
@@ -379,7 +391,8 @@ func someArgs(d *caddyfile.Dispenser, values *[]string, check func(string) error
 	return nil
 }
 
-// durationArg reads a duration that is not negative, in Caddy's form (1d12h).
+// durationArg reads a duration in Caddy's format, like 1d12h. It must not be
+// negative.
 func durationArg(d *caddyfile.Dispenser, value *caddy.Duration) error {
 	name := d.Val()
 	var text string
@@ -394,16 +407,16 @@ func durationArg(d *caddyfile.Dispenser, value *caddy.Duration) error {
 	return nil
 }
 
-// sizeArg reads a number of bytes, like 128MiB.
-func sizeArg(d *caddyfile.Dispenser, least uint64, value *uint64) error {
+// sizeArg reads a number of bytes, like 128MiB, of at least minimum.
+func sizeArg(d *caddyfile.Dispenser, minimum uint64, value *uint64) error {
 	name := d.Val()
 	var text string
 	if err := oneArg(d, &text); err != nil {
 		return err
 	}
 	size, err := humanize.ParseBytes(text)
-	if err != nil || size < least {
-		return d.Errf("%s %q: want a size like 128MiB, at least %s", name, text, humanize.IBytes(least))
+	if err != nil || size < minimum {
+		return d.Errf("%s %q: want a size like 128MiB, at least %s", name, text, humanize.IBytes(minimum))
 	}
 	*value = size
 	return nil
@@ -423,4 +436,5 @@ func hasPlaceholder(s string) bool { return strings.Contains(s, "{") }
 var (
 	_ caddyfile.Unmarshaler = (*Gate)(nil)
 	_ caddyfile.Unmarshaler = (*API)(nil)
+	_ caddyfile.Unmarshaler = (*App)(nil)
 )
