@@ -16,7 +16,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	_ "github.com/golang-jwt/jwt/v5" // a program of the guide signs with it
 	"github.com/google/go-cmp/cmp"
@@ -26,7 +25,7 @@ import (
 
 // snippet is a fenced block of docs/guide.md.
 type snippet struct {
-	task    string // the heading of the second level that it stands under
+	task    string // the heading of the second level above it
 	heading string // the nearest heading
 	lang    string
 	file    string // what the text says to save it as, "" for nothing
@@ -61,8 +60,8 @@ func guideText(t testing.TB) string {
 	return string(page)
 }
 
-// guideTasks are the tasks of the guide that are done at a shell, with what must
-// be so at their ends beyond what their lines say.
+// guideTasks are the tasks of the guide that use a shell, with a check of the end
+// where the lines do not say all.
 var guideTasks = map[string]func(*terminal){
 	"Protect an origin":                      nil,
 	"Embed on your site":                     nil,
@@ -76,9 +75,10 @@ var guideTasks = map[string]func(*terminal){
 	"When a viewer cannot play":              nil,
 }
 
-// Whoever types what the guide says gets what it says: each line of each task is
-// run in its order, beside the task's configs, and does what stands behind it.
+// You get what the guide says when you type what it says: each line of each task is
+// run in order, with the task's configs, and does what its comment says.
 func TestGuideTasks(t *testing.T) {
+	t.Parallel()
 	var order []string
 	tasks := make(map[string][]snippet)
 	for _, s := range guide(t) {
@@ -93,6 +93,7 @@ func TestGuideTasks(t *testing.T) {
 	files := takenOver(t)
 	for _, task := range order {
 		t.Run(task, func(t *testing.T) {
+			t.Parallel()
 			term := openTerminal(t, tasks[task], files)
 			for _, s := range tasks[task] {
 				switch {
@@ -114,11 +115,11 @@ func TestGuideTasks(t *testing.T) {
 
 func isShell(s snippet) bool { return s.lang == "sh" }
 
-// terminal is somebody at a shell who follows the guide. Names and ports of the
-// guide stand for those of the test.
+// terminal is a shell in which somebody follows the guide. Names and ports of the
+// guide are replaced by the test's own.
 type terminal struct {
 	t        *testing.T
-	dir      string // his folder, and /etc/caddy too
+	dir      string // the working folder, and /etc/caddy too
 	names    *strings.Replacer
 	env      []string
 	shell    io.Writer
@@ -129,7 +130,7 @@ type terminal struct {
 	gate     *gateway
 }
 
-// takenOver makes the files that tasks take over from one another.
+// takenOver makes the files that later tasks use from earlier ones.
 func takenOver(t *testing.T) map[string]string {
 	t.Helper()
 	key, output := keygen(t)
@@ -140,8 +141,8 @@ func takenOver(t *testing.T) map[string]string {
 	}
 }
 
-// openTerminal starts a shell where everything is as the task takes it to be,
-// with an origin unless the task starts it.
+// openTerminal starts a shell where the task can begin, with an origin unless the
+// task starts it.
 func openTerminal(t *testing.T, task []snippet, files map[string]string) *terminal {
 	t.Helper()
 	term := &terminal{t: t, dir: t.TempDir(), output: newLogBuffer()}
@@ -261,7 +262,7 @@ func (term *terminal) serve(started string, args ...string) *gateway {
 // follow types the lines of a block, one after the other.
 func (term *terminal) follow(block string) {
 	term.t.Helper()
-	// What fetches sources is .ci/xcaddy's affair, which builds as users do.
+	// .ci/xcaddy builds as users do.
 	if strings.HasPrefix(block, "git clone ") || strings.HasPrefix(block, "xcaddy build ") {
 		return
 	}
@@ -296,8 +297,8 @@ var (
 	reasonGiven = regexp.MustCompile(`(?m)^Signed-Playback-Reason: (\w+)\r?$`)
 )
 
-// check types a line and holds what comes of it against what stands behind it. A
-// line behind which nothing stands succeeds.
+// check types a line and compares the outcome with the comment at its end. A line
+// without a comment succeeds.
 func (term *terminal) check(line string) {
 	term.t.Helper()
 	output, code := term.run(line)
@@ -324,7 +325,7 @@ func (term *terminal) check(line string) {
 	}
 }
 
-// checkAnswer holds what curl prints against a status and a reason.
+// checkAnswer compares what curl prints with a status and a reason.
 func (term *terminal) checkAnswer(line, output, status, reason string) {
 	term.t.Helper()
 	var gotStatus, gotReason string
@@ -427,33 +428,7 @@ func (term *terminal) wantMoved() {
 	term.check(`curl -i ` + gate + `/other/manifest/video.m3u8  # 401 token_required`)
 }
 
-// The configs of the guide that no task runs are ones that Caddy would.
-func TestGuideConfigs(t *testing.T) {
-	dir := t.TempDir()
-	key, _ := keygen(t)
-	writeFile(t, filepath.Join(dir, "public.json"), key.JWKS)
-	t.Setenv("SIGNED_PLAYBACK_API_TOKEN", apiSecret)
-	t.Setenv("SIGNED_PLAYBACK_REDIS", "redis://"+freeAddr(t))
-	validated := 0
-	for _, s := range guide(t) {
-		if s.lang != "caddyfile" || s.file != "" {
-			continue
-		}
-		validated++
-		file := filepath.Join(dir, "Caddyfile")
-		writeFile(t, file, []byte(strings.ReplaceAll(s.text, "/etc/caddy/", dir+"/")))
-		got := execute(t, dir, "", binary(t), "validate", "--config", file)
-		if got.code != 0 || strings.Contains(got.stderr, `"level":"warn"`) {
-			t.Errorf("a config of %q: exit status %d: %s", s.task, got.code, got.stderr)
-		}
-	}
-	if validated == 0 {
-		t.Error("the guide has no such config")
-	}
-}
-
-// programs runs a program of the guide, which stands in a folder that has the
-// file key.json.
+// programs run a program of the guide in a folder that has the file key.json.
 var programs = map[string]func(t *testing.T, dir, source string) outcome{
 	"go": func(t *testing.T, dir, source string) outcome {
 		writeFile(t, filepath.Join(dir, "main.go"), []byte(source))
@@ -490,6 +465,7 @@ var programs = map[string]func(t *testing.T, dir, source string) outcome{
 // Each program of the guide signs a URL that plays, for the video and the time
 // that it says, with a key as the keygen command prints it.
 func TestGuidePrograms(t *testing.T) {
+	t.Parallel()
 	key, output := keygen(t)
 	keyFile := filepath.Join(t.TempDir(), "key.json")
 	writeFile(t, keyFile, []byte(output))
@@ -531,9 +507,9 @@ func TestGuidePrograms(t *testing.T) {
 	}
 }
 
-// What the guide would have on a page plays there, and says why when it does
-// not.
+// What the guide puts on a page plays there, and says why if it does not.
 func TestGuideEmbedding(t *testing.T) {
+	t.Parallel()
 	var iframe, player string
 	for _, s := range guide(t) {
 		switch {
@@ -592,25 +568,4 @@ func TestGuideEmbedding(t *testing.T) {
 			return evaluate[string](t, p, "document.getElementById('message').textContent") == want
 		})
 	})
-}
-
-var fence = regexp.MustCompile("(?ms)^```[^\n]*\n(.*?)^```$")
-
-// The first task takes a newcomer ten minutes, at 200 words read and 200
-// characters typed in a minute.
-func TestGuideIsReadInTenMinutes(t *testing.T) {
-	_, task, found := strings.Cut(guideText(t), "\n## Protect an origin\n")
-	task, _, ended := strings.Cut(task, "\n## ")
-	if !found || !ended {
-		t.Fatal("docs/guide.md does not have its first task")
-	}
-	typed := 0
-	for _, block := range fence.FindAllStringSubmatch(task, -1) {
-		typed += utf8.RuneCountInString(block[1])
-	}
-	read := len(strings.Fields(fence.ReplaceAllString(task, "")))
-	const perMinute = 200
-	if minutes := (read + typed) / perMinute; minutes >= 10 {
-		t.Errorf("it takes %d minutes: %d words and %d characters", minutes, read, typed)
-	}
 }
