@@ -454,7 +454,7 @@ func (b *bystanders) watch(t testing.TB, while time.Duration) time.Duration {
 // requests all succeed, and their 99th percentile is what it is in the rounds
 // between. The floor of the noise, which comes of the computing that some faults
 // cost, is a fiftieth of the time for which the gate waits for the origin.
-func TestOriginFaultsLeaveOthersAlone(t *testing.T) {
+func TestLongOriginFaultsLeaveOthersAlone(t *testing.T) {
 	const (
 		rounds   = 5
 		while    = 1200 * time.Millisecond
