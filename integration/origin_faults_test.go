@@ -251,6 +251,7 @@ func (f fault) wantAnswered(t *testing.T, got answered) {
 // viewer, or players and caches keep a stump. What it sends beyond the end must
 // not become somebody else's response.
 func TestOriginFaults(t *testing.T) {
+	t.Parallel()
 	o := startFailingOrigin(t)
 	admin := freeAddr(t)
 	g := start(t, o.origin, config{site: impatient(o.origin, 2), global: "admin " + admin})
@@ -290,6 +291,7 @@ func TestOriginFaults(t *testing.T) {
 // A body that breaks off must do so for the viewer in every version of HTTP: by
 // a connection or a stream that is cut, not by an end.
 func TestOriginFaultsProtocols(t *testing.T) {
+	t.Parallel()
 	o := startFailingOrigin(t)
 	g := startTLS(t, o.origin, config{})
 	_, port, _ := net.SplitHostPort(g.addr)
@@ -310,6 +312,7 @@ func TestOriginFaultsProtocols(t *testing.T) {
 // What an origin may not say to the viewer's browser in a response, it may not
 // say in front of it either: a cookie, a page that may read, what to load.
 func TestInformationalResponses(t *testing.T) {
+	t.Parallel()
 	const hints = "Set-Cookie: a=b\r\nLink: <https://evil.example/x.js>; rel=preload; as=script\r\nAccess-Control-Allow-Origin: https://evil.example\r\n\r\n"
 	failed := make(chan error, 1)
 	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -364,7 +367,7 @@ func TestSlowManifestEnds(t *testing.T) {
 		ways[strings.TrimPrefix(r.URL.Path, videoFolder)](conn)
 	}))
 	g := start(t, o, config{})
-	patient := &http.Client{Timeout: 75 * time.Second} // the minute, and what a busy machine may add
+	patient := &http.Client{Timeout: 2 * time.Minute}
 	base := g.url("/" + mint(t, "vidA", nil) + "/")
 	answers := make(map[string]<-chan error)
 	for name := range ways {

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -37,7 +36,6 @@ func TestProductionExample(t *testing.T) {
 		step{"addresses", p.checkAddresses},
 		step{"metrics", p.checkMetrics},
 		step{"a sick origin", p.checkHealth},
-		step{"a crowd", p.checkCrowd},
 		step{"a dead origin", p.checkFailover},
 	)
 	if err := <-slow; err != nil {
@@ -288,7 +286,7 @@ func (p *production) checkViewer(t *testing.T, viewer *http.Client, version stri
 	}
 }
 
-// Who forgets the s of https is sent on, and the log does not keep where to.
+// A request without the s of https is redirected, and the log does not say where to.
 func (p *production) checkRedirect(t *testing.T) {
 	target := segment(p.mintToken(t, ""))
 	got := rawTo(t, p.plain, rawGet(target))
@@ -314,7 +312,7 @@ func (p *production) checkStrangers(t *testing.T) {
 	}
 }
 
-// Where a viewer is, the load balancer says, and nobody else.
+// The load balancer alone says which address a viewer has.
 func (p *production) checkAddresses(t *testing.T) {
 	target := segment(p.mintToken(t, `{"accessRules":[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]}`))
 	blocked := verdict{http.StatusForbidden, "rule_blocked"}
@@ -375,44 +373,6 @@ func (p *production) checkHealth(t *testing.T) {
 		back, _ := p.spread(t)
 		return back == first
 	})
-}
-
-// Viewers who wait for what an origin does not send must not take all connections
-// that others could have: however many they are, others play on.
-func (p *production) checkCrowd(t *testing.T) {
-	const crowd, together = 600, 50
-	viewers, _ := connectTCP(t, p.site(mediaName), true)
-	target := "https://" + mediaName + "/" + p.mintToken(t, "") + "/crowd.ts"
-	var served atomic.Int64
-	var all sync.WaitGroup
-	watch := func() {
-		err := errors.New("has not asked")
-		for tries := 0; err != nil && tries < 20; tries++ { // as a player does; the machine may be busy
-			err = watchToTheEnd(t.Context(), viewers, target)
-		}
-		if err != nil {
-			t.Errorf("one of the crowd: %v", err)
-			return
-		}
-		served.Add(1)
-	}
-	serving := func() int64 { return p.first.crowd.Load() + p.second.crowd.Load() }
-	for came := range int64(crowd) {
-		all.Go(watch)
-		if came%together == 0 { // not all at once: connecting has a timeout, too
-			eventually(t, "those who have come are served", func() bool { return serving() >= came })
-		}
-	}
-	eventually(t, "all wait for the origins", func() bool { return serving() == crowd })
-	if first, second := p.spread(t); first+second != 40 {
-		t.Errorf("meanwhile, %d of 40 other segments are served", first+second)
-	}
-	close(p.first.release)
-	close(p.second.release)
-	all.Wait()
-	if got := served.Load(); got != crowd {
-		t.Errorf("%d of %d were served", got, crowd)
-	}
 }
 
 // watchToTheEnd asks for a file on an allowed site, and reads it.
@@ -480,8 +440,8 @@ func (p *production) askSilentOrigin(t *testing.T) <-chan error {
 	return done
 }
 
-// Who is in the middle of a file when the server is told to end gets it to its
-// end, and who is paused does not keep the server.
+// A download that is under way when the server is told to end is finished, and a paused
+// player does not keep the server.
 func (p *production) checkStop(t *testing.T) {
 	target := "/" + p.mintToken(t, "") + "/movie.mp4"
 	bodies := make(map[string]io.ReadCloser)
@@ -524,9 +484,7 @@ func (p *production) checkStop(t *testing.T) {
 // pooledOrigin is one of several origins of the same videos.
 type pooledOrigin struct {
 	*origin
-	sick    atomic.Bool
-	crowd   atomic.Int64
-	release chan struct{} // closed when the crowd may go
+	sick atomic.Bool
 }
 
 // movieBytes is more than there is room for in buffers on the way.
@@ -534,7 +492,7 @@ const movieBytes = 24 << 20
 
 func startPooledOrigin(t *testing.T) *pooledOrigin {
 	t.Helper()
-	o := &pooledOrigin{release: make(chan struct{})}
+	o := new(pooledOrigin)
 	o.origin = startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/healthz":
@@ -543,10 +501,6 @@ func startPooledOrigin(t *testing.T) *pooledOrigin {
 			}
 		case "/demo/silence.ts":
 			<-r.Context().Done()
-		case "/demo/crowd.ts":
-			o.crowd.Add(1)
-			defer o.crowd.Add(-1)
-			o.trickle(w, r)
 		case "/demo/movie.mp4":
 			chunk := make([]byte, 1<<20)
 			for range movieBytes / len(chunk) {
@@ -557,24 +511,6 @@ func startPooledOrigin(t *testing.T) *pooledOrigin {
 		}
 	}))
 	return o
-}
-
-// trickle sends something now and then, so that no timeout ends it, until the
-// crowd may go.
-func (o *pooledOrigin) trickle(w http.ResponseWriter, r *http.Request) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		_, _ = io.WriteString(w, ".")
-		_ = http.NewResponseController(w).Flush()
-		select {
-		case <-tick.C:
-		case <-o.release:
-			return
-		case <-r.Context().Done():
-			return
-		}
-	}
 }
 
 // asked returns what viewers have had the origin asked for since the last call
