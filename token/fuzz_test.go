@@ -16,9 +16,9 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// FuzzParse holds that an accepted token has one spelling, that a rejected one
-// says nothing, and that a general JWS library takes all that this package
-// takes: it is stricter than others, never laxer.
+// FuzzParse checks that an accepted token has one spelling, that nothing of a
+// refused token is returned, and that a general JWS library accepts all tokens that
+// this package accepts.
 func FuzzParse(f *testing.F) {
 	for _, tc := range accepted {
 		f.Add(forge(tc.header, tc.payload))
@@ -43,9 +43,8 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(checkParse)
 }
 
-// FuzzForge holds the same for a header and a payload, which a fuzzer does not
-// find its way to through base64, and that a general JSON reader sees the claims
-// that this package sees.
+// FuzzForge checks the same for a header and a payload, which a fuzzer does not
+// reach through base64, and that a general JSON reader sees the same claims.
 func FuzzForge(f *testing.F) {
 	for _, tc := range accepted {
 		f.Add(tc.header, tc.payload)
@@ -89,7 +88,7 @@ func FuzzForge(f *testing.F) {
 	})
 }
 
-// checkParse holds the relations of FuzzParse for one token.
+// checkParse checks the relations of FuzzParse for one token.
 func checkParse(t *testing.T, compact string) {
 	t.Helper()
 	parsed, err := token.Parse(compact)
@@ -136,8 +135,7 @@ func checkParse(t *testing.T, compact string) {
 	}
 }
 
-// FuzzOneByteChange holds that no token is one byte away from another token of
-// the same signature.
+// FuzzOneByteChange checks that no change of one byte in a token is accepted.
 func FuzzOneByteChange(f *testing.F) {
 	claims := token.Claims{VideoID: "demo", ExpiresAt: hour, NotBefore: now, Downloadable: true}
 	genuine := must(token.Sign(claims, signingKey()))
@@ -169,10 +167,9 @@ func FuzzOneByteChange(f *testing.F) {
 	})
 }
 
-// FuzzKeys holds that what is taken for a key is one that may verify, that it is
-// the same key in every form in which it can be written, that nothing of a private
-// half is in what is public, and that all who read the same bytes find the same
-// keys in them: a remote key set, a key file, and a caller of the API who signs.
+// FuzzKeys checks that an accepted key may verify, that all its forms are the same
+// key, that a public key contains nothing of a private key, and that all three
+// parsers find the same keys in the same bytes.
 func FuzzKeys(f *testing.F) {
 	k1, k2 := testKeys().k1, testKeys().k2
 	forms := pemsOf(k1)
@@ -224,7 +221,7 @@ func FuzzKeys(f *testing.F) {
 	})
 }
 
-// checkVerifies holds what every public key promises.
+// checkVerifies checks what is true of every public key.
 func checkVerifies(t *testing.T, key *token.PublicKey) {
 	t.Helper()
 	checkNoPrivateHalf(t, key)
@@ -238,8 +235,8 @@ func checkVerifies(t *testing.T, key *token.PublicKey) {
 	}
 }
 
-// checkSigns holds that a signing key is the same in both of its forms, and that
-// its public half verifies what it signs.
+// checkSigns checks that both forms of a signing key are the same key, and that its
+// public key verifies its signatures.
 func checkSigns(t *testing.T, key *token.SigningKey) {
 	t.Helper()
 	checkVerifies(t, key.Public())

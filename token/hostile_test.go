@@ -47,35 +47,35 @@ func refuseWith(t *testing.T, compact string, keys token.Keys, policy token.Poli
 	claims, err := token.Verify(compact, keys, now, policy)
 	for _, sentinel := range sentinels {
 		if errors.Is(err, sentinel) != errors.Is(want, sentinel) {
-			t.Fatalf("Verify(%s) = %v, want %v", describeToken(compact), err, want)
+			t.Fatalf("Verify(%.400q) = %v, want %v", compact, err, want)
 		}
 	}
 	if diff := cmp.Diff(token.Claims{}, claims); diff != "" {
-		t.Errorf("Verify(%s) returned claims with an error (-want +got):\n%s", describeToken(compact), diff)
+		t.Errorf("Verify(%.400q) returned claims with an error (-want +got):\n%s", compact, diff)
 	}
 	parsed, parseErr := token.Parse(compact)
 	if ofForm := errors.Is(want, token.ErrMalformed) || errors.Is(want, token.ErrAlgorithm); ofForm != (parseErr != nil) {
-		t.Errorf("Parse(%s) = %v, Verify = %v", describeToken(compact), parseErr, err)
+		t.Errorf("Parse(%.400q) = %v, Verify = %v", compact, parseErr, err)
 	}
 	if parseErr != nil {
 		if !errors.Is(parseErr, want) {
-			t.Errorf("Parse(%s) = %v, want %v", describeToken(compact), parseErr, want)
+			t.Errorf("Parse(%.400q) = %v, want %v", compact, parseErr, want)
 		}
 		if diff := cmp.Diff(token.Claims{}, parsed.Unverified()); diff != "" {
-			t.Errorf("Parse(%s) returned claims with an error (-want +got):\n%s", describeToken(compact), diff)
+			t.Errorf("Parse(%.400q) returned claims with an error (-want +got):\n%s", compact, diff)
 		}
 	}
 	if errors.Is(want, token.ErrSignature) {
 		claims, err := parsed.Verify(keys.Lookup(parsed.Unverified().KeyID))
 		if diff := cmp.Diff(token.Claims{}, claims); diff != "" || !errors.Is(err, want) {
-			t.Errorf("Parsed.Verify(%s) = %v and claims (-want +got):\n%s", describeToken(compact), err, diff)
+			t.Errorf("Parsed.Verify(%.400q) = %v and claims (-want +got):\n%s", compact, err, diff)
 		}
 	}
 	for segment := range strings.SplitSeq(compact, ".") {
 		decoded, _ := base64.RawURLEncoding.DecodeString(segment)
 		for run := range windows(err.Error()) {
 			if strings.Contains(segment, run) || bytes.Contains(decoded, []byte(run)) {
-				t.Fatalf("the error of Verify(%s) contains %q of the token: %v", describeToken(compact), run, err)
+				t.Fatalf("the error of Verify(%.400q) contains %q of the token: %v", compact, run, err)
 			}
 		}
 	}
@@ -84,7 +84,7 @@ func refuseWith(t *testing.T, compact string, keys token.Keys, policy token.Poli
 func accept(t *testing.T, compact string) {
 	t.Helper()
 	if _, err := token.Verify(compact, testKeys().set, now, token.Policy{}); err != nil {
-		t.Fatalf("Verify(%s) = %v, want it accepted", describeToken(compact), err)
+		t.Fatalf("Verify(%.400q) = %v, want it accepted", compact, err)
 	}
 }
 
@@ -228,7 +228,7 @@ func TestTheTokenBringsNoKey(t *testing.T) {
 }
 
 // The attack: header members that change what is signed, or that other readers
-// of the same header understand in another way.
+// of the same header understand differently.
 func TestHeaderMembers(t *testing.T) {
 	t.Parallel()
 	raw := `{"sub":"demo","exp":1800003600,"x":"a/b.c"}`
@@ -245,7 +245,7 @@ func TestHeaderMembers(t *testing.T) {
 		{"J10 alg twice, the other order", forge(`{"alg":"RS256","alg":"none","kid":"k1"}`, goodPayload), token.ErrMalformed},
 		{"J10 kid twice", forge(`{"alg":"RS256","kid":"evil","kid":"k1"}`, goodPayload), token.ErrMalformed},
 		{"J10 kid twice, the same", forge(`{"alg":"RS256","kid":"k1","kid":"k1"}`, goodPayload), token.ErrMalformed},
-		{"J10 kid twice, one behind an escape", forge(`{"alg":"RS256","k\u0069d":"evil","kid":"k1"}`, goodPayload), token.ErrMalformed},
+		{"J10 kid twice, one written with an escape", forge(`{"alg":"RS256","k\u0069d":"evil","kid":"k1"}`, goodPayload), token.ErrMalformed},
 		{"J12 another typ", forge(`{"alg":"RS256","kid":"k1","typ":"secevent+jwt"}`, goodPayload), token.ErrMalformed},
 		{"J12 typ in lower case", forge(`{"alg":"RS256","kid":"k1","typ":"jwt"}`, goodPayload), token.ErrMalformed},
 		{"J12 escaped typ", forge(`{"alg":"RS256","kid":"k1","typ":"J\u0057T"}`, goodPayload), token.ErrMalformed},
@@ -256,9 +256,9 @@ func TestHeaderMembers(t *testing.T) {
 		{"J12 zip", forge(`{"alg":"RS256","kid":"k1","zip":"DEF"}`, goodPayload), token.ErrMalformed},
 	}
 	for name, header := range map[string]string{
-		"empty": "", "white space first": " " + goodHeader, "white space behind": goodHeader + "\n", "byte order mark": "\ufeff" + goodHeader, "array": `[` + goodHeader + `]`,
+		"empty": "", "white space first": " " + goodHeader, "white space after": goodHeader + "\n", "byte order mark": "\ufeff" + goodHeader, "array": `[` + goodHeader + `]`,
 		"string": `"RS256"`, "null": `null`, "two objects": goodHeader + goodHeader, "open": goodHeader[:len(goodHeader)-1],
-		"NUL behind": goodHeader + "\x00", "trailing comma": `{"alg":"RS256","kid":"k1",}`, "not UTF-8": `{"alg":"RS256","kid":"k` + "\xff" + `"}`,
+		"NUL after": goodHeader + "\x00", "trailing comma": `{"alg":"RS256","kid":"k1",}`, "not UTF-8": `{"alg":"RS256","kid":"k` + "\xff" + `"}`,
 		"lone surrogate": `{"alg":"RS256","kid":"\ud800"}`, "member in other case": `{"alg":"RS256","KID":"k1"}`,
 	} {
 		rows.add(token.ErrMalformed, "header is not one strict object: "+name, forge(header, goodPayload))
@@ -266,7 +266,7 @@ func TestHeaderMembers(t *testing.T) {
 	refuseAll(t, rows)
 }
 
-// lookups records what a verifier looks for.
+// lookups records the ids that a verifier looks up.
 type lookups struct {
 	token.Keys
 	ids []string
@@ -336,34 +336,28 @@ func TestKeyIDs(t *testing.T) {
 	})
 }
 
-// The attack: one signature under many spellings, each of which a cache or a
-// revocation list takes for another token.
+// The attack: one signature under many spellings, each of which is another token
+// to a cache or a revocation list.
 func TestOneSpelling(t *testing.T) {
 	t.Parallel()
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	good := forge(goodHeader, goodPayload)
 	var rows table
-	// 2048 bits take 342 characters with 4 bits to spare.
+	add := func(name, compact string) { rows.add(token.ErrMalformed, name, compact) }
+	// 2048 bits take 342 characters and leave 4 bits unused.
 	last := strings.IndexByte(alphabet, good[len(good)-1])
 	for bits := 1; bits < 16; bits++ {
-		rows = append(rows, hostile{
-			fmt.Sprintf("J13 last signature character with other unused bits %04b", bits),
-			good[:len(good)-1] + alphabet[last^bits:last^bits+1], token.ErrMalformed,
-		})
+		add(fmt.Sprintf("J13 last signature character with other unused bits %04b", bits), good[:len(good)-1]+alphabet[last^bits:last^bits+1])
 	}
-	// Two bits to spare in the header and four in the payload, and both signed.
+	// The header leaves two bits unused and the payload four. Both are signed.
 	header, payload := b64(goodHeader), b64(goodPayload)
-	rows = append(rows,
-		hostile{"J13 last header character with other unused bits", seal(nextCharacter(alphabet, header) + "." + payload), token.ErrMalformed},
-		hostile{"J13 last payload character with other unused bits", seal(header + "." + nextCharacter(alphabet, payload)), token.ErrMalformed},
-		hostile{"J13 a last group of one character", good[:len(good)-1], token.ErrMalformed},
-	)
+	add("J13 last header character with other unused bits", seal(nextCharacter(alphabet, header)+"."+payload))
+	add("J13 last payload character with other unused bits", seal(header+"."+nextCharacter(alphabet, payload)))
+	add("J13 a last group of one character", good[:len(good)-1])
 	for _, padding := range []string{"=", "==", "%3D", "%3D%3D"} {
-		rows = append(rows,
-			hostile{"J14 header padded with " + padding, seal(header + padding + "." + payload), token.ErrMalformed},
-			hostile{"J14 payload padded with " + padding, seal(header + "." + payload + padding), token.ErrMalformed},
-			hostile{"J14 signature padded with " + padding, good + padding, token.ErrMalformed},
-		)
+		add("J14 header padded with "+padding, seal(header+padding+"."+payload))
+		add("J14 payload padded with "+padding, seal(header+"."+payload+padding))
+		add("J14 signature padded with "+padding, good+padding)
 	}
 	// "~~~" and "???" encode to characters in which the two alphabets differ.
 	fancy := b64(`{"sub":"demo","exp":1800003600,"x":"~~~???~~?>>>"}`)
@@ -372,30 +366,23 @@ func TestOneSpelling(t *testing.T) {
 		"bytes": strings.NewReplacer("-", "+", "_", "/"), "percent-encoded": strings.NewReplacer("-", "%2B", "_", "%2F"),
 		"its own percent-encoded": strings.NewReplacer("-", "%2D", "_", "%5F"),
 	} {
-		rows = append(rows,
-			hostile{"J15 payload in the other alphabet, " + name, seal(header + "." + replace.Replace(fancy)), token.ErrMalformed},
-			hostile{"J15 signature in the other alphabet, " + name, header + "." + dashedPayload + "." + replace.Replace(dashedSignature), token.ErrMalformed},
-		)
+		add("J15 payload in the other alphabet, "+name, seal(header+"."+replace.Replace(fancy)))
+		add("J15 signature in the other alphabet, "+name, header+"."+dashedPayload+"."+replace.Replace(dashedSignature))
 	}
 	for name, space := range map[string]string{
 		"CR": "\r", "LF": "\n", "CRLF": "\r\n", "TAB": "\t", "space": " ", "%0A": "%0A", "%20": "%20", "%0D%0A": "%0D%0A", "NUL": "\x00",
 		"no-break space": "\u00a0", "byte order mark": "\ufeff", "vertical tab": "\v",
 	} {
-		for at, i := range map[string]int{
-			"front": 0, "header": 4, "end of header": len(header), "start of payload": len(header) + 1, "payload": len(header) + 5,
-			"signature": len(good) - 4, "end": len(good),
-		} {
-			rows = append(rows, hostile{"J16 " + name + " in " + at, good[:i] + space + good[i:], token.ErrMalformed})
+		for _, at := range []int{0, 4, len(header), len(header) + 1, len(header) + 5, len(good) - 4, len(good)} {
+			add(fmt.Sprintf("J16 %s at %d", name, at), good[:at]+space+good[at:])
 		}
-		rows = append(rows,
-			hostile{"J16 signed " + name + " in the header", seal(header[:4] + space + header[4:] + "." + payload), token.ErrMalformed},
-			hostile{"J16 signed " + name + " in the payload", seal(header + "." + payload[:4] + space + payload[4:]), token.ErrMalformed},
-		)
+		add("J16 signed "+name+" in the header", seal(header[:4]+space+header[4:]+"."+payload))
+		add("J16 signed "+name+" in the payload", seal(header+"."+payload[:4]+space+payload[4:]))
 	}
 	refuseAll(t, rows)
 }
 
-// nextCharacter changes an unused bit of a segment's last character.
+// nextCharacter changes an unused bit in the last character of a segment.
 func nextCharacter(alphabet, segment string) string {
 	if len(segment)%4 == 0 {
 		panic("a segment without unused bits")
@@ -404,8 +391,8 @@ func nextCharacter(alphabet, segment string) string {
 	return segment[:len(segment)-1] + alphabet[last^1:last^1+1]
 }
 
-// dashed returns a payload whose signature has a character in which the two
-// alphabets differ, as almost all have.
+// dashed returns a payload whose signature, like almost all, has a character in
+// which the two alphabets differ.
 func dashed(header string) (payload, sig string) {
 	for i := 0; !strings.ContainsAny(sig, "-_"); i++ {
 		payload = b64(fmt.Sprintf(`{"sub":"demo","exp":1800003600,"i":%d}`, i))
@@ -450,9 +437,8 @@ func TestSegments(t *testing.T) {
 	refuseAll(t, rows)
 }
 
-// The attack: a payload that the signer's library and the verifier's read in
-// two ways, so that a back end that lets users choose a claim signs more than it
-// has checked.
+// The attack: a payload that the signer and the verifier read differently, so that
+// a back end that lets users choose a claim signs more than it has checked.
 func TestPayloadForm(t *testing.T) {
 	t.Parallel()
 	nested := func(depth int) string {
@@ -463,11 +449,11 @@ func TestPayloadForm(t *testing.T) {
 		{"J19 the payload is a token in quotes", forge(goodHeader, `"`+forge(goodHeader, goodPayload)+`"`), token.ErrMalformed},
 		{"J20 a second object", forge(goodHeader, goodPayload+`{"sub":"vid2"}`), token.ErrMalformed},
 		{"J20 a second object on another line", forge(goodHeader, goodPayload+"\n"+`{"sub":"vid2"}`), token.ErrMalformed},
-		{"J20 garbage behind", forge(goodHeader, goodPayload+"x"), token.ErrMalformed},
-		{"J20 NUL behind", forge(goodHeader, goodPayload+"\x00"), token.ErrMalformed},
-		{"J20 a closing brace behind", forge(goodHeader, goodPayload+"}"), token.ErrMalformed},
+		{"J20 garbage after", forge(goodHeader, goodPayload+"x"), token.ErrMalformed},
+		{"J20 NUL after", forge(goodHeader, goodPayload+"\x00"), token.ErrMalformed},
+		{"J20 a closing brace after", forge(goodHeader, goodPayload+"}"), token.ErrMalformed},
 		{"J21 sub twice", forge(goodHeader, `{"sub":"demo","exp":1800003600,"sub":"vid2"}`), token.ErrMalformed},
-		{"J21 sub twice, one behind an escape", forge(goodHeader, `{"sub":"demo","exp":1800003600,"\u0073ub":"vid2"}`), token.ErrMalformed},
+		{"J21 sub twice, one written with an escape", forge(goodHeader, `{"sub":"demo","exp":1800003600,"\u0073ub":"vid2"}`), token.ErrMalformed},
 		{"J21 exp twice", forge(goodHeader, `{"sub":"demo","exp":1,"exp":1800003600}`), token.ErrMalformed},
 		{"J21 accessRules twice", forge(goodHeader, `{"sub":"demo","exp":1800003600,"accessRules":[{"type":"any","action":"block"}],"accessRules":[]}`), token.ErrMalformed},
 		{"J21 kid twice", forge(goodHeader, `{"sub":"demo","exp":1800003600,"kid":"k1","kid":"k1"}`), token.ErrMalformed},
@@ -499,15 +485,13 @@ func TestPayloadForm(t *testing.T) {
 		rows.add(token.ErrMalformed, "payload is not one strict object: "+name, forge(goodHeader, payload))
 	}
 	for _, value := range []string{`"true"`, `1`, `0`, `null`, `[]`, `{}`, `""`} {
-		rows = append(rows, hostile{
-			"downloadable is " + value, forge(goodHeader, `{"sub":"demo","exp":1800003600,"downloadable":`+value+`}`), token.ErrMalformed,
-		})
+		rows.add(token.ErrMalformed, "downloadable is "+value, forge(goodHeader, `{"sub":"demo","exp":1800003600,"downloadable":`+value+`}`))
 	}
 	refuseAll(t, rows)
 }
 
-// The attack: a subject that is a path to another video, or that two readers
-// normalise to the id of another one. The signed bytes themselves must be an id.
+// The attack: a subject that is a path to another video, or that a reader
+// normalizes to the id of another video. The signed bytes themselves must be an id.
 func TestSubjects(t *testing.T) {
 	t.Parallel()
 	rows := table{
@@ -518,7 +502,7 @@ func TestSubjects(t *testing.T) {
 		"null": `null`, "number": `1`, "true": `true`, "array": `["demo"]`, "object": `{"demo":1}`, "empty": `""`,
 		"parent folder": `"../vid2"`, "path": `"vid2/../vid1"`, "absolute path": `"/etc/passwd"`, "encoded slash": `"vid%2f"`, "dot": `"."`,
 		"dots": `".."`, "backslash": `"a\\b"`, "escaped slash": `"a\/b"`, "query": `"demo?x"`, "fragment": `"demo#x"`, "semicolon": `"demo;x"`,
-		"space behind": `"demo "`, "line feed behind": `"demo\n"`, "NUL behind": `"demo\u0000"`, "escaped letter": `"\u0064emo"`,
+		"space after": `"demo "`, "line feed after": `"demo\n"`, "NUL after": `"demo\u0000"`, "escaped letter": `"\u0064emo"`,
 		"invalid UTF-8": `"vid` + "\xff" + `"`, "other invalid UTF-8": `"vid` + "\xfe" + `"`, "replacement character": `"vid` + "\ufffd" + `"`,
 		"lone surrogate": `"vid\ud800"`, "65 characters": `"` + strings.Repeat("a", 65) + `"`, "4 kB": `"` + strings.Repeat("a", 4000) + `"`,
 		"10 kB": `"` + strings.Repeat("a", 10000) + `"`, "right-to-left override": `"` + "\u202e" + `demo"`, "homoglyph": `"dеmo"`,
@@ -530,8 +514,8 @@ func TestSubjects(t *testing.T) {
 	refuseAll(t, rows)
 }
 
-// The token that the guide "Secure your stream" shows is one of an endpoint that
-// takes the video id from its own path: it opens nothing here.
+// The token in Cloudflare's guide "Secure your stream" is for an endpoint that has
+// the video id in its own path. It opens nothing here.
 const cloudflareSample = "eyJhbGciOiJSUzI1NiIsImtpZCI6ImNkYzkzNTk4MmY4MDc1ZjJlZjk2MTA2ZDg1ZmNkODM4In0." +
 	"eyJraWQiOiJjZGM5MzU5ODJmODA3NWYyZWY5NjEwNmQ4NWZjZDgzOCIsImV4cCI6IjE2MjE4ODk2NTciLCJuYmYiOiIxNjIxODgyNDU3In0." +
 	"iHGMvwOh2-SuqUG7kp2GeLXyKvMavP-I2rYCni9odNwms7imW429bM2tKs3G9INms8gSc7fzm8hNEYWOhGHWRBaaCs3U9H4DRWaFOvn0sJWLBitGuF_YaZM5" +
@@ -545,10 +529,9 @@ func TestDates(t *testing.T) {
 	rows := table{{"J25 no exp", forge(goodHeader, `{"sub":"demo"}`), token.ErrMalformed}}
 	add := func(row string, want error, values ...string) {
 		for _, value := range values {
-			rows = append(rows, hostile{fmt.Sprintf("%s exp %.40s", row, value), forge(goodHeader, `{"sub":"demo","exp":`+value+`}`), want})
+			rows.add(want, fmt.Sprintf("%s exp %.40s", row, value), forge(goodHeader, `{"sub":"demo","exp":`+value+`}`))
 			if errors.Is(want, token.ErrMalformed) {
-				nbf := `{"sub":"demo","exp":1800003600,"nbf":` + value + `}`
-				rows = append(rows, hostile{fmt.Sprintf("%s nbf %.40s", row, value), forge(goodHeader, nbf), want})
+				rows.add(want, fmt.Sprintf("%s nbf %.40s", row, value), forge(goodHeader, `{"sub":"demo","exp":1800003600,"nbf":`+value+`}`))
 			}
 		}
 	}
@@ -634,8 +617,8 @@ func TestDatesAtTheirBoundaries(t *testing.T) {
 	accept(t, forge(goodHeader, `{"sub":"demo","exp":1800003600,"iat":1800000600}`))
 }
 
-// The attack: a stranger's tokens, with which he learns from the answers what
-// time it is for the verifier and which policy it has. The signature comes first.
+// The attack: a stranger learns the verifier's clock and policy from the answers
+// to forged tokens. So the signature is checked before the dates.
 func TestASignatureComesBeforeTheDates(t *testing.T) {
 	t.Parallel()
 	input := b64(goodHeader) + "." + b64(`{"sub":"demo","exp":1}`)
@@ -688,8 +671,8 @@ func TestWeakKeys(t *testing.T) {
 	}
 }
 
-// The attack: a key pair whose modulus is the square of a prime, which a square
-// root factors.
+// The attack: a key pair whose modulus is the square of a prime, so that a square
+// root factors it.
 func TestSquareModulus(t *testing.T) {
 	t.Parallel()
 	one, p := big.NewInt(1), testKeys().k1.Primes[0]
@@ -704,14 +687,14 @@ func TestSquareModulus(t *testing.T) {
 	}
 }
 
-// oddModulus is a number that looks like a modulus of so many bits.
+// oddModulus returns a number that could be a modulus with this many bits.
 func oddModulus(bits int) *big.Int {
 	n := new(big.Int).Lsh(big.NewInt(1), uint(bits-1))
 	return n.Or(n, big.NewInt(0x10001))
 }
 
-// The attack: numbers that are the same signature modulo n, or that are one for
-// every message, or another token's.
+// The attack: numbers that equal the signature modulo n, that are a signature of
+// every message, or that are the signature of another token.
 func TestSignatures(t *testing.T) {
 	t.Parallel()
 	key := testKeys().k1
@@ -726,7 +709,7 @@ func TestSignatures(t *testing.T) {
 		{"J32 empty", with(nil), token.ErrSignature},
 		{"J32 one byte", with([]byte{0}), token.ErrSignature},
 		{"J32 zero byte in front", with(append([]byte{0}, genuine...)), token.ErrSignature},
-		{"J32 zero byte behind", with(append(genuine[:256:256], 0)), token.ErrSignature},
+		{"J32 zero byte after", with(append(genuine[:256:256], 0)), token.ErrSignature},
 		{"J32 255 bytes, the first missing", with(genuine[1:]), token.ErrSignature},
 		{"J32 255 bytes, the last missing", with(genuine[:255]), token.ErrSignature},
 		{"J32 twice", with(append(genuine[:256:256], genuine...)), token.ErrSignature},
@@ -749,9 +732,9 @@ func TestSignatures(t *testing.T) {
 	refuseAll(t, rows)
 }
 
-// The attack: s+n, which has as many bytes as s and is s modulo n, as a second
-// spelling of a signature; and a signature that starts with a zero byte without
-// it, as it stands in an integer.
+// The attack: a second spelling of a signature. s+n equals s modulo n and can have
+// as many bytes. A signature that starts with a zero byte is the same integer
+// without it.
 func TestSignaturesHaveOneEncoding(t *testing.T) {
 	t.Parallel()
 	key := testKeys().k1
@@ -773,8 +756,8 @@ func TestSignaturesHaveOneEncoding(t *testing.T) {
 	}
 }
 
-// The attack: a flood of garbage. What is refused for its outer form must not
-// cost an allocation.
+// The attack: a flood of garbage. Refusing a token for its form must not cost an
+// allocation.
 func TestGarbageAllocatesNothing(t *testing.T) {
 	good := forge(goodHeader, goodPayload)
 	for name, compact := range map[string]string{
