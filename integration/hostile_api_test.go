@@ -182,7 +182,7 @@ func (a *hostileAPI) tryCredentials(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			res := http2On(t, conn, []string{":method", "GET", ":scheme", "http", ":authority", a.api, ":path", keys, "authorization", value})
+			res := startHTTP2(t, conn).exchange(t, ":method", "GET", ":scheme", "http", ":authority", a.api, ":path", keys, "authorization", value)
 			if res == nil || res.StatusCode != wanted {
 				t.Errorf("%q: got %v, want %d", value[len(value)-3:], res, wanted)
 			}

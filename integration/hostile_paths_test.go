@@ -23,7 +23,7 @@ import (
 // them in fields of their own. The gate must decide on what becomes of them.
 func (h *hostileServer) tryHTTP2(t *testing.T) {
 	T := mint(t, "vidA", nil)
-	good := []string{":method", "GET", ":scheme", "https", ":authority", "localhost", ":path", "/" + T + "/x"}
+	good := getFields("/" + T + "/x")
 	// with changes pseudo-header fields and appends other fields.
 	with := func(changes ...string) []string {
 		fields := slices.Clone(good)
@@ -85,7 +85,7 @@ func (h *hostileServer) tryHTTP2(t *testing.T) {
 		{"P15 GET with :protocol", with(":protocol", "websocket"), reset},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			res := http2Request(t, h.tlsGateway, row.fields)
+			res := h.dialHTTP2(t).exchange(t, row.fields...)
 			rejected := res == nil || res.StatusCode == http.StatusBadRequest && res.reason() == ""
 			switch {
 			case rejected != (row.want == reset):
@@ -101,9 +101,30 @@ func (h *hostileServer) tryHTTP2(t *testing.T) {
 	}
 }
 
-// http2Request sends one request of any fields, in their order, over TLS. See
-// http2On.
-func http2Request(t testing.TB, g *tlsGateway, fields []string) *response {
+// http2Conn is a connection on which a client speaks HTTP/2 frame by frame. Frames
+// are sent by out.Flush.
+type http2Conn struct {
+	*http2.Framer
+	conn    net.Conn
+	out     *bufio.Writer
+	block   bytes.Buffer
+	encoder *hpack.Encoder
+}
+
+func startHTTP2(t testing.TB, conn net.Conn, settings ...http2.Setting) *http2Conn {
+	t.Helper()
+	_ = conn.SetDeadline(time.Now().Add(startTimeout))
+	c := &http2Conn{conn: conn, out: bufio.NewWriter(conn)}
+	c.Framer = http2.NewFramer(c.out, conn)
+	c.encoder = hpack.NewEncoder(&c.block)
+	_, _ = io.WriteString(c.out, http2.ClientPreface)
+	if err := errors.Join(c.WriteSettings(settings...), c.out.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (g *tlsGateway) dialHTTP2(t testing.TB, settings ...http2.Setting) *http2Conn {
 	t.Helper()
 	trust := g.trust.Clone()
 	trust.NextProtos = []string{"h2"}
@@ -111,41 +132,44 @@ func http2Request(t testing.TB, g *tlsGateway, fields []string) *response {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	if got := conn.ConnectionState().NegotiatedProtocol; got != "h2" {
-		t.Fatalf("the server speaks %q, not h2", got)
-	}
-	return http2On(t, conn, fields)
+	t.Cleanup(func() { _ = conn.Close() })
+	return startHTTP2(t, conn, settings...)
 }
 
-// http2On sends one request of any fields, in their order, as the first on a
-// connection. It returns the response; nil if the server resets the stream or closes
-// the connection instead.
-func http2On(t testing.TB, conn net.Conn, fields []string) *response {
-	t.Helper()
-	_ = conn.SetDeadline(time.Now().Add(startTimeout))
-	var block, request bytes.Buffer
-	encoder := hpack.NewEncoder(&block)
+// getFields are the fields of a request, names and values by turns.
+func getFields(target string) []string {
+	return []string{":method", "GET", ":scheme", "https", ":authority", "localhost", ":path", target}
+}
+
+// encode returns a header of any fields, in their order.
+func (c *http2Conn) encode(fields ...string) []byte {
+	c.block.Reset()
 	for i := 0; i < len(fields); i += 2 {
-		_ = encoder.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
+		_ = c.encoder.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
 	}
-	request.WriteString(http2.ClientPreface)
-	framer := http2.NewFramer(&request, conn)
-	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	_ = framer.WriteSettings()
-	_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true})
-	if _, err := request.WriteTo(conn); err != nil {
+	return c.block.Bytes()
+}
+
+// request opens the n-th stream, from 0 on, with a request of any fields.
+func (c *http2Conn) request(n int, fields ...string) error {
+	return c.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*n + 1), BlockFragment: c.encode(fields...), EndStream: true, EndHeaders: true})
+}
+
+// ask opens the n-th stream, from 0 on.
+func (c *http2Conn) ask(n int, target string) error { return c.request(n, getFields(target)...) }
+
+// exchange sends one request of any fields, as the first on the connection. It
+// returns the response; nil if the server resets the stream or closes the connection
+// instead.
+func (c *http2Conn) exchange(t testing.TB, fields ...string) *response {
+	t.Helper()
+	if err := errors.Join(c.request(0, fields...), c.out.Flush()); err != nil {
 		t.Fatal(err)
 	}
-	return readHTTP2(t, framer)
-}
-
-// readHTTP2 reads the response on stream 1.
-func readHTTP2(t testing.TB, framer *http2.Framer) *response {
-	t.Helper()
+	c.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	var res *response
 	for {
-		frame, err := framer.ReadFrame()
+		frame, err := c.ReadFrame()
 		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 			return nil
 		}

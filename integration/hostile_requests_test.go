@@ -117,7 +117,7 @@ func (h *hostileServer) tryUpgrades(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			res := http2On(t, conn, []string{":method", "GET", ":scheme", "http", ":authority", "media.example.com", ":path", path})
+			res := startHTTP2(t, conn).exchange(t, getFields(path)...)
 			if res == nil {
 				t.Fatal("the server resets the stream")
 			}

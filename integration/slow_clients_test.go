@@ -1,12 +1,10 @@
 package integration
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +22,6 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 )
 
 // shortTimeouts are the server's for clients that do not talk.
@@ -324,50 +321,6 @@ func (s *slowGateway) idle(t *testing.T, clients int) (leave func()) {
 	return func() { closeAll(conns) }
 }
 
-// http2Conn is a connection on which a client speaks HTTP/2 frame by frame. Frames
-// are sent by out.Flush.
-type http2Conn struct {
-	*http2.Framer
-	conn    net.Conn
-	out     *bufio.Writer
-	block   bytes.Buffer
-	encoder *hpack.Encoder
-}
-
-func (s *slowGateway) dialHTTP2(t testing.TB, settings ...http2.Setting) *http2Conn {
-	t.Helper()
-	trust := s.trust.Clone()
-	trust.NextProtos = []string{"h2"}
-	conn, err := tls.Dial("tcp", s.addr, trust)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(startTimeout))
-	c := &http2Conn{conn: conn, out: bufio.NewWriter(conn)}
-	c.Framer = http2.NewFramer(c.out, conn)
-	c.encoder = hpack.NewEncoder(&c.block)
-	_, _ = io.WriteString(c.out, http2.ClientPreface)
-	if err := errors.Join(c.WriteSettings(settings...), c.out.Flush()); err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-// fields returns the encoded header of a request for a target.
-func (c *http2Conn) fields(target string) []byte {
-	c.block.Reset()
-	for _, field := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "localhost"}, {":path", target}} {
-		_ = c.encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
-	}
-	return c.block.Bytes()
-}
-
-// ask opens the n-th stream, from 0 on.
-func (c *http2Conn) ask(n int, target string) error {
-	return c.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*n + 1), BlockFragment: c.fields(target), EndStream: true, EndHeaders: true})
-}
-
 // drain reads until the server closes the connection, and answers nothing.
 func (c *http2Conn) drain() { _, _ = io.Copy(io.Discard, c.conn) }
 
@@ -493,7 +446,7 @@ func (c *http2Conn) askOnAndOn(target string) (stopped bool) {
 
 func (c *http2Conn) continueHeader(target string, fragment []byte) (stopped bool) {
 	go c.drain()
-	_ = c.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.fields(target), EndStream: true})
+	_ = c.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.encode(getFields(target)...), EndStream: true})
 	return c.repeat(func(int) error { return c.WriteContinuation(1, false, fragment) })
 }
 
