@@ -144,6 +144,7 @@ var hostilePaths = []struct {
 	// The attack: a viewer who has the token logged by the origin.
 	{"P10 the token in the suffix", "/T/T/seg.ts", errPathToken},
 	{"P10 the token within a segment", "/T/a/x-T-y.ts", errPathToken},
+	{"P10 the token with an encoded letter in the suffix", "/a.b.c/%61.b.c/seg.ts", errPathToken},
 
 	// The attack: something that is neither token nor id, but near enough for
 	// one program to take it for one.
