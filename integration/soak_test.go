@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -27,8 +26,7 @@ import (
 	"time"
 )
 
-// soakSettings are the videos of the soak, in the words of the config and in
-// those of the model.
+// soakSettings are the videos of the soak, for the config and for the model.
 var soakSettings = map[string]struct {
 	config string
 	model  referenceSettings
@@ -76,102 +74,40 @@ const (
 	soakCache    = 1 << 20 // bytes for tokens
 )
 
-// soakOrigin answers everything, and tells under which address it was asked, and
-// what it has answered. It allows everybody everything.
+// soakOrigin answers everything, and records at which URI it was asked. It allows
+// everybody everything.
 type soakOrigin struct {
-	asked sync.Map // soakAnswer by the number of the request
+	asked sync.Map // URIs by the number of the request
 	leaks atomic.Int64
 }
 
-type soakAnswer struct{ uri, body string }
-
-// requestNumber is a header that the gate knows nothing of.
+// requestNumber is a header that the gate does not know.
 const requestNumber = "Soak-Request"
 
 func (o *soakOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Referer") != "" || r.Header.Get("Origin") != "" {
 		o.leaks.Add(1)
 	}
-	body := "media"
-	switch path := strings.ToLower(strings.TrimSuffix(r.URL.Path, "/")); {
-	case strings.HasSuffix(path, ".m3u8"):
-		body = "#EXTM3U\n#EXTINF:2,\n" + strings.Join(soakURIs(r.URL.Path), "\n#EXTINF:2,\n") + "\n"
-	case strings.HasSuffix(path, ".mpd"):
-		body = `<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet><Representation><SegmentList>` +
-			`<SegmentURL media="` + strings.Join(soakURIs(r.URL.Path), `"/><SegmentURL media="`) + `"/>` +
-			`</SegmentList></Representation></AdaptationSet></Period></MPD>`
-	}
-	o.asked.Store(r.Header.Get(requestNumber), soakAnswer{r.RequestURI, body})
+	o.asked.Store(r.Header.Get(requestNumber), r.RequestURI)
 	for name, value := range map[string]string{
 		"Content-Type": "application/octet-stream", "Cache-Control": "public, max-age=31536000", "Surrogate-Control": "max-age=31536000",
 		"Etag": `"origin"`, "Access-Control-Allow-Origin": "https://origin.example", "Access-Control-Allow-Credentials": "true",
 	} {
 		w.Header().Set(name, value)
 	}
+	body := "media"
+	switch path := strings.ToLower(strings.TrimSuffix(r.URL.Path, "/")); {
+	case strings.HasSuffix(path, ".m3u8"):
+		body = "#EXTM3U\n#EXTINF:2,\nseg_1.ts\n"
+	case strings.HasSuffix(path, ".mpd"):
+		body = `<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>`
+	}
 	_, _ = io.WriteString(w, body)
-}
-
-// soakURIs are those of a manifest: only the first leads out of what the viewer
-// may ask for, unless it is rewritten, and into the folder of its video.
-func soakURIs(path string) []string {
-	elements := strings.Split(path, "/") // /library/{video}/v1/...
-	return []string{strings.Join(elements[:4], "/") + "/video/2.ts", "seg_1.ts", "https://cdn.example/library/3.ts", "/library/other/v1/4.ts"}
-}
-
-// soakKey is one that signs for a while. When it is revoked, there are moments
-// in which the gate may know of it or not.
-type soakKey struct {
-	id                string
-	private           *rsa.PrivateKey
-	revoking, revoked time.Time // when the API was asked to, and had done it; zero before
-}
-
-// soakKeys are those that have been good at some time.
-type soakKeys struct {
-	main   *soakKey // of the config
-	mu     sync.Mutex
-	made   map[string]*soakKey
-	signer *soakKey     // the last one made
-	judged map[bool]int // tokens of those made, by whether their key was good
-}
-
-// at returns a key unless it has been revoked by then: for certain, or perhaps.
-func (k *soakKeys) at(id string, at time.Time, perhaps bool) *rsa.PublicKey {
-	if id == k.main.id {
-		return &k.main.private.PublicKey
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	key := k.made[id]
-	if key == nil {
-		return nil
-	}
-	end := key.revoked
-	if perhaps {
-		end = key.revoking
-	}
-	good := end.IsZero() || at.Before(end)
-	k.judged[good]++
-	if !good {
-		return nil
-	}
-	return &key.private.PublicKey
-}
-
-// choose returns a key that signs now.
-func (k *soakKeys) choose(random *mathrand.Rand) *soakKey {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if chance(random, 30) {
-		return k.signer
-	}
-	return k.main
 }
 
 // mill makes tokens of all kinds.
 type mill struct {
 	random *mathrand.Rand
-	keys   *soakKeys
 	wrong  *rsa.PrivateKey // of the same id as the right one
 }
 
@@ -191,11 +127,7 @@ func (m *mill) token() milled {
 	header, payload := []string{`"alg":"RS256"`}, []string{m.subject()}
 	payload = append(payload, m.dates()...)
 	payload = append(payload, m.claims()...)
-	good, signer := chance(m.random, 70), m.keys.main
-	if good { // of one with two faults, nobody says which counts
-		signer = m.keys.choose(m.random)
-	}
-	id := fmt.Sprintf(`"kid":%q`, signer.id)
+	id := fmt.Sprintf(`"kid":%q`, keyID)
 	switch m.random.IntN(3) {
 	case 0:
 		header = append(header, id)
@@ -207,8 +139,8 @@ func (m *mill) token() milled {
 	if chance(m.random, 30) {
 		header = append(header, `"typ":"JWT"`)
 	}
-	if good {
-		return milled{compact: sealed(signer.private, header, payload)}
+	if chance(m.random, 70) {
+		return milled{compact: sealed(privateKey(), header, payload)}
 	}
 	return m.spoiled(header, payload)
 }
@@ -345,16 +277,13 @@ func nextUnused(compact string) string {
 	return string(alphabet[strings.IndexByte(alphabet, compact[len(compact)-1])+1])
 }
 
-// soak is a gateway that is asked everything, and a model that knows the
-// answers.
+// soak is a gateway that is asked everything, and a model that knows the answers.
 type soak struct {
 	t        *testing.T
 	origin   *soakOrigin
 	gateway  *tlsGateway
 	admin    string // host:port of the admin API
-	keys     *soakKeys
-	model    *referenceModel // by which a key is good until its revocation is done
-	later    *referenceModel // by which it is not good once that has begun
+	model    *referenceModel
 	clients  []*http.Client
 	wrongKey *rsa.PrivateKey
 
@@ -398,55 +327,38 @@ func startSoak(t *testing.T) *soak {
 		global: strings.Join([]string{"admin " + s.admin, trusting("127.0.0.1")}, "\n"),
 		app:    strings.Join(app, "\n"),
 		gate:   "origin_path " + soakPath,
-		api:    withAPI,
 	})
 	if err := s.gateway.load(s.admin, s.gateway.reloadable(t, server)); err != nil {
 		t.Fatal(err)
 	}
-	s.keys = &soakKeys{
-		main:   &soakKey{id: keyID, private: privateKey()},
-		made:   make(map[string]*soakKey),
-		judged: make(map[bool]int),
-	}
-	s.changeKeys()
 	_, port, _ := net.SplitHostPort(s.gateway.addr)
 	s.model = &referenceModel{
-		origin:      "https://localhost:" + port,
-		originPath:  soakPath,
-		keys:        func(id string, at time.Time) *rsa.PublicKey { return s.keys.at(id, at, false) },
+		origin:     "https://localhost:" + port,
+		originPath: soakPath,
+		keys: func(id string, _ time.Time) *rsa.PublicKey {
+			if id != keyID {
+				return nil
+			}
+			return &privateKey().PublicKey
+		},
 		leeway:      soakLeeway,
 		maxLifetime: soakLifetime,
 		videos:      videos,
 		download:    regexp.MustCompile(`(?i)^downloads/`),
 		countries:   soakCountries,
 	}
-	later := *s.model
-	later.keys = func(id string, at time.Time) *rsa.PublicKey { return s.keys.at(id, at, true) }
-	s.later = &later
+	makes := &mill{mathrand.New(mathrand.NewPCG(mathrand.Uint64(), 0)), s.wrongKey}
+	for i := range s.tokens {
+		made := makes.token()
+		s.tokens[i].Store(&made)
+	}
+	for range 2 {
+		for _, protocol := range protocols {
+			c, _ := protocol.connect(t, s.gateway)
+			s.clients = append(s.clients, c)
+		}
+	}
 	return s
-}
-
-// changeKeys has the API make a key, with which tokens are signed from now on,
-// and revoke the one that it made before.
-func (s *soak) changeKeys() {
-	s.t.Helper()
-	made := s.gateway.createKey(s.t)
-	_, private := decodedPEM(s.t, made.PEM)
-	next := &soakKey{id: made.ID, private: private}
-	s.keys.mu.Lock()
-	last := s.keys.signer
-	s.keys.made[next.id], s.keys.signer = next, next
-	if last != nil {
-		last.revoking = time.Now()
-	}
-	s.keys.mu.Unlock()
-	if last == nil {
-		return
-	}
-	s.gateway.mustCall(s.t, http.MethodDelete, "stream/keys/"+last.id, "", nil)
-	s.keys.mu.Lock()
-	defer s.keys.mu.Unlock()
-	last.revoked = time.Now()
 }
 
 // odd is what a path may also consist of.
@@ -532,9 +444,6 @@ func (s *soak) header(random *mathrand.Rand) http.Header {
 	return header
 }
 
-// errNoEnd is the error of a response that breaks off.
-var errNoEnd = errors.New("the response has no end")
-
 // ask sends a request and holds the answer against the model.
 func (s *soak) ask(random *mathrand.Rand, c *http.Client) {
 	r := s.request(random)
@@ -550,30 +459,21 @@ func (s *soak) ask(random *mathrand.Rand, c *http.Client) {
 	req.Header.Set(requestNumber, number)
 
 	var got referenceDecision
-	var body []byte
 	sent := time.Now()
 	res, err := c.Do(req)
 	received := time.Now()
 	if err == nil {
 		got.verdict = verdict{res.StatusCode, res.Header.Get("Signed-Playback-Reason")}
-		var broken error
-		if body, broken = io.ReadAll(res.Body); broken != nil {
-			err = fmt.Errorf("%w: %w", errNoEnd, broken)
-		}
+		_, err = io.Copy(io.Discard, res.Body)
 		_ = res.Body.Close()
 	}
-	var answer soakAnswer
-	if known, asked := s.origin.asked.LoadAndDelete(number); asked {
-		answer, _ = known.(soakAnswer)
-		got.uri = answer.uri
+	if uri, asked := s.origin.asked.LoadAndDelete(number); asked {
+		got.uri, _ = uri.(string)
 	}
-	want, later := s.model.decide(r, sent), s.later.decide(r, received)
 	if err == nil {
 		err = s.model.checkHeader(r, got.verdict, res.Header, sent, received)
 	}
-	if err == nil && got.verdict == plays && r.method == http.MethodGet {
-		err = checkSoakBody(r.target, answer.body, string(body))
-	}
+	want, later := s.model.decide(r, sent), s.model.decide(r, received)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seen[got.verdict]++
@@ -585,49 +485,21 @@ func (s *soak) ask(random *mathrand.Rand, c *http.Client) {
 	}
 }
 
-// checkSoakBody holds a body against what the origin has sent: it is the same,
-// but for the one URI that has to lead to the same file in the viewer's space.
-func checkSoakBody(target, sent, got string) error {
-	const inFolder = "/video/2.ts"
-	before, rest, manifest := strings.Cut(sent, "/library/")
-	if !manifest {
-		if got != sent {
-			return fmt.Errorf("the body is %q", got)
-		}
-		return nil
-	}
-	_, after, _ := strings.Cut(rest, inFolder)
-	uri, whole := strings.CutPrefix(got, before)
-	uri, ended := strings.CutSuffix(uri, after)
-	path, _, _ := strings.Cut(target, "?")
-	base, err := url.Parse(path)
-	if !whole || !ended || err != nil {
-		return fmt.Errorf("the manifest is %q, %w", got, err)
-	}
-	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
-	if leads, err := base.Parse(uri); err != nil || leads.String() != "/"+first+inFolder {
-		return fmt.Errorf("%q in the manifest leads to %v, %w", uri, leads, err)
-	}
-	return nil
-}
-
-// run asks with all clients for a time, each at an interval or, without one, as
-// soon as it has an answer. It returns the requests per second.
-func (s *soak) run(duration, interval time.Duration) float64 {
+// run asks with all clients until done is closed, each at an interval.
+func (s *soak) run(done <-chan struct{}, interval time.Duration) {
 	const newTokens = 4 // for a hundred requests
-	end := time.After(duration)
-	stop := make(chan struct{})
-	before, began := s.asked.Load(), time.Now()
 	var workers sync.WaitGroup
 	for i, c := range s.clients {
 		workers.Go(func() {
 			random := mathrand.New(mathrand.NewPCG(mathrand.Uint64(), uint64(i)))
-			makes := &mill{random, s.keys, s.wrongKey}
-			for next := time.Now(); ; next = next.Add(interval) { // who is late hurries
+			makes := &mill{random, s.wrongKey}
+			tick := time.NewTicker(interval)
+			defer tick.Stop()
+			for {
 				select {
-				case <-stop:
+				case <-done:
 					return
-				case <-time.After(time.Until(next)):
+				case <-tick.C:
 				}
 				if chance(random, newTokens) {
 					made := makes.token()
@@ -637,10 +509,7 @@ func (s *soak) run(duration, interval time.Duration) float64 {
 			}
 		})
 	}
-	<-end
-	close(stop)
 	workers.Wait()
-	return float64(s.asked.Load()-before) / time.Since(began).Seconds()
 }
 
 // trend is the growth of values per second, by Theil and Sen: the median of the
@@ -662,7 +531,7 @@ type memorySample struct {
 	heap, resident float64
 }
 
-// watchMemory takes samples until done is closed, and has keys change as often.
+// watchMemory takes samples until done is closed.
 func (s *soak) watchMemory(every time.Duration, done <-chan struct{}) (samples []memorySample) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -673,7 +542,6 @@ func (s *soak) watchMemory(every time.Duration, done <-chan struct{}) (samples [
 		case <-tick.C:
 			heap := s.gateway.heap(s.t, s.admin)
 			samples = append(samples, memorySample{time.Since(began), heap, float64(s.gateway.memory(s.t)["VmRSS"])})
-			s.changeKeys()
 		}
 	}
 }
@@ -738,51 +606,50 @@ func (s *soak) askNew(c *http.Client) {
 	}
 }
 
-// A gate that is asked everything for a long time, at 60 % of what it can do,
-// must not once decide otherwise than a slow model of it, make an error of its
-// own, or keep anything of what it has been asked.
+// A gate that is asked everything decides as a slow model of it does, and makes no
+// error of its own.
+func TestReferenceModel(t *testing.T) {
+	t.Parallel()
+	const requests = 4000
+	s := startSoak(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for s.asked.Load() < requests {
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-t.Context().Done():
+				return
+			}
+		}
+	}()
+	s.run(done, time.Millisecond)
+	s.wantRight()
+}
+
+// It does so for a long time, and keeps nothing of what it has been asked.
 func TestLongSoak(t *testing.T) {
 	const (
-		share      = 0.6
-		tolerance  = 0.1 // of the load, on a machine that has other things to do
-		samples    = 40
-		measuring  = 5 * time.Second
-		perVersion = 4
+		samples  = 40
+		interval = 10 * time.Millisecond // of each client
 	)
 	duration, err := time.ParseDuration(cmp.Or(os.Getenv("SIGNED_PLAYBACK_SOAK"), "20m"))
 	if err != nil {
 		t.Fatalf("SIGNED_PLAYBACK_SOAK: %v", err)
 	}
-	withoutRaceDetector(t) // which takes memory for what has been
+	withoutRaceDetector(t) // which keeps memory for goroutines that have ended
 	s := startSoak(t)
-	makes := &mill{mathrand.New(mathrand.NewPCG(mathrand.Uint64(), 0)), s.keys, s.wrongKey}
-	for i := range s.tokens {
-		made := makes.token()
-		s.tokens[i].Store(&made)
-	}
-	for range perVersion {
-		for _, protocol := range protocols {
-			c, _ := protocol.connect(t, s.gateway)
-			s.clients = append(s.clients, c)
-		}
-	}
 	s.fill()
-	capacity := s.run(measuring, 0)
 	before := s.gateway.rest(t, s.admin, s.clients)
-
-	done := make(chan struct{})
-	var rate float64
+	over, done := make(chan struct{}), make(chan struct{})
+	time.AfterFunc(duration, func() { close(over) })
 	go func() {
 		defer close(done)
-		interval := time.Duration(float64(len(s.clients)) / (share * capacity) * float64(time.Second))
-		rate = s.run(duration, interval)
+		s.run(over, interval)
 	}()
-	memory := s.watchMemory(duration/samples, done)
-	t.Logf("capacity %.0f/s, load %.0f/s, %d requests", capacity, rate, s.asked.Load())
-	if math.Abs(rate/capacity-share) > tolerance {
-		t.Errorf("the load was %.0f%% of what the gate can do, want %.0f%%", 100*rate/capacity, 100*share)
-	}
-	s.wantFlat(memory[len(memory)/2:]) // the rest is to warm up
+	taken := s.watchMemory(duration/samples, done)
+	t.Logf("%d requests", s.asked.Load())
+	s.wantFlat(taken[len(taken)/2:]) // the rest is to warm up
 	s.wantRight()
 	s.gateway.rest(t, s.admin, s.clients)
 	s.gateway.wantReleased(t, s.admin, before, atRest)
@@ -806,18 +673,13 @@ func (s *soak) wantRight() {
 			s.t.Errorf("%v was never the answer", v)
 		}
 	}
-	s.t.Logf("%v, and by whether their key was good, tokens of keys that change: %v", s.seen, s.keys.judged)
-	for _, good := range []bool{true, false} {
-		if s.keys.judged[good] == 0 {
-			s.t.Errorf("no token was there of a key that changes, good %t", good)
-		}
-	}
+	s.t.Logf("%d requests: %v", s.asked.Load(), s.seen)
 }
 
 // S11 A server that may have little memory keeps few tokens, however many come
 // that are valid: what it takes of the machine must stay within what it may have,
 // for a kernel would end it for more.
-func TestMemoryLimit(t *testing.T) {
+func TestLongMemoryLimit(t *testing.T) {
 	const (
 		limit  = 64 << 20
 		most   = limit / 4 // of it is for tokens
