@@ -20,8 +20,8 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// explainedBy has a gate explain what it makes of a request. Nothing may be
-// served meanwhile.
+// explainedBy returns a gate's explanation of a request. The gate must not serve
+// the request.
 func explainedBy(t *testing.T, g *Gate, r *http.Request) explanation {
 	t.Helper()
 	found := new(trace)
@@ -39,7 +39,7 @@ func explainedBy(t *testing.T, g *Gate, r *http.Request) explanation {
 	return found.explanation(g.app.now())
 }
 
-// told is what an explanation says that the gate does.
+// told is the outcome in an explanation.
 type told struct {
 	Allowed bool
 	Result  result
@@ -47,7 +47,7 @@ type told struct {
 	Status  int // of a refusal
 }
 
-// done tells what the gate itself does.
+// done returns the outcome of the gate itself.
 func done(t *testing.T, g *Gate, r *http.Request) told {
 	t.Helper()
 	a := ask(t, g, r)
@@ -62,8 +62,8 @@ func done(t *testing.T, g *Gate, r *http.Request) told {
 	return did
 }
 
-// wantExplained holds that a gate does what it says that it does, and that it
-// says so without a part of a token.
+// wantExplained checks that an explanation has the outcome of the gate itself, and
+// no part of a token.
 func wantExplained(t *testing.T, g *Gate, request func() *http.Request) told {
 	t.Helper()
 	r := request()
@@ -87,8 +87,8 @@ func printed(t *testing.T, e explanation, asJSON bool) string {
 	return out.String()
 }
 
-// Nothing is decided twice: what is explained is what the gate does, whatever is
-// only reported.
+// An explanation has the outcome of the gate itself, for all combinations of
+// checks in report-only mode.
 func TestExplanationsAreTheGatesDecisions(t *testing.T) {
 	gates := reportingGates(t)
 	next := randomPlaybacks()
@@ -98,7 +98,7 @@ func TestExplanationsAreTheGatesDecisions(t *testing.T) {
 		seen[wantExplained(t, gates[i%len(gates)], func() *http.Request { return p.request(t) })]++
 	}
 	if len(seen) < 25 {
-		t.Errorf("%d different outcomes: the test does not test enough of them", len(seen))
+		t.Errorf("%d different outcomes: the test does not cover enough of them", len(seen))
 	}
 }
 
@@ -116,13 +116,12 @@ func TestExplanationsAtOtherTimes(t *testing.T) {
 	}
 	for _, why := range []string{"", "token_expired", "token_not_yet_valid", "token_lifetime_exceeded"} {
 		if seen[why] < 3 {
-			t.Errorf("%d of the requests ended with %q: the test does not test it", seen[why], why)
+			t.Errorf("%d of the requests end with %q: the test does not cover it", seen[why], why)
 		}
 	}
 }
 
-// The same for a video whose settings cannot be read, so that nobody knows what
-// the checks behind the token's are about.
+// The same for a video with settings that cannot be read.
 func TestExplanationsOfUnknownSettings(t *testing.T) {
 	expired := signed(func(c *token.Claims) { c.ExpiresAt = testTime })
 	forged := encoded(`{"alg":"RS256","kid":"k1"}`, `{"sub":"demo","exp":1800000060,"downloadable":true}`)
@@ -136,7 +135,7 @@ func TestExplanationsOfUnknownSettings(t *testing.T) {
 	}
 }
 
-// A request that is explained is none of a viewer's, so no metric counts it.
+// No metric counts a request that is explained, because no viewer has made it.
 func TestExplanationsAreNotCounted(t *testing.T) {
 	g := newGate(t, testApp(), &Gate{Enforcement: reporting("rules")})
 	for _, tc := range []struct {
@@ -151,347 +150,211 @@ func TestExplanationsAreNotCounted(t *testing.T) {
 		before := countOf(g, tc.result, tc.reason)
 		explainedBy(t, g, requestFor(t, tc.target, nil))
 		if n := countOf(g, tc.result, tc.reason) - before; n != 0 {
-			t.Errorf("%s is explained and counted %v times as %s %s", tc.target[:6], n, tc.result, tc.reason)
+			t.Errorf("%s: explained, and counted %v times as %s %s", tc.target[:6], n, tc.result, tc.reason)
 		}
 	}
 }
 
-// lines shows the checks of an explanation, a line each.
+// lines shows the checks and the notes of an explanation, a line each. A refusal
+// ends with its reason; the text after the reason is not shown.
 func lines(e explanation) (lines []string) {
 	for _, c := range e.Checks {
-		text := fmt.Sprintf("%s %s", c.Check, c.Outcome)
+		details := strings.Join(c.Details, "; ")
 		if c.Reason != "" {
-			text += fmt.Sprintf(" (%s)", c.Reason)
+			if end := strings.LastIndex(details, string(c.Reason)+": "); end >= 0 {
+				details = details[:end+len(c.Reason)]
+			}
 		}
-		lines = append(lines, text+": "+strings.Join(c.Details, "; "))
+		lines = append(lines, fmt.Sprintf("%s %s: %s", c.Check, c.Outcome, details))
 	}
 	return append(lines, e.Notes...)
 }
 
-const (
-	asked        = `method pass: GET`
-	segment      = `path pass: "x.ts", kind segment, under a token`
-	soundKey     = `key pass: kid "k1"`
-	soundSig     = `signature pass: by the key "k1"`
-	plainClaims  = `claims pass: downloadable false, no access rules`
-	hourLeft     = `dates pass: exp 2027-01-15T09:00:00Z, in 1h0m0s`
-	demoSettings = `settings pass: video "demo" requires a token, allows any origin (by the global options)`
-	siteSettings = `settings pass: video "site" requires a token, allows the origins example.com and denies requests without one (by its video block in the config)`
-	anyOrigin    = `origins pass: neither Origin nor Referer is sent; any origin is allowed`
-	noRules      = `rules pass: the token has none`
-	noDownload   = `download pass: this is no download`
-	asThough     = `the checks after the token were made as though it were valid`
-)
-
-func soundToken(compact, video string) string {
-	return fmt.Sprintf(`token pass: well-formed, RS256, token id %s, sub %q`, redact.TokenID(compact), video)
+// allowedLines are the lines of an allowed GET of /<first>/x.ts. Those of change
+// replace the lines of the same check; "<check>" alone removes its line.
+func allowedLines(first string, change ...string) []string {
+	video := "demo"
+	if parsed, err := token.Parse(first); err == nil {
+		video = parsed.Unverified().VideoID
+	}
+	settings := `settings pass: video "demo" requires a token, allows any origin (by the global options)`
+	if video == "site" {
+		settings = `settings pass: video "site" requires a token, allows the origins example.com and denies requests without one (by its video block in the config)`
+	}
+	want := []string{
+		`method pass: GET`,
+		`path pass: "x.ts", kind segment, under a token`,
+		fmt.Sprintf(`token pass: well-formed, RS256, token id %s, sub %q`, redact.TokenID(first), video),
+		`key pass: kid "k1"`,
+		`signature pass: by the key "k1"`,
+		`claims pass: downloadable false, no access rules`,
+		`dates pass: exp 2027-01-15T09:00:00Z, in 1h0m0s`,
+		settings,
+		`origins pass: neither Origin nor Referer is sent; any origin is allowed`,
+		`rules pass: the token has none`,
+		`download pass: this is no download`,
+	}
+	for _, line := range change {
+		check, _, changed := strings.Cut(line, " ")
+		i := slices.IndexFunc(want, func(old string) bool { return strings.HasPrefix(old, check+" ") })
+		switch {
+		case i < 0:
+			want = append(want, line) // a note
+		case changed:
+			want[i] = line
+		default:
+			want = slices.Delete(want, i, i+1)
+		}
+	}
+	return want
 }
 
-// Each check says what it was about, and those behind a refusal what they would
-// have said, as far as anybody can know.
+// Each check shows the values that it is about. The checks after a refusal show
+// what they would say, as far as that is known.
 func TestExplainedChecks(t *testing.T) {
-	g := newGate(t, testApp(), new(Gate))
+	refusing, reporting := newGate(t, testApp(), new(Gate)), newGate(t, testApp(), &Gate{Enforcement: reporting("token", "rules")})
+	without := newGate(t, new(App), new(Gate)) // no geo database
+	twoRules := `[{"type":"ip.src","ip":["198.51.100.0/24","2001:db8::/32"],"action":"block"},` +
+		`{"type":"ip.geoip.country","country":["GB","FR"],"action":"allow"},{"type":"any","action":"block"}]`
 	expired := signed(func(c *token.Claims) {
 		c.ExpiresAt, c.NotBefore = testTime.Add(-90*time.Second), testTime.Add(-time.Hour)
 	})
+	expiredBlocked := signed(func(c *token.Claims) { c.ExpiresAt, c.AccessRules = testTime, json.RawMessage(blocksAll) })
 	unknown := encoded(`{"alg":"RS256","kid":"`+strangeKey+`"}`, `{"sub":"site","exp":1800003600,"downloadable":true,"accessRules":`+blocksAll+`}`)
-	forged := encoded(`{"alg":"RS256","kid":"k1"}`, `{"sub":"demo","exp":1800003600}`)
-	countries := signedWithRules(`[{"type":"ip.src","ip":["198.51.100.0/24","2001:db8::/32"],"action":"block"},` +
-		`{"type":"ip.geoip.country","country":["GB","FR"],"action":"allow"},{"type":"any","action":"block"}]`)
-	unmatched := signedWithRules(`[{"type":"ip.geoip.country","country":["US"],"action":"block"}]`)
+	forged := encoded(`{"alg":"RS256","kid":"k1"}`, `{"sub":"demo","exp":1800003600,"downloadable":true,"accessRules":`+blocksAll+`}`)
 	claim := signed(func(c *token.Claims) { c.Downloadable = true })
+	const (
+		download  = `path pass: "downloads/x.mp4", kind download, under a token`
+		oneRule   = `claims pass: downloadable false, 1 access rule`
+		blocked   = `rules refuse: rule 1 of 1: any block: match: block; rule_blocked`
+		denied    = `download refuse: a download, and downloadable is false; download_not_allowed`
+		only      = `settings pass: video "demo" requires a token, allows any origin (by the global options); only reported: token, rules`
+		reported  = `dates report: exp 2027-01-15T08:00:00Z, 0s ago; token_expired`
+		asThough  = `the checks after the token were made as though it were valid`
+		oneRuleOf = `rules refuse: rule 1 of 2: %s allow: cannot be evaluated; rule 2 of 2: any block: not reached; %s`
+	)
+	unreached := []string{
+		`signature skipped: not reached`, `claims skipped: not reached; it says: downloadable true, 1 access rule`, `dates skipped: not reached; it says: exp 2027-01-15T09:00:00Z, in 1h0m0s`,
+	}
+	noToken := func(path string, more ...string) []string {
+		return append([]string{path, "token", "key", "signature", "claims", "dates", `rules pass: no token, so no rules`}, more...)
+	}
 	for _, tc := range []struct {
-		name, target string
-		change       func(*http.Request)
-		want         []string
+		name          string
+		gate          *Gate
+		first, suffix string
+		change        func(*http.Request)
+		want          []string // the lines that differ from those of an allowed request
 	}{
-		{"allowed", plainToken() + "/x.ts", nil, []string{
-			asked, segment, soundToken(plainToken(), "demo"), soundKey, soundSig, plainClaims, hourLeft, demoSettings, anyOrigin, noRules, noDownload,
+		{"allowed", refusing, plainToken(), "/x.ts", nil, nil},
+		{"method", refusing, plainToken(), "/x.ts", method("POST"), []string{`method refuse: POST; method_not_allowed`}},
+		{"path", refusing, "a.b", "/x.ts", nil, []string{
+			`path refuse: path_invalid`,
+			"token", "key", "signature", "claims", "dates", "settings", "origins", "rules", "download",
 		}},
-		{"method", plainToken() + "/x.ts", method("POST"), []string{
-			`method refuse (method_not_allowed): POST; method_not_allowed: a playback URL is for GET, HEAD and OPTIONS`,
-			segment, soundToken(plainToken(), "demo"), soundKey, soundSig, plainClaims, hourLeft, demoSettings, anyOrigin, noRules, noDownload,
+		{"preflight", refusing, "demo", "/x.ts", method("OPTIONS"), noToken(`path pass: "x.ts", kind segment, of the video "demo", without a token`,
+			`method pass: OPTIONS`, "settings", "origins", "rules", "download")},
+		{"malformed", refusing, plainToken() + "=", "/x.ts", nil, []string{
+			`token refuse: token_malformed`,
+			`key skipped: not reached`, `signature skipped: not reached`, `claims skipped: not reached`, `dates skipped: not reached`, "settings", "origins", "rules", "download",
 		}},
-		{"path", "a.b/x.ts", nil, []string{
-			asked, `path refuse (path_invalid): path_invalid: the first segment is neither a token nor a video id`,
+		{"unknown key", refusing, unknown, "/downloads/x.mp4", nil, append(unreached, download,
+			`key refuse: kid "`+strangeKey+`"; key_unknown`,
+			`origins refuse: neither Origin nor Referer is sent; origin_required`,
+			blocked, `download pass: a download, and downloadable is true`, asThough)},
+		{"forged", refusing, forged, "/x.ts", nil, append(unreached[1:],
+			`signature refuse: by the key "k1"; signature_invalid`, blocked, asThough)},
+		{"unreadable rules", refusing, signedWithRules(`[{"type":"any","action":"allow"},{"type":"any"}]`), "/x.ts", nil, []string{
+			`claims refuse: downloadable false, 2 access rules; rules_invalid`,
+			`dates skipped: not reached; it says: exp 2027-01-15T09:00:00Z, in 1h0m0s`, `rules pass: the token does not verify, so its rules do not count`,
 		}},
-		{"preflight", "demo/x.ts", method("OPTIONS"), []string{
-			`method pass: OPTIONS`, `path pass: "x.ts", kind segment, of the video "demo", without a token`,
+		{"expired", refusing, expired, "/x.ts", nil, []string{
+			`dates refuse: nbf 2027-01-15T07:00:00Z, 1h0m0s ago, exp 2027-01-15T07:58:30Z, 1m30s ago; token_expired`,
 		}},
-		{"malformed", plainToken() + "=/x.ts", nil, []string{
-			asked, segment, `token refuse (token_malformed): token_malformed: token: malformed: not canonical unpadded base64url`,
-			`key skipped: not reached`, `signature skipped: not reached`, `claims skipped: not reached`, `dates skipped: not reached`,
-		}},
-		{"unknown key", unknown + "/downloads/x.mp4", nil, []string{
-			asked, `path pass: "downloads/x.mp4", kind download, under a token`, soundToken(unknown, "site"),
-			`key refuse (key_unknown): kid "` + strangeKey + `"; key_unknown: token: unknown key`,
-			`signature skipped: not reached`,
-			`claims skipped: not reached; it says: downloadable true, 1 access rule`,
-			`dates skipped: not reached; it says: exp 2027-01-15T09:00:00Z, in 1h0m0s`,
-			siteSettings,
-			`origins refuse (origin_required): neither Origin nor Referer is sent; origin_required: the request has neither Origin nor Referer, and the video has allowed origins`,
-			`rules refuse (rule_blocked): rule 1 of 1: any block: match: block; rule_blocked: an access rule of the token blocks the viewer`,
-			`download pass: a download, and downloadable is true`, asThough,
-		}},
-		{"forged", forged + "/x.ts", nil, []string{
-			asked, segment, soundToken(forged, "demo"), soundKey,
-			`signature refuse (signature_invalid): by the key "k1"; signature_invalid: token: invalid signature`,
-			`claims skipped: not reached; it says: downloadable false, no access rules`,
-			`dates skipped: not reached; it says: exp 2027-01-15T09:00:00Z, in 1h0m0s`,
-			demoSettings, anyOrigin, noRules, noDownload, asThough,
-		}},
-		{"expired", expired + "/x.ts", nil, []string{
-			asked, segment, soundToken(expired, "demo"), soundKey, soundSig, plainClaims,
-			`dates refuse (token_expired): nbf 2027-01-15T07:00:00Z, 1h0m0s ago, exp 2027-01-15T07:58:30Z, 1m30s ago; token_expired: token: expired`,
-			demoSettings, anyOrigin, noRules, noDownload,
-		}},
-		{"no token", "demo/x.ts", nil, []string{
-			asked, `path pass: "x.ts", kind segment, of the video "demo", without a token`,
-			`settings refuse (token_required): video "demo" requires a token, allows any origin (by the global options); token_required: the video requires a signed token`,
-			anyOrigin, `rules pass: no token, so no rules`, noDownload,
-		}},
-		{"an open video with an origin", "oursite/x.ts", with("Referer", "https://example.com/"+plainToken()+"/iframe"), []string{
-			asked, `path pass: "x.ts", kind segment, of the video "oursite", without a token`,
+		{"no token", refusing, "demo", "/x.ts", nil, noToken(`path pass: "x.ts", kind segment, of the video "demo", without a token`,
+			`settings refuse: video "demo" requires a token, allows any origin (by the global options); token_required`)},
+		{"an open video with an origin", refusing, "oursite", "/x.ts", with("Referer", "https://example.com/"+plainToken()+"/iframe"), noToken(
+			`path pass: "x.ts", kind segment, of the video "oursite", without a token`,
 			`settings pass: video "oursite" requires no token, allows the origins example.com and allows requests without one (by its video block in the config)`,
-			`origins pass: no Origin; Referer "https://example.com/` + redact.TokenID(plainToken()) + `/iframe"`,
-			`rules pass: no token, so no rules`, noDownload,
+			`origins pass: no Origin; Referer "https://example.com/`+redact.TokenID(plainToken())+`/iframe"`)},
+		{"another site", refusing, signedFor("site"), "/x.ts", with("Origin", "https://evil.com"), []string{
+			`origins refuse: Origin "https://evil.com"; origin_not_allowed`,
 		}},
-		{"another site", signedFor("site") + "/x.ts", with("Origin", "https://evil.com"), []string{
-			asked, segment, soundToken(signedFor("site"), "site"), soundKey, soundSig, plainClaims, hourLeft, siteSettings,
-			`origins refuse (origin_not_allowed): Origin "https://evil.com"; origin_not_allowed: the video's allowed origins do not cover the site that asks`,
-			noRules, noDownload,
-		}},
-		{"a rule that allows", countries + "/x.ts", nil, []string{
-			asked, segment, soundToken(countries, "demo"), soundKey, soundSig, `claims pass: downloadable false, 3 access rules`, hourLeft, demoSettings, anyOrigin,
+		{"a rule that allows", refusing, signedWithRules(twoRules), "/x.ts", nil, []string{
+			`claims pass: downloadable false, 3 access rules`,
 			`rules pass: rule 1 of 3: ip.src [198.51.100.0/24 2001:db8::/32] block: client is 203.0.113.7, no match; ` +
 				`rule 2 of 3: ip.geoip.country [GB FR] allow: client 203.0.113.7 is in GB, match: allow; rule 3 of 3: any block: not reached`,
-			noDownload,
 		}},
-		{"a rule that blocks", countries + "/x.ts", from("8.8.8.8"), []string{
-			asked, segment, soundToken(countries, "demo"), soundKey, soundSig, `claims pass: downloadable false, 3 access rules`, hourLeft, demoSettings, anyOrigin,
-			`rules refuse (rule_blocked): rule 1 of 3: ip.src [198.51.100.0/24 2001:db8::/32] block: client is 8.8.8.8, no match; ` +
+		{"a rule that blocks", refusing, signedWithRules(twoRules), "/x.ts", from("8.8.8.8"), []string{
+			`claims pass: downloadable false, 3 access rules`,
+			`rules refuse: rule 1 of 3: ip.src [198.51.100.0/24 2001:db8::/32] block: client is 8.8.8.8, no match; ` +
 				`rule 2 of 3: ip.geoip.country [GB FR] allow: client 8.8.8.8 is in no known country, no match; ` +
-				`rule 3 of 3: any block: match: block; rule_blocked: an access rule of the token blocks the viewer`,
-			noDownload,
+				`rule 3 of 3: any block: match: block; rule_blocked`,
 		}},
-		{"no rule matches", unmatched + "/x.ts", nil, []string{
-			asked, segment, soundToken(unmatched, "demo"), soundKey, soundSig, `claims pass: downloadable false, 1 access rule`, hourLeft, demoSettings, anyOrigin,
-			`rules pass: rule 1 of 1: ip.geoip.country [US] block: client 203.0.113.7 is in GB, no match; no rule matches, so the viewer is allowed`,
-			noDownload,
+		{"no rule matches", refusing, signedWithRules(`[{"type":"ip.geoip.country","country":["US"],"action":"block"}]`), "/x.ts", nil, []string{
+			oneRule, `rules pass: rule 1 of 1: ip.geoip.country [US] block: client 203.0.113.7 is in GB, no match; no rule matches, so the viewer is allowed`,
 		}},
-		{"download", plainToken() + "/downloads/x.mp4", nil, []string{
-			asked, `path pass: "downloads/x.mp4", kind download, under a token`, soundToken(plainToken(), "demo"), soundKey, soundSig, plainClaims, hourLeft, demoSettings, anyOrigin, noRules,
-			`download refuse (download_not_allowed): a download, and downloadable is false; download_not_allowed: downloads need a token with the claim downloadable`,
+		{"download", refusing, plainToken(), "/downloads/x.mp4", nil, []string{download, denied}},
+		{"download with the claim", refusing, claim, "/downloads/x.mp4", nil, []string{
+			download, `claims pass: downloadable true, no access rules`, `download pass: a download, and downloadable is true`,
 		}},
-		{"download with the claim", claim + "/downloads/x.mp4", nil, []string{
-			asked, `path pass: "downloads/x.mp4", kind download, under a token`, soundToken(claim, "demo"), soundKey, soundSig, `claims pass: downloadable true, no access rules`,
-			hourLeft, demoSettings, anyOrigin, noRules, `download pass: a download, and downloadable is true`,
+		{"download without a token", refusing, "public", "/downloads/x.mp4", nil, noToken(`path pass: "downloads/x.mp4", kind download, of the video "public", without a token`,
+			`settings pass: video "public" requires no token, allows any origin (by its video block in the config)`,
+			`download refuse: a download, without a token; download_not_allowed`)},
+		{"report-only, expired and blocked", reporting, expiredBlocked, "/x.ts", nil, []string{oneRule, reported, only, strings.Replace(blocked, "refuse", "report", 1)}},
+		{"report-only, but not for downloads", reporting, expiredBlocked, "/downloads/x.mp4", nil, []string{
+			oneRule, reported, only, strings.Replace(blocked, "refuse", "report", 1), download, denied,
 		}},
-		{"download without a token", "public/downloads/x.mp4", nil, []string{
-			asked, `path pass: "downloads/x.mp4", kind download, of the video "public", without a token`,
-			`settings pass: video "public" requires no token, allows any origin (by its video block in the config)`, anyOrigin, `rules pass: no token, so no rules`,
-			`download refuse (download_not_allowed): a download, without a token; download_not_allowed: downloads need a token with the claim downloadable`,
+		{"report-only, forged claims do not count", reporting, forged, "/downloads/x.mp4", nil, append(unreached[1:], only, download,
+			`signature report: by the key "k1"; signature_invalid`, `rules pass: the token does not verify, so its rules do not count`,
+			`download refuse: a download, with a token that does not verify; download_not_allowed`)},
+		// A rule that cannot be evaluated has not matched. The fault is with the
+		// proxy that hides the address, or with the config.
+		{"a rule by address, and no address", refusing, signedWithRules(needsAddress), "/x.ts", from("@"), []string{
+			`claims pass: downloadable false, 2 access rules`, fmt.Sprintf(oneRuleOf, "ip.src [203.0.113.0/24]", "client_ip_unknown"),
+		}},
+		{"a rule by country, and no address", refusing, signedWithRules(needsCountry), "/x.ts", from(""), []string{
+			`claims pass: downloadable false, 2 access rules`, fmt.Sprintf(oneRuleOf, "ip.geoip.country [GB]", "client_ip_unknown"),
+		}},
+		{"a rule by address, and early data", refusing, signedWithRules(needsAddress), "/x.ts", unfinishedHandshake, []string{
+			`claims pass: downloadable false, 2 access rules`, fmt.Sprintf(oneRuleOf, "ip.src [203.0.113.0/24]", "too_early"),
+		}},
+		{"a rule by country, and no database", without, signedWithRules(needsCountry), "/x.ts", nil, []string{
+			`claims pass: downloadable false, 2 access rules`, fmt.Sprintf(oneRuleOf, "ip.geoip.country [GB]", "country_unavailable"),
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			e := explainedBy(t, g, requestFor(t, "/"+tc.target, tc.change))
-			if diff := cmp.Diff(tc.want, lines(e)); diff != "" {
+			e := explainedBy(t, tc.gate, requestFor(t, "/"+tc.first+tc.suffix, tc.change))
+			if diff := cmp.Diff(allowedLines(tc.first, tc.want...), lines(e)); diff != "" {
 				t.Errorf("the explanation (-want +got):\n%s", diff)
 			}
 		})
 	}
 }
 
-// Rules that nobody understands are the fault of the claims, and it is said which
-// of them is.
-func TestExplainedRulesThatNobodyUnderstands(t *testing.T) {
-	g := newGate(t, testApp(), new(Gate))
-	compact := signedWithRules(`[{"type":"any","action":"allow"},{"type":"any"}]`)
-	got := lines(explainedBy(t, g, requestFor(t, "/"+compact+"/x.ts", nil)))
-	want := []string{
-		asked, segment, soundToken(compact, "demo"), soundKey, soundSig,
-		`claims refuse (rules_invalid): downloadable false, 2 access rules; rules_invalid: accessRules, rule 2: action is missing: want "allow" or "block"`,
-		`dates skipped: not reached; it says: exp 2027-01-15T09:00:00Z, in 1h0m0s`,
-	}
-	if diff := cmp.Diff(want, got[:min(len(got), len(want))]); diff != "" {
-		t.Errorf("the explanation (-want +got):\n%s", diff)
-	}
-}
-
-// What is only reported is shown as such, and what is reported is shown beside
-// the settings of the video.
-func TestExplainedReports(t *testing.T) {
-	g := newGate(t, testApp(), &Gate{Enforcement: reporting("token", "rules")})
-	blocked := signed(func(c *token.Claims) { c.ExpiresAt, c.AccessRules = testTime, json.RawMessage(blocksAll) })
-	forged := encoded(`{"alg":"RS256","kid":"k1"}`, `{"sub":"demo","exp":1800003600,"downloadable":true,"accessRules":`+blocksAll+`}`)
-	const settings = demoSettings + `; only reported: token, rules`
-	for _, tc := range []struct {
-		name, target string
-		want         []string
-		summary      string
-	}{
-		{
-			"expired and blocked", blocked + "/x.ts",
-			[]string{
-				asked, segment, soundToken(blocked, "demo"), soundKey, soundSig, `claims pass: downloadable false, 1 access rule`,
-				`dates report (token_expired): exp 2027-01-15T08:00:00Z, 0s ago; token_expired: token: expired`, settings, anyOrigin,
-				`rules report (rule_blocked): rule 1 of 1: any block: match: block; rule_blocked: an access rule of the token blocks the viewer`, noDownload,
-			},
-			"allowed, because it is only reported: would be refused with 401 token_expired, for 203.0.113.7 at 2027-01-15T08:00:00Z",
-		},
-		{
-			"expired, and a download that is enforced", blocked + "/downloads/x.mp4",
-			[]string{
-				asked, `path pass: "downloads/x.mp4", kind download, under a token`, soundToken(blocked, "demo"), soundKey, soundSig, `claims pass: downloadable false, 1 access rule`,
-				`dates report (token_expired): exp 2027-01-15T08:00:00Z, 0s ago; token_expired: token: expired`, settings, anyOrigin,
-				`rules report (rule_blocked): rule 1 of 1: any block: match: block; rule_blocked: an access rule of the token blocks the viewer`,
-				`download refuse (download_not_allowed): a download, and downloadable is false; download_not_allowed: downloads need a token with the claim downloadable`,
-			},
-			"refused with 403 download_not_allowed, for 203.0.113.7 at 2027-01-15T08:00:00Z",
-		},
-		{
-			"no token", "demo/x.ts",
-			[]string{
-				asked, `path pass: "x.ts", kind segment, of the video "demo", without a token`,
-				`settings report (token_required): video "demo" requires a token, allows any origin (by the global options); only reported: token, rules; token_required: the video requires a signed token`,
-				anyOrigin, `rules pass: no token, so no rules`, noDownload,
-			},
-			"allowed, because it is only reported: would be refused with 401 token_required, for 203.0.113.7 at 2027-01-15T08:00:00Z",
-		},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			e := explainedBy(t, g, requestFor(t, "/"+tc.target, nil))
-			if diff := cmp.Diff(tc.want, lines(e)); diff != "" {
-				t.Errorf("the explanation (-want +got):\n%s", diff)
-			}
-			if diff := cmp.Diff(tc.summary, e.summary()); diff != "" {
-				t.Errorf("its summary (-want +got):\n%s", diff)
-			}
-		})
-	}
-	// Nobody has vouched for what a forged token claims, so the gate passes it
-	// without its rules, and does not hand out downloads for it.
-	t.Run("forged claims count for nothing", func(t *testing.T) {
-		for suffix, want := range map[string]told{
-			"/x.ts":            {Allowed: true, Result: resultWouldRefuse, Reason: reasonSignatureInvalid},
-			"/downloads/x.mp4": {Result: resultRefused, Reason: reasonDownloadNotAllowed, Status: http.StatusForbidden},
-		} {
-			e := explainedBy(t, g, requestFor(t, "/"+forged+suffix, nil))
-			if diff := cmp.Diff(want, told{e.Allowed, e.Result, e.Reason, e.Status}); diff != "" {
-				t.Errorf("%s (-want +got):\n%s%s", suffix, diff, printed(t, e, false))
-			}
-			if !slices.Contains(lines(e), "rules pass: the token does not verify, so its rules do not count") {
-				t.Errorf("%s: its rules are not said to count for nothing:\n%s", suffix, printed(t, e, false))
-			}
-		}
-	})
-}
-
-// A rule that cannot be held against the viewer has not matched him: whoever
-// reads that it has looks for the mistake in the rule, and not in the proxy that
-// hides the address.
-func TestExplainedRulesThatCannotBeEvaluated(t *testing.T) {
-	g, without := newGate(t, testApp(), new(Gate)), newGate(t, new(App), new(Gate))
-	blocks := signedWithRules(`[{"type":"ip.src","action":"block","ip":["203.0.113.7"]}]`)
-	for _, tc := range []struct {
-		name    string
-		gate    *Gate
-		compact string
-		change  func(*http.Request)
-		want    reason
-	}{
-		{"address unknown", g, signedWithRules(needsAddress), from("@"), reasonClientIPUnknown},
-		{"address unknown, country", g, signedWithRules(needsCountry), from(""), reasonClientIPUnknown},
-		{"early data", g, blocks, unfinishedHandshake, reasonTooEarly},
-		{"no database", without, signedWithRules(needsCountry), nil, reasonCountryUnavailable},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			e := explainedBy(t, tc.gate, requestFor(t, "/"+tc.compact+"/x.ts", tc.change))
-			if e.Reason != tc.want {
-				t.Errorf("refused with %q, want %q", e.Reason, tc.want)
-			}
-			for _, line := range lines(e) {
-				if strings.HasPrefix(line, "rules ") && strings.Contains(line, "match: ") {
-					t.Errorf("a rule that nobody could evaluate has matched: %s", line)
-				}
-			}
-		})
-	}
-}
-
-// Who has revoked a key and forgotten it finds out why its tokens do not play.
-func TestExplainedRevocation(t *testing.T) {
+// The explanation names a key that the control API has revoked, and the place
+// where the settings of a video are configured. Settings that cannot be read are
+// not those of a video without any.
+func TestExplainedState(t *testing.T) {
 	f := newFleet()
 	f.plant(keyNamed("k1"), revokedKey("k1"))
-	s := newTestState(t, f.node())
-	g := newGate(t, testApp(), new(Gate))
-	useState(t, g.app, s)
-	e := explainedBy(t, g, requestFor(t, "/"+plainToken()+"/x.ts", nil))
-	want := `key refuse (key_unknown): kid "k1", which the control API has revoked; key_unknown: token: unknown key`
-	if !slices.Contains(lines(e), want) {
-		t.Errorf("the explanation lacks the line %s:\n%s", want, printed(t, e, false))
-	}
-}
-
-// Settings are shown with where they are from, the control API included, and a
-// video whose settings cannot be read is told from one without.
-func TestExplainedSettings(t *testing.T) {
-	f := newFleet()
 	f.plant(videoNamed("stored"), `{"uid":"stored","requireSignedURLs":false,"allowedOrigins":["*.example.org","example.com:8443","[2001:db8::1]"]}`)
 	f.damage(videoNamed("damaged"))
-	s := newTestState(t, f.node())
 	app := testApp()
 	app.AllowedOrigins = []string{"*"}
 	g := newGate(t, app, new(Gate))
-	useState(t, g.app, s)
-	for _, tc := range []struct{ video, want string }{
-		{"stored", `settings pass: video "stored" requires no token, allows the origins *.example.org [2001:db8::1] example.com:8443 and denies requests without one (by the control API, over the global options)`},
-		{"unset", `settings refuse (token_required): video "unset" requires a token, allows the origins * and denies requests without one (by the global options); token_required: the video requires a signed token`},
-		{"public", `settings pass: video "public" requires no token, allows the origins * and denies requests without one (by its video block in the config)`},
+	useState(t, g.app, newTestState(t, f.node()))
+	for first, want := range map[string]string{
+		plainToken(): `key refuse: kid "k1", which the control API has revoked; key_unknown`,
+		"stored":     `settings pass: video "stored" requires no token, allows the origins *.example.org [2001:db8::1] example.com:8443 and denies requests without one (by the control API, over the global options)`,
+		"unset":      `settings refuse: video "unset" requires a token, allows the origins * and denies requests without one (by the global options); token_required`,
+		"public":     `settings pass: video "public" requires no token, allows the origins * and denies requests without one (by its video block in the config)`,
 	} {
-		e := explainedBy(t, g, requestFor(t, "/"+tc.video+"/x.ts", nil))
-		if got := lines(e)[2]; got != tc.want {
-			t.Errorf("%s: %s\nwant %s", tc.video, got, tc.want)
+		if got := lines(explainedBy(t, g, requestFor(t, "/"+first+"/x.ts", nil))); !slices.Contains(got, want) {
+			t.Errorf("%.20s: no line %s\nin\n%s", first, want, strings.Join(got, "\n"))
 		}
 	}
-	e := explainedBy(t, g, requestFor(t, "/damaged/x.ts", nil))
-	if e.Reason != reasonStateUnavailable || e.Status != http.StatusServiceUnavailable {
+	if e := explainedBy(t, g, requestFor(t, "/damaged/x.ts", nil)); e.Reason != reasonStateUnavailable || e.Status != http.StatusServiceUnavailable {
 		t.Errorf("damaged: %s %d, want state_unavailable 503", e.Reason, e.Status)
-	}
-}
-
-// The attack, and as often the mistake that explain is asked about: a URL whose
-// token stands where none belongs. It must not be printed from there either.
-func TestExplanationsShowNoTokenFromElsewhere(t *testing.T) {
-	g := newGate(t, testApp(), new(Gate))
-	compact := signed(func(c *token.Claims) { c.NotBefore = testTime.Add(-time.Minute) })
-	for _, tc := range []struct {
-		name, target string
-		change       func(*http.Request)
-	}{
-		{"behind a path that nobody strips", "/play/" + compact + "/manifest/video.m3u8", nil},
-		{"behind a video id", "/public/" + compact + "/x.ts", nil},
-		{"twice", "/" + compact + "/" + compact + "/x.ts", nil},
-		{"behind another token", "/" + plainToken() + "/" + compact + "/x.ts", nil},
-		{"in the query", "/public/x.ts?token=" + compact, nil},
-		{"in Referer", "/oursite/x.ts", with("Referer", "https://media.example.net/"+compact+"/iframe")},
-		{"in Origin", "/oursite/x.ts", with("Origin", "https://media.example.net/"+compact+"/iframe")},
-		{"in two Origins", "/oursite/x.ts", with("Origin", "https://example.com", compact)},
-		{"with one character too many", "/" + compact + "A/x.ts", nil},
-		{"escaped", "/" + strings.ReplaceAll(compact, ".", "%2E") + "/x.ts", nil},
-		{"cut behind its payload", "/" + compact[strings.LastIndexByte(compact, '.')+1:] + "/x.ts", nil},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			e := explainedBy(t, g, requestFor(t, tc.target, tc.change))
-			for _, asJSON := range []bool{false, true} {
-				text := printed(t, e, asJSON)
-				for segment := range strings.SplitSeq(compact, ".") {
-					if strings.Contains(text, segment) {
-						t.Errorf("the explanation shows a part of the token:\n%s", text)
-						return
-					}
-				}
-			}
-		})
 	}
 }

@@ -2,9 +2,7 @@ package integration
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -130,44 +128,4 @@ func TestExplainBesideTheServer(t *testing.T) {
 			t.Errorf("%+v, want it allowed for 203.0.113.7 in GB", e)
 		}
 	})
-}
-
-// The config listens on a port in use, obtains certificates, writes logs and
-// checks the health of its origin. explain does none of it, and changes no file,
-// also after the server has stopped.
-func TestExplainLeavesEverythingAsItIs(t *testing.T) {
-	o := startOrigin(t, nil)
-	c := config{
-		api:    withAPI,
-		global: "email ops@example.com\nacme_ca " + o.server.URL + "/acme",
-		site:   accessLog(t, "logs/access.log") + "reverse_proxy " + o.addr(),
-	}
-	g := start(t, o, c)
-	key := g.createKey(t)
-	stored := segment(signWith(t, key, "demo"))
-	if got := g.get(t, stored).verdict(); got != plays {
-		t.Fatalf("the server answers %v", got)
-	}
-	g.stop(t)
-	stateHome(t, g.dir)
-	caddyfile := strings.NewReplacer("admin off", "admin "+o.addr(), "auto_https disable_redirects", "", "default_bind 127.0.0.1", "", "logs/access.log", "new/access.log").Replace(g.caddyfile(t, o, c)) +
-		fmt.Sprintf("\nhttps://media.example.com, http://media.example.com, http://:%s {\nlog {\noutput file new/other.log\n}\nsigned_playback\nreverse_proxy %s {\nhealth_uri /health\nhealth_interval 10ms\n}\n}\n",
-			o.addr()[strings.LastIndexByte(o.addr(), ':')+1:], o.addr())
-	writeFile(t, filepath.Join(g.dir, "Caddyfile"), []byte(caddyfile))
-	before := tree(t, g.dir)
-	o.take()
-	for _, tc := range []struct {
-		address string
-		want    string
-	}{
-		{"https://media.example.com" + stored, ""},
-		{"http://media.example.com" + stored, ""},
-		{"https://media.example.com/demo/video/1.ts", "token_required"},
-	} {
-		if e := explain(t, g.dir, tc.address); e.Reason != tc.want || e.Allowed != (tc.want == "") {
-			t.Errorf("%.40s…: %+v, want %q", tc.address, e, tc.want)
-		}
-	}
-	wantSameTree(t, g.dir, before)
-	o.wantUntouched(t)
 }
