@@ -180,10 +180,10 @@ func keyForms() []keyForm {
 		{"private JWK that signs", jwk(true, map[string]any{"key_ops": []string{"sign"}}), "", "k1", "k1"},
 		{"private JWK that signs and verifies", public(true, "sign", "verify"), "", "k1", "k1"},
 		{"JWKS", `{"keys":[` + jwk(false, nil) + `]}`, "", "k1", ""},
-		{"JWKS of two", `{"keys":[` + jwk(false, nil) + `,` + k2 + `]}`, "", "k1 k2", ""},
-		{"JWKS of two of which one has no kid", `{"keys":[` + without(false, "kid") + `,` + k2 + `]}`, "given", "given k2", ""},
-		{"JWKS with one private key of two", `{"keys":[` + k2 + `,` + jwk(true, nil) + `]}`, "", "k2 k1", "k1"},
-		{"JWKS with the same key twice", `{"keys":[` + jwk(false, nil) + `,` + jwk(true, nil) + `]}`, "", "k1 k1", "k1"},
+		{"JWKS of two", `{"keys":[` + jwk(false, nil) + `,` + k2 + `]}`, "", "k1,k2", ""},
+		{"JWKS of two of which one has no kid", `{"keys":[` + without(false, "kid") + `,` + k2 + `]}`, "given", "given,k2", ""},
+		{"JWKS with one private key of two", `{"keys":[` + k2 + `,` + jwk(true, nil) + `]}`, "", "k2,k1", "k1"},
+		{"JWKS with the same key twice", `{"keys":[` + jwk(false, nil) + `,` + jwk(true, nil) + `]}`, "", "k1,k1", "k1"},
 		{"JWKS with white space", "\n\t{ \"keys\" : [\n" + jwk(false, nil) + "\n] }\r\n", "", "k1", ""},
 		{"PKIX PEM", forms.pkix, "given", "given", ""},
 		{"PKCS#1 PEM", forms.pkcs1, "given", "given", ""},
@@ -191,8 +191,8 @@ func keyForms() []keyForm {
 		{"PKCS#1 private PEM", forms.pkcs1Private, "given", "given", "given"},
 		{"certificate", forms.certificate, "given", "given", ""},
 		{"PEM with white space", "\r\n" + strings.ReplaceAll(forms.pkix, "\n", "\r\n") + "\r\n", "given", "given", ""},
-		{"PEM with the pair in two blocks", forms.pkcs1Private + "\n" + forms.pkix, "given", "given given", "given"},
-		{"PEM of a certificate and its key", forms.certificate + forms.pkcs8, "given", "given given", "given"},
+		{"PEM with the pair in two blocks", forms.pkcs1Private + "\n" + forms.pkix, "given", "given,given", "given"},
+		{"PEM of a certificate and its key", forms.certificate + forms.pkcs8, "given", "given,given", "given"},
 		{"base64 of a JWK, as the API's jwk", must(signingKey().JWK()), "", "k1", "k1"},
 		{"base64 of a PEM, as the API's pem", signingKey().PEM(), "given", "given", "given"},
 		{"base64 of a public PEM", wrap(forms.pkix), "given", "given", ""},
@@ -219,7 +219,7 @@ func TestParseKeys(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			got, err := token.ParsePublicKeys([]byte(tc.data), tc.id)
-			if err != nil || strings.Join(ids(got), " ") != tc.public {
+			if err != nil || strings.Join(ids(got), ",") != tc.public {
 				t.Fatalf("ParsePublicKeys = %q, %v, want %q", ids(got), err, tc.public)
 			}
 			for _, key := range got {

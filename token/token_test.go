@@ -116,11 +116,13 @@ var accepted = []struct {
 	},
 	{
 		"white space inside, and after the payload", "{ \"alg\" : \"RS256\",\r\n\t\"kid\":\"k1\" }",
-		"{\n\t\"sub\": \"demo\",\n\t\"exp\": 1800003600\n} \t\r\n", token.Claims{},
+		"{\n\t\"sub\": \"demo\",\n\t\"exp\": 1800003600\n} \t\r\n",
+		token.Claims{},
 	},
 	{
 		"maximum nesting", goodHeader,
-		`{"sub":"demo","exp":1800003600,"x":` + strings.Repeat("[", 15) + strings.Repeat("]", 15) + `}`, token.Claims{},
+		`{"sub":"demo","exp":1800003600,"x":` + strings.Repeat("[", 15) + strings.Repeat("]", 15) + `}`,
+		token.Claims{},
 	},
 	{"every kind of character in a video id", goodHeader, `{"sub":"AZ_az-09","exp":1800003600}`, token.Claims{VideoID: "AZ_az-09"}},
 }
@@ -201,7 +203,8 @@ func TestSign(t *testing.T) {
 	}{
 		{"required claims", token.Claims{}, ""},
 		{
-			"every claim", token.Claims{NotBefore: now, Downloadable: true, AccessRules: rules},
+			"every claim",
+			token.Claims{NotBefore: now, Downloadable: true, AccessRules: rules},
 			`,"nbf":1800000000,"downloadable":true,"accessRules":` + string(rules),
 		},
 		{"dates are cut to seconds", token.Claims{ExpiresAt: hour.Add(999 * time.Millisecond), NotBefore: now.Add(1)}, `,"nbf":1800000000`},
