@@ -36,7 +36,7 @@ func startForgery(t *testing.T) *forgery {
 	t.Helper()
 	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("a segment")) }))
 	f := &forgery{metrics: freeAddr(t), forge: forger(t)}
-	f.gateway = start(t, o, config{global: trusting("127.0.0.1"), sites: "http://" + f.metrics + " {\n\tmetrics\n}"})
+	f.gateway = start(t, o, config{quick: true, global: trusting("127.0.0.1"), sites: "http://" + f.metrics + " {\n\tmetrics\n}"})
 	for i := range 4 {
 		f.known = append(f.known, requestFrom(numbered(t, i), "203.0.113.1"))
 		if got := f.raw(t, f.known[i]).verdict(); got != plays {
@@ -87,8 +87,8 @@ func (f *forgery) flood(t *testing.T, requests int64, from func(i int64) string,
 
 func oneAddress(int64) string { return "198.51.100.7" }
 
-// The attack: somebody who has seen a token sends others like it, each with a
-// signature of his own, as fast as possible.
+// The attack: somebody who has seen a token sends others like it, each with another
+// signature, as fast as possible.
 func TestFloodOfForgedTokens(t *testing.T) {
 	t.Parallel()
 	startForgery(t).flood(t, 600, oneAddress, verificationLimited)

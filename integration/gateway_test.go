@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -36,18 +37,18 @@ type gateway struct {
 }
 
 // binary returns the path of the binary under test.
-func binary(t testing.TB) string {
+func binary(t testing.TB) string { return builtBinary(t, "caddy-race") }
+
+// builtBinary returns the path of one of the binaries that make builds, unless the
+// environment names another one.
+func builtBinary(t testing.TB, name string) string {
 	t.Helper()
-	path := os.Getenv("SIGNED_PLAYBACK_BINARY")
-	if path == "" {
-		path = "../bin/caddy-race"
-	}
-	path, err := filepath.Abs(path)
+	path, err := filepath.Abs(cmp.Or(os.Getenv("SIGNED_PLAYBACK_BINARY"), "../bin/"+name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("no binary to test: %v; `make bin/caddy-race` builds it", err)
+		t.Fatalf("no binary to test: %v; `make bin/%s` builds it", err, name)
 	}
 	return path
 }
@@ -56,6 +57,7 @@ func binary(t testing.TB) string {
 type config struct {
 	global string // more global options
 	log    string // options of the log; default: debug level, on standard error
+	quick  bool   // whether it runs without the race detector, for a test that needs many requests in a short time
 	sifted bool   // whether debug lines without a secret are dropped, of a test that makes very many requests
 	app    string // options of the global signed_playback block
 	keys   string // what its key_file names; default: the public half of signingKey
@@ -90,7 +92,11 @@ func start(t testing.TB, o *origin, c config) *gateway {
 	caddyfile := g.caddyfile(t, o, c)
 	writeFile(t, filepath.Join(g.dir, "Caddyfile"), []byte(caddyfile))
 
-	g.cmd = exec.Command(binary(t), "run", "--config", "Caddyfile")
+	program := "caddy-race"
+	if c.quick {
+		program = "caddy"
+	}
+	g.cmd = exec.Command(builtBinary(t, program), "run", "--config", "Caddyfile")
 	g.cmd.Dir = g.dir
 	g.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+g.dir, "XDG_CONFIG_HOME="+g.dir, "HOME="+g.dir, raceOptions)
 	g.cmd.Env = append(g.cmd.Env, c.env...)

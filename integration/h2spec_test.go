@@ -63,9 +63,10 @@ func h2spec(t testing.TB, addr, path string, section ...string) map[string]specC
 // request on, rewrites the response or refuses: h2spec finds nothing that it does
 // not find in bare Caddy, in the same process.
 //
-// Many cases send a frame that is an error behind a request. If the answer to the
-// request came first, the server would have closed the stream, and would ignore
-// the frame, as it may (RFC 9113 section 8.1). So forward_auth delays every answer.
+// Many cases send a request and then a frame that is an error. If the answer to the
+// request came first, the server would have closed the stream, and would ignore the
+// frame, as it may (RFC 9113 section 8.1). So forward_auth delays every answer, and
+// every answer has a body, which cases hold back by a window of zero.
 func TestH2spec(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	const (
@@ -80,9 +81,10 @@ func TestH2spec(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, "#EXTM3U\n")
 	}))
-	proxy := "forward_auth " + o.addr() + " {\nuri /delay\n}\nreverse_proxy " + o.addr()
+	delayed := "forward_auth " + o.addr() + " {\nuri /delay\n}\n"
+	rest := "reverse_proxy " + o.addr() + "\nhandle_errors {\nrespond refused\n}\n"
 	bare := freeAddr(t)
-	g := startTLS(t, o, config{site: proxy, sites: "https://" + bare + " {\ntls internal\nroute {\nforward_auth " + o.addr() + " {\nuri /delay\n}\nerror /refused 401\nreverse_proxy " + o.addr() + "\n}\n}\n"})
+	g := startTLS(t, o, config{site: delayed + rest, sites: "https://" + bare + " {\ntls internal\n" + delayed + "error /refused 401\n" + rest + "}\n"})
 	eventually(t, "bare Caddy has made its certificate", func() bool {
 		conn, err := tls.Dial("tcp", bare, &tls.Config{InsecureSkipVerify: true})
 		if err == nil {

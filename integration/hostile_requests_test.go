@@ -126,8 +126,7 @@ func (h *hostileServer) tryUpgrades(t *testing.T) {
 	}
 }
 
-// switchProtocols is an origin that opens a tunnel whether it was asked to or
-// not.
+// switchProtocols is an origin that always opens a tunnel.
 func switchProtocols(w http.ResponseWriter, _ *http.Request) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -223,8 +222,8 @@ func (h *hostileServer) tryBodies(t *testing.T) {
 	}
 }
 
-// converse sends bytes and reads responses until the server closes. If it would
-// rather go on, it is asked to close.
+// converse sends bytes and reads responses until the server closes. If the server
+// keeps the connection, it is asked to close it.
 func converse(t testing.TB, addr, method, request string) (statuses []int) {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
@@ -256,8 +255,8 @@ func converse(t testing.TB, addr, method, request string) (statuses []int) {
 	}
 }
 
-// wantOneRead checks that the origin has seen one read of the segment at the
-// most, and no body with it.
+// wantOneRead checks that the origin has seen at most one read of the segment, without
+// a body.
 func (o *origin) wantOneRead(t testing.TB) {
 	t.Helper()
 	requests := o.take()
