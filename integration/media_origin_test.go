@@ -43,6 +43,14 @@ type clip struct {
 // dash reports whether a clip is DASH, rather than HLS.
 func (c clip) dash() bool { return strings.HasSuffix(c.entry, ".mpd") }
 
+// ways are the ways in which an origin may write the manifests of a clip.
+func (c clip) ways() []string {
+	if c.dash() {
+		return append(slices.Clip(ways), basedWay)
+	}
+	return ways
+}
+
 // clipLength is the duration of clips that are not live, in seconds.
 const clipLength = 6
 
@@ -260,9 +268,10 @@ func makeClips(t testing.TB) (dir string) {
 	return madeClips.dir
 }
 
-// mediaOrigin serves clips as the origins of this world do.
+// mediaOrigin serves clips as real origins do.
 type mediaOrigin struct {
 	*origin
+	manifestWriter
 	dir string
 
 	mu      sync.Mutex
@@ -273,19 +282,20 @@ func startMediaOrigin(t testing.TB) *mediaOrigin {
 	t.Helper()
 	m := &mediaOrigin{dir: makeClips(t), streams: make(map[string]*stream)}
 	m.origin = startOrigin(t, m)
+	m.host = m.invalidHost()
 	t.Cleanup(m.closeStreams) // before the server, which waits for its requests
 	return m
 }
 
-// host is the name by which the origin knows itself. No resolver knows it, so a
+// invalidHost is the name by which an origin knows itself. No resolver knows it, so a
 // player that asks there gets nothing.
-func (m *mediaOrigin) host() string {
-	_, port, _ := strings.Cut(m.addr(), ":")
+func (o *origin) invalidHost() string {
+	_, port, _ := strings.Cut(o.addr(), ":")
 	return "origin.invalid:" + port
 }
 
 // gate are the options of a gate in front of the origin.
-func (m *mediaOrigin) gate() string { return "manifest_hosts " + m.host() }
+func (m *mediaOrigin) gate() string { return "manifest_hosts " + m.host }
 
 // ServeHTTP implements http.Handler.
 func (m *mediaOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -345,8 +355,11 @@ func (m *mediaOrigin) serveManifest(w http.ResponseWriter, r *http.Request, way,
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(manifest))
 }
 
-// write writes a URI of a manifest in a way.
-func (m *mediaOrigin) write(uri, way, dir string) string {
+// manifestWriter writes the URIs of manifests in one of the ways.
+type manifestWriter struct{ host string }
+
+// write writes a URI in a way.
+func (m manifestWriter) write(uri, way, dir string) string {
 	full := path.Join(dir, uri)
 	if strings.HasSuffix(uri, "/") {
 		full += "/"
@@ -355,7 +368,7 @@ func (m *mediaOrigin) write(uri, way, dir string) string {
 	case "rooted":
 		return full
 	case "absolute":
-		return "http://" + m.host() + full
+		return "http://" + m.host + full
 	case basedWay:
 		return strings.TrimPrefix(full, "/")
 	}
@@ -367,7 +380,7 @@ var (
 	dashURI = regexp.MustCompile(`(?:media|initialization|sourceURL)="[^"]*"|value="time"|<(?:BaseURL|Location)>[^<]*<`)
 )
 
-func (m *mediaOrigin) writeHLS(manifest []byte, way, dir string) []byte {
+func (m manifestWriter) writeHLS(manifest []byte, way, dir string) []byte {
 	return hlsURI.ReplaceAllFunc(manifest, func(found []byte) []byte {
 		uri, isAttribute := strings.CutPrefix(string(found), `URI="`)
 		if isAttribute {
@@ -377,7 +390,7 @@ func (m *mediaOrigin) writeHLS(manifest []byte, way, dir string) []byte {
 	})
 }
 
-func (m *mediaOrigin) writeDASH(manifest []byte, way, dir string) []byte {
+func (m manifestWriter) writeDASH(manifest []byte, way, dir string) []byte {
 	manifest = dashURI.ReplaceAllFunc(manifest, func(found []byte) []byte {
 		open := bytes.IndexAny(found, `">`) + 1
 		name, uri := string(found[:open]), string(found[open:len(found)-1])
@@ -387,7 +400,7 @@ func (m *mediaOrigin) writeDASH(manifest []byte, way, dir string) []byte {
 		return []byte(name + m.write(uri, way, dir) + string(found[len(found)-1]))
 	})
 	if way == basedWay {
-		manifest = bytes.Replace(manifest, []byte("<Period"), []byte("<BaseURL>http://"+m.host()+"/</BaseURL>\n\t<Period"), 1)
+		manifest = bytes.Replace(manifest, []byte("<Period"), []byte("<BaseURL>http://"+m.host+"/</BaseURL>\n\t<Period"), 1)
 	}
 	return manifest
 }
@@ -422,9 +435,6 @@ type stream struct {
 	changed chan struct{} // closed and replaced when there are more
 	closed  chan struct{}
 	ticking bool
-
-	onDemand bool // there is another part whenever somebody waits for it
-	waits    int  // how many do
 }
 
 func (s *stream) close() {
@@ -494,18 +504,12 @@ func (s *stream) tick(every time.Duration) {
 
 // await waits until there are so many parts.
 func (s *stream) await(r *http.Request, parts int) bool {
-	s.wait(1)
-	defer s.wait(-1)
 	for {
 		s.mu.Lock()
 		enough, changed := s.parts >= parts || s.parts == partsAll, s.changed
-		onDemand := s.onDemand
 		s.mu.Unlock()
 		if enough {
 			return true
-		}
-		if onDemand {
-			s.release(1)
 		}
 		select {
 		case <-changed:
@@ -515,19 +519,6 @@ func (s *stream) await(r *http.Request, parts int) bool {
 			return false
 		}
 	}
-}
-
-func (s *stream) wait(n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.waits += n
-}
-
-// waiting returns how many requests wait.
-func (s *stream) waiting() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.waits
 }
 
 // llHLS makes the playlist of a low-latency stream, RFC 8216bis. It awaits the

@@ -6,7 +6,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,21 +24,54 @@ import (
 // clipSeconds is the duration of the clip in examples/media.
 const clipSeconds = 12
 
-// wantSegments checks that the origin has been asked for all segments of the
-// clip, and for nothing outside the clip's folder.
-func (o *origin) wantSegments(t testing.TB, pattern string, count int) {
+// wantSegments checks that the origin has been asked for all segments of the clip,
+// and for nothing outside the clip's folder.
+func (o *origin) wantSegments(t testing.TB, folder, pattern string) {
 	t.Helper()
+	const count = 6
 	asked := make(map[string]bool)
 	for _, r := range o.take() {
 		asked[r.uri] = true
-		if !strings.HasPrefix(r.uri, "/demo/") {
+		if !strings.HasPrefix(r.uri, folder) {
 			t.Errorf("the origin was asked for %s", r.uri)
 		}
 	}
 	for i := range count {
-		if uri := fmt.Sprintf(pattern, i+1); !asked[uri] {
+		if uri := folder + fmt.Sprintf(pattern, i+1); pattern != "" && !asked[uri] {
 			t.Errorf("the origin was not asked for %s", uri)
 		}
+	}
+}
+
+// writtenMedia is an origin of the clip in examples/media. It has the clip under the
+// name of each way, with manifests that are written so.
+type writtenMedia struct {
+	manifestWriter
+	*origin
+}
+
+func startWrittenMedia(t testing.TB) *writtenMedia {
+	t.Helper()
+	m := new(writtenMedia)
+	m.origin = startOrigin(t, m)
+	m.host = m.invalidHost()
+	return m
+}
+
+// ServeHTTP implements http.Handler.
+func (m *writtenMedia) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	way, name, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	file := filepath.Join("../examples/media/demo", filepath.FromSlash(name))
+	data, err := os.ReadFile(file)
+	switch ending, dir := path.Ext(name), path.Dir(r.URL.Path)+"/"; {
+	case err != nil:
+		http.NotFound(w, r)
+	case ending == ".m3u8":
+		_, _ = w.Write(m.writeHLS(data, way, dir))
+	case ending == ".mpd":
+		_, _ = w.Write(m.writeDASH(data, way, dir))
+	default:
+		http.ServeFile(w, r, file)
 	}
 }
 
@@ -61,35 +96,34 @@ type badToken struct {
 }
 
 // Every player plays through the gate from the page of another site, HLS and DASH,
-// to the end, and asks for nothing outside of the viewer's own path. If the token
+// to the end, however the origin writes its URIs. It asks for nothing outside of the
+// viewer's own path, and the origin is asked for nothing but the video. If the token
 // does not open the video, nothing plays, and the page can read why.
 func TestPlayers(t *testing.T) {
 	t.Parallel()
-	o := startOrigin(t, exampleMedia())
-	g := start(t, o, config{app: withCountries(t)})
+	o := startWrittenMedia(t)
+	g := start(t, o.origin, config{app: withCountries(t), gate: "manifest_hosts " + o.host})
 	page := startPlayersPage(t)
-	good := "/" + mint(t, "demo", func(c *token.Claims) { c.Downloadable = true }) + "/"
-	for _, tc := range []struct{ how, suffix, segments string }{
-		{"native", "manifest/video.m3u8", "/demo/audio/%03d.m4s"},
-		{"native", "downloads/default.mp4", ""},
-		{"hls.js", "manifest/video.m3u8", "/demo/audio/%03d.m4s"},
-		{"hls.js", "manifest/ts.m3u8", "/demo/ts/%03d.ts"},
-		{"shaka", "manifest/video.m3u8", "/demo/audio/%03d.m4s"},
-		{"shaka", "manifest/video.mpd", "/demo/audio/%03d.m4s"},
-		{"dash.js", "manifest/video.mpd", "/demo/audio/%03d.m4s"},
+	for _, tc := range []struct{ how, way, suffix, segments string }{
+		{"native", "absolute", "manifest/video.m3u8", "audio/%03d.m4s"},
+		{"native", "relative", "downloads/default.mp4", ""},
+		{"hls.js", "rooted", "manifest/video.m3u8", "audio/%03d.m4s"},
+		{"hls.js", "absolute", "manifest/ts.m3u8", "ts/%03d.ts"},
+		{"shaka", "absolute", "manifest/video.m3u8", "audio/%03d.m4s"},
+		{"shaka", "rooted", "manifest/video.mpd", "audio/%03d.m4s"},
+		{"dash.js", basedWay, "manifest/video.mpd", "audio/%03d.m4s"},
 	} {
 		t.Run(tc.how+", "+tc.suffix, func(t *testing.T) {
 			o.take()
 			p := openTab(t)
 			p.open(t, page)
+			good := "/" + mint(t, tc.way, func(c *token.Claims) { c.Downloadable = true }) + "/"
 			got := play(t, p, tc.how, g.url(good+tc.suffix), 8, 0, "{}")
 			if got.End != "ended" || math.Abs(got.Position-clipSeconds) > 0.5 || len(got.Errors) > 0 {
 				t.Errorf("it did not play to the end: %+v", got)
 			}
 			p.wantRequestsIn(t, g, good, page, o.uris())
-			if tc.segments != "" {
-				o.wantSegments(t, tc.segments, 6)
-			}
+			o.wantSegments(t, "/"+tc.way+"/", tc.segments)
 		})
 	}
 
@@ -126,18 +160,17 @@ func TestPlayers(t *testing.T) {
 func TestFFmpeg(t *testing.T) {
 	t.Parallel()
 	ffmpeg, ffprobe := tool(t, "ffmpeg"), tool(t, "ffprobe")
-	o := startOrigin(t, exampleMedia())
-	g := start(t, o, config{app: withCountries(t)})
-	good := mint(t, "demo", func(c *token.Claims) { c.Downloadable = true })
-	for _, tc := range []struct{ suffix, segments string }{
-		{"manifest/video.m3u8", "/demo/video/180p/%03d.m4s"},
-		{"manifest/ts.m3u8", "/demo/ts/%03d.ts"},
-		{"manifest/video.mpd", "/demo/video/180p/%03d.m4s"},
-		{"downloads/default.mp4", ""},
+	o := startWrittenMedia(t)
+	g := start(t, o.origin, config{app: withCountries(t), gate: "manifest_hosts " + o.host})
+	for _, tc := range []struct{ way, suffix, segments string }{
+		{"absolute", "manifest/video.m3u8", "video/180p/%03d.m4s"},
+		{"rooted", "manifest/ts.m3u8", "ts/%03d.ts"},
+		{basedWay, "manifest/video.mpd", "video/180p/%03d.m4s"},
+		{"relative", "downloads/default.mp4", ""},
 	} {
 		t.Run(tc.suffix, func(t *testing.T) {
 			o.take()
-			address := g.url("/" + good + "/" + tc.suffix)
+			address := g.url("/" + mint(t, tc.way, func(c *token.Claims) { c.Downloadable = true }) + "/" + tc.suffix)
 			probed := execute(t, "", "", ffprobe, "-v", "error", "-show_entries", "format=duration", "-of", "csv=p=0", address)
 			duration, err := strconv.ParseFloat(strings.TrimSpace(probed.stdout), 64)
 			if err != nil || math.Abs(duration-clipSeconds) > 0.5 || probed.code != 0 || probed.stderr != "" {
@@ -147,9 +180,7 @@ func TestFFmpeg(t *testing.T) {
 			if decoded.code != 0 || decoded.stderr != "" {
 				t.Errorf("ffmpeg: %+v", decoded)
 			}
-			if tc.segments != "" {
-				o.wantSegments(t, tc.segments, 6)
-			}
+			o.wantSegments(t, "/"+tc.way+"/", tc.segments)
 		})
 	}
 	for name, bad := range badTokens(t) {
@@ -275,6 +306,58 @@ func TestLongFFmpeg(t *testing.T) {
 		}
 	})
 	t.Cleanup(func() { m.wantNoToken(t, good) })
+}
+
+// writtenClips calls test for every clip and every way. The label makes the live
+// streams of a test its own.
+func writtenClips(t *testing.T, label string, test func(t *testing.T, c clip, way, folder string)) {
+	for _, c := range clips {
+		for _, way := range c.ways() {
+			t.Run(c.name+", "+way, func(t *testing.T) { test(t, c, way, way+"/"+c.name+"."+label+"/") })
+		}
+	}
+}
+
+var pointer = regexp.MustCompile(`0x[0-9a-f]+`)
+
+// distinct returns the lines of what ffmpeg complains of, each once.
+func distinct(stderr string) []string {
+	var lines []string
+	for line := range strings.Lines(pointer.ReplaceAllString(stderr, "")) {
+		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "Last message repeated") {
+			lines = append(lines, line)
+		}
+	}
+	slices.Sort(lines)
+	return slices.Compact(lines)
+}
+
+// wantNoToken checks that the origin was only asked for the video, and never
+// got a token.
+func (m *mediaOrigin) wantNoToken(t testing.TB, tokens ...string) {
+	t.Helper()
+	for _, r := range m.take() {
+		if !strings.HasPrefix(r.uri, videoFolder) {
+			t.Errorf("the origin was asked for %s", r.uri)
+		}
+		for _, viewer := range tokens {
+			if strings.Contains(fmt.Sprint(r), viewer) {
+				t.Errorf("the origin got a token: %v", r)
+			}
+		}
+	}
+}
+
+// lastProgress returns the position at which ffmpeg says that it ended.
+func lastProgress(progress string) (seconds float64) {
+	for line := range strings.Lines(progress) {
+		if text, ok := strings.CutPrefix(line, "out_time_us="); ok {
+			if us, err := strconv.ParseFloat(strings.TrimSpace(text), 64); err == nil {
+				seconds = us / 1e6
+			}
+		}
+	}
+	return seconds
 }
 
 // startPlayersPage serves the page with the players as another site.
