@@ -416,7 +416,7 @@ func TestConfigsOfPagesAreValid(t *testing.T) {
 			}
 		}
 	})
-	for _, path := range []string{"README.md", "SECURITY.md", "docs/control-api.md", "docs/guide.md", "docs/monitoring.md", "docs/player.md"} {
+	for _, path := range []string{"README.md", "SECURITY.md", "docs/control-api.md", "docs/guide.md", "docs/monitoring.md", "docs/playback.md", "docs/player.md"} {
 		if validated[path] == 0 {
 			t.Errorf("%s has no config that is validated", path)
 		}
