@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -314,25 +316,33 @@ func readResponse(t testing.TB, res *http.Response) *response {
 
 func (r *response) reason() string { return r.Header.Get("Signed-Playback-Reason") }
 
-// givenAddrs are those that freeAddr has returned. The system may offer a port
-// again as soon as nobody listens on it, and a server that has it twice in its
-// config takes one site for another.
-var givenAddrs sync.Map
+// nextPort counts through ports below those that systems give to connections, from a
+// random start, so that neither a connection nor another run of the tests is likely
+// to take a port between freeAddr and the server that is told to listen on it.
+const (
+	firstPort = 10_000
+	ports     = 20_000
+)
 
-// freeAddr returns an address on loopback that nobody listens on.
+var nextPort = func() *atomic.Int64 {
+	counter := new(atomic.Int64)
+	counter.Store(rand.Int64N(ports))
+	return counter
+}()
+
+// freeAddr returns an address on loopback that nobody listens on, a new one each
+// time.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	for {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer listener.Close() // not before there is another one
-		addr := listener.Addr().String()
-		if _, given := givenAddrs.LoadOrStore(addr, true); !given {
+	for range ports {
+		addr := fmt.Sprintf("127.0.0.1:%d", firstPort+nextPort.Add(1)%ports)
+		if listener, err := net.Listen("tcp", addr); err == nil {
+			listener.Close()
 			return addr
 		}
 	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 // eventually polls until done reports true, and fails the test if that takes
