@@ -24,7 +24,7 @@ func validate(app, gate string) error {
 	}
 	handler := strings.Replace(gate, "{", `{"handler":"signed_playback",`, 1)
 	handler = strings.Replace(handler, ",}", "}", 1)
-	return caddy.Validate(&caddy.Config{
+	return validateConfig(&caddy.Config{
 		Admin: &caddy.AdminConfig{Disabled: true},
 		AppsRaw: caddy.ModuleMap{
 			appID: json.RawMessage(app),
@@ -95,6 +95,7 @@ func TestConfigsThatAreRefused(t *testing.T) {
 }
 
 func TestConfigsThatAreAccepted(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct{ name, app, gate string }{
 		{"nothing", `{}`, `{}`},
 		{"all", `{
@@ -113,6 +114,7 @@ func TestConfigsThatAreAccepted(t *testing.T) {
 }
 
 func TestDefaults(t *testing.T) {
+	t.Parallel()
 	app, gate, err := provisioned(t, new(App), new(Gate))
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +138,8 @@ func TestDefaults(t *testing.T) {
 
 // A gate without the app in the config gets one that lets nobody in.
 func TestGateWithoutTheApp(t *testing.T) {
-	ctx, err := caddy.ProvisionContext(new(caddy.Config))
+	t.Parallel()
+	ctx, err := provisionContext(new(caddy.Config))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,6 +191,7 @@ func TestPlaceholdersInTheConfig(t *testing.T) {
 
 // `caddy validate`, and a reload that fails, must not ask anybody for keys.
 func TestValidatingFetchesNothing(t *testing.T) {
+	t.Parallel()
 	server := newKeyServer(t)
 	if err := validate(`{"jwks_url":"`+server.URL+`"}`, ""); err != nil {
 		t.Fatal(err)
@@ -202,6 +206,7 @@ func TestValidatingFetchesNothing(t *testing.T) {
 
 // An app without keys refuses every token, which its operator should hear of.
 func TestStartAndStop(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		app  App
@@ -232,6 +237,7 @@ func TestStartAndStop(t *testing.T) {
 
 // The example that `make run` starts is a config that loads.
 func TestExampleCaddyfile(t *testing.T) {
+	t.Parallel()
 	text := must(os.ReadFile("examples/Caddyfile"))
 	result, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt(text, map[string]any{"filename": "examples/Caddyfile"})
 	if err != nil || len(warnings) > 0 {
@@ -241,13 +247,14 @@ func TestExampleCaddyfile(t *testing.T) {
 	if err := caddy.StrictUnmarshalJSON(result, &cfg); err != nil {
 		t.Fatal(err)
 	}
-	if err := caddy.Validate(&cfg); err != nil {
+	if err := validateConfig(&cfg); err != nil {
 		t.Errorf("the example is refused: %v", err)
 	}
 }
 
 // The modules are registered under the names that configs have them by.
 func TestModules(t *testing.T) {
+	t.Parallel()
 	for _, id := range []string{"signed_playback", "http.handlers.signed_playback"} {
 		info, err := caddy.GetModule(id)
 		if err != nil {

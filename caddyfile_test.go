@@ -43,6 +43,7 @@ func adapt(t *testing.T, text string) string {
 
 // Each file of testdata/caddyfile is a Caddyfile and what it adapts to.
 func TestCaddyfile(t *testing.T) {
+	t.Parallel()
 	files := must(filepath.Glob("testdata/caddyfile/*.caddyfiletest"))
 	if len(files) < 40 {
 		t.Errorf("testdata/caddyfile has %d files: some are missing", len(files))

@@ -34,6 +34,7 @@ func afterJump(now time.Time, by time.Duration) time.Time {
 
 // The tests below are worth something only while this is so.
 func TestAfterJump(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	for name, by := range clockJumps {
 		jumped := afterJump(now, by)
@@ -47,6 +48,7 @@ func TestAfterJump(t *testing.T) {
 // `exp` because its clock was set, be it by ten years, and none is lost because
 // the clock was wrong for a while.
 func TestTokensFollowTheDate(t *testing.T) {
+	t.Parallel()
 	base := time.Now()
 	exp := time.Unix(base.Unix()+1800, 0)
 	g := newGate(t, new(App), new(Gate))
@@ -79,6 +81,7 @@ func TestTokensFollowTheDate(t *testing.T) {
 // S9 A network that has sent forged tokens stays limited for the same time, however
 // the clock is set meanwhile.
 func TestClockJumpsDoNotHoldNetworksBack(t *testing.T) {
+	t.Parallel()
 	client := netip.MustParsePrefix("198.51.100.0/24")
 	for name, by := range clockJumps {
 		t.Run(name, func(t *testing.T) {
@@ -119,6 +122,7 @@ func TestClockJumpsDoNotHoldNetworksBack(t *testing.T) {
 // S9 The store is away for a moment while the clock is set: that is no reason to
 // forget what is known, nor to go on with it longer.
 func TestClockJumpsDoNotAgeTheState(t *testing.T) {
+	t.Parallel()
 	for name, by := range clockJumps {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet()
@@ -143,6 +147,7 @@ func TestClockJumpsDoNotAgeTheState(t *testing.T) {
 // S9 A clock that is wrong for a while has the gateway make a new signing key,
 // perhaps. What the one before has signed plays on, then and afterwards.
 func TestSigningKeysSurviveClockJumps(t *testing.T) {
+	t.Parallel()
 	for name, by := range clockJumps {
 		t.Run(name, func(t *testing.T) {
 			s := newTestState(t, newFleet().node())

@@ -204,7 +204,7 @@ func TestProxyConfigLoads(t *testing.T) {
 		if listen := must(parseProxySite(from)).listen(); !strings.Contains(http, `"listen":["`+listen+`"]`) {
 			t.Errorf("--from %s: want %s in %s", from, listen, http)
 		}
-		if err := caddy.Validate(&config); err != nil {
+		if err := validateConfig(&config); err != nil {
 			t.Errorf("--from %s: %v", from, err)
 		}
 	}

@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
-
 	"os"
 	"os/exec"
 	"path/filepath"
-
 	"strings"
 	"testing"
 	"time"

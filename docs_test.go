@@ -90,6 +90,7 @@ func reasonConstants(t *testing.T) (names []string) {
 // A reason that is missing in the list would be missing among the metrics until
 // it is met.
 func TestReasonsAreComplete(t *testing.T) {
+	t.Parallel()
 	var listed []string
 	for _, r := range reasons {
 		listed = append(listed, string(r))
@@ -109,6 +110,7 @@ func retried(r reason) bool {
 // Whoever meets a reason finds it explained, with its status, what to do about
 // it, and the words that the player page has for it.
 func TestReasonsAreDocumented(t *testing.T) {
+	t.Parallel()
 	text := page(t, "docs/reasons.md")
 	explained := sections(text, "##")
 	wantSame(t, "sections of reasons", reasonConstants(t), slices.Collect(maps.Keys(explained)))
@@ -216,6 +218,7 @@ var (
 // Whoever looks an option up finds it under its block, with an example that the
 // parser takes and the JSON that comes of it, and nothing that there is not.
 func TestOptionsAreDocumented(t *testing.T) {
+	t.Parallel()
 	for _, block := range optionBlocks(t) {
 		t.Run(block.heading, func(t *testing.T) {
 			described := sections(block.documented, "###")
@@ -241,6 +244,7 @@ func TestOptionsAreDocumented(t *testing.T) {
 // The overview at the head of the reference has each option in each block that
 // takes it.
 func TestOverviewHasAllOptions(t *testing.T) {
+	t.Parallel()
 	overview := caddyfileBlock.FindStringSubmatch(page(t, "docs/reference.md"))[1]
 	firstWord := regexp.MustCompile(`(?m)^(\t+)([a-z_]+)`)
 	have := make(map[string][]string) // by how deep they stand
@@ -300,6 +304,7 @@ func jsonNames(text string) (names []string) {
 
 // Every field of the JSON config is documented, and no other.
 func TestFieldsAreDocumented(t *testing.T) {
+	t.Parallel()
 	var fields []string
 	for _, config := range []any{App{}, VideoSettings{}, Gate{}, Enforcement{}, PlayerConfig{}, API{}, AuthKey{}} {
 		for field := range reflect.TypeOf(config).Fields() {
@@ -313,6 +318,7 @@ func TestFieldsAreDocumented(t *testing.T) {
 
 // The Caddyfile and the JSON of the reference are the same config.
 func TestJSONOfTheReference(t *testing.T) {
+	t.Parallel()
 	how := sections(page(t, "docs/reference.md"), "##")["How it is written"]
 	blocks := regexp.MustCompile("(?ms)^```(caddyfile|json)\n(.*?)^```$").FindAllStringSubmatch(how, -1)
 	if len(blocks) != 3 {
@@ -325,6 +331,7 @@ func TestJSONOfTheReference(t *testing.T) {
 
 // The defaults that the reference names are those of the code.
 func TestDefaultsAreDocumented(t *testing.T) {
+	t.Parallel()
 	described := page(t, "docs/reference.md")
 	for option, want := range map[string]string{
 		"leeway":           "`" + defaultLeeway.String() + "`",
@@ -345,6 +352,7 @@ func TestDefaultsAreDocumented(t *testing.T) {
 // level, when nobody thinks of them. So wherever one is shown, it is the one of
 // the example for production, with which the integration tests look for tokens.
 func TestLogFilterIsTheSameEverywhere(t *testing.T) {
+	t.Parallel()
 	var (
 		filter = regexp.MustCompile(`(?m)^[/\t ]*format filter \{\n(?:[/\t ]*[^}\n]*\n)*?[/\t ]*\}$`)
 		field  = regexp.MustCompile(`(?m)^[/\t ]*(\S+)\s+signed_playback$`)
@@ -442,7 +450,7 @@ func validateInAFrame(t *testing.T, text, dir string) error {
 		return errors.New(refusals)
 	}
 	cfg.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": dir}, "module", "file_system", nil)
-	return caddy.Validate(&cfg)
+	return validateConfig(&cfg)
 }
 
 // invocation matches a command of pages, on a line of its own, in $(…) and in the
@@ -451,6 +459,7 @@ var invocation = regexp.MustCompile(`caddy signed-playback ([a-z]+)((?: +(?:"[^"
 
 // Whoever types a command from any page has its flags right.
 func TestCommandsOfPagesParse(t *testing.T) {
+	t.Parallel()
 	parsed := make(map[string]int)
 	walk(t, func(path string) {
 		if filepath.Ext(path) != ".md" {
@@ -481,6 +490,7 @@ func TestCommandsOfPagesParse(t *testing.T) {
 
 // Placeholders and log fields are all in the reference, and no others.
 func TestPlaceholdersAreDocumented(t *testing.T) {
+	t.Parallel()
 	described := sections(page(t, "docs/reference.md"), "##")["Placeholders and log fields"]
 	var placeholders []string
 	for _, name := range recordedNames {
@@ -497,6 +507,7 @@ var commandFlag = regexp.MustCompile(`(?m)^ +(?:-\w, )?--[a-z-]+`)
 
 // Every command and each of its flags is in the reference, and no other.
 func TestCommandsAreDocumented(t *testing.T) {
+	t.Parallel()
 	described := sections(sections(page(t, "docs/reference.md"), "##")["Commands"], "###")
 	cmd := new(cobra.Command)
 	caddycmd.Commands()["signed-playback"].CobraFunc(cmd)
@@ -517,6 +528,7 @@ var testFunction = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
 
 // A promise of the threat model names tests that there are.
 func TestPromisesHaveTests(t *testing.T) {
+	t.Parallel()
 	tests := make(map[string]bool)
 	walk(t, func(path string) {
 		if strings.HasSuffix(path, "_test.go") {
@@ -582,6 +594,7 @@ func anchors(text string) (names []string) {
 
 // A link of a page leads to a file that there is, and to one of its headings.
 func TestLinksLeadSomewhere(t *testing.T) {
+	t.Parallel()
 	links := 0
 	walk(t, func(path string) {
 		if filepath.Ext(path) != ".md" {
@@ -612,6 +625,7 @@ func TestLinksLeadSomewhere(t *testing.T) {
 
 // Whoever builds as the pages say gets the version of Caddy that is tested.
 func TestPagesNameTheVersionOfCaddy(t *testing.T) {
+	t.Parallel()
 	want := regexp.MustCompile(`(?m)^\tgithub\.com/caddyserver/caddy/v2 (\S+)$`).FindStringSubmatch(page(t, "go.mod"))[1]
 	for _, name := range []string{"README.md", "docs/guide.md"} {
 		m := regexp.MustCompile(`xcaddy build (\S+)`).FindStringSubmatch(page(t, name))

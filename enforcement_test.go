@@ -53,6 +53,7 @@ var strangeKey = strings.Repeat("u", 65)
 // said for all, as a whole: a gate that enforces again must not inherit half of
 // what is reported elsewhere.
 func TestEnforcementPrecedence(t *testing.T) {
+	t.Parallel()
 	choices := []Enforcement{{}, enforced(), unenforced(), reporting("origins"), reporting("rules", "downloads")}
 	reports := func(e Enforcement, c check) bool {
 		return e.Enforce != nil && !*e.Enforce || slices.Contains(e.ReportOnly, c.String())
@@ -106,6 +107,7 @@ func shown(e Enforcement) string { return string(must(json.Marshal(e))) }
 // What cannot be meant is refused at start: a check that is misspelled would
 // otherwise be enforced while its operator watches the log for reports.
 func TestEnforcementsThatAreRefused(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		Enforcement
 		want string
@@ -155,6 +157,7 @@ func passesReported(why string) bool {
 // with the reason for which it would have been refused, all else is refused as
 // ever.
 func TestEachReasonUnderReportOnly(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), &Gate{Enforcement: unenforced()})
 	seen := make(map[string]bool)
 	for _, tc := range refused {
@@ -236,6 +239,7 @@ func countOf(g *Gate, became result, why string) (count float64) {
 
 // The reasons of gates that lack something pass as well.
 func TestReportOnlyOfWhatCannotBeTold(t *testing.T) {
+	t.Parallel()
 	unknown := "/" + encoded(`{"alg":"RS256","kid":"k2"}`, `{"sub":"demo","exp":1800000060}`) + "/x.ts"
 	t.Run("country without a database", func(t *testing.T) {
 		g := newGate(t, new(App), &Gate{Enforcement: reporting("rules")})
@@ -273,6 +277,7 @@ func gateOfDamage(t *testing.T, e Enforcement) *Gate {
 // reports the token check. What is not listed is not loosened, so a site that
 // nobody can say is allowed must not get it.
 func TestUnknownOriginsAreNotPassedWithTheToken(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name   string
 		target string
@@ -296,6 +301,7 @@ func TestUnknownOriginsAreNotPassedWithTheToken(t *testing.T) {
 // id is the path, and the token stands behind it. Nothing is refused, but the
 // origin and its log must not get to see what opens the video.
 func TestReportOnlyHandsNoTokenToTheOrigin(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), &Gate{Enforcement: unenforced()})
 	for _, target := range []string{"/play/" + plainToken() + "/manifest/video.m3u8", "/demo/a/" + plainToken(), "/demo/" + strings.ReplaceAll(plainToken(), "e", "%65")} {
 		r := requestFor(t, target, nil)
@@ -310,6 +316,7 @@ func TestReportOnlyHandsNoTokenToTheOrigin(t *testing.T) {
 // A token that names no video that there can be is not passed on, whatever else
 // it says: there is nowhere to pass it.
 func TestReportOnlyInventsNoVideo(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), &Gate{Enforcement: unenforced()})
 	for name, payload := range map[string]string{
 		"no sub":               `{"exp":1800000060}`,
@@ -580,6 +587,7 @@ func TestReportOnlyLoosensNothingElse(t *testing.T) {
 // The browser must not enforce what the gate only reports, and goes on enforcing
 // what it does not.
 func TestBrowsersEnforceNoReportedOrigins(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name    string
 		gate    Gate
@@ -634,6 +642,7 @@ func TestBrowsersEnforceNoReportedOrigins(t *testing.T) {
 // A response to a token that would have been refused is kept by nobody for
 // longer than its token lasts, which may be not at all.
 func TestReportedResponsesAreNotKept(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), &Gate{Enforcement: unenforced()})
 	expired := signed(func(c *token.Claims) { c.ExpiresAt = testTime.Add(-time.Hour) })
 	r := requestFor(t, "/"+expired+"/x.ts", nil)
@@ -693,12 +702,13 @@ func TestFloodLimitsHoldUnderReportOnly(t *testing.T) {
 // Each reason is told of a few times a second and not for each viewer, and no
 // reason hides another.
 func TestReportsAreSampled(t *testing.T) {
+	t.Parallel()
 	var cfg caddy.Config
 	config := fmt.Sprintf(`{"logging": {"logs": {"default": {"writer": {"output": "file", "filename": %q}}}}}`, filepath.Join(t.TempDir(), "log"))
 	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
 		t.Fatal(err)
 	}
-	log := newReportLog(must(caddy.ProvisionContext(&cfg))).Core()
+	log := newReportLog(must(provisionContext(&cfg))).Core()
 	for _, tc := range []struct {
 		why           string
 		at            time.Time
@@ -753,7 +763,7 @@ func httpAppOf(t *testing.T, config string) *caddyhttp.App {
 	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
 		t.Fatal(err)
 	}
-	ctx, err := caddy.ProvisionContext(&cfg)
+	ctx, err := provisionContext(&cfg)
 	if err != nil {
 		t.Fatalf("provisioning: %v", err)
 	}
@@ -794,6 +804,7 @@ func startReporting(t *testing.T, global, gate string) (server *caddyhttp.Server
 // Whoever lets requests through that are to be refused is told so at every
 // start, for what and where, and nobody else is bothered.
 func TestReportOnlyIsLoudAtStart(t *testing.T) {
+	t.Parallel()
 	const nothing, some = "NOTHING IS REFUSED: enforce is off, so refusals are only reported", "NOT EVERYTHING IS REFUSED: some checks only report"
 	loose := map[string]any{"level": "warn", "msg": some, "of": "video loose", "report_only": "origins, rules"}
 	for _, tc := range []struct {

@@ -90,6 +90,7 @@ func printed(t *testing.T, e explanation, asJSON bool) string {
 // An explanation has the outcome of the gate itself, for all combinations of
 // checks in report-only mode.
 func TestExplanationsAreTheGatesDecisions(t *testing.T) {
+	t.Parallel()
 	gates := reportingGates(t)
 	next := randomPlaybacks()
 	seen := make(map[told]int)
@@ -104,6 +105,7 @@ func TestExplanationsAreTheGatesDecisions(t *testing.T) {
 
 // The same at other times, for a gate that refuses.
 func TestExplanationsAtOtherTimes(t *testing.T) {
+	t.Parallel()
 	app := testApp()
 	app.MaxTokenLifetime = caddy.Duration(2 * time.Hour)
 	g := newGate(t, app, new(Gate))
@@ -123,6 +125,7 @@ func TestExplanationsAtOtherTimes(t *testing.T) {
 
 // The same for a video with settings that cannot be read.
 func TestExplanationsOfUnknownSettings(t *testing.T) {
+	t.Parallel()
 	expired := signed(func(c *token.Claims) { c.ExpiresAt = testTime })
 	forged := encoded(`{"alg":"RS256","kid":"k1"}`, `{"sub":"demo","exp":1800000060,"downloadable":true}`)
 	for _, e := range []Enforcement{{}, unenforced(), reporting("token"), reporting("token", "origins"), reporting("origins", "rules")} {
@@ -212,6 +215,7 @@ func allowedLines(first string, change ...string) []string {
 // Each check shows the values that it is about. The checks after a refusal show
 // what they would say, as far as that is known.
 func TestExplainedChecks(t *testing.T) {
+	t.Parallel()
 	refusing, reporting := newGate(t, testApp(), new(Gate)), newGate(t, testApp(), &Gate{Enforcement: reporting("token", "rules")})
 	without := newGate(t, new(App), new(Gate)) // no geo database
 	twoRules := `[{"type":"ip.src","ip":["198.51.100.0/24","2001:db8::/32"],"action":"block"},` +
@@ -336,6 +340,7 @@ func TestExplainedChecks(t *testing.T) {
 // where the settings of a video are configured. Settings that cannot be read are
 // not those of a video without any.
 func TestExplainedState(t *testing.T) {
+	t.Parallel()
 	f := newFleet()
 	f.plant(keyNamed("k1"), revokedKey("k1"))
 	f.plant(videoNamed("stored"), `{"uid":"stored","requireSignedURLs":false,"allowedOrigins":["*.example.org","example.com:8443","[2001:db8::1]"]}`)

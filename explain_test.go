@@ -40,6 +40,8 @@ func explaining(config, address string, change func(*explainOptions)) (string, e
 		change(&opts)
 	}
 	var out bytes.Buffer
+	provisioning.Lock() // explain provisions the config
+	defer provisioning.Unlock()
 	err := explain(opts, &out)
 	return out.String(), err
 }
@@ -64,6 +66,7 @@ func explanationOf(t *testing.T, config, address string, change func(*explainOpt
 
 // The output as text and as JSON, of a request that is refused.
 func TestExplainOutput(t *testing.T) {
+	t.Parallel()
 	config := siteFile(t)
 	compact := signed(func(c *token.Claims) {
 		c.VideoID, c.AccessRules = "site", json.RawMessage(`[{"type":"ip.geoip.country","country":["US"],"action":"allow"},{"type":"any","action":"block"}]`)
@@ -123,6 +126,7 @@ func TestExplainOutput(t *testing.T) {
 // A request finds its gate by the matchers of the config, and the handlers before
 // the gate change it, as on the server.
 func TestExplainFindsTheGate(t *testing.T) {
+	t.Parallel()
 	config := siteFile(t)
 	good, site := plainToken(), signedFor("site")
 	const own, tls = "http://media.example.net", "https://media.example.net"
@@ -168,6 +172,7 @@ func TestExplainFindsTheGate(t *testing.T) {
 
 // A request that reaches no gate is not allowed. The error says what answers it.
 func TestExplainFindsNoGate(t *testing.T) {
+	t.Parallel()
 	config := siteFile(t)
 	for address, want := range map[string]string{
 		"http://media.example.net/health":        `static_response answers "media.example.net"`,
@@ -187,6 +192,7 @@ func TestExplainFindsNoGate(t *testing.T) {
 
 // explain does not ask another server whether the viewer may pass, and says so.
 func TestExplainDoesNotAskOthers(t *testing.T) {
+	t.Parallel()
 	for name, guard := range map[string]string{
 		"authentication": "basic_auth {\n\tu $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n}",
 		"reverse_proxy":  "forward_auth 127.0.0.1:1 {\n\turi /check\n}",
@@ -208,6 +214,7 @@ func TestExplainDoesNotAskOthers(t *testing.T) {
 // The client address is that of the connection, or the one that a trusted proxy
 // sends, as on the server.
 func TestExplainAddresses(t *testing.T) {
+	t.Parallel()
 	config := siteFile(t)
 	compact := signedWithRules(needsCountry) // GB only
 	for _, tc := range []struct {
@@ -238,6 +245,7 @@ func TestExplainAddresses(t *testing.T) {
 
 // explain reads JSON in all the forms that Caddy's admin API accepts.
 func TestExplainReadsJSON(t *testing.T) {
+	t.Parallel()
 	key := writeFile(t, "key.json", publicJWK(testKey()))
 	for name, routes := range map[string]string{
 		"a gate":               `[{"handle": [{"handler": "signed_playback"}]}]`,
@@ -262,6 +270,7 @@ func TestExplainReadsJSON(t *testing.T) {
 
 // explain has the outcome of a server with the same config, for random requests.
 func TestExplainIsTheServersAnswer(t *testing.T) {
+	t.Parallel()
 	config := siteFile(t)
 	adapted := must(adaptConfig(config))
 	adapted["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{"writer": map[string]any{"output": "discard"}}}}
@@ -308,6 +317,7 @@ func TestExplainIsTheServersAnswer(t *testing.T) {
 // explain listens nowhere, sends no request and writes no file. It does not need
 // the port or the log that the server itself has open.
 func TestExplainDoesNothingElse(t *testing.T) {
+	t.Parallel()
 	var asked atomic.Int32
 	everybody := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
@@ -341,6 +351,7 @@ func TestExplainDoesNothingElse(t *testing.T) {
 // explain uses the remote key set and the keys of the control API, as the server
 // does.
 func TestExplainReadsKeySetAndStore(t *testing.T) {
+	t.Parallel()
 	keys := newKeyServer(t)
 	keys.body = keySetOf(otherKey())
 	remote := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, otherKey()))

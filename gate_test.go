@@ -95,11 +95,27 @@ func writeFile(t testing.TB, name, content string) (path string) {
 
 func publicJWK(key *token.SigningKey) string { return string(must(key.Public().JWK())) }
 
+// provisioning guards defaults of the whole process, to which Caddy writes while
+// it provisions a config.
+var provisioning sync.Mutex
+
+func provisionContext(cfg *caddy.Config) (caddy.Context, error) {
+	provisioning.Lock()
+	defer provisioning.Unlock()
+	return caddy.ProvisionContext(cfg)
+}
+
+func validateConfig(cfg *caddy.Config) error {
+	provisioning.Lock()
+	defer provisioning.Unlock()
+	return caddy.Validate(cfg)
+}
+
 // provisioned runs Caddy's own provisioning of an app and, if gate is not nil,
 // of a gate. The config's log goes nowhere.
 func provisioned(t testing.TB, app *App, gate *Gate) (*App, *Gate, error) {
 	t.Helper()
-	ctx, err := caddy.ProvisionContext(&caddy.Config{
+	ctx, err := provisionContext(&caddy.Config{
 		StorageRaw: caddyconfig.JSONModuleObject(filestorage.FileStorage{Root: t.TempDir()}, "module", "file_system", nil),
 		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{
 			"default": {BaseLog: caddy.BaseLog{WriterRaw: json.RawMessage(`{"output":"discard"}`)}},

@@ -156,6 +156,7 @@ var refused = []struct {
 }
 
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), new(Gate))
 	for _, tc := range refused {
 		t.Run(tc.name, func(t *testing.T) {
@@ -167,6 +168,7 @@ func TestRefusals(t *testing.T) {
 
 // Two reasons are of gates that lack something.
 func TestRefusalsOfWhatCannotBeTold(t *testing.T) {
+	t.Parallel()
 	t.Run("country without a database", func(t *testing.T) {
 		g := newGate(t, new(App), new(Gate))
 		r := requestFor(t, "/"+signedWithRules(needsCountry)+"/x.ts", nil)
@@ -196,6 +198,7 @@ func TestRefusalsOfWhatCannotBeTold(t *testing.T) {
 }
 
 func TestEachReasonHasItsStatus(t *testing.T) {
+	t.Parallel()
 	for name, want := range refusals {
 		if got := reason(name).status(); got != want {
 			t.Errorf("status of %q = %d, want %d", name, got, want)
@@ -209,6 +212,7 @@ func TestEachReasonHasItsStatus(t *testing.T) {
 // What is not a refusal is an error of the gate itself, and says nothing to a
 // player.
 func TestDenyOfAnotherError(t *testing.T) {
+	t.Parallel()
 	w := httptest.NewRecorder()
 	err := deny(w, io.ErrUnexpectedEOF)
 	var handlerError caddyhttp.HandlerError
@@ -222,6 +226,7 @@ func TestDenyOfAnotherError(t *testing.T) {
 
 // What refused a request can be told by errors.Is, through Caddy's error.
 func TestRefusalIsFoundInTheHandlersError(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), new(Gate))
 	r := requestFor(t, "/"+signed(func(c *token.Claims) { c.ExpiresAt = testTime })+"/x.ts", nil)
 	err := g.ServeHTTP(httptest.NewRecorder(), r, caddyhttp.HandlerFunc(nil))
@@ -275,6 +280,7 @@ var passed = []struct {
 }
 
 func TestRequestsThatPass(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), new(Gate))
 	for _, tc := range passed {
 		t.Run(tc.name, func(t *testing.T) {
@@ -303,6 +309,7 @@ func TestRequestsThatPass(t *testing.T) {
 // H4: HEAD asks the same question as GET and gets the same decision, or it would
 // be a way around it.
 func TestHeadIsDecidedAsGet(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), new(Gate))
 	for _, tc := range slices.Concat(refused, passed) {
 		t.Run(tc.name, func(t *testing.T) {
@@ -325,6 +332,7 @@ func TestHeadIsDecidedAsGet(t *testing.T) {
 // The page that embeds an iframe is held against the allowed origins by the
 // browser, on every response for the iframe.
 func TestIframeNamesItsAncestors(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), new(Gate))
 	for _, tc := range []struct {
 		target, want string
@@ -350,6 +358,7 @@ func TestIframeNamesItsAncestors(t *testing.T) {
 // have the origin act on another path or method than the one that was decided
 // on, or that turn the connection into a tunnel that outlives the token.
 func TestHeadersThatTheOriginDoesNotGet(t *testing.T) {
+	t.Parallel()
 	const referer = "https://media.example.net/token/iframe"
 	removed := http.Header{
 		"Referer": is(referer), "Origin": is("https://media.example.net"),
@@ -382,6 +391,7 @@ func TestHeadersThatTheOriginDoesNotGet(t *testing.T) {
 // The attack: a short request for a thousand overlapping ranges, which an
 // origin answers with a thousand times the file.
 func TestRangesAreLimited(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), new(Gate))
 	ranges := func(n int) string { return "bytes=" + strings.TrimSuffix(strings.Repeat("0-,", n), ",") }
 	for _, tc := range []struct {
@@ -418,6 +428,7 @@ func TestRangesAreLimited(t *testing.T) {
 
 // The attack: a body on a GET, whose end two servers see at two places.
 func TestBodiesEndHere(t *testing.T) {
+	t.Parallel()
 	body := func(length int64, encoding ...string) func(*http.Request) {
 		return func(r *http.Request) {
 			r.Body = io.NopCloser(strings.NewReader("GET /vidB/x HTTP/1.1\r\n\r\n"))
@@ -460,6 +471,7 @@ func TestBodiesEndHere(t *testing.T) {
 // The attack: rapid reset (CVE-2023-44487), by which a viewer has many requests
 // made in a moment, at no cost, and takes them back.
 func TestOriginIsNotAskedForWhoHasGone(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), new(Gate))
 	ask(t, g, requestFor(t, "/"+plainToken()+"/x.ts", nil)) // whose token is not known waits to have it verified, and is refused
 	for _, tc := range []struct {
@@ -486,6 +498,7 @@ func TestOriginIsNotAskedForWhoHasGone(t *testing.T) {
 // A preflight is answered whoever asks, for it grants no more than asking. It
 // is the request behind it that is decided on.
 func TestPreflights(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), new(Gate))
 	plain := http.Header{"Allow": is("GET, HEAD, OPTIONS")}
 	cors := http.Header{
@@ -534,6 +547,7 @@ func TestPreflights(t *testing.T) {
 }
 
 func TestDownloads(t *testing.T) {
+	t.Parallel()
 	downloadable := signed(func(c *token.Claims) { c.Downloadable = true })
 	for _, tc := range []struct {
 		name     string
@@ -578,6 +592,7 @@ func TestDownloads(t *testing.T) {
 // Dates count to the nanosecond of the gate's clock: `exp` is the first moment
 // at which a token is dead, `nbf` less the leeway the first at which it lives.
 func TestDates(t *testing.T) {
+	t.Parallel()
 	const second = time.Second
 	exp, nbf := testTime.Add(time.Hour), testTime
 	compact := signed(func(c *token.Claims) { c.NotBefore = nbf })
@@ -628,6 +643,7 @@ func TestDates(t *testing.T) {
 
 // A video's own settings override those for all, one by one.
 func TestVideoSettings(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, &App{
 		VideoSettings: VideoSettings{
 			RequireSignedURLs: new(false),
@@ -694,6 +710,7 @@ func logged(t *testing.T, d *decision) map[string]any {
 }
 
 func TestPlaceholdersAndLogFields(t *testing.T) {
+	t.Parallel()
 	id := redact.TokenID(plainToken())
 	if len(id) != 16 || strings.Trim(id, "0123456789abcdef") != "" || strings.Contains(plainToken(), id) {
 		t.Fatalf("tokenID = %q, want 16 hexadecimal digits that are not the token's", id)
@@ -797,7 +814,7 @@ func TestGateWithinCaddysServer(t *testing.T) {
 	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
 		t.Fatal(err)
 	}
-	ctx, err := caddy.ProvisionContext(&cfg)
+	ctx, err := provisionContext(&cfg)
 	if err != nil {
 		t.Fatalf("provisioning: %v", err)
 	}
@@ -893,6 +910,7 @@ func accessLog(t *testing.T, log []byte) map[string]any {
 // What a gate has seen before must not change what it decides: a gate that has
 // answered two thousand requests decides on each as one that was made for it.
 func TestGateDecidesAsAFreshOne(t *testing.T) {
+	t.Parallel()
 	app := testApp()
 	app.KeyFiles = []string{writeFile(t, "key.json", publicJWK(testKey()))}
 	app.MaxTokenLifetime = caddy.Duration(2 * time.Hour)
@@ -993,6 +1011,7 @@ func pick[T any](random *rand.Rand, from []T) T { return from[random.IntN(len(fr
 
 // The tables above have a case for each reason that there is.
 func TestEachReasonIsTested(t *testing.T) {
+	t.Parallel()
 	elsewhere := []string{
 		"country_unavailable", "state_unavailable", "token_lifetime_exceeded", // TestRefusalsOfWhatCannotBeTold
 		"verification_limited", // TestForgedTokensAreLimitedByNetwork

@@ -222,7 +222,7 @@ func TestRemoteKeysAreSharedOverReloads(t *testing.T) {
 	server := newKeyServer(t)
 	server.body = keySetOf(testKey())
 	load := func(interval caddy.Duration) *App {
-		ctx, err := caddy.ProvisionContext(new(caddy.Config))
+		ctx, err := provisionContext(new(caddy.Config))
 		if err != nil {
 			t.Fatal(err)
 		}

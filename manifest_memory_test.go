@@ -47,6 +47,7 @@ func dribble(body string, over time.Duration, withLength bool) caddyhttp.Handler
 // at once. The memory for all of them stays within its bound. Each client gets the
 // manifest, or an error after a bounded wait.
 func TestManifestStormIsBounded(t *testing.T) {
+	t.Parallel()
 	const clients, size, over, limit, bound = 200, 2 << 20, time.Second, 512 << 20, 128 << 20
 	large := playlistOf(size)
 	for _, withLength := range []bool{true, false} {
@@ -147,6 +148,7 @@ func TestManifestsReserveWhatTheyTake(t *testing.T) {
 // However a manifest ends, it gives its memory back. After a leak, no manifest
 // would have room in the end.
 func TestMemoryOfManifestsIsGivenBack(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, new(App), new(Gate))
 	memory := newManifestMemory(math.MaxInt64)
 	g.app.manifests = memory
@@ -198,6 +200,7 @@ func TestMemoryOfManifestsIsGivenBack(t *testing.T) {
 // Attack: a client asks for large manifests and does not read them, so that they
 // keep their memory. A small one may take its time.
 func TestLargeManifestsMustBeRead(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, new(App), new(Gate))
 	synctest.Test(t, func(t *testing.T) {
 		for size, want := range map[int]time.Time{20_000: {}, 2 << 20: time.Now().Add(manifestTimeout)} {

@@ -85,6 +85,7 @@ func zipped(body string) string {
 // A manifest is what its path, its type or its first bytes say it is. One that
 // reached a viewer unrewritten would send the player out of the token's space.
 func TestManifestsAreRewritten(t *testing.T) {
+	t.Parallel()
 	hls := "Content-Type: application/vnd.apple.mpegurl"
 	for _, tc := range []struct {
 		name, suffix string
@@ -139,6 +140,7 @@ func TestManifestsAreRewritten(t *testing.T) {
 // H9, H10: a part of a manifest, or the origin's word for it that nothing has
 // changed, is about other bytes than those that the viewer has.
 func TestManifestRequests(t *testing.T) {
+	t.Parallel()
 	change := func(r *http.Request) {
 		for name, value := range map[string]string{
 			"Range": "bytes=0-", "If-Range": `"origin"`, "If-None-Match": `"origin"`, "If-Modified-Since": "Mon, 23 Nov 2026 00:00:00 GMT",
@@ -175,6 +177,7 @@ func TestManifestRequests(t *testing.T) {
 
 // H4: HEAD tells the length of what GET would send.
 func TestHeadOfManifest(t *testing.T) {
+	t.Parallel()
 	head := func(r *http.Request) { r.Method = http.MethodHead }
 	e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/manifest/video.m3u8", head), reply(200, absolutePlaylist))
 	if e.origin.Method != http.MethodGet || e.status != 200 || e.body != "" || e.header.Get("Content-Length") != strconv.Itoa(len(rewrittenPlaylist)) {
@@ -195,6 +198,7 @@ func TestHeadOfManifest(t *testing.T) {
 // What cannot be rewritten does not pass, and what the origin said about it does
 // not stick to the refusal.
 func TestManifestsThatAreRefused(t *testing.T) {
+	t.Parallel()
 	abort := func(w http.ResponseWriter, _ *http.Request) error {
 		_, _ = io.WriteString(w, absolutePlaylist[:40])
 		panic(http.ErrAbortHandler) // as reverse_proxy does when the origin breaks off
@@ -261,6 +265,7 @@ func TestManifestsThatAreRefused(t *testing.T) {
 
 // Media and errors pass as they are.
 func TestOtherResponsesPass(t *testing.T) {
+	t.Parallel()
 	media := "\x00\x00\x00\x18ftyp" + strings.Repeat("media", 1000)
 	for _, tc := range []struct {
 		name, suffix string
@@ -295,6 +300,7 @@ func TestOtherResponsesPass(t *testing.T) {
 // A redirect that stays inside the video's folder leads the viewer to the same
 // place in its own space.
 func TestRedirectsInsideTheFolder(t *testing.T) {
+	t.Parallel()
 	for location, want := range map[string]string{
 		"b.ts":                                 "b.ts",
 		"/demo/seg/b.ts":                       "b.ts",
@@ -313,6 +319,7 @@ func TestRedirectsInsideTheFolder(t *testing.T) {
 // A handler of this server knows the path as the viewer wrote it, and may
 // redirect within it, as file_server does from a folder without its slash.
 func TestRedirectsInTheViewersSpace(t *testing.T) {
+	t.Parallel()
 	location := "/" + plainToken() + "/seg/?x"
 	e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/seg", nil), reply(308, "", "Location: "+location))
 	if got := e.header.Get("Location"); e.status != 308 || got != location {
@@ -327,6 +334,7 @@ func TestRedirectsInTheViewersSpace(t *testing.T) {
 // What the origin does with the query is no affair of the viewer's: a variable
 // of a playlist takes its value from the viewer's own.
 func TestVariablesComeFromTheViewersQuery(t *testing.T) {
+	t.Parallel()
 	playlist := "#EXTM3U\n#EXT-X-DEFINE:QUERYPARAM=\"secret\"\n/demo/{$secret}.ts\n"
 	e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/a.m3u8?secret=viewer", nil), func(w http.ResponseWriter, r *http.Request) error {
 		r.URL.RawQuery = "secret=origin"
@@ -339,6 +347,7 @@ func TestVariablesComeFromTheViewersQuery(t *testing.T) {
 
 // A handler that hangs up before it answers is not an origin that breaks off.
 func TestAbortPasses(t *testing.T) {
+	t.Parallel()
 	defer func() {
 		if p := recover(); p != any(http.ErrAbortHandler) {
 			t.Errorf("recovered %v, want http.ErrAbortHandler", p)
@@ -351,6 +360,7 @@ func TestAbortPasses(t *testing.T) {
 
 // A viewer who goes away is no fault of the origin's.
 func TestViewerGoesAway(t *testing.T) {
+	t.Parallel()
 	defer func() {
 		if p := recover(); p != any(http.ErrAbortHandler) {
 			t.Errorf("recovered %v, want http.ErrAbortHandler", p)
@@ -365,6 +375,7 @@ func TestViewerGoesAway(t *testing.T) {
 
 // An error page is no download.
 func TestErrorsHaveNoFilename(t *testing.T) {
+	t.Parallel()
 	downloadable := signed(func(c *token.Claims) { c.Downloadable = true })
 	e := exchangeWith(t, requestFor(t, "/"+downloadable+"/downloads/a.mp4?filename=x", nil), reply(404, "not found"))
 	if got := e.header.Get("Content-Disposition"); e.status != 404 || got != "" {
@@ -374,6 +385,7 @@ func TestErrorsHaveNoFilename(t *testing.T) {
 
 // A download is saved under the name that its URL asks for, if that is one.
 func TestDownloadFilename(t *testing.T) {
+	t.Parallel()
 	downloadable := signed(func(c *token.Claims) { c.Downloadable = true })
 	for query, want := range map[string]string{
 		"":                                      "",

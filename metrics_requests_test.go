@@ -179,6 +179,7 @@ func TestLabelsAreClosed(t *testing.T) {
 // the alert for it looks at what a series has risen by, and a series that begins
 // with that request has not risen. What cannot be has no series.
 func TestRequestsBeginAtZero(t *testing.T) {
+	t.Parallel()
 	registry := prometheus.NewPedanticRegistry()
 	if err := newMetrics().register(registry); err != nil {
 		t.Fatal(err)
@@ -271,6 +272,7 @@ func gaugesOf(t *testing.T, app *App) map[string]float64 {
 // A gate has the gauges of what its config has, and no others: an alert about a
 // geo database or a key set must not fire where there is none.
 func TestGaugesFollowTheConfig(t *testing.T) {
+	t.Parallel()
 	always := []string{"keys", "manifest_memory_bytes", "store_up", "token_cache_bytes", "token_cache_entries"}
 	for _, tc := range []struct {
 		name string
@@ -357,6 +359,7 @@ func replacing(t *testing.T, path string, data []byte) func() {
 
 // A key server that is away must not look like one that has just answered.
 func TestGaugesOfTheRemoteKeySet(t *testing.T) {
+	t.Parallel()
 	server := newKeyServer(t)
 	server.body = keySetOf(testKey())
 	app, _, err := provisioned(t, &App{JWKSURL: server.URL}, nil)
@@ -388,6 +391,7 @@ func TestGaugesOfTheRemoteKeySet(t *testing.T) {
 // The gauge of the store follows the store, so that its alert ends with the
 // outage; that of the keys does not count revoked ones.
 func TestGaugesOfTheStore(t *testing.T) {
+	t.Parallel()
 	f := newFleet()
 	n := f.node()
 	s := newTestState(t, n)

@@ -11,6 +11,7 @@ import (
 // Each config has a registry of its own. Collectors that were registered with
 // the first one only would vanish with a reload, and new ones would start at 0.
 func TestMetricsSurviveReloads(t *testing.T) {
+	t.Parallel()
 	m := collectMetrics()
 	m.countURIs(manifest.Stats{Outside: 1})
 	var first float64

@@ -44,6 +44,7 @@ func (panicking) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 // What a handler behind the gate panics with is logged by the server, past every
 // filter. It must not hold a token, in whichever way it is written.
 func TestPanicsHoldNoToken(t *testing.T) {
+	t.Parallel()
 	compact := plainToken()
 	address := must(url.Parse("https://media.example.net/" + compact + "/x.ts"))
 	request := must(http.NewRequest(http.MethodGet, address.String(), nil))

@@ -174,6 +174,7 @@ var hostilePaths = []struct {
 }
 
 func TestHostilePathsAreRefused(t *testing.T) {
+	t.Parallel()
 	for _, tc := range hostilePaths {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := parseTargetPath(t, withToken(tc.target))
@@ -194,6 +195,7 @@ func TestHostilePathsAreRefused(t *testing.T) {
 // The attack: a handler in front of the gate that changes one of a URL's two
 // paths, so that the gate would judge one and the origin get the other.
 func TestURLWhosePathsDifferIsRefused(t *testing.T) {
+	t.Parallel()
 	for name, u := range map[string]*url.URL{
 		"P18 another decoded path": {Path: "/vidB/x", RawPath: "/vidA/x"},
 		"P18 undecoded path":       {Path: "/vidA/%2e%2e/x", RawPath: "/vidA/%2e%2e/x"},
@@ -276,6 +278,7 @@ func byID(id, escaped, decoded string) target {
 }
 
 func TestGoodPaths(t *testing.T) {
+	t.Parallel()
 	for _, tc := range goodPaths {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := parseTargetPath(t, withToken(tc.target))
@@ -295,6 +298,7 @@ func TestGoodPaths(t *testing.T) {
 
 // A suffix may encode any byte that is harmless, and no other.
 func TestPercentEncodingOfEachByte(t *testing.T) {
+	t.Parallel()
 	for b := range 256 {
 		c := byte(b)
 		encoded := "/vidA/x%" + string("0123456789ABCDEF"[c>>4]) + string("0123456789abcdef"[c&15]) + "y"
@@ -310,6 +314,7 @@ func TestPercentEncodingOfEachByte(t *testing.T) {
 }
 
 func TestKinds(t *testing.T) {
+	t.Parallel()
 	for suffix, want := range map[string]kind{
 		"iframe":                 kindIframe,
 		"manifest/video.m3u8":    kindManifest,
@@ -340,6 +345,7 @@ func TestKinds(t *testing.T) {
 }
 
 func TestOriginPathTemplates(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct{ template, want string }{
 		{"/{video}", "/demo"},
 		{"/{video}/", "/demo"},
@@ -363,6 +369,7 @@ func TestOriginPathTemplates(t *testing.T) {
 // A template that does not lead each video to a folder of its own would open
 // one video with the token of another.
 func TestOriginPathTemplatesThatAreRefused(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct{ name, template, want string }{
 		{"no video", "/media", "does not contain {video}"},
 		{"nothing", "/", "does not contain {video}"},
@@ -397,6 +404,7 @@ func TestOriginPathTemplatesThatAreRefused(t *testing.T) {
 
 // A glob that guards downloads must not be got round by another spelling.
 func TestDownloadGlobs(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		glob, suffix string
 		want         bool
@@ -437,6 +445,7 @@ func TestDownloadGlobs(t *testing.T) {
 }
 
 func TestDownloadGlobsThatAreRefused(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct{ name, glob, want string }{
 		{"empty", "", "empty"},
 		{"only a slash", "/", "empty"},
@@ -462,6 +471,7 @@ func TestDownloadGlobsThatAreRefused(t *testing.T) {
 
 // The glob's matcher against one that tries everything.
 func TestGlobMatchAgainstTheObvious(t *testing.T) {
+	t.Parallel()
 	var obvious func(pattern, s string) bool
 	obvious = func(pattern, s string) bool {
 		switch {

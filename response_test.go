@@ -16,6 +16,7 @@ import (
 // A cache that holds a response longer than its token lasts, or that hands it to
 // somebody else, opens what the gate has closed.
 func TestPrivateCacheControl(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name, origin, want string
 		lifetime           time.Duration
@@ -62,6 +63,7 @@ func answerWith(t *testing.T, app *App, r *http.Request, origin http.Header) htt
 // Who may read a response is the gate's to say, once, whatever the origin says
 // (C4), and a cache must know when the answer depends on the site (C3, R13).
 func TestResponseHeaders(t *testing.T) {
+	t.Parallel()
 	talkative := http.Header{
 		"Access-Control-Allow-Origin":      {"https://origin.example", "*"},
 		"Access-Control-Allow-Credentials": {"true"},
@@ -147,6 +149,7 @@ func TestResponseHeaders(t *testing.T) {
 // C4: what an origin says to the viewer's browser about more than the response
 // ends at the gate; what the site's own config has set before stays.
 func TestOriginHeadersEndAtTheGate(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, new(App), new(Gate))
 	w := httptest.NewRecorder()
 	w.Header().Set("Alt-Svc", `h3=":443"`)
@@ -172,6 +175,7 @@ func TestOriginHeadersEndAtTheGate(t *testing.T) {
 // The headers are applied once, however the handler behind the gate begins its
 // response, and not to an informational response that precedes it.
 func TestResponseHeadersAreSentOnce(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name  string
 		write func(w http.ResponseWriter) error

@@ -125,6 +125,7 @@ var badRules = []struct{ name, rules, want string }{
 }
 
 func TestBadRulesMakeTheTokenInvalid(t *testing.T) {
+	t.Parallel()
 	for _, tc := range badRules {
 		t.Run(tc.name, func(t *testing.T) {
 			rules, err := compileRules([]byte(tc.rules))
@@ -144,6 +145,7 @@ func TestBadRulesMakeTheTokenInvalid(t *testing.T) {
 // An address that one program reads as one host and another as another, or as
 // none, spoils the token too.
 func TestBadAddressesMakeTheTokenInvalid(t *testing.T) {
+	t.Parallel()
 	for _, address := range []string{
 		"127.1", "1.2.3.4/-1", "1.2.3.4/24/24", "1.2.3.4/255.255.255.0", "1.2.3.4 ", "1.2.3.4\n", "1.2.3.256", "1.2.3.4.5", "*", "private_ranges",
 		"::1%lo", ":::1", "1::2::3", "12345::", "::ffff:1.2.3", "::ffff:1.2.3.4/129", "\u0661.2.3.4", "1.2.3.4\x00",
@@ -268,6 +270,7 @@ var verdicts = []struct {
 }
 
 func TestRules(t *testing.T) {
+	t.Parallel()
 	for _, tc := range verdicts {
 		t.Run(tc.name, func(t *testing.T) {
 			rules, err := compileRules([]byte(tc.rules))
@@ -289,6 +292,7 @@ func allowed(rules accessRules, v *somebody) (bool, error) {
 }
 
 func TestTokenWithoutRules(t *testing.T) {
+	t.Parallel()
 	rules, err := compileRules(nil)
 	if err != nil || rules != nil {
 		t.Fatalf("compileRules(nil) = %v, %v, want none", rules, err)
@@ -306,6 +310,7 @@ func TestTokenWithoutRules(t *testing.T) {
 // whose rules decide earlier plays where address or country cannot be told.
 // And one that needs them does not play.
 func TestRulesAskForWhatTheyNeed(t *testing.T) {
+	t.Parallel()
 	const addressThenCountry = `[
 		{"type":"ip.src","ip":["203.0.113.7"],"action":"allow"},
 		{"type":"ip.geoip.country","country":["GB"],"action":"allow"},
@@ -466,6 +471,7 @@ var testViewers = []string{
 }
 
 func TestRulesAgainstTheObvious(t *testing.T) {
+	t.Parallel()
 	random := rand.New(rand.NewPCG(1, 2))
 	seen := make(map[bool]int)
 	for range 3000 {
