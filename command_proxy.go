@@ -211,7 +211,7 @@ type proxySite struct {
 // and a port alone HTTP, unless there is a scheme. Unlike there, a site at a
 // loopback address listens on that address alone.
 func parseProxySite(text string) (site proxySite, err error) {
-	path := ""
+	var path string
 	if site.Origin, path, err = parseServerAddress(text, true); err != nil {
 		return site, err
 	}
@@ -244,12 +244,9 @@ type proxyOrigin struct {
 
 // parseProxyOrigin reads --to.
 func parseProxyOrigin(text string) (origin proxyOrigin, err error) {
-	path := ""
+	var path string
 	if origin.Origin, path, err = parseServerAddress(text, false); err != nil {
 		return origin, err
-	}
-	if origin.Host == "" && origin.Port == weborigin.DefaultPort(origin.HTTPS) {
-		return origin, errors.New("it has no host")
 	}
 	origin.Host = cmp.Or(origin.Host, "localhost")
 	origin.template = strings.TrimSuffix(path, "/") + "/" + videoPlaceholder
@@ -259,15 +256,18 @@ func parseProxyOrigin(text string) (origin proxyOrigin, err error) {
 	return origin, nil
 }
 
-// parseServerAddress reads [<scheme>://][<host>][:<port>][<path>]. The host may
-// be missing. Without a scheme the address means HTTP, or HTTPS if nameIsHTTPS
-// is set and the address has a host name and no port of HTTP.
-func parseServerAddress(text string, nameIsHTTPS bool) (o weborigin.Origin, path string, err error) {
+// parseServerAddress reads [<scheme>://][<host>][:<port>][<path>]. An address to
+// listen on needs neither host nor port, and without a scheme it means HTTPS if
+// it has a host name and no port of HTTP. Other addresses mean HTTP.
+func parseServerAddress(text string, toListenOn bool) (o weborigin.Origin, path string, err error) {
 	scheme, rest, ok := strings.Cut(text, "://")
 	if !ok {
 		scheme, rest = "", text
 	}
 	end := strings.IndexByte(rest+"/", '/')
+	if end == 0 && !toListenOn {
+		return o, "", errors.New("it has no host")
+	}
 	name, port, err := weborigin.SplitHostPort(rest[:end])
 	if err == nil && name != "" {
 		if o.Host, err = weborigin.ParseHost(name); err != nil {
@@ -280,7 +280,7 @@ func parseServerAddress(text string, nameIsHTTPS bool) (o weborigin.Origin, path
 	address, _ := netip.ParseAddr(o.Host)
 	switch scheme {
 	case "":
-		o.HTTPS = nameIsHTTPS && name != "" && !address.IsUnspecified() && port != weborigin.DefaultPort(false)
+		o.HTTPS = toListenOn && name != "" && !address.IsUnspecified() && port != weborigin.DefaultPort(false)
 	case "http", "https":
 		o.HTTPS = scheme == "https"
 	default:

