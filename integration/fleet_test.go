@@ -49,23 +49,16 @@ type redisServer struct {
 	cmd  *exec.Cmd
 }
 
-// newRedis returns a server that is not running.
-func newRedis(t testing.TB, args ...string) *redisServer {
+func startRedis(t testing.TB, args ...string) *redisServer {
 	t.Helper()
 	r := &redisServer{addr: freeAddr(t), dir: t.TempDir(), args: args}
 	t.Cleanup(r.kill)
-	return r
-}
-
-func startRedis(t testing.TB, args ...string) *redisServer {
-	t.Helper()
-	r := newRedis(t, args...)
 	r.start(t)
 	return r
 }
 
-// start runs the server until it answers. What it held when it was killed, it
-// has again.
+// start runs the server until it answers, with the data that it had when it was
+// killed.
 func (r *redisServer) start(t testing.TB) {
 	t.Helper()
 	_, port, _ := net.SplitHostPort(r.addr)
@@ -670,42 +663,6 @@ func TestHostileFlushAll(t *testing.T) {
 		f.nodes[i].wantWritesRefused(t, apiWrites(key.ID, "private"))
 	}
 	f.origin.wantUntouched(t)
-}
-
-// A node whose Redis is down when it starts serves all the same: it refuses what
-// it cannot know, opens nothing, and recovers by itself.
-func TestRedisDownAtStart(t *testing.T) {
-	t.Parallel()
-	redis := newRedis(t)
-	o := startOrigin(t, nil)
-	g := start(t, o, config{app: "require_signed_urls off\n" + redis.option(), api: withAPI})
-	for what, path := range map[string]string{
-		"an open video": segment("demo"),
-		"a token":       segment(mint(t, "demo", nil)),
-		"a token of a key that may have been made": stranger(),
-	} {
-		if got := g.get(t, path).verdict(); got != unavailable {
-			t.Errorf("%s: got %v, want %v", what, got, unavailable)
-		}
-	}
-	o.wantUntouched(t)
-	g.wantWritesRefused(t, apiWrites("main", "demo"))
-	if res := g.call(t, http.MethodGet, "stream/keys", ""); res.StatusCode != http.StatusServiceUnavailable {
-		t.Errorf("the list of keys: status %d, want 503: %s", res.StatusCode, res.body)
-	}
-
-	redis.start(t)
-	for what, path := range map[string]string{"an open video": segment("demo"), "a token": segment(mint(t, "demo", nil))} {
-		eventually(t, what+" plays", func() bool { return g.get(t, path).verdict() == plays })
-	}
-	g.edit(t, "demo", `{"requireSignedURLs":true}`)
-	if got := g.get(t, segment("demo")).verdict(); got != tokenNeeded {
-		t.Errorf("a video that is set private: got %v, want %v", got, tokenNeeded)
-	}
-	path := segment(signWith(t, g.createKey(t), "demo"))
-	if got := g.get(t, path).verdict(); got != plays {
-		t.Errorf("a token of a new key: got %v, want %v", got, plays)
-	}
 }
 
 // A connection made under a config that a reload has replaced is still served by

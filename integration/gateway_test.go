@@ -66,7 +66,6 @@ type config struct {
 	gate   string // options of the directive
 	site   string // more directives of the site; default: a reverse_proxy to the origin
 	listen string // the site's address; default: http://, on a free port, for any host
-	bare   bool   // Caddy alone, without a gate: what others are held against
 	env    []string
 	sites  string // more site blocks
 	api    string // options of signed_playback_api, on a site of its own; default: no API
@@ -129,9 +128,6 @@ func (g *gateway) caddyfile(t testing.TB, o *origin, c config) string {
 		c.site = "reverse_proxy " + o.addr()
 	}
 	app, gate := fmt.Sprintf("signed_playback {\nkey_file %s\n%s\n}", c.keys, c.app), "signed_playback {\n"+c.gate+"\n}"
-	if c.bare {
-		app, gate = "", ""
-	}
 	return fmt.Sprintf(`{
 	admin off
 	debug

@@ -17,7 +17,6 @@ node nodejs
 npm npm
 curl curl
 redis-server redis-server
-prometheus prometheus
 promtool prometheus
 jq jq
 php php-cli php-phpseclib3

@@ -4,18 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -81,143 +78,48 @@ func matches(text, pattern string) []string {
 	return slices.Compact(found)
 }
 
-// prometheus is a Prometheus with the alerts of this project.
-type prometheus struct{ addr string }
-
-// scrapeInterval is that of the tests, for alerts and for scraping.
-const scrapeInterval = 500 * time.Millisecond
-
-func startPrometheus(t testing.TB, targets ...string) *prometheus {
-	t.Helper()
-	rules, err := filepath.Abs(alertsFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	config := filepath.Join(dir, "prometheus.yml")
-	writeFile(t, config, fmt.Appendf(nil, `
-global: {scrape_interval: %[1]s, scrape_timeout: %[1]s, evaluation_interval: %[1]s}
-rule_files: [%[2]q]
-scrape_configs: [{job_name: caddy, static_configs: [{targets: [%[3]s]}]}]
-`, scrapeInterval, rules, strings.Join(targets, ",")))
-	p := &prometheus{freeAddr(t)}
-	output := newLogBuffer()
-	cmd := exec.Command(tool(t, "prometheus"), "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"),
-		"--web.listen-address="+p.addr)
-	cmd.Stdout, cmd.Stderr = output, output
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait()
-		close(ended)
-	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		timer := time.AfterFunc(startTimeout, func() { _ = cmd.Process.Kill() })
-		defer timer.Stop()
-		<-ended
-	})
-	eventually(t, "prometheus is ready", func() bool {
-		select {
-		case <-ended:
-			t.Fatalf("prometheus did not start:\n%s", output)
-		default:
-		}
-		res, err := client.Get("http://" + p.addr + "/-/ready")
-		return err == nil && readResponse(t, res).StatusCode == http.StatusOK
-	})
-	return p
-}
-
-// call asks the HTTP API of Prometheus.
-func (p *prometheus) call(t testing.TB, path string, result any) {
-	t.Helper()
-	res, err := client.Get("http://" + p.addr + "/api/v1/" + path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var answer struct {
-		Data  json.RawMessage `json:"data"`
-		Error string          `json:"error"`
-	}
-	body := readResponse(t, res).body
-	if err := json.Unmarshal(body, &answer); err != nil {
-		t.Fatalf("%s: %v: %.200q", path, err, body)
-	}
-	if answer.Error != "" {
-		t.Fatalf("%s: %s", path, answer.Error)
-	}
-	if err := json.Unmarshal(answer.Data, result); err != nil {
-		t.Fatalf("%s: %v: %.200q", path, err, body)
-	}
-}
-
-// sample is one element of the result of a query.
-type sample struct {
-	Metric map[string]string `json:"metric"`
-	Value  [2]any            `json:"value"` // the time, and the number as a string
-}
-
-func (s sample) isNumber() bool { return s.Value[1] != "NaN" }
-
-// query evaluates an expression at the present.
-func (p *prometheus) query(t testing.TB, expr string) []sample {
-	t.Helper()
-	var data struct {
-		Result []sample `json:"result"`
-	}
-	p.call(t, "query?query="+url.QueryEscape(expr), &data)
-	return data.Result
-}
-
-// awaitScrape waits until each target has been scraped once more.
-func (p *prometheus) awaitScrape(t testing.TB) {
-	t.Helper()
-	asked := time.Now().UnixMilli()
-	eventually(t, "a scrape", func() bool {
-		return len(p.query(t, fmt.Sprintf("min(timestamp(up)) * 1000 > %d and min(up) == 1", asked))) == 1
-	})
-}
-
+// matcher matches a label of a selector in an expression.
 var (
-	// selector matches a metric of Caddy in an expression, with its matchers.
-	selector = regexp.MustCompile(`\bcaddy_\w+(?:\{[^}]*\})?`)
-	// choice matches a matcher of several values.
-	choice = regexp.MustCompile(`=~"(\w+(?:\|\w+)+)"`)
+	selector = regexp.MustCompile(`\b(caddy_\w+)(?:\{([^}]*)\})?`)
+	matcher  = regexp.MustCompile(`(\w+)(=~|!=|=)"([^"]*)"`)
 )
+
+// families are the metrics that gates expose, by their names.
+type families map[string]family
+
+// family is one metric.
+type family struct {
+	Type   string
+	Labels []string // sorted
+	values map[string]map[string]bool
+}
 
 // wantSelected checks that each selector of an expression selects something, with
 // each of its alternative values: a label or a value with a typo selects nothing,
 // and nobody would ever notice.
-func (p *prometheus) wantSelected(t *testing.T, expr string) {
+func (m families) wantSelected(t *testing.T, expr string) {
 	t.Helper()
-	for _, selected := range selector.FindAllString(expr, -1) {
-		each := []string{selected}
-		if values := choice.FindStringSubmatch(selected); values != nil {
-			each = nil
-			for value := range strings.SplitSeq(values[1], "|") {
-				each = append(each, strings.Replace(selected, values[0], `="`+value+`"`, 1))
-			}
+	for _, selected := range selector.FindAllStringSubmatch(expr, -1) {
+		f, exists := m[selected[1]]
+		if base := regexp.MustCompile(`_(bucket|count|sum)$`).ReplaceAllString(selected[1], ""); !exists {
+			f = m[base]
 		}
-		for _, one := range each {
-			if len(p.query(t, "count("+one+")")) == 0 {
-				t.Errorf("%s selects nothing", one)
+		if f.Type == "" {
+			t.Errorf("there is no metric %s", selected[1])
+		}
+		for _, label := range matcher.FindAllStringSubmatch(selected[2], -1) {
+			values := f.values[label[1]]
+			if label[1] == "instance" || label[2] == "!=" && values != nil {
+				continue
+			}
+			for value := range strings.SplitSeq(label[3], "|") {
+				pattern := regexp.MustCompile("^" + value + "$")
+				if !slices.ContainsFunc(slices.Collect(maps.Keys(values)), pattern.MatchString) {
+					t.Errorf("%s selects nothing: %s is never %q", selected[0], label[1], value)
+				}
 			}
 		}
 	}
-}
-
-// rounds is how often traffic of every sort is made: what appears with its first
-// request rises with the second.
-const rounds = 2
-
-// monitored is two gates and a Prometheus that has scraped them while they did
-// everything that is counted.
-type monitored struct {
-	prometheus *prometheus
-	exposed    map[string]family // the metrics of the first gate
 }
 
 // mediaOfEverySort is an origin that answers well and badly.
@@ -234,10 +136,10 @@ func mediaOfEverySort(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// startMonitored starts a gate that has everything, and whose metrics are on a
-// site; and one without a geo database that reports origins, whose metrics are
-// those of the admin API.
-func startMonitored(t *testing.T) *monitored {
+// exposeEverything returns the metrics of a gate that has everything and of one
+// without a geo database that reports origins, once both have done all that is
+// counted.
+func exposeEverything(t *testing.T) families {
 	t.Helper()
 	var published atomic.Bool
 	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -260,17 +162,14 @@ func startMonitored(t *testing.T) *monitored {
 		global: "metrics\nadmin " + admin,
 		app:    "allowed_origins example.com\nreport_only origins",
 	})
-	p := startPrometheus(t, site, admin)
-
 	wantVerdict(t, full, stranger(), unavailable)
 	published.Store(true)
 	eventually(t, "the remote key set is loaded", func() bool { return full.get(t, stranger()).verdict() == keyUnknown })
-	for range rounds {
-		p.awaitScrape(t)
-		makeTraffic(t, full, bare)
-	}
-	p.awaitScrape(t)
-	return &monitored{p, families(t, "http://"+site+"/metrics")}
+	makeTraffic(t, full, bare)
+	found := make(families)
+	found.read(t, "http://"+site+"/metrics")
+	found.read(t, "http://"+admin+"/metrics")
+	return found
 }
 
 func wantVerdict(t testing.TB, g *gateway, path string, want verdict, header ...string) {
@@ -325,33 +224,27 @@ func makeTraffic(t *testing.T, full, bare *gateway) {
 	t.Error("5000 forged tokens of one network were verified")
 }
 
-// family is a metric as a gate exposes it.
-type family struct {
-	Type   string
-	Labels []string // sorted
-	values map[string]map[string]bool
-}
-
-// families returns the metrics at an address, by their names.
-func families(t testing.TB, address string) map[string]family {
+// read adds the metrics at an address.
+func (m families) read(t testing.TB, address string) {
 	t.Helper()
 	res, err := client.Get(address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := make(map[string]family)
 	var name string
 	label := regexp.MustCompile(`[{,](\w+)="([^"]*)"`)
 	for line := range strings.Lines(string(readResponse(t, res).body)) {
 		if declared, ok := strings.CutPrefix(line, "# TYPE "); ok {
 			var kind string
 			name, kind, _ = strings.Cut(strings.TrimSpace(declared), " ")
-			found[name] = family{Type: kind, values: make(map[string]map[string]bool)}
+			if m[name].Type == "" {
+				m[name] = family{Type: kind, values: make(map[string]map[string]bool)}
+			}
 		}
 		if strings.HasPrefix(line, "#") {
 			continue
 		}
-		f := found[name]
+		f := m[name]
 		for _, pair := range label.FindAllStringSubmatch(line, -1) {
 			if pair[1] == "le" {
 				continue // of histograms
@@ -363,17 +256,15 @@ func families(t testing.TB, address string) map[string]family {
 			}
 			f.values[pair[1]][pair[2]] = true
 		}
-		found[name] = f
+		m[name] = f
 	}
-	return found
 }
 
-// Documentation, dashboard and alerts match the metrics of gates that do everything,
-// as a real Prometheus scrapes them.
+// Documentation, dashboard and alerts match the metrics of gates that do everything.
 func TestMonitoring(t *testing.T) {
 	t.Parallel()
-	m := startMonitored(t)
-	t.Run("metrics", m.testMetrics)
+	m := exposeEverything(t)
+	t.Run("documentation", m.testDocumentation)
 	t.Run("dashboard", m.testDashboard)
 	t.Run("alerts", m.testAlerts)
 	for _, file := range []string{dashboardFile, alertsFile} {
@@ -381,17 +272,16 @@ func TestMonitoring(t *testing.T) {
 	}
 }
 
-// testMetrics compares the documentation with the gate: each metric with its labels
-// and their values. The dashboard shows each, and no file names a metric that does
-// not exist.
-func (m *monitored) testMetrics(t *testing.T) {
-	doc, dashboard, alerts := readText(t, monitoringDoc), readText(t, dashboardFile), readText(t, alertsFile)
+// testDocumentation compares the documentation with the gate: each metric with its
+// labels and their values. The dashboard shows each.
+func (m families) testDocumentation(t *testing.T) {
+	doc, dashboard := readText(t, monitoringDoc), readText(t, dashboardFile)
 	documented, exposed := make(map[string]family), make(map[string]family)
 	row := regexp.MustCompile("(?m)^\\| `(caddy_\\w+)` \\| (\\w+) \\|([^|]*)\\|(.*)\\|$")
 	for _, columns := range row.FindAllStringSubmatch(doc, -1) {
 		documented[columns[1]] = family{Type: columns[2], Labels: matches(columns[3], "`(\\w+)`")}
 	}
-	for name, f := range m.exposed {
+	for name, f := range m {
 		if !strings.HasPrefix(name, "caddy_signed_playback_") {
 			continue
 		}
@@ -410,19 +300,12 @@ func (m *monitored) testMetrics(t *testing.T) {
 	if diff := cmp.Diff(exposed, documented, cmp.AllowUnexported(family{})); diff != "" {
 		t.Errorf("metrics, and those that are documented (-gate +documentation):\n%s", diff)
 	}
-	for file, text := range map[string]string{monitoringDoc: doc, dashboardFile: dashboard, alertsFile: alerts} {
-		for _, name := range matches(text, `\b(caddy_\w+)`) {
-			base := regexp.MustCompile(`_(bucket|count|sum)$`).ReplaceAllString(name, "")
-			if m.exposed[base].Type == "" && m.exposed[name].Type == "" {
-				t.Errorf("%s names %s, which does not exist", file, name)
-			}
-		}
-	}
+	m.wantSelected(t, doc)
 }
 
-// testDashboard has each query of the dashboard show something, of the gates that
-// are chosen: a panel that stays empty when it matters is worse than none.
-func (m *monitored) testDashboard(t *testing.T) {
+// testDashboard checks that each query of the dashboard is valid, selects something of
+// the gates that are chosen, and keeps the labels of its legend.
+func (m families) testDashboard(t *testing.T) {
 	var dashboard struct {
 		Panels []struct {
 			Title   string `json:"title"`
@@ -435,86 +318,47 @@ func (m *monitored) testDashboard(t *testing.T) {
 	if err := json.Unmarshal([]byte(readText(t, dashboardFile)), &dashboard); err != nil {
 		t.Fatal(err)
 	}
-	queries := 0
+	var rules strings.Builder
 	for _, panel := range dashboard.Panels {
 		for _, target := range panel.Targets {
-			queries++
-			t.Run(panel.Title, func(t *testing.T) { m.wantShown(t, target.Expr, target.LegendFormat) })
-		}
-	}
-	if queries == 0 {
-		t.Error("the dashboard has no queries")
-	}
-}
-
-// wantShown checks that the query of a panel has data, and the labels of its legend.
-func (m *monitored) wantShown(t *testing.T, expr, legend string) {
-	t.Helper()
-	for _, selected := range selector.FindAllString(expr, -1) {
-		if !strings.HasSuffix(selected, `instance=~"$instance"}`) {
-			t.Errorf("%s is not of the instance that is chosen", selected)
-		}
-	}
-	expr = strings.NewReplacer("$__rate_interval", "5m", "$instance", ".*").Replace(expr)
-	m.prometheus.wantSelected(t, expr)
-	samples := m.prometheus.query(t, expr)
-	if !slices.ContainsFunc(samples, sample.isNumber) {
-		t.Errorf("%s has no data: %v", expr, samples)
-		return
-	}
-	for _, name := range matches(legend, `\{\{(\w+)\}\}`) {
-		if _, ok := samples[0].Metric[name]; !ok {
-			t.Errorf("the legend %q needs a label of %v", legend, samples[0].Metric)
-		}
-	}
-}
-
-// testAlerts checks that each alert can fire: its expression evaluates, and selects
-// what gates expose. The labels that its text names are those of the alert.
-func (m *monitored) testAlerts(t *testing.T) {
-	p := m.prometheus
-	eventually(t, "a request that would be refused raises its alert", func() bool {
-		firing := p.query(t, `ALERTS{alertname="SignedPlaybackReportOnly",alertstate="firing",reason="origin_required"}`)
-		return len(firing) == 1
-	})
-	// Caddy counts a refusal under its status, so what is left is the origin's.
-	const ofOrigin = `sum(caddy_http_request_duration_seconds_count{code=~"5.."})
-		- sum(caddy_signed_playback_requests_total{result="refused",reason=~"manifest_invalid|state_unavailable|country_unavailable"})`
-	if got := p.query(t, ofOrigin); len(got) != 1 || got[0].Value[1] != strconv.Itoa(rounds) {
-		t.Errorf("errors of the origin: %v, want one in each of %d rounds", got, rounds)
-	}
-	var data struct {
-		Groups []struct {
-			Rules []struct {
-				Name        string            `json:"name"`
-				Query       string            `json:"query"`
-				Health      string            `json:"health"`
-				Annotations map[string]string `json:"annotations"`
-			} `json:"rules"`
-		} `json:"groups"`
-	}
-	p.call(t, "rules?type=alert", &data)
-	for _, group := range data.Groups {
-		for _, rule := range group.Rules {
-			if rule.Health != "ok" {
-				t.Errorf("%s: health is %q", rule.Name, rule.Health)
+			fmt.Fprintf(&rules, "  - {record: panel, expr: %q}\n", strings.ReplaceAll(target.Expr, "$__rate_interval", "5m"))
+			m.wantSelected(t, target.Expr)
+			for _, selected := range selector.FindAllString(target.Expr, -1) {
+				if !strings.HasSuffix(selected, `instance=~"$instance"}`) {
+					t.Errorf("%s: %s is not of the instance that is chosen", panel.Title, selected)
+				}
 			}
-			p.wantSelected(t, rule.Query)
-			labels := []string{"instance"}
-			for _, by := range matches(rule.Query, `by \(([^)]*)\)`) {
-				labels = strings.Split(by, ", ")
-			}
-			for name, text := range rule.Annotations {
-				for _, label := range matches(text, `\$labels\.(\w+)`) {
-					if !slices.Contains(labels, label) {
-						t.Errorf("%s: the %s names the label %s; there are %q", rule.Name, name, label, labels)
-					}
+			for _, label := range matches(target.LegendFormat, `\{\{(\w+)\}\}`) {
+				if kept := matches(target.Expr, `by \([^)]*\b(`+label+`)\b[^)]*\)`); len(kept) == 0 {
+					t.Errorf("%s: %s has no label %s for its legend", panel.Title, target.Expr, label)
 				}
 			}
 		}
 	}
-	if len(data.Groups) == 0 {
-		t.Error("Prometheus has no rules")
+	file := filepath.Join(t.TempDir(), "dashboard.yml")
+	writeFile(t, file, []byte("groups:\n- name: dashboard\n  rules:\n"+rules.String()))
+	if got := execute(t, "", "", tool(t, "promtool"), "check", "rules", "--lint=none", file); got.code != 0 || rules.Len() == 0 {
+		t.Errorf("promtool check rules: exit status %d: %s%s", got.code, got.stdout, got.stderr)
+	}
+}
+
+// testAlerts checks that each alert selects what gates expose. The labels that its
+// text names are those of the alert.
+func (m families) testAlerts(t *testing.T) {
+	for alert := range strings.SplitSeq(readText(t, alertsFile), "- alert: ") {
+		name, rule, _ := strings.Cut(alert, "\n")
+		_, rule, _ = strings.Cut(rule, "expr: ")
+		expr, text, _ := strings.Cut(rule, "annotations:")
+		m.wantSelected(t, expr)
+		labels := []string{"instance"}
+		for _, by := range matches(expr, `by \(([^)]*)\)`) {
+			labels = strings.Split(by, ", ")
+		}
+		for _, label := range matches(text, `\$labels\.(\w+)`) {
+			if !slices.Contains(labels, label) {
+				t.Errorf("%s names the label %s; there are %q", name, label, labels)
+			}
+		}
 	}
 }
 

@@ -452,37 +452,6 @@ func (b *bystanders) watch(t testing.TB, while time.Duration) time.Duration {
 	return took[len(took)*99/100]
 }
 
-// Who watches another video must not notice that an origin fails for one: with
-// dozens of viewers hanging on it in every way that Go bears, the others'
-// requests all succeed, and their 99th percentile is what it is in the rounds
-// between. The floor of the noise, which comes of the computing that some faults
-// cost, is a fiftieth of the time for which the gate waits for the origin.
-func TestLongOriginFaultsLeaveOthersAlone(t *testing.T) {
-	const (
-		rounds   = 5
-		while    = 1200 * time.Millisecond
-		patience = 10 // seconds
-		hanging  = 5  // viewers of each fault, unless it costs
-	)
-	withoutRaceDetector(t)
-	o := startFailingOrigin(t)
-	admin := freeAddr(t)
-	g := start(t, o.origin, config{site: impatient(o.origin, patience), log: quiet, global: "admin " + admin})
-	before := g.holds(t, admin)
-	others := newBystanders(t, g.url(""))
-	others.watch(t, while) // once for what is verified and dialled only once
-
-	var quiet, faulty []time.Duration
-	for range rounds {
-		quiet = append(quiet, others.watch(t, while))
-		end := o.failFor(g.url("/"+mint(t, "bad", nil)+"/"), hanging)
-		faulty = append(faulty, others.watch(t, while))
-		end()
-	}
-	wantUnnoticed(t, quiet, faulty, patience*time.Second/50)
-	g.wantReleased(t, admin, before, func() bool { return o.settle(others.client) })
-}
-
 // wantUnnoticed checks that the median of measurements under a fault is what it
 // is without, or within noise: five times as much, or a floor.
 func wantUnnoticed(t testing.TB, without, with []time.Duration, floor time.Duration) {
@@ -492,52 +461,5 @@ func wantUnnoticed(t testing.TB, without, with []time.Duration, floor time.Durat
 	t.Logf("the others' p99 in rounds is %v, and under the fault %v", without, with)
 	if before, now := without[len(without)/2], with[len(with)/2]; now > max(5*before, floor) {
 		t.Errorf("the median of the others' p99 has gone from %s to %s", before, now)
-	}
-}
-
-// failFor has viewers ask for everything that the origin fails to serve, one
-// after the other and again later, until end is called.
-func (o *failingOrigin) failFor(base string, most int) (end func()) {
-	transport := new(http.Transport)
-	c := &http.Client{Transport: transport}
-	ctx, leave := context.WithCancel(context.Background())
-	var viewers []fault
-	for _, f := range faults() {
-		if f.leaks {
-			continue
-		}
-		viewers = append(viewers, f)
-		for range most - 1 {
-			if !f.costs {
-				viewers = append(viewers, f)
-			}
-		}
-	}
-	var all sync.WaitGroup
-	next := time.NewTicker(time.Second / time.Duration(len(viewers)))
-	defer next.Stop()
-	for _, f := range viewers {
-		<-next.C
-		all.Go(func() {
-			pause := time.Second
-			if f.costs {
-				pause *= 2
-			}
-			retry := time.NewTicker(pause)
-			defer retry.Stop()
-			for ctx.Err() == nil {
-				f.view(ctx, c, base)
-				select {
-				case <-retry.C:
-				case <-ctx.Done():
-				}
-			}
-		})
-	}
-	return func() {
-		leave()
-		all.Wait()
-		transport.CloseIdleConnections()
-		o.take()
 	}
 }

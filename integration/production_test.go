@@ -17,52 +17,34 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 )
 
-// The config for production does what its comments say, with its own names, over
-// TLS and HTTP/1.1, 2 and 3, with its own timeouts, limits and health checks: what
-// is replaced are ports, addresses and paths, and the authority that certifies.
+// The config for production does what its comments say, with its own names, over TLS
+// and HTTP/1.1, 2 and 3. Only ports, addresses, paths and the authority that certifies
+// are replaced. TestLongPausedPlayers plays with its timeouts.
 func TestProductionExample(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	p := startProduction(t)
-
-	inTheirOrder(t, step{"the admin socket", p.checkAdmin})
-	slow, silent := p.holdConnection(t), p.askSilentOrigin(t)
-	inTheirOrder(t,
-		step{"viewers", p.checkViewers},
-		step{"plain HTTP", p.checkRedirect},
-		step{"strangers", p.checkStrangers},
-		step{"addresses", p.checkAddresses},
-		step{"metrics", p.checkMetrics},
-		step{"a sick origin", p.checkHealth},
-		step{"a dead origin", p.checkFailover},
-	)
-	if err := <-slow; err != nil {
-		t.Errorf("read_header: %v", err)
+	for _, step := range []struct {
+		name  string
+		check func(*testing.T)
+	}{
+		{"the admin socket", p.checkAdmin},
+		{"viewers", p.checkViewers},
+		{"plain HTTP", p.checkRedirect},
+		{"strangers", p.checkStrangers},
+		{"addresses", p.checkAddresses},
+		{"metrics", p.checkMetrics},
+		{"a sick origin", p.checkHealth},
+		{"a dead origin", p.checkFailover},
+		{"SIGTERM", p.checkStop},
+	} {
+		t.Run(step.name, step.check)
 	}
-	if err := <-silent; err != nil {
-		t.Errorf("response_header_timeout: %v", err)
-	}
-	inTheirOrder(t, step{"SIGTERM", p.checkStop})
-
 	for _, want := range []string{`"signed_playback_token_id":"`, `"status":308`, `"Referer":["https://media.example.com/`} {
 		if !strings.Contains(p.log.String(), want) {
 			t.Errorf("the access log has no %s, so it does not show that tokens are taken out", want)
 		}
-	}
-}
-
-// step is a part of a test that follows on those before it.
-type step struct {
-	name  string
-	check func(*testing.T)
-}
-
-func inTheirOrder(t *testing.T, steps ...step) {
-	t.Helper()
-	for _, s := range steps {
-		t.Run(s.name, s.check)
 	}
 }
 
@@ -375,69 +357,12 @@ func (p *production) checkHealth(t *testing.T) {
 	})
 }
 
-// watchToTheEnd asks for a file on an allowed site, and reads it.
-func watchToTheEnd(ctx context.Context, viewer *http.Client, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Origin", "https://www.example.com")
-	res, err := viewer.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("got %s", res.Status)
-	}
-	_, err = io.Copy(io.Discard, res.Body)
-	return err
-}
-
 // When an origin dies, viewers do not notice.
 func (p *production) checkFailover(t *testing.T) {
 	p.first.server.Close()
 	if _, second := p.spread(t); second != 40 {
 		t.Errorf("the origin that is left was asked for %d segments, want 40", second)
 	}
-}
-
-// holdConnection begins a request and says no more. What comes is an error if the
-// server puts up with that.
-func (p *production) holdConnection(t *testing.T) <-chan error {
-	t.Helper()
-	conn, err := tls.Dial("tcp", p.addr, p.site(mediaName).trust)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: "); err != nil {
-		t.Fatal(err)
-	}
-	_ = conn.SetDeadline(time.Now().Add(startTimeout / 2))
-	done := make(chan error, 1)
-	go func() {
-		defer conn.Close()
-		_, err := io.Copy(io.Discard, conn)
-		done <- err
-	}()
-	return done
-}
-
-// askSilentOrigin has a viewer ask for what the origin says nothing to. What comes
-// is an error unless the viewer is told that.
-func (p *production) askSilentOrigin(t *testing.T) <-chan error {
-	t.Helper()
-	viewer, url := p.from(t, "127.0.0.1", mediaName), "https://"+mediaName+"/"+p.mintToken(t, "")+"/silence.ts"
-	done := make(chan error, 1)
-	go func() {
-		err := watchToTheEnd(t.Context(), viewer, url)
-		if err != nil && err.Error() == "got 504 Gateway Timeout" {
-			done <- nil
-			return
-		}
-		done <- fmt.Errorf("the viewer got %w, want 504", err)
-	}()
-	return done
 }
 
 // A download that is under way when the server is told to end is finished, and a paused
@@ -499,8 +424,6 @@ func startPooledOrigin(t *testing.T) *pooledOrigin {
 			if o.sick.Load() {
 				w.WriteHeader(http.StatusServiceUnavailable)
 			}
-		case "/demo/silence.ts":
-			<-r.Context().Done()
 		case "/demo/movie.mp4":
 			chunk := make([]byte, 1<<20)
 			for range movieBytes / len(chunk) {
