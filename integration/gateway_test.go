@@ -59,7 +59,7 @@ func builtBinary(t testing.TB, name string) string {
 type config struct {
 	global string // more global options
 	log    string // options of the log; default: debug level, on standard error
-	quick  bool   // whether it runs without the race detector, for a test that needs many requests in a short time
+	quick  bool   // whether it runs without the race detector, for a test that depends on speed or memory
 	sifted bool   // whether debug lines without a secret are dropped, of a test that makes very many requests
 	app    string // options of the global signed_playback block
 	keys   string // what its key_file names; default: the public half of signingKey

@@ -31,7 +31,6 @@ func TestLongManifestStorm(t *testing.T) {
 		while    = time.Second
 		residual = 192 << 20 // by how much the server may grow, garbage included
 	)
-	withoutRaceDetector(t)
 	sent, rewritten := stormManifest(size)
 	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !strings.HasSuffix(r.URL.Path, ".m3u8") {
@@ -48,7 +47,7 @@ func TestLongManifestStorm(t *testing.T) {
 		}
 	}))
 	admin := freeAddr(t)
-	g := start(t, o, config{log: quiet, global: "admin " + admin, env: []string{"GOMEMLIMIT=" + strconv.Itoa(limit)}})
+	g := start(t, o, config{quick: true, log: quiet, global: "admin " + admin, env: []string{"GOMEMLIMIT=" + strconv.Itoa(limit)}})
 	others := newBystanders(t, g.url(""))
 	others.watch(t, while) // which verifies the tokens and dials the origin
 	var without, with []time.Duration

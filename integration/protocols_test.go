@@ -300,7 +300,7 @@ func TestLongLargeFile(t *testing.T) {
 			}
 		}
 	}))
-	g := startTLS(t, o, config{})
+	g := startTLS(t, o, config{quick: true})
 	base := "/" + mint(t, "demo", nil)
 	for _, protocol := range protocols {
 		t.Run(protocol.name, func(t *testing.T) {

@@ -183,11 +183,10 @@ type slowGateway struct {
 
 func startForSlowClients(t *testing.T) *slowGateway {
 	t.Helper()
-	withoutRaceDetector(t)
 	o := startPatientOrigin(t)
 	s := &slowGateway{origin: o, plain: freeAddr(t), admin: freeAddr(t)}
 	s.tlsGateway = startTLS(t, o.origin, config{
-		log: quiet, global: "admin " + s.admin,
+		quick: true, log: quiet, global: "admin " + s.admin,
 		sites: site(s.plain, "signed_playback\nreverse_proxy "+o.addr()),
 	})
 	s.others = newBystanders(t, "http://"+s.plain)
