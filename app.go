@@ -2,7 +2,6 @@ package signedplayback
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -15,7 +14,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
-	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -96,8 +94,8 @@ type App struct {
 	now         func() time.Time // tests set their own
 	metrics     *metrics
 	policy      token.Policy
-	state       *state
-	storage     *configStorage
+	state       *sharedState
+	storage     certmagic.Storage
 	keys        *keyring
 	verifier    *verifier
 	manifests   *manifestMemory
@@ -208,7 +206,7 @@ func (a *App) provisionVerifier() error {
 		return err
 	}
 	a.verifier = &verifier{
-		cache: cache.(*tokenCache), keys: a.keys, catchUp: a.state.catchUp,
+		cache: cache.(*tokenCache), keys: a.keys, catchUp: a.state.CatchUp,
 		limit: newVerificationLimit(), metrics: a.metrics,
 	}
 	return nil
@@ -242,48 +240,6 @@ func parsePublicURL(address string) (string, error) {
 	return strings.TrimSuffix(u.String(), "/"), nil
 }
 
-// provisionState opens the store, or takes over the state of the previous
-// config.
-func (a *App) provisionState(ctx caddy.Context) (err error) {
-	address, err := resolve(a.StoreURL)
-	if err != nil {
-		return fmt.Errorf("store: %w", err)
-	}
-	storage := &configStorage{ctx.Storage()}
-	switch {
-	case a.Store == "redis" && address == "":
-		return errors.New("store redis: it needs the URL of the Redis, like redis://127.0.0.1:6379/0")
-	case a.Store == "redis":
-		a.state, err = acquireState("redis "+address, storage, func(local func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error) {
-			return store.NewRedis(address, local, logger)
-		})
-	case a.Store != "" && a.Store != "caddy":
-		return fmt.Errorf("store %q: want caddy or redis", a.Store)
-	case address != "":
-		return errors.New("store caddy takes no URL; the global option `storage` says where Caddy keeps its files")
-	default:
-		a.state, err = acquireState("caddy "+storageIdentity(storage.Storage), storage, func(shared func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error) {
-			return store.NewCaddy(shared, logger), nil
-		})
-	}
-	if err != nil {
-		return fmt.Errorf("store %s: %w", a.Store, err)
-	}
-	a.storage = storage
-	return nil
-}
-
-// storageIdentity returns the same text for two storages with the same
-// configuration. If it cannot tell, each config gets a separate state, and these
-// follow each other as two nodes do.
-func storageIdentity(storage certmagic.Storage) string {
-	config, err := json.Marshal(storage)
-	if err != nil || string(config) == "{}" {
-		return fmt.Sprintf("%T %p", storage, storage)
-	}
-	return fmt.Sprintf("%T %s", storage, config)
-}
-
 func (a *App) provisionKeys() error {
 	files := make([]string, len(a.KeyFiles))
 	for i, file := range a.KeyFiles {
@@ -296,7 +252,7 @@ func (a *App) provisionKeys() error {
 	if err != nil {
 		return err
 	}
-	a.keys = &keyring{fixed: fixed, stored: &a.state.keys, away: &a.state.away}
+	a.keys = &keyring{fixed: fixed, state: a.state.State}
 	if a.JWKSURL == "" {
 		return nil
 	}
@@ -338,14 +294,14 @@ func (a *App) Start() error {
 	if a.keys.remote != nil {
 		a.keys.remote.Start()
 	}
-	a.state.storages.use(a.storage)
-	a.state.start()
-	if a.keys.remote == nil && a.state.keys.known() && a.keys.count() == 0 {
+	a.state.use(a)
+	a.state.Start()
+	if a.keys.remote == nil && a.state.KeysKnown() && a.keys.count() == 0 {
 		a.logger.Warn("there are no verification keys yet, so no token plays; set key_file or jwks_url, or have the control API make a key or mint a token")
 	}
 	for _, keyID := range a.keys.fixed.IDs() {
-		stored, _ := a.state.keys.get(keyID)
-		a.logger.Info("verification key of a key_file", zap.String("key_id", keyID), zap.Bool("revoked", stored.revoked))
+		stored, _ := a.state.Key(keyID)
+		a.logger.Info("verification key of a key_file", zap.String("key_id", keyID), zap.Bool("revoked", stored.Revoked))
 	}
 	return nil
 }
@@ -360,7 +316,7 @@ func (a *App) Stop() error {
 func (a *App) Cleanup() error {
 	var err error
 	if a.state != nil {
-		err = releaseState(a.state, a.storage)
+		err = a.state.release(a)
 	}
 	if a.verifier != nil {
 		_, releaseErr := tokenCachePool.Delete(a.TokenCacheSize)

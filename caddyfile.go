@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/dustin/go-humanize"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -152,14 +153,14 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if err := oneArg(d, &a.Account); err != nil || hasPlaceholder(a.Account) {
 				return err // Provision resolves and checks placeholders
 			}
-			return located(d, checkAccount(a.Account))
+			return located(d, controlapi.CheckAccount(a.Account))
 		},
 	})
 	if err != nil {
 		return err
 	}
 	if len(a.BearerTokens)+len(a.AuthKeys) == 0 {
-		return located(d, errNoCredential)
+		return located(d, controlapi.ErrNoCredential)
 	}
 	return nil
 }

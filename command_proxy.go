@@ -140,7 +140,7 @@ func errorIfRevoked() error {
 	}
 	keys := app.(*App).keys
 	for _, keyID := range keys.fixed.IDs() {
-		if stored, _ := keys.stored.get(keyID); stored.revoked {
+		if stored, _ := keys.state.Key(keyID); stored.Revoked {
 			return fmt.Errorf("--key: the control API has revoked the key %q, so its URLs do not play; `caddy signed-playback keygen` makes a key", keyID)
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -265,9 +266,9 @@ func TestReportOnlyOfWhatCannotBeTold(t *testing.T) {
 // settings of "demo". All other videos allow one site only.
 func gateOfDamage(t *testing.T, e Enforcement) *Gate {
 	t.Helper()
-	f := newFleet()
-	f.damage(videoNamed("demo"))
-	s := newTestState(t, f.node())
+	m := newMemStore()
+	m.damage(store.Videos, "demo")
+	s := stateOf(t, m)
 	g := newGate(t, &App{VideoSettings: VideoSettings{AllowedOrigins: []string{"example.com"}}}, &Gate{Enforcement: e})
 	useState(t, g.app, s)
 	return g

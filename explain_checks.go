@@ -156,7 +156,7 @@ var tokenParts = []struct {
 		return fmt.Sprintf("well-formed, RS256, token id %s, sub %q", redact.TokenID(d.target.token), c.VideoID)
 	}},
 	{"key", []reason{reasonKeyUnknown, reasonStateUnavailable}, func(d *decision, c token.Claims) string {
-		if stored, _ := d.app.state.keys.get(c.KeyID); stored.revoked {
+		if stored, _ := d.app.state.Key(c.KeyID); stored.Revoked {
 			return fmt.Sprintf("kid %q, which the control API has revoked", c.KeyID)
 		}
 		return fmt.Sprintf("kid %q", c.KeyID)
@@ -253,7 +253,7 @@ func (t *trace) explainSettings(d *decision, became verdict, err error) {
 	source := "the global options"
 	if _, ok := d.app.videos[id]; ok {
 		source = "its video block in the config"
-	} else if stored, readErr := d.app.state.videos.get(d.request.Context(), id); readErr == nil && stored != nil {
+	} else if stored, readErr := d.app.state.Video(d.request.Context(), id); readErr == nil && stored != nil {
 		source = "the control API, over the global options"
 	}
 	demand := "requires no token"

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -341,14 +342,14 @@ func TestExplainedChecks(t *testing.T) {
 // not those of a video without any.
 func TestExplainedState(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	f.plant(keyNamed("k1"), revokedKey("k1"))
-	f.plant(videoNamed("stored"), `{"uid":"stored","requireSignedURLs":false,"allowedOrigins":["*.example.org","example.com:8443","[2001:db8::1]"]}`)
-	f.damage(videoNamed("damaged"))
+	m := newMemStore()
+	m.plant(store.Keys, "k1", revokedKey("k1"))
+	m.plant(store.Videos, "stored", `{"uid":"stored","requireSignedURLs":false,"allowedOrigins":["*.example.org","example.com:8443","[2001:db8::1]"]}`)
+	m.damage(store.Videos, "damaged")
 	app := testApp()
 	app.AllowedOrigins = []string{"*"}
 	g := newGate(t, app, new(Gate))
-	useState(t, g.app, newTestState(t, f.node()))
+	useState(t, g.app, stateOf(t, m))
 	for first, want := range map[string]string{
 		plainToken(): `key refuse: kid "k1", which the control API has revoked; key_unknown`,
 		"stored":     `settings pass: video "stored" requires no token, allows the origins *.example.org [2001:db8::1] example.com:8443 and denies requests without one (by the control API, over the global options)`,

@@ -358,15 +358,15 @@ func TestExplainReadsKeySetAndStore(t *testing.T) {
 
 	folder := t.TempDir()
 	app := loaded(t, folder, new(App))
-	stored := keyOf("stored")
-	if _, err := app.state.createKey(t.Context(), stored.Public(), true, ""); err != nil {
+	stored, _, err := app.state.CreateKey(t.Context(), "")
+	if err != nil {
 		t.Fatal(err)
 	}
-	revoked := keyOf("revoked")
-	if _, err := app.state.createKey(t.Context(), revoked.Public(), true, ""); err != nil {
+	revoked, _, err := app.state.CreateKey(t.Context(), "")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := app.state.revoke(t.Context(), "revoked"); err != nil {
+	if err := app.state.Revoke(t.Context(), revoked.ID()); err != nil {
 		t.Fatal(err)
 	}
 	of := func(key *token.SigningKey) string {

@@ -5,14 +5,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/jwks"
-	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -21,22 +20,21 @@ import (
 // token.Keys.
 type keyring struct {
 	fixed  *token.KeySet
-	stored *storedKeys
-	away   *atomic.Bool // the store may have keys that this node has not read
-	remote *remoteKeys  // nil without jwks_url
+	state  *state.State
+	remote *remoteKeys // nil without jwks_url
 }
 
 // Lookup implements token.Keys.
 func (k *keyring) Lookup(keyID string) *token.PublicKey {
-	stored, ok := k.stored.get(keyID)
-	if !ok || stored.revoked || stored.damage != nil {
+	stored, ok := k.state.Key(keyID)
+	if !ok || stored.Revoked || stored.Damage != nil {
 		return nil
 	}
 	if key := k.fixed.Lookup(keyID); key != nil {
 		return key
 	}
-	if stored.public != nil || k.remote == nil {
-		return stored.public
+	if stored.Public != nil || k.remote == nil {
+		return stored.Public
 	}
 	return k.remote.Lookup(keyID)
 }
@@ -45,13 +43,13 @@ func (k *keyring) Lookup(keyID string) *token.PublicKey {
 // exist or must not be used. Otherwise it may be in a part of the keyring that
 // cannot be read now.
 func (k *keyring) lookupAuthoritative(keyID string) bool {
-	stored, ok := k.stored.get(keyID)
+	stored, ok := k.state.Key(keyID)
 	switch {
-	case !ok || stored.damage != nil:
+	case !ok || stored.Damage != nil:
 		return false
-	case stored.revoked:
+	case stored.Revoked:
 		return true
-	case k.away.Load():
+	case k.state.Unavailable():
 		return false
 	}
 	return k.remote == nil || k.remote.Loaded()
@@ -60,15 +58,15 @@ func (k *keyring) lookupAuthoritative(keyID string) bool {
 // mayAppear reports whether another node may just have made a key that is not
 // found.
 func (k *keyring) mayAppear(keyID string) bool {
-	stored, known := k.stored.get(keyID)
-	return known && !stored.revoked && stored.damage == nil && store.ValidID(keyID)
+	stored, known := k.state.Key(keyID)
+	return known && !stored.Revoked && stored.Damage == nil && state.ValidKeyID(keyID)
 }
 
 // revocable reports whether there is a key to revoke. It may already be revoked,
 // or its object damaged.
 func (k *keyring) revocable(keyID string) bool {
-	stored, _ := k.stored.get(keyID)
-	return stored.revoked || stored.damage != nil || k.Lookup(keyID) != nil
+	stored, _ := k.state.Key(keyID)
+	return stored.Revoked || stored.Damage != nil || k.Lookup(keyID) != nil
 }
 
 // count returns the number of keys that verify.
@@ -77,8 +75,8 @@ func (k *keyring) count() int {
 	for _, keyID := range k.fixed.IDs() {
 		ids[keyID] = struct{}{}
 	}
-	for _, key := range k.stored.live() {
-		ids[key.id] = struct{}{}
+	for _, key := range k.state.LiveKeys() {
+		ids[key.ID] = struct{}{}
 	}
 	if k.remote != nil {
 		for _, keyID := range k.remote.IDs() {

@@ -127,7 +127,7 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 		},
 		{
 			"store_up", "Whether the store of the control API's keys and settings answers; if not, the last known state is in force.",
-			func() float64 { return boolToFloat(!a.state.away.Load()) },
+			func() float64 { return boolToFloat(!a.state.Unavailable()) },
 		},
 	}
 	if countries := a.countries; countries != nil {
@@ -179,6 +179,11 @@ func (m *metrics) countVerification(err error) {
 	if counter, known := m.verified[why]; known {
 		counter.Inc()
 	}
+}
+
+// countStoreError counts a failed operation of the store.
+func (m *metrics) countStoreError(operation string) {
+	m.storeErrors.WithLabelValues(operation).Inc()
 }
 
 func (m *metrics) countURIs(stats manifest.Stats) {

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -307,7 +308,7 @@ func TestGaugesOfTheGeoDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	app.state.started.Do(func() {}) // following the store does not end with the app
+	app.state.Start() // outside of the bubble, because it does not end with the app
 	const oldEpoch, updatedEpoch = 1767225600, 1767312000
 	synctest.Test(t, func(t *testing.T) {
 		if err := app.Start(); err != nil {
@@ -392,9 +393,8 @@ func TestGaugesOfTheRemoteKeySet(t *testing.T) {
 // outage; that of the keys does not count revoked ones.
 func TestGaugesOfTheStore(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	n := f.node()
-	s := newTestState(t, n)
+	m := newMemStore()
+	s := stateOf(t, m)
 	app, _, err := provisioned(t, &App{KeyFiles: []string{writeFile(t, "key.json", publicJWK(testKey()))}}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -407,16 +407,16 @@ func TestGaugesOfTheStore(t *testing.T) {
 			t.Errorf("%s: store_up %v and %v keys, want %v and %v", what, got["store_up"], got["keys"], up, keys)
 		}
 	}
-	s.sync(t.Context())
+	s.Sync(t.Context())
 	check("at start", 1, 1)
-	f.write(keyNamed("made"), liveKey("made"))
-	s.sync(t.Context())
+	m.plant(store.Keys, "made", liveKey("made"))
+	s.Sync(t.Context())
 	check("a key is made", 1, 2)
-	n.intercept(down, nil)
-	s.sync(t.Context())
+	m.setDown(true)
+	s.Sync(t.Context())
 	check("the store goes away", 0, 2)
-	n.intercept(nil, nil)
-	f.write(keyNamed("made"), revokedKey("made"))
-	s.sync(t.Context())
+	m.setDown(false)
+	m.plant(store.Keys, "made", revokedKey("made"))
+	s.Sync(t.Context())
 	check("it comes back with a revocation", 1, 1)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -117,11 +118,26 @@ func (a *App) settings(ctx context.Context, videoID string) (settings, error) {
 	if own, ok := a.videos[videoID]; ok {
 		return own, nil
 	}
-	video, err := a.state.videos.get(ctx, videoID)
+	video, err := a.state.Video(ctx, videoID)
 	if err != nil {
 		return settings{}, refuse(reasonStateUnavailable, errSettingsUnknown)
 	}
-	return video.over(a.defaults), nil
+	return mergeInto(a.defaults, video), nil
+}
+
+// mergeInto returns settings with those of the control API in their place. video
+// is nil if the control API has none.
+func mergeInto(defaults settings, video *state.Video) settings {
+	if video == nil {
+		return defaults
+	}
+	if video.RequireSignedURLs != nil {
+		defaults.requireSignedURLs = *video.RequireSignedURLs
+	}
+	if video.OriginsSet {
+		defaults.origins.allowed = video.AllowedOrigins
+	}
+	return defaults
 }
 
 var errSettingsUnknown = errors.New("the settings of the video cannot be read, or their object is damaged")

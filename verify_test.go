@@ -81,7 +81,7 @@ func TestKnownTokensAreCheckedAgain(t *testing.T) {
 			app.now = func() time.Time { return testTime.Add(-time.Hour) }
 		}, "token_not_yet_valid"},
 		{"key revoked", func(t *testing.T, app *App) {
-			if err := app.state.revoke(t.Context(), "k1"); err != nil {
+			if err := app.state.Revoke(t.Context(), "k1"); err != nil {
 				t.Fatal(err)
 			}
 		}, "key_unknown"},
@@ -91,7 +91,7 @@ func TestKnownTokensAreCheckedAgain(t *testing.T) {
 		{"key removed", func(_ *testing.T, app *App) {
 			app.keys.fixed = must(token.NewKeySet())
 		}, "key_unknown"},
-		{"state given up", func(_ *testing.T, app *App) { app.state.forget() }, "state_unavailable"},
+		{"state given up", func(t *testing.T, app *App) { app.keys.state = stateOf(t, &memStore{down: true}) }, "state_unavailable"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			g := newGate(t, new(App), new(Gate))

@@ -1,4 +1,4 @@
-package signedplayback
+package controlapi
 
 import (
 	"encoding/json"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
@@ -18,7 +19,8 @@ import (
 // A member that is not understood is refused, and changes nothing: it may be
 // the one that was to make a video private.
 func TestVideoEditsThatAreRefused(t *testing.T) {
-	c := control(t, new(App), new(API))
+	t.Parallel()
+	c := control(t, nil)
 	origins := func(n int) string { return `["` + strings.Repeat(`a.example","`, n-1) + `a.example"]` }
 	long := make([]string, 150)
 	for i := range long {
@@ -82,7 +84,7 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 			t.Errorf("%s is refused with %q, want %q in it", tc.body, a.errors[0].Message, tc.why)
 		}
 	}
-	if got := c.node.count("update"); got != 0 {
+	if got := c.store.count("update"); got != 0 {
 		t.Errorf("%d changes, want none", got)
 	}
 }
@@ -112,7 +114,7 @@ func unsetVideo(id string) decodedVideo {
 	}
 }
 
-func (c controlled) wantVideo(t *testing.T, a apiReply, want decodedVideo) {
+func (c controlled) wantVideo(t *testing.T, a reply, want decodedVideo) {
 	t.Helper()
 	wantReply(t, "a call of "+want.UID, a, 200, 0)
 	var got decodedVideo
@@ -127,7 +129,8 @@ func (c controlled) wantVideo(t *testing.T, a apiReply, want decodedVideo) {
 // Everything that Cloudflare's object has, in its order: SDKs that decode it
 // must find what they look for, and null where it can be null.
 func TestVideoHasAllMembers(t *testing.T) {
-	c := control(t, &App{PublicURL: "https://media.example.com/v/"}, new(API))
+	t.Parallel()
+	c := control(t, func(config *Config) { config.PublicURL = "https://media.example.com/v" })
 	const unset = `{"uid":"v","creator":null,"thumbnail":"https://media.example.com/v/v/thumbnails/thumbnail.jpg","thumbnailTimestampPct":0,` +
 		`"readyToStream":true,"readyToStreamAt":null,"status":{"state":"ready","pctComplete":"100.000000","errorReasonCode":"","errorReasonText":""},` +
 		`"meta":{},"created":null,"modified":null,"scheduledDeletion":null,"size":0,"preview":"https://media.example.com/v/v/iframe",` +
@@ -156,7 +159,7 @@ func TestVideoHasAllMembers(t *testing.T) {
 	if err := json.Unmarshal([]byte(unset), &described); err != nil {
 		t.Fatal(err)
 	}
-	known := slices.Concat(computed, slices.Collect(maps.Keys(describing)), []string{"uid", "requireSignedURLs", "allowedOrigins"})
+	known := slices.Concat(computedMembers, slices.Collect(maps.Keys(describingMembers)), []string{"uid", "requireSignedURLs", "allowedOrigins"})
 	for member := range described {
 		if !slices.Contains(known, member) {
 			t.Errorf("a client that sends back %q is refused", member)
@@ -167,18 +170,17 @@ func TestVideoHasAllMembers(t *testing.T) {
 // An edit changes what it names and nothing else; null takes back a member that
 // describes; DELETE takes back everything.
 func TestPartialUpdates(t *testing.T) {
-	c := control(t, new(App), new(API))
-	clock := testTime
-	c.api.app.now = func() time.Time { return clock }
+	t.Parallel()
+	c := control(t, nil)
 	want := unsetVideo("v")
 	c.wantVideo(t, c.call(t, "GET", "v", ""), want)
 	for _, body := range []string{"", "{}", `{"uid":"v"}`, `{"size":7,"created":"never"}`} { // nothing to change
 		c.wantVideo(t, c.call(t, "POST", "v", body), want)
 	}
-	if c.node.count("update") != 0 {
+	if c.store.count("update") != 0 {
 		t.Error("settings are made of nothing")
 	}
-	created := apiTime(testTime)
+	created := formatTime(testTime)
 	for _, tc := range []struct {
 		body   string
 		change func(*decodedVideo)
@@ -203,11 +205,11 @@ func TestPartialUpdates(t *testing.T) {
 		{`{"requireSignedURLs":true,"size":7,"playback":{},"status":"x","created":"never"}`, func(v *decodedVideo) { v.RequireSignedURLs = true }},
 	} {
 		tc.change(&want)
-		modified := apiTime(clock)
+		modified := formatTime(*c.clock)
 		want.Modified = &modified
 		c.wantVideo(t, c.call(t, "POST", "v", tc.body), want)
 		c.wantVideo(t, c.call(t, "GET", "v", ""), want)
-		clock = clock.Add(time.Second)
+		*c.clock = c.clock.Add(time.Second)
 	}
 	a := c.call(t, "DELETE", "v", "")
 	if wantReply(t, "DELETE", a, 200, 0); string(a.result) != "null" {
@@ -215,56 +217,54 @@ func TestPartialUpdates(t *testing.T) {
 	}
 	c.wantVideo(t, c.call(t, "GET", "v", ""), unsetVideo("v"))
 	wantReply(t, "DELETE again", c.call(t, "DELETE", "v", ""), 200, 0)
-	if objects := c.node.fleet.backup(); len(objects) != 0 {
-		t.Errorf("the store has %v", objects)
+	if data := c.store.data(store.Videos, "v"); data != "" {
+		t.Errorf("the store has %s", data)
 	}
 }
 
-// What is not set is as it is for all videos, also when that changes later; what
-// is set, if only to the same, is not.
-func TestVideosAreReportedWithTheDefaults(t *testing.T) {
-	c := control(t, &App{VideoSettings: VideoSettings{RequireSignedURLs: new(false), AllowedOrigins: []string{"default.example"}}}, new(API))
+// A member that is not set has the default, also when the default changes later;
+// a member that is set, if only to the same value, has not. An edit is in force at
+// the gate with its answer.
+func TestDefaultsAndEditsInForce(t *testing.T) {
+	t.Parallel()
+	defaults := VideoSettings{RequireSignedURLs: false, AllowedOrigins: []string{"default.example"}}
+	c := control(t, func(config *Config) { config.Defaults = defaults })
+	inForce := func(want *bool, origins bool) {
+		t.Helper()
+		got, err := c.State.Video(t.Context(), "v")
+		if err != nil || cmp.Diff(want, got.RequireSignedURLs) != "" || got.OriginsSet != origins {
+			t.Errorf("the gate goes by %+v, %v", got, err)
+		}
+	}
 	want := unsetVideo("v")
 	want.RequireSignedURLs, want.AllowedOrigins = false, []string{"default.example"}
 	c.wantVideo(t, c.call(t, "GET", "v", ""), want)
-	created := apiTime(testTime)
+	created := formatTime(testTime)
 	want.Created, want.Modified, want.Uploaded, want.Creator = &created, &created, &created, json.RawMessage(`"x"`)
 	c.wantVideo(t, c.call(t, "POST", "v", `{"creator":"x"}`), want)
-	if data := c.node.fleet.data(videoNamed("v")); strings.Contains(data, "requireSignedURLs") || strings.Contains(data, "allowedOrigins") {
+	inForce(nil, false)
+	if data := c.store.data(store.Videos, "v"); strings.Contains(data, "requireSignedURLs") || strings.Contains(data, "allowedOrigins") {
 		t.Errorf("defaults are stored as if somebody had set them: %s", data)
 	}
 	want.RequireSignedURLs, want.AllowedOrigins = true, []string{}
 	c.wantVideo(t, c.call(t, "POST", "v", `{"requireSignedURLs":true,"allowedOrigins":[]}`), want)
-	if s, err := c.api.app.settings(t.Context(), "v"); err != nil || !s.requireSignedURLs || s.origins.allowed != nil {
-		t.Errorf("the gate goes by %+v, %v", s, err)
-	}
-	// The answer is made of a copy: whoever changes it changes no default.
-	if c.api.app.describe("w", nil).AllowedOrigins[0] = "changed"; c.api.app.AllowedOrigins[0] != "default.example" {
-		t.Error("a described video shares the default's list")
-	}
-}
-
-// An edit is in force at the gate with its answer.
-func TestEditsAreInForceAtOnce(t *testing.T) {
-	c := control(t, new(App), new(API))
-	private := func(want bool) {
-		t.Helper()
-		if s, err := c.api.app.settings(t.Context(), "v"); err != nil || s.requireSignedURLs != want {
-			t.Errorf("the gate goes by %+v, %v, want it private: %t", s, err, want)
-		}
-	}
-	private(true)
-	for _, want := range []bool{false, true, false} {
-		wantReply(t, "POST", c.call(t, "POST", "v", fmt.Sprintf(`{"requireSignedURLs":%t}`, want)), 200, 0)
-		private(want)
-	}
+	inForce(new(true), true)
+	wantReply(t, "POST", c.call(t, "POST", "v", `{"requireSignedURLs":false}`), 200, 0)
+	inForce(new(false), true)
 	wantReply(t, "DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
-	private(true)
+	if got, err := c.State.Video(t.Context(), "v"); err != nil || got != nil {
+		t.Errorf("the gate goes by %+v, %v after DELETE", got, err)
+	}
+	// An answer has a copy of the defaults.
+	if c.describe(&state.VideoDocument{}, c.Defaults).AllowedOrigins[0] = "changed"; defaults.AllowedOrigins[0] != "default.example" {
+		t.Error("a described video shares the list of the defaults")
+	}
 }
 
 // What an answer should not be taken for: a deletion that nobody will make, and
 // settings that are forgotten where they were what kept viewers out.
 func TestWarningsAboutVideos(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name, before string
 		public       bool // by default
@@ -273,18 +273,18 @@ func TestWarningsAboutVideos(t *testing.T) {
 	}{
 		{"deletion that is scheduled", "", false, "POST", `{"scheduledDeletion":"2030-01-02T03:04:05Z"}`, "nothing is deleted"},
 		{"other edit", "", false, "POST", `{"creator":"x"}`, ""},
-		{"private video forgotten", privateVideo, true, "DELETE", "", "without a token"},
-		{"private video forgotten, private by default", privateVideo, false, "DELETE", "", ""},
-		{"public video forgotten", publicVideo, true, "DELETE", "", ""},
+		{"private video forgotten", `{"uid":"v","requireSignedURLs":true}`, true, "DELETE", "", "without a token"},
+		{"private video forgotten, private by default", `{"uid":"v","requireSignedURLs":true}`, false, "DELETE", "", ""},
+		{"public video forgotten", `{"uid":"v","requireSignedURLs":false}`, true, "DELETE", "", ""},
 		{"video without that setting forgotten", `{"uid":"v"}`, true, "DELETE", "", ""},
 		{"damaged video forgotten", "broken", true, "DELETE", "", "without a token"},
 		{"damaged video forgotten, private by default", "broken", false, "DELETE", "", ""},
 		{"nothing forgotten", "", true, "DELETE", "", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := control(t, &App{VideoSettings: VideoSettings{RequireSignedURLs: new(!tc.public)}}, new(API))
+			c := control(t, func(config *Config) { config.Defaults.RequireSignedURLs = !tc.public })
 			if tc.before != "" {
-				c.node.fleet.plant(videoNamed("v"), tc.before)
+				c.store.plant(store.Videos, "v", tc.before)
 			}
 			a := c.call(t, tc.method, "v", tc.body)
 			wantReply(t, tc.name, a, 200, 0)
@@ -298,40 +298,15 @@ func TestWarningsAboutVideos(t *testing.T) {
 	}
 }
 
-// The log says what a call has made of a video.
-func TestLogOfVideos(t *testing.T) {
-	c := control(t, new(App), new(API))
-	for _, tc := range []struct {
-		method, body string
-		want         []any // require_signed_urls, allowed_origins
-	}{
-		{"POST", `{"requireSignedURLs":false,"allowedOrigins":["example.com"]}`, []any{false, []any{"example.com"}}},
-		{"POST", `{"creator":"x"}`, []any{false, []any{"example.com"}}},
-		{"GET", ``, []any{nil, nil}},
-		{"DELETE", ``, []any{true, nil}},
-	} {
-		c.logs.TakeAll()
-		c.call(t, tc.method, "v", tc.body)
-		fields := c.logs.TakeAll()[0].ContextMap()
-		if diff := cmp.Diff(tc.want, []any{fields["require_signed_urls"], fields["allowed_origins"]}); diff != "" {
-			t.Errorf("%s %s is logged as %v", tc.method, tc.body, fields)
-		}
-	}
-}
-
 // Settings of the config file win, are shown, and cannot be changed: an answer
 // that says "done" must not be one that changes nothing.
 func TestVideosOfTheConfigFile(t *testing.T) {
-	c := control(t, &App{
-		VideoSettings: VideoSettings{AllowedOrigins: []string{"default.example"}},
-		Videos: map[string]VideoSettings{
-			"open": {RequireSignedURLs: new(false)},
-			"site": {AllowedOrigins: []string{"site.example"}},
-		},
-	}, new(API))
-	c.node.fleet.plant(videoNamed("open"), `{"uid":"open","requireSignedURLs":true,"created":"2020-01-01T00:00:00Z","descriptive":{"creator":"\"x\""}}`)
-	c.node.fleet.damage(videoNamed("site"))
-	c.state.sync(t.Context())
+	t.Parallel()
+	c := control(t, func(config *Config) {
+		config.Videos = map[string]VideoSettings{"open": {AllowedOrigins: []string{"default.example"}}, "site": {true, []string{"site.example"}}}
+	})
+	c.store.plant(store.Videos, "open", `{"uid":"open","requireSignedURLs":true,"created":"2020-01-01T00:00:00Z","descriptive":{"creator":"x"}}`)
+	c.store.plant(store.Videos, "site", "")
 	open, site := unsetVideo("open"), unsetVideo("site")
 	open.RequireSignedURLs, open.AllowedOrigins = false, []string{"default.example"}
 	site.AllowedOrigins = []string{"site.example"}
@@ -343,69 +318,24 @@ func TestVideosOfTheConfigFile(t *testing.T) {
 		wantReply(t, "DELETE", c.call(t, "DELETE", id, ""), 403, codeForbidden)
 		wantReply(t, "POST of nonsense", c.call(t, "POST", id, `{"x":1}`), 400, codeBadRequest)
 	}
-	if c.node.count("update")+c.node.count("get") != 0 {
+	if c.store.count("update", "get") != 0 {
 		t.Error("the store is asked for a video of the config")
 	}
 }
 
-// S4: a video whose settings are damaged is reported as that, not with
-// defaults; an edit does not write over what it cannot read, and DELETE forgets
-// it.
-func TestDamagedVideosInTheAPI(t *testing.T) {
+// S4: a video whose settings are damaged is reported as that, not with defaults;
+// an edit does not overwrite what it cannot read, and DELETE forgets it.
+func TestDamagedVideos(t *testing.T) {
+	t.Parallel()
 	for what, data := range map[string]string{"damaged": "", "of another video": `{"uid":"w"}`} {
-		c := control(t, new(App), new(API))
-		plant := func() {
-			if data == "" {
-				c.node.fleet.damage(videoNamed("v"))
-			} else {
-				c.node.fleet.write(videoNamed("v"), data)
-			}
-		}
-		plant()
-		before := c.node.fleet.backup()[videoNamed("v")]
+		c := control(t, nil)
+		c.store.plant(store.Videos, "v", data)
 		wantReply(t, what+": GET", c.call(t, "GET", "v", ""), 503, codeUnavailable)
 		wantReply(t, what+": POST", c.call(t, "POST", "v", `{"requireSignedURLs":false}`), 503, codeUnavailable)
-		if after := c.node.fleet.backup()[videoNamed("v")]; string(after.Data) != string(before.Data) || (after.Damage == nil) != (before.Damage == nil) {
-			t.Errorf("%s: the object is %q now", what, after.Data)
+		if after := c.store.data(store.Videos, "v"); after != data {
+			t.Errorf("%s: the object is %q now", what, after)
 		}
 		wantReply(t, what+": DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
 		c.wantVideo(t, c.call(t, "GET", "v", ""), unsetVideo("v"))
-		if s, err := c.api.app.settings(t.Context(), "v"); err != nil || !s.requireSignedURLs {
-			t.Errorf("%s: the gate goes by %+v, %v after DELETE", what, s, err)
-		}
-	}
-}
-
-// Two edits of different members, by two nodes at the same time: both hold.
-func TestEditsAtTheSameTime(t *testing.T) {
-	c := control(t, new(App), new(API))
-	other := newTestState(t, c.node.fleet.node())
-	doc := `{"uid":"v","created":"2020-01-01T00:00:00Z","modified":"2020-01-01T00:00:00Z","requireSignedURLs":false}`
-	c.node.fleet.plant(videoNamed("v"), doc)
-	if video, err := other.videos.get(t.Context(), "v"); err != nil || *video.requireSignedURLs {
-		t.Fatalf("the other node knows %v, %v", video, err)
-	}
-	a := c.call(t, "POST", "v", `{"creator":"x"}`)
-	want := unsetVideo("v")
-	created, modified := "2020-01-01T00:00:00.000000Z", apiTime(testTime)
-	want.RequireSignedURLs, want.Creator, want.Created, want.Uploaded, want.Modified = false, json.RawMessage(`"x"`), &created, &created, &modified
-	c.wantVideo(t, a, want)
-	edit := &videoEdit{requireSignedURLs: new(true)}
-	err := other.update(t.Context(), videoNamed("v"), func(present store.Object) ([]byte, error) {
-		doc, err := other.decodeVideo(present)
-		if err != nil {
-			return nil, err
-		}
-		edit.apply(doc)
-		return json.Marshal(doc)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.state.sync(t.Context())
-	want.RequireSignedURLs = true
-	c.wantVideo(t, c.call(t, "GET", "v", ""), want)
-	if s, err := c.api.app.settings(t.Context(), "v"); err != nil || !s.requireSignedURLs {
-		t.Errorf("the gate goes by %+v, %v", s, err)
 	}
 }

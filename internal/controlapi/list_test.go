@@ -1,4 +1,4 @@
-package signedplayback
+package controlapi
 
 import (
 	"context"
@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -15,12 +14,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 )
 
 // A list that is not filtered looks like one that is, so a query that is not
 // understood is refused.
 func TestListQueriesThatAreRefused(t *testing.T) {
+	t.Parallel()
 	for query, why := range map[string]string{
 		"per_page=0":                    "per_page",
 		"per_page=1001":                 "per_page",
@@ -51,19 +52,18 @@ func TestListQueriesThatAreRefused(t *testing.T) {
 		strings.Repeat("x", 300) + "=1": "unknown",
 	} {
 		filter, err := parseVideoFilter(query)
-		wantRefusedBody(t, query, err, why)
+		wantBadRequest(t, query, err, why)
 		if filter != nil {
 			t.Errorf("%s: a filter beside the error", query)
 		}
 	}
-	c := control(t, new(App), new(API))
-	wantReply(t, "an unknown parameter", c.call(t, "GET", "/client/v4/accounts/acc/stream?page=2", ""), 400, codeBadRequest)
 }
 
 func TestListFilters(t *testing.T) {
+	t.Parallel()
 	day := func(n int) time.Time { return time.Date(2026, 1, n, 12, 0, 0, 0, time.UTC) }
-	doc := func(created int, meta, creator string) *videoDocument {
-		d := &videoDocument{Created: day(created), Descriptive: map[string]json.RawMessage{}}
+	doc := func(created int, meta, creator string) *state.VideoDocument {
+		d := &state.VideoDocument{Created: day(created), Descriptive: map[string]json.RawMessage{}}
 		if meta != "" {
 			d.Descriptive["meta"] = json.RawMessage(meta)
 		}
@@ -72,12 +72,12 @@ func TestListFilters(t *testing.T) {
 		}
 		return d
 	}
-	videos := map[string]*videoDocument{
+	videos := map[string]*state.VideoDocument{
 		"a":      doc(1, `{"name":"First Film"}`, `"me"`),
 		"b":      doc(2, `{"name":"second"}`, `"you"`),
 		"c":      doc(3, `{"name":7}`, ``),
 		"d":      doc(4, ``, `""`),
-		"config": new(videoDocument),
+		"config": &state.VideoDocument{},
 	}
 	for query, want := range map[string]string{
 		"":                             "a b c config d",
@@ -123,7 +123,7 @@ func TestListFilters(t *testing.T) {
 			}
 			var got []string
 			for id, doc := range videos {
-				if filter.matches(id, doc) {
+				if doc.UID = id; filter.matches(doc) {
 					got = append(got, id)
 				}
 			}
@@ -149,13 +149,14 @@ func TestListFilters(t *testing.T) {
 }
 
 // Of many more videos than a list has, it has the first, whatever the order in
-// which the store tells of them, and it does not keep them all.
+// which the store returns them, and it does not keep all of them.
 func TestListOfManyVideos(t *testing.T) {
+	t.Parallel()
 	random := rand.New(rand.NewPCG(3, 4))
-	var videos []listedVideo
+	var videos []*state.VideoDocument
 	for i := range 5 * maxListed {
 		// Some are of the same moment.
-		videos = append(videos, listedVideo{fmt.Sprintf("v%05d", i), &videoDocument{Created: testTime.Add(time.Duration(random.IntN(2000)) * time.Second)}})
+		videos = append(videos, &state.VideoDocument{UID: fmt.Sprintf("v%05d", i), Created: testTime.Add(time.Duration(random.IntN(2000)) * time.Second)})
 	}
 	for _, ascending := range []bool{false, true} {
 		for _, limit := range []int{1, 7, maxListed} {
@@ -168,16 +169,16 @@ func TestListOfManyVideos(t *testing.T) {
 					top.add(v)
 					most = max(most, len(top.kept))
 				}
-				slices.SortFunc(given, func(a, b listedVideo) int { return strings.Compare(a.id, b.id) })
-				slices.SortStableFunc(given, func(a, b listedVideo) int {
+				slices.SortFunc(given, func(a, b *state.VideoDocument) int { return strings.Compare(a.UID, b.UID) })
+				slices.SortStableFunc(given, func(a, b *state.VideoDocument) int {
 					if ascending {
-						return int(a.doc.Created.Sub(b.doc.Created))
+						return int(a.Created.Sub(b.Created))
 					}
-					return int(b.doc.Created.Sub(a.doc.Created))
+					return int(b.Created.Sub(a.Created))
 				})
 				want := given[:min(len(given), limit)]
-				got := top.best()
-				if !slices.EqualFunc(want, got, func(a, b listedVideo) bool { return a.id == b.id }) {
+				got := top.first()
+				if !slices.EqualFunc(want, got, func(a, b *state.VideoDocument) bool { return a.UID == b.UID }) {
 					t.Errorf("%s, ascending %t, limit %d: %d videos of which some are wrong, want %d", name, ascending, limit, len(got), len(want))
 				}
 				if top.total != n || most > 2*maxListed {
@@ -189,9 +190,9 @@ func TestListOfManyVideos(t *testing.T) {
 }
 
 // listed returns the ids of a list in its order.
-func (c controlled) listed(t *testing.T, query string) ([]string, apiReply) {
+func (c controlled) listed(t *testing.T, query string) ([]string, reply) {
 	t.Helper()
-	a := c.call(t, "GET", "/client/v4/accounts/acc/stream?"+query, "")
+	a := c.call(t, "GET", streamPath+"?"+query, "")
 	wantReply(t, query, a, 200, 0)
 	var videos []decodedVideo
 	if err := json.Unmarshal(a.result, &videos); err != nil || videos == nil {
@@ -207,15 +208,15 @@ func (c controlled) listed(t *testing.T, query string) ([]string, apiReply) {
 // The list has the videos with settings, newest first, and those of the config
 // file with the settings that count, each once.
 func TestListOfVideos(t *testing.T) {
-	c := control(t, &App{Videos: map[string]VideoSettings{"config": {RequireSignedURLs: new(false)}, "both": {RequireSignedURLs: new(false)}}}, new(API))
+	t.Parallel()
+	c := control(t, func(config *Config) { config.Videos = map[string]VideoSettings{"config": {}, "both": {}} })
 	if ids, a := c.listed(t, "include_counts=true"); cmp.Diff([]string{"both", "config"}, ids) != "" || a.total != "2" {
 		t.Errorf("at first, the list has %q, %s in all", ids, a.total)
 	}
 	for i, id := range []string{"old", "both", "new", "Zebra"} {
 		created := must(json.Marshal(time.Date(2026, 1, 1+i, 0, 0, 0, 0, time.UTC)))
-		c.node.fleet.plant(videoNamed(id), fmt.Sprintf(`{"uid":%q,"created":%s,"modified":%s,"requireSignedURLs":true}`, id, created, created))
+		c.store.plant(store.Videos, id, fmt.Sprintf(`{"uid":%q,"created":%s,"modified":%s,"requireSignedURLs":true}`, id, created, created))
 	}
-	c.node.fleet.plant(keyNamed("a"), liveKey("a")) // is none
 	ids, a := c.listed(t, "")
 	if diff := cmp.Diff([]string{"Zebra", "new", "old", "both", "config"}, ids); diff != "" || strings.Contains(a.raw, `"total"`) {
 		t.Errorf("the list (-want +got):\n%s%s", diff, a.raw)
@@ -246,82 +247,74 @@ func TestListOfVideos(t *testing.T) {
 	}
 }
 
-// A damaged object does not end the list and is not left out without a word.
+// A damaged object does not end the list, and a warning tells of it. A list that
+// could not be read to its end is no list.
 func TestListWithDamagedVideos(t *testing.T) {
-	c := control(t, new(App), new(API))
-	c.node.fleet.plant(videoNamed("good"), `{"uid":"good"}`)
-	c.node.fleet.damage(videoNamed("bad"))
-	c.node.fleet.plant(videoNamed("worse"), `{"uid":"other"}`)
-	ids, a := c.listed(t, "include_counts=true")
-	if diff := cmp.Diff([]string{"good"}, ids); diff != "" || a.total != "1" {
-		t.Errorf("the list (-want +got):\n%s%s", diff, a.raw)
-	}
-	var named []string
-	for _, message := range a.messages {
-		for _, id := range []string{"bad", "worse"} {
-			if strings.Contains(message.Message, strconv.Quote(id)) && message.Code == codeWarning {
-				named = append(named, id)
+	t.Parallel()
+	c := control(t, nil)
+	c.store.plant(store.Videos, "good", `{"uid":"good"}`)
+	c.store.plant(store.Videos, "bad", "")
+	c.store.plant(store.Videos, "worse", `{"uid":"other"}`)
+	for range 2 {
+		ids, a := c.listed(t, "include_counts=true")
+		if diff := cmp.Diff([]string{"good"}, ids); diff != "" || a.total != "1" {
+			t.Errorf("the list (-want +got):\n%s%s", diff, a.raw)
+		}
+		want := []message{{codeWarning, fmt.Sprintf(damagedVideo, "bad")}, {codeWarning, fmt.Sprintf(damagedVideo, "worse")}}
+		if diff := cmp.Diff(want, a.messages); diff != "" {
+			t.Errorf("warnings (-want +got):\n%s", diff)
+		}
+		c.store.setHook(func(ctx context.Context, operation string, name store.Name) error {
+			if operation == "read" && name.ID() == "good" {
+				return down(ctx, operation, name)
 			}
-		}
-	}
-	if diff := cmp.Diff([]string{"bad", "worse"}, named); diff != "" || len(a.messages) != 2 {
-		t.Errorf("warnings (-want +got):\n%s%v", diff, a.messages)
-	}
-}
-
-// A list that could not be read to its end is no list.
-func TestListThatBreaksOff(t *testing.T) {
-	c := control(t, new(App), new(API))
-	for i := range 3 {
-		c.node.fleet.plant(videoNamed(fmt.Sprint("v", i)), fmt.Sprintf(`{"uid":"v%d"}`, i))
-	}
-	before := storeErrors(t, "list")
-	c.node.intercept(nil, on("list", "v1", down))
-	wantReply(t, "a list that breaks off", c.call(t, "GET", "/client/v4/accounts/acc/stream", ""), 503, codeUnavailable)
-	if storeErrors(t, "list") != before+1 {
-		t.Error("the failure is not counted")
-	}
-	c.node.intercept(nil, nil)
-	if ids, _ := c.listed(t, ""); len(ids) != 3 {
-		t.Errorf("the list has %q afterwards", ids)
+			return nil
+		})
+		wantReply(t, "a list that breaks off", c.call(t, "GET", streamPath, ""), 503, codeUnavailable)
+		c.store.setHook(nil)
 	}
 }
 
-// A list reads the whole store, so one is made at a time, and whoever waits for
-// it may leave.
+// A list reads the whole store, so one is made at a time. Few calls wait for it,
+// none of them for long, and a client that waits may leave.
 func TestListsAreMadeOneAtATime(t *testing.T) {
-	c := control(t, new(App), new(API))
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c.api.listing = make(chan struct{}, 1)
+		c := control(t, nil)
 		proceed := make(chan struct{})
-		c.node.intercept(on("list", "", func(context.Context, string, store.Name) error { <-proceed; return nil }), nil)
-		done := make(chan apiReply, 2)
-		list := func(ctx context.Context) {
-			done <- c.call(t, "GET", "/client/v4/accounts/acc/stream", "", func(r *http.Request) { *r = *r.WithContext(until{r.Context(), ctx}) })
+		c.store.setHook(func(_ context.Context, operation string, _ store.Name) error {
+			if operation == "list" {
+				<-proceed
+			}
+			return nil
+		})
+		list := func(ctx context.Context) <-chan reply {
+			done := make(chan reply, 1)
+			go func() {
+				done <- c.call(t, "GET", streamPath, "", func(r *http.Request) { *r = *r.WithContext(ctx) })
+			}()
+			synctest.Wait()
+			return done
 		}
-		before := c.node.count("list")
-		go list(t.Context())
-		synctest.Wait()
+		before := c.store.count("list")
+		first := list(t.Context())
 		ctx, cancel := context.WithCancel(t.Context())
-		go list(ctx)
-		synctest.Wait()
-		if got := c.node.count("list") - before; got != 1 {
+		left := list(ctx)
+		cancel()
+		wantReply(t, "the list of a client that has left", <-left, 503, codeUnavailable)
+		var waiting []<-chan reply
+		for range maxWaitingLists {
+			waiting = append(waiting, list(t.Context()))
+		}
+		wantReply(t, "one list too many", <-list(t.Context()), 503, codeUnavailable)
+		for _, done := range waiting {
+			wantReply(t, "a list that has waited too long", <-done, 503, codeUnavailable)
+		}
+		if got := c.store.count("list") - before; got != 1 {
 			t.Errorf("%d lists are made at once, want 1", got)
 		}
-		cancel()
-		wantReply(t, "the list of a caller who has left", <-done, 503, 0)
 		close(proceed)
-		wantReply(t, "the other list", <-done, 200, 0)
-		wantReply(t, "the next list", c.call(t, "GET", "/client/v4/accounts/acc/stream", ""), 200, 0)
+		wantReply(t, "the first list", <-first, 200, 0)
+		wantReply(t, "the next list", c.call(t, "GET", streamPath, ""), 200, 0)
 	})
 }
-
-// until is the context of a request that ends with another one.
-type until struct {
-	context.Context
-	end context.Context
-}
-
-func (u until) Done() <-chan struct{} { return u.end.Done() }
-
-func (u until) Err() error { return u.end.Err() }

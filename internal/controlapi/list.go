@@ -1,20 +1,25 @@
-package signedplayback
+package controlapi
 
 import (
 	"encoding/json"
+	"errors"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/queue"
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 )
 
 const maxListed = 1000
 
-// listCounts are the members that a list has with include_counts.
+var errTooManyLists = errors.New("too many lists are being made at once; try again in a moment")
+
+// listCounts are the members of a list with include_counts.
 type listCounts struct {
 	Total string `json:"total"`
 	Range string `json:"range"`
@@ -29,11 +34,11 @@ type videoFilter struct {
 	limit              int
 	ascending          bool
 	counts             bool
-	none               bool // the query asks for what no video here is
+	none               bool // the query asks for videos that cannot exist here
 }
 
-// parseVideoFilter reads the query. A parameter that it does not know is an
-// error: a list that is not filtered looks like one that is.
+// parseVideoFilter reads the query. An unknown parameter is an error: a list that
+// is not filtered looks like one that is.
 func parseVideoFilter(query string) (*videoFilter, error) {
 	values, err := url.ParseQuery(query)
 	if err != nil {
@@ -61,7 +66,8 @@ func parseVideoFilter(query string) (*videoFilter, error) {
 	for name, given := range values {
 		read, known := readers[name]
 		if !known || len(given) != 1 {
-			return nil, badRequest("query parameter %.40q is unknown or repeated; known are %s", name, sortedNames(readers))
+			return nil, badRequest("query parameter %.40q is unknown or repeated; known are %s",
+				name, strings.Join(slices.Sorted(maps.Keys(readers)), ", "))
 		}
 		if err := read(given[0]); err != nil {
 			return nil, err
@@ -98,18 +104,18 @@ func limitParameter(name string, into *int) func(string) error {
 	}
 }
 
-// matches reports whether a video belongs into the list.
-func (f *videoFilter) matches(videoID string, doc *videoDocument) bool {
+// matches reports whether a video belongs to the list.
+func (f *videoFilter) matches(doc *state.VideoDocument) bool {
 	var meta struct {
 		Name string `json:"name"`
 	}
-	_ = json.Unmarshal(doc.Descriptive["meta"], &meta) // another type of name is no name
+	_ = json.Unmarshal(doc.Descriptive["meta"], &meta) // a name of another type is no name
 	var creator string
 	_ = json.Unmarshal(doc.Descriptive["creator"], &creator)
 	switch {
 	case f.none,
-		f.ids != nil && !slices.Contains(f.ids, videoID),
-		f.names != nil && !slices.Contains(f.names, videoID) && !slices.Contains(f.names, meta.Name),
+		f.ids != nil && !slices.Contains(f.ids, doc.UID),
+		f.names != nil && !slices.Contains(f.names, doc.UID) && !slices.Contains(f.names, meta.Name),
 		f.titles != nil && !slices.Contains(f.titles, meta.Name),
 		!strings.Contains(strings.ToLower(meta.Name), f.search),
 		f.creator != nil && *f.creator != creator,
@@ -120,12 +126,6 @@ func (f *videoFilter) matches(videoID string, doc *videoDocument) bool {
 	return true
 }
 
-// listedVideo is a video on its way into the list.
-type listedVideo struct {
-	id  string
-	doc *videoDocument
-}
-
 // listVideos lists the videos that have settings, newest first: those of the
 // store and those of the config file, which have no date and come last.
 func (c *call) listVideos(strictjson.Value) (any, error) {
@@ -133,75 +133,70 @@ func (c *call) listVideos(strictjson.Value) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx := c.request.Context()
-	select {
-	case c.api.listing <- struct{}{}:
-		defer func() { <-c.api.listing }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := c.lists.Enter(c.ctx(), 1); errors.Is(err, queue.ErrFull) || errors.Is(err, queue.ErrTimeout) {
+		return nil, errTooManyLists
+	} else if err != nil {
+		return nil, err
 	}
-	top := newestVideos{filter: filter}
-	app := c.api.app
-	for object, err := range app.state.all(ctx, store.Videos) {
+	defer c.lists.Leave(1)
+	newest := newestVideos{filter: filter}
+	for doc, err := range c.State.VideoDocuments(c.ctx()) {
+		if errors.Is(err, state.ErrDamaged) {
+			c.warn(damagedVideo, doc.UID)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		id := object.Name.ID()
-		_, configured := app.Videos[id]
-		doc, damage := app.state.decodeVideo(object)
-		if damage != nil {
-			c.warn("the settings of the video %q in the store are damaged, so it is refused to viewers; DELETE forgets them", id)
-		}
-		if doc != nil && !configured {
-			top.add(listedVideo{id, doc})
+		if _, configured := c.Videos[doc.UID]; !configured {
+			newest.add(doc)
 		}
 	}
-	for id := range app.Videos {
-		top.add(listedVideo{id, new(videoDocument)})
+	for id := range c.Videos {
+		newest.add(&state.VideoDocument{UID: id})
 	}
 	list := []*video{}
-	for _, v := range top.best() {
-		if own, configured := app.Videos[v.id]; configured {
-			list = append(list, app.configuredVideo(v.id, own))
-			continue
+	for _, doc := range newest.first() {
+		settings, configured := c.Videos[doc.UID]
+		if !configured {
+			settings = c.Defaults
 		}
-		list = append(list, app.describe(v.id, v.doc))
+		list = append(list, c.describe(doc, settings))
 	}
 	if filter.counts {
-		c.counts = &listCounts{strconv.Itoa(top.total), strconv.Itoa(len(list))}
+		c.counts = &listCounts{strconv.Itoa(newest.total), strconv.Itoa(len(list))}
 	}
 	return list, nil
 }
 
-// newestVideos keeps the first videos of a list without keeping all: there may
-// be a million.
+// newestVideos keeps the first videos of a list without keeping all of them.
 type newestVideos struct {
 	filter *videoFilter
-	kept   []listedVideo
+	kept   []*state.VideoDocument
 	total  int
 }
 
-func (n *newestVideos) add(v listedVideo) {
-	if !n.filter.matches(v.id, v.doc) {
+func (n *newestVideos) add(doc *state.VideoDocument) {
+	if !n.filter.matches(doc) {
 		return
 	}
 	n.total++
-	if n.kept = append(n.kept, v); len(n.kept) >= 2*maxListed {
-		n.kept = n.best()
+	if n.kept = append(n.kept, doc); len(n.kept) >= 2*maxListed {
+		n.kept = n.first()
 	}
 }
 
-// best returns the first videos of those that were added, in the list's order.
-func (n *newestVideos) best() []listedVideo {
-	slices.SortFunc(n.kept, func(a, b listedVideo) int {
-		order := b.doc.Created.Compare(a.doc.Created)
+// first returns the first of the added videos, in the order of the list.
+func (n *newestVideos) first() []*state.VideoDocument {
+	slices.SortFunc(n.kept, func(a, b *state.VideoDocument) int {
+		order := b.Created.Compare(a.Created)
 		if n.filter.ascending {
 			order = -order
 		}
 		if order != 0 {
 			return order
 		}
-		return strings.Compare(a.id, b.id)
+		return strings.Compare(a.UID, b.UID)
 	})
 	return n.kept[:min(len(n.kept), n.filter.limit)]
 }

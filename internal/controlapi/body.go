@@ -1,0 +1,85 @@
+package controlapi
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
+)
+
+// members are the members of a body that a call knows, with the functions that
+// read them. A member with a nil function is ignored.
+type members map[string]func(strictjson.Value) error
+
+// read reads a body. A member that the call does not know is an error: it may be
+// the one that was to keep somebody out.
+func (m members) read(body strictjson.Value) error {
+	for name, value := range body.Members() {
+		read, known := m[string(name)]
+		if !known {
+			return m.unknown(string(name))
+		}
+		if read == nil {
+			continue
+		}
+		if err := read(value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m members) unknown(name string) error {
+	var settable []string
+	for _, known := range slices.Sorted(maps.Keys(m)) {
+		if strings.EqualFold(known, name) {
+			return badRequest("unknown member %.80q: did you mean %q?", name, known)
+		}
+		if m[known] != nil {
+			settable = append(settable, known)
+		}
+	}
+	if len(settable) == 0 {
+		return badRequest("unknown member %.80q: this call takes none", name)
+	}
+	return badRequest("unknown member %.80q; known are %s", name, strings.Join(settable, ", "))
+}
+
+func textMember(name string, into *string) func(strictjson.Value) error {
+	return func(v strictjson.Value) error {
+		text, ok := v.Text()
+		if !ok {
+			return badRequest("%s is not a string", name)
+		}
+		*into = text
+		return nil
+	}
+}
+
+// dateMember reads Unix seconds. 0 means that the date is not set.
+func dateMember(name string, into *time.Time) func(strictjson.Value) error {
+	return func(v strictjson.Value) error {
+		seconds, err := strconv.ParseInt(string(v.Raw()), 10, 64)
+		if err != nil || seconds < 0 {
+			return badRequest("%s is %.40s: want Unix seconds, a whole number", name, v.Raw())
+		}
+		if seconds != 0 {
+			*into = time.Unix(seconds, 0)
+		}
+		return nil
+	}
+}
+
+func boolMember(name string, into *bool) func(strictjson.Value) error {
+	return func(v strictjson.Value) error {
+		value, ok := v.Bool()
+		if !ok {
+			return badRequest("%s is %.40s: want true or false", name, v.Raw())
+		}
+		*into = value
+		return nil
+	}
+}

@@ -1,0 +1,330 @@
+package controlapi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+const apiSecret = "s3cret-of-the-tests"
+
+var testTime = time.Date(2027, 1, 15, 8, 0, 0, 0, time.UTC)
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
+}
+
+var (
+	testKey  = sync.OnceValue(func() *token.SigningKey { return must(token.GenerateSigningKey("k1")) })
+	otherKey = sync.OnceValue(func() *token.SigningKey { return must(token.GenerateSigningKey("k2")) })
+)
+
+// memStore is a store in memory whose operations a test can fail and hold up.
+type memStore struct {
+	mu      sync.Mutex
+	objects map[store.Name]store.Object
+	calls   map[string]int
+
+	// Called after each operation (get, update, list, read, changes), whose error
+	// it may be. May be nil.
+	hook func(ctx context.Context, operation string, name store.Name) error
+}
+
+func (m *memStore) run(ctx context.Context, operation string, name store.Name, do func()) error {
+	m.mu.Lock()
+	m.calls[operation]++
+	hook := m.hook
+	do()
+	m.mu.Unlock()
+	if hook == nil {
+		return nil
+	}
+	return hook(ctx, operation, name)
+}
+
+func (m *memStore) Get(ctx context.Context, name store.Name) (object store.Object, err error) {
+	err = m.run(ctx, "get", name, func() { object = m.objects[name] })
+	object.Name = name
+	return object, err
+}
+
+func (m *memStore) Update(ctx context.Context, name store.Name, change store.Change) (err error) {
+	failed := m.run(ctx, "update", name, func() {})
+	if failed != nil {
+		return failed
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	present := m.objects[name]
+	present.Name = name
+	data, err := change(present)
+	if err != nil {
+		return err
+	}
+	if delete(m.objects, name); data != nil {
+		m.objects[name] = store.Object{Name: name, Data: data}
+	}
+	return nil
+}
+
+func (m *memStore) All(ctx context.Context, collection store.Collection) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) {
+		var objects []store.Object
+		if err := m.run(ctx, "list", store.Name{}, func() { objects = slices.Collect(maps.Values(m.objects)) }); err != nil {
+			yield(store.Object{}, err)
+			return
+		}
+		slices.SortFunc(objects, func(a, b store.Object) int { return strings.Compare(a.Name.ID(), b.Name.ID()) })
+		for _, object := range objects {
+			if object.Name.Collection() != collection {
+				continue
+			}
+			if err := m.run(ctx, "read", object.Name, func() {}); err != nil {
+				yield(store.Object{}, err)
+				return
+			}
+			if !yield(object, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (m *memStore) Changes(ctx context.Context) ([]store.Collection, error) {
+	return []store.Collection{store.Keys, store.Videos, store.Signing}, m.run(ctx, "changes", store.Name{}, func() {})
+}
+
+func (*memStore) Wake() <-chan struct{} { return nil }
+
+func (*memStore) Close() {}
+
+func (m *memStore) setHook(hook func(context.Context, string, store.Name) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.hook = hook
+}
+
+func down(context.Context, string, store.Name) error { return store.ErrUnavailable }
+
+func hang(ctx context.Context, _ string, _ store.Name) error {
+	<-ctx.Done()
+	return fmt.Errorf("%w: %w", store.ErrUnavailable, ctx.Err())
+}
+
+// plant puts an object into the store; no data makes it a damaged one.
+func (m *memStore) plant(collection store.Collection, id, data string) {
+	object := store.Object{Name: must(store.NewName(collection, id)), Data: []byte(data)}
+	if data == "" {
+		object.Data, object.Damage = nil, store.ErrDamaged
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.objects[object.Name] = object
+}
+
+func (m *memStore) data(collection store.Collection, id string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return string(m.objects[must(store.NewName(collection, id))].Data)
+}
+
+// count returns how many operations of the kinds there have been.
+func (m *memStore) count(operations ...string) (count int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, operation := range operations {
+		count += m.calls[operation]
+	}
+	return count
+}
+
+// plantKeys makes testKey one of the gateway's keys, "gone" a revoked one and
+// "own" the one that signs.
+func (m *memStore) plantKeys() {
+	document := func(id, more string) string {
+		key := must(token.ParseSigningKey([]byte(testKey().PEM()), id))
+		return fmt.Sprintf(`{"id":%q,"created":"2027-01-15T08:00:00Z","jwk":%s%s}`, id, must(key.Public().JWK()), more)
+	}
+	m.plant(store.Keys, "k1", document("k1", ""))
+	m.plant(store.Keys, "gone", `{"id":"gone","revoked":"2026-01-02T03:04:05Z"}`)
+	m.plant(store.Keys, "own", document("own", `,"own":true`))
+	m.plant(store.Signing, "current", fmt.Sprintf(`{"id":"own","pem":%q,"created":"2027-01-15T08:00:00Z"}`, testKey().PEM()))
+}
+
+// controlled is a control API, its store and its log.
+type controlled struct {
+	*Server
+	store *memStore
+	logs  *observer.ObservedLogs
+	clock *time.Time
+}
+
+// control makes a control API with a credential on a store in memory. change may
+// change its configuration.
+func control(t testing.TB, change func(*Config)) controlled {
+	t.Helper()
+	m := &memStore{objects: make(map[store.Name]store.Object), calls: make(map[string]int)}
+	m.plantKeys()
+	clock := testTime
+	now := func() time.Time { return clock }
+	s := state.New(state.Config{Store: m, Logger: zap.NewNop, CountError: func(string) {}, Now: now})
+	t.Cleanup(s.Close)
+	core, logs := observer.New(zapcore.DebugLevel)
+	config := Config{
+		State:        s,
+		BearerTokens: []string{apiSecret},
+		LookupKey: func(keyID string) (*token.PublicKey, bool) {
+			key, known := s.Key(keyID)
+			return key.Public, known && key.Damage == nil
+		},
+		Revocable: func(keyID string) bool {
+			key, _ := s.Key(keyID)
+			return key.Public != nil || key.Revoked || key.Damage != nil
+		},
+		CheckRules:    func(json.RawMessage) ([]string, error) { return nil, nil },
+		Defaults:      VideoSettings{RequireSignedURLs: true},
+		ClientAddress: clientAddress,
+		Logger:        zap.New(core),
+		Now:           now,
+	}
+	if change != nil {
+		change(&config)
+	}
+	server, err := New(config)
+	if err != nil {
+		t.Fatalf("New = %v", err)
+	}
+	logs.TakeAll()
+	return controlled{server, m, logs, &clock}
+}
+
+func clientAddress(r *http.Request) netip.Addr {
+	address, _ := netip.ParseAddrPort(r.RemoteAddr)
+	return address.Addr()
+}
+
+// reply is the answer to a call.
+type reply struct {
+	status   int
+	header   http.Header
+	raw      string
+	result   json.RawMessage
+	errors   []message
+	messages []message
+	total    string
+}
+
+const streamPath = "/client/v4/accounts/acc/stream"
+
+// with returns a change of a request's header.
+func with(name string, values ...string) func(*http.Request) {
+	return func(r *http.Request) { r.Header[http.CanonicalHeaderKey(name)] = values }
+}
+
+func without(name string) func(*http.Request) { return func(r *http.Request) { r.Header.Del(name) } }
+
+func request(method, path, body string) *http.Request {
+	r := httptest.NewRequest("GET", "http://api.example.com/", strings.NewReader(body))
+	r.Method, r.URL = method, must(url.ParseRequestURI(path))
+	r.RemoteAddr = "203.0.113.7:1234"
+	return r
+}
+
+// call makes a call with the right credential. A path that does not start with a
+// slash is one below stream.
+func (c controlled) call(t testing.TB, method, path, body string, change ...func(*http.Request)) reply {
+	t.Helper()
+	if !strings.HasPrefix(path, "/") {
+		path = streamPath + "/" + path
+	}
+	r := request(method, path, body)
+	r.Header.Set("Authorization", "Bearer "+apiSecret)
+	for _, change := range change {
+		change(r)
+	}
+	w := httptest.NewRecorder()
+	c.ServeHTTP(w, r)
+	a := reply{status: w.Code, header: w.Header(), raw: w.Body.String()}
+	var decoded struct {
+		Result   json.RawMessage `json:"result"`
+		Success  *bool           `json:"success"`
+		Errors   []message       `json:"errors"`
+		Messages []message       `json:"messages"`
+		Total    string          `json:"total"`
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &decoded); err != nil {
+		t.Fatalf("%s %s = %q: %v", method, path, w.Body, err)
+	}
+	for _, member := range []string{`"result":`, `"success":`, `"errors":[`, `"messages":[`} {
+		if !strings.Contains(a.raw, member) {
+			t.Errorf("%s %s = %s, which lacks %s", method, path, a.raw, member)
+		}
+	}
+	a.result, a.errors, a.messages, a.total = decoded.Result, decoded.Errors, decoded.Messages, decoded.Total
+	if success := *decoded.Success; success != (a.status == http.StatusOK) || success != (len(a.errors) == 0) || !success && string(a.result) != "null" {
+		t.Errorf("%s %s = %d %s", method, path, a.status, a.raw)
+	}
+	return a
+}
+
+// wantReply checks status and code of an answer; 0 stands for any code.
+func wantReply(t testing.TB, what string, a reply, status, code int) {
+	t.Helper()
+	got := 0
+	if len(a.errors) > 0 {
+		got = a.errors[0].Code
+	}
+	if a.status != status || code != 0 && got != code {
+		t.Errorf("%s = %d %s, want %d and the code %d", what, a.status, a.raw, status, code)
+	}
+}
+
+// wantBadRequest checks that an error refuses a body, and says why.
+func wantBadRequest(t *testing.T, body string, err error, why string) {
+	t.Helper()
+	refused := refusalOf(err)
+	if refused.status != http.StatusBadRequest || refused.Code != codeBadRequest || !strings.Contains(refused.Message, why) || len(refused.Message) > 1000 {
+		t.Errorf("%.100s: %d %d %q, want a bad request with %q in it", body, refused.status, refused.Code, refused.Message, why)
+	}
+}
+
+// noBody is the body of a call without one.
+var noBody strictjson.Value
+
+func parsed(t testing.TB, body string) strictjson.Value {
+	t.Helper()
+	value, err := strictjson.Parse([]byte(body), maxBodyDepth)
+	if err != nil {
+		t.Fatalf("the test's body %s: %v", body, err)
+	}
+	return value
+}
+
+// brokenReader is a body that ends early.
+type brokenReader struct{}
+
+func (brokenReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }

@@ -1,0 +1,197 @@
+package controlapi
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+
+	"github.com/maypok86/otter/v2"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+)
+
+const (
+	// An address may fail this often at once, and then so often a second.
+	failureBurst = 60
+	failureRate  = 1
+
+	// maxFailingAddresses bounds the memory for addresses that have failed.
+	maxFailingAddresses = 10_000
+
+	bearerScheme = "Bearer "
+)
+
+// AuthKey is an email address and the key that belongs to it.
+type AuthKey struct{ Email, Key string }
+
+// credentials are digests of the secrets that authorize a call. They are
+// immutable.
+type credentials struct {
+	bearer [][sha256.Size]byte
+	pairs  [][sha256.Size]byte
+}
+
+// ErrNoCredential is the error of New for a Config without credentials.
+var ErrNoCredential = errors.New("no credential: set bearer_token or auth_key, or anybody could make keys")
+var errSecret = errors.New("it is empty or contains a space or a control character, which no header can carry as it is")
+
+func newCredentials(config Config) (credentials, error) {
+	var c credentials
+	for i, secret := range config.BearerTokens {
+		secret, err := checkSecret(secret)
+		if err != nil {
+			return credentials{}, fmt.Errorf("bearer_token %d: %w", i+1, err)
+		}
+		warnOfShort(config.Logger, secret)
+		c.bearer = append(c.bearer, sha256.Sum256([]byte(secret)))
+	}
+	for i, pair := range config.AuthKeys {
+		email, err := checkSecret(pair.Email)
+		if err != nil {
+			return credentials{}, fmt.Errorf("auth_key %d, email: %w", i+1, err)
+		}
+		key, err := checkSecret(pair.Key)
+		if err != nil {
+			return credentials{}, fmt.Errorf("auth_key %d, key: %w", i+1, err)
+		}
+		warnOfShort(config.Logger, key)
+		c.pairs = append(c.pairs, pairDigest(email, key))
+	}
+	if len(c.bearer)+len(c.pairs) == 0 {
+		return credentials{}, ErrNoCredential
+	}
+	return c, nil
+}
+
+// checkSecret returns a secret without the line break at the end of its file.
+func checkSecret(secret string) (string, error) {
+	secret = strings.TrimRight(secret, "\r\n")
+	for i := range len(secret) {
+		if secret[i] <= ' ' || secret[i] > '~' {
+			return "", errSecret
+		}
+	}
+	if secret == "" {
+		return "", errSecret
+	}
+	return secret, nil
+}
+
+func warnOfShort(logger *zap.Logger, secret string) {
+	const least = 16
+	if len(secret) < least {
+		logger.Warn("a secret of the control API is short enough to be guessed; make one with `openssl rand -hex 32`", zap.Int("characters", len(secret)))
+	}
+}
+
+func pairDigest(email, key string) [sha256.Size]byte {
+	return sha256.Sum256([]byte(email + "\x00" + key))
+}
+
+// allow reports whether a request has one of the credentials. It compares the
+// digests of all of them, so that the time that it takes tells nothing.
+func (c *credentials) allow(h http.Header) bool {
+	matches := 0
+	if secret, ok := bearer(h); ok {
+		matches |= matchDigest(c.bearer, sha256.Sum256([]byte(secret)))
+	}
+	if email, key := h["X-Auth-Email"], h["X-Auth-Key"]; len(email) == 1 && len(key) == 1 {
+		matches |= matchDigest(c.pairs, pairDigest(email[0], key[0]))
+	}
+	return matches == 1
+}
+
+// bearer returns the credential of the only Authorization header.
+func bearer(h http.Header) (secret string, ok bool) {
+	lines := h["Authorization"]
+	if len(lines) != 1 {
+		return "", false
+	}
+	return strings.CutPrefix(lines[0], bearerScheme)
+}
+
+func matchDigest(known [][sha256.Size]byte, presented [sha256.Size]byte) int {
+	matches := 0
+	for i := range known {
+		matches |= subtle.ConstantTimeCompare(known[i][:], presented[:])
+	}
+	return matches
+}
+
+// authorize checks the credential of a request. Wrong credentials are limited by
+// address, right ones are not: an operator who shares an address with an attacker
+// must still be able to revoke a key.
+func (s *Server) authorize(r *http.Request) error {
+	if s.credentials.allow(r.Header) {
+		return nil
+	}
+	address := s.ClientAddress(r)
+	switch s.failures.count(address) {
+	case failureAllowed:
+		return refuse(http.StatusUnauthorized, codeCredentials, "authentication error")
+	case failureOverLimit:
+		s.Logger.Warn("an address sends wrong credentials to the control API again and again", zap.Stringer("client_ip", address))
+	case failureReported:
+	}
+	return refuse(http.StatusTooManyRequests, codeLimited, "too many calls with wrong credentials from this address; try again later")
+}
+
+// failureLimit counts wrong credentials by address. It is safe for concurrent
+// use.
+type failureLimit struct {
+	mu        sync.Mutex
+	addresses *otter.Cache[netip.Prefix, *failingAddress]
+}
+
+type failingAddress struct {
+	limit    *rate.Limiter
+	reported bool // in the log
+}
+
+func newFailureLimit() *failureLimit {
+	return &failureLimit{addresses: otter.Must(&otter.Options[netip.Prefix, *failingAddress]{MaximumSize: maxFailingAddresses})}
+}
+
+type failureResult int
+
+const (
+	failureAllowed   failureResult = iota // within the limit
+	failureOverLimit                      // for the first time
+	failureReported                       // over the limit, as before
+)
+
+// count counts a failure.
+func (f *failureLimit) count(address netip.Addr) failureResult {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := clientNetwork(address)
+	failing, ok := f.addresses.GetIfPresent(key)
+	if !ok {
+		failing = &failingAddress{limit: rate.NewLimiter(failureRate, failureBurst)}
+		f.addresses.Set(key, failing)
+	}
+	switch {
+	case failing.limit.Allow():
+		return failureAllowed
+	case failing.reported:
+		return failureReported
+	}
+	failing.reported = true
+	return failureOverLimit
+}
+
+// clientNetwork returns the addresses that one client usually has: one in IPv4,
+// a /64 in IPv6. Clients without an address share the zero Prefix.
+func clientNetwork(address netip.Addr) netip.Prefix {
+	bits := 64
+	if address.Is4() {
+		bits = 32
+	}
+	prefix, _ := address.Prefix(bits)
+	return prefix
+}

@@ -1,0 +1,171 @@
+package controlapi
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// createKey makes a key and returns it as the client gets it.
+func (c controlled) createKey(t *testing.T, change ...func(*http.Request)) createdKey {
+	t.Helper()
+	a := c.call(t, "POST", "keys", "{}", change...)
+	wantReply(t, "POST keys", a, 200, 0)
+	var key createdKey
+	if err := json.Unmarshal(a.result, &key); err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func (c controlled) isRevoked(keyID string) bool { key, _ := c.State.Key(keyID); return key.Revoked }
+
+// The key that a client gets is one pair in two forms, whose public half is in
+// the store. The list has it, without the gateway's own and revoked keys, newest
+// first.
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	c := control(t, nil)
+	*c.clock = c.clock.Add(1)
+	key := c.createKey(t)
+	signing := must(token.ParseSigningKey([]byte(key.PEM), key.ID))
+	block, _ := pem.Decode(must(base64.StdEncoding.DecodeString(key.PEM)))
+	if _, err := x509.ParsePKCS1PrivateKey(block.Bytes); err != nil || block.Type != "RSA PRIVATE KEY" {
+		t.Errorf("pem is a %s: %v", block.Type, err)
+	}
+	if other := must(token.ParseSigningKey([]byte(key.JWK), "")); other.ID() != key.ID || !other.Public().Equal(signing.Public()) {
+		t.Errorf("pem and jwk are two keys: %s %s", key.ID, other.ID())
+	}
+	if stored, _ := c.State.Key(key.ID); !stored.Public.Equal(signing.Public()) || stored.Own || formatTime(stored.Created) != key.Created {
+		t.Errorf("the store has %+v", stored)
+	}
+	if data := c.store.data(store.Keys, key.ID); strings.Contains(data, `"d"`) || strings.Contains(data, "PRIVATE") {
+		t.Errorf("the store has the private half: %s", data)
+	}
+	var list []listedKey
+	if err := json.Unmarshal(c.call(t, "GET", "keys", "").result, &list); err != nil {
+		t.Fatal(err)
+	}
+	want := []listedKey{{key.ID, key.ID, key.Created}, {"k1", "k1", formatTime(testTime)}}
+	slices.SortFunc(want, func(a, b listedKey) int { return strings.Compare(b.Created, a.Created) })
+	if key.ID > "k1" && want[0].Created == want[1].Created {
+		slices.Reverse(want)
+	}
+	if diff := cmp.Diff(want, list); diff != "" {
+		t.Errorf("the list (-want +got):\n%s", diff)
+	}
+	for _, body := range []string{`{"id":"k2"}`, `{"exp":1}`} {
+		wantReply(t, "POST keys "+body, c.call(t, "POST", "keys", body), 400, codeBadRequest)
+		wantReply(t, "POST rotate "+body, c.call(t, "POST", "keys/rotate", body), 400, codeBadRequest)
+	}
+}
+
+// A key of any origin can be revoked, again and again, and an unknown one cannot.
+// A key that another node has just made is found.
+func TestRevocation(t *testing.T) {
+	t.Parallel()
+	c := control(t, nil)
+	for range 2 {
+		for _, id := range []string{"k1", "gone"} {
+			a := c.call(t, "DELETE", "keys/"+id, "")
+			if wantReply(t, "DELETE "+id, a, 200, 0); string(a.result) != `"Revoked"` || !c.isRevoked(id) {
+				t.Errorf("DELETE %s = %s, revoked: %t", id, a.raw, c.isRevoked(id))
+			}
+		}
+	}
+	wantReply(t, "DELETE of an unknown key", c.call(t, "DELETE", "keys/unknown", ""), 404, codeNotFound)
+	if c.store.data(store.Keys, "unknown") != "" {
+		t.Error("an unknown key is stored as revoked")
+	}
+	c.Revocable = func(keyID string) bool { return keyID == "of-a-key-file" }
+	wantReply(t, "DELETE of a key of a key file", c.call(t, "DELETE", "keys/of-a-key-file", ""), 200, 0)
+	if !c.isRevoked("of-a-key-file") {
+		t.Error("a key of a key file is not revoked")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		c := control(t, nil)
+		c.State.Start()
+		c.store.plant(store.Keys, "new", strings.ReplaceAll(c.store.data(store.Keys, "k1"), `"k1"`, `"new"`))
+		wantReply(t, "DELETE of a new key", c.call(t, "DELETE", "keys/new", ""), 200, 0)
+		if !c.isRevoked("new") {
+			t.Error("a new key of another node is not revoked")
+		}
+		c.State.Close()
+	})
+}
+
+// A12: a client that repeats its call with an Idempotency-Key gets a key of its
+// own, and the one before it, whose private half nobody has, is revoked. So is
+// the key of a client that leaves before the answer.
+func TestRepeatedAndAbandonedCreations(t *testing.T) {
+	t.Parallel()
+	c := control(t, nil)
+	first := c.createKey(t, with("Idempotency-Key", "one-secret")).ID
+	other := c.createKey(t, with("Idempotency-Key", "two")).ID
+	second := c.createKey(t, with("Idempotency-Key", "one-secret")).ID
+	gone := c.createKey(t, func(r *http.Request) {
+		ctx, cancel := context.WithCancel(r.Context())
+		*r = *r.WithContext(ctx)
+		c.store.setHook(func(_ context.Context, operation string, _ store.Name) error {
+			if operation == "update" {
+				cancel()
+			}
+			return nil
+		})
+	}).ID
+	for id, want := range map[string]bool{first: true, other: false, second: false, gone: true} {
+		if c.isRevoked(id) != want {
+			t.Errorf("%s is revoked: %t, want %t", id, !want, want)
+		}
+	}
+	if data := fmt.Sprint(c.store.data(store.Keys, second), c.store.data(store.Keys, first)); strings.Contains(data, "one-secret") {
+		t.Errorf("the store has the Idempotency-Key in the clear: %s", data)
+	}
+}
+
+// Rotation answers with the new key, which signs from then on.
+func TestRotation(t *testing.T) {
+	t.Parallel()
+	c := control(t, nil)
+	a := c.call(t, "POST", "keys/rotate", "")
+	wantReply(t, "rotate", a, 200, 0)
+	own := must(c.State.SigningKey(t.Context()))
+	want := string(must(json.Marshal(listedKey{own.ID(), own.ID(), formatTime(testTime)})))
+	if string(a.result) != want || own.ID() == "own" {
+		t.Errorf("rotate = %s, want %s", a.raw, want)
+	}
+	if entry := c.logs.TakeAll()[0].ContextMap(); entry["id"] != own.ID() {
+		t.Errorf("the log says %v", entry)
+	}
+}
+
+// Before the keys have been read, no list says that there are none, and nothing
+// is made or revoked.
+func TestKeysThatAreNotKnown(t *testing.T) {
+	t.Parallel()
+	c := control(t, nil)
+	m := &memStore{objects: make(map[store.Name]store.Object), calls: make(map[string]int)}
+	m.setHook(down)
+	c.State = state.New(state.Config{Store: m, Logger: zap.NewNop, CountError: func(string) {}})
+	for _, tc := range []struct{ method, path string }{{"GET", "keys"}, {"POST", "keys"}, {"DELETE", "keys/k1"}} {
+		wantReply(t, tc.method, c.call(t, tc.method, tc.path, ""), 503, codeUnavailable)
+	}
+	if m.count("update") != 0 {
+		t.Error("something is stored")
+	}
+}

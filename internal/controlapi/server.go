@@ -1,0 +1,392 @@
+// Package controlapi is the control API: it makes and revokes signing keys,
+// mints tokens and keeps settings of videos, in the shapes of Cloudflare
+// Stream's API, so that its SDKs and scripts work when they are pointed at
+// <host>/client/v4.
+package controlapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/queue"
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+const (
+	pathPrefix = "/client/v4"
+
+	// maxBodyBytes is more than any call needs.
+	maxBodyBytes = 64 << 10
+	maxBodyDepth = 32
+
+	// One list of videos at a time reads the whole store. So many calls may wait
+	// for it, each for so long.
+	maxWaitingLists = 64
+	maxWaitForList  = time.Minute
+)
+
+// Config is what a Server gets from its host. State, LookupKey, Revocable,
+// CheckRules, ClientAddress and Logger are required, and at least one credential.
+type Config struct {
+	State *state.State
+
+	// BearerTokens authorize as `Authorization: Bearer <secret>`, AuthKeys as
+	// `X-Auth-Email` and `X-Auth-Key`.
+	BearerTokens []string
+	AuthKeys     []AuthKey
+
+	// Account is the only account id that is answered, "" for any.
+	Account string
+
+	// LookupKey finds a key of any origin, nil if there is none. authoritative
+	// is false if the key may be where it cannot be read now.
+	LookupKey func(keyID string) (key *token.PublicKey, authoritative bool)
+
+	// Revocable reports whether there is a key to revoke, of any origin. It may
+	// already be revoked, or its object damaged.
+	Revocable func(keyID string) bool
+
+	// CheckRules checks the `accessRules` of a token. warnings say what is valid
+	// and probably not meant.
+	CheckRules func(rules json.RawMessage) (warnings []string, err error)
+
+	// Defaults are the settings of videos without settings. Videos are those of
+	// the config file, by id, which the API cannot change.
+	Defaults VideoSettings
+	Videos   map[string]VideoSettings
+
+	// PublicURL comes before playback paths, "" for paths without a host.
+	PublicURL string
+
+	// MaxTokenLifetime is the limit of the gate, 0 for none.
+	MaxTokenLifetime time.Duration
+
+	ClientAddress func(*http.Request) netip.Addr
+	Logger        *zap.Logger
+	Now           func() time.Time // default: time.Now
+}
+
+// VideoSettings are the settings of a video in the config file.
+type VideoSettings struct {
+	RequireSignedURLs bool
+	AllowedOrigins    []string // empty for any
+}
+
+// Server answers calls. It is safe for concurrent use.
+type Server struct {
+	Config
+	credentials credentials
+	failures    *failureLimit
+	lists       *queue.Queue
+}
+
+// New returns a Server. Errors name the option that is wrong, and no secret.
+func New(config Config) (*Server, error) {
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	if config.Account != "" {
+		if err := CheckAccount(config.Account); err != nil {
+			return nil, err
+		}
+	}
+	credentials, err := newCredentials(config)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{
+		Config:      config,
+		credentials: credentials,
+		failures:    newFailureLimit(),
+		lists:       queue.New(semaphore.NewWeighted(1), maxWaitingLists, maxWaitForList),
+	}, nil
+}
+
+// Serves reports whether a path belongs to the API.
+func Serves(path string) bool {
+	return path == pathPrefix || strings.HasPrefix(path, pathPrefix+"/")
+}
+
+// ServeHTTP implements http.Handler, for requests whose path Serves.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c := &call{Server: s, request: r}
+	result, err := c.serve(w)
+	if err == nil && c.undo != nil && r.Context().Err() != nil {
+		c.undo()
+	}
+	status := c.answer(w, result, err)
+	c.log(status, err)
+}
+
+// call is one call of the API. It belongs to the request's goroutine.
+type call struct {
+	*Server
+	request  *http.Request
+	route    string // the call's name, for the log
+	subject  string // the id in the path
+	messages []message
+	counts   *listCounts
+	changed  []zap.Field // what the call has changed, for the log
+
+	// undo takes back what the call has made, for a client that has left before
+	// the answer. May be nil.
+	undo func()
+}
+
+func (c *call) ctx() context.Context { return c.request.Context() }
+
+// message is an element of `errors` and `messages`.
+type message struct {
+	Code    int    `json:"code"`
+	Message string `json:"message"`
+}
+
+// refusal is the error of a refused call.
+type refusal struct {
+	status int
+	message
+}
+
+func (e *refusal) Error() string { return e.Message }
+
+// The codes are Cloudflare's if its meaning is known.
+const (
+	codeRoute       = 7003
+	codeCredentials = 10000
+	codeUnavailable = 10001
+	codeForbidden   = 10002
+	codeNotFound    = 10003
+	codeBadRequest  = 10005
+	codeTooLarge    = 10006
+	codeInternal    = 10007
+	codeLimited     = 10008
+
+	codeWarning = 10100
+)
+
+func refuse(status, code int, format string, args ...any) error {
+	return &refusal{status, message{code, fmt.Sprintf(format, args...)}}
+}
+
+func badRequest(format string, args ...any) error {
+	return refuse(http.StatusBadRequest, codeBadRequest, format, args...)
+}
+
+func (c *call) warn(format string, args ...any) {
+	c.messages = append(c.messages, message{codeWarning, fmt.Sprintf(format, args...)})
+}
+
+// serve checks the credential and makes the call.
+func (c *call) serve(w http.ResponseWriter) (result any, err error) {
+	if err := c.authorize(c.request); err != nil {
+		return nil, err
+	}
+	// Whoever records a request of an unfinished handshake can repeat it (RFC
+	// 8470).
+	if tls := c.request.TLS; tls != nil && !tls.HandshakeComplete {
+		return nil, refuse(http.StatusTooEarly, codeBadRequest, "the TLS handshake is unfinished; try again")
+	}
+	handle, err := c.find()
+	if err != nil {
+		return nil, err
+	}
+	body, err := c.body(w)
+	if err != nil {
+		return nil, err
+	}
+	return handle(c, body)
+}
+
+// handleFunc makes one call. body is the zero Value if there is none.
+type handleFunc func(c *call, body strictjson.Value) (result any, err error)
+
+// find returns the function that handles the request. It looks at the path as it
+// was sent, so no part of it has a second spelling.
+func (c *call) find() (handleFunc, error) {
+	path, ok := strings.CutPrefix(c.request.URL.EscapedPath(), pathPrefix+"/accounts/")
+	account, path, hasPath := strings.Cut(path, "/")
+	if !ok || !hasPath || CheckAccount(account) != nil || c.Account != "" && account != c.Account {
+		return nil, c.noRoute()
+	}
+	resource, path, below := strings.Cut(path, "/")
+	if resource != "stream" {
+		return nil, c.noRoute()
+	}
+	first, second, two := strings.Cut(path, "/")
+	switch {
+	case !below:
+		return c.pick(methods{http.MethodGet: {"videos.list", (*call).listVideos}})
+	case path == "":
+		return nil, c.noRoute()
+	case path == "keys":
+		return c.pick(methods{http.MethodGet: {"keys.list", (*call).listKeys}, http.MethodPost: {"keys.create", (*call).createKey}})
+	case path == "keys/rotate":
+		return c.pick(methods{http.MethodPost: {"keys.rotate", (*call).rotateKey}})
+	case first == "keys":
+		c.subject = second
+		return c.pick(methods{http.MethodDelete: {"keys.delete", (*call).deleteKey}})
+	case !two:
+		c.subject = first
+		return c.pick(methods{
+			http.MethodGet:    {"videos.get", (*call).getVideo},
+			http.MethodPost:   {"videos.edit", (*call).editVideo},
+			http.MethodDelete: {"videos.delete", (*call).deleteVideo},
+		})
+	case second == "token":
+		c.subject = first
+		return c.pick(methods{http.MethodPost: {"token.create", (*call).createToken}})
+	}
+	return nil, c.noRoute()
+}
+
+// methods are the calls of one path.
+type methods map[string]struct {
+	route  string
+	handle handleFunc
+}
+
+func (c *call) pick(from methods) (handleFunc, error) {
+	chosen, ok := from[c.request.Method]
+	if !ok {
+		return nil, refuse(http.StatusNotFound, codeRoute, "no route for that URI with the method %.20q", c.request.Method)
+	}
+	c.route = chosen.route
+	return chosen.handle, nil
+}
+
+func (c *call) noRoute() error {
+	return refuse(http.StatusNotFound, codeRoute,
+		"could not route to %.200q, perhaps your object identifier is invalid? That is no call of this API, or not its account", c.request.URL.EscapedPath())
+}
+
+// CheckAccount checks the option Account, which has the form of video ids.
+func CheckAccount(account string) error {
+	if !token.ValidVideoID(account) {
+		return fmt.Errorf("account %q: want 1 to 64 of A-Z a-z 0-9 _ -", account)
+	}
+	return nil
+}
+
+// body reads the body as one JSON object, whatever its Content-Type: the curl
+// lines of Cloudflare's documentation send a form's.
+func (c *call) body(w http.ResponseWriter) (strictjson.Value, error) {
+	data, err := io.ReadAll(http.MaxBytesReader(w, c.request.Body, maxBodyBytes))
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		return strictjson.Value{}, refuse(http.StatusRequestEntityTooLarge, codeTooLarge,
+			"the body is longer than %d bytes", maxBodyBytes)
+	}
+	if err != nil {
+		return strictjson.Value{}, badRequest("the body could not be read")
+	}
+	text := strings.TrimSpace(string(data))
+	if text == "" || text == "null" {
+		return strictjson.Value{}, nil
+	}
+	body, err := strictjson.Parse(data, maxBodyDepth)
+	if err != nil {
+		return strictjson.Value{}, badRequest("the body: %v", err)
+	}
+	if !body.IsObject() {
+		return strictjson.Value{}, badRequest("the body is not a JSON object")
+	}
+	return body, nil
+}
+
+// envelope wraps every answer.
+type envelope struct {
+	Result   any       `json:"result"`
+	Success  bool      `json:"success"`
+	Errors   []message `json:"errors"`
+	Messages []message `json:"messages"`
+	*listCounts
+}
+
+// answer writes the result of a call.
+func (c *call) answer(w http.ResponseWriter, result any, err error) (status int) {
+	status = http.StatusOK
+	out := envelope{Result: result, Success: err == nil, Errors: []message{}, Messages: []message{}, listCounts: c.counts}
+	if err != nil {
+		why := refusalOf(err)
+		status = why.status
+		out.Result, out.Errors = nil, []message{why.message}
+	}
+	out.Messages = append(out.Messages, c.messages...)
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	switch status {
+	case http.StatusUnauthorized:
+		h.Set("WWW-Authenticate", "Bearer")
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		h.Set("Retry-After", "1")
+	}
+	body, err := json.Marshal(out)
+	if err != nil {
+		c.Logger.Error("could not encode an answer", zap.Error(err))
+		status, body = http.StatusInternalServerError, nil
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+	return status
+}
+
+// refusalOf maps an error to an answer. An error without a mapping is for the log
+// only.
+func refusalOf(err error) *refusal {
+	if why, ok := errors.AsType[*refusal](err); ok {
+		return why
+	}
+	status, code, text := http.StatusInternalServerError, codeInternal, "internal error; the server's log says more"
+	switch {
+	case errors.Is(err, state.ErrKeyLimit):
+		status, code, text = http.StatusBadRequest, codeBadRequest, err.Error()
+	case errors.Is(err, state.ErrTooManyKeys), errors.Is(err, errTooManyLists):
+		status, code, text = http.StatusServiceUnavailable, codeUnavailable, err.Error()
+	case errors.Is(err, state.ErrBusy):
+		status, code, text = http.StatusServiceUnavailable, codeUnavailable, "another node is writing the same object; try again in a moment"
+	case errors.Is(err, state.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		status, code, text = http.StatusServiceUnavailable, codeUnavailable, "the store is not available; try again later. A change that was asked for is not certain to have been made"
+	}
+	return &refusal{status, message{code, text}}
+}
+
+// quotedText matches a quotation in an error, usually of something that the
+// client has sent.
+var quotedText = regexp.MustCompile(`"(?:[^"\\]|\\.)*"?`)
+
+// log writes down who has done what, and never a secret: it leaves out the path
+// and quotations of the call, which may contain one.
+func (c *call) log(status int, err error) {
+	fields := []zap.Field{zap.String("call", c.route), zap.Int("status", status), zap.Stringer("client_ip", c.ClientAddress(c.request))}
+	if state.ValidKeyID(c.subject) { // video ids are valid, too
+		fields = append(fields, zap.String("id", c.subject))
+	}
+	fields = append(fields, c.changed...)
+	if err != nil {
+		fields = append(fields, zap.String("error", quotedText.ReplaceAllString(err.Error(), `"…"`)))
+	}
+	switch {
+	case status == http.StatusTooManyRequests:
+		c.Logger.Debug("call of the control API refused", fields...)
+	case status >= http.StatusInternalServerError:
+		c.Logger.Error("call of the control API failed", fields...)
+	case status >= http.StatusBadRequest:
+		c.Logger.Info("call of the control API refused", fields...)
+	default:
+		c.Logger.Info("call of the control API", fields...)
+	}
+}

@@ -1,0 +1,161 @@
+package controlapi
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+const (
+	maxLifetime       = state.MaxTokenLifetime
+	defaultLifetime   = time.Hour
+	defaultBackdating = time.Hour // of nbf, for clocks that are behind
+)
+
+// mintRequest is the body of a call that mints a token.
+type mintRequest struct {
+	keyID, pem   string
+	expires      time.Time // zero if it is not set
+	notBefore    time.Time // the same
+	downloadable bool
+	rules        json.RawMessage
+	warnings     []string // about the rules
+}
+
+type createdToken struct {
+	Token string `json:"token"`
+}
+
+// createToken mints a token for a video.
+func (c *call) createToken(body strictjson.Value) (any, error) {
+	if err := c.checkVideo(); err != nil {
+		return nil, err
+	}
+	mint, err := c.parseMintRequest(body)
+	if err != nil {
+		return nil, err
+	}
+	now := c.Now()
+	claims, err := mint.claims(c.subject, now)
+	if err != nil {
+		return nil, err
+	}
+	key, err := c.mintingKey(mint)
+	if err != nil {
+		return nil, err
+	}
+	compact, err := token.SignWithTextDates(claims, key)
+	if err != nil {
+		return nil, badRequest("%v", err)
+	}
+	for _, warning := range mint.warnings {
+		c.warn("%s", warning)
+	}
+	if longest := c.MaxTokenLifetime; longest > 0 && claims.ExpiresAt.Sub(now) > longest {
+		c.warn("exp is further away than the gateway's max_token_lifetime of %s, so the token is refused until it is closer", longest)
+	}
+	return createdToken{compact}, nil
+}
+
+func (c *call) parseMintRequest(body strictjson.Value) (*mintRequest, error) {
+	m := new(mintRequest)
+	err := members{
+		"id":           textMember("id", &m.keyID),
+		"pem":          textMember("pem", &m.pem),
+		"exp":          dateMember("exp", &m.expires),
+		"nbf":          dateMember("nbf", &m.notBefore),
+		"downloadable": boolMember("downloadable", &m.downloadable),
+		"flags":        checkFlags,
+		"accessRules": func(v strictjson.Value) (err error) {
+			if string(v.Raw()) == "null" {
+				return nil
+			}
+			m.rules = v.Raw()
+			if m.warnings, err = c.CheckRules(m.rules); err != nil {
+				return badRequest("%v", err)
+			}
+			return nil
+		},
+	}.read(body)
+	if err != nil {
+		return nil, err
+	}
+	if (m.keyID == "") != (m.pem == "") {
+		return nil, badRequest("`id` and `pem` go together: give both, or neither to have the gateway's own key sign")
+	}
+	if m.keyID != "" && !state.ValidKeyID(m.keyID) {
+		// Not quoted: it may be the private key.
+		return nil, badRequest("there is no key with the `id` beside `pem`: an id is 1 to %d of A-Z a-z 0-9 _ - . ~", state.MaxKeyID)
+	}
+	return m, nil
+}
+
+// checkFlags accepts flags that ask for nothing: the gateway transforms no media,
+// so there is no other version than the origin's.
+func checkFlags(v strictjson.Value) error {
+	if !v.IsObject() {
+		return badRequest("flags is not an object")
+	}
+	for name, value := range v.Members() {
+		if set, ok := value.Bool(); !ok || set {
+			return badRequest("flags.%.40s is not supported", name)
+		}
+	}
+	return nil
+}
+
+// claims checks the dates and fills in those that are not set.
+func (m *mintRequest) claims(videoID string, now time.Time) (token.Claims, error) {
+	expires, notBefore := m.expires, m.notBefore
+	if expires.IsZero() {
+		expires = now.Add(defaultLifetime)
+	}
+	if notBefore.IsZero() {
+		notBefore = now.Add(-defaultBackdating)
+	}
+	switch { // in seconds, because durations between distant times overflow
+	case expires.Unix() <= now.Unix():
+		return token.Claims{}, badRequest("exp is %s, which is in the past", expires.UTC().Format(time.RFC3339))
+	case expires.Unix() > now.Add(maxLifetime).Unix():
+		return token.Claims{}, badRequest("exp is %d, which is more than %.0f hours ahead; it is in Unix seconds", expires.Unix(), maxLifetime.Hours())
+	case notBefore.Unix() >= expires.Unix():
+		return token.Claims{}, badRequest("nbf is %d, which is not before exp (%d)", notBefore.Unix(), expires.Unix())
+	}
+	return token.Claims{
+		VideoID:      videoID,
+		ExpiresAt:    expires,
+		NotBefore:    notBefore,
+		Downloadable: m.downloadable,
+		AccessRules:  m.rules,
+	}, nil
+}
+
+// mintingKey returns the key that signs: the client's, if the gateway knows it,
+// else the gateway's own.
+func (c *call) mintingKey(m *mintRequest) (*token.SigningKey, error) {
+	if m.keyID == "" {
+		key, err := c.State.SigningKey(c.ctx())
+		if errors.Is(err, state.ErrDamaged) {
+			return nil, fmt.Errorf("%w: the gateway's own signing key: POST stream/keys/rotate replaces it: %w", state.ErrUnavailable, err)
+		}
+		return key, err
+	}
+	key, err := token.ParseSigningKey([]byte(m.pem), m.keyID)
+	if err != nil {
+		return nil, badRequest("pem: %v", err)
+	}
+	switch known, authoritative := c.LookupKey(m.keyID); {
+	case known == nil && !authoritative:
+		return nil, state.ErrUnavailable
+	case known == nil:
+		return nil, badRequest("there is no key %.80q, or it is revoked, so its tokens would not play", m.keyID)
+	case !known.Equal(key.Public()):
+		return nil, badRequest("pem is not the private half of the key %q", m.keyID)
+	}
+	return key, nil
+}

@@ -1,0 +1,243 @@
+package controlapi
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// maxAncestorsBytes keeps the frame-ancestors of the allowed origins within the
+// size that servers accept as a header.
+const maxAncestorsBytes = 8 << 10
+
+// reservedVideos are resources of the API, and of Cloudflare's that this one does
+// not have, in the place of a video id. A call of such a resource must not become
+// settings of a video with that name.
+var reservedVideos = []string{
+	"audio", "clip", "copy", "direct_upload", "keys", "live_inputs", "storage-usage", "videos", "watermarks", "webhook",
+}
+
+// checkVideo checks the video id in the path.
+func (c *call) checkVideo() error {
+	id := c.subject
+	switch {
+	case !token.ValidVideoID(id):
+		return badRequest("video id %.80q: a video id is 1 to 64 of A-Z a-z 0-9 _ -", id)
+	case slices.Contains(reservedVideos, id):
+		return badRequest("video id %q is reserved: it names another resource of the API", id)
+	}
+	return nil
+}
+
+// describingMembers are the members that describe a video and decide nothing,
+// with their value while nobody has set them, and the values that they may have.
+var describingMembers = map[string]struct {
+	of    func(*video) *json.RawMessage
+	unset string
+	fits  func(strictjson.Value) bool
+	want  string
+}{
+	"creator":               {func(v *video) *json.RawMessage { return &v.Creator }, "null", orNull(strictjson.Value.IsString), "a string"},
+	"maxDurationSeconds":    {func(v *video) *json.RawMessage { return &v.MaxDurationSeconds }, "null", orNull(strictjson.Value.IsNumber), "a number"},
+	"meta":                  {func(v *video) *json.RawMessage { return &v.Meta }, "{}", strictjson.Value.IsObject, "an object"},
+	"publicDetails":         {func(v *video) *json.RawMessage { return &v.PublicDetails }, "null", orNull(strictjson.Value.IsObject), "an object"},
+	"scheduledDeletion":     {func(v *video) *json.RawMessage { return &v.ScheduledDeletion }, "null", orNull(isDate), wantDate},
+	"thumbnailTimestampPct": {func(v *video) *json.RawMessage { return &v.ThumbnailTimestampPct }, "0", strictjson.Value.IsNumber, "a number"},
+	"uploadExpiry":          {func(v *video) *json.RawMessage { return &v.UploadExpiry }, "null", orNull(isDate), wantDate},
+}
+
+const wantDate = "a date like 2026-01-02T15:04:05Z, or null"
+
+func orNull(fits func(strictjson.Value) bool) func(strictjson.Value) bool {
+	return func(v strictjson.Value) bool { return string(v.Raw()) == "null" || fits(v) }
+}
+
+func isDate(v strictjson.Value) bool {
+	text, _ := v.Text()
+	_, err := time.Parse(time.RFC3339, text)
+	return err == nil
+}
+
+// computedMembers are the members of a video that nobody sets. Clients that send
+// back the whole video that they got send them too.
+var computedMembers = []string{
+	"clippedFrom", "created", "duration", "input", "liveInput", "maxSizeBytes", "modified", "playback", "preview",
+	"readyToStream", "readyToStreamAt", "size", "status", "thumbnail", "uploaded", "watermark",
+}
+
+// parseEdit reads the body of a call that changes settings. A nil member of the
+// edit stays as it is, and a describing member that is null is removed.
+func (c *call) parseEdit(body strictjson.Value) (*state.VideoDocument, error) {
+	edit := &state.VideoDocument{Descriptive: make(map[string]json.RawMessage)}
+	readers := members{
+		"uid": func(v strictjson.Value) error {
+			if uid, _ := v.Text(); uid != c.subject {
+				return badRequest("uid is %.80s, and the path says %q", v.Raw(), c.subject)
+			}
+			return nil
+		},
+		"requireSignedURLs": func(v strictjson.Value) error {
+			edit.RequireSignedURLs = new(bool)
+			return boolMember("requireSignedURLs", edit.RequireSignedURLs)(v)
+		},
+		"allowedOrigins": func(v strictjson.Value) error {
+			patterns, err := parseAllowedOrigins(v)
+			edit.AllowedOrigins = &patterns
+			return err
+		},
+	}
+	for _, name := range computedMembers {
+		readers[name] = nil
+	}
+	for name, member := range describingMembers {
+		readers[name] = func(v strictjson.Value) error {
+			if !member.fits(v) {
+				return badRequest("%s is %.80s: want %s", name, v.Raw(), member.want)
+			}
+			edit.Descriptive[name] = v.Raw()
+			return nil
+		}
+	}
+	return edit, readers.read(body)
+}
+
+func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
+	if !v.IsArray() {
+		return nil, badRequest("allowedOrigins is not an array")
+	}
+	patterns := []string{}
+	length := 0 // of what is stored, repeated patterns included
+	for element := range v.Elements() {
+		text, ok := element.Text()
+		if !ok {
+			return nil, badRequest("allowedOrigins holds %.80s: want strings", element.Raw())
+		}
+		length += len(text)
+		if patterns = append(patterns, text); len(patterns) > weborigin.MaxPatterns {
+			return nil, badRequest("allowedOrigins has more than %d origins", weborigin.MaxPatterns)
+		}
+	}
+	compiled, err := weborigin.Compile(patterns)
+	if err != nil {
+		return nil, badRequest("%v", err)
+	}
+	if max(length, len(compiled.FrameAncestors())) > maxAncestorsBytes {
+		return nil, badRequest("allowedOrigins is longer than %d bytes in all", maxAncestorsBytes)
+	}
+	return patterns, nil
+}
+
+// applyEdit makes the changes of an edit.
+func applyEdit(edit, doc *state.VideoDocument) {
+	if edit.RequireSignedURLs != nil {
+		doc.RequireSignedURLs = edit.RequireSignedURLs
+	}
+	if edit.AllowedOrigins != nil {
+		doc.AllowedOrigins = edit.AllowedOrigins
+	}
+	for name, value := range edit.Descriptive {
+		if string(value) == "null" {
+			delete(doc.Descriptive, name)
+			continue
+		}
+		if doc.Descriptive == nil {
+			doc.Descriptive = make(map[string]json.RawMessage)
+		}
+		doc.Descriptive[name] = value
+	}
+}
+
+// getVideo returns the settings of a video: the defaults if nobody has set any.
+func (c *call) getVideo(strictjson.Value) (any, error) {
+	if err := c.checkVideo(); err != nil {
+		return nil, err
+	}
+	if own, ok := c.Videos[c.subject]; ok {
+		return c.describe(&state.VideoDocument{UID: c.subject}, own), nil
+	}
+	doc, err := c.State.VideoDocument(c.ctx(), c.subject)
+	if err != nil {
+		return nil, c.videoError(err)
+	}
+	if doc == nil {
+		doc = &state.VideoDocument{UID: c.subject}
+	}
+	return c.describe(doc, c.Defaults), nil
+}
+
+const damagedVideo = "the settings of the video %q in the store are damaged, so it is refused to viewers; DELETE forgets them"
+
+// videoError tells the client about damage, which DELETE repairs.
+func (c *call) videoError(err error) error {
+	if errors.Is(err, state.ErrDamaged) {
+		return refuse(http.StatusServiceUnavailable, codeUnavailable, damagedVideo, c.subject)
+	}
+	return err
+}
+
+// checkNotConfigured refuses to change the settings of the config file.
+func (c *call) checkNotConfigured() error {
+	if _, configured := c.Videos[c.subject]; configured {
+		return refuse(http.StatusForbidden, codeForbidden, "the config file has settings for the video %q, which win over the API's", c.subject)
+	}
+	return nil
+}
+
+// editVideo changes some of the settings of a video.
+func (c *call) editVideo(body strictjson.Value) (any, error) {
+	if err := c.checkVideo(); err != nil {
+		return nil, err
+	}
+	edit, err := c.parseEdit(body)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.checkNotConfigured(); err != nil {
+		return nil, err
+	}
+	if edit.RequireSignedURLs == nil && edit.AllowedOrigins == nil && len(edit.Descriptive) == 0 {
+		return c.getVideo(body)
+	}
+	doc, err := c.State.EditVideo(c.ctx(), c.subject, func(doc *state.VideoDocument) { applyEdit(edit, doc) })
+	if err != nil {
+		return nil, c.videoError(err)
+	}
+	if _, set := edit.Descriptive["scheduledDeletion"]; set {
+		c.warn("scheduledDeletion is kept, and nothing is deleted by it")
+	}
+	described := c.describe(doc, c.Defaults)
+	c.changed = []zap.Field{
+		zap.Bool("require_signed_urls", described.RequireSignedURLs),
+		zap.Strings("allowed_origins", described.AllowedOrigins),
+	}
+	return described, nil
+}
+
+// deleteVideo forgets the settings of a video.
+func (c *call) deleteVideo(strictjson.Value) (any, error) {
+	if err := c.checkVideo(); err != nil {
+		return nil, err
+	}
+	if err := c.checkNotConfigured(); err != nil {
+		return nil, err
+	}
+	doc, damaged, err := c.State.DeleteVideo(c.ctx(), c.subject)
+	if err != nil {
+		return nil, err
+	}
+	wasPrivate := damaged || doc != nil && doc.RequireSignedURLs != nil && *doc.RequireSignedURLs
+	if wasPrivate && !c.Defaults.RequireSignedURLs {
+		c.warn("the video %q plays without a token from now on, because require_signed_urls is off in the config", c.subject)
+	}
+	c.changed = []zap.Field{zap.Bool("require_signed_urls", c.Defaults.RequireSignedURLs)}
+	return nil, nil
+}

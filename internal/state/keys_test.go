@@ -1,0 +1,593 @@
+package state
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// Another node reads what was stored of a key: everything but its private half.
+// Dates have microseconds, as lists have them, so that a list before and after a
+// restart is the same.
+func TestKeysAreStored(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	s, other := newTestState(t, f.node()), newTestState(t, f.node())
+	*s.setTime() = testTime.Add(123456789 * time.Nanosecond)
+	key := keyOf("a")
+	created, err := s.storeKey(t.Context(), key.Public(), true, "request")
+	if want := testTime.Add(123456 * time.Microsecond); err != nil || !created.Equal(want) || created.Location() != time.UTC {
+		t.Fatalf("storeKey = %v, %v, want %v", created, err, want)
+	}
+	other.Sync(t.Context())
+	for _, s := range []*testState{s, other} {
+		got, _ := s.Key("a")
+		if !got.Public.Equal(key.Public()) || !got.Created.Equal(created) || !got.Own || got.Request != "request" || got.ID != "a" {
+			t.Errorf("the key is %+v", got)
+		}
+	}
+	text := f.data(keyNamed("a"))
+	for _, member := range []string{`"d"`, `"p"`, `"q"`, `"dp"`, `"dq"`, `"qi"`, "PRIVATE"} {
+		if strings.Contains(text, member) {
+			t.Errorf("the store has %s of the private half: %s", member, text)
+		}
+	}
+}
+
+// A9: an id is given once. Whatever is under it, live, revoked or damaged, is not
+// overwritten.
+func TestKeyIDIsTakenForGood(t *testing.T) {
+	t.Parallel()
+	for what, prepare := range map[string]func(*fleet, store.Name){
+		"live":    func(f *fleet, name store.Name) { f.plant(name, liveKey("a")) },
+		"revoked": func(f *fleet, name store.Name) { f.plant(name, revokedKey("a")) },
+		"damaged": (*fleet).damage,
+		"empty":   func(f *fleet, name store.Name) { f.plant(name, "{}") },
+	} {
+		f := newFleet()
+		s := newTestState(t, f.node())
+		prepare(f, keyNamed("a")) // by another node, a moment ago
+		before := f.backup()[keyNamed("a")]
+		if _, err := s.storeKey(t.Context(), keyOf("a").Public(), false, ""); !errors.Is(err, errKeyExists) {
+			t.Errorf("%s: storeKey = %v, want errKeyExists", what, err)
+		}
+		after := f.backup()[keyNamed("a")]
+		if string(after.Data) != string(before.Data) || (after.Damage == nil) != (before.Damage == nil) {
+			t.Errorf("%s: the object is %q now", what, after.Data)
+		}
+		wantKey(t, s, "a", "none")
+	}
+}
+
+// A key or a revocation that could not be stored is none, though it may turn out
+// to be stored: a client would believe what the next restart takes back.
+func TestKeyThatIsNotStored(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	f.plant(keyNamed("b"), liveKey("b"))
+	n := f.node()
+	s := newTestState(t, n)
+	n.intercept(on("update", "", down), nil)
+	if key, _, err := s.CreateKey(t.Context(), ""); !errors.Is(err, ErrUnavailable) || key != nil {
+		t.Errorf("CreateKey = %v, %v, want ErrUnavailable", key, err)
+	}
+	if err := s.Revoke(t.Context(), "b"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Revoke = %v, want ErrUnavailable", err)
+	}
+	wantKey(t, s, "b", "live")
+	if live := s.LiveKeys(); len(live) != 1 {
+		t.Errorf("%d keys are live, want 1", len(live))
+	}
+}
+
+// A revocation replaces whatever is under the id, once. It keeps when the key was
+// made, and drops its public half.
+func TestRevocationIsStored(t *testing.T) {
+	t.Parallel()
+	for what, tc := range map[string]struct {
+		prepare func(*fleet, store.Name)
+		written bool
+	}{
+		"a live key":                       {func(f *fleet, name store.Name) { f.plant(name, liveKey("a")) }, true},
+		"a damaged key":                    {(*fleet).damage, true},
+		"nonsense":                         {func(f *fleet, name store.Name) { f.plant(name, `"x"`) }, true},
+		"nothing":                          {func(*fleet, store.Name) {}, true},
+		"a revoked key":                    {func(f *fleet, name store.Name) { f.plant(name, revokedKey("a")) }, false},
+		"a revoked key of another version": {func(f *fleet, name store.Name) { f.plant(name, `{"id":"a","revoked":"2020-01-01T00:00:00Z"}`) }, false},
+	} {
+		f := newFleet()
+		tc.prepare(f, keyNamed("a"))
+		s := newTestState(t, f.node())
+		*s.setTime() = testTime.Add(time.Hour)
+		before := f.data(keyNamed("a"))
+		for range 2 {
+			if err := s.Revoke(t.Context(), "a"); err != nil {
+				t.Errorf("%s: Revoke = %v", what, err)
+			}
+			wantKey(t, s, "a", "revoked")
+		}
+		if written := f.data(keyNamed("a")) != before || f.backup()[keyNamed("a")].Damage != nil; written != tc.written {
+			t.Errorf("%s: the object is %s", what, f.data(keyNamed("a")))
+		}
+		wantKey(t, newTestState(t, f.node()), "a", "revoked")
+		if what != "a live key" {
+			continue
+		}
+		var doc keyDocument
+		if err := json.Unmarshal([]byte(f.data(keyNamed("a"))), &doc); err != nil {
+			t.Fatal(err)
+		}
+		want := keyDocument{ID: "a", Created: testTime, Revoked: testTime.Add(time.Hour)}
+		if diff := cmp.Diff(want, doc); diff != "" {
+			t.Errorf("the revocation (-want +got):\n%s", diff)
+		}
+	}
+}
+
+// A4: no id that is a path reaches the store.
+func TestIDsThatAreNoNames(t *testing.T) {
+	t.Parallel()
+	n := newFleet().node()
+	s := newTestState(t, n)
+	for _, id := range []string{"", ".", "..", "../a", "a/b", "a%2fb", strings.Repeat("a", 65)} {
+		for what, err := range map[string]error{
+			"Revoke":        s.Revoke(t.Context(), id),
+			"Video":         errorOf(s.Video(t.Context(), id)),
+			"VideoDocument": errorOf(s.VideoDocument(t.Context(), id)),
+			"EditVideo":     errorOf(s.EditVideo(t.Context(), id, func(*VideoDocument) {})),
+		} {
+			if !errors.Is(err, store.ErrName) {
+				t.Errorf("%s(%q) = %v, want ErrName", what, id, err)
+			}
+		}
+		if ValidKeyID(id) {
+			t.Errorf("%q is a valid id", id)
+		}
+	}
+	if got := n.count("update", "get"); got != 0 {
+		t.Errorf("%d calls of the store, want none", got)
+	}
+}
+
+// The list is newest first, and always in the same order.
+func TestLiveKeysAreInOrder(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	var want []string
+	for i := range 5 {
+		for _, id := range []string{"x", "y"} {
+			id := fmt.Sprintf("%s%d", id, 4-i)
+			f.plant(keyNamed(id), keyDoc(id, func(doc *keyDocument) { doc.Created = testTime.Add(-time.Duration(i) * time.Second) }))
+			want = append(want, id)
+		}
+	}
+	f.plant(keyNamed("gone"), revokedKey("gone"))
+	f.damage(keyNamed("broken"))
+	s := newTestState(t, f.node())
+	for range 3 {
+		var got []string
+		for _, key := range s.LiveKeys() {
+			got = append(got, key.ID)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("live keys (-want +got):\n%s", diff)
+		}
+	}
+}
+
+// S4: an object under a key's name that is not that key makes this key one that
+// is not used: it may have been a revocation. All others are as they were.
+func TestDamagedKeyIsNotUsed(t *testing.T) {
+	t.Parallel()
+	keySet := func(keys ...*token.SigningKey) json.RawMessage {
+		list := make([]json.RawMessage, len(keys))
+		for i, key := range keys {
+			list[i] = must(key.Public().JWK())
+		}
+		return must(json.Marshal(map[string]any{"keys": list}))
+	}
+	for what, data := range map[string]string{
+		"damaged":              "",
+		"null":                 "null",
+		"another type":         `["a"]`,
+		"empty":                `{}`,
+		"no key":               keyDoc("a", func(d *keyDocument) { d.JWK = nil }),
+		"key of another id":    keyDoc("a", func(d *keyDocument) { d.JWK = must(keyOf("b").Public().JWK()) }),
+		"document of another":  keyDoc("a", func(d *keyDocument) { d.ID = "b" }),
+		"document without id":  keyDoc("a", func(d *keyDocument) { d.ID = "" }),
+		"two keys":             keyDoc("a", func(d *keyDocument) { d.JWK = keySet(keyOf("a"), keyOf("b")) }),
+		"a set of none":        keyDoc("a", func(d *keyDocument) { d.JWK = keySet() }),
+		"a key that is no RSA": keyDoc("a", func(d *keyDocument) { d.JWK = json.RawMessage(`{"kty":"oct","k":"AAAA","kid":"a"}`) }),
+		"created is no date":   `{"id":"a","created":"yesterday"}`,
+		"revoked is no date":   `{"id":"a","revoked":"yesterday"}`,
+		"revoked is a bool":    `{"id":"a","revoked":true}`,
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet()
+			f.plant(keyNamed("a"), liveKey("a"))
+			f.plant(keyNamed("b"), liveKey("b"))
+			s := newTestState(t, f.node())
+			wantKey(t, s, "a", "live")
+			if data == "" {
+				f.damage(keyNamed("a"))
+			} else {
+				f.write(keyNamed("a"), data)
+			}
+			s.Sync(t.Context())
+			wantKey(t, s, "a", "damaged")
+			wantKey(t, s, "b", "live")
+			if key, _ := s.Key("a"); !errors.Is(key.Damage, ErrDamaged) || s.Unavailable() || s.errors("decode") == 0 {
+				t.Errorf("damage %v, unavailable: %t, %d errors are counted", key.Damage, s.Unavailable(), s.errors("decode"))
+			}
+			f.write(keyNamed("a"), liveKey("a")) // mended
+			s.Sync(t.Context())
+			wantKey(t, s, "a", "live")
+		})
+	}
+}
+
+// A revocation is for good on a node that has heard of it: nothing that was read
+// before it, and no older store, brings the key back.
+func TestRevokedKeyNeverComesBack(t *testing.T) {
+	t.Parallel()
+	type parts struct {
+		f *fleet
+		n *node
+		s *testState
+	}
+	revoke := func(t *testing.T, s *testState) {
+		t.Helper()
+		if err := s.Revoke(t.Context(), "a"); err != nil {
+			t.Fatalf("Revoke = %v", err)
+		}
+	}
+	for name, attack := range map[string]func(*testing.T, parts){
+		"a read that began before": func(t *testing.T, p parts) {
+			p.n.intercept(nil, on("get", "a", func(context.Context, string, store.Name) error {
+				p.n.intercept(nil, nil)
+				revoke(t, p.s)
+				return nil
+			}))
+			if err := p.s.readKey(t.Context(), "a"); err != nil {
+				t.Error(err)
+			}
+		},
+		"a reload that began before": func(t *testing.T, p parts) {
+			p.f.restore(p.f.backup())
+			p.n.intercept(nil, on("read", "a", func(context.Context, string, store.Name) error {
+				p.n.intercept(nil, nil)
+				revoke(t, p.s)
+				return nil
+			}))
+			p.s.Sync(t.Context())
+		},
+		"a reload that began before and failed, and another one": func(t *testing.T, p parts) {
+			p.f.restore(p.f.backup())
+			p.n.intercept(nil, on("read", "", func(ctx context.Context, operation string, name store.Name) error {
+				if name.ID() == "a" {
+					revoke(t, p.s)
+					return nil
+				}
+				p.n.intercept(on("changes", "", down), nil)
+				return down(ctx, operation, name)
+			}))
+			p.s.Sync(t.Context())
+			p.n.intercept(nil, nil)
+			p.s.Sync(t.Context())
+		},
+		"an old backup": func(t *testing.T, p parts) {
+			old := p.f.backup()
+			revoke(t, p.s)
+			p.f.restore(old)
+			p.s.Sync(t.Context())
+		},
+		"a store that has lost everything": func(t *testing.T, p parts) {
+			revoke(t, p.s)
+			p.f.restore(nil)
+			p.s.Sync(t.Context())
+		},
+		"the key is made again": func(t *testing.T, p parts) {
+			revoke(t, p.s)
+			p.f.restore(nil)
+			_, _ = p.s.storeKey(t.Context(), keyOf("a").Public(), false, "")
+			p.s.Sync(t.Context())
+		},
+		"the key is made again by another node": func(t *testing.T, p parts) {
+			revoke(t, p.s)
+			p.f.write(keyNamed("a"), liveKey("a"))
+			p.s.Sync(t.Context())
+		},
+		"its object is damaged": func(t *testing.T, p parts) {
+			revoke(t, p.s)
+			p.f.damage(keyNamed("a"))
+			p.s.Sync(t.Context())
+		},
+		"its object is removed": func(t *testing.T, p parts) {
+			revoke(t, p.s)
+			p.f.remove(keyNamed("a"))
+			p.s.Sync(t.Context())
+		},
+		"its object cannot be read": func(t *testing.T, p parts) {
+			revoke(t, p.s)
+			p.n.intercept(on("read", "a", down), nil)
+			p.s.Sync(t.Context())
+			p.n.intercept(nil, nil)
+			p.s.Sync(t.Context())
+		},
+		"the store was unavailable for too long, and is an old one then": func(t *testing.T, p parts) {
+			clock := p.s.setTime()
+			old := p.f.backup()
+			revoke(t, p.s)
+			p.f.restore(old)
+			*clock = clock.Add(maxStale + 1)
+			p.n.intercept(down, nil)
+			p.s.Sync(t.Context())
+			wantKey(t, p.s, "a", "unknown")
+			p.n.intercept(nil, nil)
+			p.s.Sync(t.Context())
+		},
+		"another node has revoked it, and the store is an old one then": func(t *testing.T, p parts) {
+			old := p.f.backup()
+			p.f.write(keyNamed("a"), revokedKey("a"))
+			p.s.Sync(t.Context())
+			wantKey(t, p.s, "a", "revoked")
+			p.f.restore(old)
+			p.s.Sync(t.Context())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet()
+			f.plant(keyNamed("a"), liveKey("a"))
+			f.plant(keyNamed("b"), liveKey("b"))
+			n := f.node()
+			s := newTestState(t, n)
+			wantKey(t, s, "a", "live")
+			attack(t, parts{f, n, s})
+			for range 2 {
+				wantKey(t, s, "a", "revoked")
+				if slices.ContainsFunc(s.LiveKeys(), func(k Key) bool { return k.ID == "a" }) {
+					t.Error("the revoked key verifies")
+				}
+				s.Sync(t.Context())
+			}
+		})
+	}
+}
+
+// A key that is published while everything is being read is newer than what is
+// read.
+func TestKeysThatChangeDuringAReload(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	for _, id := range []string{"a", "b", "c"} {
+		f.plant(keyNamed(id), liveKey(id))
+	}
+	n := f.node()
+	s := newTestState(t, n)
+	f.restore(f.backup())
+	n.intercept(nil, on("read", "c", func(ctx context.Context, _ string, _ store.Name) error {
+		n.intercept(nil, nil)
+		if _, err := s.storeKey(ctx, keyOf("aa").Public(), false, ""); err != nil {
+			t.Errorf("storeKey = %v", err)
+		}
+		s.keys.publish(Key{ID: "b", Damage: errors.New("it has changed")})
+		s.keys.publish(Key{ID: "a"}) // it does not exist any more
+		return s.Revoke(ctx, "c")
+	}))
+	s.Sync(t.Context())
+	for id, want := range map[string]string{"a": "none", "b": "damaged", "c": "revoked", "aa": "live"} {
+		wantKey(t, s, id, want)
+	}
+}
+
+// Before the keys have been read, nothing is known of any: a key that is
+// published then must not look like the only one.
+func TestKeysPublishedBeforeTheFirstReading(t *testing.T) {
+	t.Parallel()
+	var k keys
+	k.publish(Key{ID: "a", Public: keyOf("a").Public()})
+	k.publish(Key{ID: "b", Revoked: true})
+	if k.known() {
+		t.Fatal("the keys count as read")
+	}
+	reload := k.beginReload()
+	reload.add(Key{ID: "b", Public: keyOf("b").Public()})
+	reload.add(Key{ID: "c", Public: keyOf("c").Public()})
+	if k.known() {
+		t.Fatal("the keys count as read before they are")
+	}
+	if missing := reload.commit(); !slices.Equal(missing, []string{"b"}) {
+		t.Errorf("commit = %q, want b: the store does not say that it is revoked", missing)
+	}
+	if key, _ := k.get("b"); !key.Revoked {
+		t.Error("a key that was revoked before the first reading is not")
+	}
+	if live := k.live(); len(live) != 1 || live[0].ID != "c" {
+		t.Errorf("%d keys are live, want c alone", len(live))
+	}
+}
+
+// Requests read snapshots while everything changes: a revocation that a reader
+// has seen stays seen.
+func TestKeysUnderConcurrentChanges(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	for i := range 4 {
+		f.plant(keyNamed(fmt.Sprint("k", i)), liveKey(fmt.Sprint("k", i)))
+	}
+	s := newTestState(t, f.node())
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			seen := make(map[string]bool)
+			for ctx.Err() == nil {
+				for i := range 4 {
+					id := fmt.Sprint("k", i)
+					key, known := s.Key(id)
+					if !known || seen[id] && !key.Revoked {
+						t.Errorf("the key %s came back", id)
+						return
+					}
+					seen[id] = key.Revoked
+				}
+			}
+		})
+	}
+	for i := range 4 {
+		id := fmt.Sprint("k", i)
+		stale, _ := s.Key(id)
+		var change sync.WaitGroup
+		change.Go(func() {
+			if err := s.Revoke(ctx, id); err != nil {
+				t.Errorf("Revoke = %v", err)
+			}
+		})
+		change.Go(func() { s.keys.publish(stale) })
+		for range 20 {
+			reload := s.keys.beginReload()
+			reload.add(stale)
+			reload.commit()
+		}
+		change.Wait()
+		s.keys.publish(stale)
+		wantKey(t, s, id, "revoked")
+	}
+	stop()
+	wg.Wait()
+}
+
+// A12: a call that is made again replaces the key of the call before it, whose
+// answer was lost. Other keys stay, and a failure leaves no key of which nobody
+// knows the private half.
+func TestRepeatedCreationReplacesItsKey(t *testing.T) {
+	t.Parallel()
+	n := newFleet().node()
+	s := newTestState(t, n)
+	create := func(request string) string {
+		t.Helper()
+		key, _, err := s.CreateKey(t.Context(), request)
+		if err != nil {
+			t.Fatalf("CreateKey = %v", err)
+		}
+		wantKey(t, s, key.ID(), "live")
+		return key.ID()
+	}
+	first, other, plain := create("one"), create("two"), create("")
+	second := create("one")
+	for id, want := range map[string]string{first: "revoked", second: "live", other: "live", plain: "live"} {
+		wantKey(t, s, id, want)
+	}
+	create("")
+	wantKey(t, s, plain, "live")
+	n.intercept(on("update", second, down), nil)
+	if _, _, err := s.CreateKey(t.Context(), "one"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("CreateKey = %v, want ErrUnavailable", err)
+	}
+	if live := s.LiveKeys(); len(live) != 4 {
+		t.Errorf("%d keys are live, want 4", len(live))
+	}
+}
+
+// There is a limit of keys. The gateway's own and revoked ones do not count, nor
+// does the key that a repeated call replaces.
+func TestKeyLimit(t *testing.T) {
+	t.Parallel()
+	s := newTestState(t, newFleet().node())
+	reload := s.keys.beginReload()
+	public := testKey().Public()
+	for i := range MaxKeys - 1 {
+		reload.add(Key{ID: fmt.Sprint("k", i), Public: public})
+		reload.add(Key{ID: fmt.Sprint("own", i), Public: public, Own: true})
+		reload.add(Key{ID: fmt.Sprint("gone", i), Revoked: true})
+	}
+	reload.commit()
+	if err := s.mayCreate(""); err != nil {
+		t.Errorf("mayCreate = %v with %d keys", err, MaxKeys-1)
+	}
+	s.keys.publish(Key{ID: "last", Public: public, Request: "request"})
+	for request, want := range map[string]error{"": ErrKeyLimit, "other": ErrKeyLimit, "request": nil} {
+		if err := s.mayCreate(request); !errors.Is(err, want) {
+			t.Errorf("mayCreate(%q) = %v with %d keys, want %v", request, err, MaxKeys, want)
+		}
+	}
+	for what, change := range map[string]func(){"unavailable": func() { s.unavailable.Store(true) }, "unknown": s.keys.forget} {
+		if change(); !errors.Is(s.mayCreate(""), ErrUnavailable) {
+			t.Errorf("a key may be made with the store %s", what)
+		}
+	}
+}
+
+// A7: keys are made one at a time, so that playback keeps a processor, and few
+// calls wait for their turn. When the store turns out to be unavailable, all of
+// them hear so at once.
+func TestKeysAreMadeOneAtATime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestState(t, newFleet().node())
+		enter := func() func() {
+			t.Helper()
+			leave, err := s.enterMaking(t.Context())
+			if err != nil {
+				t.Errorf("enterMaking = %v", err)
+			}
+			return leave
+		}
+		var wg sync.WaitGroup
+		crowd := func(ctx context.Context, want error) {
+			for range maxWaitingForKey {
+				wg.Go(func() {
+					if leave, err := s.enterMaking(ctx); !errors.Is(err, want) || leave != nil {
+						t.Errorf("enterMaking = %v, want %v", err, want)
+					}
+				})
+			}
+			synctest.Wait()
+		}
+		leave := enter() // a key is being made
+		ctx, cancel := context.WithCancel(t.Context())
+		crowd(ctx, context.Canceled)
+		if _, err := s.enterMaking(t.Context()); !errors.Is(err, ErrTooManyKeys) {
+			t.Errorf("enterMaking = %v, want ErrTooManyKeys", err)
+		}
+		cancel()
+		wg.Wait()
+		crowd(t.Context(), ErrTooManyKeys) // the key takes too long
+		<-time.After(maxWaitForKey)
+		wg.Wait()
+		crowd(t.Context(), ErrUnavailable)
+		s.makingFailed.Add(1)
+		leave()
+		wg.Wait()
+		inside, most := 0, 0
+		for range maxWaitingForKey {
+			wg.Go(func() {
+				leave := enter()
+				inside++ // one at a time, so no other goroutine is here
+				most = max(most, inside)
+				<-time.After(time.Second)
+				inside--
+				leave()
+			})
+		}
+		wg.Wait()
+		if most != 1 {
+			t.Errorf("%d keys are made at once", most)
+		}
+		enter()()
+	})
+}

@@ -1,0 +1,80 @@
+package state
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+)
+
+// Errors of a State.
+var (
+	// ErrUnavailable is the error of a call that needs the store while it does
+	// not answer. A change that was asked for may have been made.
+	ErrUnavailable = store.ErrUnavailable
+
+	// ErrBusy is ErrUnavailable for one object, which another node is writing.
+	ErrBusy = store.ErrBusy
+
+	// ErrDamaged is the error for an object in the store that cannot be trusted.
+	ErrDamaged = store.ErrDamaged
+)
+
+var errNoAnswer = fmt.Errorf("%w: it has not answered lately", ErrUnavailable)
+
+// get reads one object and counts a failure.
+func (s *State) get(ctx context.Context, name store.Name) (store.Object, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	object, err := s.store.Get(ctx, name)
+	if err != nil {
+		return store.Object{}, s.failed("get", err)
+	}
+	return object, nil
+}
+
+// update changes one object and counts a failure of the store. Once begun, it
+// goes on without its caller.
+func (s *State) update(ctx context.Context, name store.Name, change store.Change) error {
+	if s.Unavailable() {
+		return s.failed("update", errNoAnswer)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	err := s.store.Update(ctx, name, change)
+	if errors.Is(err, ErrUnavailable) {
+		return s.failed("update", err)
+	}
+	return err
+}
+
+func (s *State) failed(operation string, err error) error {
+	s.countError(operation)
+	return err
+}
+
+// decode decodes the content of an object. Damage is counted, and logged with
+// the object's name, so that somebody mends it.
+func (s *State) decode(object store.Object, into any) error {
+	if object.Damage != nil {
+		return s.damaged(object.Name, object.Damage)
+	}
+	if err := json.Unmarshal(object.Data, into); err != nil {
+		return s.damaged(object.Name, err)
+	}
+	return nil
+}
+
+// damaged returns ErrDamaged for an object and reports the damage.
+func (s *State) damaged(name store.Name, why error) error {
+	if !errors.Is(why, ErrDamaged) {
+		why = fmt.Errorf("%w: %s: %w", ErrDamaged, name, why)
+	}
+	s.logger().Error("an object in the store is damaged, so what depends on it is refused",
+		zap.Stringer("object", name), zap.Error(why))
+	return s.failed("decode", why)
+}

@@ -1,0 +1,362 @@
+package state
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+)
+
+// plantSigningKey makes a key the gateway's own, as another node would have done
+// at a time.
+func (f *fleet) plantSigningKey(id string, created time.Time, retired ...retiredKey) {
+	doc := signingDocument{ID: id, PEM: keyOf(id).PEM(), Created: created, Retired: retired}
+	f.write(signingName, string(must(json.Marshal(doc))))
+	f.write(keyNamed(id), keyDoc(id, func(doc *keyDocument) { doc.Created, doc.Own = created, true }))
+}
+
+func storedSigningKey(t *testing.T, f *fleet) signingDocument {
+	t.Helper()
+	var doc signingDocument
+	if err := json.Unmarshal([]byte(f.data(signingName)), &doc); err != nil {
+		t.Fatalf("the signing key is %q: %v", f.data(signingName), err)
+	}
+	return doc
+}
+
+// signingKey has a State sign, and checks that its signature verifies here.
+func signingKey(t *testing.T, s *testState) string {
+	t.Helper()
+	key, err := s.SigningKey(t.Context())
+	if err != nil {
+		t.Fatalf("SigningKey = %v", err)
+	}
+	if public, _ := s.Key(key.ID()); public.Public == nil || !public.Public.Equal(key.Public()) || !public.Own {
+		t.Errorf("the key %s that signs does not verify here: %+v", key.ID(), public)
+	}
+	return key.ID()
+}
+
+func wantSigningKey(t *testing.T, s *testState, want string) {
+	t.Helper()
+	if got := signingKey(t, s); got != want {
+		t.Errorf("the key %s signs, want %s", got, want)
+	}
+}
+
+// The gateway's own key is made on first need, once however many calls need it,
+// and every node signs with it, also a node that starts later.
+func TestSigningKeyIsMadeOnFirstNeed(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	n := f.node()
+	s := newTestState(t, n)
+	clock := s.setTime()
+	if n.count("update") != 0 {
+		t.Error("a key is made before anybody needs one")
+	}
+	var wg sync.WaitGroup
+	ids := make(chan string, 4)
+	for range cap(ids) {
+		wg.Go(func() { ids <- signingKey(t, s) })
+	}
+	wg.Wait()
+	close(ids)
+	first := storedSigningKey(t, f).ID
+	for id := range ids {
+		if id != first {
+			t.Errorf("a call is signed with %s, want %s", id, first)
+		}
+	}
+	*clock = clock.Add(time.Hour)
+	gets := n.count("get")
+	wantSigningKey(t, s, first)
+	if got := n.count("get") - gets; got != 0 {
+		t.Errorf("%d reads of a key that is known", got)
+	}
+	later := newTestState(t, f.node())
+	later.setTime()
+	wantSigningKey(t, later, first)
+	if doc := storedSigningKey(t, f); !doc.Created.Equal(testTime) || len(doc.Retired) != 0 || len(f.backup()) != 2 {
+		t.Errorf("the store has %d objects and a key of %v, retired %v", len(f.backup()), doc.Created, doc.Retired)
+	}
+	if strings.Contains(f.data(keyNamed(first)), `"d":`) {
+		t.Error("the private half is among the keys")
+	}
+}
+
+// A node that has not yet heard of the key which another one made a moment ago
+// signs with it all the same: a fleet has one key, not one for each node.
+func TestSigningKeyIsSharedBeforeItIsHeardOf(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	a, b := newTestState(t, f.node()), newTestState(t, f.node())
+	f.plantSigningKey("own", testTime)
+	for _, s := range []*testState{a, b} {
+		s.setTime()
+		wantSigningKey(t, s, "own")
+	}
+	if doc := storedSigningKey(t, f); doc.ID != "own" || len(doc.Retired) != 0 {
+		t.Errorf("the store has the key %s now, and %v are retired", doc.ID, doc.Retired)
+	}
+}
+
+// Two nodes that need the first key at once end up with one: the node that was
+// overtaken signs with the other's key, and its own is revoked.
+func TestTwoNodesMakeTheSigningKeyAtOnce(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	a, b := f.node(), f.node()
+	first, second := newTestState(t, a), newTestState(t, b)
+	var winner string
+	a.intercept(on("update", signingName.ID(), func(context.Context, string, store.Name) error {
+		a.intercept(nil, nil)
+		winner = signingKey(t, second)
+		return nil
+	}), nil)
+	key, err := first.SigningKey(t.Context())
+	if err != nil || key.ID() != winner {
+		t.Fatalf("SigningKey = %v, %v, want the other node's key %s", key, err, winner)
+	}
+	first.Sync(t.Context())
+	wantSigningKey(t, first, winner)
+	if doc := storedSigningKey(t, f); doc.ID != winner || len(doc.Retired) != 0 {
+		t.Errorf("the store has the key %s, retired %v, want %s", doc.ID, doc.Retired, winner)
+	}
+	if live := first.LiveKeys(); len(live) != 1 || len(f.backup()) != 3 {
+		t.Errorf("%d keys are live, and there are %d objects; want 1 and 3", len(live), len(f.backup()))
+	}
+}
+
+// A key that has reached its age is replaced, by one node of many, and goes on
+// verifying what it has signed.
+func TestSigningKeyIsReplacedByAge(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	f.plantSigningKey("own", testTime)
+	s, other := newTestState(t, f.node()), newTestState(t, f.node())
+	clock, otherClock := s.setTime(), other.setTime()
+	*clock = testTime.Add(maxSigningAge - 1)
+	wantSigningKey(t, s, "own")
+	*clock, *otherClock = testTime.Add(maxSigningAge), testTime.Add(maxSigningAge)
+	next := signingKey(t, s)
+	if next == "own" {
+		t.Error("the old key signs on")
+	}
+	wantKey(t, s, "own", "live")
+	doc := storedSigningKey(t, f)
+	if diff := cmp.Diff([]retiredKey{{"own", *clock}}, doc.Retired); doc.ID != next || diff != "" {
+		t.Errorf("the store has the key %s, retired (-want +got):\n%s", doc.ID, diff)
+	}
+	other.Sync(t.Context())
+	wantSigningKey(t, other, next)
+	if key, _ := s.Key(next); !key.Created.Equal(*clock) {
+		t.Errorf("the new key is of %v", key.Created)
+	}
+}
+
+// Retired keys verify as long as a token of theirs can be valid, and are revoked
+// with the next replacement after that.
+func TestRetiredKeysAreRevoked(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	now := testTime.Add(maxSigningAge)
+	for _, id := range []string{"longer", "long", "recent"} {
+		f.plantSigningKey(id, testTime)
+	}
+	f.plantSigningKey("own", testTime,
+		retiredKey{"longer", now.Add(-10 * retirement)}, retiredKey{"long", now.Add(-retirement)}, retiredKey{"recent", now.Add(-retirement + 1)})
+	s := newTestState(t, f.node())
+	*s.setTime() = now
+	signingKey(t, s)
+	for id, want := range map[string]string{"longer": "revoked", "long": "revoked", "recent": "live", "own": "live"} {
+		wantKey(t, s, id, want)
+	}
+	var left []string
+	for _, key := range storedSigningKey(t, f).Retired {
+		left = append(left, key.ID)
+	}
+	slices.Sort(left)
+	if diff := cmp.Diff([]string{"own", "recent"}, left); diff != "" {
+		t.Errorf("retired keys that verify (-want +got):\n%s", diff)
+	}
+}
+
+// A signing key that was revoked or removed, here or elsewhere, signs no more:
+// its tokens would not play.
+func TestSigningKeyThatIsGoneIsReplaced(t *testing.T) {
+	t.Parallel()
+	for what, change := range map[string]func(*fleet, *testState){
+		"revoked here":      func(_ *fleet, s *testState) { _ = s.Revoke(context.Background(), "own") },
+		"revoked elsewhere": func(f *fleet, s *testState) { f.write(keyNamed("own"), revokedKey("own")) },
+		"removed by hand":   func(f *fleet, s *testState) { f.remove(signingName) },
+	} {
+		f := newFleet()
+		f.plantSigningKey("own", testTime)
+		s := newTestState(t, f.node())
+		s.setTime()
+		wantSigningKey(t, s, "own")
+		change(f, s)
+		s.Sync(t.Context())
+		if id := signingKey(t, s); id == "own" || storedSigningKey(t, f).ID != id {
+			t.Errorf("%s: the key %s signs, and the store has %s", what, id, storedSigningKey(t, f).ID)
+		}
+		if what == "removed by hand" {
+			continue
+		}
+		wantKey(t, s, "own", "revoked")
+	}
+	// A replacement by another node signs here once this node has heard of it.
+	f := newFleet()
+	f.plantSigningKey("own", testTime)
+	s := newTestState(t, f.node())
+	s.setTime()
+	wantSigningKey(t, s, "own")
+	f.plantSigningKey("next", testTime, retiredKey{"own", testTime})
+	s.Sync(t.Context())
+	wantSigningKey(t, s, "next")
+}
+
+// S4: a damaged signing key is an error, each time, and no reason to make another
+// one: whoever damages the object must not be able to have the gateway make keys.
+// RotateSigningKey replaces it.
+func TestDamagedSigningKey(t *testing.T) {
+	t.Parallel()
+	good := string(must(json.Marshal(signingDocument{ID: "own", PEM: keyOf("own").PEM(), Created: testTime})))
+	withPEM := func(text string) string {
+		return string(must(json.Marshal(signingDocument{ID: "own", PEM: text, Created: testTime, Retired: []retiredKey{{"old", testTime}}})))
+	}
+	block, _ := pem.Decode(must(base64.StdEncoding.DecodeString(keyOf("own").PEM())))
+	private := must(x509.ParsePKCS1PrivateKey(block.Bytes))
+	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "RSA PUBLIC KEY", Bytes: x509.MarshalPKCS1PublicKey(&private.PublicKey)})
+	for what, data := range map[string]string{
+		"damaged":      "",
+		"null":         "null",
+		"no object":    "[]",
+		"empty":        "{}",
+		"cut off":      withPEM(keyOf("own").PEM()[:400]),
+		"no pem":       withPEM(""),
+		"no base64":    withPEM("-----BEGIN"),
+		"a public key": withPEM(base64.StdEncoding.EncodeToString(publicPEM)),
+		"no id":        strings.Replace(good, `"id":"own"`, `"id":""`, 1),
+		"no date":      strings.Replace(good, `"created":"2`, `"created":"x`, 1),
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet()
+			f.plantSigningKey("own", testTime)
+			n := f.node()
+			s := newTestState(t, n)
+			s.setTime()
+			if len(what)%2 == 0 { // a node that knows the key, and one that does not
+				wantSigningKey(t, s, "own")
+			}
+			if data == "" {
+				f.damage(signingName)
+			} else {
+				f.write(signingName, data)
+			}
+			s.Sync(t.Context())
+			for range 2 {
+				if key, err := s.SigningKey(t.Context()); !errors.Is(err, ErrDamaged) || key != nil || strings.Contains(err.Error(), "BEGIN") {
+					t.Fatalf("SigningKey = %v, %v, want ErrDamaged", key, err)
+				}
+			}
+			if s.errors("decode") == 0 || n.count("update") != 0 {
+				t.Errorf("%d errors are counted, and %d objects written", s.errors("decode"), n.count("update"))
+			}
+			rotated, err := s.RotateSigningKey(t.Context())
+			if err != nil || rotated.ID == "own" {
+				t.Fatalf("RotateSigningKey = %+v, %v", rotated, err)
+			}
+			wantSigningKey(t, s, rotated.ID)
+		})
+	}
+}
+
+// Rotation on demand replaces the key at once. It needs the store.
+func TestRotation(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	f.plantSigningKey("own", testTime)
+	n := f.node()
+	s := newTestState(t, n)
+	s.setTime()
+	wantSigningKey(t, s, "own")
+	next, err := s.RotateSigningKey(t.Context())
+	if err != nil || next.ID == "own" || !next.Created.Equal(testTime) || !next.Own {
+		t.Fatalf("RotateSigningKey = %+v, %v", next, err)
+	}
+	wantSigningKey(t, s, next.ID)
+	wantKey(t, s, "own", "live")
+	n.intercept(on("get", "", down), nil)
+	if _, err := s.RotateSigningKey(t.Context()); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("RotateSigningKey = %v, want ErrUnavailable", err)
+	}
+}
+
+// Without the store no key is made, and the known key goes on signing.
+func TestSigningWithoutTheStore(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	f.plantSigningKey("own", testTime)
+	n := f.node()
+	s := newTestState(t, n)
+	s.setTime()
+	n.intercept(on("get", signingName.ID(), down), nil)
+	if key, err := s.SigningKey(t.Context()); !errors.Is(err, ErrUnavailable) || key != nil {
+		t.Errorf("SigningKey = %v, %v, want ErrUnavailable", key, err)
+	}
+	n.intercept(nil, nil)
+	wantSigningKey(t, s, "own")
+	f.plantSigningKey("next", testTime)
+	n.intercept(on("get", signingName.ID(), down), nil)
+	s.Sync(t.Context())
+	wantSigningKey(t, s, "own")
+	wantSigningKey(t, s, "own")
+	n.intercept(down, nil)
+	s.Sync(t.Context())
+	wantSigningKey(t, s, "own")
+	n.intercept(nil, nil)
+	wantSigningKey(t, s, "next")
+	if got := storedSigningKey(t, f).ID; got != "next" {
+		t.Errorf("the store has the key %s", got)
+	}
+}
+
+// A key whose public half could not be stored must not sign, nor a key that other
+// nodes cannot sign with.
+func TestSigningKeyThatCannotBeStored(t *testing.T) {
+	t.Parallel()
+	for what, fails := range map[string]step{
+		"its public half": func(ctx context.Context, operation string, name store.Name) error {
+			if operation == "update" && name.Collection() == store.Keys {
+				return down(ctx, operation, name)
+			}
+			return nil
+		},
+		"the pair": on("update", signingName.ID(), down),
+	} {
+		f := newFleet()
+		n := f.node()
+		s := newTestState(t, n)
+		n.intercept(fails, nil)
+		if key, err := s.SigningKey(t.Context()); !errors.Is(err, ErrUnavailable) || key != nil || s.signer.own.Load() != nil {
+			t.Errorf("%s cannot be stored: SigningKey = %v, %v, want ErrUnavailable", what, key, err)
+		}
+		if f.data(signingName) != "" {
+			t.Errorf("%s cannot be stored, and the signing key is", what)
+		}
+	}
+}

@@ -1,0 +1,453 @@
+package state
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+	"unsafe"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
+)
+
+// The first use of a cold video costs one read, whatever the number of viewers,
+// and what does not exist or is damaged is remembered as well.
+func TestVideoIsReadOnce(t *testing.T) {
+	t.Parallel()
+	for data, want := range map[string]string{privateVideo: "private", "": "unset", "broken": "damaged"} {
+		t.Run(want, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet()
+				if data != "" {
+					f.plant(videoNamed("v"), data)
+				}
+				n := f.node()
+				s := newTestState(t, n)
+				n.intercept(on("get", "v", func(context.Context, string, store.Name) error {
+					<-time.After(100 * time.Millisecond)
+					return nil
+				}), nil)
+				var wg sync.WaitGroup
+				for i := range 200 {
+					wg.Go(func() {
+						// Some come while it is read, some just after that, and some later.
+						<-time.After(time.Duration(min(i, 100)+i/190) * time.Millisecond)
+						wantVideo(t, s, want)
+					})
+				}
+				wg.Wait()
+				if got := n.count("get"); got != 1 {
+					t.Errorf("%d reads, want 1", got)
+				}
+			})
+		})
+	}
+}
+
+// Videos do not wait for each other, and a viewer who leaves takes nobody's
+// answer away and does not wait for it.
+func TestSlowVideo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet()
+		f.plant(videoNamed("v"), publicVideo)
+		n := f.node()
+		s := newTestState(t, n)
+		proceed := make(chan struct{})
+		n.intercept(func(ctx context.Context, operation string, name store.Name) error {
+			if name.ID() == "slow" {
+				return hang(ctx, operation, name)
+			}
+			<-proceed
+			return ctx.Err()
+		}, nil)
+		ctx, leave := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if got := videoIs(s.Video(t.Context(), "slow")); got != "unavailable" {
+				t.Errorf("a video that cannot be read is %s", got)
+			}
+		})
+		wg.Go(func() {
+			if _, err := s.Video(ctx, "v"); !errors.Is(err, context.Canceled) {
+				t.Errorf("Video = %v for a viewer who has left", err)
+			}
+		})
+		synctest.Wait()
+		wg.Go(func() { wantVideo(t, s, "public") })
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		close(proceed)
+		start := time.Now()
+		wantVideo(t, s, "public")
+		if waited := time.Since(start); waited != 0 {
+			t.Errorf("the other video took %s", waited)
+		}
+		wg.Wait()
+	})
+}
+
+// A video changes while it is being read, here or elsewhere. What was read is out
+// of date, so it is not kept: a video that has just been made private must not
+// stay public until it changes once more.
+func TestVideoChangesWhileItIsRead(t *testing.T) {
+	t.Parallel()
+	for what, change := range map[string]func(*testState, *fleet){
+		"another node's change": func(s *testState, f *fleet) {
+			f.write(videoNamed("v"), privateVideo)
+			s.Sync(s.ctx)
+		},
+		"this node's change": func(s *testState, f *fleet) {
+			f.plant(videoNamed("v"), privateVideo)
+			s.videos.drop("v")
+		},
+		"everything is forgotten": func(s *testState, f *fleet) {
+			f.plant(videoNamed("v"), privateVideo)
+			s.videos.forget()
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet()
+				f.plant(videoNamed("v"), publicVideo)
+				n := f.node()
+				s := newTestState(t, n)
+				proceed := make(chan struct{})
+				n.intercept(nil, on("get", "v", func(context.Context, string, store.Name) error {
+					n.intercept(nil, nil)
+					change(s, f) // after the reading, and before it is published
+					<-proceed
+					return nil
+				}))
+				var wg sync.WaitGroup
+				wg.Go(func() { wantVideo(t, s, "public") }) // asked for before the change
+				synctest.Wait()
+				wantVideo(t, s, "private") // joins no reading that began before
+				close(proceed)
+				wg.Wait()
+				reads := n.count("get")
+				wantVideo(t, s, "private")
+				if reads != 2 || n.count("get") != reads {
+					t.Errorf("the video was read %d times, want twice", n.count("get"))
+				}
+			})
+		})
+	}
+}
+
+// S6: where a video may have changed and the store then fails, the known settings
+// serve, and nobody waits for longer than one reading. What was never known is
+// refused, and so is a video that this node itself has changed.
+func TestKnownVideoServesWithoutTheStore(t *testing.T) {
+	t.Parallel()
+	for what, fails := range map[string]step{"fails": down, "hangs": hang} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet()
+				f.plant(videoNamed("v"), publicVideo)
+				f.plant(videoNamed("own"), `{"uid":"own","requireSignedURLs":false}`)
+				n := f.node()
+				s := newTestState(t, n)
+				wantOther := func(id, want string) {
+					t.Helper()
+					if got := videoIs(s.Video(t.Context(), id)); got != want {
+						t.Errorf("the video %q is %s, want %s", id, got, want)
+					}
+				}
+				wantVideo(t, s, "public")
+				wantOther("own", "public")
+				s.videos.markStale()
+				s.videos.drop("own")
+				n.intercept(fails, nil)
+				for range 2 {
+					start := time.Now()
+					wantVideo(t, s, "public")
+					if waited := time.Since(start); waited > readTimeout {
+						t.Errorf("a viewer waited for %s", waited)
+					}
+					wantOther("unknown", "unavailable")
+					wantOther("own", "unavailable")
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), syncTimeout)
+				defer cancel()
+				s.Sync(ctx) // from now on the store counts as unavailable
+				reads, start := n.count("get"), time.Now()
+				wantVideo(t, s, "public")
+				wantOther("unknown", "unavailable")
+				if n.count("get") != reads || time.Since(start) != 0 {
+					t.Errorf("%d reads of a store that is unavailable, in %s", n.count("get")-reads, time.Since(start))
+				}
+				f.write(videoNamed("v"), privateVideo)
+				n.intercept(nil, nil)
+				s.Sync(t.Context())
+				wantVideo(t, s, "private")
+			})
+		})
+	}
+}
+
+// Nobody waits for a video that is read again as a precaution: the known settings
+// serve until it has been read, once however many ask, also if that fails or
+// hangs. But a change that is known comes first.
+func TestRefreshedVideoServesMeanwhile(t *testing.T) {
+	t.Parallel()
+	for what, fails := range map[string]step{"the store is slow": nil, "it fails at first": down, "it hangs at first": hang} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet()
+				f.plant(videoNamed("v"), publicVideo)
+				n := f.node()
+				s := newTestState(t, n)
+				wantVideo(t, s, "public")
+				f.plant(videoNamed("v"), privateVideo)
+				s.videos.refresh()
+				reads := n.count("get")
+				proceed := make(chan struct{})
+				n.intercept(on("get", "v", func(ctx context.Context, operation string, name store.Name) error {
+					if fails != nil {
+						return fails(ctx, operation, name)
+					}
+					<-proceed
+					return nil
+				}), nil)
+				start := time.Now()
+				for range 10 {
+					wantVideo(t, s, "public")
+				}
+				if waited := time.Since(start); waited != 0 {
+					t.Errorf("viewers waited for %s", waited)
+				}
+				synctest.Wait()
+				if got := n.count("get") - reads; fails == nil && got != 1 {
+					t.Errorf("%d reads for ten viewers, want 1", got)
+				}
+				close(proceed)
+				<-time.After(readTimeout)
+				if n.intercept(nil, nil); fails != nil {
+					synctest.Wait()
+					wantVideo(t, s, "public") // has it read again
+				}
+				synctest.Wait()
+				wantVideo(t, s, "private")
+				reads = n.count("get")
+				wantVideo(t, s, "private")
+				if n.count("get") != reads {
+					t.Error("the video is read for each viewer")
+				}
+				s.videos.refresh()
+				f.write(videoNamed("v"), publicVideo)
+				s.Sync(t.Context())
+				wantVideo(t, s, "public")
+			})
+		})
+	}
+}
+
+// S4: an object under a video's name that is not its settings closes this video,
+// and no other one. A document says whether origins were set: an empty list lifts
+// a default, a missing one keeps it.
+func TestVideoDocuments(t *testing.T) {
+	t.Parallel()
+	list := func(patterns ...string) *weborigin.List { return must(weborigin.Compile(patterns)) }
+	for data, want := range map[string]*Video{
+		"": nil, "null": nil, `["v"]`: nil, "{}": nil,
+		`{"uid":"w","requireSignedURLs":false}`:                 nil,
+		`{"uid":"V","requireSignedURLs":false}`:                 nil,
+		`{"uid":"v","requireSignedURLs":"false"}`:               nil,
+		`{"uid":"v","requireSignedURLs":0}`:                     nil,
+		`{"uid":"v","allowedOrigins":"example.com"}`:            nil,
+		`{"uid":"v","allowedOrigins":[1]}`:                      nil,
+		`{"uid":"v","allowedOrigins":["https://example.com"]}`:  nil,
+		`{"uid":"v","allowedOrigins":[""]}`:                     nil,
+		`{"uid":"v","created":"x"}`:                             nil,
+		`{"uid":"v","descriptive":[]}`:                          nil,
+		`{"uid":"v"}`:                                           {},
+		`{"uid":"v","allowedOrigins":null}`:                     {},
+		`{"uid":"v","allowedOrigins":[]}`:                       {OriginsSet: true},
+		`{"uid":"v","allowedOrigins":["a.b","*.c.d"]}`:          {OriginsSet: true, AllowedOrigins: list("a.b", "*.c.d")},
+		`{"uid":"v","requireSignedURLs":null}`:                  {},
+		`{"uid":"v","requireSignedURLs":true,"later":"member"}`: {RequireSignedURLs: new(true)},
+	} {
+		f := newFleet()
+		f.plant(videoNamed("w"), `{"uid":"w"}`)
+		f.plant(videoNamed("v"), data)
+		if data == "" {
+			f.damage(videoNamed("v"))
+		}
+		s := newTestState(t, f.node())
+		for range 2 {
+			got, err := s.Video(t.Context(), "v")
+			if diff := cmp.Diff(want, got, cmp.AllowUnexported(weborigin.List{}, weborigin.Pattern{})); diff != "" || errors.Is(err, ErrDamaged) != (want == nil) {
+				t.Errorf("%s is %+v, %v (-want +got):\n%s", data, got, err, diff)
+			}
+		}
+		if failed := s.errors("decode"); (failed == 1) != (want == nil) || failed > 1 {
+			t.Errorf("%s: %d damaged objects are counted", data, failed)
+		}
+		if got := videoIs(s.Video(t.Context(), "w")); got != "default" {
+			t.Errorf("%s: another video is %s", data, got)
+		}
+		f.write(videoNamed("v"), publicVideo) // mended
+		s.Sync(t.Context())
+		wantVideo(t, s, "public")
+	}
+}
+
+// There may be more videos than there is memory for their settings. Those that
+// are given up are read again when somebody asks for them.
+func TestVideosAreKeptWithinABound(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	const videos, bound = 2000, 1 << 20
+	patterns := strings.Repeat(`"www.example.com",`, weborigin.MaxPatterns-1) + `"*.example.org"`
+	for i := range videos {
+		id := fmt.Sprint("v", i)
+		f.plant(videoNamed(id), fmt.Sprintf(`{"uid":%q,"requireSignedURLs":true,"allowedOrigins":[%s]}`, id, patterns))
+	}
+	s := newTestState(t, f.node())
+	s.videos.cache.SetMaximum(bound)
+	for range 2 {
+		for i := range videos {
+			if got := videoIs(s.Video(t.Context(), fmt.Sprint("v", i))); got != "private" {
+				t.Fatalf("the video %d is %s", i, got)
+			}
+		}
+	}
+	s.videos.cache.CleanUp()
+	kept, weight := s.videos.cache.EstimatedSize(), s.videos.cache.WeightedSize()
+	if most := bound / (len(patterns) + weborigin.MaxPatterns*32); weight > bound || kept > most || kept == 0 {
+		t.Errorf("the settings of %d videos are kept, which count for %d bytes; want at most %d and %d", kept, weight, most, bound)
+	}
+	for limit, want := range map[int64]uint64{
+		math.MaxInt64: maxVideoMemory, // none
+		512 << 20:     maxVideoMemory, 256 << 20: 32 << 20, 1 << 20: 1 << 20, 0: 1 << 20,
+	} {
+		if got := videoMemory(limit); got != want {
+			t.Errorf("a memory limit of %d bytes leaves %d for settings of videos, want %d", limit, got, want)
+		}
+	}
+	// The largest bound has room for 100,000 videos with a few origins.
+	typical := store.Object{Name: videoNamed("0123456789abcdef0123456789abcdef"), Data: []byte(
+		`{"uid":"0123456789abcdef0123456789abcdef","requireSignedURLs":true,"allowedOrigins":["example.com","*.example.org"]}`)}
+	if record := s.compileVideo(typical); record.damage != nil || record.weight*100_000 > maxVideoMemory {
+		t.Errorf("100,000 videos count for %d bytes, want at most %d", record.weight*100_000, maxVideoMemory)
+	}
+}
+
+// An attacker asks for videos at addresses as long as possible, to have them kept
+// with the id that is a part of them. Only the id is weighed, so only it is kept.
+func TestLongPathIsNotKeptWithTheVideo(t *testing.T) {
+	t.Parallel()
+	s := newTestState(t, newFleet().node())
+	path := strings.Repeat("0123456789abcdef", 1024)
+	if _, err := s.Video(t.Context(), path[:32]); err != nil {
+		t.Fatal(err)
+	}
+	for id := range s.videos.cache.Keys() {
+		if unsafe.StringData(id) == unsafe.StringData(path) {
+			t.Error("the cache keeps the whole path in memory")
+		}
+	}
+}
+
+// An edit is in force on this node with its answer, costs the first viewer
+// nothing, and is known if the store becomes unavailable then. It sees the edit of
+// another node, and leaves a damaged object alone.
+func TestEditingVideos(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	f.plant(videoNamed("v"), `{"uid":"v","created":"2020-01-01T00:00:00Z","requireSignedURLs":true,"descriptive":{"creator":"x"}}`)
+	n := f.node()
+	s := newTestState(t, n)
+	clock := s.setTime()
+	wantVideo(t, s, "private")
+	f.plant(videoNamed("v"), strings.Replace(f.data(videoNamed("v")), `"x"`, `"y"`, 1)) // by another node
+	got, err := s.EditVideo(t.Context(), "v", func(doc *VideoDocument) { doc.RequireSignedURLs = new(false) })
+	want := &VideoDocument{
+		UID: "v", Created: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), Modified: *clock,
+		RequireSignedURLs: new(false), Descriptive: map[string]json.RawMessage{"creator": json.RawMessage(`"y"`)},
+	}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("EditVideo = %v (-want +got):\n%s", err, diff)
+	}
+	stored, err := s.VideoDocument(t.Context(), "v")
+	if diff := cmp.Diff(want, stored); err != nil || diff != "" {
+		t.Errorf("VideoDocument = %v (-want +got):\n%s", err, diff)
+	}
+	n.intercept(down, nil)
+	wantVideo(t, s, "public")
+	s.Sync(t.Context())
+	wantVideo(t, s, "public")
+	n.intercept(nil, nil)
+	s.Sync(t.Context())
+
+	if got, err := s.EditVideo(t.Context(), "new", func(*VideoDocument) {}); err != nil || !got.Created.Equal(*clock) || got.UID != "new" {
+		t.Errorf("EditVideo of a new video = %+v, %v", got, err)
+	}
+	if deleted, damaged, err := s.DeleteVideo(t.Context(), "v"); err != nil || damaged || *deleted.RequireSignedURLs {
+		t.Errorf("DeleteVideo = %+v, %t, %v", deleted, damaged, err)
+	}
+	wantVideo(t, s, "unset")
+	f.damage(videoNamed("v"))
+	if doc, err := s.EditVideo(t.Context(), "v", func(*VideoDocument) {}); !errors.Is(err, ErrDamaged) || doc != nil {
+		t.Errorf("EditVideo of a damaged video = %v, %v", doc, err)
+	}
+	if _, err := s.VideoDocument(t.Context(), "v"); !errors.Is(err, ErrDamaged) {
+		t.Errorf("VideoDocument of a damaged video: %v", err)
+	}
+	found := make(map[string]bool)
+	for doc, err := range s.VideoDocuments(t.Context()) {
+		found[doc.UID] = errors.Is(err, ErrDamaged)
+	}
+	if diff := cmp.Diff(map[string]bool{"new": false, "v": true}, found); diff != "" {
+		t.Errorf("VideoDocuments, damaged or not (-want +got):\n%s", diff)
+	}
+	if deleted, damaged, err := s.DeleteVideo(t.Context(), "v"); err != nil || !damaged || deleted != nil {
+		t.Errorf("DeleteVideo of a damaged video = %+v, %t, %v", deleted, damaged, err)
+	}
+	wantVideo(t, s, "unset")
+}
+
+// Reads and changes at the same time: no viewer is answered with settings that
+// were out of date before the viewer asked.
+func TestVideosUnderConcurrentChanges(t *testing.T) {
+	t.Parallel()
+	f := newFleet()
+	f.plant(videoNamed("v"), publicVideo)
+	s := newTestState(t, f.node())
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for i := range 3 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if i == 0 {
+					s.videos.markStale()
+				}
+				_, _ = s.Video(ctx, "v")
+			}
+		})
+	}
+	for i := range 300 {
+		data, want := publicVideo, "public"
+		if i%2 == 0 {
+			data, want = privateVideo, "private"
+		}
+		f.plant(videoNamed("v"), data)
+		s.videos.drop("v")
+		if got := videoIs(s.Video(t.Context(), "v")); got != want {
+			t.Fatalf("after change %d the video is %s, want %s", i, got, want)
+		}
+	}
+	stop()
+	wg.Wait()
+}

@@ -1,0 +1,138 @@
+package signedplayback
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/certmagic"
+	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+)
+
+// statePool keeps states over config reloads, so that a revocation is in force
+// at once under all configs that still serve.
+var statePool = caddy.NewUsagePool()
+
+// sharedState is the state of a store in statePool. It outlives configs, but
+// their storages may end with them, so it uses the storage of the config in
+// force.
+type sharedState struct {
+	*state.State
+	poolKey string
+
+	mu      sync.RWMutex
+	configs []*App // that use it; the storage of the last one is used
+}
+
+// openStore opens a store on a Caddy storage, or with the help of one.
+type openStore func(storage func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error)
+
+// provisionState opens the store, or takes over the state of the previous
+// config.
+func (a *App) provisionState(ctx caddy.Context) error {
+	address, err := resolve(a.StoreURL)
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	a.storage = ctx.Storage()
+	switch {
+	case a.Store == "redis" && address == "":
+		return errors.New("store redis: it needs the URL of the Redis, like redis://127.0.0.1:6379/0")
+	case a.Store == "redis":
+		err = a.acquireState("redis "+address, func(storage func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error) {
+			return store.NewRedis(address, storage, logger)
+		})
+	case a.Store != "" && a.Store != "caddy":
+		return fmt.Errorf("store %q: want caddy or redis", a.Store)
+	case address != "":
+		return errors.New("store caddy takes no URL; the global option `storage` says where Caddy keeps its files")
+	default:
+		err = a.acquireState("caddy "+storageIdentity(a.storage), func(storage func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error) {
+			return store.NewCaddy(storage, logger), nil
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("store %s: %w", a.Store, err)
+	}
+	return nil
+}
+
+// storageIdentity returns the same text for two storages with the same
+// configuration. If it cannot tell, each config gets a separate state, and these
+// follow each other as two nodes do.
+func storageIdentity(storage certmagic.Storage) string {
+	config, err := json.Marshal(storage)
+	if err != nil || string(config) == "{}" {
+		return fmt.Sprintf("%T %p", storage, storage)
+	}
+	return fmt.Sprintf("%T %s", storage, config)
+}
+
+// acquireState sets a.state to the state of a store, shared with other configs
+// that use it. Each call must be matched by a call of release.
+func (a *App) acquireState(poolKey string, open openStore) error {
+	value, loaded, err := statePool.LoadOrNew(poolKey, func() (caddy.Destructor, error) {
+		s := &sharedState{poolKey: poolKey, configs: []*App{a}}
+		logger := func() *zap.Logger { return caddy.Log().Named(appID) }
+		opened, err := open(s.storage, logger)
+		if err != nil {
+			return nil, err
+		}
+		s.State = state.New(state.Config{Store: opened, Logger: logger, CountError: a.metrics.countStoreError})
+		return s, nil
+	})
+	if err != nil {
+		return err
+	}
+	a.state = value.(*sharedState)
+	if loaded {
+		a.state.offer(a)
+	}
+	return nil
+}
+
+func (s *sharedState) release(config *App) error {
+	deleted, err := statePool.Delete(s.poolKey)
+	if !deleted {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.configs = without(s.configs, config)
+	}
+	return err
+}
+
+// Destruct implements caddy.Destructor.
+func (s *sharedState) Destruct() error {
+	s.Close()
+	return nil
+}
+
+// offer adds a config that is being loaded. Its storage is the last resort.
+func (s *sharedState) offer(config *App) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.configs = slices.Insert(s.configs, 0, config)
+}
+
+// use prefers the storage of a config that starts.
+func (s *sharedState) use(config *App) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.configs = append(without(s.configs, config), config)
+}
+
+func without(configs []*App, config *App) []*App {
+	return slices.DeleteFunc(slices.Clone(configs), func(other *App) bool { return other == config })
+}
+
+func (s *sharedState) storage() certmagic.Storage {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.configs[len(s.configs)-1].storage
+}

@@ -1,0 +1,538 @@
+package signedplayback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/modules/filestorage"
+	"github.com/caddyserver/certmagic"
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/jwks"
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// memStore is a store in memory. Each call of Changes reports everything.
+type memStore struct {
+	mu      sync.Mutex
+	objects map[store.Name]store.Object
+	down    bool
+	reads   int // of single objects
+}
+
+func newMemStore() *memStore { return &memStore{objects: make(map[store.Name]store.Object)} }
+
+// plant puts an object into the store.
+func (m *memStore) plant(collection store.Collection, id, data string) {
+	m.put(store.Object{Name: must(store.NewName(collection, id)), Data: []byte(data)})
+}
+
+// damage makes an object one that cannot be trusted.
+func (m *memStore) damage(collection store.Collection, id string) {
+	m.put(store.Object{Name: must(store.NewName(collection, id)), Damage: store.ErrDamaged})
+}
+
+func (m *memStore) put(object store.Object) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.objects[object.Name] = object
+}
+
+func (m *memStore) setDown(down bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.down = down
+}
+
+func (m *memStore) err() error {
+	if m.down {
+		return store.ErrUnavailable
+	}
+	return nil
+}
+
+func (m *memStore) Get(_ context.Context, name store.Name) (store.Object, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reads++
+	object := m.objects[name]
+	object.Name = name
+	return object, m.err()
+}
+
+func (m *memStore) Update(_ context.Context, name store.Name, change store.Change) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.down {
+		return store.ErrUnavailable
+	}
+	present := m.objects[name]
+	present.Name = name
+	data, err := change(present)
+	if err == nil {
+		m.objects[name] = store.Object{Name: name, Data: data}
+	}
+	return err
+}
+
+func (m *memStore) All(_ context.Context, collection store.Collection) iter.Seq2[store.Object, error] {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	objects, err := slices.Collect(maps.Values(m.objects)), m.err()
+	return func(yield func(store.Object, error) bool) {
+		if err != nil {
+			yield(store.Object{}, err)
+			return
+		}
+		for _, object := range objects {
+			if object.Name.Collection() == collection && !yield(object, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (m *memStore) Changes(context.Context) ([]store.Collection, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return []store.Collection{store.Keys, store.Videos, store.Signing}, m.err()
+}
+
+func (*memStore) Wake() <-chan struct{} { return nil }
+
+func (*memStore) Close() {}
+
+// liveKey is the stored document of a key that verifies: testKey under another
+// id, because making keys is slow.
+func liveKey(id string) string {
+	return fmt.Sprintf(`{"id":%q,"created":"2026-01-02T03:04:05Z","jwk":%s}`, id, must(keyOf(id).Public().JWK()))
+}
+
+// revokedKey is the stored document of a revocation.
+func revokedKey(id string) string {
+	return fmt.Sprintf(`{"id":%q,"revoked":"2026-01-02T03:04:05Z"}`, id)
+}
+
+func keyOf(id string) *token.SigningKey {
+	return must(token.ParseSigningKey([]byte(testKey().PEM()), id))
+}
+
+// stateOf returns a State that has read a store and does not follow it.
+func stateOf(t *testing.T, m *memStore) *state.State {
+	t.Helper()
+	s := state.New(state.Config{
+		Store: m, Logger: zap.NewNop, CountError: collectMetrics().countStoreError,
+		Now: func() time.Time { return testTime },
+	})
+	t.Cleanup(s.Close)
+	return s
+}
+
+// useState gives an app another state for the length of a test.
+func useState(t *testing.T, app *App, s *state.State) {
+	t.Helper()
+	before := app.state
+	use := func(s *sharedState) {
+		app.state, app.keys.state, app.verifier.catchUp = s, s.State, s.CatchUp
+	}
+	use(&sharedState{State: s})
+	t.Cleanup(func() { use(before) })
+}
+
+// A keyring finds keys of the config, then of the control API, then of the remote
+// set, and never a key that is revoked, damaged, or unknown. Where a key may be
+// that cannot be read now, the lookup is not final.
+func TestKeyring(t *testing.T) {
+	t.Parallel()
+	m := newMemStore()
+	stranger := must(token.ParseSigningKey([]byte(otherKey().PEM()), "fixed"))
+	m.plant(store.Keys, "stored", liveKey("stored"))
+	m.plant(store.Keys, "fixed", fmt.Sprintf(`{"id":"fixed","jwk":%s}`, must(stranger.Public().JWK())))
+	m.plant(store.Keys, "fixed-revoked", revokedKey("fixed-revoked"))
+	m.plant(store.Keys, "remote-revoked", revokedKey("remote-revoked"))
+	m.damage(store.Keys, "fixed-damaged")
+	fixed := must(token.NewKeySet(keyOf("fixed").Public(), keyOf("fixed-revoked").Public(), keyOf("fixed-damaged").Public(), keyOf("fixed-only").Public()))
+	keys := newKeyServer(t)
+	keys.body = keySetOf(keyOf("remote"), keyOf("remote-revoked"), keyOf("fixed-damaged"), keyOf("stored"))
+	loaded, notLoaded := remoteSet(t, keys.URL), remoteSet(t, keys.URL)
+	if err := loaded.Load(); err != nil {
+		t.Fatal(err)
+	}
+	type verdict struct{ Found, Authoritative, MayAppear, Revocable bool }
+	for _, tc := range []struct {
+		name, id string
+		remote   *remoteKeys
+		unknown  bool    // the keys of the store have not been read
+		want     verdict // while the store is unavailable, only a revocation is final
+	}{
+		{"of the config", "fixed-only", nil, false, verdict{true, true, true, true}},
+		{"of the config and the store", "fixed", nil, false, verdict{true, true, true, true}},
+		{"of the config, revoked", "fixed-revoked", nil, false, verdict{false, true, false, true}},
+		{"of the config, its object damaged", "fixed-damaged", nil, false, verdict{false, false, false, true}},
+		{"of the config and the remote set, its object damaged", "fixed-damaged", loaded, false, verdict{false, false, false, true}},
+		{"of the store", "stored", nil, false, verdict{true, true, true, true}},
+		{"of the remote set", "remote", loaded, false, verdict{true, true, true, true}},
+		{"of the remote set, revoked", "remote-revoked", loaded, false, verdict{false, true, false, true}},
+		{"of the remote set, not loaded", "remote", notLoaded, false, verdict{false, false, true, false}},
+		{"revoked, the remote set not loaded", "remote-revoked", notLoaded, false, verdict{false, true, false, true}},
+		{"of nobody", "x", nil, false, verdict{false, true, true, false}},
+		{"of nobody, with a remote set", "x", loaded, false, verdict{false, true, true, false}},
+		{"of nobody, and no name of the store", "a/b", nil, false, verdict{false, true, false, false}},
+		{"of the config, the store unknown", "fixed-only", nil, true, verdict{}},
+		{"of the remote set, the store unknown", "remote", loaded, true, verdict{}},
+		{"of nobody, the store unknown", "x", nil, true, verdict{}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m.setDown(tc.unknown)
+			k := &keyring{fixed: fixed, state: stateOf(t, m), remote: tc.remote}
+			for range 2 {
+				got := verdict{k.Lookup(tc.id) != nil, k.lookupAuthoritative(tc.id), k.mayAppear(tc.id), k.revocable(tc.id)}
+				if diff := cmp.Diff(tc.want, got); diff != "" {
+					t.Errorf("%s, unavailable: %t (-want +got):\n%s", tc.id, k.state.Unavailable(), diff)
+				}
+				m.setDown(true)
+				k.state.Sync(t.Context())
+				tc.want.Authoritative = tc.want.Revocable && !tc.want.Found && !strings.HasSuffix(tc.id, "-damaged")
+			}
+		})
+	}
+	m.setDown(false)
+	k := &keyring{fixed: fixed, state: stateOf(t, m), remote: loaded}
+	if !k.Lookup("fixed").Equal(keyOf("fixed").Public()) {
+		t.Error("the key of the config does not win over that of the store")
+	}
+	if got := k.count(); got != 4 { // fixed, fixed-only, stored, remote
+		t.Errorf("%d keys verify, want 4", got)
+	}
+	m.setDown(true)
+	k.state = stateOf(t, m)
+	if got := k.count(); got != 0 {
+		t.Errorf("%d keys verify while the store is unknown, want none", got)
+	}
+}
+
+func remoteSet(t *testing.T, address string) *remoteKeys {
+	t.Helper()
+	set, err := jwks.New(address, time.Hour, zap.NewNop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(set.Stop)
+	return &remoteKeys{Set: set}
+}
+
+// A token of a revoked key is refused, and where nothing is final the viewer may
+// try again.
+func TestTokensOfKeysInTheStore(t *testing.T) {
+	m := newMemStore()
+	m.plant(store.Keys, "live", liveKey("live"))
+	m.plant(store.Keys, "gone", revokedKey("gone"))
+	m.damage(store.Keys, "broken")
+	g := newGate(t, new(App), new(Gate))
+	s := stateOf(t, m)
+	useState(t, g.app, s)
+	s.Start()
+	reasonFor := func(keyID string) string {
+		t.Helper()
+		compact := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, keyOf(keyID)))
+		return ask(t, g, requestFor(t, "/"+compact+"/x.ts", nil)).reason
+	}
+	want := map[string]string{"live": "", "k1": "", "gone": "key_unknown", "broken": "state_unavailable", "none": "key_unknown"}
+	check := func(what string) {
+		t.Helper()
+		for keyID, want := range want {
+			if got := reasonFor(keyID); got != want {
+				t.Errorf("%s: a token of the key %q is refused with %q, want %q", what, keyID, got, want)
+			}
+		}
+	}
+	check("at first")
+	m.plant(store.Keys, "new", liveKey("new")) // by another node, since the last poll
+	want["new"] = ""
+	check("after another node has made a key")
+	if err := s.Revoke(t.Context(), "k1"); err != nil { // the key of the config
+		t.Fatal(err)
+	}
+	want["k1"] = "key_unknown"
+	check("after a revocation")
+	useState(t, g.app, stateOf(t, &memStore{down: true}))
+	for keyID := range want {
+		want[keyID] = "state_unavailable"
+	}
+	check("while nothing is known")
+}
+
+// Settings of the control API replace those for all videos, and settings of the
+// config replace both. A damaged video is closed, not one without settings, and
+// while the store is unavailable a gate goes by what it knows.
+func TestGateReadsSettingsOfTheStore(t *testing.T) {
+	t.Parallel()
+	m := newMemStore()
+	m.plant(store.Videos, "open", `{"uid":"open","requireSignedURLs":false}`)
+	m.plant(store.Videos, "site", `{"uid":"site","requireSignedURLs":false,"allowedOrigins":["example.com"]}`)
+	m.plant(store.Videos, "anywhere", `{"uid":"anywhere","requireSignedURLs":false,"allowedOrigins":[]}`)
+	m.plant(store.Videos, "configured", `{"uid":"configured","requireSignedURLs":false}`)
+	m.damage(store.Videos, "damaged")
+	m.damage(store.Videos, "damaged-and-configured")
+	g := newGate(t, &App{
+		VideoSettings: VideoSettings{AllowedOrigins: []string{"default.example"}},
+		Videos: map[string]VideoSettings{
+			"configured": {RequireSignedURLs: new(true)}, "damaged-and-configured": {RequireSignedURLs: new(false)},
+		},
+	}, new(Gate))
+	s := stateOf(t, m)
+	useState(t, g.app, s)
+	check := func(target, origin, want string) {
+		t.Helper()
+		r := requestFor(t, target, with("Origin", origin))
+		switch a := ask(t, g, r); {
+		case want != "":
+			wantRefusal(t, r, a, want)
+		case !a.allowed():
+			t.Errorf("%s from %s = %d %s, want it allowed", target, origin, a.status, a.reason)
+		}
+	}
+	check("/open/x.ts", "https://default.example", "")
+	check("/open/x.ts", "https://example.com", "origin_not_allowed")
+	check("/site/x.ts", "https://example.com", "")
+	check("/site/x.ts", "https://default.example", "origin_not_allowed")
+	check("/anywhere/x.ts", "https://evil.example", "")
+	check("/unset/x.ts", "https://default.example", "token_required")
+	for range 2 {
+		check("/configured/x.ts", "https://default.example", "token_required")
+		check("/damaged-and-configured/x.ts", "https://default.example", "")
+		check("/damaged/x.ts", "https://default.example", "state_unavailable")
+		check("/"+signedFor("damaged")+"/x.ts", "https://default.example", "state_unavailable")
+		check("/open/x.ts", "https://default.example", "")
+		m.setDown(true)
+		s.Sync(t.Context())
+	}
+	check("/new/x.ts", "https://default.example", "state_unavailable")
+	check("/"+signedFor("new2")+"/x.ts", "https://default.example", "state_unavailable")
+	check("/configured/x.ts", "https://default.example", "token_required")
+	g.app.defaults.requireSignedURLs = false
+	check("/damaged/x.ts", "https://default.example", "state_unavailable")
+}
+
+func TestMergeInto(t *testing.T) {
+	t.Parallel()
+	site, other := must(weborigin.Compile([]string{"example.com"})), must(weborigin.Compile([]string{"example.org"}))
+	private := settings{requireSignedURLs: true, origins: originPolicy{allowed: site, allowMissing: true}}
+	public := settings{}
+	for _, tc := range []struct {
+		name     string
+		video    *state.Video
+		defaults settings
+		want     settings
+	}{
+		{"nothing is set", nil, private, private},
+		{"nothing is set, public by default", nil, public, public},
+		{"nothing that decides is set", &state.Video{}, private, private},
+		{"made public", &state.Video{RequireSignedURLs: new(false)}, private, settings{requireSignedURLs: false, origins: private.origins}},
+		{"made private", &state.Video{RequireSignedURLs: new(true)}, public, settings{requireSignedURLs: true, origins: originPolicy{}}},
+		{"private as it is", &state.Video{RequireSignedURLs: new(true)}, private, private},
+		{"other origins", &state.Video{OriginsSet: true, AllowedOrigins: other}, private, settings{requireSignedURLs: true, origins: originPolicy{other, true}}},
+		{"any origin", &state.Video{OriginsSet: true}, private, settings{requireSignedURLs: true, origins: originPolicy{nil, true}}},
+		{"origins where there were none", &state.Video{OriginsSet: true, AllowedOrigins: other}, public, settings{requireSignedURLs: false, origins: originPolicy{other, false}}},
+		{"all of it", &state.Video{RequireSignedURLs: new(false), OriginsSet: true, AllowedOrigins: other}, private, settings{requireSignedURLs: false, origins: originPolicy{other, true}}},
+	} {
+		if got := mergeInto(tc.defaults, tc.video); got != tc.want {
+			t.Errorf("%s: mergeInto(%+v) = %+v, want %+v", tc.name, tc.defaults, got, tc.want)
+		}
+	}
+}
+
+// A state uses the storage of the config that started last, never that of one
+// that has ended, and that of a config which is only being loaded when there is
+// no other.
+func TestStorageOfTheConfigInForce(t *testing.T) {
+	t.Parallel()
+	newConfig := func() *App { return &App{storage: &certmagic.FileStorage{}} }
+	a, b, c := newConfig(), newConfig(), newConfig()
+	s := &sharedState{poolKey: t.Name(), configs: []*App{a}}
+	withdraw := func(config *App) { s.configs = without(s.configs, config) }
+	for i, tc := range []struct {
+		do   func()
+		want *App
+	}{
+		{func() { s.use(a) }, a},
+		{func() { s.offer(b) }, a},  // being loaded
+		{func() { withdraw(b) }, a}, // and has failed
+		{func() { s.offer(c) }, a},
+		{func() { s.use(c) }, c},
+		{func() { s.offer(b) }, c},
+		{func() { withdraw(a) }, c},
+		{func() { s.use(b) }, b},
+		{func() { s.use(b) }, b},
+		{func() { withdraw(c) }, b},
+		{func() { s.offer(a) }, b},
+		{func() { withdraw(b) }, a},
+	} {
+		tc.do()
+		if s.storage() != tc.want.storage {
+			t.Fatalf("after step %d another storage is in use", i)
+		}
+	}
+	if len(s.configs) != 1 {
+		t.Errorf("%d configs are kept, want 1", len(s.configs))
+	}
+}
+
+// loaded provisions an app on a storage in a folder, as a config does that is
+// being loaded.
+func loaded(t *testing.T, folder string, app *App) *App {
+	t.Helper()
+	ctx, err := caddy.ProvisionContext(&caddy.Config{
+		StorageRaw: caddyconfig.JSONModuleObject(filestorage.FileStorage{Root: folder}, "module", "file_system", nil),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := app.Provision(ctx); err != nil {
+		t.Fatalf("Provision = %v", err)
+	}
+	return app
+}
+
+// A revocation must be in force under configs that a reload has replaced and that
+// still serve, so all configs of one storage share one state. The last of them
+// ends it.
+func TestStateIsSharedOverReloads(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	references := func(s *sharedState) int { n, _ := statePool.References(s.poolKey); return n }
+	unload := func(app *App) {
+		if err := app.Cleanup(); err != nil {
+			t.Errorf("Cleanup = %v", err)
+		}
+	}
+	revoke := func(app *App, keyID string) {
+		t.Helper()
+		if err := app.state.Revoke(t.Context(), keyID); err != nil {
+			t.Errorf("Revoke = %v", err)
+		}
+	}
+	wantRevoked := func(app *App, keyIDs ...string) {
+		t.Helper()
+		for _, keyID := range keyIDs {
+			if key, _ := app.state.Key(keyID); !key.Revoked {
+				t.Errorf("the key %q is not revoked", keyID)
+			}
+		}
+	}
+	old := loaded(t, folder, new(App))
+	shared := old.state
+	if err := old.Start(); err != nil {
+		t.Fatal(err)
+	}
+	next := loaded(t, folder, new(App))
+	if next.state != shared || references(shared) != 2 || next.keys.state != old.keys.state {
+		t.Fatalf("the new config has a state of its own (%d references)", references(shared))
+	}
+	if shared.storage() != old.storage {
+		t.Error("the state uses the storage of a config that has not started")
+	}
+	elsewhere := loaded(t, t.TempDir(), new(App))
+	if elsewhere.state == shared {
+		t.Error("a config with another storage shares the state")
+	}
+	unload(elsewhere)
+	if err := errors.Join(next.Start(), old.Stop()); err != nil {
+		t.Fatal(err)
+	}
+	if shared.storage() != next.storage {
+		t.Error("the state does not use the storage of the config in force")
+	}
+	revoke(next, "a")
+	wantRevoked(old, "a")
+	unload(old)
+	if references(shared) != 1 || len(shared.configs) != 1 {
+		t.Errorf("the old config's end ended the state (%d references, %d configs)", references(shared), len(shared.configs))
+	}
+	revoke(next, "b")
+	if err := next.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	unload(next)
+	if references(shared) != 0 {
+		t.Errorf("the state outlives its last config (%d references)", references(shared))
+	}
+	again, last := loaded(t, folder, new(App)), loaded(t, folder, new(App))
+	wantRevoked(again, "a", "b")
+	unload(again) // neither has started
+	revoke(last, "c")
+	if last.state.storage() != last.storage {
+		t.Error("the state does not use the storage of a config that is only loaded")
+	}
+	unload(last)
+}
+
+// A config that fails after it has acquired the state releases it, and a store
+// that cannot be opened is kept nowhere.
+func TestFailedConfigReleasesTheState(t *testing.T) {
+	count := func() (states int) {
+		statePool.Range(func(any, any) bool { states++; return true })
+		return states
+	}
+	before := count()
+	_, _, err := provisioned(t, &App{KeyFiles: []string{writeFile(t, "key.json", "no key")}}, nil)
+	if err == nil {
+		t.Fatal("provisioning succeeded, want an error about the key file")
+	}
+	broken, app := errors.New("broken"), new(App)
+	err = app.acquireState(t.Name(), func(func() certmagic.Storage, func() *zap.Logger) (store.Store, error) { return nil, broken })
+	if app.state != nil || !errors.Is(err, broken) {
+		t.Errorf("acquireState = %v, %v", app.state, err)
+	}
+	if after := count(); after != before {
+		t.Errorf("%d states are kept, there were %d", after, before)
+	}
+}
+
+// hidden is a storage that no JSON shows.
+type hidden certmagic.Storage
+
+// Two storages count as one place if their configs are the same and say where
+// that is.
+func TestIdentityOfAStorage(t *testing.T) {
+	t.Parallel()
+	type nameless struct{ hidden }
+	type channels struct {
+		certmagic.Storage
+		C chan int
+	}
+	a, b := &nameless{}, &nameless{}
+	for _, tc := range []struct {
+		name       string
+		one, other certmagic.Storage
+		same       bool
+	}{
+		{"same folder", &certmagic.FileStorage{Path: "/a"}, &certmagic.FileStorage{Path: "/a"}, true},
+		{"another folder", &certmagic.FileStorage{Path: "/a"}, &certmagic.FileStorage{Path: "/b"}, false},
+		{"config that is no JSON", &channels{}, &channels{}, false},
+		{"another type", &certmagic.FileStorage{Path: "/a"}, &struct {
+			certmagic.Storage
+			Path string
+		}{Path: "/a"}, false},
+		{"no config, the same one", a, a, true},
+		{"no config", a, b, false},
+	} {
+		if same := storageIdentity(tc.one) == storageIdentity(tc.other); same != tc.same {
+			t.Errorf("%s: the same place: %t, want %t", tc.name, same, tc.same)
+		}
+	}
+}
