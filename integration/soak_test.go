@@ -12,6 +12,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"os"
@@ -307,21 +308,8 @@ func startSoak(t *testing.T) *soak {
 		app = append(app, "video "+id+" {\n"+settings.config+"\n}")
 		videos[id] = settings.model
 	}
-	server := startOrigin(t, s.origin)
-	stopped := make(chan struct{})
-	t.Cleanup(func() { close(stopped) })
-	go func() { // startOrigin keeps all requests
-		tick := time.NewTicker(time.Second)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				server.take()
-			case <-stopped:
-				return
-			}
-		}
-	}()
+	server := &origin{server: httptest.NewServer(s.origin)} // which keeps no requests
+	t.Cleanup(server.server.Close)
 	s.gateway = startTLS(t, server, config{
 		log:    quiet,
 		global: strings.Join([]string{"admin " + s.admin, trusting("127.0.0.1")}, "\n"),
@@ -570,42 +558,6 @@ func (s *soak) wantFlat(samples []memorySample) {
 	}
 }
 
-// fill has the gate verify tokens until its cache is full: while it fills, memory
-// grows by what each new token takes, and flat is what it must be afterwards.
-func (s *soak) fill() {
-	s.t.Helper()
-	eventually(s.t, "the cache of tokens is full", func() bool {
-		before := s.gateway.metric(s.t, s.admin, "token_cache_bytes")
-		if before >= soakCache*9/10 {
-			return true
-		}
-		var makers sync.WaitGroup
-		for _, c := range s.clients[:2] {
-			makers.Go(func() {
-				for range 50 {
-					s.askNew(c)
-				}
-			})
-		}
-		makers.Wait()
-		return false
-	})
-}
-
-// askNew asks with a good token that nobody has seen.
-func (s *soak) askNew(c *http.Client) {
-	payload := fmt.Sprintf(`{"sub":"demo","exp":%d,"session":%q}`, time.Now().Unix()+3600, rand.Text())
-	res, err := c.Get(s.model.origin + segment(signRaw(privateKey(), goodHeader(), payload)))
-	if err != nil {
-		s.t.Error(err)
-		return
-	}
-	defer res.Body.Close()
-	if _, err := io.Copy(io.Discard, res.Body); err != nil || res.StatusCode != http.StatusOK {
-		s.t.Errorf("a new viewer got %d, %v", res.StatusCode, err)
-	}
-}
-
 // A gate that is asked everything decides as a slow model of it does, and makes no
 // error of its own.
 func TestReferenceModel(t *testing.T) {
@@ -639,7 +591,6 @@ func TestLongSoak(t *testing.T) {
 	}
 	withoutRaceDetector(t) // which keeps memory for goroutines that have ended
 	s := startSoak(t)
-	s.fill()
 	before := s.gateway.rest(t, s.admin, s.clients)
 	over, done := make(chan struct{}), make(chan struct{})
 	time.AfterFunc(duration, func() { close(over) })
