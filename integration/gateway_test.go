@@ -60,7 +60,6 @@ type config struct {
 	global string // more global options
 	log    string // options of the log; default: debug level, on standard error
 	quick  bool   // whether it runs without the race detector, for a test that depends on speed or memory
-	sifted bool   // whether debug lines without a secret are dropped, of a test that makes very many requests
 	app    string // options of the global signed_playback block
 	keys   string // what its key_file names; default: the public half of signingKey
 	gate   string // options of the directive
@@ -79,7 +78,6 @@ type config struct {
 func start(t testing.TB, o *origin, c config) *gateway {
 	t.Helper()
 	g := &gateway{addr: c.addr, api: c.apiAddr, dir: c.dir, log: newLogBuffer()}
-	g.log.sifts = c.sifted
 	if g.dir == "" {
 		g.dir = t.TempDir()
 	}
@@ -397,8 +395,6 @@ type logBuffer struct {
 	mu      sync.Mutex
 	written bytes.Buffer
 	grown   *sync.Cond
-	sifts   bool         // whether lines are dropped that nobody will look for
-	begun   bytes.Buffer // a line that is not complete, if it sifts
 }
 
 func newLogBuffer() *logBuffer {
@@ -411,27 +407,7 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	defer b.grown.Broadcast()
-	if !b.sifts {
-		return b.written.Write(p)
-	}
-	b.begun.Write(p)
-	for bytes.IndexByte(b.begun.Bytes(), '\n') >= 0 {
-		line, _ := b.begun.ReadBytes('\n')
-		if !bytes.Contains(line, []byte(`"level":"debug"`)) || bytes.Contains(line, []byte("panic")) || mayHoldSecret(line) {
-			b.written.Write(line)
-		}
-	}
-	return len(p), nil
-}
-
-// mayHoldSecret reports, quickly, whether what secret finds may be in a line.
-func mayHoldSecret(line []byte) bool {
-	for _, part := range []string{"eyJ", "PRIVATE KEY", `"d"`, `d\":`, apiSecret, apiKeyOf} {
-		if bytes.Contains(line, []byte(part)) {
-			return true
-		}
-	}
-	return false
+	return b.written.Write(p)
 }
 
 func (b *logBuffer) String() string {

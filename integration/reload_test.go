@@ -289,7 +289,7 @@ func openTheater(t *testing.T) *theater {
 		patience: patience, losePatience: losePatience,
 	}
 	th.gateway = startTLS(t, th.origin, config{
-		sifted: true,
+		log:    quiet,
 		global: strings.Join([]string{"admin " + th.admin, "grace_period 10s", trusting("127.0.0.1")}, "\n"),
 		app:    markOfGenerations,
 	})
