@@ -48,6 +48,12 @@ else 1.
 	$ caddy signed-playback explain --config /etc/caddy/Caddyfile \
 		--url 'https://media.example.com/eyJhbGci…/manifest/video.m3u8' \
 		--ip 203.0.113.7 --origin https://www.example.com
+	…
+	origins   pass    Origin "https://www.example.com"
+	rules     refuse  rule 1 of 2: ip.geoip.country [GB] allow: client 203.0.113.7 is in DE, no match
+	                  rule 2 of 2: any block: match: block
+	…
+	refused with 403 rule_blocked, for 203.0.113.7 at 2030-01-31T12:00:00Z
 	$ pbpaste | caddy signed-playback explain --url - --ip 203.0.113.7
 
 Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
@@ -338,11 +344,11 @@ func (p *pruned) prune(config map[string]any) error {
 	return nil
 }
 
-// replayed are the handlers that only change what the gate sees.
-var replayed = []string{"signed_playback", "subroute", "rewrite", "vars", "map", "headers", "invoke"}
+// replayedHandlers are the handlers that only change what the gate sees.
+var replayedHandlers = []string{"signed_playback", "subroute", "rewrite", "vars", "map", "headers", "invoke"}
 
-// answering are the handlers that answer, so that later handlers are not reached.
-var answering = []string{"reverse_proxy", "file_server", "static_response", "error", "acme_server", "metrics", "signed_playback_api", "php_fastcgi"}
+// answeringHandlers are the handlers that answer, so that later handlers are not reached.
+var answeringHandlers = []string{"reverse_proxy", "file_server", "static_response", "error", "acme_server", "metrics", "signed_playback_api", "php_fastcgi"}
 
 const answeredBy = "X-Answered-By"
 
@@ -359,10 +365,10 @@ func (p *pruned) routes(routes any) {
 			handler, _ := value.(map[string]any)
 			name, _ := handler["handler"].(string)
 			switch {
-			case slices.Contains(replayed, name):
+			case slices.Contains(replayedHandlers, name):
 				p.routes(handler["routes"])
 				kept = append(kept, handler)
-			case slices.Contains(answering, name) && handler["handle_response"] == nil: // with one, it only asks another server
+			case slices.Contains(answeringHandlers, name) && handler["handle_response"] == nil: // with one, it only asks another server
 				kept = append(kept, map[string]any{
 					"handler": "static_response",
 					"headers": map[string]any{answeredBy: []any{name}},
