@@ -295,7 +295,7 @@ type soak struct {
 	wrong  []string
 }
 
-func startSoak(t *testing.T) *soak {
+func startSoak(t *testing.T, quick bool) *soak {
 	t.Helper()
 	wrongKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -311,6 +311,7 @@ func startSoak(t *testing.T) *soak {
 	server := &origin{server: httptest.NewServer(s.origin)} // which keeps no requests
 	t.Cleanup(server.server.Close)
 	s.gateway = startTLS(t, server, config{
+		quick:  quick,
 		log:    quiet,
 		global: strings.Join([]string{"admin " + s.admin, trusting("127.0.0.1")}, "\n"),
 		app:    strings.Join(app, "\n"),
@@ -563,7 +564,7 @@ func (s *soak) wantFlat(samples []memorySample) {
 func TestReferenceModel(t *testing.T) {
 	t.Parallel()
 	const requests = 4000
-	s := startSoak(t)
+	s := startSoak(t, false)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -589,8 +590,7 @@ func TestLongSoak(t *testing.T) {
 	if err != nil {
 		t.Fatalf("SIGNED_PLAYBACK_SOAK: %v", err)
 	}
-	withoutRaceDetector(t) // which keeps memory for goroutines that have ended
-	s := startSoak(t)
+	s := startSoak(t, true) // the race detector keeps memory for goroutines that have ended
 	before := s.gateway.rest(t, s.admin, s.clients)
 	over, done := make(chan struct{}), make(chan struct{})
 	time.AfterFunc(duration, func() { close(over) })
@@ -638,10 +638,10 @@ func TestLongMemoryLimit(t *testing.T) {
 		size   = 5700
 		slack  = 8 << 20 // the limit is that of Go's memory, and a soft one
 	)
-	withoutRaceDetector(t)
 	admin := freeAddr(t)
 	o := startOrigin(t, nil)
 	g := start(t, o, config{
+		quick:  true,
 		log:    quiet,
 		global: "admin " + admin,
 		env:    []string{"GOMEMLIMIT=" + strconv.Itoa(limit)},

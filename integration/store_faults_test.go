@@ -28,15 +28,6 @@ import (
 // damagedObject is what the log says of an object that cannot be trusted.
 const damagedObject = "an object in the store is damaged"
 
-// withoutRaceDetector has a test drive the binary that users run, for what is
-// about time and memory.
-func withoutRaceDetector(t *testing.T) {
-	t.Helper()
-	if os.Getenv("SIGNED_PLAYBACK_BINARY") == "" {
-		t.Setenv("SIGNED_PLAYBACK_BINARY", "../bin/caddy")
-	}
-}
-
 // storage returns a place in the storage of a gateway.
 func (g *gateway) storage(elements ...string) string {
 	return filepath.Join(append([]string{g.dir, "caddy"}, elements...)...)
