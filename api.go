@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/netip"
 	"regexp"
-	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -67,8 +66,15 @@ func (a *API) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading app %s: %w", appID, err)
 	}
 	app := module.(*App)
+	account, err := resolve(a.Account)
+	if err != nil {
+		return fmt.Errorf("account: %w", err)
+	}
 	config := controlapi.Config{
-		State: app.state.State,
+		BearerTokens: a.BearerTokens,
+		Resolve:      resolveSecret,
+		Account:      account,
+		State:        app.state.State,
 		LookupKey: func(keyID string) (*token.PublicKey, bool) {
 			return app.keys.Lookup(keyID), app.keys.lookupAuthoritative(keyID)
 		},
@@ -85,8 +91,8 @@ func (a *API) Provision(ctx caddy.Context) error {
 	for id, own := range app.Videos {
 		config.Videos[id] = app.apiSettings(app.videos[id], own)
 	}
-	if err := a.resolveInto(&config); err != nil {
-		return err
+	for _, pair := range a.AuthKeys {
+		config.AuthKeys = append(config.AuthKeys, controlapi.AuthKey(pair))
 	}
 	a.app = app
 	a.server, err = controlapi.New(config)
@@ -100,32 +106,6 @@ func (a *App) apiSettings(compiled settings, configured VideoSettings) controlap
 		origins = a.AllowedOrigins
 	}
 	return controlapi.VideoSettings{RequireSignedURLs: compiled.requireSignedURLs, AllowedOrigins: origins}
-}
-
-// resolveInto replaces the placeholders in the options.
-func (a *API) resolveInto(config *controlapi.Config) (err error) {
-	if config.Account, err = resolve(a.Account); err != nil {
-		return fmt.Errorf("account: %w", err)
-	}
-	for i, text := range a.BearerTokens {
-		secret, err := resolveSecret(text)
-		if err != nil {
-			return fmt.Errorf("bearer_token %d: %w", i+1, err)
-		}
-		config.BearerTokens = append(config.BearerTokens, secret)
-	}
-	for i, pair := range a.AuthKeys {
-		email, err := resolveSecret(pair.Email)
-		if err != nil {
-			return fmt.Errorf("auth_key %d, email: %w", i+1, err)
-		}
-		key, err := resolveSecret(pair.Key)
-		if err != nil {
-			return fmt.Errorf("auth_key %d, key: %w", i+1, err)
-		}
-		config.AuthKeys = append(config.AuthKeys, controlapi.AuthKey{Email: email, Key: key})
-	}
-	return nil
 }
 
 // placeholderOnly matches a text that is one placeholder and nothing else.
@@ -147,29 +127,10 @@ func resolveSecret(text string) (string, error) {
 // checkRules implements controlapi.Config.CheckRules.
 func (a *App) checkRules(raw json.RawMessage) (warnings []string, err error) {
 	rules, err := compileRules(raw)
-	if len(rules) == 0 || err != nil {
+	if err != nil {
 		return nil, err
 	}
-	last := rules[len(rules)-1]
-	blocks := slices.ContainsFunc(rules, func(rule accessRule) bool { return rule.block })
-	if !last.block && (last.kind != anyViewer || !blocks) {
-		warnings = append(warnings, `the last of the accessRules allows, and a viewer who matches no rule is allowed as well, so it restricts nothing; end the list with {"type":"any","action":"block"}`)
-	}
-	var v4, v6, countries bool
-	for _, rule := range rules {
-		countries = countries || rule.kind == byCountry
-		for _, prefix := range rule.prefixes {
-			v4 = v4 || prefix.Addr().Is4()
-			v6 = v6 || prefix.Addr().Is6()
-		}
-	}
-	if countries && a.countries == nil {
-		warnings = append(warnings, "there is a rule of type ip.geoip.country and the gateway has no geoip_database, so viewers to whom it applies are refused")
-	}
-	if v4 && !v6 {
-		warnings = append(warnings, "there are rules for IPv4 addresses and none for IPv6, and viewers who have both may come by IPv6")
-	}
-	return warnings, nil
+	return rules.warnings(a.countries != nil), nil
 }
 
 // ServeHTTP answers calls of the API and hands other requests on.

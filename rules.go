@@ -216,3 +216,30 @@ func (r *accessRule) matchesAddress(v viewer) (bool, error) {
 	}
 	return false, nil
 }
+
+// warnings says what is valid in rules and probably not meant.
+func (rules accessRules) warnings(hasCountries bool) (warnings []string) {
+	if len(rules) == 0 {
+		return nil
+	}
+	last := rules[len(rules)-1]
+	blocks := slices.ContainsFunc(rules, func(rule accessRule) bool { return rule.block })
+	if !last.block && (last.kind != anyViewer || !blocks) {
+		warnings = append(warnings, `the last of the accessRules allows, and a viewer who matches no rule is allowed as well, so it restricts nothing; end the list with {"type":"any","action":"block"}`)
+	}
+	var v4, v6, countries bool
+	for _, rule := range rules {
+		countries = countries || rule.kind == byCountry
+		for _, prefix := range rule.prefixes {
+			v4 = v4 || prefix.Addr().Is4()
+			v6 = v6 || prefix.Addr().Is6()
+		}
+	}
+	if countries && !hasCountries {
+		warnings = append(warnings, "there is a rule of type ip.geoip.country and the gateway has no geoip_database, so viewers to whom it applies are refused")
+	}
+	if v4 && !v6 {
+		warnings = append(warnings, "there are rules for IPv4 addresses and none for IPv6, and viewers who have both may come by IPv6")
+	}
+	return warnings
+}

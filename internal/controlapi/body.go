@@ -48,38 +48,29 @@ func (m members) unknown(name string) error {
 	return badRequest("unknown member %.80q; known are %s", name, strings.Join(settable, ", "))
 }
 
-func textMember(name string, into *string) func(strictjson.Value) error {
-	return func(v strictjson.Value) error {
-		text, ok := v.Text()
-		if !ok {
-			return badRequest("%s is not a string", name)
-		}
-		*into = text
-		return nil
-	}
-}
-
-// dateMember reads Unix seconds. 0 means that the date is not set.
-func dateMember(name string, into *time.Time) func(strictjson.Value) error {
-	return func(v strictjson.Value) error {
-		seconds, err := strconv.ParseInt(string(v.Raw()), 10, 64)
-		if err != nil || seconds < 0 {
-			return badRequest("%s is %.40s: want Unix seconds, a whole number", name, v.Raw())
-		}
-		if seconds != 0 {
-			*into = time.Unix(seconds, 0)
+// member returns a function that reads one member into a variable. want says
+// which values parse accepts.
+func member[T any](name string, into *T, parse func(strictjson.Value) (T, bool), want string) func(strictjson.Value) error {
+	return func(v strictjson.Value) (err error) {
+		var ok bool
+		if *into, ok = parse(v); !ok {
+			return badRequest("%s is %.40s: want %s", name, v.Raw(), want)
 		}
 		return nil
 	}
 }
 
 func boolMember(name string, into *bool) func(strictjson.Value) error {
-	return func(v strictjson.Value) error {
-		value, ok := v.Bool()
-		if !ok {
-			return badRequest("%s is %.40s: want true or false", name, v.Raw())
+	return member(name, into, strictjson.Value.Bool, "true or false")
+}
+
+// dateMember reads Unix seconds. 0 means that the date is not set.
+func dateMember(name string, into *time.Time) func(strictjson.Value) error {
+	return member(name, into, func(v strictjson.Value) (date time.Time, ok bool) {
+		seconds, err := strconv.ParseInt(string(v.Raw()), 10, 64)
+		if err == nil && seconds != 0 {
+			date = time.Unix(seconds, 0)
 		}
-		*into = value
-		return nil
-	}
+		return date, err == nil && seconds >= 0
+	}, "Unix seconds, a whole number")
 }

@@ -24,6 +24,8 @@ const (
 	maxFailingAddresses = 10_000
 
 	bearerScheme = "Bearer "
+
+	minSecretLength = 16
 )
 
 // AuthKey is an email address and the key that belongs to it.
@@ -38,55 +40,51 @@ type credentials struct {
 
 // ErrNoCredential is the error of New for a Config without credentials.
 var ErrNoCredential = errors.New("no credential: set bearer_token or auth_key, or anybody could make keys")
+
 var errSecret = errors.New("it is empty or contains a space or a control character, which no header can carry as it is")
 
-func newCredentials(config Config) (credentials, error) {
-	var c credentials
-	for i, secret := range config.BearerTokens {
-		secret, err := checkSecret(secret)
-		if err != nil {
-			return credentials{}, fmt.Errorf("bearer_token %d: %w", i+1, err)
+func newCredentials(config Config) (c credentials, err error) {
+	secret := func(option, text string) string {
+		secret, failed := checkSecret(config.Resolve(text))
+		if failed != nil && err == nil {
+			err = fmt.Errorf("%s: %w", option, failed)
 		}
-		warnOfShort(config.Logger, secret)
-		c.bearer = append(c.bearer, sha256.Sum256([]byte(secret)))
+		return secret
+	}
+	var lengths []int
+	for i, text := range config.BearerTokens {
+		token := secret(fmt.Sprintf("bearer_token %d", i+1), text)
+		lengths = append(lengths, len(token))
+		c.bearer = append(c.bearer, sha256.Sum256([]byte(token)))
 	}
 	for i, pair := range config.AuthKeys {
-		email, err := checkSecret(pair.Email)
-		if err != nil {
-			return credentials{}, fmt.Errorf("auth_key %d, email: %w", i+1, err)
-		}
-		key, err := checkSecret(pair.Key)
-		if err != nil {
-			return credentials{}, fmt.Errorf("auth_key %d, key: %w", i+1, err)
-		}
-		warnOfShort(config.Logger, key)
+		option := fmt.Sprintf("auth_key %d", i+1)
+		email, key := secret(option+", email", pair.Email), secret(option+", key", pair.Key)
+		lengths = append(lengths, len(key))
 		c.pairs = append(c.pairs, pairDigest(email, key))
 	}
-	if len(c.bearer)+len(c.pairs) == 0 {
-		return credentials{}, ErrNoCredential
+	if len(lengths) == 0 {
+		err = ErrNoCredential
+	}
+	if err != nil {
+		return credentials{}, err
+	}
+	for _, length := range lengths {
+		if length < minSecretLength {
+			config.Logger.Warn("a secret of the control API is short enough to be guessed; make one with `openssl rand -hex 32`", zap.Int("characters", length))
+		}
 	}
 	return c, nil
 }
 
 // checkSecret returns a secret without the line break at the end of its file.
-func checkSecret(secret string) (string, error) {
+func checkSecret(secret string, err error) (string, error) {
 	secret = strings.TrimRight(secret, "\r\n")
-	for i := range len(secret) {
-		if secret[i] <= ' ' || secret[i] > '~' {
-			return "", errSecret
-		}
+	outside := func(r rune) bool { return r <= ' ' || r > '~' }
+	if err == nil && (secret == "" || strings.ContainsFunc(secret, outside)) {
+		err = errSecret
 	}
-	if secret == "" {
-		return "", errSecret
-	}
-	return secret, nil
-}
-
-func warnOfShort(logger *zap.Logger, secret string) {
-	const least = 16
-	if len(secret) < least {
-		logger.Warn("a secret of the control API is short enough to be guessed; make one with `openssl rand -hex 32`", zap.Int("characters", len(secret)))
-	}
+	return secret, err
 }
 
 func pairDigest(email, key string) [sha256.Size]byte {

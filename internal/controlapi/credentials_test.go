@@ -28,7 +28,7 @@ func withCredentials(config *Config) {
 }
 
 func credentialsOf(change func(*Config)) credentials {
-	config := Config{Logger: zap.NewNop()}
+	config := Config{Logger: zap.NewNop(), Resolve: func(text string) (string, error) { return text, nil }}
 	change(&config)
 	return must(newCredentials(config))
 }

@@ -3,6 +3,7 @@ package controlapi
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"net/url"
 	"slices"
@@ -45,23 +46,33 @@ func parseVideoFilter(query string) (*videoFilter, error) {
 		return nil, badRequest("the query cannot be read")
 	}
 	f := &videoFilter{limit: maxListed}
+	date := func(into *time.Time) func(string) error {
+		return parameter(into, func(s string) (time.Time, error) { return time.Parse(time.RFC3339, s) }, "a date like 2026-01-02T15:04:05Z")
+	}
+	limit := parameter(&f.limit, func(s string) (int, error) {
+		n, err := strconv.Atoi(s)
+		if n < 1 || n > maxListed {
+			err = strconv.ErrRange
+		}
+		return n, err
+	}, fmt.Sprintf("1 to %d", maxListed))
 	readers := map[string]func(string) error{
 		"id":             func(s string) error { f.ids = strings.Split(s, ","); return nil },
 		"name":           func(s string) error { f.names = strings.Split(s, ","); return nil },
 		"video_name":     func(s string) error { f.titles = []string{s}; return nil },
 		"search":         func(s string) error { f.search = strings.ToLower(s); return nil },
 		"creator":        func(s string) error { f.creator = &s; return nil },
-		"start":          dateParameter("start", &f.start),
-		"after":          dateParameter("after", &f.start),
-		"end":            dateParameter("end", &f.end),
-		"before":         dateParameter("before", &f.end),
-		"asc":            boolParameter("asc", &f.ascending),
-		"include_counts": boolParameter("include_counts", &f.counts),
-		"per_page":       limitParameter("per_page", &f.limit),
-		"limit":          limitParameter("limit", &f.limit),
 		"status":         func(s string) error { f.none = f.none || s != "ready"; return nil },
 		"type":           func(s string) error { f.none = f.none || s != "vod"; return nil },
 		"live_input_id":  func(string) error { f.none = true; return nil },
+		"start":          date(&f.start),
+		"after":          date(&f.start),
+		"end":            date(&f.end),
+		"before":         date(&f.end),
+		"asc":            parameter(&f.ascending, strconv.ParseBool, "true or false"),
+		"include_counts": parameter(&f.counts, strconv.ParseBool, "true or false"),
+		"per_page":       limit,
+		"limit":          limit,
 	}
 	for name, given := range values {
 		read, known := readers[name]
@@ -70,35 +81,18 @@ func parseVideoFilter(query string) (*videoFilter, error) {
 				name, strings.Join(slices.Sorted(maps.Keys(readers)), ", "))
 		}
 		if err := read(given[0]); err != nil {
-			return nil, err
+			return nil, badRequest("%s is %.40q: %v", name, given[0], err)
 		}
 	}
 	return f, nil
 }
 
-func dateParameter(name string, into *time.Time) func(string) error {
+// parameter returns a function that reads one parameter into a variable. want
+// says which values parse accepts.
+func parameter[T any](into *T, parse func(string) (T, error), want string) func(string) error {
 	return func(s string) (err error) {
-		if *into, err = time.Parse(time.RFC3339, s); err != nil {
-			return badRequest("%s is %.40q: want a date like 2026-01-02T15:04:05Z", name, s)
-		}
-		return nil
-	}
-}
-
-func boolParameter(name string, into *bool) func(string) error {
-	return func(s string) (err error) {
-		if *into, err = strconv.ParseBool(s); err != nil {
-			return badRequest("%s is %.40q: want true or false", name, s)
-		}
-		return nil
-	}
-}
-
-func limitParameter(name string, into *int) func(string) error {
-	return func(s string) (err error) {
-		*into, err = strconv.Atoi(s)
-		if err != nil || *into < 1 || *into > maxListed {
-			return badRequest("%s is %.40q: want 1 to %d", name, s, maxListed)
+		if *into, err = parse(s); err != nil {
+			return fmt.Errorf("want %s", want)
 		}
 		return nil
 	}

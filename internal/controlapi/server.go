@@ -44,9 +44,11 @@ type Config struct {
 	State *state.State
 
 	// BearerTokens authorize as `Authorization: Bearer <secret>`, AuthKeys as
-	// `X-Auth-Email` and `X-Auth-Key`.
+	// `X-Auth-Email` and `X-Auth-Key`. Resolve replaces placeholders in them. Its
+	// errors must not contain a secret. Default: none are replaced.
 	BearerTokens []string
 	AuthKeys     []AuthKey
+	Resolve      func(string) (string, error)
 
 	// Account is the only account id that is answered, "" for any.
 	Account string
@@ -97,6 +99,9 @@ type Server struct {
 func New(config Config) (*Server, error) {
 	if config.Now == nil {
 		config.Now = time.Now
+	}
+	if config.Resolve == nil {
+		config.Resolve = func(text string) (string, error) { return text, nil }
 	}
 	if config.Account != "" {
 		if err := CheckAccount(config.Account); err != nil {
@@ -199,7 +204,7 @@ func (c *call) serve(w http.ResponseWriter) (result any, err error) {
 	if tls := c.request.TLS; tls != nil && !tls.HandshakeComplete {
 		return nil, refuse(http.StatusTooEarly, codeBadRequest, "the TLS handshake is unfinished; try again")
 	}
-	handle, err := c.find()
+	found, err := c.find()
 	if err != nil {
 		return nil, err
 	}
@@ -207,69 +212,61 @@ func (c *call) serve(w http.ResponseWriter) (result any, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return handle(c, body)
+	return found.handle(c, body)
 }
 
-// handleFunc makes one call. body is the zero Value if there is none.
-type handleFunc func(c *call, body strictjson.Value) (result any, err error)
-
-// find returns the function that handles the request. It looks at the path as it
-// was sent, so no part of it has a second spelling.
-func (c *call) find() (handleFunc, error) {
-	path, ok := strings.CutPrefix(c.request.URL.EscapedPath(), pathPrefix+"/accounts/")
-	account, path, hasPath := strings.Cut(path, "/")
-	if !ok || !hasPath || CheckAccount(account) != nil || c.Account != "" && account != c.Account {
-		return nil, c.noRoute()
-	}
-	resource, path, below := strings.Cut(path, "/")
-	if resource != "stream" {
-		return nil, c.noRoute()
-	}
-	first, second, two := strings.Cut(path, "/")
-	switch {
-	case !below:
-		return c.pick(methods{http.MethodGet: {"videos.list", (*call).listVideos}})
-	case path == "":
-		return nil, c.noRoute()
-	case path == "keys":
-		return c.pick(methods{http.MethodGet: {"keys.list", (*call).listKeys}, http.MethodPost: {"keys.create", (*call).createKey}})
-	case path == "keys/rotate":
-		return c.pick(methods{http.MethodPost: {"keys.rotate", (*call).rotateKey}})
-	case first == "keys":
-		c.subject = second
-		return c.pick(methods{http.MethodDelete: {"keys.delete", (*call).deleteKey}})
-	case !two:
-		c.subject = first
-		return c.pick(methods{
-			http.MethodGet:    {"videos.get", (*call).getVideo},
-			http.MethodPost:   {"videos.edit", (*call).editVideo},
-			http.MethodDelete: {"videos.delete", (*call).deleteVideo},
-		})
-	case second == "token":
-		c.subject = first
-		return c.pick(methods{http.MethodPost: {"token.create", (*call).createToken}})
-	}
-	return nil, c.noRoute()
+// route is one call of the API. body is the zero Value if there is none.
+type route struct {
+	name   string
+	handle func(c *call, body strictjson.Value) (result any, err error)
 }
 
-// methods are the calls of one path.
-type methods map[string]struct {
-	route  string
-	handle handleFunc
+// routes are the calls by method and by the path below .../stream, in which *
+// stands for an id.
+var routes = map[string]route{
+	"GET ":              {"videos.list", (*call).listVideos},
+	"GET /keys":         {"keys.list", (*call).listKeys},
+	"POST /keys":        {"keys.create", (*call).createKey},
+	"POST /keys/rotate": {"keys.rotate", (*call).rotateKey},
+	"DELETE /keys/*":    {"keys.delete", (*call).deleteKey},
+	"GET /*":            {"videos.get", (*call).getVideo},
+	"POST /*":           {"videos.edit", (*call).editVideo},
+	"DELETE /*":         {"videos.delete", (*call).deleteVideo},
+	"POST /*/token":     {"token.create", (*call).createToken},
 }
 
-func (c *call) pick(from methods) (handleFunc, error) {
-	chosen, ok := from[c.request.Method]
-	if !ok {
-		return nil, refuse(http.StatusNotFound, codeRoute, "no route for that URI with the method %.20q", c.request.Method)
+// find returns the route of the request, sets the subject, and checks it if it is
+// a video id. It looks at the path as it was sent, so no part of it has a second
+// spelling.
+func (c *call) find() (route, error) {
+	path := c.request.URL.EscapedPath()
+	rest, ok := strings.CutPrefix(path, pathPrefix+"/accounts/")
+	account, rest, _ := strings.Cut(rest, "/")
+	pattern, isStream := strings.CutPrefix(rest, "stream")
+	if !ok || !isStream || CheckAccount(account) != nil || c.Account != "" && account != c.Account {
+		return route{}, noRoute(path)
 	}
-	c.route = chosen.route
-	return chosen.handle, nil
+	subject := ""
+	if id, isKey := strings.CutPrefix(pattern, "/keys/"); isKey && id != "rotate" {
+		subject, pattern = id, "/keys/*" // deleteKey refuses a slash
+	} else if id, ok := strings.CutPrefix(pattern, "/"); ok && pattern != "/keys" && !isKey {
+		subject, rest, _ = strings.Cut(id, "/")
+		pattern = "/*" + id[len(subject):]
+	}
+	found, ok := routes[c.request.Method+" "+pattern]
+	if !ok || pattern == "/*" && subject == "" {
+		return route{}, noRoute(path)
+	}
+	c.route, c.subject = found.name, subject
+	if strings.HasPrefix(pattern, "/*") {
+		return found, c.checkVideo()
+	}
+	return found, nil
 }
 
-func (c *call) noRoute() error {
+func noRoute(path string) error {
 	return refuse(http.StatusNotFound, codeRoute,
-		"could not route to %.200q, perhaps your object identifier is invalid? That is no call of this API, or not its account", c.request.URL.EscapedPath())
+		"could not route to %.200q, perhaps your object identifier is invalid? That is no call of this API, or not its account", path)
 }
 
 // CheckAccount checks the option Account, which has the form of video ids.

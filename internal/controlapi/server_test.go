@@ -94,15 +94,15 @@ func TestRoutes(t *testing.T) {
 	} {
 		for _, method := range []string{"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS", "CONNECT", "get", "", "FOO"} {
 			c := &call{Server: new(Server), request: request(method, tc.path, "")}
-			handle, err := c.find()
+			found, err := c.find()
 			if want := tc.want[method]; want != "" {
-				if err != nil || handle == nil || c.route != want || c.subject != tc.id {
+				if err != nil && refusalOf(err).status != 400 || found.handle == nil || c.route != want || c.subject != tc.id {
 					t.Errorf("%s %s is %q of %q, %v, want %q of %q", method, tc.path, c.route, c.subject, err, want, tc.id)
 				}
 				continue
 			}
 			why := refusalOf(err)
-			if handle != nil || c.route != "" || why.status != http.StatusNotFound || why.Code != codeRoute {
+			if found.handle != nil || c.route != "" || why.status != http.StatusNotFound || why.Code != codeRoute {
 				t.Errorf("%s %s is %q, %v, want no route", method, tc.path, c.route, err)
 			}
 		}

@@ -68,17 +68,6 @@ func (s *State) decodeKey(object store.Object) Key {
 	return key
 }
 
-// KeysKnown reports whether the keys have been read. Until then, nothing is
-// known of any key.
-func (s *State) KeysKnown() bool { return s.keys.known() }
-
-// Key returns what is known of a key. known is false if the keys have not been
-// read.
-func (s *State) Key(keyID string) (key Key, known bool) { return s.keys.get(keyID) }
-
-// LiveKeys returns the keys that verify, newest first.
-func (s *State) LiveKeys() []Key { return s.keys.live() }
-
 // readKeys reads all keys. A key that cannot be read, although the store
 // answers, is not used until it can be read: it may have been revoked.
 func (s *State) readKeys(ctx context.Context) (failure error) {
@@ -123,9 +112,13 @@ type keys struct {
 	reload  *keyReload // the one under way, if any
 }
 
-func (k *keys) known() bool { return k.snapshot.Load() != nil }
+// KeysKnown reports whether the keys have been read. Until then, nothing is
+// known of any key.
+func (k *keys) KeysKnown() bool { return k.snapshot.Load() != nil }
 
-func (k *keys) get(keyID string) (key Key, known bool) {
+// Key returns what is known of a key. known is false if the keys have not been
+// read.
+func (k *keys) Key(keyID string) (key Key, known bool) {
 	snapshot := k.snapshot.Load()
 	if snapshot == nil {
 		return Key{}, false
@@ -133,7 +126,8 @@ func (k *keys) get(keyID string) (key Key, known bool) {
 	return (*snapshot)[keyID], true
 }
 
-func (k *keys) live() []Key {
+// LiveKeys returns the keys that verify, newest first.
+func (k *keys) LiveKeys() []Key {
 	snapshot := k.snapshot.Load()
 	if snapshot == nil {
 		return nil
@@ -217,7 +211,7 @@ func (r *keyReload) abandon() {
 	k.reload = nil
 	k.mu.Unlock()
 	for _, key := range r.found {
-		if known, _ := k.get(key.ID); key.Revoked && !known.Revoked {
+		if known, _ := k.Key(key.ID); key.Revoked && !known.Revoked {
 			k.publish(key)
 		}
 	}

@@ -401,22 +401,22 @@ func TestKeysPublishedBeforeTheFirstReading(t *testing.T) {
 	var k keys
 	k.publish(Key{ID: "a", Public: keyOf("a").Public()})
 	k.publish(Key{ID: "b", Revoked: true})
-	if k.known() {
+	if k.KeysKnown() {
 		t.Fatal("the keys count as read")
 	}
 	reload := k.beginReload()
 	reload.add(Key{ID: "b", Public: keyOf("b").Public()})
 	reload.add(Key{ID: "c", Public: keyOf("c").Public()})
-	if k.known() {
+	if k.KeysKnown() {
 		t.Fatal("the keys count as read before they are")
 	}
 	if missing := reload.commit(); !slices.Equal(missing, []string{"b"}) {
 		t.Errorf("commit = %q, want b: the store does not say that it is revoked", missing)
 	}
-	if key, _ := k.get("b"); !key.Revoked {
+	if key, _ := k.Key("b"); !key.Revoked {
 		t.Error("a key that was revoked before the first reading is not")
 	}
-	if live := k.live(); len(live) != 1 || live[0].ID != "c" {
+	if live := k.LiveKeys(); len(live) != 1 || live[0].ID != "c" {
 		t.Errorf("%d keys are live, want c alone", len(live))
 	}
 }

@@ -85,11 +85,11 @@ func (s *State) enterMaking(ctx context.Context) (leave func(), err error) {
 
 // mayCreate reports whether there is room for one more key.
 func (s *State) mayCreate(request string) error {
-	if s.Unavailable() || !s.keys.known() {
+	if s.Unavailable() || !s.KeysKnown() {
 		return errNoAnswer
 	}
 	count := 0
-	for _, key := range s.keys.live() {
+	for _, key := range s.LiveKeys() {
 		if !key.Own && (request == "" || key.Request != request) {
 			count++
 		}
@@ -102,7 +102,7 @@ func (s *State) mayCreate(request string) error {
 
 // revokeRepeated revokes the keys that earlier attempts of a call have made.
 func (s *State) revokeRepeated(ctx context.Context, request, except string) error {
-	for _, key := range s.keys.live() {
+	for _, key := range s.LiveKeys() {
 		if request == "" || key.Request != request || key.ID == except {
 			continue
 		}
@@ -142,7 +142,7 @@ func (s *State) date() time.Time { return s.now().UTC().Truncate(time.Microsecon
 // id need not be that of a known key.
 func (s *State) Revoke(ctx context.Context, keyID string) error {
 	doc := keyDocument{ID: keyID, Revoked: s.date()}
-	if key, _ := s.keys.get(keyID); key.Public != nil {
+	if key, _ := s.Key(keyID); key.Public != nil {
 		doc.Created = key.Created
 	}
 	err := s.writeKey(ctx, doc, func(present store.Object) (bool, error) {

@@ -107,12 +107,12 @@ func (s *signer) get(ctx context.Context) (*token.SigningKey, error) {
 // not have heard yet of a key that another node has just made.
 func (s *signer) usable(ctx context.Context, own *ownKey) (bool, error) {
 	keyID := own.key.ID()
-	key, _ := s.state.keys.get(keyID)
+	key, _ := s.state.Key(keyID)
 	if key.Public == nil && !key.Revoked {
 		if err := s.state.readKey(ctx, keyID); err != nil {
 			return false, err
 		}
-		key, _ = s.state.keys.get(keyID)
+		key, _ = s.state.Key(keyID)
 	}
 	return key.Public != nil && s.state.now().Sub(own.created) < maxSigningAge, nil
 }
@@ -157,7 +157,7 @@ func (s *State) RotateSigningKey(ctx context.Context) (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	stored, _ := s.keys.get(key.ID())
+	stored, _ := s.Key(key.ID())
 	return stored, nil
 }
 

@@ -83,7 +83,7 @@ type State struct {
 
 	newKey func() (*token.SigningKey, error) // tests set their own: making keys is slow
 
-	keys   keys
+	keys
 	videos *videos
 	signer signer
 	making *queue.Queue // of calls that make keys
@@ -155,13 +155,12 @@ func (s *State) watch() {
 		select {
 		case <-tick.C:
 		case <-s.store.Wake():
-			if !s.pause(begun) {
-				return
-			}
 		case <-s.wanted:
-			if !s.pause(begun) {
-				return
-			}
+		case <-s.ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(time.Until(begun.Add(minInterval))):
 		case <-s.ctx.Done():
 			return
 		}
@@ -171,17 +170,6 @@ func (s *State) watch() {
 		s.Sync(ctx)
 		cancel()
 		close(ended)
-	}
-}
-
-// pause waits until a look may follow the one that began at a time. It returns
-// false when the State ends.
-func (s *State) pause(begun time.Time) bool {
-	select {
-	case <-time.After(time.Until(begun.Add(minInterval))):
-		return true
-	case <-s.ctx.Done():
-		return false
 	}
 }
 
@@ -226,7 +214,11 @@ func (s *State) Sync(ctx context.Context) {
 		return
 	}
 	if err == nil {
-		s.recover()
+		if s.failing {
+			s.logger().Info("the store can be read again", zap.Time("unavailable_since", s.since))
+		}
+		s.failing, s.since = false, s.now()
+		s.unavailable.Store(false)
 		s.restoreRevocations(ctx)
 		return
 	}
@@ -235,20 +227,11 @@ func (s *State) Sync(ctx context.Context) {
 	}
 	s.failing = true
 	s.unavailable.Store(true)
-	if s.now().Sub(s.since) > maxStale && s.keys.known() {
+	if s.now().Sub(s.since) > maxStale && s.KeysKnown() {
 		s.logger().Error("the store has been unavailable for too long; from now on everything that depends on it is refused",
 			zap.Time("since", s.since))
 		s.forget()
 	}
-}
-
-func (s *State) recover() {
-	if s.failing {
-		s.logger().Info("the store can be read again", zap.Time("unavailable_since", s.since))
-	}
-	s.failing = false
-	s.since = s.now()
-	s.unavailable.Store(false)
 }
 
 // forget gives up everything that is known, so that it fails closed.

@@ -211,10 +211,6 @@ func (s *Caddy) Changes(ctx context.Context) ([]Collection, error) {
 		if err != nil {
 			return nil, err
 		}
-		if stamp == unreadableStamp && s.known[collection] != unreadableStamp {
-			s.logger().Error("a stamp cannot be read; its collection is read again each second instead",
-				zap.String("file", stampPath(collection)))
-		}
 		found[collection] = stamp
 	}
 	changed := found.changed(s.known)
@@ -232,7 +228,7 @@ func (s *Caddy) stamp(ctx context.Context, collection Collection) (string, error
 	case errors.Is(err, fs.ErrNotExist):
 		return "", s.stillThere(ctx)
 	case concernsOneFile(err):
-		return unreadableStamp, nil
+		return rand.Text(), nil // as long as that lasts, the collection counts as changed
 	}
 	return "", fmt.Errorf("%w: reading the stamp of %s: %w", ErrUnavailable, collection, err)
 }

@@ -3,8 +3,8 @@ package store
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
+	"net/url"
 	"path"
 	"strings"
 )
@@ -23,21 +23,23 @@ func objectPath(name Name) string {
 // nameOfPath is the inverse of objectPath; ok is false for a path that it does
 // not return.
 func nameOfPath(collection Collection, file string) (name Name, ok bool) {
-	base, isJSON := strings.CutSuffix(path.Base(file), ".json")
-	id, err := unescape(base)
-	if err != nil || !isJSON {
+	escaped := strings.TrimSuffix(strings.TrimPrefix(path.Base(file), escapePrefix), ".json")
+	id, err := url.PathUnescape(escaped)
+	if err != nil {
 		return Name{}, false
 	}
 	name, err = NewName(collection, id)
 	return name, err == nil && objectPath(name) == file
 }
 
+const escapePrefix = "x-"
+
 // escape turns an id into a file name that means the same on every file system:
 // some fold case, reserve names (con, nul), or hide files that start with a dot.
 // Capitals and punctuation become % and two digits, after a prefix.
 func escape(id string) string {
 	var b strings.Builder
-	b.WriteString("x-")
+	b.WriteString(escapePrefix)
 	for i := range len(id) {
 		switch c := id[i]; {
 		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_':
@@ -47,31 +49,4 @@ func escape(id string) string {
 		}
 	}
 	return b.String()
-}
-
-var errEscape = errors.New("not an escaped id")
-
-func unescape(s string) (string, error) {
-	s, ok := strings.CutPrefix(s, "x-")
-	if !ok {
-		return "", errEscape
-	}
-	var b strings.Builder
-	for len(s) > 0 {
-		literal, rest, escaped := strings.Cut(s, "%")
-		b.WriteString(literal)
-		if !escaped {
-			break
-		}
-		if len(rest) < 2 {
-			return "", errEscape
-		}
-		c, err := hex.DecodeString(rest[:2])
-		if err != nil {
-			return "", errEscape
-		}
-		b.Write(c)
-		s = rest[2:]
-	}
-	return b.String(), nil
 }

@@ -222,8 +222,6 @@ func optional(raw []byte) string {
 func (r *Redis) All(ctx context.Context, collection Collection) iter.Seq2[Object, error] {
 	return func(yield func(Object, error) bool) {
 		met := map[string]bool{epochField: true} // a scan may meet a field twice
-		var foreign []string
-		defer func() { r.warnOfForeign(collection, foreign) }()
 		for cursor := "0"; ; {
 			fields, next, err := r.scan(ctx, collection, cursor)
 			if err != nil {
@@ -236,10 +234,7 @@ func (r *Redis) All(ctx context.Context, collection Collection) iter.Seq2[Object
 					continue
 				}
 				met[id] = true
-				name, err := NewName(collection, id)
-				if err != nil {
-					foreign = append(foreign, id)
-				} else if !yield(decode(name, []byte(raw)), nil) {
+				if name, err := NewName(collection, id); err == nil && !yield(decode(name, []byte(raw)), nil) {
 					return
 				}
 			}
@@ -265,14 +260,6 @@ func (r *Redis) scan(ctx context.Context, collection Collection, cursor string) 
 		return nil, "", fmt.Errorf("%w: redis: not an answer to HSCAN", ErrUnavailable)
 	}
 	return fields, string(value(answers[0])), nil
-}
-
-// warnOfForeign warns of fields that no name leads to.
-func (r *Redis) warnOfForeign(collection Collection, ids []string) {
-	if len(ids) > 0 {
-		r.logger().Warn("there are fields in redis that are not ids",
-			zap.String("key", hashOf(collection)), zap.Int("count", len(ids)), zap.String("first", fmt.Sprintf("%.80q", ids[0])))
-	}
 }
 
 // Changes implements Store.

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 )
 
@@ -28,8 +29,6 @@ const (
 
 var collections = []Collection{Keys, Videos, Signing}
 
-func (c Collection) valid() bool { return c == Keys || c == Videos || c == Signing }
-
 // Name names one object. NewName is the only way to make one, so no text from
 // outside reaches a storage path or a Redis command unchecked. Names are
 // comparable. The zero Name names nothing.
@@ -44,13 +43,11 @@ const MaxID = 64
 // NewName checks an id: 1 to 64 of A-Z a-z 0-9 _ - . ~, and neither "." nor
 // "..". Errors wrap ErrName.
 func NewName(collection Collection, id string) (Name, error) {
-	switch {
-	case !collection.valid():
+	if !slices.Contains(collections, collection) {
 		return Name{}, fmt.Errorf("%w: collection %q", ErrName, collection)
-	case id == "." || id == "..":
-		return Name{}, fmt.Errorf("%w: %q is a path", ErrName, id)
-	case !ValidID(id):
-		return Name{}, fmt.Errorf("%w: %.80q: want 1 to %d of A-Z a-z 0-9 _ - . ~", ErrName, id, MaxID)
+	}
+	if !ValidID(id) {
+		return Name{}, fmt.Errorf("%w: %.80q: want 1 to %d of A-Z a-z 0-9 _ - . ~, and no path", ErrName, id, MaxID)
 	}
 	return Name{collection, id}, nil
 }
@@ -149,14 +146,9 @@ type stamps map[Collection]string
 // stamps are nil before the first call.
 func (s stamps) changed(known stamps) (changed []Collection) {
 	for _, collection := range collections {
-		stamp, ok := known[collection]
-		if !ok || s[collection] != stamp || stamp == unreadableStamp {
+		if stamp, ok := known[collection]; !ok || s[collection] != stamp {
 			changed = append(changed, collection)
 		}
 	}
 	return changed
 }
-
-// unreadableStamp stands for a stamp that exists and cannot be read. As long as
-// that lasts, every call of Changes reports its collection.
-const unreadableStamp = "unreadable"

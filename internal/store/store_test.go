@@ -320,9 +320,6 @@ func checkPath(t *testing.T, name Name) {
 			t.Fatalf("nameOfPath(%s, %q) = %t", other, file, ok)
 		}
 	}
-	if back, err := unescape(escape(name.ID())); err != nil || back != name.ID() {
-		t.Fatalf("unescape(escape(%q)) = %q, %v", name.ID(), back, err)
-	}
 }
 
 // On a file system that folds case, the object of one id must not be read as
