@@ -8,11 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/rogpeppe/go-internal/txtar"
 	"github.com/spf13/cobra"
 )
 
@@ -77,6 +80,39 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 		}
 		ts.Check(os.WriteFile(ts.MkAbs(args[2]), []byte(text+"\n"), 0o600))
 	},
+}
+
+// A command that is wrong names the flag or the argument with its value. It prints
+// nothing that a pipe would take for a result, and no private key.
+func TestCommandErrors(t *testing.T) {
+	archive := must(txtar.ParseFile("testdata/command_errors.txtar"))
+	dir := t.TempDir()
+	archive.Files = append(archive.Files, txtar.File{Name: "key.json", Data: []byte(must(testKey().JWK()))}, txtar.File{Name: "public.json", Data: []byte(publicJWK(testKey()))})
+	if err := txtar.Write(archive, dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	rows := regexp.MustCompile(`(?m)^'(.+?)' (.+)$`).FindAllStringSubmatch(strings.ReplaceAll(string(archive.Comment), "TOKEN", plainToken()), -1)
+	if len(rows) < 75 {
+		t.Errorf("%d command lines were found", len(rows))
+	}
+	for _, row := range rows {
+		var words []string
+		for _, word := range regexp.MustCompile(`'[^']*'|\S+`).FindAllString(row[2], -1) {
+			words = append(words, strings.Trim(word, "'"))
+		}
+		root := &cobra.Command{Use: "signed-playback"}
+		caddycmd.Commands()["signed-playback"].CobraFunc(root)
+		out, err := run(root, "", words...)
+		switch {
+		case err == nil || !strings.Contains(err.Error(), row[1]):
+			t.Errorf("%s: %v, want an error with %s", row[2], err, row[1])
+		case out != "" && words[0] != "inspect":
+			t.Errorf("%s: %v, and the output %q", row[2], err, out)
+		case strings.Contains(err.Error(), "PRIVATE KEY") || strings.Contains(err.Error(), plainToken()):
+			t.Errorf("%.40s: the error contains a secret: %v", row[2], err)
+		}
+	}
 }
 
 // The gate accepts the tokens that sign prints, with the output of keygen as the
