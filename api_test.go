@@ -23,7 +23,7 @@ import (
 // newAPI runs Caddy's own provisioning of a control API and its app.
 func newAPI(t *testing.T, app *App, api *API) (*API, error) {
 	t.Helper()
-	ctx, err := caddy.ProvisionContext(&caddy.Config{
+	ctx, err := provisionContext(&caddy.Config{
 		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{
 			"default": {BaseLog: caddy.BaseLog{WriterRaw: json.RawMessage(`{"output":"discard"}`)}},
 		}},

@@ -549,6 +549,7 @@ func reportingGates(t *testing.T) (gates [allChecks + 1]*Gate) {
 // refused for is the first of those that do not, and what it would have been
 // refused for is the first that fails.
 func TestReportOnlyLoosensNothingElse(t *testing.T) {
+	t.Parallel()
 	gates := reportingGates(t)
 	next := randomPlaybacks()
 	seen := make(map[string]int)
@@ -669,6 +670,7 @@ func (w *answerWriter) WriteHeader(int)             {}
 // processor is to be spared all the same, so beyond a network's budget tokens
 // pass without being verified, and none of their claims counts.
 func TestFloodLimitsHoldUnderReportOnly(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), &Gate{Enforcement: reporting("token")})
 	g.app.verifier.limit.now = func() time.Time { return testTime }
 	invalid := g.app.metrics.verified[reasonSignatureInvalid]

@@ -141,6 +141,7 @@ func TestExplanationsOfUnknownSettings(t *testing.T) {
 
 // No metric counts a request that is explained, because no viewer has made it.
 func TestExplanationsAreNotCounted(t *testing.T) {
+	t.Parallel()
 	g := newGate(t, testApp(), &Gate{Enforcement: reporting("rules")})
 	for _, tc := range []struct {
 		target string

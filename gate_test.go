@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -131,6 +130,8 @@ func provisioned(t testing.TB, app *App, gate *Gate) (*App, *Gate, error) {
 	}
 	ready := loaded.(*App)
 	ready.now = func() time.Time { return testTime }
+	ready.metrics = newMetrics() // a process has one for all configs, which parallel tests would share
+	ready.verifier.metrics = ready.metrics
 	t.Cleanup(func() {
 		if err := ready.Cleanup(); err != nil {
 			t.Errorf("App.Cleanup() = %v", err)
@@ -323,12 +324,4 @@ func shortened(r *http.Request) string {
 func observedLog() (*zap.Logger, *observer.ObservedLogs) {
 	core, logs := observer.New(zapcore.DebugLevel)
 	return zap.New(core), logs
-}
-
-func heapInUse() int64 {
-	runtime.GC()
-	runtime.GC() // what finalizers have kept
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return int64(stats.HeapAlloc)
 }

@@ -396,7 +396,7 @@ func TestStorageOfTheConfigInForce(t *testing.T) {
 // being loaded.
 func loaded(t *testing.T, folder string, app *App) *App {
 	t.Helper()
-	ctx, err := caddy.ProvisionContext(&caddy.Config{
+	ctx, err := provisionContext(&caddy.Config{
 		StorageRaw: caddyconfig.JSONModuleObject(filestorage.FileStorage{Root: folder}, "module", "file_system", nil),
 	})
 	if err != nil {

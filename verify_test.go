@@ -217,7 +217,6 @@ func TestTokenCacheOutlivesReloads(t *testing.T) {
 		t.Fatalf("refused: %s", a.text)
 	}
 	next := newGate(t, new(App), new(Gate))
-	next.app.verifier.metrics = newMetrics()
 	r = requestFor(t, "/"+plainToken()+"/x.ts", nil)
 	if a := ask(t, next, r); !a.allowed() {
 		t.Fatalf("refused: %s", a.text)
