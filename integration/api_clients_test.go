@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/rsa"
@@ -12,18 +11,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,327 +39,134 @@ const (
 // withBothCredentials is for the field api of a config.
 const withBothCredentials = withAPI + "\n\t\tauth_key " + apiEmail + " {env.API_KEY}\n\t\taccount " + account
 
-// clientOptions are what a user of an official client puts into it. What is empty
-// is left to the client.
-type clientOptions struct {
-	BaseURL string `json:"baseURL,omitempty"`
-	Token   string `json:"apiToken,omitempty"`
-	Email   string `json:"apiEmail,omitempty"`
-	Key     string `json:"apiKey,omitempty"`
-}
-
-func (g *gateway) clientOptions() clientOptions {
-	return clientOptions{BaseURL: "http://" + g.api + "/client/v4", Token: apiSecret}
-}
-
-// officialClient is one of Cloudflare's SDKs. Parameters and results are in the
-// types of that for Go, so that the tests can be the same for all. Errors of the
-// API are *clientErrors.
-type officialClient interface {
-	createKey() (*sdk.Keys, error)
-	listKeys() ([]sdk.KeyGetResponse, error)
-	deleteKey(id string) (string, error)
-	mint(video string, p sdk.TokenNewParams) (string, error)
-	edit(video string, p sdk.StreamEditParams) (*sdk.Video, error)
-	video(id string) (*sdk.Video, error)
-	videos(p sdk.StreamListParams) ([]sdk.Video, error)
-	deleteVideo(id string) error
-}
-
-// officialClients are the SDKs that must work, with all their defaults.
-var officialClients = []struct {
-	name    string
-	connect func(t testing.TB, c clientOptions) officialClient
-}{
-	{"TypeScript", connectTypeScript},
-	{"Go", connectGo},
-}
-
-// clientError is what a client says of a refused call.
-type clientError struct {
-	Class  string       `json:"class"` // of the error in TypeScript; Go has one for all
-	Status int          `json:"status"`
-	Errors []apiMessage `json:"errors"`
-}
-
-func (e *clientError) Error() string { return fmt.Sprintf("%s %d %v", e.Class, e.Status, e.Errors) }
-
-// goClient calls Cloudflare's Go SDK.
-type goClient struct {
-	stream *sdk.StreamService
-	ctx    context.Context
-}
-
-func connectGo(t testing.TB, c clientOptions) officialClient {
-	// As cloudflare.NewClient does for this service. To compile that function
-	// with its hundred others takes longer than these tests.
-	options := cloudflare.DefaultClientOptions()
-	if c.BaseURL != "" {
-		options = append(options, option.WithBaseURL(c.BaseURL))
-	}
-	if c.Token != "" {
-		options = append(options, option.WithAPIToken(c.Token))
-	}
-	if c.Email != "" {
-		options = append(options, option.WithAPIEmail(c.Email), option.WithAPIKey(c.Key))
-	}
-	return &goClient{sdk.NewStreamService(options...), t.Context()}
-}
-
-// refusal makes a *clientError of what the Go SDK returns.
-func refusal(err error) error {
-	apiError, ok := errors.AsType[*cloudflare.Error](err)
-	if !ok {
-		return err
-	}
-	out := &clientError{Status: apiError.StatusCode}
-	for _, e := range apiError.Errors {
-		out.Errors = append(out.Errors, apiMessage{int(e.Code), e.Message})
-	}
-	return out
-}
-
-func (c *goClient) createKey() (*sdk.Keys, error) {
-	key, err := c.stream.Keys.New(c.ctx, sdk.KeyNewParams{AccountID: cloudflare.F(account)})
-	return key, refusal(err)
-}
-
-func (c *goClient) listKeys() (keys []sdk.KeyGetResponse, err error) {
-	pages := c.stream.Keys.GetAutoPaging(c.ctx, sdk.KeyGetParams{AccountID: cloudflare.F(account)})
-	for pages.Next() {
-		keys = append(keys, pages.Current())
-	}
-	return keys, refusal(pages.Err())
-}
-
-func (c *goClient) deleteKey(id string) (string, error) {
-	result, err := c.stream.Keys.Delete(c.ctx, id, sdk.KeyDeleteParams{AccountID: cloudflare.F(account)})
-	if err != nil {
-		return "", refusal(err)
-	}
-	return *result, nil
-}
-
-func (c *goClient) mint(video string, p sdk.TokenNewParams) (string, error) {
-	p.AccountID = cloudflare.F(account)
-	minted, err := c.stream.Token.New(c.ctx, video, p)
-	if err != nil {
-		return "", refusal(err)
-	}
-	return minted.Token, nil
-}
-
-func (c *goClient) edit(video string, p sdk.StreamEditParams) (*sdk.Video, error) {
-	p.AccountID = cloudflare.F(account)
-	edited, err := c.stream.Edit(c.ctx, video, p)
-	return edited, refusal(err)
-}
-
-func (c *goClient) video(id string) (*sdk.Video, error) {
-	video, err := c.stream.Get(c.ctx, id, sdk.StreamGetParams{AccountID: cloudflare.F(account)})
-	return video, refusal(err)
-}
-
-func (c *goClient) videos(p sdk.StreamListParams) (videos []sdk.Video, err error) {
-	p.AccountID = cloudflare.F(account)
-	pages := c.stream.ListAutoPaging(c.ctx, p)
-	for pages.Next() {
-		videos = append(videos, pages.Current())
-	}
-	return videos, refusal(pages.Err())
-}
-
-func (c *goClient) deleteVideo(id string) error {
-	return refusal(c.stream.Delete(c.ctx, id, sdk.StreamDeleteParams{AccountID: cloudflare.F(account)}))
-}
-
-// nodeClient calls Cloudflare's TypeScript SDK, in a process of its own.
-type nodeClient struct {
-	stdin  io.Writer
-	stdout *bufio.Scanner
-	stderr *logBuffer
-}
-
-func connectTypeScript(t testing.TB, c clientOptions) officialClient {
+// startForClients starts a gateway for an official client, with a key in its API.
+func startForClients(t *testing.T) (g *gateway, key apiKey) {
 	t.Helper()
-	options, err := json.Marshal(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*startTimeout)
-	cmd := exec.CommandContext(ctx, tool(t, "node"), "testdata/cloudflare-client.js", string(options))
-	client := &nodeClient{stderr: newLogBuffer()}
-	cmd.Stderr = client.stderr
-	if client.stdin, err = cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	client.stdout = bufio.NewScanner(stdout)
-	client.stdout.Buffer(nil, 1<<20)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cancel(); _ = cmd.Wait() })
-	return client
+	g = start(t, startOrigin(t, exampleMedia()), config{
+		api: withBothCredentials, app: withCountries(t) + "\nvideo configured {\n\t\t\trequire_signed_urls on\n\t\t}",
+	})
+	return g, g.createKey(t)
 }
 
-// callNode does one call and decodes its result.
-func callNode[T any](c *nodeClient, name string, args ...any) (result T, err error) {
-	line, err := json.Marshal(append([]any{name}, args...))
-	if err != nil {
-		return result, err
-	}
-	if _, err := c.stdin.Write(append(line, '\n')); err != nil {
-		return result, fmt.Errorf("calling %s: %w: %s", name, err, c.stderr)
-	}
-	if !c.stdout.Scan() {
-		return result, fmt.Errorf("calling %s: node has ended: %w: %s", name, c.stdout.Err(), c.stderr)
-	}
-	out := struct {
-		Result *T           `json:"result"`
-		Error  *clientError `json:"error"`
-	}{Result: &result}
-	if err := json.Unmarshal(c.stdout.Bytes(), &out); err != nil {
-		return result, fmt.Errorf("calling %s: %w: %.200q", name, err, c.stdout.Bytes())
-	}
-	if out.Error != nil {
-		return result, out.Error
-	}
-	return result, nil
-}
-
-// inAccount is the object that a call in TypeScript takes: the account and the
-// members of a body or a query, if there is one.
-type inAccount struct{ members json.Marshaler }
-
-func (p inAccount) MarshalJSON() ([]byte, error) {
-	object := make(map[string]json.RawMessage)
-	if p.members != nil {
-		text, err := p.members.MarshalJSON()
-		if err != nil {
-			return nil, err
-		}
-		if err := json.Unmarshal(text, &object); err != nil {
-			return nil, err
+// wantTokensEnforced checks what the gate does with the tokens that a client has
+// minted: for a manifest in the US, and for a download in GB.
+func wantTokensEnforced(t *testing.T, g *gateway, key apiKey, minted map[string]string) {
+	t.Helper()
+	noDownload, blocked := verdict{http.StatusForbidden, "download_not_allowed"}, verdict{http.StatusForbidden, "rule_blocked"}
+	early := verdict{http.StatusUnauthorized, "token_not_yet_valid"}
+	got := make(map[string][2]verdict)
+	for name, compact := range minted {
+		got[name] = [2]verdict{
+			g.getFrom(t, "127.0.0.1", "/"+compact+"/manifest/video.m3u8").verdict(),
+			g.getFrom(t, "127.0.0.2", "/"+compact+"/downloads/default.mp4").verdict(),
 		}
 	}
-	object["account_id"] = json.RawMessage(strconv.Quote(account))
-	return json.Marshal(object)
-}
-
-func (c *nodeClient) createKey() (*sdk.Keys, error) {
-	return callNode[*sdk.Keys](c, "keys.create", inAccount{})
-}
-
-func (c *nodeClient) listKeys() ([]sdk.KeyGetResponse, error) {
-	return callNode[[]sdk.KeyGetResponse](c, "keys.get", inAccount{})
-}
-
-func (c *nodeClient) deleteKey(id string) (string, error) {
-	return callNode[string](c, "keys.delete", id, inAccount{})
-}
-
-func (c *nodeClient) mint(video string, p sdk.TokenNewParams) (string, error) {
-	minted, err := callNode[sdk.TokenNewResponse](c, "token.create", video, inAccount{p})
-	return minted.Token, err
-}
-
-func (c *nodeClient) edit(video string, p sdk.StreamEditParams) (*sdk.Video, error) {
-	return callNode[*sdk.Video](c, "edit", video, inAccount{p})
-}
-
-func (c *nodeClient) video(id string) (*sdk.Video, error) {
-	return callNode[*sdk.Video](c, "get", id, inAccount{})
-}
-
-func (c *nodeClient) videos(p sdk.StreamListParams) ([]sdk.Video, error) {
-	query := map[string]string{"account_id": account}
-	for name, values := range p.URLQuery() {
-		query[name] = values[0]
+	want := map[string][2]verdict{
+		"nothing": {plays, noDownload}, "early": {early, early}, "zeros": {plays, noDownload},
+		"ruled": {blocked, plays}, "signed": {plays, noDownload},
 	}
-	return callNode[[]sdk.Video](c, "list", query)
-}
-
-func (c *nodeClient) deleteVideo(id string) error {
-	_, err := callNode[any](c, "delete", id, inAccount{})
-	return err
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("a manifest in the US, and a download in GB (-want +got):\n%s", diff)
+	}
+	if id := keyIDOf(t, minted["signed"]); id != key.ID {
+		t.Errorf("the token is of the key %q, want the caller's %q", id, key.ID)
+	}
 }
 
 // With the address, the account and a credential, and nothing else, the official
 // clients manage keys, mint tokens that play, and change, read, list and forget the
 // settings of videos. What each parameter means is for the unit tests; here, both
-// sides have to agree how it is written.
-func TestOfficialClients(t *testing.T) {
-	for _, official := range officialClients {
-		t.Run(official.name, func(t *testing.T) {
-			t.Parallel()
-			o := startOrigin(t, exampleMedia())
-			g := start(t, o, config{api: withBothCredentials, app: withCountries(t)})
-			client := official.connect(t, g.clientOptions())
-			t.Run("keys", func(t *testing.T) { wantKeysManaged(t, client) })
-			t.Run("tokens", func(t *testing.T) { wantTokensMinted(t, g, client) })
-			t.Run("settings", func(t *testing.T) { wantVideosEdited(t, client) })
-			t.Run("lists", func(t *testing.T) { wantVideosListed(t, g, client) })
-			t.Run("email and key", func(t *testing.T) {
-				owner := official.connect(t, clientOptions{BaseURL: g.clientOptions().BaseURL, Email: apiEmail, Key: apiKeyOf})
-				if keys, err := owner.listKeys(); err != nil || len(keys) != 1 {
-					t.Errorf("%d keys: %v", len(keys), err)
-				}
-			})
-		})
+// sides have to agree how it is written, and how a refusal looks.
+func TestOfficialTypeScriptClient(t *testing.T) {
+	t.Parallel()
+	g, key := startForClients(t)
+	options := mustMarshal(t, map[string]any{
+		"baseURL": "http://" + g.api + "/client/v4", "account_id": account, "token": apiSecret, "email": apiEmail, "key": apiKeyOf,
+		"signing": map[string]string{"id": key.ID, "pem": key.PEM},
+	})
+	ran := execute(t, "", "", tool(t, "node"), "testdata/cloudflare-client.js", string(options))
+	var minted map[string]string
+	if err := json.Unmarshal([]byte(ran.stdout), &minted); err != nil || ran.code != 0 {
+		t.Fatalf("exit status %d: %v: %s", ran.code, err, ran.stderr)
+	}
+	wantTokensEnforced(t, g, key, minted)
+}
+
+// goClient calls Cloudflare's Go SDK and counts the calls. It can be told that the API
+// is unavailable for a moment.
+type goClient struct {
+	*sdk.StreamService
+	calls       int
+	unavailable bool // for the next call
+}
+
+func connectGo(g *gateway, credential string) *goClient {
+	c := new(goClient)
+	// As cloudflare.NewClient does for this service. To compile that function
+	// with its hundred others takes longer than these tests.
+	c.StreamService = sdk.NewStreamService(append(cloudflare.DefaultClientOptions(),
+		option.WithBaseURL("http://"+g.api+"/client/v4"), option.WithAPIToken(credential),
+		option.WithMiddleware(func(r *http.Request, next option.MiddlewareNext) (*http.Response, error) {
+			c.calls++
+			if !c.unavailable {
+				return next(r)
+			}
+			c.unavailable = false
+			header := http.Header{"Retry-After-Ms": {"1"}}
+			return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: header, Body: http.NoBody}, nil
+		}))...)
+	return c
+}
+
+func TestOfficialGoClient(t *testing.T) {
+	t.Parallel()
+	g, key := startForClients(t)
+	c := connectGo(g, apiSecret)
+	t.Run("keys", func(t *testing.T) { c.manageKeys(t, key) })
+	t.Run("tokens", func(t *testing.T) { wantTokensEnforced(t, g, key, c.mintTokens(t, key)) })
+	t.Run("settings", c.editVideo)
+	t.Run("lists", c.listVideos)
+	t.Run("refusals", func(t *testing.T) { c.wantRefusals(t, connectGo(g, "another-secret")) })
+}
+
+// must returns a value whose error fails the test.
+func must[T any](value T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
 	}
 }
 
-// wantKeysManaged makes, lists and revokes keys where there are none.
-func wantKeysManaged(t *testing.T, client officialClient) {
-	t.Helper()
-	type listed struct {
-		ID, KeyID string
-		Created   time.Time
+// manageKeys makes, lists and revokes a key beside one that is there.
+func (c *goClient) manageKeys(t *testing.T, other apiKey) {
+	made := must(c.Keys.New(t.Context(), sdk.KeyNewParams{AccountID: cloudflare.F(account)}))(t)
+	if _, err := token.ParseSigningKey([]byte(made.Pem), made.ID); err != nil {
+		t.Errorf("pem: %v", err)
 	}
-	list := func() (got []listed) {
-		keys, err := client.listKeys()
-		if err != nil {
+	list := func() (ids []string) {
+		pages := c.Keys.GetAutoPaging(t.Context(), sdk.KeyGetParams{AccountID: cloudflare.F(account)})
+		for pages.Next() {
+			ids = append(ids, pages.Current().ID)
+		}
+		if err := pages.Err(); err != nil {
 			t.Fatal(err)
 		}
-		for _, key := range keys {
-			got = append(got, listed{key.ID, key.KeyID, key.Created})
-		}
-		return got
+		return ids
 	}
-	var want []listed // newest first
-	for range 2 {
-		key, err := client.createKey()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := token.ParseSigningKey([]byte(key.Pem), key.ID); err != nil {
-			t.Errorf("pem: %v", err)
-		}
-		want = slices.Insert(want, 0, listed{key.ID, key.ID, key.Created})
-	}
-	if diff := cmp.Diff(want, list()); diff != "" {
+	if diff := cmp.Diff([]string{made.ID, other.ID}, list()); diff != "" {
 		t.Errorf("listed keys (-want +got):\n%s", diff)
 	}
-	for _, key := range want {
-		if result, err := client.deleteKey(key.ID); err != nil || result != "Revoked" {
-			t.Fatalf("deleting a key: %q, %v", result, err)
-		}
-	}
-	if left := list(); len(left) != 0 {
-		t.Errorf("listed keys after all have been revoked: %v", left)
+	revoked := must(c.Keys.Delete(t.Context(), made.ID, sdk.KeyDeleteParams{AccountID: cloudflare.F(account)}))(t)
+	if left := list(); *revoked != "Revoked" || len(left) != 1 {
+		t.Errorf("revoking a key: %q, with the keys %q left", *revoked, left)
 	}
 }
 
-// wantTokensMinted mints tokens that say what was asked for, and has the gate
-// enforce it.
-func wantTokensMinted(t *testing.T, g *gateway, client officialClient) {
-	t.Helper()
-	key := g.createKey(t)
-	now := time.Unix(time.Now().Unix(), 0)
+func (c *goClient) mintTokens(t *testing.T, key apiKey) (minted map[string]string) {
+	now := time.Now().Unix()
 	rules := []sdk.TokenNewParamsAccessRule{{
 		Type:   cloudflare.F(sdk.TokenNewParamsAccessRulesTypeIPSrc),
 		IP:     cloudflare.F([]string{"127.0.0.3", "2400:cb00::/32"}),
@@ -379,60 +179,127 @@ func wantTokensMinted(t *testing.T, g *gateway, client officialClient) {
 		Type:   cloudflare.F(sdk.TokenNewParamsAccessRulesTypeAny),
 		Action: cloudflare.F(sdk.TokenNewParamsAccessRulesActionBlock),
 	}}
-	noDownload := verdict{http.StatusForbidden, "download_not_allowed"}
-	blocked := verdict{http.StatusForbidden, "rule_blocked"}
-	early := verdict{http.StatusUnauthorized, "token_not_yet_valid"}
-	for _, tc := range []struct {
-		name           string
-		params         sdk.TokenNewParams
-		want           token.Claims // without what is not set
-		inUS, download verdict      // of a manifest for a viewer in the US, and of a download in GB
-	}{
-		{"nothing", sdk.TokenNewParams{}, token.Claims{}, plays, noDownload},
-		{
-			"exp and nbf", sdk.TokenNewParams{Exp: cloudflare.F(now.Unix() + 7200), Nbf: cloudflare.F(now.Unix() + 3600)},
-			token.Claims{ExpiresAt: now.Add(2 * time.Hour), NotBefore: now.Add(time.Hour)}, early, early,
+	minted = make(map[string]string)
+	for name, params := range map[string]sdk.TokenNewParams{
+		"nothing": {},
+		"early":   {Exp: cloudflare.F(now + 7200), Nbf: cloudflare.F(now + 3600)},
+		"zeros": {
+			Exp: cloudflare.F[int64](0), Nbf: cloudflare.F[int64](0), Downloadable: cloudflare.F(false),
+			Flags: cloudflare.F(sdk.TokenNewParamsFlags{Original: cloudflare.F(false)}),
 		},
-		{
-			"zeros", sdk.TokenNewParams{
-				Exp: cloudflare.F[int64](0), Nbf: cloudflare.F[int64](0), Downloadable: cloudflare.F(false),
-				Flags: cloudflare.F(sdk.TokenNewParamsFlags{Original: cloudflare.F(false)}),
-			}, token.Claims{}, plays, noDownload,
-		},
-		{
-			"downloadable, with rules", sdk.TokenNewParams{AccessRules: cloudflare.F(rules), Downloadable: cloudflare.F(true)},
-			token.Claims{AccessRules: mustMarshal(t, rules), Downloadable: true}, blocked, plays,
-		},
-		{"id and pem", sdk.TokenNewParams{ID: cloudflare.F(key.ID), Pem: cloudflare.F(key.PEM)}, token.Claims{KeyID: key.ID}, plays, noDownload},
+		"ruled":  {AccessRules: cloudflare.F(rules), Downloadable: cloudflare.F(true)},
+		"signed": {ID: cloudflare.F(key.ID), Pem: cloudflare.F(key.PEM)},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			compact, err := client.mint("demo", tc.params)
-			if err != nil {
-				t.Fatal(err)
-			}
-			parsed, err := token.Parse(compact)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got, want := parsed.Unverified(), tc.want
-			want.VideoID = "demo"
-			if want.KeyID == "" {
-				want.KeyID = got.KeyID
-			}
-			if want.ExpiresAt.IsZero() {
-				want.ExpiresAt, want.NotBefore = got.ExpiresAt, got.NotBefore
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("claims (-want +got):\n%s", diff)
-			}
-			verdicts := []verdict{
-				g.getFrom(t, "127.0.0.1", "/"+compact+"/manifest/video.m3u8").verdict(),
-				g.getFrom(t, "127.0.0.2", "/"+compact+"/downloads/default.mp4").verdict(),
-			}
-			if diff := cmp.Diff([]verdict{tc.inUS, tc.download}, verdicts); diff != "" {
-				t.Errorf("in the US, and a download in GB (-want +got):\n%s", diff)
-			}
-		})
+		params.AccountID = cloudflare.F(account)
+		minted[name] = must(c.Token.New(t.Context(), "demo", params))(t).Token
+	}
+	return minted
+}
+
+// editVideo reads back what it has set, keeps what a change leaves out, and deletes
+// it all.
+func (c *goClient) editVideo(t *testing.T) {
+	type settings struct {
+		RequireSignedURLs  bool
+		AllowedOrigins     []string
+		Meta               any
+		Creator, Title     string
+		ScheduledDeletion  time.Time
+		MaxDurationSeconds int64
+	}
+	settingsOf := func(v *sdk.Video) settings {
+		return settings{v.RequireSignedURLs, v.AllowedOrigins, v.Meta, v.Creator, v.PublicDetails.Title, v.ScheduledDeletion, v.MaxDurationSeconds}
+	}
+	defaults := settings{RequireSignedURLs: true, AllowedOrigins: []string{}, Meta: map[string]any{}}
+	full := settings{
+		AllowedOrigins: []string{"example.com", "*.example.org", "localhost:8080"}, Meta: map[string]any{"name": "A film"},
+		Creator: "Fritz", Title: "Metropolis", ScheduledDeletion: time.Date(2031, 2, 3, 4, 5, 6, 0, time.UTC), MaxDurationSeconds: 9180,
+	}
+	changed := full
+	changed.RequireSignedURLs, changed.Creator, changed.ScheduledDeletion = true, "Thea", time.Time{}
+	read := func() settings {
+		return settingsOf(must(c.Get(t.Context(), "vid", sdk.StreamGetParams{AccountID: cloudflare.F(account)}))(t))
+	}
+	for _, tc := range []struct {
+		params sdk.StreamEditParams
+		want   settings
+	}{
+		{sdk.StreamEditParams{}, defaults},
+		{sdk.StreamEditParams{
+			AllowedOrigins: cloudflare.F(full.AllowedOrigins), Creator: cloudflare.F(full.Creator), Meta: cloudflare.F(full.Meta),
+			MaxDurationSeconds: cloudflare.F(full.MaxDurationSeconds), RequireSignedURLs: cloudflare.F(false), UID: cloudflare.F("vid"),
+			PublicDetails:     cloudflare.F(sdk.StreamEditParamsPublicDetails{Title: cloudflare.F(full.Title)}),
+			ScheduledDeletion: cloudflare.F(full.ScheduledDeletion),
+		}, full},
+		{sdk.StreamEditParams{
+			Creator: cloudflare.F("Thea"), RequireSignedURLs: cloudflare.F(true), ScheduledDeletion: cloudflare.Null[time.Time](),
+		}, changed},
+	} {
+		tc.params.AccountID = cloudflare.F(account)
+		edited := settingsOf(must(c.Edit(t.Context(), "vid", tc.params))(t))
+		if diff := cmp.Diff([]settings{tc.want, tc.want}, []settings{edited, read()}); diff != "" {
+			t.Errorf("edited, and read (-want +got):\n%s", diff)
+		}
+	}
+	if err := c.Delete(t.Context(), "vid", sdk.StreamDeleteParams{AccountID: cloudflare.F(account)}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(defaults, read()); diff != "" {
+		t.Errorf("deleted (-want +got):\n%s", diff)
+	}
+}
+
+// listVideos asks for lists with filters. The other client has all of them.
+func (c *goClient) listVideos(t *testing.T) {
+	for _, id := range []string{"first", "second"} {
+		must(c.Edit(t.Context(), id, sdk.StreamEditParams{AccountID: cloudflare.F(account), Creator: cloudflare.F(id)}))(t)
+	}
+	hourAgo := time.Now().Add(-time.Hour)
+	for _, tc := range []struct {
+		params sdk.StreamListParams
+		want   []string
+	}{
+		{sdk.StreamListParams{}, []string{"second", "first", "configured"}},
+		{sdk.StreamListParams{After: cloudflare.F(hourAgo), Asc: cloudflare.F(true)}, []string{"first", "second"}},
+		{sdk.StreamListParams{Creator: cloudflare.F("first"), Limit: cloudflare.F[int64](1)}, []string{"first"}},
+		{sdk.StreamListParams{Status: cloudflare.F(sdk.StreamListParamsStatusQueued)}, nil},
+	} {
+		tc.params.AccountID = cloudflare.F(account)
+		var got []string
+		pages := c.ListAutoPaging(t.Context(), tc.params)
+		for pages.Next() {
+			got = append(got, pages.Current().UID)
+		}
+		if diff := cmp.Diff(tc.want, got); diff != "" || pages.Err() != nil {
+			t.Errorf("%s: %v (-want +got):\n%s", tc.params.URLQuery().Encode(), pages.Err(), diff)
+		}
+	}
+}
+
+// wantRefusals checks that refusals are errors with a code, and final, and that a call
+// is repeated when the API is unavailable for a moment.
+func (c *goClient) wantRefusals(t *testing.T, stranger *goClient) {
+	const unknown = "0123456789abcdef0123456789abcdef"
+	revoke := sdk.KeyDeleteParams{AccountID: cloudflare.F(account)}
+	for _, tc := range []struct {
+		client *goClient
+		status int
+		code   int64
+	}{
+		{stranger, http.StatusUnauthorized, 10000},
+		{c, http.StatusNotFound, 10003},
+	} {
+		tc.client.calls = 0
+		_, err := tc.client.Keys.Delete(t.Context(), unknown, revoke)
+		got, ok := errors.AsType[*cloudflare.Error](err)
+		if !ok || got.StatusCode != tc.status || len(got.Errors) != 1 || got.Errors[0].Code != tc.code || tc.client.calls != 1 {
+			t.Errorf("after %d calls: %v, want %d with the code %d", tc.client.calls, err, tc.status, tc.code)
+		}
+	}
+	c.calls, c.unavailable = 0, true
+	_, err := c.Get(t.Context(), "vid", sdk.StreamGetParams{AccountID: cloudflare.F(account)})
+	if err != nil || c.calls != 2 {
+		t.Errorf("unavailable for a moment: %v after %d calls, want the call repeated once", err, c.calls)
 	}
 }
 
@@ -443,239 +310,6 @@ func mustMarshal(t testing.TB, value any) json.RawMessage {
 		t.Fatal(err)
 	}
 	return data
-}
-
-// sentSettings are what a client sets of a video.
-type sentSettings struct {
-	UID                string
-	RequireSignedURLs  bool
-	AllowedOrigins     []string
-	Meta               any
-	Creator            string
-	Title, Logo        string
-	ThumbnailPct       float64
-	ScheduledDeletion  time.Time
-	UploadExpiry       time.Time
-	MaxDurationSeconds int64
-}
-
-func sentSettingsOf(v *sdk.Video) sentSettings {
-	return sentSettings{
-		v.UID, v.RequireSignedURLs, v.AllowedOrigins, v.Meta, v.Creator, v.PublicDetails.Title, v.PublicDetails.Logo,
-		v.ThumbnailTimestampPct, v.ScheduledDeletion, v.UploadExpiry, v.MaxDurationSeconds,
-	}
-}
-
-// wantVideosEdited reads back what it has set, keeps what a change leaves out, and
-// deletes it all.
-func wantVideosEdited(t *testing.T, client officialClient) {
-	t.Helper()
-	date := time.Date(2031, 2, 3, 4, 5, 6, 0, time.UTC)
-	defaults := sentSettings{UID: "vid", RequireSignedURLs: true, AllowedOrigins: []string{}, Meta: map[string]any{}}
-	full := sentSettings{
-		UID: "vid", AllowedOrigins: []string{"example.com", "*.example.org", "localhost:8080"},
-		Meta:    map[string]any{"name": "A film", "nested": map[string]any{"year": 1927.0}},
-		Creator: "Fritz", Title: "Metropolis", Logo: "https://example.com/logo.png", ThumbnailPct: 0.529241,
-		ScheduledDeletion: date, UploadExpiry: date.Add(time.Hour), MaxDurationSeconds: 9180,
-	}
-	changed := full
-	changed.RequireSignedURLs, changed.Creator, changed.ScheduledDeletion = true, "Thea", time.Time{}
-	for _, tc := range []struct {
-		name   string
-		params sdk.StreamEditParams
-		want   sentSettings
-	}{
-		{"nothing", sdk.StreamEditParams{}, defaults},
-		{"everything", sdk.StreamEditParams{
-			AllowedOrigins:     cloudflare.F(full.AllowedOrigins),
-			Creator:            cloudflare.F(full.Creator),
-			MaxDurationSeconds: cloudflare.F(full.MaxDurationSeconds),
-			Meta:               cloudflare.F(full.Meta),
-			PublicDetails: cloudflare.F(sdk.StreamEditParamsPublicDetails{
-				Title: cloudflare.F(full.Title), Logo: cloudflare.F(full.Logo),
-			}),
-			RequireSignedURLs:     cloudflare.F(false),
-			ScheduledDeletion:     cloudflare.F(full.ScheduledDeletion),
-			ThumbnailTimestampPct: cloudflare.F(full.ThumbnailPct),
-			UID:                   cloudflare.F("vid"),
-			UploadExpiry:          cloudflare.F(full.UploadExpiry),
-		}, full},
-		{"some of it", sdk.StreamEditParams{
-			Creator: cloudflare.F("Thea"), RequireSignedURLs: cloudflare.F(true), ScheduledDeletion: cloudflare.Null[time.Time](),
-		}, changed},
-	} {
-		edited, err := client.edit("vid", tc.params)
-		if err != nil {
-			t.Fatalf("%s: %v", tc.name, err)
-		}
-		if diff := cmp.Diff(tc.want, sentSettingsOf(edited)); diff != "" {
-			t.Errorf("%s, the answer (-want +got):\n%s", tc.name, diff)
-		}
-		read, err := client.video("vid")
-		if err != nil {
-			t.Fatalf("%s: %v", tc.name, err)
-		}
-		if diff := cmp.Diff(tc.want, sentSettingsOf(read)); diff != "" {
-			t.Errorf("%s, read again (-want +got):\n%s", tc.name, diff)
-		}
-	}
-	if err := client.deleteVideo("vid"); err != nil {
-		t.Fatal(err)
-	}
-	read, err := client.video("vid")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(defaults, sentSettingsOf(read)); diff != "" || !read.Created.IsZero() {
-		t.Errorf("deleted, created %s (-want +got):\n%s", read.Created, diff)
-	}
-}
-
-func listedIDs(t *testing.T, client officialClient, p sdk.StreamListParams) (ids []string) {
-	t.Helper()
-	videos, err := client.videos(p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, video := range videos {
-		ids = append(ids, video.UID)
-	}
-	return ids
-}
-
-// wantVideosListed asks for lists with every filter of the clients.
-func wantVideosListed(t *testing.T, g *gateway, client officialClient) {
-	t.Helper()
-	for _, video := range []struct{ id, settings string }{
-		{"first", `{"meta":{"name":"One fine day"},"creator":"ann"}`},
-		{"second", `{"meta":{"name":"Another Day"},"creator":"bob"}`},
-		{"third", `{"creator":"ann"}`},
-	} {
-		g.edit(t, video.id, video.settings)
-	}
-	hourAgo, inAnHour := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	for _, tc := range []struct {
-		params sdk.StreamListParams
-		want   []string
-	}{
-		{sdk.StreamListParams{}, []string{"third", "second", "first"}},
-		{sdk.StreamListParams{Asc: cloudflare.F(true)}, []string{"first", "second", "third"}},
-		{sdk.StreamListParams{Limit: cloudflare.F[int64](2)}, []string{"third", "second"}},
-		{sdk.StreamListParams{IncludeCounts: cloudflare.F(true)}, []string{"third", "second", "first"}},
-		{sdk.StreamListParams{Creator: cloudflare.F("ann")}, []string{"third", "first"}},
-		{sdk.StreamListParams{ID: cloudflare.F("first,third,fourth")}, []string{"third", "first"}},
-		{sdk.StreamListParams{Search: cloudflare.F("dAY")}, []string{"second", "first"}},
-		{sdk.StreamListParams{VideoName: cloudflare.F("Another Day")}, []string{"second"}},
-		{sdk.StreamListParams{Name: cloudflare.F("One fine day,third")}, []string{"third", "first"}},
-		{sdk.StreamListParams{After: cloudflare.F(hourAgo)}, []string{"third", "second", "first"}},
-		{sdk.StreamListParams{Before: cloudflare.F(hourAgo)}, nil},
-		{sdk.StreamListParams{Start: cloudflare.F(hourAgo), End: cloudflare.F(inAnHour)}, []string{"third", "second", "first"}},
-		{sdk.StreamListParams{Start: cloudflare.F(inAnHour)}, nil},
-		{sdk.StreamListParams{Status: cloudflare.F(sdk.StreamListParamsStatusQueued)}, nil},
-		{sdk.StreamListParams{Type: cloudflare.F("live")}, nil},
-		{sdk.StreamListParams{Creator: cloudflare.F("ann"), Search: cloudflare.F("day")}, []string{"first"}},
-	} {
-		if diff := cmp.Diff(tc.want, listedIDs(t, client, tc.params)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", tc.params.URLQuery().Encode(), diff)
-		}
-	}
-}
-
-// apiProxy stands between a client and the API and counts the calls. It can answer
-// calls itself, as an API that is away for a moment.
-type apiProxy struct {
-	server *httptest.Server
-	calls  atomic.Int32
-	away   atomic.Bool // for the next call
-}
-
-func startAPIProxy(t testing.TB, g *gateway) *apiProxy {
-	t.Helper()
-	target := &url.URL{Scheme: "http", Host: g.api}
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
-	r := new(apiProxy)
-	r.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		r.calls.Add(1)
-		if r.away.Swap(false) {
-			w.Header().Set("Retry-After-Ms", "1")
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-		proxy.ServeHTTP(w, req)
-	}))
-	t.Cleanup(r.server.Close)
-	return r
-}
-
-// The official clients see refusals as the errors that they have for them, and take
-// them for final: they would repeat a call that is refused as a conflict or as one
-// too many. They do repeat a call when the API is unavailable for a moment.
-func TestOfficialClientsTakeRefusalsForFinal(t *testing.T) {
-	t.Parallel()
-	g := start(t, startOrigin(t, nil), config{api: withAPI, app: "video configured {\n\t\t\trequire_signed_urls on\n\t\t}"})
-	const unknown = "0123456789abcdef0123456789abcdef"
-	revoke := func(c officialClient) error {
-		_, err := c.deleteKey(unknown)
-		return err
-	}
-	edit := func(video string, p sdk.StreamEditParams) func(officialClient) error {
-		return func(c officialClient) error {
-			_, err := c.edit(video, p)
-			return err
-		}
-	}
-	for _, official := range officialClients {
-		t.Run(official.name, func(t *testing.T) {
-			r := startAPIProxy(t, g)
-			base := r.server.URL + "/client/v4"
-			client := official.connect(t, clientOptions{BaseURL: base, Token: apiSecret})
-			stranger := official.connect(t, clientOptions{BaseURL: base, Token: "another-secret"})
-			for _, tc := range []struct {
-				client       officialClient
-				call         func(officialClient) error
-				class        string // of the error in TypeScript
-				status, code int
-			}{
-				{
-					client, edit("vid", sdk.StreamEditParams{AllowedOrigins: cloudflare.F([]string{"https://example.com"})}),
-					"BadRequestError", http.StatusBadRequest, 10005,
-				},
-				{stranger, revoke, "AuthenticationError", http.StatusUnauthorized, 10000},
-				{
-					client, edit("configured", sdk.StreamEditParams{RequireSignedURLs: cloudflare.F(false)}),
-					"PermissionDeniedError", http.StatusForbidden, 10002,
-				},
-				{client, revoke, "NotFoundError", http.StatusNotFound, 10003},
-				{
-					client, edit("vid", sdk.StreamEditParams{Creator: cloudflare.F(strings.Repeat("a", 70<<10))}),
-					"APIError", http.StatusRequestEntityTooLarge, 10006,
-				},
-			} {
-				r.calls.Store(0)
-				got, ok := errors.AsType[*clientError](tc.call(tc.client))
-				if !ok || len(got.Errors) != 1 {
-					t.Fatalf("got %v, want one error %d", got, tc.status)
-				}
-				if official.name == "Go" {
-					tc.class = "" // there is one for all
-				}
-				if got.Class != tc.class || got.Status != tc.status || got.Errors[0].Code != tc.code {
-					t.Errorf("got %v, want %s %d with the code %d", got, tc.class, tc.status, tc.code)
-				}
-				if n := r.calls.Load(); n != 1 {
-					t.Errorf("%d: called %d times", tc.status, n)
-				}
-			}
-			r.calls.Store(0)
-			r.away.Store(true)
-			if _, err := client.listKeys(); err != nil || r.calls.Load() != 2 {
-				t.Errorf("unavailable for a moment: %v after %d calls, want the call repeated once", err, r.calls.Load())
-			}
-		})
-	}
-	if listed := listedIDs(t, connectGo(t, g.clientOptions()), sdk.StreamListParams{}); !slices.Equal(listed, []string{"configured"}) {
-		t.Errorf("after refusals only, the videos with settings are %q", listed)
-	}
 }
 
 // offlineSigners sign a token for the video demo with a key as the API returned
