@@ -14,6 +14,7 @@ import (
 	"errors"
 	"iter"
 	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -40,18 +41,45 @@ func Parse(doc []byte, maxDepth int) (Value, error) {
 	if !utf8.Valid(doc) {
 		return Value{}, ErrEncoding
 	}
-	s := scanner{doc: doc, depth: maxDepth}
-	s.space()
-	start := s.pos
-	if err := s.value(); err != nil {
-		return Value{}, err
-	}
-	end := s.pos
-	s.space()
-	if s.pos != len(doc) {
+	if !json.Valid(doc) {
 		return Value{}, ErrSyntax
 	}
-	return Value{doc[start:end]}, nil
+	v := Value{bytes.Trim(doc, space)}
+	if err := v.check(maxDepth); err != nil {
+		return Value{}, err
+	}
+	return v, nil
+}
+
+// check checks what encoding/json does not. It reads each byte once for each
+// array or object around it, of which there are at most maxDepth.
+func (v Value) check(maxDepth int) error {
+	nests := v.IsObject() || v.IsArray()
+	switch {
+	case nests && maxDepth == 0:
+		return ErrDepth
+	case v.IsString() && hasLoneSurrogate(v.raw):
+		return ErrEncoding
+	case !nests:
+		return nil
+	}
+	// An object with thousands of members must not cost millions of comparisons.
+	seen := make(map[string]struct{})
+	isName := v.IsObject()
+	for child := range v.children() {
+		if err := child.check(maxDepth - 1); err != nil {
+			return err
+		}
+		if isName {
+			name := string(unquote(child.raw))
+			if _, duplicate := seen[name]; duplicate {
+				return ErrDuplicate
+			}
+			seen[name] = struct{}{}
+		}
+		isName = v.IsObject() && !isName
+	}
+	return nil
 }
 
 // Raw returns the bytes of the value, without the white space around it.
@@ -71,7 +99,7 @@ func (v Value) IsString() bool { return v.startsWith('"') }
 
 // IsNumber reports whether v is a number.
 func (v Value) IsNumber() bool {
-	return v.Present() && (v.raw[0] == '-' || isDigit(v.raw[0]))
+	return v.startsWith('-') || v.Present() && '0' <= v.raw[0] && v.raw[0] <= '9'
 }
 
 func (v Value) startsWith(c byte) bool { return v.Present() && v.raw[0] == c }
@@ -114,16 +142,16 @@ func (v Value) Members() iter.Seq2[[]byte, Value] {
 		if !v.IsObject() {
 			return
 		}
-		s := scanner{doc: v.raw, pos: 1, checked: true}
-		for s.space(); s.peek() != '}'; s.space() {
-			name := s.skip()
-			s.space()
-			s.pos++ // the colon
-			s.space()
-			if !yield(unquote(name), Value{s.skip()}) {
+		var name Value
+		for child := range v.children() {
+			if !name.Present() {
+				name = child
+				continue
+			}
+			if !yield(unquote(name.raw), child) {
 				return
 			}
-			s.skipComma()
+			name = Value{}
 		}
 	}
 }
@@ -131,251 +159,86 @@ func (v Value) Members() iter.Seq2[[]byte, Value] {
 // Elements yields the elements of an array in order. It yields nothing for any
 // other value.
 func (v Value) Elements() iter.Seq[Value] {
+	if !v.IsArray() {
+		return func(func(Value) bool) {}
+	}
+	return v.children()
+}
+
+const (
+	space      = " \t\r\n"
+	separators = space + ",:"
+)
+
+// children yields the elements of an array, or the names and the values of an
+// object in turn. The syntax has been checked, so separators carry no information.
+func (v Value) children() iter.Seq[Value] {
 	return func(yield func(Value) bool) {
-		if !v.IsArray() {
-			return
-		}
-		s := scanner{doc: v.raw, pos: 1, checked: true}
-		for s.space(); s.peek() != ']'; s.space() {
-			if !yield(Value{s.skip()}) {
+		inner := v.raw[:len(v.raw)-1]
+		for start := 1; start < len(inner); {
+			if strings.IndexByte(separators, inner[start]) >= 0 {
+				start++
+				continue
+			}
+			end := start + valueLength(inner[start:])
+			if !yield(Value{inner[start:end]}) {
 				return
 			}
-			s.skipComma()
+			start = end
 		}
 	}
 }
 
-// scanner reads a document from front to back. If checked is set, Parse has
-// accepted the document, so the scanner looks at neither depth nor duplicates.
-type scanner struct {
-	doc     []byte
-	pos     int
-	depth   int
-	checked bool
-}
-
-func (s *scanner) space() {
-	for s.pos < len(s.doc) {
-		switch s.doc[s.pos] {
-		case ' ', '\t', '\r', '\n':
-			s.pos++
-		default:
-			return
-		}
-	}
-}
-
-// peek returns the next byte, or 0 at the end. No JSON token contains a 0.
-func (s *scanner) peek() byte {
-	if s.pos < len(s.doc) {
-		return s.doc[s.pos]
-	}
-	return 0
-}
-
-// skip returns the bytes of the next value of a checked document.
-func (s *scanner) skip() []byte {
-	start := s.pos
-	s.depth = len(s.doc)
-	_ = s.value()
-	return s.doc[start:s.pos]
-}
-
-// skipComma moves past the comma after a value of a checked document, if there
-// is one.
-func (s *scanner) skipComma() {
-	s.space()
-	if s.peek() == ',' {
-		s.pos++
-	}
-}
-
-func (s *scanner) value() error {
-	switch c := s.peek(); c {
-	case '{':
-		return s.nested((*scanner).object)
-	case '[':
-		return s.nested((*scanner).array)
-	case '"':
-		return s.str()
-	case 't':
-		return s.literal("true")
-	case 'f':
-		return s.literal("false")
-	case 'n':
-		return s.literal("null")
-	default:
-		return s.number()
-	}
-}
-
-func (s *scanner) nested(read func(*scanner) error) error {
-	if s.depth == 0 {
-		return ErrDepth
-	}
-	s.depth--
-	s.pos++
-	err := read(s)
-	s.depth++
-	return err
-}
-
-func (s *scanner) object() error {
-	// An object with thousands of members must not cost millions of comparisons.
-	var seen map[string]struct{}
-	if !s.checked {
-		seen = make(map[string]struct{})
-	}
-	s.space()
-	if s.peek() == '}' {
-		s.pos++
-		return nil
-	}
-	for {
-		s.space()
-		start := s.pos
-		if err := s.str(); err != nil {
-			return err
-		}
-		if !s.checked {
-			name := string(unquote(s.doc[start:s.pos]))
-			if _, duplicate := seen[name]; duplicate {
-				return ErrDuplicate
-			}
-			seen[name] = struct{}{}
-		}
-		s.space()
-		if s.peek() != ':' {
-			return ErrSyntax
-		}
-		s.pos++
-		if done, err := s.element('}'); done || err != nil {
-			return err
-		}
-	}
-}
-
-func (s *scanner) array() error {
-	s.space()
-	if s.peek() == ']' {
-		s.pos++
-		return nil
-	}
-	for {
-		if done, err := s.element(']'); done || err != nil {
-			return err
-		}
-	}
-}
-
-// element reads a value and the byte after it. done is true if that byte is the
-// closing bracket of the array or object, and false if it is a comma.
-func (s *scanner) element(closing byte) (done bool, err error) {
-	s.space()
-	if err := s.value(); err != nil {
-		return false, err
-	}
-	s.space()
-	c := s.peek()
-	if c != closing && c != ',' {
-		return false, ErrSyntax
-	}
-	s.pos++
-	return c == closing, nil
-}
-
-func (s *scanner) literal(word string) error {
-	if !bytes.HasPrefix(s.doc[s.pos:], []byte(word)) {
-		return ErrSyntax
-	}
-	s.pos += len(word)
-	return nil
-}
-
-// number reads a number as RFC 8259 section 6 defines it. The caller checks what
-// follows.
-func (s *scanner) number() error {
-	if s.peek() == '-' {
-		s.pos++
-	}
-	if s.peek() == '0' {
-		s.pos++
-	} else if s.digits() == 0 {
-		return ErrSyntax
-	}
-	if s.peek() == '.' {
-		s.pos++
-		if s.digits() == 0 {
-			return ErrSyntax
-		}
-	}
-	if c := s.peek(); c == 'e' || c == 'E' {
-		s.pos++
-		if c := s.peek(); c == '+' || c == '-' {
-			s.pos++
-		}
-		if s.digits() == 0 {
-			return ErrSyntax
-		}
-	}
-	return nil
-}
-
-func (s *scanner) digits() (n int) {
-	for isDigit(s.peek()) {
-		s.pos++
-		n++
-	}
-	return n
-}
-
-// str reads a string.
-func (s *scanner) str() error {
-	if s.peek() != '"' {
-		return ErrSyntax
-	}
-	s.pos++
-	for s.pos < len(s.doc) {
-		switch c := s.doc[s.pos]; {
-		case c == '"':
-			s.pos++
-			return nil
-		case c < 0x20:
-			return ErrSyntax
+// valueLength returns the length of the value at the start of b.
+func valueLength(b []byte) int {
+	depth, quoted := 0, false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
 		case c == '\\':
-			if err := s.escape(); err != nil {
-				return err
-			}
+			i++ // the escaped byte may be a quote
+			continue
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '[' || c == '{':
+			depth++
+		case c == ']' || c == '}':
+			depth--
+		case depth == 0 && strings.IndexByte(separators, c) >= 0:
+			return i // after a number or a literal
 		default:
-			s.pos++
+			continue
+		}
+		if depth == 0 && !quoted {
+			return i + 1
 		}
 	}
-	return ErrSyntax
+	return len(b)
 }
 
-func (s *scanner) escape() error {
-	if s.pos+1 >= len(s.doc) {
-		return ErrSyntax
+// hasLoneSurrogate reports whether a string has an escape of a surrogate that is
+// not half of a pair. encoding/json replaces it.
+func hasLoneSurrogate(quoted []byte) bool {
+	for {
+		start := bytes.IndexByte(quoted, '\\')
+		if start < 0 {
+			return false
+		}
+		quoted = quoted[start:]
+		unit, ok := codeUnit(quoted)
+		if !ok {
+			quoted = quoted[len(`\n`):]
+			continue
+		}
+		quoted = quoted[len(`\u0000`):]
+		if utf16.IsSurrogate(unit) {
+			low, _ := codeUnit(quoted)
+			if utf16.DecodeRune(unit, low) == utf8.RuneError {
+				return true
+			}
+			quoted = quoted[len(`\u0000`):]
+		}
 	}
-	switch s.doc[s.pos+1] {
-	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-		s.pos += 2
-		return nil
-	}
-	unit, ok := codeUnit(s.doc[s.pos:])
-	if !ok {
-		return ErrSyntax
-	}
-	s.pos += 6
-	if !utf16.IsSurrogate(unit) {
-		return nil
-	}
-	low, ok := codeUnit(s.doc[s.pos:])
-	if !ok || utf16.DecodeRune(unit, low) == utf8.RuneError {
-		return ErrEncoding
-	}
-	s.pos += 6
-	return nil
 }
 
 // codeUnit reads a \u escape, which has one UTF-16 code unit, at the start of b.
@@ -387,7 +250,7 @@ func codeUnit(b []byte) (unit rune, ok bool) {
 	return rune(n), err == nil
 }
 
-// unquote decodes a string that the scanner has accepted. The result is a part
+// unquote decodes a string. The result is a part
 // of quoted if the string has no escapes.
 func unquote(quoted []byte) []byte {
 	content := quoted[1 : len(quoted)-1]
@@ -398,5 +261,3 @@ func unquote(quoted []byte) []byte {
 	_ = json.Unmarshal(quoted, &text)
 	return []byte(text)
 }
-
-func isDigit(c byte) bool { return '0' <= c && c <= '9' }

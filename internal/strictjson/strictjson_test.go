@@ -67,7 +67,8 @@ func TestParse(t *testing.T) {
 		{"duplicate among many members", many("m3"), ErrDuplicate},
 		{"as deep as allowed", `[[[[]]]]`, nil},
 		{"deeper than allowed", `[[[[[]]]]]`, ErrDepth},
-		{"very deep", strings.Repeat("[", 100000), ErrDepth},
+		{"very deep", strings.Repeat("[", 9000) + strings.Repeat("]", 9000), ErrDepth},
+		{"too deep for a recursive reader", strings.Repeat("[", 1e5) + strings.Repeat("]", 1e5), ErrSyntax},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
