@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,47 +91,15 @@ func (r *redisServer) signal(t testing.TB, signal syscall.Signal) {
 // option is the option of the global block that uses the server.
 func (r *redisServer) option() string { return "store redis redis://" + r.addr + "/0" }
 
-// do runs one command over a connection of its own. The reply must be a string
-// or a number.
+// do runs one command and returns the reply.
 func (r *redisServer) do(t testing.TB, args ...string) string {
 	t.Helper()
-	conn, err := net.Dial("tcp", r.addr)
-	if err != nil {
-		t.Fatal(err)
+	_, port, _ := net.SplitHostPort(r.addr)
+	got := execute(t, "", "", tool(t, "redis-cli"), append([]string{"-e", "-p", port}, args...)...)
+	if got.code != 0 {
+		t.Fatalf("redis-cli %.80q: %s%s", args, got.stdout, got.stderr)
 	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(startTimeout))
-	if _, err := io.WriteString(conn, redisCommand(args...)); err != nil {
-		t.Fatal(err)
-	}
-	replies := bufio.NewReader(conn)
-	line, err := replies.ReadString('\n')
-	line = strings.TrimSuffix(line, "\r\n")
-	if err != nil || line == "" || line[0] == '-' {
-		t.Fatalf("%.80q: reply %q: %v", args, line, err)
-	}
-	if line[0] != '$' {
-		return line[1:]
-	}
-	size, err := strconv.Atoi(line[1:])
-	if err != nil || size < 0 {
-		t.Fatalf("%.80q: no such value: reply %q", args, line)
-	}
-	text := make([]byte, size)
-	if _, err := io.ReadFull(replies, text); err != nil {
-		t.Fatalf("%.80q: reading the reply: %v", args, err)
-	}
-	return string(text)
-}
-
-// redisCommand is a command as it is sent.
-func redisCommand(args ...string) string {
-	b := fmt.Appendf(nil, "*%d\r\n", len(args))
-	for _, arg := range args {
-		b = append(strconv.AppendInt(append(b, '$'), int64(len(arg)), 10), "\r\n"...)
-		b = append(append(b, arg...), "\r\n"...)
-	}
-	return string(b)
+	return got.stdout
 }
 
 // fleet is some nodes that share a store, each with a folder of its own.

@@ -106,7 +106,7 @@ func (r *redisServer) monitor(t testing.TB) *logBuffer {
 		conn.Close()
 		<-ended
 	})
-	if _, err := io.WriteString(conn, redisCommand("MONITOR")); err != nil {
+	if _, err := io.WriteString(conn, "MONITOR\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	if !sent.await("+OK", startTimeout) {

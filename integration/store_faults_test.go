@@ -491,7 +491,7 @@ const quiet = "level INFO"
 // there are, and then once for all who ask at the same time.
 func TestSettingsAreReadWhenAskedFor(t *testing.T) {
 	t.Parallel()
-	const videos, viewers = 5000, 50
+	const videos, viewers = 500, 50
 	redis := startRedis(t, "--appendonly", "no")
 	o := startOrigin(t, nil)
 	c := config{app: redis.option(), api: withAPI}
