@@ -55,7 +55,7 @@ func firstCells(text string) (cells []string) {
 	return cells
 }
 
-// wantSame compares what a page has with what there is.
+// wantSame compares what a page documents with what exists.
 func wantSame(t *testing.T, what string, there, documented []string) {
 	t.Helper()
 	if diff := cmp.Diff(slices.Sorted(slices.Values(there)), slices.Sorted(slices.Values(documented))); diff != "" {
@@ -87,8 +87,8 @@ func reasonConstants(t *testing.T) (names []string) {
 	return names
 }
 
-// A reason that is missing in the list would be missing among the metrics until
-// it is met.
+// A reason that is missing in the list would be missing among the metrics before
+// its first request.
 func TestReasonsAreComplete(t *testing.T) {
 	t.Parallel()
 	var listed []string
@@ -107,15 +107,13 @@ func retried(r reason) bool {
 	return r == reasonTokenNotYetValid
 }
 
-// Whoever meets a reason finds it explained, with its status, what to do about
-// it, and the words that the player page has for it.
+// Each reason has a section with its status, and a row in the table.
 func TestReasonsAreDocumented(t *testing.T) {
 	t.Parallel()
 	text := page(t, "docs/reasons.md")
 	explained := sections(text, "##")
 	wantSame(t, "sections of reasons", reasonConstants(t), slices.Collect(maps.Keys(explained)))
 	wantSame(t, "rows of reasons", reasonConstants(t), firstCells(text))
-	words := wordsOfThePlayerPage(t)
 	for name, section := range explained {
 		r := reason(name)
 		retry := "no"
@@ -123,38 +121,13 @@ func TestReasonsAreDocumented(t *testing.T) {
 			retry = "yes"
 		}
 		status := strconv.Itoa(r.status())
-		section = strings.Join(strings.Fields(section), " ")
-		wanted := []string{"Status " + status + ". Retry: " + retry + ".", "**How it comes about.**", "**Operators.**", "**Players.**"}
-		if words[name] != "" {
-			wanted = append(wanted, "“"+words[name]+"”")
-		}
-		for _, want := range wanted {
-			if !strings.Contains(section, want) {
-				t.Errorf("docs/reasons.md: the section of %s does not say %s", name, want)
-			}
+		if want := "\nStatus " + status + ". Retry: " + retry + ".\n"; !strings.Contains(section, want) {
+			t.Errorf("docs/reasons.md: the section of %s does not have the line %q", name, want)
 		}
 		if row := "| [`" + name + "`](#" + name + ") | " + status + " | " + retry + " |"; !strings.Contains(text, row) {
 			t.Errorf("docs/reasons.md: the table has no row %s", row)
 		}
 	}
-}
-
-// wordsOfThePlayerPage returns the table of docs/player.md, by reason. Tests of
-// the page hold it to that.
-func wordsOfThePlayerPage(t *testing.T) map[string]string {
-	t.Helper()
-	words := make(map[string]string)
-	for _, row := range regexp.MustCompile("(?m)^\\| (`[a-z_`, ]+`) \\| ([^|]+) \\|$").FindAllStringSubmatch(page(t, "docs/player.md"), -1) {
-		for _, name := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(row[1], -1) {
-			if slices.Contains(reasonConstants(t), name[1]) {
-				words[name[1]] = row[2]
-			}
-		}
-	}
-	if len(words) < 15 {
-		t.Errorf("docs/player.md has words for %d reasons", len(words))
-	}
-	return words
 }
 
 // optionBlock is a block of the Caddyfile and where it is documented.
@@ -198,7 +171,7 @@ func optionBlocks(t *testing.T) []optionBlock {
 
 var knownOptionNames = regexp.MustCompile(`known are ([a-z_, ]+), at Caddyfile`)
 
-// options asks the parser itself, which lists them to who asks for another one.
+// options returns the options that the parser lists when it refuses another one.
 func (b optionBlock) options(t *testing.T) []string {
 	t.Helper()
 	refusal := b.adapt(t, "no_such_option\n")
@@ -215,8 +188,8 @@ var (
 	jsonName       = regexp.MustCompile("`([a-z_]+)`")
 )
 
-// Whoever looks an option up finds it under its block, with an example that the
-// parser takes and the JSON that comes of it, and nothing that there is not.
+// The section of each block documents its options and no others, each with an
+// example that the parser accepts and the JSON fields that it becomes.
 func TestOptionsAreDocumented(t *testing.T) {
 	t.Parallel()
 	for _, block := range optionBlocks(t) {
@@ -241,13 +214,12 @@ func TestOptionsAreDocumented(t *testing.T) {
 	}
 }
 
-// The overview at the head of the reference has each option in each block that
-// takes it.
+// The overview at the head of the reference has the options of each block.
 func TestOverviewHasAllOptions(t *testing.T) {
 	t.Parallel()
 	overview := caddyfileBlock.FindStringSubmatch(page(t, "docs/reference.md"))[1]
 	firstWord := regexp.MustCompile(`(?m)^(\t+)([a-z_]+)`)
-	have := make(map[string][]string) // by how deep they stand
+	have := make(map[string][]string) // by indentation
 	for _, m := range firstWord.FindAllStringSubmatch(overview, -1) {
 		have[m[1]] = append(have[m[1]], m[2])
 	}
@@ -329,14 +301,14 @@ func TestJSONOfTheReference(t *testing.T) {
 	}
 }
 
-// The defaults that the reference names are those of the code.
+// The reference names the defaults of the code.
 func TestDefaultsAreDocumented(t *testing.T) {
 	t.Parallel()
 	described := page(t, "docs/reference.md")
 	for option, want := range map[string]string{
 		"leeway":           "`" + defaultLeeway.String() + "`",
 		"jwks_url":         "`" + strings.TrimSuffix(defaultJWKSInterval.String(), "0s") + "`",
-		"token_cache_size": "`" + strings.ReplaceAll(humanize.IBytes(defaultTokenCacheSize), " ", "") + "`, or " + map[int]string{3: "a third", 4: "a quarter"}[tokenCacheShare] + " of the memory limit",
+		"token_cache_size": "`" + strings.ReplaceAll(humanize.IBytes(defaultTokenCacheSize), " ", "") + "`",
 		"origin_path":      "`/" + videoPlaceholder + "`",
 	} {
 		_, text, _ := strings.Cut(described, "\n### `"+option+"`\n")
@@ -348,9 +320,9 @@ func TestDefaultsAreDocumented(t *testing.T) {
 	}
 }
 
-// A log filter that leaves a field out lets tokens into logs, most likely at debug
-// level, when nobody thinks of them. So wherever one is shown, it is the one of
-// the example for production, with which the integration tests look for tokens.
+// A log filter without one of the fields lets tokens into logs, most likely at
+// debug level. So all pages show the same filter as the example for production,
+// with which the integration tests search logs for tokens.
 func TestLogFilterIsTheSameEverywhere(t *testing.T) {
 	t.Parallel()
 	var (
@@ -381,20 +353,19 @@ func TestLogFilterIsTheSameEverywhere(t *testing.T) {
 	}
 }
 
-// frames make a whole config of what pages show a part of: of a site, or of the
+// frames complete the parts of configs that pages show: of a site, or of the
 // global options.
 var frames = []optionBlock{
 	{open: ":80 {\n", end: "}\n"},
 	{open: "{\n", end: "}\n:80 {\nrespond ok\n}\n"},
 }
 
-// wholeConfig matches what only a whole config has: global options, a snippet or
-// the address of a site.
+// wholeConfig matches a config that needs no frame: one with global options, a
+// snippet or the address of a site.
 var wholeConfig = regexp.MustCompile(`(?m)^(?:\{|\(\w+\) \{|https?://\S+ \{)$`)
 
-// Whoever copies a config from any page has one that Caddy takes. Those of the
-// reference are parts of blocks, which TestOptionsAreDocumented holds, and the
-// guide's are run as well, by the integration tests.
+// Caddy accepts the configs of all pages. The reference shows parts of blocks,
+// which TestOptionsAreDocumented checks.
 func TestConfigsOfPagesAreValid(t *testing.T) {
 	dir := t.TempDir()
 	key := publicJWK(testKey())
@@ -431,7 +402,7 @@ func TestConfigsOfPagesAreValid(t *testing.T) {
 	}
 }
 
-// validateInAFrame has Caddy load a config, short of starting it.
+// validateInAFrame provisions a config and does not start it.
 func validateInAFrame(t *testing.T, text, dir string) error {
 	t.Helper()
 	var adapted, refusals string
@@ -453,11 +424,11 @@ func validateInAFrame(t *testing.T, text, dir string) error {
 	return validateConfig(&cfg)
 }
 
-// invocation matches a command of pages, on a line of its own, in $(…) and in the
-// midst of text.
+// invocation matches a command of pages, on a line of its own, in $(…) and within
+// text.
 var invocation = regexp.MustCompile(`caddy signed-playback ([a-z]+)((?: +(?:"[^"\n]*"|'[^'\n]*'|[^\s"'|>)#` + "`" + `&;]+))*)`)
 
-// Whoever types a command from any page has its flags right.
+// The commands of all pages exist and have the flags that the pages give them.
 func TestCommandsOfPagesParse(t *testing.T) {
 	t.Parallel()
 	parsed := make(map[string]int)
@@ -502,7 +473,7 @@ func TestPlaceholdersAreDocumented(t *testing.T) {
 	wantSame(t, "placeholders", placeholders, firstCells(described))
 }
 
-// commandFlag is how the usage of a command begins what it says of a flag.
+// commandFlag matches the start of a flag's description in the usage of a command.
 var commandFlag = regexp.MustCompile(`(?m)^ +(?:-\w, )?--[a-z-]+`)
 
 // Every command and each of its flags is in the reference, and no other.
@@ -526,7 +497,7 @@ func TestCommandsAreDocumented(t *testing.T) {
 
 var testFunction = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
 
-// A promise of the threat model names tests that there are.
+// Each promise of the threat model names tests, and they exist.
 func TestPromisesHaveTests(t *testing.T) {
 	t.Parallel()
 	tests := make(map[string]bool)
@@ -583,7 +554,7 @@ var (
 	anyFence        = regexp.MustCompile("(?ms)^```.*?^```$")
 )
 
-// anchors returns the names under which the headings of a page are linked to.
+// anchors returns the fragments that lead to the headings of a page.
 func anchors(text string) (names []string) {
 	for _, m := range markdownHeading.FindAllStringSubmatch(anyFence.ReplaceAllString(text, ""), -1) {
 		name := noAnchor.ReplaceAllString(strings.ToLower(m[1]), "")
@@ -592,7 +563,7 @@ func anchors(text string) (names []string) {
 	return names
 }
 
-// A link of a page leads to a file that there is, and to one of its headings.
+// The links of all pages lead to files and headings that exist.
 func TestLinksLeadSomewhere(t *testing.T) {
 	t.Parallel()
 	links := 0
@@ -623,7 +594,7 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	}
 }
 
-// Whoever builds as the pages say gets the version of Caddy that is tested.
+// The pages build the version of Caddy that is tested.
 func TestPagesNameTheVersionOfCaddy(t *testing.T) {
 	t.Parallel()
 	want := regexp.MustCompile(`(?m)^\tgithub\.com/caddyserver/caddy/v2 (\S+)$`).FindStringSubmatch(page(t, "go.mod"))[1]
