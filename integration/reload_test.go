@@ -15,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime/pprof"
 	"strconv"
 	"strings"
 	"sync"
@@ -251,7 +250,7 @@ func probes(t testing.TB, secondKey *token.SigningKey) []probe {
 	}
 }
 
-// theater is a gateway that is reloaded while people watch.
+// theater is a gateway that is reloaded while viewers watch.
 type theater struct {
 	t         *testing.T
 	archive   *archive
@@ -290,7 +289,7 @@ func openTheater(t *testing.T) *theater {
 	}
 	th.gateway = startTLS(t, th.origin, config{
 		log:    quiet,
-		global: strings.Join([]string{"admin " + th.admin, "grace_period 10s", trusting("127.0.0.1")}, "\n"),
+		global: strings.Join([]string{"admin " + th.admin, "grace_period 1m", trusting("127.0.0.1")}, "\n"),
 		app:    markOfGenerations,
 	})
 	th.caddyfile = th.gateway.reloadable(t, th.origin)
@@ -303,8 +302,7 @@ func openTheater(t *testing.T) *theater {
 	return th
 }
 
-// learnManifests has the archive know manifests as the gate rewrites them: always
-// in the same way.
+// learnManifests tells the archive how the gate rewrites its manifests.
 func (th *theater) learnManifests() {
 	th.t.Helper()
 	c, _ := connectTCP(th.t, th.gateway, false)
@@ -444,7 +442,6 @@ func (th *theater) seatAll() {
 			th.seat(&viewer{protocol: protocols[i].name, client: c, newConnections: newConnections})
 		}
 	}
-	th.t.Cleanup(th.tell) // before connections are closed
 }
 
 // watch plays something.
@@ -457,12 +454,12 @@ func (th *theater) watch(v *viewer) error {
 		return th.archive.play(ctx, th.gateway, v.client, compact, name)
 	}
 	served, err := play()
-	if errors.Is(err, errUnanswered) && !th.ending.Load() {
-		// Caddy leaves such requests without an answer while it is reloaded, with a
-		// gate or without: net/http ends a connection whose first request it has
-		// read when its server shuts down by then, the kernel resets clients that
-		// still wait at the socket of the old config, and the server for HTTP/3
-		// forgets connections that it accepts while it shuts down.
+	// Caddy leaves requests without an answer while it is reloaded, with a gate or
+	// without: net/http ends a connection whose first request it has read when its
+	// server shuts down by then, the kernel resets clients that still wait at the
+	// socket of the old config, and the server for HTTP/3 forgets connections that it
+	// accepts while it shuts down.
+	for tries := 1; tries < 5 && errors.Is(err, errUnanswered) && !th.ending.Load(); tries++ {
 		th.mu.Lock()
 		th.unanswered = append(th.unanswered, v.String()+": "+err.Error())
 		th.mu.Unlock()
@@ -517,20 +514,6 @@ func (th *theater) probe(what string, c *http.Client, all []probe) (unknown int)
 		}
 	}
 	return unknown
-}
-
-// tell says what is known of a test that has failed.
-func (th *theater) tell() {
-	th.t.Helper()
-	if !th.t.Failed() {
-		return
-	}
-	th.mu.Lock()
-	defer th.mu.Unlock()
-	th.t.Logf("config %d is in force; %d requests failed: %q", th.present.number, len(th.failures), th.failures)
-	var own strings.Builder
-	_ = pprof.Lookup("goroutine").WriteTo(&own, 1)
-	th.t.Logf("the server's goroutines:\n%.20000s\nand the test's:\n%.20000s", th.gateway.goroutines(th.t, th.admin), own.String())
 }
 
 // leave ends the audience, none of whom must have met a failure.
