@@ -13,6 +13,7 @@ import (
 	"maps"
 	"math/big"
 	"slices"
+	"strings"
 
 	"github.com/lestrrat-go/jwx/v3/jwa"
 	"github.com/lestrrat-go/jwx/v3/jwk"
@@ -70,15 +71,7 @@ func (k *PublicKey) Equal(other *PublicKey) bool { return k.digest == other.dige
 func (k *PublicKey) JWK() (json.RawMessage, error) { return marshalJWK(k.id, k.rsa) }
 
 func validKeyID(id string) bool {
-	if len(id) == 0 || len(id) > maxKeyID {
-		return false
-	}
-	for i := range len(id) {
-		if id[i] <= ' ' || id[i] > '~' {
-			return false
-		}
-	}
-	return true
+	return id != "" && len(id) <= maxKeyID && !strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // SigningKey is an RSA key pair that signs tokens, with its id. It is immutable

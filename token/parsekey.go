@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"unicode"
 
 	"github.com/lestrrat-go/jwx/v3/jwk"
 )
@@ -107,10 +106,20 @@ func (m keyMaterial) verifier(id string) (*PublicKey, error) {
 	return NewPublicKey(cmp.Or(m.id, id), m.public)
 }
 
+func newKeyMaterial(id string, parsed any) (keyMaterial, error) {
+	switch key := parsed.(type) {
+	case *rsa.PublicKey:
+		return keyMaterial{id: id, public: key}, nil
+	case *rsa.PrivateKey:
+		return keyMaterial{id: id, public: &key.PublicKey, private: key}, nil
+	}
+	return keyMaterial{}, fmt.Errorf("it contains a %T: want RSA", parsed)
+}
+
 func parseKeyMaterials(data []byte) ([]keyMaterial, error) {
 	data = bytes.TrimSpace(data)
 	if !isJSON(data) && !isPEM(data) {
-		unwrapped, err := base64.StdEncoding.DecodeString(string(withoutSpace(data)))
+		unwrapped, err := base64.StdEncoding.DecodeString(string(bytes.Join(bytes.Fields(data), nil)))
 		if err != nil {
 			return nil, errKeyForm
 		}
@@ -127,15 +136,6 @@ func parseKeyMaterials(data []byte) ([]keyMaterial, error) {
 
 func isJSON(data []byte) bool { return bytes.HasPrefix(data, []byte("{")) }
 func isPEM(data []byte) bool  { return bytes.HasPrefix(data, []byte("-----BEGIN ")) }
-
-func withoutSpace(data []byte) []byte {
-	return bytes.Map(func(r rune) rune {
-		if unicode.IsSpace(r) {
-			return -1
-		}
-		return r
-	}, data)
-}
 
 // parseJSONKeys reads a JWKS, a JWK or a response of the keys API. With envelope
 // set, the response may have its envelope. More than one is refused: a thousand
@@ -201,39 +201,22 @@ func parseJWK(data []byte) (keyMaterial, error) {
 	if use, ok := key.KeyUsage(); ok && use != string(jwk.ForSignature) {
 		return keyMaterial{}, fmt.Errorf("%w: %q has `use` %q: want sig", ErrKey, id, use)
 	}
-	switch key := key.(type) {
-	// First: jwk.RSAPrivateKey implements jwk.RSAPublicKey too.
-	case jwk.RSAPrivateKey:
-		m := keyMaterial{id: id, private: new(rsa.PrivateKey)}
-		if err := checkKeyOps(key, id, jwk.KeyOpSign); err != nil {
-			return keyMaterial{}, err
-		}
-		err := exportJWK(key, m.private)
-		m.public = &m.private.PublicKey
-		return m, err
-	case jwk.RSAPublicKey:
-		m := keyMaterial{id: id, public: new(rsa.PublicKey)}
-		if err := checkKeyOps(key, id, jwk.KeyOpVerify); err != nil {
-			return keyMaterial{}, err
-		}
-		return m, exportJWK(key, m.public)
+	var raw any
+	if err := jwk.Export(key, &raw); err != nil {
+		return keyMaterial{}, fmt.Errorf("%w: %q: %w", ErrKey, id, err)
 	}
-	return keyMaterial{}, fmt.Errorf("%w: %q is of type %q: want RSA", ErrKey, id, key.KeyType())
-}
-
-func checkKeyOps(key jwk.Key, id string, want jwk.KeyOperation) error {
-	ops, ok := key.KeyOps()
-	if !ok || slices.Contains(ops, want) {
-		return nil
+	m, err := newKeyMaterial(id, raw)
+	if err != nil {
+		return keyMaterial{}, fmt.Errorf("%w: %q: %w", ErrKey, id, err)
 	}
-	return fmt.Errorf("%w: %q has `key_ops` %q: want %q", ErrKey, id, ops, want)
-}
-
-func exportJWK(key jwk.Key, raw any) error {
-	if err := jwk.Export(key, raw); err != nil {
-		return fmt.Errorf("%w: %w", ErrKey, err)
+	purpose := jwk.KeyOpVerify
+	if m.private != nil {
+		purpose = jwk.KeyOpSign
 	}
-	return nil
+	if ops, ok := key.KeyOps(); ok && !slices.Contains(ops, purpose) {
+		return keyMaterial{}, fmt.Errorf("%w: %q has `key_ops` %q: want %q", ErrKey, id, ops, purpose)
+	}
+	return m, nil
 }
 
 // parsePEM reads all blocks of a PEM text. Each must be a usable key, because an
@@ -260,37 +243,32 @@ func parsePEM(data []byte) ([]keyMaterial, error) {
 	return materials, nil
 }
 
+// pemParsers has a parser for each type of PEM block that can contain a key.
+var pemParsers = map[string]func(der []byte) (any, error){
+	"PUBLIC KEY":      x509.ParsePKIXPublicKey,
+	"RSA PUBLIC KEY":  func(der []byte) (any, error) { return x509.ParsePKCS1PublicKey(der) },
+	"PRIVATE KEY":     x509.ParsePKCS8PrivateKey,
+	"RSA PRIVATE KEY": func(der []byte) (any, error) { return x509.ParsePKCS1PrivateKey(der) },
+	"CERTIFICATE": func(der []byte) (any, error) {
+		certificate, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		return certificate.PublicKey, nil
+	},
+}
+
 func parsePEMBlock(block *pem.Block) (keyMaterial, error) {
 	if block.Headers["DEK-Info"] != "" || block.Type == "ENCRYPTED PRIVATE KEY" {
 		return keyMaterial{}, errors.New("the key is encrypted; decrypt it, or use the public key")
 	}
-	var parsed any
-	var err error
-	switch block.Type {
-	case "PUBLIC KEY":
-		parsed, err = x509.ParsePKIXPublicKey(block.Bytes)
-	case "RSA PUBLIC KEY":
-		parsed, err = x509.ParsePKCS1PublicKey(block.Bytes)
-	case "PRIVATE KEY":
-		parsed, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	case "RSA PRIVATE KEY":
-		parsed, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-	case "CERTIFICATE":
-		var certificate *x509.Certificate
-		if certificate, err = x509.ParseCertificate(block.Bytes); err == nil {
-			parsed = certificate.PublicKey
-		}
-	default:
+	parse, ok := pemParsers[block.Type]
+	if !ok {
 		return keyMaterial{}, errors.New("want a public key, a private key or a certificate")
 	}
+	parsed, err := parse(block.Bytes)
 	if err != nil {
 		return keyMaterial{}, err
 	}
-	switch key := parsed.(type) {
-	case *rsa.PublicKey:
-		return keyMaterial{public: key}, nil
-	case *rsa.PrivateKey:
-		return keyMaterial{public: &key.PublicKey, private: key}, nil
-	}
-	return keyMaterial{}, fmt.Errorf("it contains a %T: want RSA", parsed)
+	return newKeyMaterial("", parsed)
 }

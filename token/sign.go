@@ -8,8 +8,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -23,25 +23,10 @@ type signedHeader struct {
 type signedPayload struct {
 	Subject      string          `json:"sub"`
 	KeyID        string          `json:"kid"`
-	ExpiresAt    unixTime        `json:"exp"`
-	NotBefore    *unixTime       `json:"nbf,omitempty"`
+	ExpiresAt    any             `json:"exp"`           // Unix time in seconds, a number or a string of digits
+	NotBefore    any             `json:"nbf,omitempty"` // as ExpiresAt
 	Downloadable bool            `json:"downloadable,omitempty"`
 	AccessRules  json.RawMessage `json:"accessRules,omitempty"`
-}
-
-// unixTime is a Unix time in seconds.
-type unixTime struct {
-	seconds int64
-	text    bool // as a string of digits
-}
-
-// MarshalJSON implements json.Marshaler.
-func (d unixTime) MarshalJSON() ([]byte, error) {
-	digits := strconv.AppendInt(nil, d.seconds, 10)
-	if d.text {
-		return slices.Concat([]byte{'"'}, digits, []byte{'"'}), nil
-	}
-	return digits, nil
 }
 
 // Sign returns a compact token with these claims. VideoID and ExpiresAt are
@@ -65,17 +50,23 @@ func sign(claims Claims, key *SigningKey, textDates bool) (string, error) {
 			return "", fmt.Errorf("%w: %s is %s, after the year 9999", ErrMalformed, name, date.UTC().Format(time.DateTime))
 		}
 	}
-	p := signedPayload{
+	unix := func(date time.Time) any {
+		if textDates {
+			return strconv.FormatInt(date.Unix(), 10)
+		}
+		return date.Unix()
+	}
+	payload := signedPayload{
 		Subject:      claims.VideoID,
 		KeyID:        key.id,
-		ExpiresAt:    unixTime{claims.ExpiresAt.Unix(), textDates},
+		ExpiresAt:    unix(claims.ExpiresAt),
 		Downloadable: claims.Downloadable,
 		AccessRules:  claims.AccessRules,
 	}
 	if !claims.NotBefore.IsZero() {
-		p.NotBefore = &unixTime{claims.NotBefore.Unix(), textDates}
+		payload.NotBefore = unix(claims.NotBefore)
 	}
-	signed, err := encode(signedHeader{"RS256", key.id}, p)
+	signed, err := encode(signedHeader{"RS256", key.id}, payload)
 	if err != nil {
 		return "", err
 	}
@@ -91,17 +82,16 @@ func sign(claims Claims, key *SigningKey, textDates bool) (string, error) {
 	return compact, nil
 }
 
-func encode(h signedHeader, p signedPayload) (string, error) {
-	encodedHeader, err := json.Marshal(h)
-	if err != nil {
-		return "", fmt.Errorf("token: encoding header: %w", err)
+func encode(documents ...any) (string, error) {
+	segments := make([]string, len(documents))
+	for i, document := range documents {
+		encoded, err := json.Marshal(document)
+		if err != nil {
+			return "", fmt.Errorf("%w: encoding claims: %w", ErrMalformed, err)
+		}
+		segments[i] = base64.RawURLEncoding.EncodeToString(encoded)
 	}
-	encodedPayload, err := json.Marshal(p)
-	if err != nil {
-		return "", fmt.Errorf("%w: encoding claims: %w", ErrMalformed, err)
-	}
-	enc := base64.RawURLEncoding
-	return enc.EncodeToString(encodedHeader) + "." + enc.EncodeToString(encodedPayload), nil
+	return strings.Join(segments, "."), nil
 }
 
 // describe adds the invalid value to an error of Parse. A signer may see it; the

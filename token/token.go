@@ -33,8 +33,10 @@ package token
 import (
 	"encoding/base64"
 	"encoding/json"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 )
@@ -210,15 +212,8 @@ func (p Parsed) Documents() (header, payload string) {
 // 0-9, "_" and "-". A video id is safe as a segment of a path and as a storage
 // key.
 func ValidVideoID(id string) bool {
-	if len(id) == 0 || len(id) > maxVideoID {
-		return false
-	}
-	for i := range len(id) {
-		if !base64url[id[i]] {
-			return false
-		}
-	}
-	return true
+	return id != "" && len(id) <= maxVideoID &&
+		!strings.ContainsFunc(id, func(r rune) bool { return r >= utf8.RuneSelf || !base64url[r] })
 }
 
 // base64url is the alphabet of RFC 4648 section 5. Video ids use the same one.
@@ -331,17 +326,9 @@ func date(v strictjson.Value) (time.Time, error) {
 	if text, ok := v.Plain(); ok {
 		digits = text
 	}
-	if len(digits) == 0 {
+	seconds, err := strconv.ParseUint(string(digits), 10, 64)
+	if err != nil || seconds > maxDate {
 		return time.Time{}, errDate
 	}
-	var seconds int64
-	for _, c := range digits {
-		if c < '0' || c > '9' {
-			return time.Time{}, errDate
-		}
-		if seconds = seconds*10 + int64(c-'0'); seconds > maxDate {
-			return time.Time{}, errDate
-		}
-	}
-	return time.Unix(seconds, 0), nil
+	return time.Unix(int64(seconds), 0), nil
 }
