@@ -318,17 +318,15 @@ func (d *mpd) rewriteAttributes(element []byte, bases []*baseURI) error {
 // $RepresentationID$ are not checked: one that leads out of the folder leads to a
 // path without a token.
 func isURI(element, name []byte) bool {
-	switch string(name) {
-	case "sourceURL":
-		return true
-	case "media", "index":
-		return string(element) == "SegmentTemplate" || string(element) == "SegmentURL"
-	case "initialization":
-		return string(element) == "SegmentTemplate" || string(element) == "InitializationSet"
-	case "bitstreamSwitching":
-		return string(element) == "SegmentTemplate"
-	}
-	return false
+	return string(name) == "sourceURL" || slices.Contains(uriElements[string(name)], string(element))
+}
+
+// uriElements has the elements in which an attribute contains a URI.
+var uriElements = map[string][]string{
+	"media":              {"SegmentTemplate", "SegmentURL"},
+	"index":              {"SegmentTemplate", "SegmentURL"},
+	"initialization":     {"SegmentTemplate", "InitializationSet"},
+	"bitstreamSwitching": {"SegmentTemplate"},
 }
 
 // rewriteList rewrites a list of URIs that white space separates.

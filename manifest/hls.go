@@ -29,19 +29,13 @@ func rewriteHLS(dst, src []byte, at Location, query string) ([]byte, Stats, erro
 		separators: hasSeparator(src),
 	}
 	p.base = p.document()
-	for from := 0; from < len(src); {
+	from := 0
+	for line := range bytes.Lines(src) {
 		p.line++
-		to, next := len(src), len(src)
-		if i := bytes.IndexByte(src[from:], '\n'); i >= 0 {
-			to, next = from+i, from+i+1
-			if to > from && src[to-1] == '\r' {
-				to--
-			}
-		}
-		if err := p.rewriteLine(from, to); err != nil {
+		if err := p.rewriteLine(from, from+len(bytes.TrimRight(line, "\r\n"))); err != nil {
 			return nil, Stats{}, err
 		}
-		from = next
+		from += len(line)
 	}
 	if p.line == 0 {
 		return nil, Stats{}, errNotHLS

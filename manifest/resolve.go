@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -93,20 +94,11 @@ func (m *mapper) followBase(base *baseURI, ref []byte) *baseURI {
 }
 
 // trim removes the white space that browsers remove at the ends of a URL.
-func trim(uri []byte) []byte {
-	uri = trimStart(uri)
-	for len(uri) > 0 && uri[len(uri)-1] <= ' ' {
-		uri = uri[:len(uri)-1]
-	}
-	return uri
-}
+func trim(uri []byte) []byte { return bytes.TrimFunc(uri, isControl) }
 
-func trimStart(uri []byte) []byte {
-	for len(uri) > 0 && uri[0] <= ' ' {
-		uri = uri[1:]
-	}
-	return uri
-}
+func trimStart(uri []byte) []byte { return bytes.TrimLeftFunc(uri, isControl) }
+
+func isControl(r rune) bool { return r <= ' ' }
 
 // trimReference trims a reference that was decoded or expanded. wasCut reports
 // whether a query or fragment followed it: then white space at its end is not at
@@ -130,10 +122,8 @@ const whyBlank = "a URI begins with Unicode white space, which only some players
 // cutSuffix cuts off query and fragment. They do not change where a URI leads, and
 // they are copied as they are.
 func cutSuffix(uri []byte) (ref, suffix []byte) {
-	for i, c := range uri {
-		if c == '?' || c == '#' {
-			return uri[:i], uri[i:]
-		}
+	if i := bytes.IndexAny(uri, "?#"); i >= 0 {
+		return uri[:i], uri[i:]
 	}
 	return uri, nil
 }
@@ -141,15 +131,12 @@ func cutSuffix(uri []byte) (ref, suffix []byte) {
 // removeTabs removes the tabs and line breaks that browsers remove anywhere in a
 // URL.
 func (m *mapper) removeTabs(ref []byte) []byte {
-	if bytes.IndexByte(ref, '\t') < 0 && bytes.IndexByte(ref, '\n') < 0 && bytes.IndexByte(ref, '\r') < 0 {
+	if !bytes.ContainsAny(ref, "\t\n\r") {
 		return ref
 	}
-	m.clean = m.clean[:0]
-	for _, c := range ref {
-		if c != '\t' && c != '\n' && c != '\r' {
-			m.clean = append(m.clean, c)
-		}
-	}
+	m.clean = slices.DeleteFunc(append(m.clean[:0], ref...), func(c byte) bool {
+		return c == '\t' || c == '\n' || c == '\r'
+	})
 	return m.clean
 }
 
@@ -170,29 +157,39 @@ func (m *mapper) parse(ref []byte) (f form, rest []byte) {
 	if ok && !strings.EqualFold(string(scheme), "http") && !strings.EqualFold(string(scheme), "https") {
 		return foreign, nil
 	}
-	slashes := 0
-	for slashes < len(rest) && slashes < 2 && isSlash(rest[slashes]) {
-		slashes++
-	}
+	path, isRooted := cutLeadingSlash(rest)
+	authority, hasHost := cutLeadingSlash(path)
 	switch {
-	case slashes == 2:
-		authority := rest[2:]
-		end := 0
-		for end < len(authority) && !isSlash(authority[end]) {
-			end++
-		}
-		if !m.isOrigin(string(scheme), string(authority[:end])) {
+	case isRooted && hasHost:
+		host, path, _ := cutSegment(authority)
+		if !m.isOrigin(string(scheme), string(host)) {
 			return foreign, nil
 		}
-		return absolute, authority[min(end+1, len(authority)):]
+		return absolute, path
 	case ok:
 		// "https:x" is relative to some browsers and absolute to others.
 		return foreign, nil
-	}
-	if slashes == 1 {
-		return rooted, rest[1:]
+	case isRooted:
+		return rooted, path
 	}
 	return relative, rest
+}
+
+func cutLeadingSlash(path []byte) (rest []byte, ok bool) {
+	if len(path) > 0 && isSlash(path[0]) {
+		return path[1:], true
+	}
+	return path, false
+}
+
+// cutSegment cuts a path at its first slash, like bytes.Cut.
+func cutSegment(path []byte) (segment, rest []byte, found bool) {
+	for i, c := range path {
+		if isSlash(c) {
+			return path[:i], path[i+1:], true
+		}
+	}
+	return path, nil, false
 }
 
 func isSlash(c byte) bool { return c == '/' || c == '\\' }
@@ -254,14 +251,8 @@ func (m *mapper) resolve(base string, f form, rest []byte) (climbs bool) {
 		m.path = append(m.path[:0], '/')
 	}
 	for more := true; more; {
-		end := 0
-		for end < len(rest) && !isSlash(rest[end]) {
-			end++
-		}
-		segment := rest[:end]
-		if more = end < len(rest); more {
-			rest = rest[end+1:]
-		}
+		var segment []byte
+		segment, rest, more = cutSegment(rest)
 		switch countDots(segment) {
 		case 1:
 		case 2:

@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -251,6 +252,9 @@ func (s *scanner) invalid(format string, args ...any) error {
 	return invalid("offset %d: "+format, append([]any{s.pos}, args...)...)
 }
 
+// entities are the names of the predefined entities (XML 1.0 section 4.6).
+var entities = [...]string{'&': "amp", '<': "lt", '>': "gt", '"': "quot", '\'': "apos"}
+
 // dereference reads the character or entity reference at the start of b. size is 0
 // if it is invalid.
 func dereference(b []byte) (r rune, size int) {
@@ -260,17 +264,8 @@ func dereference(b []byte) (r rune, size int) {
 		return 0, 0
 	}
 	name := string(b[1:end])
-	switch name {
-	case "amp":
-		return '&', end + 1
-	case "lt":
-		return '<', end + 1
-	case "gt":
-		return '>', end + 1
-	case "quot":
-		return '"', end + 1
-	case "apos":
-		return '\'', end + 1
+	if c := slices.Index(entities[:], name); c > 0 {
+		return rune(c), end + 1
 	}
 	digits, ok := strings.CutPrefix(name, "#")
 	base := 10
@@ -337,18 +332,9 @@ const (
 // appendEscaped appends a value with the escapes that text and quotes need.
 func appendEscaped(dst, value []byte) []byte {
 	for _, c := range value {
-		switch c {
-		case '&':
-			dst = append(dst, "&amp;"...)
-		case '<':
-			dst = append(dst, "&lt;"...)
-		case '>':
-			dst = append(dst, "&gt;"...)
-		case '"':
-			dst = append(dst, "&quot;"...)
-		case '\'':
-			dst = append(dst, "&apos;"...)
-		default:
+		if int(c) < len(entities) && entities[c] != "" {
+			dst = append(append(append(dst, '&'), entities[c]...), ';')
+		} else {
 			dst = append(dst, c)
 		}
 	}
