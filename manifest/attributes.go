@@ -3,6 +3,7 @@ package manifest
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"unicode"
 )
 
@@ -33,11 +34,9 @@ func (l *attributes) read() (a attribute, more bool, err error) {
 	if l.next == len(l.src) {
 		return attribute{}, false, nil
 	}
-	start := l.next
-	for l.next < len(l.src) && attributeNameByte[l.src[l.next]] {
-		l.next++
-	}
-	a.name = l.src[start:l.next]
+	length := attributeNameByte.prefixLength(l.src[l.next:])
+	a.name = l.src[l.next : l.next+length]
+	l.next += length
 	l.skipSpace()
 	if len(a.name) == 0 || l.next == len(l.src) || l.src[l.next] != '=' {
 		return attribute{}, false, errAttributeName
@@ -46,7 +45,7 @@ func (l *attributes) read() (a attribute, more bool, err error) {
 	l.skipSpace()
 	if a.quoted = l.next < len(l.src) && l.src[l.next] == '"'; a.quoted {
 		l.next++
-		length := bytes.IndexByte(l.src[l.next:], '"')
+		length = bytes.IndexByte(l.src[l.next:], '"')
 		if length < 0 {
 			return attribute{}, false, errAttributeQuote
 		}
@@ -55,9 +54,10 @@ func (l *attributes) read() (a attribute, more bool, err error) {
 		l.skipSpace()
 	} else {
 		a.from = l.next
-		for l.next < len(l.src) && l.src[l.next] != ',' && l.src[l.next] != '"' {
-			l.next++
+		if length = bytes.IndexAny(l.src[l.next:], `,"`); length < 0 {
+			length = len(l.src) - l.next
 		}
+		l.next += length
 		a.to = l.next
 	}
 	if l.next < len(l.src) {
@@ -69,32 +69,44 @@ func (l *attributes) read() (a attribute, more bool, err error) {
 	return a, true, nil
 }
 
-func (l *attributes) skipSpace() {
-	for l.next < len(l.src) && (l.src[l.next] == ' ' || l.src[l.next] == '\t') {
-		l.next++
+func (l *attributes) skipSpace() { l.next += attributeSpace.prefixLength(l.src[l.next:]) }
+
+var (
+	// attributeNameByte are the bytes of attribute names. The RFC allows upper case
+	// only, but vendors use more.
+	attributeNameByte = newByteSet(alphanumeric + "-_.")
+	attributeSpace    = newByteSet(" \t")
+)
+
+const alphanumeric = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+type byteSet [256]bool
+
+func newByteSet(bytes string) *byteSet {
+	var set byteSet
+	for i := range len(bytes) {
+		set[bytes[i]] = true
 	}
+	return &set
 }
 
-// attributeNameByte are the bytes of attribute names. The RFC allows upper case
-// only, but vendors use more.
-var attributeNameByte = func() (set [256]bool) {
-	for c := range byte(128) {
-		set[c] = '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z' || c == '-' || c == '_' || c == '.'
+// prefixLength returns the length of the longest prefix of b that has only bytes of
+// the set.
+func (set *byteSet) prefixLength(b []byte) int {
+	for i, c := range b {
+		if !set[c] {
+			return i
+		}
 	}
-	return set
-}()
+	return len(b)
+}
 
 // uriAttributes are the attributes that contain a URI in any tag. X-URI is from
 // com.apple.hls.preload.
 var uriAttributes = [...]string{"URI", "SERVER-URI", "X-ASSET-URI", "X-ASSET-LIST", "X-URI"}
 
 func uriAttribute(name []byte) int {
-	for i, s := range uriAttributes {
-		if string(name) == s {
-			return i
-		}
-	}
-	return -1
+	return slices.Index(uriAttributes[:], string(name))
 }
 
 // endsInURI reports whether an attribute may contain a URI because of its name.

@@ -74,25 +74,22 @@ func rewriteDASH(dst, src []byte, at Location) ([]byte, Stats, error) {
 	m := newMapper(at)
 	d := &mpd{mapper: m, src: src, document: []*baseURI{m.document()}}
 	dst = slices.Grow(dst, len(src)) // once for all passes
-	if bytes.Contains(src, []byte("BaseURL")) {
-		d.collecting = true
+	d.collecting = bytes.Contains(src, []byte("BaseURL"))
+	for {
 		if err := d.pass(dst, src); err != nil {
 			return nil, Stats{}, err
 		}
-		d.collecting = false
-		d.bases.sort()
-	}
-	if err := d.pass(dst, src); err != nil {
-		return nil, Stats{}, err
-	}
-	if d.bases.adopting {
-		// The last pass has found the BaseURLs to adopt.
-		d.bases.adopting, d.bases.settled = false, true
-		if err := d.pass(dst, src); err != nil {
-			return nil, Stats{}, err
+		switch {
+		case d.collecting:
+			d.collecting = false
+			d.bases.sort()
+		case d.bases.adopting:
+			// This pass has found the BaseURLs to adopt.
+			d.bases.adopting, d.bases.settled = false, true
+		default:
+			return d.finish(), d.stats, nil
 		}
 	}
-	return d.finish(), d.stats, nil
 }
 
 // pass reads the document once.
@@ -116,10 +113,7 @@ func (d *mpd) pass(dst, src []byte) (err error) {
 			}
 			return nil
 		case tokenStart, tokenEmpty:
-			if err := d.begin(t); err != nil {
-				return err
-			}
-			if t.kind == tokenEmpty {
+			if err = d.begin(t); err == nil && t.kind == tokenEmpty {
 				err = d.end(t.name)
 			}
 		case tokenClose:
@@ -187,17 +181,18 @@ func opaque(name []byte) bool {
 
 // contentOf returns what the text of an element is. Its start tag was scanned last.
 func (d *mpd) contentOf(name []byte) content {
-	switch string(name) {
-	case "BaseURL":
-		return baseText
-	case "Location", "PatchLocation":
-		return documentURI
-	case "ContentSteering":
-		return elementURI
-	case "add", "replace":
+	if string(name) == "add" || string(name) == "replace" {
 		return patched(d.value("sel"), d.value("type"))
 	}
-	return markup
+	return elementContents[string(name)]
+}
+
+// elementContents has the elements whose text is a URI.
+var elementContents = map[string]content{
+	"BaseURL":         baseText,
+	"Location":        documentURI,
+	"PatchLocation":   documentURI,
+	"ContentSteering": elementURI,
 }
 
 // patched returns what the text of a patch operation is (RFC 5261 section 4): the
@@ -212,20 +207,20 @@ func patched(selector, attribute string) content {
 		}
 		target = step
 	}
-	name := string(local([]byte(strings.TrimPrefix(target, "@"))))
-	switch {
-	case target == "" || target[0] != '@' && !strings.HasSuffix(selector, "text()"):
+	if name, ok := strings.CutPrefix(target, "@"); ok {
+		name = string(local([]byte(name)))
+		if name == "href" || name == "sourceURL" || uriElements[name] != nil {
+			return elementURI
+		}
 		return markup
-	case target[0] != '@' && (name == "Location" || name == "PatchLocation"):
-		return documentURI
-	case target[0] != '@' && (name == "BaseURL" || name == "ContentSteering"):
-		return elementURI
-	case target[0] != '@':
-		return markup
-	case name == "media", name == "initialization", name == "index", name == "bitstreamSwitching", name == "sourceURL", name == "href":
-		return elementURI
 	}
-	return markup
+	if !strings.HasSuffix(selector, "text()") {
+		return markup
+	}
+	if c := elementContents[string(local([]byte(target)))]; c != baseText {
+		return c
+	}
+	return elementURI
 }
 
 // cutStep cuts off the last step of a path. It ignores slashes in predicates.
@@ -334,7 +329,7 @@ func (d *mpd) rewriteList(list span, bases []*baseURI) error {
 	src := d.src
 	for from := list.from; from < list.to; {
 		to := from
-		for to < list.to && !xmlSpace(src[to]) {
+		for to < list.to && !xmlSpace[src[to]] {
 			to++
 		}
 		if to > from {
@@ -371,14 +366,8 @@ func (d *mpd) text(t xmlToken) error {
 }
 
 func (d *mpd) trimSpace(text span) span {
-	src := d.src
-	for text.from < text.to && xmlSpace(src[text.from]) {
-		text.from++
-	}
-	for text.from < text.to && xmlSpace(src[text.to-1]) {
-		text.to--
-	}
-	return text
+	from := text.from + xmlSpace.prefixLength(d.src[text.from:text.to])
+	return span{from, from + len(bytes.TrimRight(d.src[from:text.to], " \t\r\n"))}
 }
 
 // end closes the innermost element.

@@ -3,7 +3,9 @@ package manifest
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -45,7 +47,7 @@ var (
 
 // define reads the attributes of EXT-X-DEFINE (RFC 8216bis section 4.4.2.3).
 func (p *playlist) define(from, to int) error {
-	var name, value, imported, param *string
+	given := make(map[string]string)
 	for list := (attributes{src: p.src[:to], next: from}); ; {
 		a, more, err := list.read()
 		if err != nil {
@@ -54,36 +56,29 @@ func (p *playlist) define(from, to int) error {
 		if !more {
 			break
 		}
-		var field **string
-		switch string(a.name) {
-		case "NAME":
-			field = &name
-		case "VALUE":
-			field = &value
-		case "IMPORT":
-			field = &imported
-		case "QUERYPARAM":
-			field = &param
-		default:
-			continue
+		switch name := string(a.name); name {
+		case "NAME", "VALUE", "IMPORT", "QUERYPARAM":
+			if _, repeated := given[name]; repeated || !a.quoted {
+				return p.invalid(errDefine.Error())
+			}
+			given[name] = string(p.src[a.from:a.to])
 		}
-		if *field != nil || !a.quoted {
-			return p.invalid(errDefine.Error())
-		}
-		text := string(p.src[a.from:a.to])
-		*field = &text
 	}
-	err := errDefine
-	switch {
-	case name != nil && value != nil && imported == nil && param == nil:
+	var err error
+	switch strings.Join(slices.Sorted(maps.Keys(given)), " ") {
+	case "NAME VALUE":
 		// A value may contain variable references, but players replace them
 		// differently.
-		known := len(*value) <= maxExpanded && !strings.Contains(*value, string(variableStart))
-		err = p.variables.set(*name, variable{*value, known})
-	case name == nil && value == nil && imported != nil && param == nil:
-		err = p.variables.set(*imported, variable{})
-	case name == nil && value == nil && imported == nil && param != nil:
-		err = p.variables.set(*param, p.variables.fromQuery(*param))
+		value := given["VALUE"]
+		known := len(value) <= maxExpanded && !strings.Contains(value, string(variableStart))
+		err = p.variables.set(given["NAME"], variable{value, known})
+	case "IMPORT":
+		err = p.variables.set(given["IMPORT"], variable{})
+	case "QUERYPARAM":
+		param := given["QUERYPARAM"]
+		err = p.variables.set(param, p.variables.fromQuery(param))
+	default:
+		err = errDefine
 	}
 	if err != nil {
 		return p.invalid(err.Error())
@@ -128,19 +123,11 @@ func (v *variables) fromQuery(name string) variable {
 // harmless reports whether a value in a URI can only be part of the name of a file
 // or folder.
 func harmless(value string) bool {
-	for i := range len(value) {
-		if !variableNameByte(value[i]) {
-			return false
-		}
-	}
-	return value != "" && len(value) <= maxExpanded
+	return value != "" && len(value) <= maxExpanded && variableNameByte.prefixLength([]byte(value)) == len(value)
 }
 
-// variableNameByte reports whether c occurs in variable names and in harmless
-// values.
-func variableNameByte(c byte) bool {
-	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z' || c == '-' || c == '_'
-}
+// variableNameByte are the bytes of variable names and of harmless values.
+var variableNameByte = newByteSet(alphanumeric + "-_")
 
 // expand replaces the variables in a reference. The result is valid until the next
 // call. An unknown variable is an error, as in players.
@@ -152,10 +139,7 @@ func (v *variables) expand(ref []byte) ([]byte, error) {
 		if !found {
 			break
 		}
-		end := 0
-		for end < len(after) && variableNameByte(after[end]) {
-			end++
-		}
+		end := variableNameByte.prefixLength(after)
 		if end == 0 || end == len(after) || after[end] != '}' {
 			out = append(out, variableStart...) // not a variable reference
 			ref = after

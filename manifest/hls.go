@@ -98,10 +98,7 @@ func (p *playlist) rewriteComment(from, to int) error {
 // rewriteTag rewrites the attributes of a tag.
 func (p *playlist) rewriteTag(from, to int) error {
 	line := p.src[from:to]
-	end := 1
-	for end < len(line) && attributeNameByte[line[end]] {
-		end++
-	}
+	end := 1 + attributeNameByte.prefixLength(line[1:])
 	if end == len(line) {
 		return nil
 	}

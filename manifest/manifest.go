@@ -132,18 +132,9 @@ func (at Location) Map(uri string) (mapped string, inside bool) {
 
 // valid checks what the mapper relies on.
 func (at Location) valid() bool {
-	if !strings.HasPrefix(at.Folder, "/") || !strings.HasSuffix(at.Folder, "/") || !strings.HasPrefix(at.Path, at.Folder) {
-		return false
-	}
-	if strings.ContainsAny(at.Path, `\?#`) {
-		return false
-	}
-	for segment := range strings.SplitSeq(at.Path, "/") {
-		if countDots([]byte(segment)) > 0 {
-			return false
-		}
-	}
-	return true
+	return strings.HasPrefix(at.Folder, "/") && strings.HasSuffix(at.Folder, "/") &&
+		strings.HasPrefix(at.Path, at.Folder) && !strings.ContainsAny(at.Path, `\?#`) &&
+		!slices.ContainsFunc(strings.Split(at.Path, "/"), func(s string) bool { return countDots([]byte(s)) > 0 })
 }
 
 var byteOrderMark = []byte("\ufeff")
@@ -168,13 +159,7 @@ func Sniff(body []byte) Format {
 			end = doctypeEnd(body)
 		case bytes.HasPrefix(body, []byte("<")):
 			name := body[1:]
-			for i, c := range name {
-				if !nameByte[c] {
-					name = name[:i]
-					break
-				}
-			}
-			if isManifestRoot(local(name)) {
+			if isManifestRoot(local(name[:nameByte.prefixLength(name)])) {
 				return DASH
 			}
 		}
@@ -253,8 +238,4 @@ func (e *editor) replace(from, to int, parts ...[]byte) error {
 }
 
 // finish copies the rest of src.
-func (e *editor) finish() []byte {
-	e.dst = append(e.dst, e.src[e.copied:]...)
-	e.copied = len(e.src)
-	return e.dst
-}
+func (e *editor) finish() []byte { return append(e.dst, e.src[e.copied:]...) }

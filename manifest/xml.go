@@ -207,22 +207,19 @@ func (s *scanner) attribute() (a xmlAttribute, ok bool, err error) {
 
 // name reads a name. It returns nil if there is none.
 func (s *scanner) name() []byte {
-	start := s.pos
-	if start == len(s.src) || !nameByte[s.src[start]] || strings.IndexByte("-.0123456789", s.src[start]) >= 0 {
+	rest := s.src[s.pos:]
+	length := nameByte.prefixLength(rest)
+	if length == 0 || strings.IndexByte("-.0123456789", rest[0]) >= 0 {
 		return nil
 	}
-	for s.pos < len(s.src) && nameByte[s.src[s.pos]] {
-		s.pos++
-	}
-	return s.src[start:s.pos]
+	s.pos += length
+	return rest[:length]
 }
 
 func (s *scanner) space() bool {
-	start := s.pos
-	for s.pos < len(s.src) && xmlSpace(s.src[s.pos]) {
-		s.pos++
-	}
-	return s.pos > start
+	length := xmlSpace.prefixLength(s.src[s.pos:])
+	s.pos += length
+	return length > 0
 }
 
 func (s *scanner) skip(c byte) bool {
@@ -280,15 +277,15 @@ func dereference(b []byte) (r rune, size int) {
 }
 
 // nameByte are the bytes of names: some of ASCII, and all others.
-var nameByte = func() (set [256]bool) {
-	for c := range 256 {
-		b := byte(c)
-		set[c] = c >= 0x80 || '0' <= b && b <= '9' || 'a' <= b|0x20 && b|0x20 <= 'z' || strings.IndexByte("-._:", b) >= 0
+var nameByte = func() *byteSet {
+	set := newByteSet(alphanumeric + "-._:")
+	for c := utf8.RuneSelf; c < len(set); c++ {
+		set[c] = true
 	}
 	return set
 }()
 
-func xmlSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\t' || c == '\r' }
+var xmlSpace = newByteSet(" \t\r\n")
 
 // local returns a name without its prefix.
 func local(name []byte) []byte {
@@ -304,7 +301,7 @@ func decodeReference(dst, value []byte, kind valueKind) (ref, suffix []byte) {
 		switch {
 		case kind != verbatimValue && c == '&':
 			r, size = dereference(value[i:])
-		case kind == attributeValue && xmlSpace(c):
+		case kind == attributeValue && xmlSpace[c]:
 			r = ' ' // XML 1.0 section 3.3.3
 		case c >= utf8.RuneSelf:
 			dst = append(dst, c)
