@@ -212,8 +212,8 @@ func (a *App) provisionVerifier() error {
 	return nil
 }
 
-// memoryWithin returns one part in share of the memory limit of the process, but
-// at least least and at most most, all in bytes.
+// memoryWithin returns one part in share of the memory limit of the process,
+// raised to least or lowered to most, all in bytes.
 func memoryWithin(limit int64, share, least, most uint64) uint64 {
 	return min(most, max(least, uint64(limit)/share))
 }
