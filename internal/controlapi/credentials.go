@@ -51,7 +51,7 @@ func newCredentials(config Config) (c credentials, err error) {
 		}
 		return secret
 	}
-	var lengths []int
+	lengths := make([]int, 0, len(config.BearerTokens)+len(config.AuthKeys))
 	for i, text := range config.BearerTokens {
 		token := secret(fmt.Sprintf("bearer_token %d", i+1), text)
 		lengths = append(lengths, len(token))

@@ -4,8 +4,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"math"
-	"math/rand/v2"
+	"go/ast"
+	"go/parser"
+	"go/printer"
+	"go/token"
 	"net"
 	"net/http"
 	"net/netip"
@@ -202,118 +204,50 @@ func TestSecrets(t *testing.T) {
 }
 
 // A2: the time of a comparison tells nothing of how much of a secret was right,
-// nor which of many it was. The measurement is that of dudect: two classes of
-// inputs in random order, and Welch's t of their times, which beyond 4.5 says
-// that they differ. That it would notice is shown with comparisons that leak.
-func TestComparisonTakesTheSameTime(t *testing.T) {
-	const length, many = 4096, 24
-	random := rand.New(rand.NewPCG(1, 2))
-	text := func(n int) string {
-		b := make([]byte, n)
-		for i := range b {
-			b[i] = byte('a' + random.IntN(26))
+// nor which of many it was. Digests are compared with crypto/subtle, all of them:
+// the functions that decide make no other comparison or call that depends on a
+// secret, and their loops have no early exit.
+func TestSecretsAreComparedInConstantTime(t *testing.T) {
+	t.Parallel()
+	permitted := []string{
+		"len(email) == 1", "len(key) == 1", "len(lines) != 1", "matches == 1", "len(email)", "len(key)", "len(lines)", // not secret
+		"bearer(h)", `strings.CutPrefix(lines[0], bearerScheme)`, "[]byte(secret)", "sha256.Sum256([]byte(secret))", "pairDigest(email[0], key[0])",
+		"matchDigest(c.bearer, sha256.Sum256([]byte(secret)))", "matchDigest(c.pairs, pairDigest(email[0], key[0]))",
+		"subtle.ConstantTimeCompare(known[i][:], presented[:])",
+	}
+	files := token.NewFileSet()
+	checked := 0
+	for _, decl := range must(parser.ParseFile(files, "credentials.go", nil, 0)).Decls {
+		function, ok := decl.(*ast.FuncDecl)
+		if !ok || !slices.Contains([]string{"allow", "bearer", "matchDigest"}, function.Name.Name) {
+			continue
 		}
-		return string(b)
-	}
-	secret := text(length)
-	headers := func(make func(i int) string) []http.Header {
-		list := []http.Header{}
-		for i := range 32 {
-			list = append(list, http.Header{"Authorization": {"Bearer " + make(i)}})
-		}
-		return list
-	}
-	provision := func(secrets ...string) credentials {
-		return credentialsOf(func(config *Config) { config.BearerTokens = secrets })
-	}
-	one := provision(secret)
-	others := make([]string, many)
-	for i := range others {
-		others[i] = text(32)
-	}
-	several := provision(others...)
-	for _, tc := range []struct {
-		name          string
-		first, second []http.Header
-		compare       func(http.Header) bool
-		leaks         func(http.Header) bool
-	}{
-		{
-			"correct prefix or none",
-			headers(func(int) string { return secret[:length-1] + "~" }),
-			headers(func(int) string { return text(length) }),
-			one.allow,
-			func(h http.Header) bool { got, _ := bearer(h); return got == secret },
-		},
-		{
-			"first of many or last of many",
-			headers(func(int) string { return others[0] }),
-			headers(func(int) string { return others[many-1] }),
-			several.allow,
-			func(h http.Header) bool {
-				return slices.Contains(others, strings.TrimPrefix(h["Authorization"][0], "Bearer "))
-			},
-		},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			const limit, attempts = 4.5, 5
-			least := math.Inf(1)
-			for range attempts {
-				if least = min(least, welch(random, tc.first, tc.second, tc.compare)); least < limit {
-					break
+		ast.Inspect(function, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.BinaryExpr, *ast.CallExpr:
+				var text strings.Builder
+				if err := printer.Fprint(&text, files, n); err != nil {
+					t.Fatal(err)
 				}
-			}
-			if least >= limit {
-				t.Errorf("the times differ: t is %.1f at the least in %d runs, want less than %.1f", least, attempts, limit)
-			}
-			leak := 0.0
-			for range attempts {
-				if leak = max(leak, welch(random, tc.first, tc.second, tc.leaks)); leak >= limit {
-					break
+				checked++
+				if binary, ok := n.(*ast.BinaryExpr); (!ok || binary.Op != token.LAND) && !slices.Contains(permitted, text.String()) {
+					t.Errorf("%s: is the time of %s the same for all secrets?", files.Position(n.Pos()), &text)
 				}
+			case *ast.ForStmt, *ast.RangeStmt:
+				ast.Inspect(n, func(n ast.Node) bool {
+					switch n.(type) {
+					case *ast.ReturnStmt, *ast.BranchStmt, *ast.IfStmt:
+						t.Errorf("%s: a loop over secrets ends early", files.Position(n.Pos()))
+					}
+					return true
+				})
 			}
-			if leak < limit {
-				t.Errorf("a comparison that leaks goes unnoticed: t is %.1f", leak)
-			}
+			return true
 		})
 	}
-}
-
-// welch measures a comparison with two classes of inputs and returns Welch's t.
-func welch(random *rand.Rand, first, second []http.Header, compare func(http.Header) bool) float64 {
-	const samples, repetitions = 6000, 8
-	var times [2][]float64
-	for range samples {
-		class := random.IntN(2)
-		input := first[random.IntN(len(first))]
-		if class == 1 {
-			input = second[random.IntN(len(second))]
-		}
-		compare(input) // into the caches
-		start := time.Now()
-		for range repetitions {
-			compare(input)
-		}
-		times[class] = append(times[class], float64(time.Since(start)))
+	if checked < len(permitted) {
+		t.Errorf("%d expressions are checked, want at least %d", checked, len(permitted))
 	}
-	// What took long was interrupted.
-	pooled := slices.Sorted(slices.Values(slices.Concat(times[0], times[1])))
-	crop := pooled[len(pooled)*7/10]
-	var means, errors [2]float64
-	for class, all := range times {
-		kept := slices.DeleteFunc(all, func(t float64) bool { return t > crop })
-		n := float64(len(kept))
-		if n < samples/100 {
-			return math.Inf(1) // one class is the slow one
-		}
-		for _, t := range kept {
-			means[class] += t / n
-		}
-		for _, t := range kept {
-			errors[class] += (t - means[class]) * (t - means[class]) / (n - 1) / n
-		}
-	}
-	return math.Abs(means[0]-means[1]) / math.Sqrt(errors[0]+errors[1])
 }
 
 // A3: an address that guesses wrong is told so a bounded number of times, and the

@@ -77,7 +77,7 @@ func TestListFilters(t *testing.T) {
 		"b":      doc(2, `{"name":"second"}`, `"you"`),
 		"c":      doc(3, `{"name":7}`, ``),
 		"d":      doc(4, ``, `""`),
-		"config": &state.VideoDocument{},
+		"config": {},
 	}
 	for query, want := range map[string]string{
 		"":                             "a b c config d",

@@ -250,7 +250,7 @@ func (c *call) find() (route, error) {
 	if id, isKey := strings.CutPrefix(pattern, "/keys/"); isKey && id != "rotate" {
 		subject, pattern = id, "/keys/*" // deleteKey refuses a slash
 	} else if id, ok := strings.CutPrefix(pattern, "/"); ok && pattern != "/keys" && !isKey {
-		subject, rest, _ = strings.Cut(id, "/")
+		subject, _, _ = strings.Cut(id, "/")
 		pattern = "/*" + id[len(subject):]
 	}
 	found, ok := routes[c.request.Method+" "+pattern]

@@ -301,7 +301,9 @@ func TestEnvelope(t *testing.T) {
 		{"counts", call{counts: &listCounts{"2", "1"}}, []int{1}, nil, `{"result":[1],"success":true,"errors":[],"messages":[],"total":"2","range":"1"}`},
 		{"warning", call{messages: []message{{1, "x"}}}, 1, nil, `{"result":1,"success":true,"errors":[],"messages":[{"code":1,"message":"x"}]}`},
 		{
-			"error", call{messages: []message{{1, "x"}}}, "left over", badRequest("why"),
+			"error",
+			call{messages: []message{{1, "x"}}},
+			"left over", badRequest("why"),
 			`{"result":null,"success":false,"errors":[{"code":10005,"message":"why"}],"messages":[{"code":1,"message":"x"}]}`,
 		},
 	} {

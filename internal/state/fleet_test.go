@@ -344,10 +344,7 @@ func must[T any](value T, err error) T {
 	return value
 }
 
-var (
-	testKey  = sync.OnceValue(func() *token.SigningKey { return must(token.GenerateSigningKey("k1")) })
-	otherKey = sync.OnceValue(func() *token.SigningKey { return must(token.GenerateSigningKey("k2")) })
-)
+var testKey = sync.OnceValue(func() *token.SigningKey { return must(token.GenerateSigningKey("k1")) })
 
 // keyOf is testKey under another id: making keys is slow.
 func keyOf(id string) *token.SigningKey {

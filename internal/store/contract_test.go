@@ -86,7 +86,7 @@ func wantObject(t *testing.T, s Store, name Name, data string) {
 func hasObject(ctx context.Context, s Store, name Name, data string) error {
 	object, err := s.Get(ctx, name)
 	if err != nil || object.Damage != nil || object.Name != name || string(object.Data) != data || (object.Data == nil) != (data == "") {
-		return fmt.Errorf("Get(%s) = %s %q, damage %v, %w, want %q", name, object.Name, object.Data, object.Damage, err, data)
+		return fmt.Errorf("Get(%s) = %s %q, damage %v, %w, want %q", name, object.Name, object.Data, object.Damage, err, data) //nolint:errorlint // one of them is enough
 	}
 	return nil
 }
