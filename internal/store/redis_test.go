@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -22,7 +21,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// redisPatience is how long a test waits for what has to happen some time.
+// redisPatience is how long a test waits for an event of a real server.
 const redisPatience = 20 * time.Second
 
 // redisServer is a redis-server of a test's own, on a unix socket.
@@ -73,13 +72,6 @@ func (s *redisServer) kill() {
 	}
 }
 
-func (s *redisServer) signal(t *testing.T, signal syscall.Signal) {
-	t.Helper()
-	if err := s.cmd.Process.Signal(signal); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func (s *redisServer) socket() string { return filepath.Join(s.dir, "s") }
 
 func (s *redisServer) address() string { return "unix://" + s.socket() }
@@ -127,17 +119,36 @@ func (s *redisServer) restore(t *testing.T, saved map[string]string) {
 
 func (s *redisServer) open(t *testing.T) *Redis {
 	t.Helper()
-	return openRedis(t, s.address(), newMemStorage(), zap.NewNop())
+	return openRedis(t, s.address(), newMemStorage())
 }
 
-func openRedis(t *testing.T, address string, local certmagic.Storage, logger *zap.Logger) *Redis {
+func openRedis(t *testing.T, address string, local *memStorage) *Redis {
 	t.Helper()
-	r, err := NewRedis(address, as(local), as(logger))
+	r, _ := loggedRedis(t, address, local)
+	return r
+}
+
+func loggedRedis(t *testing.T, address string, local *memStorage) (*Redis, *observer.ObservedLogs) {
+	t.Helper()
+	core, logs := observer.New(zap.DebugLevel)
+	r, err := NewRedis(address, as[certmagic.Storage](local), as(zap.New(core)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.Close)
-	return r
+	return r, logs
+}
+
+// startRedisWith starts a server with the object videos/v, which contains 1, and
+// opens a node that is up to date.
+func startRedisWith(t *testing.T, args ...string) (*redisServer, *Redis, Name) {
+	t.Helper()
+	server, name := startRedis(t, args...), named(Videos, "v")
+	r := server.open(t)
+	write(t, r, name, `1`)
+	follow(t, r)
+	redisDrain(r)
+	return server, r, name
 }
 
 func redisEventually(t *testing.T, what string, try func() error) {
@@ -157,18 +168,33 @@ func redisEventually(t *testing.T, what string, try func() error) {
 	}
 }
 
-// redisWantLost fails unless every call says that the store is unavailable.
-func redisWantLost(t *testing.T, s Store, names ...Name) {
+// pause stops a server while do runs, and waits until it answers again.
+func (s *redisServer) pause(t *testing.T, r *Redis, do func()) {
+	t.Helper()
+	signal := func(signal syscall.Signal) {
+		if err := s.cmd.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(syscall.SIGSTOP)
+	do()
+	signal(syscall.SIGCONT)
+	redisEventually(t, "Redis goes on", func() error { _, err := r.Changes(t.Context()); return err })
+}
+
+// wantAllUnavailable checks that every call says that the store is unavailable,
+// and why.
+func wantAllUnavailable(t *testing.T, why string, s Store, names ...Name) {
 	t.Helper()
 	for _, name := range names {
 		_, err := s.Get(t.Context(), name)
-		wantUnavailable(t, "Get "+name.String(), err, "lost")
-		wantUnavailable(t, "Update "+name.String(), tryWrite(t.Context(), s, name, `"new"`), "lost")
+		wantUnavailable(t, "Get "+name.String(), err, why)
+		wantUnavailable(t, "Update "+name.String(), tryWrite(t.Context(), s, name, `"new"`), why)
 		_, err = readAll(t.Context(), s, name.Collection())
-		wantUnavailable(t, "All", err, "lost")
+		wantUnavailable(t, "All", err, why)
 	}
 	_, err := s.Changes(t.Context())
-	wantUnavailable(t, "Changes", err, "lost")
+	wantUnavailable(t, "Changes", err, why)
 }
 
 func redisAwaitWake(t *testing.T, s Store) {
@@ -189,17 +215,50 @@ func redisDrain(s Store) {
 
 func TestRedisUpdateGivesUpWhenAlwaysOvertaken(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	r, other, name := server.open(t), server.open(t), named(Videos, "v")
-	attempts := 0
+	server, r, name := startRedisWith(t)
+	other, attempts := server.open(t), 0
 	err := r.Update(t.Context(), name, func(Object) ([]byte, error) {
 		attempts++
 		return []byte(`"mine"`), other.Update(t.Context(), name, increment)
 	})
 	if !errors.Is(err, ErrBusy) || !errors.Is(err, ErrUnavailable) {
-		t.Errorf("error %v: want ErrBusy and ErrUnavailable", err)
+		t.Errorf("Update = %v, want ErrBusy and ErrUnavailable", err)
 	}
-	wantObject(t, r, name, fmt.Sprint(attempts))
+	wantObject(t, r, name, fmt.Sprint(1+attempts))
+}
+
+// A server that does not write changes nothing and announces nothing.
+func TestRedisThatDoesNotWrite(t *testing.T) {
+	t.Parallel()
+	for why, commands := range map[string][2][]string{
+		"READONLY": {{"REPLICAOF", "127.0.0.1", "1"}, {"REPLICAOF", "NO", "ONE"}},
+		"OOM":      {{"CONFIG", "SET", "maxmemory", "1"}, {"CONFIG", "SET", "maxmemory", "0"}},
+	} {
+		server, r, name := startRedisWith(t)
+		server.do(t, commands[0]...)
+		wantUnavailable(t, "Update", tryWrite(t.Context(), r, name, `2`), why)
+		wantObject(t, r, name, `1`)
+		wantChanges(t, r)
+		wantAll(t, r, Videos, map[string]string{"v": "1"})
+		server.do(t, commands[1]...)
+		write(t, r, name, `2`)
+	}
+}
+
+func TestRedisWrongType(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{hashOf(Videos), stateKey} {
+		server, r, name := startRedisWith(t)
+		server.do(t, "SET", key, "text")
+		if key == stateKey {
+			wantUnavailable(t, "Update", tryWrite(t.Context(), r, name, `2`), "WRONGTYPE")
+			continue
+		}
+		for _, s := range []Store{r, server.open(t)} {
+			wantAllUnavailable(t, "WRONGTYPE", s, name)
+		}
+		wantObject(t, r, named(Keys, "k"), "")
+	}
 }
 
 // An old backup brings other stamps back, also for a node that was cut off when
@@ -207,11 +266,9 @@ func TestRedisUpdateGivesUpWhenAlwaysOvertaken(t *testing.T) {
 // like a continuation of what the node knows.
 func TestRedisChangesAfterOldBackup(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	writer, name := server.open(t), named(Videos, "v")
-	write(t, writer, name, `0`)
+	server, writer, name := startRedisWith(t)
 	backup := server.save(t)
-	for _, later := range []int{0, 1, 2} {
+	for later := range 3 {
 		node := server.open(t)
 		write(t, writer, name, `"lost"`)
 		follow(t, node)
@@ -223,37 +280,49 @@ func TestRedisChangesAfterOldBackup(t *testing.T) {
 		}
 		wantChanges(t, node, Videos)
 		wantChanges(t, node)
-		wantObject(t, node, name, fmt.Sprint(later))
+		wantObject(t, node, name, fmt.Sprint(1+later))
 		server.restore(t, backup)
 	}
 }
 
+// A change wakes the other nodes, also in a cluster, and so does FLUSHALL.
+// Servers that cannot tell of changes are polled.
 func TestRedisWakes(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	a, b, name := server.open(t), server.open(t), named(Videos, "v")
-	follow(t, b)
-	redisDrain(b)
-	for range 20 {
-		if err := a.Update(t.Context(), name, increment); err != nil {
-			t.Fatal(err)
-		}
-		redisAwaitWake(t, b)
-		wantChanges(t, b, Videos)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
-	server.do(t, "FLUSHALL")
-	redisAwaitWake(t, b)
-}
-
-func TestRedisServerWithoutInvalidations(t *testing.T) {
-	t.Parallel()
-	server := startRedis(t)
+	_, port, _ := net.SplitHostPort(listener.Addr().String())
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	single := startRedis(t)
+	cluster := startRedis(t, "--port", port, "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1")
+	cluster.do(t, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+	for address, server := range map[string]*redisServer{single.address(): single, "redis://127.0.0.1:" + port: cluster} {
+		a, b, name := openRedis(t, address, newMemStorage()), openRedis(t, address, newMemStorage()), named(Videos, "v")
+		redisEventually(t, "the server is up", func() error { return tryWrite(t.Context(), a, name, `1`) })
+		follow(t, b)
+		redisDrain(b)
+		for range 20 {
+			if err := a.Update(t.Context(), name, increment); err != nil {
+				t.Fatal(err)
+			}
+			redisAwaitWake(t, b)
+			wantChanges(t, b, Videos)
+		}
+		wantAll(t, b, Videos, map[string]string{"v": "21"})
+		server.do(t, "FLUSHALL")
+		redisAwaitWake(t, b)
+		wantAllUnavailable(t, "lost", b, name)
+	}
+	polled := startRedis(t)
 	for _, parameter := range []string{"client_cache=0", "protocol=2"} {
-		r := openRedis(t, server.address()+"?"+parameter, newMemStorage(), zap.NewNop())
+		r, name := openRedis(t, polled.address()+"?"+parameter, newMemStorage()), named(Videos, parameter[:6])
 		if r.Wake() != nil {
 			t.Errorf("%s: Wake is not nil", parameter)
 		}
-		name := named(Videos, parameter[:6])
 		follow(t, r)
 		write(t, r, name, `1`)
 		wantObject(t, r, name, `1`)
@@ -265,51 +334,60 @@ func TestRedisServerWithoutInvalidations(t *testing.T) {
 // had been revoked.
 func TestRedisFlushAll(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	local := newMemStorage()
-	r := openRedis(t, server.address(), local, zap.NewNop())
+	server, local := startRedis(t), newMemStorage()
+	r := openRedis(t, server.address(), local)
 	known, unknown := named(Videos, "known"), named(Keys, "unknown")
 	write(t, r, known, `1`)
 	follow(t, r)
 	backup := server.save(t)
 
 	server.do(t, "FLUSHALL")
-	redisWantLost(t, r, known, unknown)
-	restarted := openRedis(t, server.address(), local, zap.NewNop())
-	redisWantLost(t, restarted, known, unknown)
+	wantAllUnavailable(t, "lost", r, known, unknown)
+	restarted := openRedis(t, server.address(), local)
+	wantAllUnavailable(t, r.memory.key, restarted, known, unknown)
 
-	// Somebody who has never been here starts anew. That is not ours either.
+	// A node that has never been here begins again. Its data is not ours.
 	stranger := server.open(t)
 	write(t, stranger, unknown, `2`)
-	redisWantLost(t, r, known, unknown)
-	redisWantLost(t, restarted, known, unknown)
+	wantAllUnavailable(t, "lost", r, known, unknown)
+	wantAllUnavailable(t, "lost", restarted, known, unknown)
 
+	strangers := server.save(t)
 	server.restore(t, backup)
 	for _, s := range []Store{r, restarted} {
 		wantObject(t, s, known, `1`)
 		wantChanges(t, s, collections...) // some data may be older
 		wantChanges(t, s)
 	}
-	redisWantLost(t, stranger, known, unknown)
+	wantAllUnavailable(t, "lost", stranger, known, unknown)
+
+	// An operator accepts what is there now: by removing the file and a restart.
+	server.restore(t, strangers)
+	if err := local.Delete(t.Context(), r.memory.key); err != nil {
+		t.Fatal(err)
+	}
+	wantAllUnavailable(t, "lost", restarted, known)
+	accepting := openRedis(t, server.address(), local)
+	wantObject(t, accepting, unknown, `2`)
+	write(t, accepting, known, `2`)
 }
 
 func TestRedisEvictedHash(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	r, video, key := server.open(t), named(Videos, "v"), named(Keys, "k")
-	write(t, r, video, `1`)
+	server, r, video := startRedisWith(t)
+	key := named(Keys, "k")
 	write(t, r, key, `1`)
 	follow(t, r)
 	backup := server.save(t)
 	server.do(t, "DEL", hashOf(Videos))
-	redisWantLost(t, r, video)
+	wantAllUnavailable(t, "lost", r, video)
 	wantObject(t, r, key, `1`)
 
-	// A node that has just come must not make a whole of the rest.
+	// A new node must not make the rest look whole.
 	newcomer := server.open(t)
 	_, err := newcomer.Get(t.Context(), key)
 	wantUnavailable(t, "Get", err, "in part", hashOf(Videos), "HSET '{signed_playback}:videos' '#epoch'")
-	redisWantLost(t, r, video)
+	wantAllUnavailable(t, "lost", r, video)
 
 	server.do(t, "HSET", hashOf(Videos), epochField, r.session.Load().epoch)
 	wantObject(t, newcomer, video, "")
@@ -324,26 +402,24 @@ func TestRedisEvictedHash(t *testing.T) {
 	wantUnavailable(t, "Get", err, "in part", "HSET '{signed_playback}:state' 'epoch'")
 }
 
-// Nothing may be written into what is not ours.
-func TestRedisFlushAllDuringUpdate(t *testing.T) {
+// Data that is lost in the middle of a call: nothing is written into what is not
+// ours, and no list looks complete. Fields that are no ids are not listed.
+func TestRedisFlushAllMeanwhile(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	r := server.open(t)
-	err := r.Update(t.Context(), named(Videos, "v"), func(Object) ([]byte, error) {
-		server.do(t, "FLUSHALL")
-		return []byte(`1`), nil
-	})
-	wantUnavailable(t, "Update", err, "lost")
-	if n, err := server.try("DBSIZE").AsInt64(); n != 0 || err != nil {
-		t.Errorf("%d keys, %v: want nothing written", n, err)
+	server, r, name := startRedisWith(t)
+	const many = 5000
+	want, args := map[string]string{"v": "1"}, []string{"HSET", hashOf(Videos), "../x", "1", "", "2"}
+	for i := range many {
+		id := fmt.Sprintf("video-%d", i)
+		want[id] = fmt.Sprintf(`{"n":%d}`, i)
+		raw, err := encode(named(Videos, id), []byte(want[id]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, id, string(raw))
 	}
-}
-
-func TestRedisFlushAllDuringScan(t *testing.T) {
-	t.Parallel()
-	server := startRedis(t)
-	r := server.open(t)
-	redisFill(t, server, r, 5000)
+	server.do(t, args...)
+	wantAll(t, r, Videos, want)
 	read := 0
 	var last error
 	for _, err := range r.All(t.Context(), Videos) {
@@ -353,150 +429,110 @@ func TestRedisFlushAllDuringScan(t *testing.T) {
 		last = err
 	}
 	wantUnavailable(t, fmt.Sprintf("All after %d objects", read), last, "lost")
-}
 
-// redisFill writes many videos at once, past the store.
-func redisFill(t *testing.T, server *redisServer, r *Redis, n int) map[string]string {
-	t.Helper()
-	wantObject(t, r, named(Videos, "none"), "")
-	want := make(map[string]string)
-	args := []string{"HSET", hashOf(Videos)}
-	for i := range n {
-		name := named(Videos, fmt.Sprintf("video-%d", i))
-		raw, err := encode(name, fmt.Appendf(nil, `{"n":%d}`, i))
-		if err != nil {
-			t.Fatal(err)
-		}
-		args = append(args, name.ID(), string(raw))
-		want[name.ID()] = fmt.Sprintf(`{"n":%d}`, i)
+	r = server.open(t)
+	err := r.Update(t.Context(), name, func(Object) ([]byte, error) {
+		server.do(t, "FLUSHALL")
+		return []byte(`1`), nil
+	})
+	wantUnavailable(t, "Update", err, "lost")
+	if n, err := server.try("DBSIZE").AsInt64(); n != 0 || err != nil {
+		t.Errorf("%d keys, %v, want nothing written", n, err)
 	}
-	server.do(t, args...)
-	return want
 }
 
-func TestRedisAllOfManyAndForeignFields(t *testing.T) {
+func TestRedisDatabaseIsAnother(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	r := server.open(t)
-	want := redisFill(t, server, r, 5000)
-	server.do(t, "HSET", hashOf(Videos), "../x", "1", "", "2") // no name leads to them
-	wantAll(t, r, Videos, want)
+	server, local, name := startRedis(t), newMemStorage(), named(Videos, "v")
+	zero, one := openRedis(t, server.address(), local), openRedis(t, server.address()+"?db=1", local)
+	write(t, zero, name, `0`)
+	write(t, one, name, `1`)
+	server.do(t, "SWAPDB", "0", "1")
+	wantAllUnavailable(t, "lost", zero, name)
+	wantAllUnavailable(t, "lost", one, name)
+	server.do(t, "SWAPDB", "0", "1")
+	wantObject(t, zero, name, `0`)
+	wantObject(t, one, name, `1`)
 }
 
+// S6: a server that hangs. Each call ends with its context, also when the queue
+// of the connection is full, where rueidis waits without looking at the context.
+// A connection that nothing comes from is given up, which wakes the node.
 func TestRedisHangs(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	r, name := server.open(t), named(Videos, "v")
-	write(t, r, name, `1`)
-	server.signal(t, syscall.SIGSTOP)
+	server, r, name := startRedisWith(t)
 	calls := map[string]func(context.Context) error{
 		"Get":     func(ctx context.Context) error { _, err := r.Get(ctx, name); return err },
 		"Update":  func(ctx context.Context) error { return tryWrite(ctx, r, name, `1`) },
 		"All":     func(ctx context.Context) error { _, err := readAll(ctx, r, Videos); return err },
 		"Changes": func(ctx context.Context) error { _, err := r.Changes(ctx); return err },
 	}
-	for what, call := range calls {
-		// That the error is the context's shows that it is what ended the call.
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		err := call(ctx)
-		cancel()
-		wantUnavailable(t, what, err)
-		if !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%s: error %v: want the context's", what, err)
+	wantEnded := func(what string, patience time.Duration, times int) {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		var wg sync.WaitGroup
+		for range times {
+			wg.Go(func() {
+				err := calls[what](ctx)
+				if wantUnavailable(t, what, err); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("%s = %v, want the context's error in it", what, err)
+				}
+			})
 		}
+		wg.Wait()
 	}
-	server.signal(t, syscall.SIGCONT)
-	redisEventually(t, "Redis goes on", func() error { return hasObject(t.Context(), r, name, `1`) })
-}
-
-// The queue of a connection has an end, and rueidis waits there without looking
-// at the context.
-func TestRedisHangsUnderLoad(t *testing.T) {
-	t.Parallel()
-	server := startRedis(t)
-	r, name := server.open(t), named(Videos, "v")
-	write(t, r, name, `1`)
-	server.signal(t, syscall.SIGSTOP)
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	var wg sync.WaitGroup
-	for range 3000 {
-		wg.Go(func() {
-			if _, err := r.Get(ctx, name); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("error %v: want ErrUnavailable with the context's", err)
-			}
-		})
-	}
-	wg.Wait()
-	server.signal(t, syscall.SIGCONT)
-	redisEventually(t, "Redis goes on", func() error { return hasObject(t.Context(), r, name, `1`) })
-}
-
-// A connection that nothing comes from is given up without anybody's doing: the
-// end of it is worth a look at the changes.
-func TestRedisHangIsNoticed(t *testing.T) {
-	t.Parallel()
-	server := startRedis(t)
-	r := server.open(t)
-	follow(t, r)
+	server.pause(t, r, func() {
+		for what := range calls {
+			wantEnded(what, 50*time.Millisecond, 1)
+		}
+		wantEnded("Get", 300*time.Millisecond, 3000)
+	})
+	wantObject(t, r, name, `1`)
 	redisDrain(r)
-	server.signal(t, syscall.SIGSTOP)
-	redisAwaitWake(t, r)
-	server.signal(t, syscall.SIGCONT)
-	redisEventually(t, "Redis goes on", func() error { _, err := r.Changes(t.Context()); return err })
+	server.pause(t, r, func() { redisAwaitWake(t, r) })
 }
 
-func TestRedisHandshakeHangs(t *testing.T) {
+// A call that has little time left and is the first to connect again must not
+// spoil that for the others.
+func TestRedisImpatientCallConnectsForOthers(t *testing.T) {
 	t.Parallel()
-	mute, err := net.Listen("tcp", "127.0.0.1:0") // what connects is never answered
+	server, r, name := startRedisWith(t)
+	server.do(t, "CLIENT", "KILL", "TYPE", "normal")
+	redisAwaitWake(t, r)
+	patient := make(chan error, 1)
+	server.pause(t, r, func() {
+		impatient, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		go func() { patient <- hasObject(t.Context(), r, name, `1`) }()
+		_, err := r.Get(impatient, name)
+		wantUnavailable(t, "Get", err)
+	})
+	if err := <-patient; err != nil {
+		t.Error(err)
+	}
+}
+
+// A server that does not let anybody in, does not shake hands, or is none at all.
+func TestRedisThatCannotBeReached(t *testing.T) {
+	t.Parallel()
+	wantNone := func(address string) {
+		t.Helper()
+		r, name := openRedis(t, address, newMemStorage()), named(Videos, "v")
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(20*time.Millisecond, cancel)
+		_, err := r.Get(ctx, name)
+		wantUnavailable(t, "Get", err)
+		_, err = r.Get(t.Context(), name)
+		wantUnavailable(t, "Get without a deadline", err)
+	}
+	mute, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer mute.Close()
-	redisWantNoConnection(t, "redis://"+mute.Addr().String())
-	redisWantNoConnection(t, "rediss://"+mute.Addr().String())
-}
+	wantNone("redis://" + mute.Addr().String())
+	wantNone("rediss://" + mute.Addr().String())
 
-func TestRedisDialHangs(t *testing.T) {
-	t.Parallel()
-	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer syscall.Close(socket)
-	if err := errors.Join(syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), syscall.Listen(socket, 0)); err != nil {
-		t.Fatal(err)
-	}
-	bound, err := syscall.Getsockname(socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port)
-	for err == nil { // until nobody else is let in
-		var conn net.Conn
-		if conn, err = net.DialTimeout("tcp", address, 100*time.Millisecond); err == nil {
-			defer conn.Close()
-		}
-	}
-	redisWantNoConnection(t, "redis://"+address)
-}
-
-func redisWantNoConnection(t *testing.T, address string) {
-	t.Helper()
-	r := openRedis(t, address, newMemStorage(), zap.NewNop())
-	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(20*time.Millisecond, cancel)
-	_, err := r.Get(ctx, named(Videos, "v"))
-	wantUnavailable(t, "Get", err)
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v: want the context's", err)
-	}
-	_, err = r.Get(t.Context(), named(Videos, "v"))
-	wantUnavailable(t, "Get without a deadline", err)
-}
-
-func TestRedisIsSomethingElse(t *testing.T) {
-	t.Parallel()
 	for _, greeting := range []string{"HTTP/1.1 400 Bad Request\r\n\r\n", "+OK\r\n", "*1\r\n+OK\r\n", "$-1\r\n"} {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -513,18 +549,34 @@ func TestRedisIsSomethingElse(t *testing.T) {
 				_ = conn.Close()
 			}
 		}()
-		r := openRedis(t, "redis://"+listener.Addr().String(), newMemStorage(), zap.NewNop())
-		_, err = r.Get(t.Context(), named(Videos, "v"))
-		wantUnavailable(t, greeting, err)
+		wantNone("redis://" + listener.Addr().String())
 	}
+
+	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(socket)
+	if err := errors.Join(syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), syscall.Listen(socket, 0)); err != nil {
+		t.Fatal(err)
+	}
+	bound, err := syscall.Getsockname(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port)
+	for err == nil { // until nobody else is let in
+		var conn net.Conn
+		if conn, err = net.DialTimeout("tcp", full, 100*time.Millisecond); err == nil {
+			defer conn.Close()
+		}
+	}
+	wantNone("redis://" + full)
 }
 
 func TestRedisRestarts(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t, "--appendonly", "yes", "--appendfsync", "always")
-	r, name := server.open(t), named(Videos, "v")
-	write(t, r, name, `1`)
-	follow(t, r)
+	server, r, name := startRedisWith(t, "--appendonly", "yes", "--appendfsync", "always")
 	_ = server.try("SHUTDOWN")
 	<-server.exited
 	_, err := r.Get(t.Context(), name)
@@ -539,10 +591,12 @@ func TestRedisRestarts(t *testing.T) {
 
 func TestRedisRestartsEmpty(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	r, name := server.open(t), named(Videos, "v")
-	write(t, r, name, `1`)
+	server, r, name := startRedisWith(t)
 	server.kill()
+	down := server.open(t)
+	_, err := down.Get(t.Context(), name)
+	wantUnavailable(t, "Get of a server that is down", err)
+	wantUnavailable(t, "Update of a server that is down", tryWrite(t.Context(), down, name, `1`))
 	server.start(t)
 	redisEventually(t, "Redis is back", func() error {
 		if _, err := r.Get(t.Context(), name); err == nil || !strings.Contains(err.Error(), "lost") {
@@ -550,22 +604,10 @@ func TestRedisRestartsEmpty(t *testing.T) {
 		}
 		return nil
 	})
-	redisWantLost(t, r, name)
-}
-
-func TestRedisDownAtStart(t *testing.T) {
-	t.Parallel()
-	server := startRedis(t)
-	server.kill()
-	r, name := server.open(t), named(Videos, "v")
-	_, err := r.Get(t.Context(), name)
-	wantUnavailable(t, "Get", err)
-	wantUnavailable(t, "Update", tryWrite(t.Context(), r, name, `1`))
-	server.start(t)
-	redisEventually(t, "Redis is up", func() error { return tryWrite(t.Context(), r, name, `1`) })
-	wantObject(t, r, name, `1`)
-	r.Close()
-	r.Close()
+	wantAllUnavailable(t, "lost", r, name)
+	redisEventually(t, "a node opens that was started before", func() error { return tryWrite(t.Context(), down, name, `1`) })
+	down.Close()
+	down.Close()
 }
 
 func TestRedisCloseLeavesNoConnection(t *testing.T) {
@@ -580,117 +622,42 @@ func TestRedisCloseLeavesNoConnection(t *testing.T) {
 			return nil
 		}
 	}
-	idle, hanging, name := server.open(t), server.open(t), named(Videos, "v")
-	wantObject(t, idle, name, "")
-	wantObject(t, hanging, name, "")
-	redisEventually(t, "there is one connection each", connections(2))
+	idle, hanging, last, name := server.open(t), server.open(t), server.open(t), named(Videos, "v")
+	for _, s := range []*Redis{idle, hanging, last} {
+		wantObject(t, s, name, "")
+	}
+	redisEventually(t, "there is one connection each", connections(3))
 	idle.Close()
-	redisEventually(t, "one is closed", connections(1))
-
-	server.signal(t, syscall.SIGSTOP)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	opening := server.open(t)
-	for _, s := range []*Redis{hanging, opening} {
-		_, err := s.Get(ctx, name)
-		wantUnavailable(t, "Get", err)
-		s.Close()
-	}
-	server.signal(t, syscall.SIGCONT)
+	redisEventually(t, "one is closed", connections(2))
+	server.pause(t, last, func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		for _, s := range []*Redis{hanging, server.open(t)} {
+			_, err := s.Get(ctx, name)
+			wantUnavailable(t, "Get", err)
+			s.Close()
+		}
+	})
+	last.Close()
 	redisEventually(t, "the others are closed", connections(0))
-}
-
-// A call that has little time left and is the first to connect again must not
-// spoil that for the others.
-func TestRedisImpatientCallConnectsForOthers(t *testing.T) {
-	t.Parallel()
-	server := startRedis(t)
-	r, name := server.open(t), named(Videos, "v")
-	write(t, r, name, `1`)
-	redisDrain(r)
-	server.do(t, "CLIENT", "KILL", "TYPE", "normal")
-	redisAwaitWake(t, r)
-	server.signal(t, syscall.SIGSTOP)
-	impatient, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	patient := make(chan error, 1)
-	go func() { patient <- hasObject(t.Context(), r, name, `1`) }()
-	_, err := r.Get(impatient, name)
-	wantUnavailable(t, "Get", err)
-	server.signal(t, syscall.SIGCONT)
-	if err := <-patient; err != nil {
-		t.Error(err)
-	}
-}
-
-func TestRedisReplica(t *testing.T) {
-	t.Parallel()
-	server := startRedis(t)
-	r, name := server.open(t), named(Videos, "v")
-	write(t, r, name, `1`)
-	server.do(t, "REPLICAOF", "127.0.0.1", "1")
-	wantUnavailable(t, "Update", tryWrite(t.Context(), r, name, `2`), "READONLY")
-	wantObject(t, r, name, `1`)
-	follow(t, r)
-	if _, err := readAll(t.Context(), r, Videos); err != nil {
-		t.Error(err)
-	}
-	server.do(t, "REPLICAOF", "NO", "ONE")
-	write(t, r, name, `2`)
-}
-
-func TestRedisMemoryIsFull(t *testing.T) {
-	t.Parallel()
-	server := startRedis(t)
-	r, name := server.open(t), named(Videos, "v")
-	write(t, r, name, `1`)
-	follow(t, r)
-	server.do(t, "CONFIG", "SET", "maxmemory", "1")
-	wantUnavailable(t, "Update", tryWrite(t.Context(), r, name, `2`), "OOM")
-	wantObject(t, r, name, `1`)
-	wantChanges(t, r)
-	server.do(t, "CONFIG", "SET", "maxmemory", "0")
-	write(t, r, name, `2`)
 }
 
 func TestRedisMayEvict(t *testing.T) {
 	t.Parallel()
 	for policy, want := range map[string]int{"noeviction": 0, "volatile-lru": 0, "allkeys-lru": 1} {
-		server := startRedis(t, "--maxmemory-policy", policy)
-		core, logs := observer.New(zap.WarnLevel)
-		r := openRedis(t, server.address(), newMemStorage(), zap.New(core))
+		r, logs := loggedRedis(t, startRedis(t, "--maxmemory-policy", policy).address(), newMemStorage())
 		write(t, r, named(Videos, "v"), `1`)
 		write(t, r, named(Videos, "v"), `2`)
 		if got := logs.FilterMessageSnippet("noeviction").Len(); got != want {
-			t.Errorf("%s: %d warnings: want %d", policy, got, want)
+			t.Errorf("%s: %d warnings, want %d", policy, got, want)
 		}
 	}
 }
 
-func TestRedisWrongType(t *testing.T) {
-	t.Parallel()
-	server := startRedis(t)
-	r, name := server.open(t), named(Videos, "v")
-	write(t, r, name, `1`)
-	server.do(t, "SET", hashOf(Videos), "text")
-	for _, s := range []Store{r, server.open(t)} {
-		_, err := s.Get(t.Context(), name)
-		wantUnavailable(t, "Get", err, "WRONGTYPE")
-		wantUnavailable(t, "Update", tryWrite(t.Context(), s, name, `1`), "WRONGTYPE")
-		_, err = readAll(t.Context(), s, Videos)
-		wantUnavailable(t, "All", err, "WRONGTYPE")
-		_, err = s.Changes(t.Context())
-		wantUnavailable(t, "Changes", err, "WRONGTYPE")
-	}
-	wantObject(t, r, named(Keys, "k"), "")
-}
-
 func TestRedisDamagedValue(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	r, name, whole := server.open(t), named(Videos, "v"), named(Videos, "whole")
-	write(t, r, whole, `1`)
-	write(t, r, named(Videos, "other"), `1`)
+	server, r, name := startRedisWith(t)
+	write(t, r, named(Videos, "other"), `2`)
 	write(t, r, name, `{"secret":"value"}`)
 	field := func(id string) string {
 		reply := server.do(t, "HGET", hashOf(Videos), id)
@@ -698,68 +665,39 @@ func TestRedisDamagedValue(t *testing.T) {
 		return text
 	}
 	raw, other := field("v"), field("other")
-	for fault, bad := range map[string]string{
-		"truncated":      raw[:len(raw)/2],
-		"empty":          "",
-		"flipped":        strings.Replace(raw, "secret", "sedret", 1),
-		"not ours":       `"x"`,
-		"somebody elses": other,
-	} {
+	for _, bad := range []string{raw[:len(raw)/2], strings.Replace(raw, "secret", "sedret", 1), `"x"`, other, ""} {
 		server.do(t, "HSET", hashOf(Videos), "v", bad)
-		object, err := r.Get(t.Context(), name)
-		if err != nil || object.Data != nil || !errors.Is(object.Damage, ErrDamaged) {
-			t.Errorf("%s: Get = %q, %v, %v: want ErrDamaged as its damage", fault, object.Data, object.Damage, err)
-		}
-		wantObject(t, r, whole, `1`)
-		damaged := 0
-		for object, err := range r.All(t.Context(), Videos) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			if object.Damage != nil {
-				damaged++
-			}
-		}
-		if damaged != 1 {
-			t.Errorf("%s: All finds %d damaged: want 1", fault, damaged)
-		}
+		wantDamage(t, r, name)
+		wantAll(t, r, Videos, map[string]string{"v": "damaged", "other": "2"})
 	}
+	write(t, r, name, "")
+	wantObject(t, r, name, "")
+	server.do(t, "HSET", hashOf(Videos), "v", "")
 	write(t, r, name, `"mended"`)
 	wantObject(t, r, name, `"mended"`)
-	server.do(t, "HSET", hashOf(Videos), "v", "")
-	err := r.Update(t.Context(), name, func(present Object) ([]byte, error) { return nil, nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	wantObject(t, r, name, "")
 }
 
-func TestRedisPasswordIsNotTold(t *testing.T) {
+// Redis quotes the arguments of commands that it does not know, those of AUTH
+// too. No error and no log shows a password, nor an address that may contain one.
+func TestRedisPasswordIsSecret(t *testing.T) {
 	t.Parallel()
-	// Redis quotes the arguments of what it does not know, if not to the end.
 	password := "hunter2" + strings.Repeat("-and-more", 20)
 	server := startRedis(t, "--requirepass", "another", "--rename-command", "AUTH", "")
-	socket := server.socket()
 	for _, address := range []string{
-		"unix://:" + password + "@" + socket,
-		"unix://:" + password + "@" + socket + "?protocol=2",
-		"unix://default:" + password + "@" + socket + ".none",
+		"unix://:" + password + "@" + server.socket(),
+		"unix://:" + password + "@" + server.socket() + "?protocol=2",
+		"unix://default:" + password + "@" + server.socket() + ".none",
 		"redis://:" + password + "@127.0.0.1:1/0",
 		"redis://:" + password + "@host.invalid",
 	} {
-		core, logs := observer.New(zap.DebugLevel)
-		r := openRedis(t, address, newMemStorage(), zap.New(core))
+		r, logs := loggedRedis(t, address, newMemStorage())
 		_, err := r.Get(t.Context(), named(Videos, "v"))
 		wantUnavailable(t, "Get", err)
 		gossip := r.unavailable(fmt.Errorf("%q is not the password", password))
 		if text := fmt.Sprint(err, gossip, logs.All()); strings.Contains(text, "hunter2") {
-			t.Errorf("the password is told: %s", text)
+			t.Errorf("the password is shown: %s", text)
 		}
 	}
-}
-
-func TestRedisAddressThatIsNone(t *testing.T) {
-	t.Parallel()
 	for _, address := range []string{
 		"", "hunter2", "http://:hunter2@host", "redis://:hunter2@host:port", "redis://:hunter2%zz@host",
 		"redis://:1#hunter2@host", "redis://:1?hunter2@host", "redis://:1/hunter2@host", "redis:hunter2@host",
@@ -767,164 +705,71 @@ func TestRedisAddressThatIsNone(t *testing.T) {
 	} {
 		_, err := NewRedis(address, as[certmagic.Storage](newMemStorage()), zap.NewNop)
 		if err == nil || strings.Contains(err.Error(), "hunter2") {
-			t.Errorf("%q: error %v: want one that does not quote it", address, err)
+			t.Errorf("%q: error %v, want one that does not quote it", address, err)
 		}
 	}
 }
 
-func TestRedisIsAnother(t *testing.T) {
+// The file with the epoch is readable for people. If it cannot be read, the node
+// uses no data; if it cannot be written, a loss is noticed until the restart.
+func TestRedisEpochFile(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	local := newMemStorage()
-	r, name := openRedis(t, server.address(), local, zap.NewNop()), named(Videos, "v")
-	write(t, r, name, `1`)
-	server.do(t, "FLUSHALL") // another could not be at the same address
-	wantObject(t, server.open(t), name, "")
-
-	restarted := openRedis(t, server.address(), local, zap.NewNop())
-	redisWantLost(t, restarted, name)
-	_, err := restarted.Get(t.Context(), name)
-	wantUnavailable(t, "Get", err, r.memory.key)
-
-	if err := local.Delete(t.Context(), r.memory.key); err != nil {
-		t.Fatal(err)
+	server, local, name := startRedis(t), newMemStorage(), named(Videos, "v")
+	r := openRedis(t, "unix://default:hunter2@"+server.socket(), local)
+	for _, failure := range []error{fs.ErrPermission, syscall.EIO} {
+		local.intercept(failOn("load", "redis", failure))
+		_, err := r.Get(t.Context(), name)
+		wantUnavailable(t, "Get", err, failure.Error(), r.memory.key)
 	}
-	redisWantLost(t, restarted, name)
-	accepting := openRedis(t, server.address(), local, zap.NewNop())
-	wantObject(t, accepting, name, "")
-	write(t, accepting, name, `2`)
-}
-
-func TestRedisDatabaseIsAnother(t *testing.T) {
-	t.Parallel()
-	server := startRedis(t)
-	local := newMemStorage()
-	zero, name := openRedis(t, server.address(), local, zap.NewNop()), named(Videos, "v")
-	one := openRedis(t, server.address()+"?db=1", local, zap.NewNop())
-	write(t, zero, name, `0`)
-	write(t, one, name, `1`)
-	server.do(t, "SWAPDB", "0", "1")
-	redisWantLost(t, zero, name)
-	redisWantLost(t, one, name)
-	server.do(t, "SWAPDB", "0", "1")
-	wantObject(t, zero, name, `0`)
-	wantObject(t, one, name, `1`)
-}
-
-func TestRedisEpochIsReadableForPeople(t *testing.T) {
-	t.Parallel()
-	server := startRedis(t)
-	local := newMemStorage()
-	r := openRedis(t, "unix://default:hunter2@"+server.socket(), local, zap.NewNop())
+	if n, err := server.try("DBSIZE").AsInt64(); n != 0 || err != nil {
+		t.Errorf("%d keys, %v, want Redis untouched", n, err)
+	}
+	h := hold(local, func(operation, _ string) bool { return operation == "load" })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := r.Get(ctx, name)
+	if wantUnavailable(t, "Get", err); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Get = %v, want the context's error in it", err)
+	}
 	server.do(t, "CONFIG", "SET", "requirepass", "hunter2")
-	wantObject(t, r, named(Videos, "v"), "")
+	close(h.release)
+	redisEventually(t, "the storage goes on", func() error { return hasObject(t.Context(), r, name, "") })
+	local.intercept(nil)
 	raw, err := local.Load(t.Context(), r.memory.key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got remembered
-	if err := json.Unmarshal(raw, &got); err != nil {
-		t.Fatal(err)
+	if err := json.Unmarshal(raw, &got); err != nil || got.Epoch != r.session.Load().epoch || got.Hint == "" || strings.Contains(string(raw), "hunter2") {
+		t.Errorf("%s, %v: want an epoch, a hint, and no password", raw, err)
 	}
-	if got.Epoch != r.session.Load().epoch || got.Hint == "" || strings.Contains(string(raw), "hunter2") {
-		t.Errorf("%s: want an epoch, a hint, and no password", raw)
-	}
-}
-
-// redisLocal is a local storage with faults.
-type redisLocal struct {
-	certmagic.Storage
-	load, store func(context.Context) error
-}
-
-func (l redisLocal) Load(ctx context.Context, key string) ([]byte, error) {
-	if err := l.load(ctx); err != nil {
-		return nil, err
-	}
-	return l.Storage.Load(ctx, key)
-}
-
-func (l redisLocal) Store(ctx context.Context, key string, value []byte) error {
-	if err := l.store(ctx); err != nil {
-		return err
-	}
-	return l.Storage.Store(ctx, key, value)
-}
-
-func TestRedisEpochCannotBeRead(t *testing.T) {
-	t.Parallel()
-	server, name := startRedis(t), named(Videos, "v")
-	fine := func(context.Context) error { return nil }
-	files := newMemStorage()
-
-	var fault error
-	local := redisLocal{files, func(context.Context) error { return fault }, fine}
-	r := openRedis(t, server.address(), local, zap.NewNop())
-	fault = fs.ErrPermission
-	_, err := r.Get(t.Context(), name)
-	wantUnavailable(t, "Get", err, "permission denied", r.memory.key)
-	if n, err := server.try("DBSIZE").AsInt64(); n != 0 || err != nil {
-		t.Errorf("%d keys, %v: want Redis untouched", n, err)
-	}
-	fault = nil
-	write(t, r, name, `1`)
-
 	for _, content := range []string{"", "{}", "[", `{"epoch":""}`} {
-		if err := files.Store(t.Context(), r.memory.key, []byte(content)); err != nil {
-			t.Fatal(err)
-		}
-		_, err := openRedis(t, server.address(), files, zap.NewNop()).Get(t.Context(), name)
+		local.put(r.memory.key, []byte(content))
+		_, err := openRedis(t, "unix://default:hunter2@"+server.socket(), local).Get(t.Context(), name)
 		wantUnavailable(t, fmt.Sprintf("%q", content), err, r.memory.key)
 	}
-}
 
-func TestRedisEpochReadHangs(t *testing.T) {
-	t.Parallel()
-	server, name := startRedis(t), named(Videos, "v")
-	heal := make(chan struct{})
-	hang := func(context.Context) error { <-heal; return nil }
-	local := redisLocal{newMemStorage(), hang, func(context.Context) error { return nil }}
-	r := openRedis(t, server.address(), local, zap.NewNop())
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	_, err := r.Get(ctx, name)
-	wantUnavailable(t, "Get", err)
-	if !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("error %v: want the context's", err)
-	}
-	close(heal)
-	redisEventually(t, "the storage goes on", func() error { return hasObject(t.Context(), r, name, "") })
-}
-
-func TestRedisEpochCannotBeWritten(t *testing.T) {
-	t.Parallel()
-	server, name := startRedis(t), named(Videos, "v")
-	local := redisLocal{
-		newMemStorage(),
-		func(context.Context) error { return nil },
-		func(context.Context) error { return os.ErrPermission },
-	}
-	core, logs := observer.New(zap.WarnLevel)
-	r := openRedis(t, server.address(), local, zap.New(core))
+	server, readOnly := startRedis(t), newMemStorage()
+	readOnly.intercept(failOn("store", "redis", syscall.EROFS))
+	r, logs := loggedRedis(t, server.address(), readOnly)
 	write(t, r, name, `1`)
-	wantObject(t, r, name, `1`)
-	if got := logs.Len(); got != 1 {
-		t.Errorf("%d warnings: want 1: %v", got, logs.All())
+	if logs.Len() != 1 {
+		t.Errorf("the log has %v, want one warning", logs.All())
 	}
 	server.do(t, "FLUSHALL")
-	redisWantLost(t, r, name)
+	wantAllUnavailable(t, "lost", r, name)
 }
 
-// Of two nodes that are the first at the same time, neither may start anew what
-// the other has started.
+// Of nodes that are the first at the same time, none may replace the data that
+// another has started.
 func TestRedisFirstUseByMany(t *testing.T) {
 	t.Parallel()
 	server := startRedis(t)
-	stores := make([]*Redis, 8)
-	for i := range stores {
-		stores[i] = server.open(t)
-	}
+	stores, want := make([]*Redis, 8), make(map[string]string)
 	var wg sync.WaitGroup
+	for i := range stores {
+		stores[i], want[fmt.Sprint(i)] = server.open(t), "1"
+	}
 	for i, s := range stores {
 		wg.Go(func() {
 			if err := tryWrite(t.Context(), s, named(Videos, fmt.Sprint(i)), `1`); err != nil {
@@ -934,43 +779,6 @@ func TestRedisFirstUseByMany(t *testing.T) {
 	}
 	wg.Wait()
 	for _, s := range stores {
-		if all, err := readAll(t.Context(), s, Videos); err != nil || len(all) != len(stores) {
-			t.Errorf("%d objects, %v: want %d", len(all), err, len(stores))
-		}
+		wantAll(t, s, Videos, want)
 	}
-}
-
-func TestRedisCluster(t *testing.T) {
-	t.Parallel()
-	port := redisFreePort(t)
-	server := startRedis(t, "--port", port, "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1")
-	server.do(t, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-	address := "redis://127.0.0.1:" + port
-	a := openRedis(t, address, newMemStorage(), zap.NewNop())
-	b := openRedis(t, address, newMemStorage(), zap.NewNop())
-	name := named(Videos, "v")
-	redisEventually(t, "the cluster is up", func() error { return tryWrite(t.Context(), a, name, `1`) })
-	wantObject(t, b, name, `1`)
-	follow(t, b)
-	redisDrain(b)
-	write(t, a, name, `2`)
-	redisAwaitWake(t, b)
-	wantChanges(t, b, Videos)
-	wantAll(t, b, Videos, map[string]string{"v": "2"})
-	server.do(t, "FLUSHALL")
-	redisWantLost(t, b, name)
-}
-
-func redisFreePort(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
 }
