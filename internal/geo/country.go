@@ -37,12 +37,10 @@ func ParseCountryCode(s string) (code CountryCode, ok bool) {
 	return code, true
 }
 
-// countrySchema reads the country from a record, "" if the record has none.
-type countrySchema func(maxminddb.Result) (string, error)
-
-// countrySchemas are the supported layouts of records. geoip2.Reader reads
-// MaxMind's too, but accepts only the database types that it knows by name.
-var countrySchemas = []countrySchema{maxMindCountry, flatCountry}
+// countrySchemas read the country from the supported layouts of records, "" if a
+// record has none. geoip2.Reader reads MaxMind's too, but accepts only the database
+// types that it knows by name.
+var countrySchemas = []func(maxminddb.Result) (string, error){maxMindCountry, flatCountry}
 
 // maxMindCountry reads `country.iso_code`.
 func maxMindCountry(record maxminddb.Result) (string, error) {
@@ -64,7 +62,7 @@ const maxCachedCountries = 20_000
 // lives as long as that version is in force.
 type countries struct {
 	db     *maxminddb.Reader
-	schema countrySchema
+	schema func(maxminddb.Result) (string, error)
 	cache  *otter.Cache[netip.Addr, CountryCode]
 }
 
@@ -87,18 +85,14 @@ func (c *countries) lookup(addr netip.Addr) (CountryCode, error) {
 	if country, ok := c.cache.GetIfPresent(addr); ok {
 		return country, nil
 	}
-	country, err := c.read(addr)
-	if err == nil {
-		c.cache.Set(addr, country)
-	}
-	return country, err
-}
-
-func (c *countries) read(addr netip.Addr) (CountryCode, error) {
 	if addr.Is6() && c.db.Metadata.IPVersion == 4 {
 		return CountryCode{}, nil
 	}
 	code, err := c.schema(c.db.Lookup(addr))
+	if err != nil {
+		return CountryCode{}, err
+	}
 	country, _ := ParseCountryCode(code)
-	return country, err
+	c.cache.Set(addr, country)
+	return country, nil
 }

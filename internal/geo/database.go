@@ -31,34 +31,25 @@ type Database struct {
 	stale   atomic.Bool
 
 	// Only Watch uses these after Open.
-	version    fileVersion // the file that was tried last
+	version    os.FileInfo // of the file that was tried last, nil if it was missing
 	unreadable bool        // reading that file failed
 }
 
-// fileVersion tells one state of a file from another.
-type fileVersion struct {
-	info    os.FileInfo
-	missing bool
-}
-
-func (v fileVersion) same(other fileVersion) bool {
-	if v.missing || other.missing {
-		return v.missing == other.missing
+// sameVersion reports whether a file has not changed. The info of a missing file is
+// nil.
+func sameVersion(a, b os.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == b
 	}
-	return os.SameFile(v.info, other.info) &&
-		v.info.Size() == other.info.Size() && v.info.ModTime().Equal(other.info.ModTime())
-}
-
-func statVersion(path string) fileVersion {
-	info, err := os.Stat(path)
-	return fileVersion{info, err != nil}
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 // Open loads the database at path. It fails if the file cannot be read, is
 // damaged, or has no record with a country. Errors name the path. The logger
 // reports later reloads.
 func Open(path string, logger *zap.Logger) (*Database, error) {
-	d := &Database{path: path, logger: logger, version: statVersion(path)}
+	d := &Database{path: path, logger: logger}
+	d.version, _ = os.Stat(path)
 	if err := d.load(); err != nil {
 		return nil, fmt.Errorf("%q: %w", path, err)
 	}
@@ -104,25 +95,20 @@ func (d *Database) load() error {
 	return nil
 }
 
+// openVerified checks the search tree, the data and the metadata that lookups use.
+// Verify also requires a description and a type. No lookup depends on them, and
+// the public ip-location-db files have no description.
 func openVerified(data []byte) (*maxminddb.Reader, error) {
 	db, err := maxminddb.OpenBytes(data)
 	if err != nil {
 		return nil, err
 	}
-	return db, verify(db)
-}
-
-// verify checks the search tree, the data and the metadata that lookups use.
-// Verify also requires a description and a type. No lookup depends on them, and
-// the public ip-location-db files have no description.
-func verify(db *maxminddb.Reader) error {
 	original := db.Metadata
+	defer func() { db.Metadata = original }()
 	db.Metadata.Description = map[string]string{"en": "none"}
 	db.Metadata.DatabaseType = "any"
 	db.Metadata.Languages = nil
-	err := db.Verify()
-	db.Metadata = original
-	return err
+	return db, db.Verify()
 }
 
 // Watch reloads the database whenever its file changes, until ctx is done.
@@ -143,8 +129,8 @@ func (d *Database) Watch(ctx context.Context) {
 // missing or damaged once, and keeps the last good one in force.
 func (d *Database) refresh() {
 	// The stat comes first: a file that changes while it is read is read again.
-	version := statVersion(d.path)
-	same := version.same(d.version)
+	version, _ := os.Stat(d.path)
+	same := sameVersion(version, d.version)
 	if same && !d.unreadable {
 		return
 	}

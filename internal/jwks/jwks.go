@@ -34,16 +34,16 @@ type Set struct {
 	client   *http.Client
 	logger   func() *zap.Logger
 
-	current atomic.Pointer[version] // nil before the first success
+	current atomic.Pointer[version]
 	started sync.Once
 	ctx     context.Context
 	cancel  context.CancelFunc
 }
 
-// version is the key set at the time of one success.
+// version is the key set at the time of one success, or before the first one.
 type version struct {
-	keys     *token.KeySet
-	loadedAt time.Time
+	keys     *token.KeySet // nil before the first success
+	loadedAt time.Time     // the Unix epoch before the first success
 }
 
 // errURL does not contain the URL, which may contain a credential.
@@ -59,7 +59,7 @@ func New(address string, interval time.Duration, logger func() *zap.Logger) (*Se
 		return nil, errURL
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Set{
+	set := &Set{
 		address:  address,
 		interval: interval,
 		client:   &http.Client{Timeout: fetchTimeout, CheckRedirect: refuseDowngrade},
@@ -68,7 +68,9 @@ func New(address string, interval time.Duration, logger func() *zap.Logger) (*Se
 		},
 		ctx:    ctx,
 		cancel: cancel,
-	}, nil
+	}
+	set.current.Store(&version{loadedAt: time.Unix(0, 0)})
+	return set, nil
 }
 
 // refuseDowngrade refuses redirects from https to another scheme. Everybody
@@ -86,35 +88,23 @@ func refuseDowngrade(req *http.Request, via []*http.Request) error {
 // Inherit takes over the keys of another Set for the same URL, unless this one
 // has been loaded. With it, a new interval does not lose the keys.
 func (s *Set) Inherit(other *Set) {
-	if last := other.current.Load(); last != nil && other.address == s.address {
-		s.current.CompareAndSwap(nil, last)
+	if empty := s.current.Load(); empty.keys == nil && other.address == s.address {
+		s.current.CompareAndSwap(empty, other.current.Load())
 	}
 }
 
 // Lookup implements token.Keys.
-func (s *Set) Lookup(keyID string) *token.PublicKey { return s.keys().Lookup(keyID) }
+func (s *Set) Lookup(keyID string) *token.PublicKey { return s.current.Load().keys.Lookup(keyID) }
 
 // IDs returns the ids of the keys.
-func (s *Set) IDs() []string { return s.keys().IDs() }
+func (s *Set) IDs() []string { return s.current.Load().keys.IDs() }
 
 // LoadedAt returns the time of the last success, the Unix epoch before the first.
-func (s *Set) LoadedAt() time.Time {
-	if last := s.current.Load(); last != nil {
-		return last.loadedAt
-	}
-	return time.Unix(0, 0)
-}
+func (s *Set) LoadedAt() time.Time { return s.current.Load().loadedAt }
 
 // Loaded reports whether the set was ever loaded. Before, a key that is not
 // found may be one of its keys.
-func (s *Set) Loaded() bool { return s.current.Load() != nil }
-
-func (s *Set) keys() *token.KeySet {
-	if last := s.current.Load(); last != nil {
-		return last.keys
-	}
-	return nil
-}
+func (s *Set) Loaded() bool { return s.current.Load().keys != nil }
 
 // Start loads the set now and refreshes it until Stop. Only the first call has
 // an effect.

@@ -49,6 +49,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 )
@@ -64,14 +65,14 @@ type Origin struct {
 // String returns the origin as a URL without a path. It leaves out the default
 // port.
 func (o Origin) String() string {
-	scheme, port := "http://", o.Port
+	scheme := "http://"
 	if o.HTTPS {
 		scheme = "https://"
 	}
-	if port == DefaultPort(o.HTTPS) {
-		port = 0
+	if o.Port == DefaultPort(o.HTTPS) {
+		o.Port = 0
 	}
-	return scheme + JoinHostPort(o.Host, port)
+	return scheme + o.Address()
 }
 
 // Address returns host:port, to dial or to listen on.
@@ -219,9 +220,11 @@ func ParseHost(s string) (string, error) {
 		return "", errHost
 	}
 	host = strings.ToLower(host)
-	punycode, err := checkLabels(host)
-	if err != nil {
-		return "", err
+	for label := range strings.SplitSeq(host, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || strings.HasSuffix(label, "-") ||
+			strings.Trim(label, labelCharacters) != "" {
+			return "", errHost
+		}
 	}
 	if endsInNumber(host) {
 		// The URL standard reads such a host as an IPv4 address, also in
@@ -231,7 +234,7 @@ func ParseHost(s string) (string, error) {
 		}
 		return host, nil
 	}
-	if punycode {
+	if strings.Contains("."+host, ".xn--") {
 		if ascii, err := idna.Lookup.ToASCII(host); err != nil || ascii != host {
 			return "", errPunycode
 		}
@@ -239,23 +242,9 @@ func ParseHost(s string) (string, error) {
 	return host, nil
 }
 
-// checkLabels checks each label of a domain name in lower case. It allows the
-// underscore, which some hosts have despite the standards.
-func checkLabels(host string) (punycode bool, err error) {
-	for label := range strings.SplitSeq(host, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
-			return false, errHost
-		}
-		for i := range len(label) {
-			c := label[i]
-			if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
-				return false, errHost
-			}
-		}
-		punycode = punycode || strings.HasPrefix(label, "xn--")
-	}
-	return punycode, nil
-}
+// labelCharacters are the characters of a domain name in lower case. Some hosts
+// have an underscore despite the standards.
+const labelCharacters = "abcdefghijklmnopqrstuvwxyz0123456789-_"
 
 // isAddress reports whether a canonical host is an IP address.
 func isAddress(host string) bool {
@@ -273,10 +262,5 @@ func endsInNumber(host string) bool {
 }
 
 func isASCII(s string) bool {
-	for i := range len(s) {
-		if s[i] >= 0x80 {
-			return false
-		}
-	}
-	return true
+	return !strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf })
 }
