@@ -10,7 +10,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/logging"
 	"go.opentelemetry.io/otel/attribute"
 	oteltrace "go.opentelemetry.io/otel/trace"
@@ -82,13 +81,8 @@ func (LogFilter) Filter(in zapcore.Field) zapcore.Field {
 	case zapcore.StringType:
 		in.String = redact.Tokens(in.String)
 		return in
-	case zapcore.ObjectMarshalerType, zapcore.ArrayMarshalerType, zapcore.InlineMarshalerType:
-		if values, ok := in.Interface.(caddyhttp.LoggableStringArray); ok {
-			in.Interface = caddyhttp.LoggableStringArray(redact.Each(values))
-			return in
-		}
-		return redactFields(in)
-	case zapcore.StringerType, zapcore.ErrorType:
+	case zapcore.ObjectMarshalerType, zapcore.ArrayMarshalerType, zapcore.InlineMarshalerType,
+		zapcore.StringerType, zapcore.ErrorType:
 		return redactFields(in)
 	case zapcore.ByteStringType, zapcore.BinaryType:
 		if value, ok := in.Interface.([]byte); ok {

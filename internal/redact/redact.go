@@ -53,9 +53,6 @@ func redactRuns(text string, mayBeEscaped bool) string {
 		for end < len(text) && isTokenCharacter(text[end]) {
 			end++
 		}
-		if end == start {
-			continue
-		}
 		if replacement, ok := replacementFor(text[start:end], mayBeEscaped); ok {
 			redacted.WriteString(text[copied:start])
 			redacted.WriteString(replacement)
@@ -92,15 +89,15 @@ const (
 // replacementFor returns the text that replaces a run of token characters. It
 // is ok if the run is a token, or a part of one that would help to guess it.
 func replacementFor(run string, mayBeEscaped bool) (replacement string, ok bool) {
+	if len(run) < minRedacted {
+		return "", false
+	}
 	if mayBeEscaped && strings.Contains(run, "%") {
 		plain := unescape(run)
 		redacted := redactRuns(plain, false)
 		return redacted, redacted != plain
 	}
-	if len(run) < minRedacted {
-		return "", false
-	}
-	if strings.Contains(run, headerStart) && (strings.Contains(run, ".") || len(run) > maxName) {
+	if strings.Contains(run, headerStart) && strings.Contains(run, ".") {
 		return TokenID(run), true
 	}
 	for segment := range strings.SplitSeq(run, ".") {
@@ -117,9 +114,6 @@ func replacementFor(run string, mayBeEscaped bool) (replacement string, ok bool)
 func unescape(s string) string {
 	const maxDepth = 4
 	for range maxDepth {
-		if !strings.Contains(s, "%") {
-			break
-		}
 		plain := make([]byte, 0, len(s))
 		for i := 0; i < len(s); i++ {
 			c, ok := percent.Octet(s[i:])
