@@ -107,7 +107,8 @@ func retried(r reason) bool {
 	return r == reasonTokenNotYetValid
 }
 
-// Each reason has a section with its status, and a row in the table.
+// Each reason has a section with its status and with whether to try again, and a
+// row in the table.
 func TestReasonsAreDocumented(t *testing.T) {
 	t.Parallel()
 	text := page(t, "docs/reasons.md")
@@ -115,17 +116,13 @@ func TestReasonsAreDocumented(t *testing.T) {
 	wantSame(t, "sections of reasons", reasonConstants(t), slices.Collect(maps.Keys(explained)))
 	wantSame(t, "rows of reasons", reasonConstants(t), firstCells(text))
 	for name, section := range explained {
-		r := reason(name)
-		retry := "no"
-		if retried(r) {
+		status, retry := strconv.Itoa(reason(name).status()), "no"
+		if retried(reason(name)) {
 			retry = "yes"
 		}
-		status := strconv.Itoa(r.status())
-		if want := "\nStatus " + status + ". Retry: " + retry + ".\n"; !strings.Contains(section, want) {
-			t.Errorf("docs/reasons.md: the section of %s does not have the line %q", name, want)
-		}
-		if row := "| [`" + name + "`](#" + name + ") | " + status + " | " + retry + " |"; !strings.Contains(text, row) {
-			t.Errorf("docs/reasons.md: the table has no row %s", row)
+		row := "| [`" + name + "`](#" + name + ") | " + status + " | " + retry + " |"
+		if !strings.Contains(section, "Status "+status+". Retry: "+retry+".") || !strings.Contains(text, row) {
+			t.Errorf("docs/reasons.md does not say of %s: status %s, retry %s", name, status, retry)
 		}
 	}
 }
@@ -383,23 +380,16 @@ func TestConfigsOfPagesAreValid(t *testing.T) {
 	t.Setenv("CLOUDFLARE_API_TOKEN", "a-secret-of-some-length")
 	t.Setenv("SIGNED_PLAYBACK_REDIS", "redis://127.0.0.1:1")
 	blocks := regexp.MustCompile("(?ms)^```caddyfile[^\n]*\n(.*?)^```$")
-	validated := make(map[string]int)
 	walk(t, func(path string) {
 		if filepath.Ext(path) != ".md" || path == filepath.Join("docs", "reference.md") {
 			return
 		}
 		for _, block := range blocks.FindAllStringSubmatch(page(t, path), -1) {
-			validated[path]++
 			if err := validateInAFrame(t, names.Replace(block[1]), dir); err != nil {
 				t.Errorf("%s: %v:\n%s", path, err, block[1])
 			}
 		}
 	})
-	for _, path := range []string{"README.md", "SECURITY.md", "docs/control-api.md", "docs/guide.md", "docs/monitoring.md", "docs/playback.md", "docs/player.md"} {
-		if validated[path] == 0 {
-			t.Errorf("%s has no config that is validated", path)
-		}
-	}
 }
 
 // validateInAFrame provisions a config and does not start it.
@@ -431,7 +421,6 @@ var invocation = regexp.MustCompile(`caddy signed-playback ([a-z]+)((?: +(?:"[^"
 // The commands of all pages exist and have the flags that the pages give them.
 func TestCommandsOfPagesParse(t *testing.T) {
 	t.Parallel()
-	parsed := make(map[string]int)
 	walk(t, func(path string) {
 		if filepath.Ext(path) != ".md" {
 			return
@@ -448,15 +437,11 @@ func TestCommandsOfPagesParse(t *testing.T) {
 			for _, word := range regexp.MustCompile(`"[^"]*"|'[^']*'|\S+`).FindAllString(m[2], -1) {
 				words = append(words, strings.Trim(word, `"'`))
 			}
-			parsed[path]++
 			if err := cmd.ParseFlags(words); err != nil {
 				t.Errorf("%s: %s: %v", path, m[0], err)
 			}
 		}
 	})
-	if parsed["README.md"] < 4 || parsed["docs/guide.md"] < 20 {
-		t.Errorf("commands were found in %v", parsed)
-	}
 }
 
 // Placeholders and log fields are all in the reference, and no others.
@@ -508,13 +493,11 @@ func TestPromisesHaveTests(t *testing.T) {
 			}
 		}
 	})
-	rows := 0
 	for line := range strings.Lines(sections(page(t, "docs/threat-model.md"), "##")["What it promises"]) {
 		cells := strings.Split(line, " | ")
 		if !strings.HasPrefix(line, "| ") || len(cells) != 2 || strings.HasPrefix(line, "| promise |") || strings.HasPrefix(line, "| --- |") {
 			continue
 		}
-		rows++
 		named := regexp.MustCompile("`(\\w+)`").FindAllStringSubmatch(cells[1], -1)
 		if len(named) == 0 {
 			t.Errorf("no test holds that: %s", cells[0])
@@ -524,9 +507,6 @@ func TestPromisesHaveTests(t *testing.T) {
 				t.Errorf("%s: there is no test %s", cells[0], m[1])
 			}
 		}
-	}
-	if rows < 20 {
-		t.Errorf("%d promises were found", rows)
 	}
 }
 
@@ -566,7 +546,6 @@ func anchors(text string) (names []string) {
 // The links of all pages lead to files and headings that exist.
 func TestLinksLeadSomewhere(t *testing.T) {
 	t.Parallel()
-	links := 0
 	walk(t, func(path string) {
 		if filepath.Ext(path) != ".md" {
 			return
@@ -576,7 +555,6 @@ func TestLinksLeadSomewhere(t *testing.T) {
 			if strings.Contains(m[1], "://") {
 				continue
 			}
-			links++
 			target, anchor, hasAnchor := strings.Cut(m[1], "#")
 			file := path
 			if target != "" {
@@ -589,9 +567,6 @@ func TestLinksLeadSomewhere(t *testing.T) {
 			}
 		}
 	})
-	if links < 30 {
-		t.Errorf("%d links were found", links)
-	}
 }
 
 // The pages build the version of Caddy that is tested.
