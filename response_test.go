@@ -43,104 +43,60 @@ func TestPrivateCacheControl(t *testing.T) {
 	}
 }
 
-// answerWith has an origin answer a request that passes with headers of its
-// own.
-func answerWith(t *testing.T, app *App, r *http.Request, origin http.Header) http.Header {
-	t.Helper()
-	g := newGate(t, app, new(Gate))
-	w := httptest.NewRecorder()
-	err := g.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
-		maps.Copy(w.Header(), origin)
-		w.WriteHeader(http.StatusOK)
-		return nil
-	}))
-	if err != nil {
-		t.Fatalf("the request was refused: %v", err)
-	}
-	return w.Result().Header
-}
-
 // Who may read a response is the gate's to say, once, whatever the origin says
 // (C4), and a cache must know when the answer depends on the site (C3, R13).
 func TestResponseHeaders(t *testing.T) {
 	t.Parallel()
+	caching := http.Header{
+		"Cache-Control": {"public, max-age=86400"}, "Cdn-Cache-Control": {"max-age=86400"},
+		"Surrogate-Control": {"max-age=86400"}, "Expires": {"Thu, 31 Dec 2099 00:00:00 GMT"},
+	}
 	talkative := http.Header{
-		"Access-Control-Allow-Origin":      {"https://origin.example", "*"},
-		"Access-Control-Allow-Credentials": {"true"},
-		"Access-Control-Expose-Headers":    {"X-Secret"},
-		"Cache-Control":                    {"public, max-age=86400"},
-		"Cdn-Cache-Control":                {"max-age=86400"},
-		"Surrogate-Control":                {"max-age=86400"},
-		"Expires":                          {"Thu, 31 Dec 2099 00:00:00 GMT"},
-		"Vary":                             {"Accept-Encoding"},
-		"Content-Type":                     {"video/mp4"},
-		"Content-Security-Policy":          {"default-src 'self'"},
+		"Access-Control-Allow-Origin": {"https://origin.example", "*"}, "Access-Control-Allow-Credentials": {"true"},
+		"Access-Control-Expose-Headers": {"X-Secret"}, "Vary": {"Accept-Encoding"},
 	}
-	from := func(name, value string) func(*http.Request) {
-		return func(r *http.Request) { r.Header.Set(name, value) }
+	const csp = "default-src 'self'"
+	plain := http.Header{"Content-Type": {"video/mp4"}, "Content-Security-Policy": {csp}}
+	maps.Copy(talkative, caching)
+	maps.Copy(talkative, plain)
+	restricted, open := VideoSettings{AllowedOrigins: []string{"*.example.com"}}, VideoSettings{RequireSignedURLs: new(false)}
+	openOnSites := VideoSettings{RequireSignedURLs: new(false), AllowedOrigins: []string{"example.com"}}
+	hour := http.Header{"Cache-Control": {"private, max-age=3600"}}
+	cors := func(origin string) http.Header {
+		return http.Header{"Access-Control-Allow-Origin": {origin}, "Access-Control-Expose-Headers": {"Content-Length, Content-Range, Accept-Ranges, Date, Signed-Playback-Reason"}}
 	}
-	restricted := func() *App { return &App{VideoSettings: VideoSettings{AllowedOrigins: []string{"*.example.com"}}} }
-	open := func() *App { return &App{VideoSettings: VideoSettings{RequireSignedURLs: new(false)}} }
-	expose := "Content-Length, Content-Range, Accept-Ranges, Date, Signed-Playback-Reason"
-
+	anySite, bySite := http.Header{"Vary": {"Accept-Encoding"}}, http.Header{"Vary": {"Accept-Encoding", "Origin"}}
 	for _, tc := range []struct {
-		name    string
-		app     *App
-		target  string
-		request func(*http.Request)
-		want    http.Header
+		name     string
+		settings VideoSettings
+		target   string
+		request  func(*http.Request)
+		want     []http.Header
 	}{
-		{"a token and any site", new(App), "/" + plainToken() + "/a.mp4", from("Origin", "https://player.example"), http.Header{
-			"Access-Control-Allow-Origin":   {"*"},
-			"Access-Control-Expose-Headers": {expose},
-			"Cache-Control":                 {"private, max-age=3600"},
-			"Vary":                          {"Accept-Encoding"},
-			"Content-Security-Policy":       {"default-src 'self'"},
+		{"a token and any site", VideoSettings{}, "/" + plainToken() + "/a.mp4", with("Origin", "https://player.example"), []http.Header{cors("*"), hour, anySite}},
+		{"a token and an allowed site", restricted, "/" + plainToken() + "/a.mp4", with("Origin", "https://www.example.com"), []http.Header{cors("https://www.example.com"), hour, bySite}},
+		{"an allowed site without CORS", restricted, "/" + plainToken() + "/a.mp4", with("Referer", "https://www.example.com/page"), []http.Header{hour, bySite}},
+		{"the iframe on an allowed site", restricted, "/" + plainToken() + "/iframe", with("Referer", "https://www.example.com/page"), []http.Header{
+			hour, bySite, {"Content-Security-Policy": {csp, "frame-ancestors http://example.com http://*.example.com"}},
 		}},
-		{"a token and an allowed site", restricted(), "/" + plainToken() + "/a.mp4", from("Origin", "https://www.example.com"), http.Header{
-			"Access-Control-Allow-Origin":   {"https://www.example.com"},
-			"Access-Control-Expose-Headers": {expose},
-			"Cache-Control":                 {"private, max-age=3600"},
-			"Vary":                          {"Accept-Encoding", "Origin"},
-			"Content-Security-Policy":       {"default-src 'self'"},
+		{"the iframe on any site", VideoSettings{}, "/" + plainToken(), nil, []http.Header{cors("*"), hour, anySite}},
+		{"an open video", open, "/vid1/a.mp4", nil, []http.Header{cors("*"), caching, anySite}},
+		{"an open video with allowed origins", openOnSites, "/vid1/a.mp4", with("Origin", "https://example.com"), []http.Header{
+			cors("https://example.com"), {"Cache-Control": {"private, max-age=86400"}}, bySite,
 		}},
-		{"an allowed site without CORS", restricted(), "/" + plainToken() + "/a.mp4", from("Referer", "https://www.example.com/page"), http.Header{
-			"Cache-Control":           {"private, max-age=3600"},
-			"Vary":                    {"Accept-Encoding", "Origin"},
-			"Content-Security-Policy": {"default-src 'self'"},
-		}},
-		{"the iframe on an allowed site", restricted(), "/" + plainToken() + "/iframe", from("Referer", "https://www.example.com/page"), http.Header{
-			"Cache-Control":           {"private, max-age=3600"},
-			"Vary":                    {"Accept-Encoding", "Origin"},
-			"Content-Security-Policy": {"default-src 'self'", "frame-ancestors http://example.com http://*.example.com"},
-		}},
-		{"an open video", open(), "/vid1/a.mp4", nil, http.Header{
-			"Access-Control-Allow-Origin":   {"*"},
-			"Access-Control-Expose-Headers": {expose},
-			"Cache-Control":                 {"public, max-age=86400"},
-			"Cdn-Cache-Control":             {"max-age=86400"},
-			"Surrogate-Control":             {"max-age=86400"},
-			"Expires":                       {"Thu, 31 Dec 2099 00:00:00 GMT"},
-			"Vary":                          {"Accept-Encoding"},
-			"Content-Security-Policy":       {"default-src 'self'"},
-		}},
-		{
-			"an open video with allowed origins", &App{VideoSettings: VideoSettings{RequireSignedURLs: new(false), AllowedOrigins: []string{"example.com"}}},
-			"/vid1/a.mp4", from("Origin", "https://example.com"),
-			http.Header{
-				"Access-Control-Allow-Origin":   {"https://example.com"},
-				"Access-Control-Expose-Headers": {expose},
-				"Cache-Control":                 {"private, max-age=86400"},
-				"Vary":                          {"Accept-Encoding", "Origin"},
-				"Content-Security-Policy":       {"default-src 'self'"},
-			},
-		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := answerWith(t, tc.app, requestFor(t, tc.target, tc.request), talkative.Clone())
-			tc.want.Set("Content-Type", "video/mp4")
-			if diff := cmp.Diff(tc.want, got); diff != "" {
-				t.Errorf("response headers (-want +got):\n%s", diff)
+			g, w, want := newGate(t, &App{VideoSettings: tc.settings}, new(Gate)), httptest.NewRecorder(), plain.Clone()
+			for _, header := range tc.want {
+				maps.Copy(want, header)
+			}
+			err := g.ServeHTTP(w, requestFor(t, tc.target, tc.request), caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+				maps.Copy(w.Header(), talkative.Clone())
+				w.WriteHeader(http.StatusOK)
+				return nil
+			}))
+			if diff := cmp.Diff(want, w.Result().Header); err != nil || diff != "" {
+				t.Errorf("%v, response headers (-want +got):\n%s", err, diff)
 			}
 		})
 	}
