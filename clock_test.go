@@ -24,24 +24,16 @@ var clockJumps = map[string]time.Duration{
 // the date has moved, and the monotonic clock has not.
 func afterJump(now time.Time, by time.Duration) time.Time {
 	const hasMonotonic, nanosecondBits = 1 << 63, 30
-	wall := (*uint64)(unsafe.Pointer(&now)) // no other way leads to such a time
+	jumped := now
+	wall := (*uint64)(unsafe.Pointer(&jumped)) // no other way leads to such a time
 	if *wall&hasMonotonic == 0 {
 		panic("the time has no monotonic part")
 	}
 	*wall += uint64(int64(by/time.Second)) << nanosecondBits // it wraps around as it must
-	return now
-}
-
-// The tests below are worth something only while this is so.
-func TestAfterJump(t *testing.T) {
-	t.Parallel()
-	now := time.Now()
-	for name, by := range clockJumps {
-		jumped := afterJump(now, by)
-		if passed, date := jumped.Sub(now), jumped.Round(0).Sub(now.Round(0)); passed != 0 || date != by {
-			t.Errorf("%s: %s have passed, and the date has moved by %s", name, passed, date)
-		}
+	if jumped.Sub(now) != 0 || jumped.Round(0).Sub(now.Round(0)) != by.Truncate(time.Second) {
+		panic("the clock has not been set")
 	}
+	return jumped
 }
 
 // S9 Tokens are judged by the date: none that the gate remembers is used past
