@@ -41,7 +41,7 @@ type baseURLs struct {
 
 // baseURL is a BaseURL. It is small, because a hostile manifest can have a million.
 type baseURL struct {
-	owner    int32 // offset of the element that contains it
+	owner    int32 // offset after the start tag of the element that contains it
 	from, to int32 // of the text; both are 0 if there is none
 	kind     valueKind
 	adopted  bool
@@ -74,13 +74,13 @@ func (b *baseURLs) adopt(base *baseURI) bool {
 	return true
 }
 
-// enter returns the index of the first BaseURL of the element that begins at
-// start, and the base URIs that its BaseURLs lead to from those outside.
-func (d *mpd) enter(start int, outer []*baseURI) (index int, inner []*baseURI, err error) {
+// enter returns the index of the first BaseURL of the element whose start tag
+// ends at owner, and the base URIs that its BaseURLs lead to from those outside.
+func (d *mpd) enter(owner int, outer []*baseURI) (index int, inner []*baseURI, err error) {
 	index = d.bases.next
 	for ; d.bases.next < len(d.bases.list); d.bases.next++ {
 		b := d.bases.list[d.bases.next]
-		if int(b.owner) != start {
+		if int(b.owner) != owner {
 			break
 		}
 		_, ref, _ := d.decode(b.text(), b.kind)

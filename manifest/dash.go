@@ -35,8 +35,8 @@ type mpd struct {
 
 // element is an open element.
 type element struct {
-	name  []byte
-	start int
+	name []byte
+	end  int // offset after its start tag
 
 	// References in the attributes and BaseURLs of the element are resolved
 	// against outer, those in its other children against inner. There are several
@@ -134,7 +134,7 @@ func isManifestRoot(name []byte) bool {
 
 // begin opens an element.
 func (d *mpd) begin(t xmlToken) error {
-	e := element{name: t.name, start: t.from, outer: d.document, prefixes: len(d.prefixes)}
+	e := element{name: t.name, end: d.pos, outer: d.document, prefixes: len(d.prefixes)}
 	name := local(t.name)
 	switch {
 	case len(d.open) > 0:
@@ -161,7 +161,7 @@ func (d *mpd) begin(t xmlToken) error {
 		e.content = d.contentOf(name)
 		if !d.collecting {
 			var err error
-			if e.base, e.inner, err = d.enter(e.start, e.outer); err != nil {
+			if e.base, e.inner, err = d.enter(e.end, e.outer); err != nil {
 				return err
 			}
 			if err := d.rewriteAttributes(name, e.outer); err != nil {
@@ -292,17 +292,17 @@ func (d *mpd) isXLink(name []byte) bool {
 // rewriteAttributes rewrites the URIs in the attributes of the last start tag.
 func (d *mpd) rewriteAttributes(element []byte, bases []*baseURI) error {
 	for _, a := range d.attributes {
+		var err error
 		switch {
 		case string(element) == "UTCTiming" && string(a.name) == "value":
 			if strings.HasPrefix(d.value("schemeIdUri"), "urn:mpeg:dash:utc:http-") {
-				if err := d.rewriteList(a.value, bases); err != nil {
-					return err
-				}
+				err = d.rewriteList(a.value, bases)
 			}
 		case isURI(element, a.name) || d.isXLink(a.name):
-			if err := d.rewrite(a.value, attributeValue, bases); err != nil {
-				return err
-			}
+			err = d.rewrite(a.value, attributeValue, bases)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -382,7 +382,7 @@ func (d *mpd) end(name []byte) error {
 	case e.content == baseText && len(d.open) > 0:
 		parent := &d.open[len(d.open)-1]
 		if d.collecting {
-			d.bases.add(parent.start, e.text, e.kind)
+			d.bases.add(parent.end, e.text, e.kind)
 			return nil
 		}
 		parent.base++

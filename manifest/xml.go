@@ -25,7 +25,7 @@ const (
 
 type xmlToken struct {
 	kind tokenKind
-	span        // of the tag, the text, or the content of the CDATA section
+	span        // of the text or the content of the CDATA section
 	name []byte // of a tag, with its prefix
 }
 
@@ -67,14 +67,10 @@ func (s *scanner) declaration() error {
 		return s.invalid("the XML declaration has no end")
 	}
 	inner := &scanner{src: s.src[:s.pos+end-2], pos: s.pos + 5}
-	for {
-		a, ok, err := inner.attribute()
-		if err != nil {
-			return err
-		}
-		if !ok {
-			break
-		}
+	if err := inner.readAttributes(); err != nil {
+		return err
+	}
+	for _, a := range inner.attributes {
 		if string(a.name) == "encoding" && !strings.EqualFold(string(s.src[a.value.from:a.value.to]), "utf-8") {
 			return s.invalid("an encoding other than UTF-8")
 		}
@@ -101,67 +97,51 @@ func (s *scanner) next() (xmlToken, error) {
 		text := span{start, s.pos}
 		return xmlToken{kind: tokenText, span: text}, s.checkReferences(text)
 	}
-	rest := s.src[start:]
-	if len(rest) < 2 {
-		return xmlToken{}, s.invalid("a tag has no end")
-	}
-	switch rest[1] {
-	case '?':
+	switch rest := s.src[start:]; {
+	case bytes.HasPrefix(rest, []byte("<?")):
 		if len(rest) > 5 && strings.EqualFold(string(rest[2:5]), "xml") && !nameByte[rest[5]] {
 			return xmlToken{}, s.invalid("an XML declaration is not at the start")
 		}
-		return s.until("?>", xmlToken{kind: tokenOther, span: span{start, 0}})
-	case '!':
-		switch {
-		case bytes.HasPrefix(rest, []byte("<!--")):
-			s.pos += len("<!--")
-			return s.until("-->", xmlToken{kind: tokenOther, span: span{start, 0}})
-		case bytes.HasPrefix(rest, []byte("<![CDATA[")):
-			s.pos += len("<![CDATA[")
-			t, err := s.until("]]>", xmlToken{kind: tokenVerbatim, span: span{s.pos, 0}})
-			t.to -= len("]]>")
-			return t, err
-		}
+		return s.between("<?", "?>", tokenOther)
+	case bytes.HasPrefix(rest, []byte("<!--")):
+		return s.between("<!--", "-->", tokenOther)
+	case bytes.HasPrefix(rest, []byte("<![CDATA[")):
+		return s.between("<![CDATA[", "]]>", tokenVerbatim)
+	case bytes.HasPrefix(rest, []byte("<!")):
 		return xmlToken{}, s.invalid("a document type or another declaration")
-	case '/':
-		s.pos += 2
+	case bytes.HasPrefix(rest, []byte("</")):
+		s.pos += len("</")
 		name := s.name()
 		s.space()
 		if len(name) == 0 || !s.skip('>') {
 			return xmlToken{}, s.invalid("a malformed end tag")
 		}
-		return xmlToken{kind: tokenClose, span: span{start, s.pos}, name: name}, nil
+		return xmlToken{kind: tokenClose, name: name}, nil
 	}
 	return s.startTag()
 }
 
-// until ends a token after a mark.
-func (s *scanner) until(mark string, t xmlToken) (xmlToken, error) {
-	length := after(s.src[s.pos:], mark)
+// between reads a token that begins with one mark and ends with the next occurrence
+// of the other.
+func (s *scanner) between(begin, end string, kind tokenKind) (xmlToken, error) {
+	s.pos += len(begin)
+	length := bytes.Index(s.src[s.pos:], []byte(end))
 	if length < 0 {
-		return xmlToken{}, s.invalid("a %s is missing", mark)
+		return xmlToken{}, s.invalid("a %s is missing", end)
 	}
-	s.pos += length
-	t.to = s.pos
-	return t, nil
+	content := span{s.pos, s.pos + length}
+	s.pos = content.to + len(end)
+	return xmlToken{kind: kind, span: content}, nil
 }
 
 func (s *scanner) startTag() (xmlToken, error) {
-	t := xmlToken{kind: tokenStart, span: span{from: s.pos}}
 	s.pos++
-	if t.name = s.name(); len(t.name) == 0 {
+	t := xmlToken{kind: tokenStart, name: s.name()}
+	if len(t.name) == 0 {
 		return xmlToken{}, s.invalid("a tag has no valid name")
 	}
-	s.attributes = s.attributes[:0]
-	for {
-		a, ok, err := s.attribute()
-		if err != nil {
-			return xmlToken{}, err
-		}
-		if !ok {
-			break
-		}
-		s.attributes = append(s.attributes, a)
+	if err := s.readAttributes(); err != nil {
+		return xmlToken{}, err
 	}
 	if s.skip('/') {
 		t.kind = tokenEmpty
@@ -169,40 +149,49 @@ func (s *scanner) startTag() (xmlToken, error) {
 	if !s.skip('>') {
 		return xmlToken{}, s.invalid("a malformed start tag")
 	}
-	t.to = s.pos
 	return t, nil
 }
 
-// attribute reads an attribute and the white space before it. ok is false if there
-// is no attribute.
-func (s *scanner) attribute() (a xmlAttribute, ok bool, err error) {
+func (s *scanner) readAttributes() error {
+	s.attributes = s.attributes[:0]
+	for {
+		a, err := s.attribute()
+		if err != nil || len(a.name) == 0 {
+			return err
+		}
+		s.attributes = append(s.attributes, a)
+	}
+}
+
+// attribute reads an attribute and the white space before it. It returns the zero
+// xmlAttribute if there is no attribute.
+func (s *scanner) attribute() (a xmlAttribute, err error) {
 	separated := s.space()
 	if a.name = s.name(); len(a.name) == 0 {
-		return xmlAttribute{}, false, nil
+		return a, nil
 	}
 	s.space()
 	if !separated || !s.skip('=') {
-		return xmlAttribute{}, false, s.invalid("a malformed attribute")
+		return a, s.invalid("a malformed attribute")
 	}
 	s.space()
-	if s.pos == len(s.src) || s.src[s.pos] != '"' && s.src[s.pos] != '\'' {
-		return xmlAttribute{}, false, s.invalid("an attribute is not quoted")
+	quote := s.pos
+	if !s.skip('"') && !s.skip('\'') {
+		return a, s.invalid("an attribute is not quoted")
 	}
-	quote := s.src[s.pos]
-	s.pos++
-	length := bytes.IndexByte(s.src[s.pos:], quote)
+	length := bytes.IndexByte(s.src[s.pos:], s.src[quote])
 	if length < 0 {
-		return xmlAttribute{}, false, s.invalid("the quotes of an attribute are not balanced")
+		return a, s.invalid("the quotes of an attribute are not balanced")
 	}
 	a.value = span{s.pos, s.pos + length}
 	if bytes.IndexByte(s.src[a.value.from:a.value.to], '<') >= 0 {
-		return xmlAttribute{}, false, s.invalid("a < in an attribute")
+		return a, s.invalid("a < in an attribute")
 	}
 	if err := s.checkReferences(a.value); err != nil {
-		return xmlAttribute{}, false, err
+		return a, err
 	}
 	s.pos = a.value.to + 1
-	return a, true, nil
+	return a, nil
 }
 
 // name reads a name. It returns nil if there is none.
