@@ -29,13 +29,6 @@ func FuzzParse(f *testing.F) {
 		b64(`{"alg":"none"}`) + "." + b64(goodPayload) + ".",
 		b64(goodHeader) + "." + b64(goodPayload) + ".",
 		b64(goodHeader) + "." + b64(goodPayload) + ".AAAA",
-		forge(`{"alg":"RS256","kid":"a","kid":"k1"}`, goodPayload),
-		forge(`{"alg":"RS256","kid":"k1","crit":["x"],"x":1}`, goodPayload),
-		forge(goodHeader, goodPayload+`{"sub":"vid2"}`),
-		forge(goodHeader, `{"sub":"demo","exp":1800003600,"sub":"vid2"}`),
-		forge(goodHeader, `{"sub":"../vid2","exp":1800003600}`),
-		forge(goodHeader, `{"sub":"demo","exp":1e400}`),
-		forge(goodHeader, `{"sub":"demo","exp":1800003600,"x":"`+"\xff"+`"}`),
 		forge(goodHeader, good),
 	} {
 		f.Add(seed)

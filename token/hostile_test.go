@@ -650,7 +650,9 @@ func TestSignatures(t *testing.T) {
 	slices.Reverse(reversed)
 	var rows table
 	for i, sig := range [][]byte{
-		nil, {0}, append([]byte{0}, genuine...), append(genuine[:256:256], 0), genuine[1:], genuine[:255], append(genuine[:256:256], genuine...),
+		nil,
+		{0},
+		append([]byte{0}, genuine...), append(genuine[:256:256], 0), genuine[1:], genuine[:255], append(genuine[:256:256], genuine...),
 		make([]byte, 512), append([]byte{1}, genuine...), []byte(strings.Repeat("\xff", 256)), reversed,
 		signature(testKeys().stranger, input), signature(testKeys().k2, input),
 		signature(key, b64(goodPayload)), signature(key, goodHeader+"."+goodPayload), signature(key, b64(goodHeader)+"."+b64(`{"sub":"free","exp":1800003600}`)),
