@@ -278,6 +278,7 @@ func watched(t *testing.T) (*Database, *observer.ObservedLogs) {
 func TestDatabaseIsReplaced(t *testing.T) {
 	t.Parallel()
 	country, updated := readFile(t, testdata+"country.mmdb"), readFile(t, testdata+"updated.mmdb")
+	sameSize := bytes.ReplaceAll(country, []byte("BGB"), []byte("BFR")) // each text begins with its type and length
 	d, logs := watched(t)
 	check := func(err error) {
 		if err != nil {
@@ -295,6 +296,8 @@ func TestDatabaseIsReplaced(t *testing.T) {
 		{"unchanged", func() {}, "GB", false, none},
 		{"updated", func() { replaceFile(t, d.path, updated, 1) }, "FR", false, zapcore.InfoLevel},
 		{"unchanged after the update", func() {}, "FR", false, none},
+		{"another size at the same time", func() { replaceFile(t, d.path, country, 1) }, "GB", false, zapcore.InfoLevel},
+		{"updated again", func() { replaceFile(t, d.path, updated, 2) }, "FR", false, zapcore.InfoLevel},
 		{"cut off", func() { replaceFile(t, d.path, country[:len(country)/2], 2) }, "FR", true, zapcore.ErrorLevel},
 		{"still cut off", func() {}, "FR", true, none},
 		{"cut off elsewhere", func() { replaceFile(t, d.path, country[:len(country)/3], 3) }, "FR", true, zapcore.ErrorLevel},
@@ -306,10 +309,10 @@ func TestDatabaseIsReplaced(t *testing.T) {
 		{"removed again", func() { check(os.Remove(d.path)) }, "FR", true, zapcore.ErrorLevel},
 		{"back", func() { replaceFile(t, d.path, country, 6) }, "GB", false, zapcore.InfoLevel},
 		{"renamed over it", func() {
-			replaceFile(t, d.path+".new", updated, 6)
+			replaceFile(t, d.path+".new", sameSize, 6)
 			check(os.Rename(d.path+".new", d.path))
 		}, "FR", false, zapcore.InfoLevel},
-		{"touched", func() { replaceFile(t, d.path, updated, 7) }, "FR", false, zapcore.InfoLevel},
+		{"touched", func() { replaceFile(t, d.path, sameSize, 7) }, "FR", false, zapcore.InfoLevel},
 		{"an older file", func() { replaceFile(t, d.path, country, -100) }, "GB", false, zapcore.InfoLevel},
 	} {
 		step.change()
@@ -328,6 +331,22 @@ func TestDatabaseIsReplaced(t *testing.T) {
 		if len(entries) != 1 || entries[0].Level != step.level || entries[0].ContextMap()["path"] != d.path {
 			t.Errorf("step %d, %s: logged %v, want one line of level %s with the path", i, step.name, entries, step.level)
 		}
+	}
+}
+
+// A file that becomes readable again has no new version: permissions are no part
+// of it.
+func TestUnreadableFileIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	d, _ := watched(t)
+	replaceFile(t, d.path, readFile(t, testdata+"updated.mmdb"), 1)
+	d.version, _ = os.Stat(d.path) // as after a read that failed
+	for _, want := range []string{"GB", "FR"} {
+		d.refresh()
+		if got := countryIn(t, d, "203.0.113.7"); got != want {
+			t.Errorf("unreadable %t: country = %q, want %q", d.unreadable, got, want)
+		}
+		d.unreadable = true
 	}
 }
 

@@ -76,7 +76,7 @@ func New(address string, interval time.Duration, logger func() *zap.Logger) (*Se
 // refuseDowngrade refuses redirects from https to another scheme. Everybody
 // between here and such a target could choose the keys.
 func refuseDowngrade(req *http.Request, via []*http.Request) error {
-	if len(via) >= maxRedirects {
+	if len(via) > maxRedirects {
 		return fmt.Errorf("more than %d redirects", maxRedirects)
 	}
 	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -140,6 +141,10 @@ func TestRedirects(t *testing.T) {
 			_, _ = io.WriteString(w, keySetOf(key1()))
 			return
 		}
+		if more, err := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/redirects/")); err == nil && more > 1 {
+			http.Redirect(w, r, "/redirects/"+strconv.Itoa(more-1), http.StatusFound)
+			return
+		}
 		http.Redirect(w, r, target, http.StatusFound)
 	})
 	secure, plain := httptest.NewTLSServer(server), httptest.NewServer(server)
@@ -150,6 +155,8 @@ func TestRedirects(t *testing.T) {
 		{"https to https", secure.URL, secure.URL + "/keys", ""},
 		{"http to http", plain.URL, plain.URL + "/keys", ""},
 		{"http to https", plain.URL, secure.URL + "/keys", ""},
+		{"5 times", plain.URL + "/redirects/5", plain.URL + "/keys", ""},
+		{"6 times", plain.URL + "/redirects/6", plain.URL + "/keys", "more than 5 redirects"},
 		{"in a circle", plain.URL, plain.URL, "more than 5 redirects"},
 		{"https to a file", secure.URL, "file:///etc/passwd", "redirect from https to file"},
 		{"http to a file", plain.URL, "file:///etc/passwd", "unsupported protocol scheme"},

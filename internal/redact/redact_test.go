@@ -163,6 +163,7 @@ func TestDamagedTokensAreRedacted(t *testing.T) {
 		compact[:signature+200] + "%0A" + compact[signature+200:],
 		strings.ReplaceAll(compact, ".", ".."), "EYJ" + compact[3:], compact[strings.IndexByte(compact, '.'):],
 		compact[signature:] + "." + compact[:signature-1], strings.ReplaceAll(compact, "-", "+"),
+		compact[signature:signature+100] + "+" + compact[signature+100:signature+200],
 	} {
 		for _, around := range []string{"%s", "/%s/x.ts", "https://media.example.com/%s?a=%%2F", `{"uri":"%s"}`} {
 			text := fmt.Sprintf(around, text)
