@@ -42,7 +42,7 @@ type apiKey struct {
 	Created string `json:"created"`
 }
 
-// apiURL returns the address of a resource, "stream/keys" for one.
+// apiURL returns the address of a resource such as "stream/keys".
 func (g *gateway) apiURL(resource string) string {
 	return "http://" + g.api + "/client/v4/accounts/" + account + "/" + resource
 }
@@ -118,8 +118,7 @@ func (g *gateway) mintToken(t testing.TB, video, body string) string {
 	return minted.Token
 }
 
-// The whole round with the gateway's own key: a token is minted, plays, and does
-// not once its key is revoked.
+// A token of the gateway's own key plays until the key is revoked.
 func TestMintPlayRevoke(t *testing.T) {
 	o := startOrigin(t, nil)
 	g := start(t, o, config{api: withAPI})

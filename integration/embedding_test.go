@@ -140,7 +140,7 @@ func hlsJS(t *testing.T) string {
 	return path
 }
 
-// anyVideo serves the clip of examples/media under every video id.
+// anyVideo serves the clip of examples/media for every video id.
 func anyVideo() http.Handler {
 	clip := exampleMedia()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -150,8 +150,8 @@ func anyVideo() http.Handler {
 	})
 }
 
-// startWeb starts everything but the browser. %PORT% in the options of the app
-// stands for the port of the sites.
+// startWeb starts everything except the browser. It replaces %PORT% in the options of the
+// app by the port of the sites.
 func startWeb(t *testing.T, next http.Handler, c config) *web {
 	t.Helper()
 	w := new(web)
@@ -239,7 +239,7 @@ type progress struct {
 // enough is how far a video has to get to have played.
 const enough = 0.3
 
-// shown is what has come of a frame.
+// shown is the outcome of a frame.
 type shown struct {
 	Page    verdict // the gate's answer to the request for the page
 	Blocked bool    // frame-ancestors has kept the browser from showing it
@@ -353,8 +353,8 @@ func TestEmbedding(t *testing.T) {
 	}
 }
 
-// wantNotRun checks that the gate's page, which is loaded or not going to be,
-// has not run: it would have asked for its manifest at once.
+// wantNotRun checks that the gate's page has not run: it would have asked for its manifest
+// at once.
 func (w *web) wantNotRun(t *testing.T, p *tab) {
 	t.Helper()
 	// Time for that: a request of this page, there and back.
@@ -367,7 +367,7 @@ func (w *web) wantNotRun(t *testing.T, p *tab) {
 	w.origin.wantUntouched(t)
 }
 
-// watchFrame waits until it is clear what has come of a frame.
+// watchFrame waits for the outcome of a frame.
 func (w *web) watchFrame(t *testing.T, p *tab) (got shown, last progress) {
 	t.Helper()
 	eventually(t, "something in the frame", func() bool {
@@ -385,7 +385,7 @@ func (w *web) watchFrame(t *testing.T, p *tab) (got shown, last progress) {
 	return got, last
 }
 
-// checkFrame checks what has to follow from it.
+// checkFrame checks what must follow from the outcome.
 func (w *web) checkFrame(t *testing.T, p *tab, got shown, last progress) {
 	t.Helper()
 	checkCORS(t, w.tap.recorded())
@@ -419,8 +419,8 @@ func (w *web) checkFrame(t *testing.T, p *tab, got shown, last progress) {
 	}
 }
 
-// checkCORS holds each answer against the one way in which it may open itself
-// to scripts. The paths tell the video with no allowed origins by its own token.
+// checkCORS checks that each answer is readable for exactly the scripts that may read it.
+// The token in the path tells which video has no allowed origins.
 func checkCORS(t *testing.T, exchanges []exchange) {
 	t.Helper()
 	for _, e := range exchanges {
@@ -455,7 +455,7 @@ func isOpen(uri string) bool {
 	return err == nil && parsed.Unverified().VideoID == "demo"
 }
 
-// ownPlayer is what has come of a player on a site's own page.
+// ownPlayer is the outcome of a player on a site's own page.
 type ownPlayer struct {
 	Manifest verdict // the gate's answer to the player
 	Plays    bool
@@ -535,8 +535,8 @@ func TestOwnPlayer(t *testing.T) {
 	}
 }
 
-// Scripts can send what players send and read what players need, with CORS
-// preflights where the browser wants them, and nothing beyond that.
+// Scripts can send what players send and read what players need, with CORS preflights where
+// the browser needs them, and nothing more.
 func TestCORS(t *testing.T) {
 	t.Parallel()
 	w := startWeb(t, anyVideo(), config{app: allowedSites})

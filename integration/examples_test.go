@@ -32,7 +32,7 @@ func TestExampleConfigs(t *testing.T) {
 	if len(files) == 0 {
 		t.Fatal("there are no examples")
 	}
-	// What the comments of the examples tell to export.
+	// The variables that the comments of the examples mention.
 	for name, value := range map[string]string{
 		"SIGNED_PLAYBACK_API_TOKEN": "a-secret-of-some-length",
 		"SIGNED_PLAYBACK_REDIS":     "redis://" + freeAddr(t),
@@ -68,7 +68,7 @@ func TestExampleConfigs(t *testing.T) {
 // demoPorts are those that the demo listens on.
 var demoPorts = []string{"127.0.0.1:8080", "127.0.0.1:8081"}
 
-// The demo prints URLs that do what it says of them, and leaves nothing behind.
+// The demo prints URLs that do what its text says, and leaves no process and no listener.
 func TestDemo(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -128,10 +128,10 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// checkDemo asks for each URL that the demo prints, as its text says it will go.
+// checkDemo asks for each URL that the demo prints, and compares the answer with the text.
 func checkDemo(t *testing.T, output string) {
 	t.Helper()
-	// Each paragraph of the text says how the URLs below it go.
+	// Each paragraph of the text says what the URLs below it do.
 	promised := regexp.MustCompile(`\((\d{3}) (\w+)\)`)
 	address := regexp.MustCompile(`http://localhost:8080/\S+`)
 	want := plays
@@ -196,7 +196,7 @@ func listens(addr string) bool {
 	return err == nil
 }
 
-// startsLike reports whether a body is what the ending of its URL promises.
+// startsLike reports whether a body has the type that the ending of its URL promises.
 func startsLike(body []byte, playback string) bool {
 	start := map[string]string{
 		"": "<!doctype html>", ".m3u8": "#EXTM3U\n", ".mpd": "<?xml", ".mp4": "\x00\x00\x00 ftyp",

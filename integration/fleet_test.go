@@ -612,7 +612,7 @@ func TestHostileFlushAll(t *testing.T) {
 	newcomer := start(t, f.origin, f.config) // to which an empty Redis is a new one
 	newcomer.edit(t, "private", `{"requireSignedURLs":false}`)
 	newcomer.stop(t)
-	wantClosed("when somebody has begun anew")
+	wantClosed("when another node has begun with an empty store")
 	audience.leave(t)
 
 	f.origin.take()

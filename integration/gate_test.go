@@ -8,8 +8,7 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// A token opens its own video, under the path that the origin knows it by, and
-// nothing else.
+// A token opens its own video, at the path that the origin has for it, and nothing else.
 func TestTokenOpensItsVideo(t *testing.T) {
 	o := startOrigin(t, nil)
 	g := start(t, o, config{gate: "origin_path /library/{video}/v1"})

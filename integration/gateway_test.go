@@ -149,8 +149,7 @@ func (g *gateway) caddyfile(t testing.TB, o *origin, c config) string {
 `, logFormat(t), c.log, c.global, app, c.listen, port, gate, c.site, c.sites)
 }
 
-// kill ends the server as a power cut would, and looks for what must never be in
-// its log.
+// kill ends the server as a power cut would, and checks its log.
 func (g *gateway) kill(t testing.TB) {
 	t.Helper()
 	_ = g.cmd.Process.Kill()
@@ -158,7 +157,7 @@ func (g *gateway) kill(t testing.TB) {
 	g.wantCleanLog(t)
 }
 
-// stop ends the server and looks for what must never be in its log.
+// stop ends the server and checks its log.
 func (g *gateway) stop(t testing.TB) {
 	t.Helper()
 	if g.cmd.ProcessState != nil {
@@ -174,7 +173,7 @@ func (g *gateway) stop(t testing.TB) {
 	g.wantCleanLog(t)
 }
 
-// wantCleanLog checks a log to its end, whichever way the server has ended.
+// wantCleanLog checks the log of a server that has ended.
 func (g *gateway) wantCleanLog(t testing.TB) {
 	t.Helper()
 	if strings.Contains(g.log.String(), "panic") {
@@ -339,8 +338,8 @@ func freeAddr(t testing.TB) string {
 	return ""
 }
 
-// eventually polls until done reports true, and fails the test if that takes
-// too long. It is for what announces itself in no other way.
+// eventually polls until done reports true, and fails the test if that takes too long. Use it
+// for events that nothing announces.
 func eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)

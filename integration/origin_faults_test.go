@@ -19,8 +19,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// impatient is a reverse_proxy that gives an origin up after some seconds without
-// a header, and a second later without a byte.
+// impatient is a reverse_proxy that gives up after some seconds without a header, and a
+// second later without a byte.
 func impatient(o *origin, seconds int) string {
 	return fmt.Sprintf("reverse_proxy %s {\ntransport http {\nresponse_header_timeout %ds\nread_timeout %ds\nmax_response_header 64KiB\n}\n}", o.addr(), seconds, seconds+1)
 }
@@ -30,18 +30,18 @@ type fault struct {
 	name string // also the suffix under which the origin fails so
 	fail func(net.Conn)
 	want answered
-	// The viewer's patience. Nothing else ends a segment that trickles: a
-	// player that is paused looks the same.
+	// When the viewer leaves. Nothing else ends a segment that trickles, because a
+	// paused player looks the same.
 	leaves time.Duration
 	waits  bool // the gate is left waiting for the origin
 	costs  bool // computing time, so that there is one such viewer at a time
-	// It leaves something on the connection that nobody has asked for. If
-	// another request takes the connection at once, Go's HTTP client gives it
-	// that, once in some hundred times under load. The threat model says so.
+	// The fault leaves bytes on the connection that nobody has asked for. If another
+	// request uses the connection at once, Go's HTTP client gives it these bytes, once
+	// in some hundred times under load. The threat model says so.
 	leaks bool
 }
 
-// answered is what a viewer gets.
+// answered is the answer that a viewer gets.
 type answered struct {
 	Status int
 	Reason string
@@ -172,11 +172,10 @@ var gzipBomb = sync.OnceValue(func() string {
 	return packed.String()
 })
 
-// goodSegment is what the other videos consist of.
+// goodSegment is every file of the other videos.
 var goodSegment = bytes.Repeat([]byte("segment "), 4096)
 
-// failingOrigin serves the folder of one video in the ways of faults, and
-// everything else well.
+// failingOrigin fails for one video in the ways of faults, and serves all others.
 type failingOrigin struct {
 	*origin
 	failing atomic.Int64 // connections on which it is failing now
@@ -208,15 +207,14 @@ func startFailingOrigin(t testing.TB) *failingOrigin {
 	return o
 }
 
-// settle has the connections go that are kept for the next request, and reports
-// whether no others are left.
+// settle closes idle connections and reports whether no others are left.
 func (o *failingOrigin) settle(c *http.Client) bool {
 	c.CloseIdleConnections()
 	o.server.CloseClientConnections()
 	return o.failing.Load() == 0
 }
 
-// view asks for the video that the origin fails to serve.
+// view asks for the file that fails in this way.
 func (f fault) view(ctx context.Context, c *http.Client, base string) answered {
 	if f.leaves > 0 {
 		var leave context.CancelFunc
@@ -246,10 +244,10 @@ func (f fault) wantAnswered(t *testing.T, got answered) {
 	}
 }
 
-// An origin that fails must not hold a viewer longer than the timeouts that are
-// configured, and what it has not sent to the end must never look whole to the
-// viewer, or players and caches keep a stump. What it sends beyond the end must
-// not become somebody else's response.
+// An origin that fails holds a viewer no longer than the configured timeouts. A body that
+// breaks off never looks whole, because players and caches would keep it. Bytes beyond the
+// end of a body do not become the response to another request. Viewers of other videos
+// do not notice.
 func TestOriginFaults(t *testing.T) {
 	t.Parallel()
 	o := startFailingOrigin(t)
@@ -288,8 +286,8 @@ func TestOriginFaults(t *testing.T) {
 	g.wantReleased(t, admin, before, func() bool { return o.settle(client) })
 }
 
-// A body that breaks off must do so for the viewer in every version of HTTP: by
-// a connection or a stream that is cut, not by an end.
+// In every version of HTTP, a body that breaks off ends for the viewer with a connection or
+// a stream that is cut.
 func TestOriginFaultsProtocols(t *testing.T) {
 	t.Parallel()
 	o := startFailingOrigin(t)
@@ -309,8 +307,8 @@ func TestOriginFaultsProtocols(t *testing.T) {
 	}
 }
 
-// What an origin may not say to the viewer's browser in a response, it may not
-// say in front of it either: a cookie, a page that may read, what to load.
+// Headers that the gate removes from a response do not reach the viewer's browser in an
+// informational response either: cookies, CORS, links to load.
 func TestInformationalResponses(t *testing.T) {
 	t.Parallel()
 	const hints = "Set-Cookie: a=b\r\nLink: <https://evil.example/x.js>; rel=preload; as=script\r\nAccess-Control-Allow-Origin: https://evil.example\r\n\r\n"
@@ -345,9 +343,9 @@ func TestInformationalResponses(t *testing.T) {
 	}
 }
 
-// The gate has a minute for a manifest, however it knows it for one and whatever
-// timeouts reverse_proxy has: an origin that feeds it a byte a second would
-// otherwise have it hold viewers, connections and memory for days.
+// The gate gives up on a manifest after a minute, however it has recognized it and whatever
+// the timeouts of reverse_proxy are. An origin that sends a byte a second would otherwise
+// hold viewers, connections and memory for days.
 func TestSlowManifestEnds(t *testing.T) {
 	t.Parallel() // all of it is waiting
 	ways := map[string]func(net.Conn){
@@ -382,7 +380,7 @@ func TestSlowManifestEnds(t *testing.T) {
 	}
 }
 
-// wantGivenUp asks for what the origin never sends to its end.
+// wantGivenUp asks for a manifest that never ends.
 func wantGivenUp(c *http.Client, address string) error {
 	res, err := c.Get(address)
 	if err != nil {
@@ -396,8 +394,8 @@ func wantGivenUp(c *http.Client, address string) error {
 	return nil
 }
 
-// bystanders are viewers of good videos, who ask at a steady pace whatever becomes
-// of the requests before.
+// bystanders are viewers of other videos, who ask at a steady pace, whether or not earlier
+// requests have been answered.
 type bystanders struct {
 	urls   []string
 	every  time.Duration
@@ -416,8 +414,8 @@ func newBystanders(t testing.TB, base string) *bystanders {
 	return b
 }
 
-// watch has them ask for a while and returns the 99th percentile of
-// the time that their requests took, all of which must succeed.
+// watch has them ask for a while and returns the 99th percentile of the duration of their
+// requests, all of which must succeed.
 func (b *bystanders) watch(t testing.TB, while time.Duration) time.Duration {
 	t.Helper()
 	tick := time.NewTicker(b.every)
@@ -452,8 +450,8 @@ func (b *bystanders) watch(t testing.TB, while time.Duration) time.Duration {
 	return took[len(took)*99/100]
 }
 
-// wantUnnoticed checks that the median of measurements under a fault is what it
-// is without, or within noise: five times as much, or a floor.
+// wantUnnoticed checks that the median of the measurements under a fault is at most five
+// times the median without it, or a floor.
 func wantUnnoticed(t testing.TB, without, with []time.Duration, floor time.Duration) {
 	t.Helper()
 	slices.Sort(without)

@@ -9,9 +9,8 @@ import (
 
 var shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
 
-// Whoever types the calls of the control API that pages show gets an answer to
-// each: they are typed into a shell as they stand, but for names and ports and for
-// curl, which is told to fail if the API refuses.
+// The calls of the control API that pages show succeed when you type them into a shell,
+// with only names and ports replaced.
 func TestCallsOfPages(t *testing.T) {
 	curl := tool(t, "curl") + " -sSf "
 	for name, calls := range map[string]int{"../README.md": 1, "../docs/control-api.md": 6} {
@@ -39,7 +38,7 @@ func TestCallsOfPages(t *testing.T) {
 	}
 }
 
-// Whoever copies the page's config for Prometheus has one that it takes.
+// Prometheus accepts the config that the page shows.
 func TestPrometheusConfigOfThePage(t *testing.T) {
 	block := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindStringSubmatch(readText(t, monitoringDoc))
 	if block == nil {

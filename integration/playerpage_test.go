@@ -36,7 +36,7 @@ addEventListener("securitypolicyviolation", e => violations.push(e.effectiveDire
 	noMediaSource = `delete window.MediaSource; delete window.ManagedMediaSource; delete window.WebKitMediaSource`
 )
 
-// pageView is what a viewer gets to see and to hear of the page.
+// pageView is what a viewer sees and hears of the page.
 type pageView struct {
 	Title, Heading  string
 	Position        float64
@@ -85,7 +85,7 @@ func (p *tab) await(t *testing.T, what string, done func(pageView) bool) pageVie
 	return last
 }
 
-// wantQuiet checks that nothing has gone wrong behind the viewer's back.
+// wantQuiet checks that the console and the page's policy report no problem.
 func (p *tab) wantQuiet(t *testing.T) {
 	t.Helper()
 	if violations := p.view(t).Violations; len(violations) != 0 {
@@ -113,7 +113,7 @@ func (w *web) page(t *testing.T, query string) string {
 	return w.media("/" + mint(t, "demo", nil) + "/iframe" + query)
 }
 
-// The page plays with what the browser has, and says so if that is nothing.
+// The page plays with any means that the browser has, and says so if it has none.
 func TestPlayerPagePlays(t *testing.T) {
 	t.Parallel()
 	with := startPlayerWeb(t)
@@ -164,7 +164,7 @@ func TestPlayerPagePlays(t *testing.T) {
 	}
 }
 
-// What the query asks for is what viewers get.
+// The options of the query have their effects.
 func TestPlayerPageOptions(t *testing.T) {
 	t.Parallel()
 	w := startPlayerWeb(t)
@@ -193,7 +193,7 @@ func TestPlayerPageOptions(t *testing.T) {
 			`getComputedStyle(document.getElementById("toggle")).backgroundColor === "rgb(244, 128, 31)"`,
 		},
 		{"letterboxColor", "?letterboxColor=rgb(1,2,3)", func(*pageView) {}, `getComputedStyle(document.body).backgroundColor === "rgb(1, 2, 3)"`},
-		{"a color that is none", "?primaryColor=var(--letterbox)&letterboxColor=url(x)", func(*pageView) {}, `!document.documentElement.getAttribute("style")`},
+		{"an invalid color", "?primaryColor=var(--letterbox)&letterboxColor=url(x)", func(*pageView) {}, `!document.documentElement.getAttribute("style")`},
 		{"poster", "?poster=thumbnails/thumbnail.jpg", func(*pageView) {}, `video.poster === location.href.replace(/iframe.*/, "thumbnails/thumbnail.jpg")`},
 	} {
 		for how := range tabs {
@@ -314,7 +314,7 @@ func TestPlayerPageFailures(t *testing.T) {
 	}
 }
 
-// A failure that passes is over when the viewer tries again.
+// The viewer can try again after a temporary failure.
 func TestPlayerPageRetry(t *testing.T) {
 	t.Parallel()
 	for how, browser := range map[string]string{"native": "", "hls.js": noNativeHLS} {
@@ -350,8 +350,8 @@ func TestPlayerPageRetry(t *testing.T) {
 	}
 }
 
-// A token that expires while the video plays stops it at the next segment, and
-// the viewer and the embedding page are told.
+// A token that expires while the video plays stops it at the next segment. The viewer and
+// the embedding page learn why.
 func TestPlayerPageExpiry(t *testing.T) {
 	t.Parallel()
 	for how, browser := range map[string]string{"native": "", "hls.js": noNativeHLS} {
@@ -405,8 +405,7 @@ func TestPlayerPageExpiry(t *testing.T) {
 	}
 }
 
-// Nothing that a link can bring along becomes markup, code, or an address that
-// the page loads anything else from.
+// Nothing in a link becomes markup, code, or an address that the page loads from.
 func TestPlayerPageHostileQuery(t *testing.T) {
 	t.Parallel()
 	w := startPlayerWeb(t)
@@ -476,7 +475,7 @@ func TestPlayerPageHostileQuery(t *testing.T) {
 	}
 }
 
-// The page is the same under all its addresses, and finds its media from each.
+// The page is the same at all its addresses, and finds its media from each.
 func TestPlayerPageAddresses(t *testing.T) {
 	t.Parallel()
 	addr := freeAddr(t)
@@ -523,7 +522,7 @@ func TestPlayerPageAddresses(t *testing.T) {
 	}
 }
 
-// Who has no mouse can do everything.
+// Everything can be done with the keyboard.
 func TestPlayerPageKeyboard(t *testing.T) {
 	t.Parallel()
 	w := startPlayerWeb(t)

@@ -390,7 +390,7 @@ func playersPage(t testing.TB) (root string) {
 	return root
 }
 
-// played is what has come of playing.
+// played is the outcome of playing.
 type played struct {
 	End      string   `json:"end"`
 	Errors   []string `json:"errors"`

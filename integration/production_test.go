@@ -57,8 +57,8 @@ const (
 // allowedSite is a header of one of the sites that may embed the videos.
 const allowedSite = "Origin: https://www.example.com"
 
-// production runs the example. 127.0.0.1 stands for the private network,
-// 127.0.0.2 for the world, and 127.0.0.3 for the load balancer.
+// production runs the example. 127.0.0.1 is the private network, 127.0.0.2 the world, and
+// 127.0.0.3 the load balancer.
 type production struct {
 	*gateway
 	first, second  *pooledOrigin
@@ -104,7 +104,7 @@ func startProduction(t *testing.T) *production {
 	return p
 }
 
-// awaitCertificates waits until the server has what it has obtained at hand.
+// awaitCertificates waits until the server uses the certificates that it has obtained.
 func (p *production) awaitCertificates(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{mediaName, apiName} {
@@ -128,7 +128,7 @@ func (p *production) adapt(t *testing.T) string {
 	port := func(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
 	adapted := string(text)
 	for _, change := range [][2]string{
-		// The names are nobody's, so no authority would certify them.
+		// No authority would certify the names of the example.
 		{"email ops@example.com", "email ops@example.com\n\tlocal_certs\n\tskip_install_trust\n\tdefault_bind 127.0.0.1\n" +
 			"\thttp_port " + port(p.plain) + "\n\thttps_port " + port(p.addr)},
 		{"unix//run/caddy/admin.sock", "unix/" + p.socket},
@@ -144,7 +144,7 @@ func (p *production) adapt(t *testing.T) string {
 	return adapted
 }
 
-// site is a site of the example, for those who connect to it.
+// site is a site of the example, for clients of the other helpers.
 func (p *production) site(name string) *tlsGateway {
 	return &tlsGateway{p.gateway, &tls.Config{RootCAs: p.authority, ServerName: name, MinVersion: tls.VersionTLS12}}
 }
@@ -237,7 +237,7 @@ func (p *production) checkViewers(t *testing.T) {
 	}
 }
 
-// checkViewer does what a viewer does, over whatever version of HTTP.
+// checkViewer does what a viewer does, over any version of HTTP.
 func (p *production) checkViewer(t *testing.T, viewer *http.Client, version string) {
 	if got := p.get(t, viewer, "/healthz"); got.StatusCode != http.StatusNoContent || got.Proto != version {
 		t.Errorf("/healthz: status %d over %s, want 204 without a token", got.StatusCode, got.Proto)
@@ -336,8 +336,8 @@ func (p *production) spread(t *testing.T) (first, second int) {
 	return len(p.first.asked()), len(p.second.asked())
 }
 
-// An origin that says that it is not well is left out, although it would answer,
-// and asked again when it is.
+// An origin that reports itself unhealthy is left out, although it would answer, until it
+// is healthy again.
 func (p *production) checkHealth(t *testing.T) {
 	var first, second int
 	eventually(t, "each origin is asked for the same segments again", func() bool {
@@ -412,7 +412,7 @@ type pooledOrigin struct {
 	sick atomic.Bool
 }
 
-// movieBytes is more than there is room for in buffers on the way.
+// movieBytes is more than all buffers on the way hold.
 const movieBytes = 24 << 20
 
 func startPooledOrigin(t *testing.T) *pooledOrigin {
@@ -436,8 +436,7 @@ func startPooledOrigin(t *testing.T) *pooledOrigin {
 	return o
 }
 
-// asked returns what viewers have had the origin asked for since the last call
-// of take.
+// asked returns the targets of viewers' requests since the last call of take.
 func (o *pooledOrigin) asked() (uris []string) {
 	for _, uri := range o.uris() {
 		if uri != "/healthz" {
@@ -447,7 +446,7 @@ func (o *pooledOrigin) asked() (uris []string) {
 	return uris
 }
 
-// take forgets what the origins were asked for, and returns it.
+// take returns the targets of viewers' requests to both origins, and forgets them.
 func (p *production) take() (uris []string) {
 	for _, o := range []*pooledOrigin{p.first, p.second} {
 		uris = append(uris, o.asked()...)

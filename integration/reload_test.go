@@ -28,7 +28,7 @@ import (
 
 // reloadable returns the Caddyfile of a gateway, for changes. Connections to the
 // origin end a second after their last request: Caddy, with a gate or without,
-// leaves those of a config that has gone open until then, 2 minutes by default.
+// keeps the connections of an old config open until then, 2 minutes by default.
 func (g *gateway) reloadable(t testing.TB, o *origin) (caddyfile string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(g.dir, "Caddyfile"))

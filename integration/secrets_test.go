@@ -320,7 +320,7 @@ func (s *guarded) plantTokens(fileKey generatedKey) {
 	garbage := make([]byte, 700)
 	_, _ = rand.Read(garbage)
 	add("garbage", b64(string(garbage[:40]))+"."+b64(string(garbage[40:400]))+"."+b64(string(garbage[400:])))
-	// Spellings that are refused, and that whoever finds them can repair.
+	// Spellings that the gate refuses, and that a finder could repair.
 	s.tokens["padded token"] = "/" + good + "=="
 	s.tokens["escaped token"] = "/" + percentEscaped(good)
 	s.tokens["token with escaped dots"] = "/" + strings.ReplaceAll(good, ".", "%2e")
@@ -410,7 +410,7 @@ func (s *guarded) visitMounts() {
 	}
 	for _, path := range s.tokens {
 		for _, addr := range []string{s.addr, s.mounted.addr} {
-			conn, err := net.Dial("tcp", addr) // a plain request to a port of TLS, and one that is none
+			conn, err := net.Dial("tcp", addr) // HTTP to a port of TLS, and a malformed request
 			if err != nil {
 				s.t.Fatal(err)
 			}

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// load puts a Caddyfile in force by the admin API, as `caddy reload --force`
-// does. The error is what the server has against it.
+// load loads a Caddyfile through the admin API, as `caddy reload --force` does. The
+// error is the server's.
 func (g *gateway) load(admin, caddyfile string) error {
 	req, err := http.NewRequest(http.MethodPost, "http://"+admin+"/load", strings.NewReader(caddyfile))
 	if err != nil {
@@ -34,7 +34,7 @@ func (g *gateway) load(admin, caddyfile string) error {
 	return err
 }
 
-// number returns what a pattern finds first in an answer of the admin API.
+// number returns the first match of a pattern in an answer of the admin API.
 func (g *gateway) number(t testing.TB, admin, path, pattern string) float64 {
 	t.Helper()
 	match := regexp.MustCompile(pattern).FindSubmatch(g.askAdmin(t, admin, path))
@@ -48,13 +48,13 @@ func (g *gateway) number(t testing.TB, admin, path, pattern string) float64 {
 	return n
 }
 
-// metric returns the value of one of the gate's metrics, of those without labels.
+// metric returns the value of a metric of the gate that has no labels.
 func (g *gateway) metric(t testing.TB, admin, name string) float64 {
 	t.Helper()
 	return g.number(t, admin, "/metrics", `(?m)^caddy_signed_playback_`+name+` (\S+)$`)
 }
 
-// lookups are those in the cache of verified tokens since the start.
+// lookups are the hits and misses of the token cache since the start.
 type lookups struct{ hits, misses float64 }
 
 func (g *gateway) lookups(t testing.TB, admin string) lookups {
@@ -62,15 +62,14 @@ func (g *gateway) lookups(t testing.TB, admin string) lookups {
 	return lookups{g.metric(t, admin, "token_cache_hits_total"), g.metric(t, admin, "token_cache_misses_total")}
 }
 
-// rateSince returns the share of hits since earlier. The given number of
-// misses is left out: those that had to be.
+// rateSince returns the share of hits since earlier, without the expected misses.
 func (l lookups) rateSince(earlier lookups, expected int) float64 {
 	hits, misses := l.hits-earlier.hits, l.misses-earlier.misses-float64(expected)
 	return hits / (hits + misses)
 }
 
-// rest closes all connections of viewers, and returns what the server holds on
-// to when that gets no less any more.
+// rest closes all connections of viewers, and returns what the server holds once that
+// no longer decreases.
 func (g *gateway) rest(t testing.TB, admin string, viewers []*http.Client) holding {
 	t.Helper()
 	for _, c := range viewers {
@@ -92,10 +91,10 @@ func (g *gateway) rest(t testing.TB, admin string, viewers []*http.Client) holdi
 // atRest is for wantReleased, where all connections have been closed.
 func atRest() bool { return true }
 
-// holding is what a server holds on to.
+// holding is the resources that a server holds.
 type holding struct{ goroutines, descriptors int }
 
-// holds counts, with the admin API's help.
+// holds counts what the server holds now.
 func (g *gateway) holds(t testing.TB, admin string) holding {
 	t.Helper()
 	count := regexp.MustCompile(`\d+`).FindString(g.goroutines(t, admin)) // "goroutine profile: total 31"
@@ -116,15 +115,14 @@ func (g *gateway) goroutines(t testing.TB, admin string) string {
 	return string(g.askAdmin(t, admin, "/debug/pprof/goroutine?debug=1"))
 }
 
-// askAdmin asks the admin API on a connection of its own, so that none stays.
+// askAdmin asks the admin API on a connection of its own, and closes it.
 func (g *gateway) askAdmin(t testing.TB, admin, path string) []byte {
 	t.Helper()
 	return rawTo(t, admin, "GET "+path+" HTTP/1.1\r\nHost: "+admin+"\r\nConnection: close\r\n\r\n").body
 }
 
-// wantReleased waits until a server holds no more than it has before, while
-// settle has the connections go that are kept for the next request, and reports
-// whether no others are left.
+// wantReleased waits until a server holds no more than before. settle closes idle
+// connections and reports whether no others are left.
 func (g *gateway) wantReleased(t testing.TB, admin string, before holding, settle func() bool) {
 	t.Helper()
 	var now holding

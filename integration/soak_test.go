@@ -271,8 +271,8 @@ func (m *mill) spoiled(header, payload []string) milled {
 	return milled{compact: pick(m.random, "a.b.c", "..", "not.a.token", good+"."+parts[2], join(parts[0], parts[1]), parts[1])}
 }
 
-// nextUnused spells the last character of a signature in another way: of its
-// six bits, four stand for nothing.
+// nextUnused spells the last character of a signature in another way: four of its six bits
+// have no meaning.
 func nextUnused(compact string) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	return string(alphabet[strings.IndexByte(alphabet, compact[len(compact)-1])+1])

@@ -87,7 +87,7 @@ func withRules(rules string) func(*token.Claims) {
 	return func(c *token.Claims) { c.AccessRules = json.RawMessage(rules) }
 }
 
-// goodHeader and goodPayload are what a token of mint consists of.
+// goodHeader and goodPayload are the documents of a token of mint.
 func goodHeader() string { return `{"alg":"RS256","kid":"` + keyID + `"}` }
 
 func goodPayload(video string) string {
