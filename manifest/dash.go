@@ -258,10 +258,8 @@ func (d *mpd) checkAttributes() error {
 		return d.invalid("more than %d attributes", maxAttributes)
 	}
 	for i, a := range d.attributes {
-		for _, b := range d.attributes[:i] {
-			if bytes.Equal(a.name, b.name) {
-				return d.invalid("an attribute occurs twice")
-			}
+		if slices.ContainsFunc(d.attributes[:i], func(b xmlAttribute) bool { return bytes.Equal(a.name, b.name) }) {
+			return d.invalid("an attribute occurs twice")
 		}
 		if name, ok := bytes.CutPrefix(a.name, []byte("xmlns:")); ok {
 			namespace, _ := decodeReference(d.decoded[:0], d.src[a.value.from:a.value.to], attributeValue)

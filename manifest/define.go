@@ -38,12 +38,11 @@ type variable struct {
 }
 
 var (
-	errDefine      = errors.New("EXT-X-DEFINE needs one of NAME with VALUE, IMPORT and QUERYPARAM")
-	errDefineTwice = errors.New("a variable is defined twice")
-	errDefineMany  = errors.New("too many variables")
-	errUnknown     = errors.New("a URI depends on a variable whose value is unknown")
-	errExpansion   = errors.New("a URI is too long when its variables are replaced")
+	errUnknown   = errors.New("a URI depends on a variable whose value is unknown")
+	errExpansion = errors.New("a URI is too long when its variables are replaced")
 )
+
+const whyDefine = "EXT-X-DEFINE needs one of NAME with VALUE, IMPORT and QUERYPARAM"
 
 // define reads the attributes of EXT-X-DEFINE (RFC 8216bis section 4.4.2.3).
 func (p *playlist) define(from, to int) error {
@@ -59,44 +58,34 @@ func (p *playlist) define(from, to int) error {
 		switch name := string(a.name); name {
 		case "NAME", "VALUE", "IMPORT", "QUERYPARAM":
 			if _, repeated := given[name]; repeated || !a.quoted {
-				return p.invalid(errDefine.Error())
+				return p.invalid(whyDefine)
 			}
 			given[name] = string(p.src[a.from:a.to])
 		}
 	}
-	var err error
+	var name string
+	var value variable // unknown, if it is imported
 	switch strings.Join(slices.Sorted(maps.Keys(given)), " ") {
 	case "NAME VALUE":
+		name, value.value = given["NAME"], given["VALUE"]
 		// A value may contain variable references, but players replace them
 		// differently.
-		value := given["VALUE"]
-		known := len(value) <= maxExpanded && !strings.Contains(value, string(variableStart))
-		err = p.variables.set(given["NAME"], variable{value, known})
+		value.known = len(value.value) <= maxExpanded && !strings.Contains(value.value, string(variableStart))
 	case "IMPORT":
-		err = p.variables.set(given["IMPORT"], variable{})
+		name = given["IMPORT"]
 	case "QUERYPARAM":
-		param := given["QUERYPARAM"]
-		err = p.variables.set(param, p.variables.fromQuery(param))
+		name = given["QUERYPARAM"]
+		value = p.variables.fromQuery(name)
 	default:
-		err = errDefine
+		return p.invalid(whyDefine)
 	}
-	if err != nil {
-		return p.invalid(err.Error())
+	if _, defined := p.variables.values[name]; defined {
+		return p.invalid("a variable is defined twice")
 	}
-	return nil
-}
-
-func (v *variables) set(name string, value variable) error {
-	if _, ok := v.values[name]; ok {
-		return errDefineTwice
+	if len(p.variables.values) == maxVariables {
+		return p.invalid("too many variables")
 	}
-	if len(v.values) == maxVariables {
-		return errDefineMany
-	}
-	if v.values == nil {
-		v.values = make(map[string]variable)
-	}
-	v.values[name] = value
+	p.variables.values[name] = value
 	return nil
 }
 

@@ -23,9 +23,13 @@ func rewriteHLS(dst, src []byte, at Location, query string) ([]byte, Stats, erro
 		return nil, Stats{}, invalid("a CR that no LF follows")
 	}
 	p := &playlist{
-		mapper:     newMapper(at),
-		editor:     newEditor(dst, src),
-		variables:  variables{query: query, budget: maxExpansion*len(src) + growthSlack},
+		mapper: newMapper(at),
+		editor: newEditor(dst, src),
+		variables: variables{
+			query:  query,
+			values: make(map[string]variable),
+			budget: maxExpansion*len(src) + growthSlack,
+		},
 		separators: hasSeparator(src),
 	}
 	p.base = p.document()

@@ -59,8 +59,8 @@ func (m *mapper) document() *baseURI {
 
 // follow resolves a reference without its query and fragment against a base URI.
 func (m *mapper) follow(base *baseURI, ref []byte) outcome {
-	form, rest := m.parse(m.removeTabs(ref))
-	if form == foreign || form != absolute && base.foreign {
+	form, rest := m.parse(base, ref)
+	if form == foreign {
 		return foreignURI
 	}
 	climbs := m.resolve(base.path, form, rest)
@@ -81,8 +81,8 @@ func (m *mapper) follow(base *baseURI, ref []byte) outcome {
 
 // followBase returns the base URI to which a BaseURL leads.
 func (m *mapper) followBase(base *baseURI, ref []byte) *baseURI {
-	form, rest := m.parse(m.removeTabs(ref))
-	if form == foreign || form != absolute && base.foreign {
+	form, rest := m.parse(base, ref)
+	if form == foreign {
 		return &baseURI{foreign: true}
 	}
 	m.resolve(base.path, form, rest)
@@ -144,7 +144,7 @@ func (m *mapper) removeTabs(ref []byte) []byte {
 type form int
 
 const (
-	foreign  form = iota // another host or scheme, or players disagree
+	foreign  form = iota // to another host or scheme, or players disagree
 	absolute             // with the host of the origin
 	rooted               // a path from the root
 	relative
@@ -152,8 +152,8 @@ const (
 
 // parse finds the form of a reference. rest is its path without the leading
 // slash.
-func (m *mapper) parse(ref []byte) (f form, rest []byte) {
-	scheme, rest, ok := cutScheme(ref)
+func (m *mapper) parse(base *baseURI, ref []byte) (f form, rest []byte) {
+	scheme, rest, ok := cutScheme(m.removeTabs(ref))
 	if ok && !strings.EqualFold(string(scheme), "http") && !strings.EqualFold(string(scheme), "https") {
 		return foreign, nil
 	}
@@ -166,7 +166,7 @@ func (m *mapper) parse(ref []byte) (f form, rest []byte) {
 			return foreign, nil
 		}
 		return absolute, path
-	case ok:
+	case ok, base.foreign:
 		// "https:x" is relative to some browsers and absolute to others.
 		return foreign, nil
 	case isRooted:
