@@ -112,7 +112,6 @@ type AccessRule struct {
 type Header struct {
 	keyID     string
 	signed    string // header and payload in base64url, with the dot between them
-	payload   string // base64url
 	signature string // base64url
 }
 
@@ -153,8 +152,7 @@ func ParseHeader(compact string) (Header, error) {
 	}
 	dot := strings.LastIndexByte(compact, '.')
 	h := Header{signed: compact[:dot], signature: compact[dot+1:]}
-	var header string
-	header, h.payload, _ = strings.Cut(h.signed, ".")
+	header, _, _ := strings.Cut(h.signed, ".")
 	decoded, err := strict.DecodeString(header)
 	if err != nil {
 		return Header{}, errAlphabet
@@ -174,7 +172,8 @@ func (h Header) KeyID() string { return h.keyID }
 // passes, because only a key can tell that it is invalid. Errors wrap
 // ErrMalformed.
 func (h Header) ParsePayload() (Parsed, error) {
-	payload, err := strict.DecodeString(h.payload)
+	_, encoded, _ := strings.Cut(h.signed, ".")
+	payload, err := strict.DecodeString(encoded)
 	if err != nil {
 		return Parsed{}, errAlphabet
 	}
@@ -236,35 +235,28 @@ func parseHeader(header []byte) (keyID string, err error) {
 	if err != nil || header[len(header)-1] != '}' {
 		return "", errHeader
 	}
-	var alg strictjson.Value
-	var unknown, badType, badKeyID bool
+	var alg []byte
 	for name, value := range members.Members() {
 		switch string(name) {
 		case "alg":
-			alg = value
+			alg, _ = value.Plain()
 		case "kid":
-			var ok bool
-			keyID, ok = value.Text()
-			badKeyID = !ok || keyID == ""
+			if keyID, _ = value.Text(); keyID == "" {
+				err = errKeyID
+			}
 		case "typ":
-			text, ok := value.Plain()
-			badType = !ok || string(text) != "JWT"
+			if text, _ := value.Plain(); string(text) != "JWT" {
+				err = errType
+			}
 		default:
-			unknown = true
+			err = errMember
 		}
 	}
 	// The algorithm comes first: for an unsigned token, it is the error to report.
-	switch text, ok := alg.Plain(); {
-	case !ok || string(text) != "RS256":
+	if string(alg) != "RS256" {
 		return "", errAlgorithm
-	case unknown:
-		return "", errMember
-	case badType:
-		return "", errType
-	case badKeyID:
-		return "", errKeyID
 	}
-	return keyID, nil
+	return keyID, err
 }
 
 func parsePayload(payload []byte) (c Claims, err error) {
@@ -276,14 +268,13 @@ func parsePayload(payload []byte) (c Claims, err error) {
 		switch string(name) {
 		case "sub":
 			// No escapes: the signed bytes themselves must be the id.
-			text, ok := value.Plain()
-			if c.VideoID = string(text); !ok || !ValidVideoID(c.VideoID) {
-				return Claims{}, errSubject
+			text, _ := value.Plain()
+			if c.VideoID = string(text); !ValidVideoID(c.VideoID) {
+				err = errSubject
 			}
 		case "kid":
-			var ok bool
-			if c.KeyID, ok = value.Text(); !ok || c.KeyID == "" {
-				return Claims{}, errKeyID
+			if c.KeyID, _ = value.Text(); c.KeyID == "" {
+				err = errKeyID
 			}
 		case "exp":
 			c.ExpiresAt, err = date(value)
@@ -292,7 +283,7 @@ func parsePayload(payload []byte) (c Claims, err error) {
 		case "downloadable":
 			var ok bool
 			if c.Downloadable, ok = value.Bool(); !ok {
-				return Claims{}, errDownload
+				err = errDownload
 			}
 		case "accessRules":
 			c.AccessRules = value.Raw()

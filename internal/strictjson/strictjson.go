@@ -115,9 +115,9 @@ func (v Value) Bool() (value, ok bool) {
 	return false, false
 }
 
-// Plain returns the bytes between the quotes of a string without escapes. ok is
-// false for any other value. A caller that compares them compares the signed
-// bytes themselves.
+// Plain returns the bytes between the quotes of a string, nil for any other value.
+// A caller that compares them compares the signed bytes themselves. ok is true if
+// they have no escapes, so that they are the text.
 func (v Value) Plain() (text []byte, ok bool) {
 	if !v.IsString() {
 		return nil, false
