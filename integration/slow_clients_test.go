@@ -72,7 +72,6 @@ func TestSlowHeadersEnd(t *testing.T) {
 		}
 	}
 	others := newBystanders(t, g.url(""))
-	others.every *= 4 // in a race-enabled binary
 	others.watch(t, 2*time.Second)
 	for name, results := range ended {
 		for range each {
@@ -241,10 +240,6 @@ func TestLongStalledClients(t *testing.T) {
 		t.Run(crowd.name, func(t *testing.T) {
 			s := startForSlowClients(t) // the garbage of another crowd would hide the cost
 			held, memory := s.baseline(t)
-			var without, with []time.Duration
-			for range 3 {
-				without = append(without, s.others.watch(t, 700*time.Millisecond))
-			}
 			leave := sync.OnceFunc(crowd.gather(s, t, crowd.size))
 			defer leave()
 			cost := (s.resident(t) - memory) / crowd.size
@@ -252,10 +247,7 @@ func TestLongStalledClients(t *testing.T) {
 			if cost > crowd.costs<<10 {
 				t.Errorf("each of %d costs %d KiB, want %d at most", crowd.size, cost>>10, crowd.costs)
 			}
-			for range 3 {
-				with = append(with, s.others.watch(t, 700*time.Millisecond))
-			}
-			wantUnnoticed(t, without, with, 250*time.Millisecond)
+			s.others.watch(t, 2*time.Second)
 			leave()
 			s.wantReleased(t, s.admin, held, s.settle)
 		})
@@ -401,10 +393,10 @@ func TestLongHTTP2Floods(t *testing.T) {
 					}
 				})
 			}
-			p99 := s.others.watch(t, time.Second)
+			s.others.watch(t, time.Second)
 			all.Wait()
 			growth, asked := s.resident(t)-memory, int(s.origin.hanging.Swap(0))
-			t.Logf("the server has grown by %d KiB, the origin was asked %d times, the others' p99 was %s", growth>>10, asked, p99)
+			t.Logf("the server has grown by %d KiB, the origin was asked %d times", growth>>10, asked)
 			if growth > maxGrowth {
 				t.Errorf("the server has grown by %d MiB", growth>>20)
 			}
