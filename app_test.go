@@ -47,12 +47,16 @@ func TestConfigsThatAreRefused(t *testing.T) {
 	}{
 		{"key file missing", `{"key_file":["` + missing + `"]}`, "", []string{missing, "signed-playback keygen"}},
 		{"key file without a key", `{"key_file":["` + noKey + `"]}`, "", []string{noKey}},
+		{"key file behind a good one", `{"key_file":["examples/public.jwks.json","` + noKey + `"]}`, "", []string{noKey}},
 		{"key file of an unset variable", `{"key_file":["{env.TEST_UNSET}"]}`, "", []string{"key_file", "{env.TEST_UNSET}"}},
 		{"key file of an empty variable", `{"key_file":["{env.TEST_EMPTY}/key.json"]}`, "", []string{"key_file", "{env.TEST_EMPTY}"}},
+		{"key file of a placeholder that is none", `{"key_file":["{http.request.host}"]}`, "", []string{"key_file", "{http.request.host}"}},
 		{"key file named by a file that is missing", `{"key_file":["{file.` + missing + `}"]}`, "", []string{"key_file", missing}},
 		{"database missing", `{"geoip_database":"` + missing + `"}`, "", []string{"geoip_database", missing}},
 		{"database broken", `{"geoip_database":"` + noKey + `"}`, "", []string{"geoip_database", noKey}},
+		{"database of the wrong kind", `{"geoip_database":"testdata/asn.mmdb"}`, "", []string{"testdata/asn.mmdb", "GeoLite2-ASN"}},
 		{"database of an unset variable", `{"geoip_database":"{env.TEST_UNSET}"}`, "", []string{"geoip_database", "{env.TEST_UNSET}"}},
+		{"jwks_url relative", `{"jwks_url":"keys.json"}`, "", []string{"jwks_url", "keys.json"}},
 		{"jwks_url of a file", `{"jwks_url":"file:///keys.json"}`, "", []string{"jwks_url", "http or https"}},
 		{"jwks_url of an unset variable", `{"jwks_url":"https://{env.TEST_UNSET}/keys"}`, "", []string{"jwks_url", "{env.TEST_UNSET}"}},
 		{"jwks_interval too short", `{"jwks_url":"http://127.0.0.1:1/","jwks_interval":"10ms"}`, "", []string{"10ms"}},
@@ -61,7 +65,9 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		{"max_token_lifetime negative", `{"max_token_lifetime":"-1s"}`, "", []string{"max_token_lifetime", "-1s"}},
 		{"missing_origin", `{"missing_origin":"Deny"}`, "", []string{"missing_origin", `"Deny"`}},
 		{"allowed_origins", `{"allowed_origins":["example.com","https://example.org"]}`, "", []string{"must not specify protocol", "https://example.org"}},
+		{"allowed_origins with an empty one", `{"allowed_origins":[""]}`, "", []string{`allowed origin ""`}},
 		{"video id", `{"video":{"a/b":{}}}`, "", []string{`video "a/b"`}},
+		{"video id empty", `{"video":{"":{}}}`, "", []string{`video ""`}},
 		{"video's allowed_origins", `{"video":{"demo":{"allowed_origins":["example.com/"]}}}`, "", []string{`video "demo"`, `"example.com/"`}},
 		{"video's missing_origin", `{"video":{"demo":{"missing_origin":"x"}}}`, "", []string{`video "demo"`, `"x"`}},
 		{"unknown field", `{"keyfile":["a"]}`, "", []string{"keyfile"}},
@@ -70,6 +76,7 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		{"origin_path without the video", `{}`, `{"origin_path":"/media"}`, []string{"origin_path", "{video}"}},
 		{"origin_path of an unset variable", `{}`, `{"origin_path":"/{env.TEST_UNSET}/{video}"}`, []string{"origin_path", "{env.TEST_UNSET}"}},
 		{"origin_path of a variable with dot segments", `{}`, `{"origin_path":"{env.TEST_BAD_FOLDER}/{video}"}`, []string{"origin_path", "dot segment"}},
+		{"origin_path with a misspelt placeholder", `{}`, `{"origin_path":"/{vidoe}"}`, []string{"origin_path", "{vidoe}"}},
 		{"origin_path of the request", `{}`, `{"origin_path":"/{http.request.host}/{video}"}`, []string{"origin_path", "{http.request.host}"}},
 		{"downloads", `{}`, `{"downloads":["ok","a%20b"]}`, []string{"downloads", "a%20b"}},
 	} {
@@ -242,5 +249,20 @@ func TestExampleCaddyfile(t *testing.T) {
 	}
 	if err := validateConfig(&cfg); err != nil {
 		t.Errorf("the example is refused: %v", err)
+	}
+}
+
+// The modules are registered under the names that configs have them by.
+func TestModules(t *testing.T) {
+	t.Parallel()
+	for _, id := range []string{"signed_playback", "http.handlers.signed_playback"} {
+		info, err := caddy.GetModule(id)
+		if err != nil {
+			t.Errorf("module %s: %v", id, err)
+			continue
+		}
+		if got := info.New().CaddyModule().ID; string(got) != id {
+			t.Errorf("the module of the name %s is %s", id, got)
+		}
 	}
 }

@@ -380,16 +380,21 @@ func TestConfigsOfPagesAreValid(t *testing.T) {
 	t.Setenv("CLOUDFLARE_API_TOKEN", "a-secret-of-some-length")
 	t.Setenv("SIGNED_PLAYBACK_REDIS", "redis://127.0.0.1:1")
 	blocks := regexp.MustCompile("(?ms)^```caddyfile[^\n]*\n(.*?)^```$")
+	validated := 0
 	walk(t, func(path string) {
 		if filepath.Ext(path) != ".md" || path == filepath.Join("docs", "reference.md") {
 			return
 		}
 		for _, block := range blocks.FindAllStringSubmatch(page(t, path), -1) {
+			validated++
 			if err := validateInAFrame(t, names.Replace(block[1]), dir); err != nil {
 				t.Errorf("%s: %v:\n%s", path, err, block[1])
 			}
 		}
 	})
+	if validated < 20 {
+		t.Errorf("the pages have %d configs: the pattern does not find them", validated)
+	}
 }
 
 // validateInAFrame provisions a config and does not start it.
@@ -421,6 +426,7 @@ var invocation = regexp.MustCompile(`caddy signed-playback ([a-z]+)((?: +(?:"[^"
 // The commands of all pages exist and have the flags that the pages give them.
 func TestCommandsOfPagesParse(t *testing.T) {
 	t.Parallel()
+	parsed := 0
 	walk(t, func(path string) {
 		if filepath.Ext(path) != ".md" {
 			return
@@ -437,11 +443,15 @@ func TestCommandsOfPagesParse(t *testing.T) {
 			for _, word := range regexp.MustCompile(`"[^"]*"|'[^']*'|\S+`).FindAllString(m[2], -1) {
 				words = append(words, strings.Trim(word, `"'`))
 			}
+			parsed++
 			if err := cmd.ParseFlags(words); err != nil {
 				t.Errorf("%s: %s: %v", path, m[0], err)
 			}
 		}
 	})
+	if parsed < 20 {
+		t.Errorf("the pages have %d commands: the pattern does not find them", parsed)
+	}
 }
 
 // Placeholders and log fields are all in the reference, and no others.

@@ -822,3 +822,20 @@ func TestReportsAreLogged(t *testing.T) {
 }
 
 func last(list []string) string { return list[len(list)-1] }
+
+// Attack: a shared cache keeps the response to an expired token that passes in
+// report-only mode.
+func TestReportedResponsesAreNotCached(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, testApp(), &Gate{Enforcement: unenforced()})
+	expired := signed(func(c *token.Claims) { c.ExpiresAt = testTime.Add(-time.Hour) })
+	w := &discard{header: make(http.Header)}
+	err := g.ServeHTTP(w, requestFor(t, "/"+expired+"/x.ts", nil), caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+		w.Header().Set("Cache-Control", "public, max-age=3600")
+		_, err := w.Write([]byte(strings.Repeat("x", 1000)))
+		return err
+	}))
+	if got, want := w.header.Get("Cache-Control"), "private, max-age=0"; err != nil || got != want {
+		t.Errorf("Cache-Control = %q (%v), want %q", got, err, want)
+	}
+}

@@ -687,4 +687,7 @@ func TestErrorsOfTheHandler(t *testing.T) {
 	if err := g.ServeHTTP(httptest.NewRecorder(), r, caddyhttp.HandlerFunc(nil)); !errors.Is(err, token.ErrExpired) {
 		t.Errorf("ServeHTTP = %v, want an error that is token.ErrExpired", err)
 	}
+	if got := reason("unknown").status(); got != http.StatusInternalServerError {
+		t.Errorf("the status of an unknown reason is %d, want 500", got)
+	}
 }
