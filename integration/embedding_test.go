@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,7 @@ func (e exchange) suffix() string {
 type tap struct {
 	server *httptest.Server
 
+	underWay  atomic.Int64 // requests
 	mu        sync.Mutex
 	exchanges []exchange
 	divert    func(http.ResponseWriter, *http.Request) bool
@@ -73,6 +75,8 @@ func startTap(t *testing.T, g *gateway) *tap {
 		ErrorLog:      log.New(io.Discard, "", 0), // browsers hang up as they like
 	}
 	tp.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		tp.underWay.Add(1)
+		defer tp.underWay.Add(-1)
 		tp.mu.Lock()
 		divert := tp.divert
 		tp.mu.Unlock()
@@ -90,13 +94,6 @@ func (tp *tap) diverting(divert func(http.ResponseWriter, *http.Request) bool) {
 	tp.mu.Lock()
 	defer tp.mu.Unlock()
 	tp.divert = divert
-}
-
-// forget drops what has been recorded.
-func (tp *tap) forget() {
-	tp.mu.Lock()
-	defer tp.mu.Unlock()
-	tp.exchanges = nil
 }
 
 // recorded returns what has crossed the wire so far.
@@ -211,9 +208,13 @@ func (w *web) media(path string) string {
 	return "http://" + gateHost + ":" + portOf(w.tap.server) + path
 }
 
-// forget starts a new record.
-func (w *web) forget() {
-	w.tap.forget()
+// forget starts a new record, once requests of earlier tabs have ended.
+func (w *web) forget(t *testing.T) {
+	t.Helper()
+	eventually(t, "earlier requests have ended", func() bool { return w.tap.underWay.Load() == 0 })
+	w.tap.mu.Lock()
+	w.tap.exchanges = nil
+	w.tap.mu.Unlock()
 	w.origin.take()
 }
 
@@ -287,7 +288,7 @@ func TestEmbedding(t *testing.T) {
 			video, element, attributes := cmp.Or(tc.video, "sites"), cmp.Or(tc.element, "iframe"), cmp.Or(tc.attributes, "{}")
 			p := openTab(t)
 			p.open(t, w.site(tc.site)+"/"+tc.page)
-			w.forget()
+			w.forget(t)
 			src := w.media("/" + mint(t, video, nil) + "/iframe?muted")
 			evaluate[bool](t, p, fmt.Sprintf("embed(%q, %q, %s).then(() => true)", element, src, attributes))
 			if element == "iframe" {
@@ -305,7 +306,7 @@ func TestEmbedding(t *testing.T) {
 	t.Run("an allowed site inside of another", func(t *testing.T) {
 		p := openTab(t)
 		p.open(t, w.site("evil.test")+"/")
-		w.forget()
+		w.forget(t)
 		inner := w.site("www.example.test") + "/?embed=" + url.QueryEscape(w.media("/"+mint(t, "sites", nil)+"/iframe"))
 		evaluate[bool](t, p, fmt.Sprintf("embed('iframe', %q, {}).then(() => true)", inner))
 		eventually(t, "the inner frame", func() bool { return evaluate[progress](t, p, "seen").Nested })
@@ -319,7 +320,7 @@ func TestEmbedding(t *testing.T) {
 	t.Run("an allowed site without referrer, and a gate without TLS", func(t *testing.T) {
 		p := openTab(t)
 		p.open(t, w.site("www.example.test")+"/"+noReferrer)
-		w.forget()
+		w.forget(t)
 		src := strings.Replace(w.media("/"+mint(t, "sites", nil)+"/iframe"), gateHost, "plain.test", 1)
 		evaluate[bool](t, p, fmt.Sprintf("embed('iframe', %q, {}).then(() => true)", src))
 		if got, _ := w.watchFrame(t, p); got != missing {
@@ -339,7 +340,7 @@ func TestEmbedding(t *testing.T) {
 		t.Run("at the top, "+tc.name, func(t *testing.T) {
 			p := openTab(t)
 			p.open(t, tc.from)
-			w.forget()
+			w.forget(t)
 			evaluate[bool](t, p, fmt.Sprintf("location = %q, true", w.media("/"+mint(t, tc.video, nil)+"/iframe")))
 			var page exchange
 			eventually(t, "a request for the page", func() (ok bool) { page, ok = w.tap.first("GET", "/iframe"); return ok })
@@ -511,7 +512,7 @@ func TestOwnPlayer(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			p := openTab(t)
 			p.open(t, w.site(tc.site)+"/"+tc.page)
-			w.forget()
+			w.forget(t)
 			src := w.media("/" + mint(t, cmp.Or(tc.video, "sites"), nil) + "/manifest/video.m3u8")
 			evaluate[bool](t, p, fmt.Sprintf("playOwn(%q, %q, %s), true", tc.how, src, cmp.Or(tc.attributes, "{}")))
 			var got ownPlayer
@@ -568,7 +569,7 @@ func TestCORS(t *testing.T) {
 		{"open, ranges", "evil.test", open, `{headers: {Range: "bytes=0-1,5-9"}}`, true, partial},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			w.forget()
+			w.forget(t)
 			// Each address is new to the browser's caches.
 			address := w.media(tc.path) + "?" + strconv.Itoa(i)
 			got := evaluate[verdict](t, tabs[tc.site], fmt.Sprintf("ask(%q, %s)", address, tc.options))
@@ -632,7 +633,7 @@ func TestBrowserCache(t *testing.T) {
 	}), config{app: allowedSites})
 	p := openTab(t)
 	p.open(t, w.site("www.example.test")+"/")
-	w.forget()
+	w.forget(t)
 	limited := mint(t, "sites", func(c *token.Claims) { c.ExpiresAt = time.Unix(time.Now().Unix()+15, 0) })
 	address := w.media("/" + limited + "/video/180p/001.m4s")
 	script := fmt.Sprintf("ask(%q)", address)

@@ -440,7 +440,7 @@ func TestPlayerPageHostileQuery(t *testing.T) {
 			for _, name := range names {
 				query[name] = []string{value, value}
 			}
-			w.forget()
+			w.forget(t)
 			p.open(t, w.page(t, "?"+query.Encode()+"#"+url.PathEscape(value)))
 			got := p.await(t, "metadata", isReady)
 			if now := evaluate[string](t, p, `[...document.querySelectorAll("*")].map(e => e.tagName).join()`); now != elements {
