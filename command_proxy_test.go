@@ -255,6 +255,17 @@ func TestProxyRepeatsNoPassword(t *testing.T) {
 	}
 }
 
+// proxy prints no URL that has expired at its start.
+func TestProxyRefusesAnExpiredURL(t *testing.T) {
+	t.Parallel()
+	for _, expires := range []string{"0s", "-1s", "1800000000"} {
+		opts, _ := proxying(t, func(o *proxyOptions) { o.expires = expires })
+		if _, err := proxy(opts, io.Discard); err == nil || !strings.Contains(err.Error(), `--exp "`+expires+`"`) {
+			t.Errorf("proxy --exp %s = %v, want an error that names the flag and its value", expires, err)
+		}
+	}
+}
+
 // The private key is not in the output, in the warnings, in the config, or in the
 // file for the gate. Without --key each start makes a new key.
 func TestProxyKeepsThePrivateKey(t *testing.T) {
