@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.opentelemetry.io/otel/attribute"
 	oteltrace "go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -182,7 +183,7 @@ func (d *decision) knownCountry() string {
 func (d *decision) record() {
 	ctx := d.request.Context()
 	if span := oteltrace.SpanFromContext(ctx); span.IsRecording() {
-		redactSpan(span, d.request.URL.Path)
+		span.SetAttributes(attribute.String("url.path", redact.Tokens(d.request.URL.Path)))
 	}
 	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Map(d.placeholder)

@@ -11,8 +11,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/logging"
-	"go.opentelemetry.io/otel/attribute"
-	oteltrace "go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -176,11 +174,6 @@ func redactPanic(p any) any {
 	}
 	// Bytes are logged as numbers, which are not recognized as a token.
 	return fmt.Sprintf("a value of type %T", p)
-}
-
-// redactSpan replaces the path in a trace, as the filter does in log lines.
-func redactSpan(span oteltrace.Span, path string) {
-	span.SetAttributes(attribute.String("url.path", redact.Tokens(path)))
 }
 
 // Interface guards

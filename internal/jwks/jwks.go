@@ -113,15 +113,17 @@ func (s *Set) Start() { s.started.Do(func() { go s.refresh() }) }
 // Stop ends refreshing and a request that is under way. The keys stay.
 func (s *Set) Stop() { s.cancel() }
 
+// refresh loads the set at the interval. After a failure it waits a second, and
+// after each further failure twice as long, at most the interval.
 func (s *Set) refresh() {
-	failures := 0
+	retryWait := firstRetryWait
 	for {
 		wait := s.interval
 		if err := s.Load(); err == nil {
-			failures = 0
+			retryWait = firstRetryWait
 		} else if s.ctx.Err() == nil {
-			wait = s.backoff(failures)
-			failures++
+			wait = min(retryWait, s.interval)
+			retryWait = 2 * wait
 			consequence := "the last good set stays in force"
 			if !s.Loaded() {
 				consequence = "tokens with its keys are refused until it succeeds"
@@ -134,13 +136,6 @@ func (s *Set) refresh() {
 			return
 		}
 	}
-}
-
-// backoff returns the wait after a failure with that many failures before it in
-// a row: a second at first, twice as long each time, at most the interval.
-func (s *Set) backoff(failures int) time.Duration {
-	const maxDoublings = 30 // longer than any interval, and far from an overflow
-	return min(firstRetryWait<<min(failures, maxDoublings), s.interval)
 }
 
 // Load fetches the set once. If it fails, the last good version stays in force.

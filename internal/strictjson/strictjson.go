@@ -89,20 +89,16 @@ func (v Value) Raw() []byte { return v.raw }
 func (v Value) Present() bool { return len(v.raw) > 0 }
 
 // IsObject reports whether v is an object.
-func (v Value) IsObject() bool { return v.startsWith('{') }
+func (v Value) IsObject() bool { return bytes.HasPrefix(v.raw, []byte(`{`)) }
 
 // IsArray reports whether v is an array.
-func (v Value) IsArray() bool { return v.startsWith('[') }
+func (v Value) IsArray() bool { return bytes.HasPrefix(v.raw, []byte(`[`)) }
 
 // IsString reports whether v is a string.
-func (v Value) IsString() bool { return v.startsWith('"') }
+func (v Value) IsString() bool { return bytes.HasPrefix(v.raw, []byte(`"`)) }
 
 // IsNumber reports whether v is a number.
-func (v Value) IsNumber() bool {
-	return v.startsWith('-') || v.Present() && '0' <= v.raw[0] && v.raw[0] <= '9'
-}
-
-func (v Value) startsWith(c byte) bool { return v.Present() && v.raw[0] == c }
+func (v Value) IsNumber() bool { return v.Present() && strings.IndexByte("-0123456789", v.raw[0]) >= 0 }
 
 // Bool returns the value of a boolean. ok is false for any other value.
 func (v Value) Bool() (value, ok bool) {
