@@ -54,10 +54,9 @@ func (l *attributes) read() (a attribute, more bool, err error) {
 		l.skipSpace()
 	} else {
 		a.from = l.next
-		if length = bytes.IndexAny(l.src[l.next:], `,"`); length < 0 {
-			length = len(l.src) - l.next
+		for l.next < len(l.src) && l.src[l.next] != ',' && l.src[l.next] != '"' {
+			l.next++
 		}
-		l.next += length
 		a.to = l.next
 	}
 	if l.next < len(l.src) {

@@ -364,8 +364,11 @@ func (d *mpd) text(t xmlToken) error {
 }
 
 func (d *mpd) trimSpace(text span) span {
-	from := text.from + xmlSpace.prefixLength(d.src[text.from:text.to])
-	return span{from, from + len(bytes.TrimRight(d.src[from:text.to], " \t\r\n"))}
+	text.from += xmlSpace.prefixLength(d.src[text.from:text.to])
+	for text.from < text.to && xmlSpace[d.src[text.to-1]] {
+		text.to--
+	}
+	return text
 }
 
 // end closes the innermost element.

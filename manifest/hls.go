@@ -36,7 +36,8 @@ func rewriteHLS(dst, src []byte, at Location, query string) ([]byte, Stats, erro
 	from := 0
 	for line := range bytes.Lines(src) {
 		p.line++
-		if err := p.rewriteLine(from, from+len(bytes.TrimRight(line, "\r\n"))); err != nil {
+		text := bytes.TrimSuffix(bytes.TrimSuffix(line, []byte{'\n'}), []byte{'\r'})
+		if err := p.rewriteLine(from, from+len(text)); err != nil {
 			return nil, Stats{}, err
 		}
 		from += len(line)

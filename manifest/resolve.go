@@ -94,11 +94,20 @@ func (m *mapper) followBase(base *baseURI, ref []byte) *baseURI {
 }
 
 // trim removes the white space that browsers remove at the ends of a URL.
-func trim(uri []byte) []byte { return bytes.TrimFunc(uri, isControl) }
+func trim(uri []byte) []byte {
+	uri = trimStart(uri)
+	for len(uri) > 0 && uri[len(uri)-1] <= ' ' {
+		uri = uri[:len(uri)-1]
+	}
+	return uri
+}
 
-func trimStart(uri []byte) []byte { return bytes.TrimLeftFunc(uri, isControl) }
-
-func isControl(r rune) bool { return r <= ' ' }
+func trimStart(uri []byte) []byte {
+	for len(uri) > 0 && uri[0] <= ' ' {
+		uri = uri[1:]
+	}
+	return uri
+}
 
 // trimReference trims a reference that was decoded or expanded. wasCut reports
 // whether a query or fragment followed it: then white space at its end is not at
@@ -122,8 +131,10 @@ const whyBlank = "a URI begins with Unicode white space, which only some players
 // cutSuffix cuts off query and fragment. They do not change where a URI leads, and
 // they are copied as they are.
 func cutSuffix(uri []byte) (ref, suffix []byte) {
-	if i := bytes.IndexAny(uri, "?#"); i >= 0 {
-		return uri[:i], uri[i:]
+	for i, c := range uri {
+		if c == '?' || c == '#' {
+			return uri[:i], uri[i:]
+		}
 	}
 	return uri, nil
 }
@@ -131,7 +142,7 @@ func cutSuffix(uri []byte) (ref, suffix []byte) {
 // removeTabs removes the tabs and line breaks that browsers remove anywhere in a
 // URL.
 func (m *mapper) removeTabs(ref []byte) []byte {
-	if !bytes.ContainsAny(ref, "\t\n\r") {
+	if bytes.IndexByte(ref, '\t') < 0 && bytes.IndexByte(ref, '\n') < 0 && bytes.IndexByte(ref, '\r') < 0 {
 		return ref
 	}
 	m.clean = slices.DeleteFunc(append(m.clean[:0], ref...), func(c byte) bool {
