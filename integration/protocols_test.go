@@ -168,7 +168,7 @@ func TestProtocols(t *testing.T) {
 		return "/" + mint(t, "demo", withRules(`[{"type":"ip.geoip.country","country":["`+country+`"],"action":"block"}]`))
 	}
 	expired := "/" + mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Second) })
-	early := "/" + mint(t, "demo", func(c *token.Claims) { c.NotBefore = time.Now().Add(time.Minute) })
+	early := "/" + mint(t, "demo", func(c *token.Claims) { c.NotBefore = time.Now().Add(30 * time.Minute) })
 	unknown := "/" + signRaw(privateKey(), `{"alg":"RS256","kid":"other"}`, goodPayloadOf("demo"))
 	forged := good[:len(good)-20] + strings.Repeat("A", 18) + good[len(good)-2:]
 	refused := []struct {

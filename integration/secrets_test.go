@@ -310,7 +310,7 @@ func (s *guarded) plantTokens(fileKey generatedKey) {
 	add("blocked token", mint(s.t, "demo", withRules(`[{"type":"any","action":"block"}]`)))
 	add("invalid token", mint(s.t, "demo", withRules(`[{}]`)))
 	add("expired token", mint(s.t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Minute) }))
-	add("early token", mint(s.t, "demo", func(c *token.Claims) { c.NotBefore = time.Now().Add(time.Minute) }))
+	add("early token", mint(s.t, "demo", func(c *token.Claims) { c.NotBefore = time.Now().Add(30 * time.Minute) }))
 	add("downloadable token", mint(s.t, "demo", func(c *token.Claims) { c.Downloadable = true }))
 	add("token of the key file", signWith(s.t, apiKey{ID: fileKey.ID, PEM: fileKey.PEM}, "demo"))
 	add("token of a stranger", strings.TrimPrefix(strings.TrimSuffix(stranger(), "/video/1.ts"), "/"))
