@@ -234,9 +234,9 @@ func (s *State) Sync(ctx context.Context) {
 	}
 }
 
-// forget gives up everything that is known, so that it fails closed.
+// forget gives up everything that is known, so that it fails closed. The next
+// look that succeeds reads everything: the last one is long ago.
 func (s *State) forget() {
-	s.unread[store.Keys] = true
 	s.keys.forget()
 	s.videos.forget()
 	s.signer.forget()

@@ -156,17 +156,18 @@ func TestEverythingIsReadAgainNowAndThen(t *testing.T) {
 		clock := s.setTime()
 		wantVideo(t, s, "public")
 		signingKey(t, s)
-		f.plant(keyNamed("a"), revokedKey("a"))
 		f.plant(videoNamed("v"), privateVideo)
-		lists := n.count("list")
 		*clock = clock.Add(rereadInterval)
+		lists := n.count("list")
 		s.Sync(t.Context())
 		if n.count("list") != lists {
 			t.Error("everything is read again too early")
 		}
+		f.write(keyNamed("b"), liveKey("b")) // a change of keys does not put it off
+		s.Sync(t.Context())
 		wantVideo(t, s, "public")
+		f.plant(keyNamed("a"), revokedKey("a"))
 		*clock = clock.Add(1)
-		f.write(keyNamed("b"), liveKey("b")) // a change of keys does not put off the videos
 		s.Sync(t.Context())
 		wantKey(t, s, "a", "revoked")
 		if !s.signer.stale.Load() {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -56,9 +57,9 @@ func (m *memStorage) begin(operation, key string) error {
 	return step(operation, key)
 }
 
-func (m *memStorage) Store(_ context.Context, key string, value []byte) error {
-	if err := m.begin("store", key); err != nil {
-		return err
+func (m *memStorage) Store(ctx context.Context, key string, value []byte) error {
+	if err := m.begin("store", key); err != nil || ctx.Err() != nil {
+		return errors.Join(err, ctx.Err())
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
