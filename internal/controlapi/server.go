@@ -253,8 +253,16 @@ func (c *call) find() (route, error) {
 		subject, _, _ = strings.Cut(id, "/")
 		pattern = "/*" + id[len(subject):]
 	}
+	if pattern == "/*" && subject == "" {
+		return route{}, noRoute(path)
+	}
 	found, ok := routes[c.request.Method+" "+pattern]
-	if !ok || pattern == "/*" && subject == "" {
+	if !ok {
+		for known := range routes {
+			if _, of, _ := strings.Cut(known, " "); of == pattern {
+				return route{}, refuse(http.StatusNotFound, codeRoute, "no route for that URI with the method %.20q", c.request.Method)
+			}
+		}
 		return route{}, noRoute(path)
 	}
 	c.route, c.subject = found.name, subject

@@ -102,6 +102,9 @@ func TestRoutes(t *testing.T) {
 				continue
 			}
 			why := refusalOf(err)
+			if byMethod := strings.Contains(why.Message, "with the method"); byMethod != (tc.want != nil) {
+				t.Errorf("%s %s is refused with %q", method, tc.path, why.Message)
+			}
 			if found.handle != nil || c.route != "" || why.status != http.StatusNotFound || why.Code != codeRoute {
 				t.Errorf("%s %s is %q, %v, want no route", method, tc.path, c.route, err)
 			}
