@@ -35,7 +35,7 @@ func FuzzBodies(f *testing.F) {
 		`{"requireSignedURLs":false,"allowedOrigins":["example.com","*.example.com:8443"]}`, `{"allowedOrigins":[]}`, `{"allowedOrigins":["*"]}`,
 		`{"meta":{"name":"<\u2028>","x":[1e400,{"a":null}]},"creator":"me","thumbnailTimestampPct":0.50}`, `{"creator":null,"maxDurationSeconds":null}`,
 		`{"uid":"demo","scheduledDeletion":"2030-01-02T03:04:05.678+01:00","publicDetails":{"title":"t"},"size":1,"status":{"state":"ready"}}`,
-		`{"uid":"other"}`, `{"requireSignedURLs":null}`, `{"meta":[]}`, `{"allowedOrigins":["https://example.com"]}`, `[]`, `{`,
+		`{"uid":"other"}`, `{"requireSignedURLs":null}`, `{"meta":[]}`, `{"allowedOrigins":["https://example.com"]}`, `[]`, `{`, "\fnull", "\u00a0",
 	} {
 		f.Add(body)
 	}

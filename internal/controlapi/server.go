@@ -296,7 +296,7 @@ func (c *call) body(w http.ResponseWriter) (strictjson.Value, error) {
 	if err != nil {
 		return strictjson.Value{}, badRequest("the body could not be read")
 	}
-	text := strings.TrimSpace(string(data))
+	text := strings.Trim(string(data), " \t\r\n") // the white space of RFC 8259
 	if text == "" || text == "null" {
 		return strictjson.Value{}, nil
 	}
