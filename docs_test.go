@@ -492,7 +492,7 @@ func TestCommandsAreDocumented(t *testing.T) {
 
 var testFunction = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
 
-// Each promise of the threat model names tests, and they exist.
+// Each guarantee of the threat model names tests, and they exist.
 func TestPromisesHaveTests(t *testing.T) {
 	t.Parallel()
 	tests := make(map[string]bool)
@@ -503,14 +503,14 @@ func TestPromisesHaveTests(t *testing.T) {
 			}
 		}
 	})
-	for line := range strings.Lines(sections(page(t, "docs/threat-model.md"), "##")["What it promises"]) {
+	for line := range strings.Lines(sections(page(t, "docs/threat-model.md"), "##")["Guarantees"]) {
 		cells := strings.Split(line, " | ")
-		if !strings.HasPrefix(line, "| ") || len(cells) != 2 || strings.HasPrefix(line, "| promise |") || strings.HasPrefix(line, "| --- |") {
+		if !strings.HasPrefix(line, "| ") || len(cells) != 2 || strings.HasPrefix(line, "| guarantee |") || strings.HasPrefix(line, "| --- |") {
 			continue
 		}
 		named := regexp.MustCompile("`(\\w+)`").FindAllStringSubmatch(cells[1], -1)
 		if len(named) == 0 {
-			t.Errorf("no test holds that: %s", cells[0])
+			t.Errorf("no test checks the guarantee: %s", cells[0])
 		}
 		for _, m := range named {
 			if !tests[m[1]] {
