@@ -579,14 +579,25 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	})
 }
 
-// The pages build the version of Caddy that is tested.
-func TestPagesNameTheVersionOfCaddy(t *testing.T) {
+// The pages build the version of Caddy that is tested, with the Go that has the
+// fixes on which the threat model relies. The other modules are built with it too.
+func TestPagesNameTheVersionsOfCaddyAndGo(t *testing.T) {
 	t.Parallel()
-	want := regexp.MustCompile(`(?m)^\tgithub\.com/caddyserver/caddy/v2 (\S+)$`).FindStringSubmatch(page(t, "go.mod"))[1]
-	for _, name := range []string{"README.md", "docs/guide.md"} {
-		m := regexp.MustCompile(`xcaddy build (\S+)`).FindStringSubmatch(page(t, name))
-		if m == nil || m[1] != want {
-			t.Errorf("%s says %q, want xcaddy build %s", name, m, want)
+	const caddy, release = `(?m)^\tgithub\.com/caddyserver/caddy/v2 (\S+)$`, `(?m)^go (\S+)$`
+	for _, tc := range []struct {
+		required, named string
+		files           []string
+	}{
+		{caddy, `xcaddy build (\S+)`, []string{"README.md", "docs/guide.md"}},
+		{release, `Go \(?(\S+) or later`, []string{"README.md", "docs/guide.md"}},
+		{release, `a Go before (\S+),`, []string{"docs/threat-model.md"}},
+		{release, release, []string{"integration/go.mod", "bench/go.mod"}},
+	} {
+		want := regexp.MustCompile(tc.required).FindStringSubmatch(page(t, "go.mod"))[1]
+		for _, name := range tc.files {
+			if m := regexp.MustCompile(tc.named).FindStringSubmatch(page(t, name)); m == nil || m[1] != want {
+				t.Errorf("%s says %q, want %s", name, m, want)
+			}
 		}
 	}
 }

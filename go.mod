@@ -1,6 +1,6 @@
 module github.com/signed-playback/caddy-signed-playback
 
-go 1.26.0
+go 1.26.6
 
 require (
 	github.com/caddyserver/caddy/v2 v2.11.9

@@ -1,6 +1,6 @@
 module github.com/signed-playback/caddy-signed-playback/bench
 
-go 1.26.0
+go 1.26.6
 
 require github.com/signed-playback/caddy-signed-playback v0.0.0
 
