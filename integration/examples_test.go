@@ -14,7 +14,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -65,63 +64,84 @@ func TestExampleConfigs(t *testing.T) {
 	}
 }
 
-// demoPorts are those that the demo listens on.
-var demoPorts = []string{"127.0.0.1:8080", "127.0.0.1:8081"}
+// demoPorts are the ports that the demo uses.
+var demoPorts = []string{"8080", "8081"}
+
+// demo is a running copy of the demo.
+type demo struct {
+	gate, origin string // host:port
+	output       *logBuffer
+	pid          int        // of the shell, which leads the process group
+	ended        chan error // gets the outcome of the shell
+}
+
+// startDemo runs the demo on ports of its own, in a copy without the key of an earlier
+// run, and waits until it has printed its URLs.
+func startDemo(t *testing.T) *demo {
+	t.Helper()
+	root := t.TempDir()
+	for _, folder := range []string{"examples", "testdata"} {
+		if err := os.CopyFS(filepath.Join(root, folder), os.DirFS(filepath.Join("..", folder))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(root, "examples/key.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	d := &demo{gate: freeAddr(t), origin: freeAddr(t), output: newLogBuffer(), ended: make(chan error, 1)}
+	ports := strings.NewReplacer(demoPorts[0], port(d.gate), demoPorts[1], port(d.origin))
+	script := filepath.Join(root, "examples/run.sh")
+	for _, name := range []string{script, filepath.Join(root, "examples/Caddyfile")} {
+		writeFile(t, name, []byte(ports.Replace(readText(t, name))))
+	}
+	cmd := exec.Command(tool(t, "bash"), script, binary(t))
+	cmd.Dir = t.TempDir() // the demo starts from any folder
+	cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+root, "XDG_CONFIG_HOME="+root, "HOME="+root, raceOptions)
+	cmd.Stdout, cmd.Stderr = d.output, d.output
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	d.pid = cmd.Process.Pid
+	go func() { d.ended <- cmd.Wait() }()
+	t.Cleanup(func() { _ = syscall.Kill(-d.pid, syscall.SIGKILL) }) // if the test fails before it stops the demo
+	eventually(t, "the demo prints its URLs", func() bool {
+		select {
+		case err := <-d.ended:
+			t.Fatalf("the demo has ended with %v:\n%s", err, d.output)
+		default:
+		}
+		return strings.Contains(d.output.String(), "Stop with Ctrl-C")
+	})
+	return d
+}
 
 // The demo prints URLs that do what its text says, and leaves no process and no listener.
 func TestDemo(t *testing.T) {
-	for _, tc := range []struct {
-		name string
-		stop func(pid int) error
-	}{
-		{"Ctrl-C", func(pid int) error { return syscall.Kill(-pid, syscall.SIGINT) }}, // a terminal tells the whole group
-		{"kill", func(pid int) error { return syscall.Kill(pid, syscall.SIGTERM) }},
+	t.Parallel()
+	for name, stop := range map[string]func(pid int) error{
+		"Ctrl-C": func(pid int) error { return syscall.Kill(-pid, syscall.SIGINT) }, // a terminal signals the whole group
+		"kill":   func(pid int) error { return syscall.Kill(pid, syscall.SIGTERM) },
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			for _, addr := range demoPorts {
-				if listens(addr) {
-					t.Fatalf("another program listens on %s, which the demo needs; stop it and try again", addr)
-				}
-			}
-			root := copyDemo(t)
-			output := newLogBuffer()
-			cmd := exec.Command(tool(t, "bash"), filepath.Join(root, "examples/run.sh"), binary(t))
-			cmd.Dir = t.TempDir() // it is started from anywhere
-			cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+root, "XDG_CONFIG_HOME="+root, "HOME="+root, raceOptions)
-			cmd.Stdout, cmd.Stderr = output, output
-			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-			if err := cmd.Start(); err != nil {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := startDemo(t)
+			checkDemo(t, d)
+			if err := stop(d.pid); err != nil {
 				t.Fatal(err)
 			}
-			pid := cmd.Process.Pid
-			ended := make(chan error, 1)
-			go func() { ended <- cmd.Wait() }()
-			t.Cleanup(func() { _ = syscall.Kill(-pid, syscall.SIGKILL) }) // if the test fails before it has stopped
-			if !output.await("Stop with Ctrl-C", startTimeout) {
-				t.Fatalf("the demo printed no URLs:\n%s", output)
-			}
-
-			checkDemo(t, output.String())
-
-			if err := tc.stop(pid); err != nil {
-				t.Fatal(err)
-			}
-			select {
-			case <-ended:
-			case <-time.After(startTimeout):
-				t.Fatalf("the demo has not ended:\n%s", output)
-			}
-			eventually(t, "processes of the demo are left", func() bool {
-				return errors.Is(syscall.Kill(-pid, 0), syscall.ESRCH)
+			_ = await(t, d.ended, "the end of the demo")
+			eventually(t, "the processes of the demo end", func() bool {
+				return errors.Is(syscall.Kill(-d.pid, 0), syscall.ESRCH)
 			})
-			for _, addr := range demoPorts {
+			for _, addr := range []string{d.gate, d.origin} {
 				if listens(addr) {
-					t.Errorf("the demo still listens on %s", addr)
+					t.Errorf("something still listens on %s", addr)
 				}
 			}
 			for _, never := range []string{"DATA RACE", "panic"} {
-				if strings.Contains(output.String(), never) {
-					t.Errorf("%q in the output:\n%s", never, output)
+				if strings.Contains(d.output.String(), never) {
+					t.Errorf("%q in the output:\n%s", never, d.output)
 				}
 			}
 		})
@@ -129,14 +149,14 @@ func TestDemo(t *testing.T) {
 }
 
 // checkDemo asks for each URL that the demo prints, and compares the answer with the text.
-func checkDemo(t *testing.T, output string) {
+func checkDemo(t *testing.T, d *demo) {
 	t.Helper()
 	// Each paragraph of the text says what the URLs below it do.
 	promised := regexp.MustCompile(`\((\d{3}) (\w+)\)`)
-	address := regexp.MustCompile(`http://localhost:8080/\S+`)
+	address := regexp.MustCompile(`http://localhost:` + port(d.gate) + `/\S+`)
 	want := plays
 	got := make(map[verdict]int)
-	_, text, _ := strings.Cut(output, "The gate listens") // what precedes it is the server's log
+	_, text, _ := strings.Cut(d.output.String(), "The gate listens") // after the server's log
 	for line := range strings.Lines(text) {
 		if strings.Contains(line, "These play") {
 			want = plays
@@ -153,11 +173,8 @@ func checkDemo(t *testing.T, output string) {
 			t.Fatal(err)
 		}
 		answered := readResponse(t, res)
-		if diff := cmp.Diff(want, answered.verdict()); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", strings.TrimSpace(line), diff)
-		}
-		if want == plays && !startsLike(answered.body, playback) {
-			t.Errorf("%s answers with something else: %.60q", strings.TrimSpace(line), answered.body)
+		if answered.verdict() != want || want == plays && !startsLike(answered.body, playback) {
+			t.Errorf("%s answers with %v and %.60q, want %v", strings.TrimSpace(line), answered.verdict(), answered.body, want)
 		}
 		got[answered.verdict()]++
 	}
@@ -168,24 +185,8 @@ func checkDemo(t *testing.T, output string) {
 		{http.StatusUnauthorized, "token_required"}: 1,
 	}
 	if diff := cmp.Diff(wantAll, got); diff != "" {
-		t.Errorf("the URLs of the demo (-want +got):\n%s\n%s", diff, output)
+		t.Errorf("the URLs of the demo (-want +got):\n%s\n%s", diff, d.output)
 	}
-}
-
-// copyDemo copies what the demo needs into a folder, without the key of an
-// earlier run, so that it starts like the first time and leaves no key here.
-func copyDemo(t *testing.T) (root string) {
-	t.Helper()
-	root = t.TempDir()
-	for _, folder := range []string{"examples", "testdata"} {
-		if err := os.CopyFS(filepath.Join(root, folder), os.DirFS(filepath.Join("..", folder))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Remove(filepath.Join(root, "examples/key.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
-	}
-	return root
 }
 
 func listens(addr string) bool {
