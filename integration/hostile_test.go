@@ -3,7 +3,6 @@ package integration
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"crypto"
 	"crypto/hmac"
 	"crypto/rand"
@@ -161,8 +160,7 @@ func (h *hostileServer) try(t *testing.T, g *gateway, rows []threat) {
 func (h *hostileServer) want(t testing.TB, res *response, reason, uri string) {
 	t.Helper()
 	if reason != "" {
-		others := map[string]int{"client_ip_unknown": http.StatusForbidden, "too_early": http.StatusTooEarly}
-		h.wantRefused(t, res, cmp.Or(reasonStatus[reason], others[reason]), reason)
+		h.wantRefused(t, res, reasonStatus[reason], reason)
 		return
 	}
 	h.wantPassed(t, res, uri)

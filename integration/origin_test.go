@@ -79,6 +79,22 @@ func (o *origin) uris() []string {
 	return slices.Clip(uris)
 }
 
+// reasonStatus has the status of each reason.
+var reasonStatus = map[string]int{
+	"path_invalid":   http.StatusBadRequest,
+	"token_required": http.StatusUnauthorized, "token_malformed": http.StatusUnauthorized, "algorithm_not_allowed": http.StatusUnauthorized,
+	"key_unknown": http.StatusUnauthorized, "signature_invalid": http.StatusUnauthorized, "token_expired": http.StatusUnauthorized,
+	"token_not_yet_valid": http.StatusUnauthorized, "token_lifetime_exceeded": http.StatusUnauthorized, "rules_invalid": http.StatusUnauthorized,
+	"rule_blocked": http.StatusForbidden, "origin_required": http.StatusForbidden, "origin_not_allowed": http.StatusForbidden,
+	"download_not_allowed": http.StatusForbidden, "client_ip_unknown": http.StatusForbidden,
+	"method_not_allowed": http.StatusMethodNotAllowed, "too_early": http.StatusTooEarly, "verification_limited": http.StatusTooManyRequests,
+	"manifest_invalid":  http.StatusBadGateway,
+	"state_unavailable": http.StatusServiceUnavailable, "country_unavailable": http.StatusServiceUnavailable,
+}
+
+// refusedFor is the verdict of a refusal.
+func refusedFor(reason string) verdict { return verdict{reasonStatus[reason], reason} }
+
 // wantRefused checks everything that a refusal promises: status, reason,
 // headers, that the origin has seen nothing, and that no token is echoed.
 func (o *origin) wantRefused(t testing.TB, res *response, status int, reason string) {

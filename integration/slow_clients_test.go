@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -441,17 +440,6 @@ func (c *http2Conn) continueHeader(target string, fragment []byte) (stopped bool
 	return c.repeat(func(int) error { return c.WriteContinuation(1, false, fragment) })
 }
 
-// pause is how long a player is paused: longer than Caddy's own timeout for
-// responses that stall. You can make it longer still.
-func pause(t testing.TB) time.Duration {
-	t.Helper()
-	length, err := time.ParseDuration(cmp.Or(os.Getenv("SIGNED_PLAYBACK_PAUSE"), "90s"))
-	if err != nil {
-		t.Fatalf("SIGNED_PLAYBACK_PAUSE: %v", err)
-	}
-	return length
-}
-
 // productionTimeouts are global options: the production example's timeouts for
 // clients.
 func productionTimeouts(t testing.TB) string {
@@ -490,7 +478,7 @@ func TestLongPausedPlayers(t *testing.T) {
 			playersPage(t), productionProxy(t, o))),
 	})
 	space := "/" + mint(t, "demo", nil) + "/"
-	length := pause(t)
+	length := durationFrom(t, "SIGNED_PLAYBACK_PAUSE", 90*time.Second)
 
 	downloads := make(map[string]<-chan error)
 	download := func(name string, c *http.Client, base string) {

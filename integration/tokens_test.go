@@ -24,13 +24,15 @@ const keyID = "main"
 var signingKey = sync.OnceValue(func() *token.SigningKey { return newSigningKey(keyID, privateKey()) })
 
 // privateKey is the same pair, for tokens that package token would not sign.
-var privateKey = sync.OnceValue(func() *rsa.PrivateKey {
+var privateKey = sync.OnceValue(newPrivateKey)
+
+func newPrivateKey() *rsa.PrivateKey {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		panic(err)
 	}
 	return key
-})
+}
 
 func newSigningKey(id string, key *rsa.PrivateKey) *token.SigningKey {
 	signing, err := token.NewSigningKey(id, key)
