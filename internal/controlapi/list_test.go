@@ -18,128 +18,86 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 )
 
-// A list that is not filtered looks like one that is, so a query that is not
-// understood is refused.
+// An unfiltered list looks like a filtered one, so a query that the API does not
+// understand is refused.
 func TestListQueriesThatAreRefused(t *testing.T) {
 	t.Parallel()
-	for query, why := range map[string]string{
-		"per_page=0":                    "per_page",
-		"per_page=1001":                 "per_page",
-		"per_page=-1":                   "per_page",
-		"per_page=ten":                  "per_page",
-		"per_page=":                     "per_page",
-		"limit=0":                       "limit",
-		"limit=1e2":                     "limit",
-		"limit=99999999999999999999":    "limit",
-		"start=yesterday":               "start",
-		"start=":                        "start",
-		"end=2026-01-02":                "end",
-		"after=1800000000":              "after",
-		"before=2026-01-02T25:00:00Z":   "before",
-		"asc=yes":                       "asc",
-		"asc=":                          "asc",
-		"include_counts=2":              "include_counts",
-		"page=2":                        `"page"`,
-		"Status=ready":                  `"Status"`,
-		"status=ready&status=error":     `"status"`,
-		"id=a&id=b":                     `"id"`,
-		"q=x":                           `"q"`,
-		"=x":                            `""`,
-		"%zz=1":                         "query",
-		"a;b=1":                         "query",
-		"search=%zz":                    "query",
-		"requireSignedURLs=true":        `"requireSignedURLs"`,
-		strings.Repeat("x", 300) + "=1": "unknown",
+	for why, queries := range map[string][]string{
+		"per_page":       {"per_page=0", "per_page=1001", "per_page=-1", "per_page=ten", "per_page="},
+		"limit":          {"limit=0", "limit=1e2", "limit=99999999999999999999"},
+		"start":          {"start=yesterday", "start="},
+		"end":            {"end=2026-01-02"},
+		"after":          {"after=1800000000"},
+		"before":         {"before=2026-01-02T25:00:00Z"},
+		"asc":            {"asc=yes", "asc="},
+		"include_counts": {"include_counts=2"},
+		"query":          {"%zz=1", "a;b=1", "search=%zz"},
+		"unknown": {
+			"page=2", "Status=ready", "status=ready&status=error", "id=a&id=b", "q=x", "=x", "requireSignedURLs=true", strings.Repeat("x", 300) + "=1",
+		},
 	} {
-		filter, err := parseVideoFilter(query)
-		wantBadRequest(t, query, err, why)
-		if filter != nil {
-			t.Errorf("%s: a filter beside the error", query)
+		for _, query := range queries {
+			filter, err := parseVideoFilter(query)
+			wantBadRequest(t, query, err, why)
+			if filter != nil {
+				t.Errorf("%s: a filter and an error", query)
+			}
 		}
 	}
 }
 
 func TestListFilters(t *testing.T) {
 	t.Parallel()
-	day := func(n int) time.Time { return time.Date(2026, 1, n, 12, 0, 0, 0, time.UTC) }
-	doc := func(created int, meta, creator string) *state.VideoDocument {
-		d := &state.VideoDocument{Created: day(created), Descriptive: map[string]json.RawMessage{}}
-		if meta != "" {
-			d.Descriptive["meta"] = json.RawMessage(meta)
-		}
-		if creator != "" {
-			d.Descriptive["creator"] = json.RawMessage(creator)
-		}
-		return d
-	}
-	videos := map[string]*state.VideoDocument{
-		"a":      doc(1, `{"name":"First Film"}`, `"me"`),
-		"b":      doc(2, `{"name":"second"}`, `"you"`),
-		"c":      doc(3, `{"name":7}`, ``),
-		"d":      doc(4, ``, `""`),
-		"config": {},
-	}
-	for query, want := range map[string]string{
-		"":                             "a b c config d",
-		"id=a":                         "a",
-		"id=a,c,none":                  "a c",
-		"id=":                          "",
-		"id=A":                         "",
-		"name=second":                  "b",
-		"name=First+Film,d":            "a d",
-		"name=first+film":              "",
-		"video_name=second":            "b",
-		"video_name=d":                 "",
-		"video_name=First+Film,second": "",
-		"search=film":                  "a",
-		"search=S":                     "a b",
-		"search=":                      "a b c config d",
-		"search=7":                     "",
-		"creator=me":                   "a",
-		"creator=ME":                   "",
-		"creator=":                     "c config d",
-		"start=2026-01-02T12:00:00Z":   "c d",
-		"after=2026-01-02T11:59:59Z":   "b c d",
-		"end=2026-01-02T12:00:00Z":     "a config",
-		"before=2026-01-02T12:00:01Z":  "a b config",
-		"start=2026-01-01T12:00:00Z&end=2026-01-03T12:00:00Z": "b",
-		"after=2026-01-02T13:00:00%2B02:00":                   "b c d", // 11:00 UTC
-		"status=ready":                                        "a b c config d",
-		"status=error":                                        "",
-		"type=vod":                                            "a b c config d",
-		"type=live":                                           "",
-		"status=error&type=vod":                               "",
-		"status=ready&type=live":                              "",
-		"live_input_id=x":                                     "",
-		"creator=me&id=b":                                     "",
-		"creator=you&id=a,b&search=sec":                       "b",
-		"per_page=1&asc=true&include_counts=true":             "a b c config d", // bounds and order are not its affair
+	var videos []*state.VideoDocument
+	for i, described := range []map[string]string{
+		{"meta": `{"name":"First Film"}`, "creator": `"me"`}, {"meta": `{"name":"second"}`, "creator": `"you"`}, {"meta": `{"name":7}`}, {"creator": `""`},
 	} {
-		for range 20 { // parameters are read in any order
-			filter, err := parseVideoFilter(query)
-			if err != nil {
-				t.Errorf("%s: %v", query, err)
-				break
+		doc := &state.VideoDocument{UID: string(rune('a' + i)), Created: time.Date(2026, 1, 1+i, 12, 0, 0, 0, time.UTC), Descriptive: map[string]json.RawMessage{}}
+		for name, value := range described {
+			doc.Descriptive[name] = json.RawMessage(value)
+		}
+		videos = append(videos, doc)
+	}
+	videos = append(videos, &state.VideoDocument{UID: "config"})
+	const all = "a b c d config"
+	for query, want := range map[string]string{
+		"": all, "id=a": "a", "id=a,c,none": "a c", "id=": "", "id=A": "",
+		"name=second": "b", "name=First+Film,d": "a d", "name=first+film": "",
+		"video_name=second": "b", "video_name=d": "", "video_name=First+Film,second": "",
+		"search=film": "a", "search=S": "a b", "search=": all, "search=7": "",
+		"creator=me": "a", "creator=ME": "", "creator=": "c d config",
+		"start=2026-01-02T12:00:00Z": "c d", "after=2026-01-02T11:59:59Z": "b c d", "after=2026-01-02T13:00:00%2B02:00": "b c d", // 11:00 UTC
+		"end=2026-01-02T12:00:00Z": "a config", "before=2026-01-02T12:00:01Z": "a b config",
+		"start=2026-01-01T12:00:00Z&end=2026-01-03T12:00:00Z": "b",
+		"status=ready": all, "status=error": "", "type=vod": all, "type=live": "", "live_input_id=x": "",
+		"creator=me&id=b": "", "creator=you&id=a,b&search=sec": "b",
+		"per_page=1&asc=true&include_counts=true": all, // matches ignores limit and order
+	} {
+		filter, err := parseVideoFilter(query)
+		if err != nil {
+			t.Errorf("%s: %v", query, err)
+			continue
+		}
+		var got []string
+		for _, doc := range videos {
+			if filter.matches(doc) {
+				got = append(got, doc.UID)
 			}
-			var got []string
-			for id, doc := range videos {
-				if doc.UID = id; filter.matches(doc) {
-					got = append(got, id)
-				}
-			}
-			slices.Sort(got)
-			if diff := cmp.Diff(want, strings.Join(got, " ")); diff != "" {
-				t.Errorf("%q (-want +got):\n%s", query, diff)
-				break
+		}
+		if diff := cmp.Diff(want, strings.Join(got, " ")); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", query, diff)
+		}
+	}
+	for _, query := range []string{"status=error&type=vod", "status=ready&type=live"} {
+		for range 20 { // the parameters are read in any order
+			if filter := must(parseVideoFilter(query)); filter.matches(videos[0]) {
+				t.Fatalf("%q lists a video", query)
 			}
 		}
 	}
 	for query, want := range map[string]videoFilter{
-		"":                             {limit: 1000},
-		"per_page=1":                   {limit: 1},
-		"limit=1000":                   {limit: 1000},
-		"asc=true&include_counts=true": {limit: 1000, ascending: true, counts: true},
-		"asc=false&include_counts=0":   {limit: 1000},
+		"": {limit: 1000}, "per_page=1": {limit: 1}, "limit=1000": {limit: 1000},
+		"asc=true&include_counts=true": {limit: 1000, ascending: true, counts: true}, "asc=false&include_counts=0": {limit: 1000},
 	} {
 		filter, err := parseVideoFilter(query)
 		if err != nil || filter.limit != want.limit || filter.ascending != want.ascending || filter.counts != want.counts {
@@ -148,42 +106,36 @@ func TestListFilters(t *testing.T) {
 	}
 }
 
-// Of many more videos than a list has, it has the first, whatever the order in
-// which the store returns them, and it does not keep all of them.
+// If there are many more videos than a list may have, the list has the first of them,
+// in whatever order the store returns them, and only a bounded number is in memory.
 func TestListOfManyVideos(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(3, 4))
-	var videos []*state.VideoDocument
-	for i := range 5 * maxListed {
-		// Some are of the same moment.
-		videos = append(videos, &state.VideoDocument{UID: fmt.Sprintf("v%05d", i), Created: testTime.Add(time.Duration(random.IntN(2000)) * time.Second)})
-	}
-	for _, ascending := range []bool{false, true} {
-		for _, limit := range []int{1, 7, maxListed} {
-			for name, n := range map[string]int{"none": 0, "few": 5, "one less": 2*maxListed - 1, "as many as are kept": 2 * maxListed, "all": len(videos)} {
-				given := slices.Clone(videos[:n])
-				random.Shuffle(len(given), func(i, j int) { given[i], given[j] = given[j], given[i] })
-				top := newestVideos{filter: &videoFilter{limit: limit, ascending: ascending}}
-				most := 0
-				for _, v := range given {
-					top.add(v)
-					most = max(most, len(top.kept))
+	for _, filter := range []videoFilter{{limit: 1}, {limit: 7, ascending: true}, {limit: maxListed}, {limit: maxListed, ascending: true}} {
+		for _, n := range []int{0, 5, 2*maxListed - 1, 2 * maxListed, 5 * maxListed} {
+			given := make([]*state.VideoDocument, n)
+			for i := range given { // some are of the same moment
+				given[i] = &state.VideoDocument{UID: fmt.Sprintf("v%05d", i), Created: testTime.Add(time.Duration(random.IntN(2000)) * time.Second)}
+			}
+			want := slices.Clone(given) // by id
+			slices.SortStableFunc(want, func(a, b *state.VideoDocument) int {
+				if filter.ascending {
+					return a.Created.Compare(b.Created)
 				}
-				slices.SortFunc(given, func(a, b *state.VideoDocument) int { return strings.Compare(a.UID, b.UID) })
-				slices.SortStableFunc(given, func(a, b *state.VideoDocument) int {
-					if ascending {
-						return int(a.Created.Sub(b.Created))
-					}
-					return int(b.Created.Sub(a.Created))
-				})
-				want := given[:min(len(given), limit)]
-				got := top.first()
-				if !slices.EqualFunc(want, got, func(a, b *state.VideoDocument) bool { return a.UID == b.UID }) {
-					t.Errorf("%s, ascending %t, limit %d: %d videos of which some are wrong, want %d", name, ascending, limit, len(got), len(want))
-				}
-				if top.total != n || most > 2*maxListed {
-					t.Errorf("%s: %d videos are counted and up to %d kept, want %d and %d", name, top.total, most, n, 2*maxListed)
-				}
+				return b.Created.Compare(a.Created)
+			})
+			random.Shuffle(n, func(i, j int) { given[i], given[j] = given[j], given[i] })
+			newest := newestVideos{filter: &filter}
+			most := 0
+			for _, v := range given {
+				newest.add(v)
+				most = max(most, len(newest.kept))
+			}
+			if !slices.Equal(want[:min(n, filter.limit)], newest.first()) {
+				t.Errorf("ascending %t, limit %d: some of %d videos are wrong", filter.ascending, filter.limit, n)
+			}
+			if newest.total != n || most > 2*maxListed {
+				t.Errorf("%d videos are counted and up to %d are in memory, want %d and at most %d", newest.total, most, n, 2*maxListed)
 			}
 		}
 	}
@@ -205,13 +157,13 @@ func (c controlled) listed(t *testing.T, query string) ([]string, reply) {
 	return ids, a
 }
 
-// The list has the videos with settings, newest first, and those of the config
-// file with the settings that count, each once.
+// The list has the videos with settings, newest first, and each video of the config
+// file once, with the settings in force.
 func TestListOfVideos(t *testing.T) {
 	t.Parallel()
 	c := control(t, func(config *Config) { config.Videos = map[string]VideoSettings{"config": {}, "both": {}} })
 	if ids, a := c.listed(t, "include_counts=true"); cmp.Diff([]string{"both", "config"}, ids) != "" || a.total != "2" {
-		t.Errorf("at first, the list has %q, %s in all", ids, a.total)
+		t.Errorf("an empty store: the list has %q, %s in all", ids, a.total)
 	}
 	for i, id := range []string{"old", "both", "new", "Zebra"} {
 		created := must(json.Marshal(time.Date(2026, 1, 1+i, 0, 0, 0, 0, time.UTC)))
@@ -226,7 +178,7 @@ func TestListOfVideos(t *testing.T) {
 		t.Fatal(err)
 	}
 	if videos[3].RequireSignedURLs || videos[3].Created != nil || !videos[2].RequireSignedURLs || *videos[2].Created != "2026-01-01T00:00:00.000000Z" {
-		t.Errorf("the list has other settings than are in force: %s", a.raw)
+		t.Errorf("the settings in the list are not in force: %s", a.raw)
 	}
 	for query, want := range map[string]string{
 		"asc=true":                   "both config old new Zebra",
@@ -247,36 +199,35 @@ func TestListOfVideos(t *testing.T) {
 	}
 }
 
-// A damaged object does not end the list, and a warning tells of it. A list that
-// could not be read to its end is no list.
+// A damaged object does not end the list; a warning names it. If the store fails
+// before the end of the list, the call fails.
 func TestListWithDamagedVideos(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
 	c.store.plant(store.Videos, "good", `{"uid":"good"}`)
 	c.store.plant(store.Videos, "bad", "")
 	c.store.plant(store.Videos, "worse", `{"uid":"other"}`)
-	for range 2 {
-		ids, a := c.listed(t, "include_counts=true")
-		if diff := cmp.Diff([]string{"good"}, ids); diff != "" || a.total != "1" {
-			t.Errorf("the list (-want +got):\n%s%s", diff, a.raw)
-		}
-		want := []message{{codeWarning, fmt.Sprintf(damagedVideo, "bad")}, {codeWarning, fmt.Sprintf(damagedVideo, "worse")}}
-		if diff := cmp.Diff(want, a.messages); diff != "" {
-			t.Errorf("warnings (-want +got):\n%s", diff)
-		}
-		c.store.setHook(func(ctx context.Context, operation string, name store.Name) error {
-			if operation == "read" && name.ID() == "good" {
-				return down(ctx, operation, name)
-			}
-			return nil
-		})
-		wantReply(t, "a list that breaks off", c.call(t, "GET", streamPath, ""), 503, codeUnavailable)
-		c.store.setHook(nil)
+	ids, a := c.listed(t, "include_counts=true")
+	if diff := cmp.Diff([]string{"good"}, ids); diff != "" || a.total != "1" {
+		t.Errorf("the list (-want +got):\n%s%s", diff, a.raw)
 	}
+	want := []message{{codeWarning, fmt.Sprintf(damagedVideo, "bad")}, {codeWarning, fmt.Sprintf(damagedVideo, "worse")}}
+	if diff := cmp.Diff(want, a.messages); diff != "" {
+		t.Errorf("warnings (-want +got):\n%s", diff)
+	}
+	c.store.setHook(func(ctx context.Context, operation string, name store.Name) error {
+		if operation == "read" && name.ID() == "good" {
+			return down(ctx, operation, name)
+		}
+		return nil
+	})
+	wantReply(t, "a list that breaks off", c.call(t, "GET", streamPath, ""), 503, codeUnavailable)
+	c.store.setHook(nil)
+	wantReply(t, "the list after that", c.call(t, "GET", streamPath, ""), 200, 0)
 }
 
-// A list reads the whole store, so one is made at a time. Few calls wait for it,
-// none of them for long, and a client that waits may leave.
+// A list reads the whole store, so the API makes one list at a time. Few calls wait
+// for their turn, none of them for long, and a waiting client can cancel.
 func TestListsAreMadeOneAtATime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -299,16 +250,16 @@ func TestListsAreMadeOneAtATime(t *testing.T) {
 		before := c.store.count("list")
 		first := list(t.Context())
 		ctx, cancel := context.WithCancel(t.Context())
-		left := list(ctx)
+		cancelled := list(ctx)
 		cancel()
-		wantReply(t, "the list of a client that has left", <-left, 503, codeUnavailable)
+		wantReply(t, "the list of a client that has cancelled", <-cancelled, 503, codeUnavailable)
 		var waiting []<-chan reply
 		for range maxWaitingLists {
 			waiting = append(waiting, list(t.Context()))
 		}
 		wantReply(t, "one list too many", <-list(t.Context()), 503, codeUnavailable)
 		for _, done := range waiting {
-			wantReply(t, "a list that has waited too long", <-done, 503, codeUnavailable)
+			wantReply(t, "a list that waited too long", <-done, 503, codeUnavailable)
 		}
 		if got := c.store.count("list") - before; got != 1 {
 			t.Errorf("%d lists are made at once, want 1", got)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -20,93 +21,73 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 )
 
-// The API answers every path below its prefix, however it is spelled, and no
-// other one.
+// The API answers every path below its prefix, and no other path.
 func TestServes(t *testing.T) {
 	t.Parallel()
-	for path, want := range map[string]bool{
-		"/": false, "/client": false, "/client/v": false, "/client/v40": false, "/client/v4x/accounts/acc/stream": false,
-		"/client//v4/accounts/acc/stream": false, "/Client/v4/accounts/acc/stream": false, "/x/client/v4/accounts/acc/stream": false,
-		"/demo/manifest/video.m3u8": false,
-		"/client/v4":                true, "/client/v4/": true, streamPath: true, "/client/v4/nothing": true, "/client/v4/../x": true,
+	for want, paths := range map[bool][]string{
+		false: {
+			"/", "/client", "/client/v", "/client/v40", "/client/v4x/accounts/acc/stream", "/client//v4/accounts/acc/stream", "/Client/v4/accounts/acc/stream",
+			"/x/client/v4/accounts/acc/stream", "/demo/manifest/video.m3u8",
+		},
+		true: {"/client/v4", "/client/v4/", streamPath, "/client/v4/nothing", "/client/v4/../x"},
 	} {
-		if got := Serves(path); got != want {
-			t.Errorf("Serves(%s) = %t, want %t", path, got, want)
+		for _, path := range paths {
+			if Serves(path) != want {
+				t.Errorf("Serves(%s) = %t, want %t", path, !want, want)
+			}
 		}
 	}
 }
 
-// Every call that there is, and what looks like one.
+// Every call of the API, and paths that resemble one.
 func TestRoutes(t *testing.T) {
 	t.Parallel()
 	any64 := strings.Repeat("A", 64)
-	keys := map[string]string{"GET": "keys.list", "POST": "keys.create"}
+	list, token := map[string]string{"GET": "videos.list"}, map[string]string{"POST": "token.create"}
 	key := map[string]string{"DELETE": "keys.delete"}
-	videoCalls := map[string]string{"GET": "videos.get", "POST": "videos.edit", "DELETE": "videos.delete"}
-	for _, tc := range []struct {
-		path string
-		want map[string]string // by method
-		id   string
-	}{
-		{streamPath, map[string]string{"GET": "videos.list"}, ""},
-		{streamPath + "/", nil, ""}, // the video without an id
-		{streamPath + "/keys", keys, ""},
-		{streamPath + "/keys/rotate", map[string]string{"POST": "keys.rotate"}, ""},
-		{streamPath + "/keys/k", key, "k"},
-		{streamPath + "/keys/a.b~c", key, "a.b~c"},
-		{streamPath + "/keys/", key, ""},             // refused there
-		{streamPath + "/keys/a/b", key, "a/b"},       // refused there
-		{streamPath + "/keys/..", key, ".."},         // refused there
-		{streamPath + "/keys/%2e%2e", key, "%2e%2e"}, // refused there
-		{streamPath + "/vid", videoCalls, "vid"},
-		{streamPath + "/..", videoCalls, ".."},         // refused there
-		{streamPath + "/%6beys", videoCalls, "%6beys"}, // refused there
-		{streamPath + "/vid/token", map[string]string{"POST": "token.create"}, "vid"},
-		{streamPath + "/keys/token", key, "token"},
-		{"/client/v4/accounts/" + any64 + "/stream", map[string]string{"GET": "videos.list"}, ""},
-		{streamPath + "/vid/", nil, ""},
-		{streamPath + "/vid/token/", nil, ""},
-		{streamPath + "/vid/%74oken", nil, ""},
-		{streamPath + "/vid/downloads", nil, ""},
-		{streamPath + "//token", map[string]string{"POST": "token.create"}, ""}, // refused there
-		{streamPath + "//", nil, ""},
-		{streamPath + "x", nil, ""},
-		{"/client/v4", nil, ""},
-		{"/client/v4/", nil, ""},
-		{"/client/v4/user/tokens/verify", nil, ""},
-		{"/client/v4/accounts", nil, ""},
-		{"/client/v4/accounts/", nil, ""},
-		{"/client/v4/accounts/acc", nil, ""},
-		{"/client/v4/accounts/acc/", nil, ""},
-		{"/client/v4/accounts//stream", nil, ""},
-		{"/client/v4/accounts/../stream", nil, ""},
-		{"/client/v4/accounts/a%63c/stream", nil, ""},
-		{"/client/v4/accounts/a.c/stream", nil, ""},
-		{"/client/v4/accounts/" + any64 + "A/stream", nil, ""},
-		{"/client/v4//accounts/acc/stream", nil, ""},
-		{"/client/v4/accounts/acc//stream", nil, ""},
-		{"/client/v4/accounts/acc/Stream", nil, ""},
-		{"/client/v4/accounts/acc%2fstream", nil, ""},
-		{"/client/v4/zones/acc/stream", nil, ""},
-		{"/client/v4%2faccounts/acc/stream", nil, ""},
-		{"/clien%74/v4/accounts/acc/stream", nil, ""},
-		{"/client/v4/x/../accounts/acc/stream", nil, ""},
+	video := map[string]string{"GET": "videos.get", "POST": "videos.edit", "DELETE": "videos.delete"}
+	type route struct {
+		calls map[string]string // by method
+		id    string
+	}
+	routes := map[string]route{
+		streamPath: {list, ""}, "/client/v4/accounts/" + any64 + "/stream": {list, ""},
+		streamPath + "/keys":        {map[string]string{"GET": "keys.list", "POST": "keys.create"}, ""},
+		streamPath + "/keys/rotate": {map[string]string{"POST": "keys.rotate"}, ""},
+		streamPath + "/keys/k":      {key, "k"}, streamPath + "/keys/a.b~c": {key, "a.b~c"}, streamPath + "/keys/token": {key, "token"},
+		streamPath + "/vid": {video, "vid"}, streamPath + "/vid/token": {token, "vid"},
+		// The call refuses these ids.
+		streamPath + "/keys/": {key, ""}, streamPath + "/keys/a/b": {key, "a/b"}, streamPath + "/keys/..": {key, ".."}, streamPath + "/keys/%2e%2e": {key, "%2e%2e"},
+		streamPath + "/..": {video, ".."}, streamPath + "/%6beys": {video, "%6beys"}, streamPath + "//token": {token, ""},
+	}
+	for _, path := range []string{
+		"/", "/vid/", "/vid/token/", "/vid/%74oken", "/vid/downloads", "//", "x", // below streamPath
 	} {
+		routes[streamPath+path] = route{}
+	}
+	for _, path := range []string{
+		"", "/", "/user/tokens/verify", "/accounts", "/accounts/", "/accounts/acc", "/accounts/acc/", "/accounts//stream", "/accounts/../stream", "/accounts/a%63c/stream",
+		"/accounts/a.c/stream", "/accounts/" + any64 + "A/stream", "//accounts/acc/stream", "/accounts/acc//stream", "/accounts/acc/Stream", "/accounts/acc%2fstream",
+		"/zones/acc/stream", "%2faccounts/acc/stream", "/x/../accounts/acc/stream", "/../v4/accounts/acc/stream",
+	} {
+		routes["/client/v4"+path] = route{}
+	}
+	for path, want := range routes {
 		for _, method := range []string{"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS", "CONNECT", "get", "", "FOO"} {
-			c := &call{Server: new(Server), request: request(method, tc.path, "")}
+			c := &call{Server: new(Server), request: request(method, path, "")}
 			found, err := c.find()
-			if want := tc.want[method]; want != "" {
-				if err != nil && refusalOf(err).status != 400 || found.handle == nil || c.route != want || c.subject != tc.id {
-					t.Errorf("%s %s is %q of %q, %v, want %q of %q", method, tc.path, c.route, c.subject, err, want, tc.id)
+			if name := want.calls[method]; name != "" {
+				if err != nil && refusalOf(err).status != 400 || found.handle == nil || c.route != name || c.subject != want.id {
+					t.Errorf("%s %s is %q of %q, %v, want %q of %q", method, path, c.route, c.subject, err, name, want.id)
 				}
 				continue
 			}
 			why := refusalOf(err)
-			if byMethod := strings.Contains(why.Message, "with the method"); byMethod != (tc.want != nil) {
-				t.Errorf("%s %s is refused with %q", method, tc.path, why.Message)
+			if byMethod := strings.Contains(why.Message, "with the method"); byMethod != (want.calls != nil) {
+				t.Errorf("%s %s is refused with %q", method, path, why.Message)
 			}
 			if found.handle != nil || c.route != "" || why.status != http.StatusNotFound || why.Code != codeRoute {
-				t.Errorf("%s %s is %q, %v, want no route", method, tc.path, c.route, err)
+				t.Errorf("%s %s is %q, %v, want no route", method, path, c.route, err)
 			}
 		}
 	}
@@ -133,8 +114,8 @@ func TestAccount(t *testing.T) {
 	}
 }
 
-// A11: no page of another site may read an answer, no cache may keep one and no
-// browser may take one for something else. Preflights are not answered.
+// A11: no page of another site can read an answer, no cache stores it and no browser
+// guesses its type. Preflights are refused.
 func TestHeadersOfAnswers(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
@@ -167,74 +148,50 @@ func TestHeadersOfAnswers(t *testing.T) {
 	}
 }
 
-// A5: bodies are read up to a bound, and as JSON one way only, whatever their
+// A5: the API reads bodies up to a bound, and as strict JSON, whatever their
 // Content-Type: the curl lines of Cloudflare's documentation send a form's.
 func TestBodies(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
-	deep := func(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
+	deep := func(n int) string { return `{"meta":` + strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n+1) }
 	long := func(n int) string { return `{"uid":"v"` + strings.Repeat(" ", n-len(`{"uid":"v"}`)) + "}" }
-	for _, tc := range []struct {
-		name, body   string
-		status, code int
-	}{
-		{"none", "", 200, 0},
-		{"empty object", "{}", 200, 0},
-		{"white space", " \r\n\t", 200, 0},
-		{"null", "null", 200, 0},
-		{"null within white space", "\n null \n", 200, 0},
-		{"object", `{"uid":"v"}`, 200, 0},
-		{"as long as may be", long(maxBodyBytes), 200, 0},
-		{"one byte longer", long(maxBodyBytes + 1), 413, codeTooLarge},
-		{"much longer, of one digit", strings.Repeat("1", 10*maxBodyBytes), 413, codeTooLarge},
-		{"white space that is too long", strings.Repeat(" ", maxBodyBytes+1), 413, codeTooLarge},
-		{"array", "[]", 400, codeBadRequest},
-		{"text", `"uid"`, 400, codeBadRequest},
-		{"number", "1", 400, codeBadRequest},
-		{"false", "false", 400, codeBadRequest},
-		{"form", "uid=v", 400, codeBadRequest},
-		{"cut off", `{"uid":"v"`, 400, codeBadRequest},
-		{"a second value", `{"uid":"v"}{}`, 400, codeBadRequest},
-		{"member twice", `{"uid":"v","uid":"v"}`, 400, codeBadRequest},
-		{"member twice, one in escapes", `{"uid":"v","\u0075id":"v"}`, 400, codeBadRequest},
-		{"member in another case", `{"UID":"v"}`, 400, codeBadRequest},
-		{"unknown member", `{"requireSignedUrls":true}`, 400, codeBadRequest},
-		{"not UTF-8", "{\"creator\":\"\xff\"}", 400, codeBadRequest},
-		{"byte order mark", "\ufeff{}", 400, codeBadRequest},
-		{"comment", "{}//", 400, codeBadRequest},
-		{"as deep as may be", `{"meta":` + deep(maxBodyDepth-1) + `}`, 200, 0},
-		{"too deep", `{"meta":` + deep(maxBodyDepth) + `}`, 400, codeBadRequest},
-		{"much too deep", strings.Repeat("[", maxBodyBytes-1), 400, codeBadRequest},
+	contentTypes := []string{"", "application/json", "application/json; charset=utf-16", "application/x-www-form-urlencoded", "text/plain"}
+	codes := map[int]int{200: 0, 400: codeBadRequest, 413: codeTooLarge}
+	for status, bodies := range map[int][]string{
+		200: {"", "{}", " \r\n\t", "null", "\n null \n", `{"uid":"v"}`, long(maxBodyBytes), deep(maxBodyDepth - 1)},
+		413: {long(maxBodyBytes + 1), strings.Repeat("1", 10*maxBodyBytes), strings.Repeat(" ", maxBodyBytes+1)},
+		400: {
+			"[]", `"uid"`, "1", "false", "uid=v", `{"uid":"v"`, `{"uid":"v"}{}`, `{"uid":"v","uid":"v"}`, `{"uid":"v","\u0075id":"v"}`, `{"UID":"v"}`,
+			`{"requireSignedUrls":true}`, "{\"creator\":\"\xff\"}", "\ufeff{}", "{}//", deep(maxBodyDepth), strings.Repeat("[", maxBodyBytes-1),
+		},
 	} {
-		for _, contentType := range []string{"", "application/json", "application/json; charset=utf-16", "application/x-www-form-urlencoded", "text/plain"} {
-			wantReply(t, tc.name+" as "+contentType, c.call(t, "POST", "v", tc.body, with("Content-Type", contentType)), tc.status, tc.code)
+		for i, body := range bodies {
+			contentType := contentTypes[i%len(contentTypes)]
+			wantReply(t, fmt.Sprintf("%.40q as %s", body, contentType), c.call(t, "POST", "v", body, with("Content-Type", contentType)), status, codes[status])
 		}
 	}
-	for what, tc := range map[string]struct {
-		rest         io.Reader
-		status, code int
-	}{
-		"of unknown length": {bytes.NewReader(bytes.Repeat([]byte(" "), 10*maxBodyBytes)), 413, codeTooLarge},
-		"that ends early":   {brokenReader{}, 400, codeBadRequest},
+	for status, rest := range map[int]io.Reader{
+		413: bytes.NewReader(bytes.Repeat([]byte(" "), 10*maxBodyBytes)), // of unknown length
+		400: brokenReader{},
 	} {
 		a := c.call(t, "POST", "v", "", func(r *http.Request) {
-			r.ContentLength, r.Body = -1, io.NopCloser(io.MultiReader(strings.NewReader("{"), tc.rest))
+			r.ContentLength, r.Body = -1, io.NopCloser(io.MultiReader(strings.NewReader("{"), rest))
 		})
-		wantReply(t, "a body "+what, a, tc.status, tc.code)
+		wantReply(t, "a body without a length", a, status, codes[status])
 	}
 	a := c.call(t, "POST", "v", "", without("Authorization"), func(r *http.Request) { r.Body = io.NopCloser(unreadable{t}) })
-	wantReply(t, "a body of a stranger", a, 401, codeCredentials)
+	wantReply(t, "a body without a credential", a, 401, codeCredentials)
 }
 
-// unreadable is a body that nobody may read.
+// unreadable is a body that the API must not read.
 type unreadable struct{ t *testing.T }
 
 func (u unreadable) Read([]byte) (int, error) {
-	u.t.Error("the body of a stranger is read")
+	u.t.Error("the API reads a body without a credential")
 	return 0, io.EOF
 }
 
-// H11: whoever records a request in the early data of a connection can repeat it.
+// H11: an attacker who records a request in TLS early data can send it again.
 func TestCallsInEarlyData(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
@@ -250,81 +207,66 @@ func TestCallsInEarlyData(t *testing.T) {
 	wantReply(t, "a call after the handshake", a, 200, 0)
 }
 
-// What a client is told of an error. Details of the server are for its log.
+// Each error has a status, a code and a text for the client. Details of the server are
+// only in its log.
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	secret := errors.New("/etc/secret: no such file")
 	own := refuse(418, 7, "a %s", "teapot")
 	for _, tc := range []struct {
-		name         string
 		err          error
 		status, code int
 		text         string
 	}{
-		{"its own", own, 418, 7, "a teapot"},
-		{"its own, wrapped", fmt.Errorf("%w: %w", secret, own), 418, 7, "a teapot"},
-		{"bad request", badRequest("x is %d", 1), 400, codeBadRequest, "x is 1"},
-		{"store unavailable", state.ErrUnavailable, 503, codeUnavailable, "the store is not available"},
-		{"store unavailable, wrapped", fmt.Errorf("%w: %w", state.ErrUnavailable, secret), 503, codeUnavailable, "the store is not available"},
-		{"busy", fmt.Errorf("%w: %w", state.ErrUnavailable, state.ErrBusy), 503, codeUnavailable, "another node is writing the same object"},
-		{"too late", context.DeadlineExceeded, 503, codeUnavailable, "not available"},
-		{"client left", fmt.Errorf("x: %w", context.Canceled), 503, codeUnavailable, "not available"},
-		{"too many keys", state.ErrTooManyKeys, 503, codeUnavailable, "too many keys"},
-		{"too many lists", errTooManyLists, 503, codeUnavailable, "too many lists"},
-		{"limit of keys", state.ErrKeyLimit, 400, codeBadRequest, "1000 keys"},
-		{"damaged", fmt.Errorf("%w: %w", state.ErrDamaged, secret), 500, codeInternal, "internal error"},
-		{"anything else", secret, 500, codeInternal, "internal error"},
-		{"name", store.ErrName, 500, codeInternal, "internal error"},
+		{own, 418, 7, "a teapot"},
+		{fmt.Errorf("%w: %w", secret, own), 418, 7, "a teapot"},
+		{badRequest("x is %d", 1), 400, codeBadRequest, "x is 1"},
+		{fmt.Errorf("%w: %w", state.ErrUnavailable, secret), 503, codeUnavailable, "the store is not available"},
+		{fmt.Errorf("%w: %w", state.ErrUnavailable, state.ErrBusy), 503, codeUnavailable, "another node is writing the same object"},
+		{context.DeadlineExceeded, 503, codeUnavailable, "not available"},
+		{fmt.Errorf("x: %w", context.Canceled), 503, codeUnavailable, "not available"},
+		{state.ErrTooManyKeys, 503, codeUnavailable, "too many keys"},
+		{errTooManyLists, 503, codeUnavailable, "too many lists"},
+		{state.ErrKeyLimit, 400, codeBadRequest, "1000 keys"},
+		{fmt.Errorf("%w: %w", state.ErrDamaged, secret), 500, codeInternal, "internal error"},
+		{secret, 500, codeInternal, "internal error"},
 	} {
 		got := refusalOf(tc.err)
 		if got.status != tc.status || got.Code != tc.code || !strings.Contains(got.Message, tc.text) || strings.Contains(got.Message, "secret") {
-			t.Errorf("%s: %d %d %q, want %d %d %q", tc.name, got.status, got.Code, got.Message, tc.status, tc.code, tc.text)
-		}
-		// Official SDKs repeat calls with these statuses.
-		if got.status == http.StatusConflict || got.status == http.StatusTooManyRequests {
-			t.Errorf("%s: %d, which SDKs repeat", tc.name, got.status)
+			t.Errorf("%v: %d %d %q, want %d %d %q", tc.err, got.status, got.Code, got.Message, tc.status, tc.code, tc.text)
 		}
 	}
 }
 
-// The JSON of an answer is what the SDKs expect, whatever the call.
+// The JSON of an answer has the shape that the SDKs expect.
 func TestEnvelope(t *testing.T) {
 	t.Parallel()
 	server := control(t, nil).Server
-	for _, tc := range []struct {
-		name   string
-		call   call
-		result any
-		err    error
-		want   string
-	}{
-		{"text", call{}, "Revoked", nil, `{"result":"Revoked","success":true,"errors":[],"messages":[]}`},
-		{"nothing", call{}, nil, nil, `{"result":null,"success":true,"errors":[],"messages":[]}`},
-		{"list", call{}, []listedKey{}, nil, `{"result":[],"success":true,"errors":[],"messages":[]}`},
-		{"counts", call{counts: &listCounts{"2", "1"}}, []int{1}, nil, `{"result":[1],"success":true,"errors":[],"messages":[],"total":"2","range":"1"}`},
-		{"warning", call{messages: []message{{1, "x"}}}, 1, nil, `{"result":1,"success":true,"errors":[],"messages":[{"code":1,"message":"x"}]}`},
-		{
-			"error",
-			call{messages: []message{{1, "x"}}},
-			"left over", badRequest("why"),
-			`{"result":null,"success":false,"errors":[{"code":10005,"message":"why"}],"messages":[{"code":1,"message":"x"}]}`,
-		},
-	} {
+	answer := func(c call, result any, err error) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
-		tc.call.Server = server
-		tc.call.answer(w, tc.result, tc.err)
-		if got := w.Body.String(); got != tc.want {
-			t.Errorf("%s: %s, want %s", tc.name, got, tc.want)
+		c.Server = server
+		c.answer(w, result, err)
+		return w
+	}
+	for want, w := range map[string]*httptest.ResponseRecorder{
+		`{"result":"Revoked","success":true,"errors":[],"messages":[]}`:                  answer(call{}, "Revoked", nil),
+		`{"result":null,"success":true,"errors":[],"messages":[]}`:                       answer(call{}, nil, nil),
+		`{"result":[],"success":true,"errors":[],"messages":[],"total":"2","range":"0"}`: answer(call{counts: &listCounts{"2", "0"}}, []listedKey{}, nil),
+		`{"result":1,"success":true,"errors":[],"messages":[{"code":1,"message":"x"}]}`:  answer(call{messages: []message{{1, "x"}}}, 1, nil),
+		`{"result":null,"success":false,"errors":[{"code":10005,"message":"why"}],"messages":[{"code":1,"message":"x"}]}`: answer(
+			call{messages: []message{{1, "x"}}}, "left over", badRequest("why")),
+	} {
+		if got := w.Body.String(); got != want {
+			t.Errorf("the answer is %s, want %s", got, want)
 		}
 	}
-	w := httptest.NewRecorder()
-	if status := (&call{Server: server}).answer(w, make(chan int), nil); status != 500 || w.Code != 500 || w.Body.Len() != 0 {
-		t.Errorf("a result that cannot be encoded = %d %q, want 500 and nothing", w.Code, w.Body)
+	if w := answer(call{}, make(chan int), nil); w.Code != 500 || w.Body.Len() != 0 {
+		t.Errorf("a result that cannot be encoded = %d %q, want 500 and no body", w.Code, w.Body)
 	}
 }
 
-// The log says what was done and never a secret, not even one that was sent in
-// the wrong place.
+// The log has each call, and never a secret, not even one that a client has sent in the
+// wrong place.
 func TestLogHasNoSecrets(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
@@ -379,33 +321,30 @@ func TestLogHasNoSecrets(t *testing.T) {
 	}
 }
 
-// A4: ids that are paths, encoded, or reserved never reach the store. What is
-// meant for another resource of the API must not become settings of a video.
+// A4: ids that are paths, encoded, or reserved never reach the store. A call for another
+// resource of Cloudflare's API must not become settings of a video.
 func TestIDsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
-	videoCalls := func(id string, want int) {
-		for _, method := range []string{"GET", "POST", "DELETE"} {
-			wantReply(t, method+" video "+id, c.call(t, method, id, ""), want, codeBadRequest)
-		}
-		wantReply(t, "token of "+id, c.call(t, "POST", id+"/token", ""), want, codeBadRequest)
-	}
 	before := c.store.count("get", "update")
-	for _, id := range []string{
-		"..", ".", "%2e%2e", "%2E", "a%2fb", "a%5cb", "%00", "a%00", "a%20b", "%e9", "%ff", "%e2%84%aa", "%c0%ae%c0%ae", "a%0a", "a%0d%0ab", "%7f", "*", "%2a", "a%3fb", "a%23b", `a\b`, "a|b", "$a", "%64emo", "demo%20", "a%2fb%2f..%2fkeys", "a;b", "a,b", "a:b", "a@b", "a=b", "a+b", "a&b", "(a)",
-		strings.Repeat("a", 65), strings.Repeat("a", 300), "%252e%252e",
-	} {
-		videoCalls(id, 400)
+	neither := []string{
+		"..", ".", "%2e%2e", "%2E", "a%2fb", "a%5cb", "%00", "a%00", "a%20b", "%e9", "%ff", "%e2%84%aa", "%c0%ae%c0%ae", "a%0a", "a%0d%0ab", "%7f", "*", "%2a", "a%3fb",
+		"a%23b", `a\b`, "a|b", "$a", "%64emo", "demo%20", "a%2fb%2f..%2fkeys", "a;b", "a,b", "a:b", "a@b", "a=b", "a+b", "a&b", "(a)", "%252e%252e",
+		strings.Repeat("a", 65), strings.Repeat("a", 300),
+	}
+	onlyKeys := []string{"a.b", "a~b", "..."}
+	reserved := slices.DeleteFunc(slices.Clone(reservedVideos), func(id string) bool { return id == "keys" })
+	for _, id := range slices.Concat(neither, onlyKeys, reserved) {
+		for _, call := range []string{"GET " + id, "POST " + id, "DELETE " + id, "POST " + id + "/token"} {
+			method, path, _ := strings.Cut(call, " ")
+			wantReply(t, call, c.call(t, method, path, ""), 400, codeBadRequest)
+		}
+	}
+	for _, id := range neither {
 		wantReply(t, "key "+id, c.call(t, "DELETE", "keys/"+id, ""), 400, codeBadRequest)
 	}
-	for _, id := range []string{"a.b", "a~b", "..."} { // good for keys, and no videos
-		wantReply(t, "video "+id, c.call(t, "POST", id, "{}"), 400, codeBadRequest)
+	for _, id := range onlyKeys {
 		wantReply(t, "key "+id, c.call(t, "DELETE", "keys/"+id, ""), 404, codeNotFound)
-	}
-	for _, id := range reservedVideos {
-		if id != "keys" {
-			videoCalls(id, 400)
-		}
 	}
 	wantReply(t, "token of keys", c.call(t, "POST", "keys/token", ""), 404, codeRoute)
 	if got := c.store.count("get", "update") - before; got != 0 {
@@ -416,8 +355,8 @@ func TestIDsThatAreRefused(t *testing.T) {
 	}
 }
 
-// The store fails in the middle of a call, hangs, or is unavailable: each call
-// ends with 503, within a second, and nothing is in force that is not stored.
+// The store fails during a call, hangs, or is unavailable: each call ends with 503 within
+// a second, and no change is in force that is not stored.
 func TestCallsWithoutTheStore(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct{ method, path, body string }{
@@ -432,7 +371,7 @@ func TestCallsWithoutTheStore(t *testing.T) {
 	} {
 		for what, fails := range map[string]func(context.Context, string, store.Name) error{"fails": down, "hangs": hang} {
 			if tc.path == streamPath && what == "hangs" {
-				continue // a list reads for as long as it takes
+				continue // a list may read for longer
 			}
 			t.Run(tc.method+" "+tc.path+" "+what, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
@@ -444,7 +383,7 @@ func TestCallsWithoutTheStore(t *testing.T) {
 						t.Errorf("the answer took %s", waited)
 					}
 					if key, _ := c.State.Key("k1"); key.Revoked {
-						t.Error("a revocation is in force that was not stored")
+						t.Error("a revocation is in force and not stored")
 					}
 					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 					defer cancel()
@@ -452,7 +391,7 @@ func TestCallsWithoutTheStore(t *testing.T) {
 					updates := c.store.count("update")
 					wantReply(t, "the call later", c.call(t, tc.method, tc.path, tc.body), 503, codeUnavailable)
 					if c.store.count("update") != updates {
-						t.Error("a store that is unavailable is written")
+						t.Error("the call writes to a store that counts as unavailable")
 					}
 				})
 			})

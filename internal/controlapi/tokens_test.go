@@ -17,73 +17,42 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// A6: what no token is minted for. Numbers of another kind, null and unknown
-// members are refused, not read as something else: a claim that is dropped may
-// be the one that was to keep somebody out.
+// A6: bodies for which the API mints no token. Numbers of another kind, null and unknown
+// members are refused rather than read as something else: the caller may rely on a
+// member that the API would drop to keep somebody out.
 func TestMintRequestsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	c := &call{Server: control(t, func(config *Config) {
 		config.CheckRules = func(rules json.RawMessage) ([]string, error) { return nil, errors.New("refused by the gate") }
 	}).Server}
-	for _, tc := range []struct{ body, why string }{
-		{`{"exp":"1800003600"}`, "exp"},
-		{`{"exp":1800003600.5}`, "exp"},
-		{`{"exp":1800003600.0}`, "exp"},
-		{`{"exp":1.8e9}`, "exp"},
-		{`{"exp":-1}`, "exp"},
-		{`{"exp":null}`, "exp"},
-		{`{"exp":{}}`, "exp"},
-		{`{"exp":"2090-01-01T00:00:00Z"}`, "exp"},
-		{`{"exp":true}`, "exp"},
-		{`{"exp":[1800003600]}`, "exp"},
-		{`{"exp":"1h"}`, "exp"},
-		{`{"exp":99999999999999999999}`, "exp"},
-		{`{"exp":""}`, "exp"},
-		{`{"nbf":"1800000000"}`, "nbf"},
-		{`{"nbf":-1}`, "nbf"},
-		{`{"nbf":null}`, "nbf"},
-		{`{"nbf":0.5}`, "nbf"},
-		{`{"downloadable":"true"}`, "downloadable"},
-		{`{"downloadable":1}`, "downloadable"},
-		{`{"downloadable":null}`, "downloadable"},
-		{`{"id":1,"pem":"x"}`, "id"},
-		{`{"id":null,"pem":"x"}`, "id"},
-		{`{"id":"` + testKey().PEM() + `","pem":"` + testKey().PEM() + `"}`, "id"}, // which the answer must not repeat
-		{`{"id":"` + testKey().PEM() + `","pem":"k1"}`, "id"},
-		{`{"id":"k1"}`, "go together"},
-		{`{"pem":"x"}`, "go together"},
-		{`{"id":"","pem":"x"}`, "go together"},
-		{`{"id":"k1","pem":""}`, "go together"},
-		{`{"flags":true}`, "flags"},
-		{`{"flags":null}`, "flags"},
-		{`{"flags":[]}`, "flags"},
-		{`{"flags":{"original":true}}`, "flags.original"},
-		{`{"flags":{"other":true}}`, "flags.other"},
-		{`{"flags":{"original":"false"}}`, "flags.original"},
-		{`{"flags":{"original":null}}`, "flags.original"},
-		{`{"flags":{"original":false,"other":1}}`, "flags.other"},
-		{`{"accessRules":[{"type":"refused by the gate"}]}`, "refused by the gate"},
-		{`{"sub":"other"}`, `"sub"`},
-		{`{"kid":"k1"}`, `"kid"`},
-		{`{"iat":1}`, `"iat"`},
-		{`{"alg":"none"}`, `"alg"`},
-		{`{"aud":"x"}`, `"aud"`},
-		{`{"viewerId":"x"}`, `"viewerId"`},
-		{`{"Exp":1800003600}`, `"Exp"`},
-		{`{"EXP":1800003600}`, `"EXP"`},
-		{`{"exp ":1800003600}`, `"exp "`},
-		{`{"exp\u0000":1}`, "unknown member"},
-		{`{"x\",\"sub\":\"other":1}`, "unknown member"},
-		{`{"x\":1}.{\"sub\":\"other\"":1}`, "unknown member"},
-		{`{"access_rules":[]}`, `"access_rules"`},
-		{`{"__proto__":{}}`, `"__proto__"`},
-		{`{"accessrules":[]}`, `"accessrules"`},
-		{`{"` + strings.Repeat("x", 1000) + `":1}`, "unknown member"},
+	pem := testKey().PEM()
+	for why, bodies := range map[string][]string{
+		"exp is ": {
+			`{"exp":"1800003600"}`, `{"exp":1800003600.5}`, `{"exp":1800003600.0}`, `{"exp":1.8e9}`, `{"exp":-1}`, `{"exp":null}`, `{"exp":{}}`,
+			`{"exp":"2090-01-01T00:00:00Z"}`, `{"exp":true}`, `{"exp":[1800003600]}`, `{"exp":"1h"}`, `{"exp":99999999999999999999}`, `{"exp":""}`,
+		},
+		"nbf is ":             {`{"nbf":"1800000000"}`, `{"nbf":-1}`, `{"nbf":null}`, `{"nbf":0.5}`},
+		"downloadable is ":    {`{"downloadable":"true"}`, `{"downloadable":1}`, `{"downloadable":null}`},
+		"id is not":           {`{"id":1,"pem":"x"}`, `{"id":null,"pem":"x"}`},
+		"no key":              {`{"id":"` + pem + `","pem":"` + pem + `"}`, `{"id":"` + pem + `","pem":"k1"}`}, // the answer must not repeat the private key
+		"go together":         {`{"id":"k1"}`, `{"pem":"x"}`, `{"id":"","pem":"x"}`, `{"id":"k1","pem":""}`},
+		"flags is not":        {`{"flags":true}`, `{"flags":null}`, `{"flags":[]}`},
+		"flags.original":      {`{"flags":{"original":true}}`, `{"flags":{"original":"false"}}`, `{"flags":{"original":null}}`},
+		"flags.other":         {`{"flags":{"other":true}}`, `{"flags":{"original":false,"other":1}}`},
+		"refused by the gate": {`{"accessRules":[{"type":"refused by the gate"}]}`},
+		"unknown member": {
+			`{"sub":"other"}`, `{"kid":"k1"}`, `{"iat":1}`, `{"alg":"none"}`, `{"aud":"x"}`, `{"Exp":1800003600}`, `{"EXP":1800003600}`, `{"exp ":1800003600}`,
+			`{"exp\u0000":1}`, `{"x\",\"sub\":\"other":1}`, `{"x\":1}.{\"sub\":\"other\"":1}`, `{"access_rules":[]}`, `{"__proto__":{}}`,
+			`{"` + strings.Repeat("x", 1000) + `":1}`,
+		},
+		`did you mean "accessRules"`: {`{"accessrules":[]}`},
 	} {
-		mint, err := c.parseMintRequest(parsed(t, tc.body))
-		wantBadRequest(t, tc.body, err, tc.why)
-		if mint != nil {
-			t.Errorf("%s: a request beside the error", tc.body)
+		for _, body := range bodies {
+			mint, err := c.parseMintRequest(parsed(t, body))
+			wantBadRequest(t, body, err, why)
+			if mint != nil || strings.Contains(err.Error(), pem[:60]) {
+				t.Errorf("%.100s: a request and an error, or the key is in the error %v", body, err)
+			}
 		}
 	}
 }
@@ -94,95 +63,80 @@ func TestMintRequests(t *testing.T) {
 		config.CheckRules = func(rules json.RawMessage) ([]string, error) { return []string{"a warning"}, nil }
 	}).Server}
 	rules := `[ {"type":"any", "action":"block"} ]`
-	for _, tc := range []struct {
-		body string
-		want mintRequest
-	}{
-		{"", mintRequest{}},
-		{`{}`, mintRequest{}},
-		{`{"exp":0,"nbf":0}`, mintRequest{}},
-		{`{"exp":-0}`, mintRequest{}},
-		{`{"exp":1800003600,"nbf":1}`, mintRequest{expires: time.Unix(1800003600, 0), notBefore: time.Unix(1, 0)}},
-		{`{"downloadable":true}`, mintRequest{downloadable: true}},
-		{`{"downloadable":false}`, mintRequest{}},
-		{`{"flags":{}}`, mintRequest{}},
-		{`{"flags":{"original":false,"later":false}}`, mintRequest{}},
-		{`{"accessRules":null}`, mintRequest{}},
-		{`{"accessRules":` + rules + `}`, mintRequest{rules: json.RawMessage(rules), warnings: []string{"a warning"}}},
-		{`{"id":"k1","pem":"abc"}`, mintRequest{keyID: "k1", pem: "abc"}},
-		{`{"id":"","pem":""}`, mintRequest{}},
+	wanted := map[string]mintRequest{
+		`{"exp":1800003600,"nbf":1}`:    {expires: time.Unix(1800003600, 0), notBefore: time.Unix(1, 0)},
+		`{"downloadable":true}`:         {downloadable: true},
+		`{"accessRules":` + rules + `}`: {rules: json.RawMessage(rules), warnings: []string{"a warning"}},
+		`{"id":"k1","pem":"abc"}`:       {keyID: "k1", pem: "abc"},
+	}
+	for _, nothing := range []string{
+		`{}`, `{"exp":0,"nbf":0}`, `{"exp":-0}`, `{"downloadable":false}`, `{"flags":{}}`, `{"flags":{"original":false,"later":false}}`, `{"accessRules":null}`,
+		`{"id":"","pem":""}`,
 	} {
-		value := noBody
-		if tc.body != "" {
-			value = parsed(t, tc.body)
-		}
-		got, err := c.parseMintRequest(value)
+		wanted[nothing] = mintRequest{}
+	}
+	for body, want := range wanted {
+		got, err := c.parseMintRequest(parsed(t, body))
 		if err != nil {
-			t.Errorf("%s: %v", tc.body, err)
+			t.Errorf("%s: %v", body, err)
 			continue
 		}
-		if diff := cmp.Diff(tc.want, *got, cmp.AllowUnexported(mintRequest{})); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", tc.body, diff)
+		if diff := cmp.Diff(want, *got, cmp.AllowUnexported(mintRequest{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", body, diff)
 		}
 	}
 }
 
-// The dates of a token: what is not set is an hour from now and an hour ago,
-// and no token is for the past, for more than a day, or for never.
+// The default dates of a token are one hour ahead and one hour ago. No token is for the
+// past, for more than a day, or for ever.
 func TestDatesOfMintedTokens(t *testing.T) {
 	t.Parallel()
 	unix := func(d time.Duration) int64 { return testTime.Add(d).Unix() }
 	const day = 24 * time.Hour
 	for _, tc := range []struct {
-		name     string
-		exp, nbf int64 // 0: not set
-		wantExp  int64
-		wantNbf  int64
-		why      string // "" for a token
+		name             string
+		exp, nbf         int64 // 0: not set
+		wantExp, wantNbf int64
 	}{
-		{"neither is set", 0, 0, unix(time.Hour), unix(-time.Hour), ""},
-		{"in a second", unix(time.Second), 0, unix(time.Second), unix(-time.Hour), ""},
-		{"now", unix(0), 0, 0, 0, "past"},
-		{"a second ago", unix(-time.Second), 0, 0, 0, "past"},
-		{"in 1970", 1, 0, 0, 0, "past"},
-		{"in a day", unix(day), 0, unix(day), unix(-time.Hour), ""},
-		{"in a day and a second", unix(day + time.Second), 0, 0, 0, "24 hours"},
-		{"in milliseconds", unix(time.Hour) * 1000, 0, 0, 0, "Unix seconds"},
-		{"beyond the year 9999", 253402300800, 0, 0, 0, "24 hours"},
-		{"the largest number", 1<<63 - 1, 0, 0, 0, ""},
-		{"nbf now", 0, unix(0), unix(time.Hour), unix(0), ""},
-		{"nbf in 1970", 0, 1, unix(time.Hour), 1, ""},
-		{"nbf in the future", 0, unix(30 * time.Minute), unix(time.Hour), unix(30 * time.Minute), ""},
-		{"nbf a second before exp", unix(day), unix(day - time.Second), unix(day), unix(day - time.Second), ""},
-		{"nbf is exp", unix(day), unix(day), 0, 0, "not before exp"},
-		{"nbf after exp", unix(time.Hour), unix(2 * time.Hour), 0, 0, "not before exp"},
-		{"nbf after exp by default", 0, unix(2 * time.Hour), 0, 0, "not before exp"},
-		{"nbf in milliseconds", 0, unix(0) * 1000, 0, 0, "not before exp"},
+		{"no dates", 0, 0, unix(time.Hour), unix(-time.Hour)},
+		{"exp in a second", unix(time.Second), 0, unix(time.Second), unix(-time.Hour)},
+		{"exp in a day", unix(day), 0, unix(day), unix(-time.Hour)},
+		{"nbf in 1970", 0, 1, unix(time.Hour), 1},
+		{"nbf in the future", 0, unix(30 * time.Minute), unix(time.Hour), unix(30 * time.Minute)},
+		{"nbf a second before exp", unix(day), unix(day - time.Second), unix(day), unix(day - time.Second)},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			body := fmt.Sprintf(`{"exp":%d,"nbf":%d}`, tc.exp, tc.nbf)
-			mint, err := new(call).parseMintRequest(parsed(t, body))
-			if err != nil {
-				t.Fatal(err)
+		claims, err := (&mintRequest{expires: dateOf(tc.exp), notBefore: dateOf(tc.nbf)}).claims("demo", testTime)
+		want := token.Claims{VideoID: "demo", ExpiresAt: time.Unix(tc.wantExp, 0), NotBefore: time.Unix(tc.wantNbf, 0)}
+		if diff := cmp.Diff(want, claims); err != nil || diff != "" {
+			t.Errorf("%s: %v; claims (-want +got):\n%s", tc.name, err, diff)
+		}
+	}
+	for why, dates := range map[string][][2]int64{ // exp and nbf
+		"past":           {{unix(0), 0}, {unix(-time.Second), 0}, {1, 0}},
+		"24 hours":       {{unix(day + time.Second), 0}, {253402300800, 0}, {1<<63 - 1, 0}}, // also beyond the year 9999
+		"Unix seconds":   {{unix(time.Hour) * 1000, 0}},
+		"not before exp": {{unix(day), unix(day)}, {unix(time.Hour), unix(2 * time.Hour)}, {0, unix(2 * time.Hour)}, {0, unix(0) * 1000}},
+	} {
+		for _, d := range dates {
+			claims, err := (&mintRequest{expires: dateOf(d[0]), notBefore: dateOf(d[1])}).claims("demo", testTime)
+			wantBadRequest(t, fmt.Sprintf("exp %d, nbf %d", d[0], d[1]), err, why)
+			if diff := cmp.Diff(token.Claims{}, claims); diff != "" {
+				t.Errorf("exp %d, nbf %d: claims and an error:\n%s", d[0], d[1], diff)
 			}
-			claims, err := mint.claims("demo", testTime)
-			if tc.wantExp == 0 {
-				wantBadRequest(t, body, err, tc.why)
-				if diff := cmp.Diff(token.Claims{}, claims); diff != "" {
-					t.Errorf("claims beside the error:\n%s", diff)
-				}
-				return
-			}
-			want := token.Claims{VideoID: "demo", ExpiresAt: time.Unix(tc.wantExp, 0), NotBefore: time.Unix(tc.wantNbf, 0)}
-			if diff := cmp.Diff(want, claims); err != nil || diff != "" {
-				t.Errorf("%v; claims (-want +got):\n%s", err, diff)
-			}
-		})
+		}
 	}
 }
 
-// A number that overflows a date must not come out as a valid one, and rules that
-// fit a call but no token are the client's mistake: no token is minted.
+// dateOf returns the date of a mint request, which is not set for 0.
+func dateOf(unix int64) time.Time {
+	if unix == 0 {
+		return time.Time{}
+	}
+	return time.Unix(unix, 0)
+}
+
+// A number that overflows a date must not become a valid date. Rules that fit into a call
+// but not into a token are the client's mistake.
 func TestTokensThatAreNotMinted(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
@@ -203,9 +157,9 @@ func TestTokensThatAreNotMinted(t *testing.T) {
 	}
 }
 
-// A token is signed by the gateway's own key or by the client's, says what was
-// asked for, as Cloudflare's own endpoint does, and its answer has the warnings of
-// the rules and one about a life that the gateway does not allow.
+// The gateway's own key or the client's key signs a token. The token has the claims of the
+// body, in the form of Cloudflare's endpoint. The answer has the warnings about the rules,
+// and a warning if the gate allows no such lifetime.
 func TestMintedTokens(t *testing.T) {
 	t.Parallel()
 	c := control(t, func(config *Config) {
@@ -237,9 +191,9 @@ func TestMintedTokens(t *testing.T) {
 			t.Errorf("%s: the token is %s %s, want %s %s", tc.body, header, payload, tc.header, tc.payload)
 		}
 	}
-	// A body that is refused warns of nothing.
+	// The answer to a refused body has no warnings.
 	if a := c.call(t, "POST", "demo/token", `{"accessRules":[],"exp":1}`); a.status != 400 || len(a.messages) != 0 {
-		t.Errorf("a refused body is answered %s", a.raw)
+		t.Errorf("the answer to a refused body is %s", a.raw)
 	}
 	c.store.plant(store.Signing, "current", "")
 	c.State.Sync(t.Context())
@@ -249,44 +203,40 @@ func TestMintedTokens(t *testing.T) {
 	}
 }
 
-// A6: the client's own key signs only if the gateway knows it and it is the right
-// one: the tokens of any other would not play. No error repeats the key.
+// A6: the client's key signs only if the gateway knows it and it is the right one: a token
+// of any other key would not play. No error contains the key.
 func TestMintingWithAClientsKey(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
-	block, _ := pem.Decode(must(base64.StdEncoding.DecodeString(testKey().PEM())))
-	armoured := string(pem.EncodeToMemory(block))
-	public := string(must(testKey().Public().JWK()))
-	for _, tc := range []struct {
-		name, id, pem string
-		want          string // in the message; "" for a key
-	}{
-		{"known", "k1", testKey().PEM(), ""},
-		{"pem in its own armour", "k1", armoured, ""},
-		{"unknown", "nobody", testKey().PEM(), "no key"},
-		{"revoked", "gone", testKey().PEM(), "revoked"},
-		{"of another pair", "k1", otherKey().PEM(), "not the private half"},
-		{"public half", "k1", public, "pem"},
-		{"public key set", "k1", `{"keys":[` + public + `]}`, "pem"},
-		{"path", "k1", "/etc/ssl/private/key.pem", "pem"},
-		{"id that is a path", "../signing/current", testKey().PEM(), "no key"},
-		{"nonsense", "k1", "nonsense", "pem"},
-		{"id that no key can have", "a b", testKey().PEM(), "pem"},
-		{"id that is long", strings.Repeat("x", 255), testKey().PEM(), "no key"},
-	} {
-		key, err := (&call{Server: c.Server, request: request("POST", "/", "")}).mintingKey(&mintRequest{keyID: tc.id, pem: tc.pem})
-		if tc.want == "" {
-			if err != nil || key.ID() != tc.id {
-				t.Errorf("%s: %v, %v", tc.name, key, err)
-			}
-			continue
+	minting := func(id, pem string) (*token.SigningKey, error) {
+		return (&call{Server: c.Server, request: request("POST", "/", "")}).mintingKey(&mintRequest{keyID: id, pem: pem})
+	}
+	good := testKey().PEM()
+	block, _ := pem.Decode(must(base64.StdEncoding.DecodeString(good)))
+	for _, text := range []string{good, string(pem.EncodeToMemory(block))} { // in base64, and as PEM
+		if key, err := minting("k1", text); err != nil || key.ID() != "k1" {
+			t.Errorf("%.40q = %v, %v", text, key, err)
 		}
-		wantBadRequest(t, tc.name, err, tc.want)
-		if key != nil || tc.pem != "nonsense" && strings.Contains(err.Error(), tc.pem[:min(len(tc.pem), 60)]) {
-			t.Errorf("%s: %v beside the error, which may contain the key: %v", tc.name, key, err)
+	}
+	public := string(must(testKey().Public().JWK()))
+	for _, tc := range []struct{ id, pem, why string }{
+		{"nobody", good, "no key"},
+		{"gone", good, "revoked"},
+		{"k1", otherKey().PEM(), "not the private half"},
+		{"k1", public, "pem"},
+		{"k1", `{"keys":[` + public + `]}`, "pem"},
+		{"k1", "/etc/ssl/private/key.pem", "pem"},
+		{"../signing/current", good, "no key"},
+		{"a b", good, "pem"}, // no key has this id
+		{strings.Repeat("x", 255), good, "no key"},
+	} {
+		key, err := minting(tc.id, tc.pem)
+		wantBadRequest(t, tc.id, err, tc.why)
+		if key != nil || strings.Contains(err.Error(), tc.pem[:min(len(tc.pem), 60)]) {
+			t.Errorf("%s: %v and an error, or the key is in the error %v", tc.id, key, err)
 		}
 	}
 	c.LookupKey = func(string) (*token.PublicKey, bool) { return nil, false }
-	body := `{"id":"k1","pem":"` + testKey().PEM() + `"}`
-	wantReply(t, "a key that may be where it cannot be read", c.call(t, "POST", "demo/token", body), 503, codeUnavailable)
+	body := `{"id":"k1","pem":"` + good + `"}`
+	wantReply(t, "a key that may exist where it cannot be read", c.call(t, "POST", "demo/token", body), 503, codeUnavailable)
 }

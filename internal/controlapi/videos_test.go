@@ -16,72 +16,49 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
 
-// A member that is not understood is refused, and changes nothing: it may be
-// the one that was to make a video private.
+// The API refuses a member that it does not understand, and changes nothing: the caller
+// may have meant to make a video private.
 func TestVideoEditsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
-	origins := func(n int) string { return `["` + strings.Repeat(`a.example","`, n-1) + `a.example"]` }
 	long := make([]string, 150)
 	for i := range long {
 		long[i] = fmt.Sprintf("%03d.%s.example", i, strings.Repeat("a", 50))
 	}
-	for _, tc := range []struct{ body, why string }{
-		{`{"requireSignedURLs":"true"}`, "requireSignedURLs"},
-		{`{"requireSignedURLs":1}`, "requireSignedURLs"},
-		{`{"requireSignedURLs":null}`, "requireSignedURLs"},
-		{`{"requireSignedURLs":[true]}`, "requireSignedURLs"},
-		{`{"allowedOrigins":null}`, "allowedOrigins"},
-		{`{"allowedOrigins":"example.com"}`, "allowedOrigins"},
-		{`{"allowedOrigins":{}}`, "allowedOrigins"},
-		{`{"allowedOrigins":[1]}`, "allowedOrigins"},
-		{`{"allowedOrigins":[null]}`, "allowedOrigins"},
-		{`{"allowedOrigins":[["example.com"]]}`, "allowedOrigins"},
-		{`{"allowedOrigins":["https://example.com"]}`, "allowed origin must not specify protocol"},
-		{`{"allowedOrigins":["example.com","//example.com"]}`, "allowed origin must not specify protocol"},
-		{`{"allowedOrigins":["example.com/path"]}`, `"example.com/path"`},
-		{`{"allowedOrigins":[""]}`, `""`},
-		{`{"allowedOrigins":["exa mple.com"]}`, "exa mple.com"},
-		{`{"allowedOrigins":["a.*.com"]}`, "a.*.com"},
-		{`{"allowedOrigins":["example.com:0"]}`, "port"},
-		{`{"allowedOrigins":["example.com; script-src *"]}`, "example.com"},
-		{`{"allowedOrigins":` + origins(weborigin.MaxPatterns+1) + `}`, "more than 200"},
-		{`{"allowedOrigins":` + string(must(json.Marshal(long))) + `}`, "longer than"},
-		{`{"uid":"w"}`, "uid"},
-		{`{"uid":"V"}`, "uid"},
-		{`{"uid":null}`, "uid"},
-		{`{"uid":1}`, "uid"},
-		{`{"meta":null}`, "meta"},
-		{`{"meta":[]}`, "meta"},
-		{`{"meta":"{}"}`, "meta"},
-		{`{"creator":1}`, "creator"},
-		{`{"creator":{}}`, "creator"},
-		{`{"maxDurationSeconds":"1"}`, "maxDurationSeconds"},
-		{`{"maxDurationSeconds":true}`, "maxDurationSeconds"},
-		{`{"thumbnailTimestampPct":null}`, "thumbnailTimestampPct"},
-		{`{"thumbnailTimestampPct":"0.5"}`, "thumbnailTimestampPct"},
-		{`{"publicDetails":[]}`, "publicDetails"},
-		{`{"scheduledDeletion":"tomorrow"}`, "scheduledDeletion"},
-		{`{"scheduledDeletion":""}`, "scheduledDeletion"},
-		{`{"scheduledDeletion":1800000000}`, "scheduledDeletion"},
-		{`{"uploadExpiry":"2026-01-02"}`, "uploadExpiry"},
-		{`{"requiresignedurls":true}`, `"requiresignedurls"`},
-		{`{"requireSignedUrls":true}`, `"requireSignedUrls"`},
-		{`{"allowed_origins":[]}`, `"allowed_origins"`},
-		{`{"missingOrigin":"allow"}`, `"missingOrigin"`},
-		{`{"requireSignedURLS":false}`, `"requireSignedURLS"`},
-		{`{"require\u017fignedURLs":false}`, "unknown member"},
-		{`{"":false}`, `""`},
-		{`{"__proto__":{"requireSignedURLs":false}}`, `"__proto__"`},
-		{`{"\"},\"success\":true,\"x\":\"":1}`, "unknown member"},
-		{`{"` + strings.Repeat("x", 60_000) + `":1}`, "unknown member"},
-		{`{"allowedOrigins":["example.com\r\nX-Evil: 1"]}`, "allowed"},
-		{`{"requireSignedURLs":false,"unknown":1}`, `"unknown"`},
+	many := `["` + strings.Repeat(`a.example","`, weborigin.MaxPatterns) + `a.example"]`
+	for why, bodies := range map[string][]string{
+		"requireSignedURLs is": {
+			`{"requireSignedURLs":"true"}`, `{"requireSignedURLs":1}`, `{"requireSignedURLs":null}`, `{"requireSignedURLs":[true]}`,
+		},
+		"allowedOrigins is not": {`{"allowedOrigins":null}`, `{"allowedOrigins":"example.com"}`, `{"allowedOrigins":{}}`},
+		"want strings":          {`{"allowedOrigins":[1]}`, `{"allowedOrigins":[null]}`, `{"allowedOrigins":[["example.com"]]}`},
+		"allowed origin": { // more in internal/weborigin
+			`{"allowedOrigins":["https://example.com"]}`, `{"allowedOrigins":["example.com","//example.com"]}`, `{"allowedOrigins":[""]}`,
+			`{"allowedOrigins":["example.com; script-src *"]}`, `{"allowedOrigins":["example.com\r\nX-Evil: 1"]}`,
+		},
+		"more than 200": {`{"allowedOrigins":` + many + `}`},
+		"longer than":   {`{"allowedOrigins":` + string(must(json.Marshal(long))) + `}`},
+		"uid is":        {`{"uid":"w"}`, `{"uid":"V"}`, `{"uid":null}`, `{"uid":1}`},
+		"meta is":       {`{"meta":null}`, `{"meta":[]}`, `{"meta":"{}"}`},
+		"creator is":    {`{"creator":1}`, `{"creator":{}}`},
+
+		"maxDurationSeconds is":    {`{"maxDurationSeconds":"1"}`, `{"maxDurationSeconds":true}`},
+		"thumbnailTimestampPct is": {`{"thumbnailTimestampPct":null}`, `{"thumbnailTimestampPct":"0.5"}`},
+		"publicDetails is":         {`{"publicDetails":[]}`},
+		"scheduledDeletion is":     {`{"scheduledDeletion":"tomorrow"}`, `{"scheduledDeletion":""}`, `{"scheduledDeletion":1800000000}`},
+		"uploadExpiry is":          {`{"uploadExpiry":"2026-01-02"}`},
+		"unknown member": {
+			`{"requiresignedurls":true}`, `{"requireSignedUrls":true}`, `{"allowed_origins":[]}`, `{"missingOrigin":"allow"}`, `{"require\u017fignedURLs":false}`,
+			`{"":false}`, `{"__proto__":{"requireSignedURLs":false}}`, `{"\"},\"success\":true,\"x\":\"":1}`, `{"` + strings.Repeat("x", 60_000) + `":1}`,
+			`{"requireSignedURLs":false,"unknown":1}`,
+		},
 	} {
-		a := c.call(t, "POST", "v", tc.body)
-		wantReply(t, tc.body, a, 400, codeBadRequest)
-		if len(a.errors) > 0 && (!strings.Contains(a.errors[0].Message, tc.why) || len(a.errors[0].Message) > 1000) {
-			t.Errorf("%s is refused with %q, want %q in it", tc.body, a.errors[0].Message, tc.why)
+		for _, body := range bodies {
+			a := c.call(t, "POST", "v", body)
+			wantReply(t, body, a, 400, codeBadRequest)
+			if len(a.errors) > 0 && (!strings.Contains(a.errors[0].Message, why) || len(a.errors[0].Message) > 1000) {
+				t.Errorf("%s is refused with %q, want %q in it", body, a.errors[0].Message, why)
+			}
 		}
 	}
 	if got := c.store.count("update"); got != 0 {
@@ -89,7 +66,7 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 	}
 }
 
-// decodedVideo is what clients see, less what is the same for all videos.
+// decodedVideo has the members of a video that differ between videos.
 type decodedVideo struct {
 	UID                   string          `json:"uid"`
 	RequireSignedURLs     bool            `json:"requireSignedURLs"`
@@ -126,8 +103,8 @@ func (c controlled) wantVideo(t *testing.T, a reply, want decodedVideo) {
 	}
 }
 
-// Everything that Cloudflare's object has, in its order: SDKs that decode it
-// must find what they look for, and null where it can be null.
+// A video has all members of Cloudflare's: an SDK that decodes it finds what it needs, and
+// null where Cloudflare documents null.
 func TestVideoHasAllMembers(t *testing.T) {
 	t.Parallel()
 	c := control(t, func(config *Config) { config.PublicURL = "https://media.example.com/v" })
@@ -138,7 +115,7 @@ func TestVideoHasAllMembers(t *testing.T) {
 		`"duration":-1,"input":{"width":-1,"height":-1},"playback":{"hls":"https://media.example.com/v/v/manifest/video.m3u8",` +
 		`"dash":"https://media.example.com/v/v/manifest/video.mpd"},"watermark":null,"clippedFrom":null,"publicDetails":null}`
 	if got := string(c.call(t, "GET", "v", "").result); got != unset {
-		t.Errorf("a video of which nothing is known is\n%s, want\n%s", got, unset)
+		t.Errorf("a video without settings is\n%s, want\n%s", got, unset)
 	}
 	const at = `"2027-01-15T08:00:00.000000Z"`
 	want := strings.NewReplacer(
@@ -167,8 +144,8 @@ func TestVideoHasAllMembers(t *testing.T) {
 	}
 }
 
-// An edit changes what it names and nothing else; null takes back a member that
-// describes; DELETE takes back everything.
+// An edit changes the members that it contains and no other; null removes a describing
+// member; DELETE removes all settings.
 func TestPartialUpdates(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
@@ -178,7 +155,7 @@ func TestPartialUpdates(t *testing.T) {
 		c.wantVideo(t, c.call(t, "POST", "v", body), want)
 	}
 	if c.store.count("update") != 0 {
-		t.Error("settings are made of nothing")
+		t.Error("an edit that changes nothing writes to the store")
 	}
 	created := formatTime(testTime)
 	for _, tc := range []struct {
@@ -222,9 +199,9 @@ func TestPartialUpdates(t *testing.T) {
 	}
 }
 
-// A member that is not set has the default, also when the default changes later;
-// a member that is set, if only to the same value, has not. An edit is in force at
-// the gate with its answer.
+// A member that nobody has set has the default, also if the default changes later. A member
+// that is set to the value of the default keeps it. An edit is in force at the gate when
+// the client gets the answer.
 func TestDefaultsAndEditsInForce(t *testing.T) {
 	t.Parallel()
 	defaults := VideoSettings{RequireSignedURLs: false, AllowedOrigins: []string{"default.example"}}
@@ -233,7 +210,7 @@ func TestDefaultsAndEditsInForce(t *testing.T) {
 		t.Helper()
 		got, err := c.State.Video(t.Context(), "v")
 		if err != nil || cmp.Diff(want, got.RequireSignedURLs) != "" || got.OriginsSet != origins {
-			t.Errorf("the gate goes by %+v, %v", got, err)
+			t.Errorf("the gate has the settings %+v, %v", got, err)
 		}
 	}
 	want := unsetVideo("v")
@@ -244,7 +221,7 @@ func TestDefaultsAndEditsInForce(t *testing.T) {
 	c.wantVideo(t, c.call(t, "POST", "v", `{"creator":"x"}`), want)
 	inForce(nil, false)
 	if data := c.store.data(store.Videos, "v"); strings.Contains(data, "requireSignedURLs") || strings.Contains(data, "allowedOrigins") {
-		t.Errorf("defaults are stored as if somebody had set them: %s", data)
+		t.Errorf("the store has the defaults: %s", data)
 	}
 	want.RequireSignedURLs, want.AllowedOrigins = true, []string{}
 	c.wantVideo(t, c.call(t, "POST", "v", `{"requireSignedURLs":true,"allowedOrigins":[]}`), want)
@@ -253,7 +230,7 @@ func TestDefaultsAndEditsInForce(t *testing.T) {
 	inForce(new(false), true)
 	wantReply(t, "DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
 	if got, err := c.State.Video(t.Context(), "v"); err != nil || got != nil {
-		t.Errorf("the gate goes by %+v, %v after DELETE", got, err)
+		t.Errorf("the gate has the settings %+v, %v after DELETE", got, err)
 	}
 	// An answer has a copy of the defaults.
 	if c.describe(&state.VideoDocument{}, c.Defaults).AllowedOrigins[0] = "changed"; defaults.AllowedOrigins[0] != "default.example" {
@@ -261,45 +238,42 @@ func TestDefaultsAndEditsInForce(t *testing.T) {
 	}
 }
 
-// What an answer should not be taken for: a deletion that nobody will make, and
-// settings that are forgotten where they were what kept viewers out.
+// An answer warns that the API deletes no video on a date, and that a video becomes public
+// with its settings deleted.
 func TestWarningsAboutVideos(t *testing.T) {
 	t.Parallel()
+	const private, public, unset, broken = `{"uid":"v","requireSignedURLs":true}`, `{"uid":"v","requireSignedURLs":false}`, `{"uid":"v"}`, "broken"
 	for _, tc := range []struct {
-		name, before string
-		public       bool // by default
-		method, body string
-		want         string // in the warning; "" for none
+		before          string // in the store
+		publicByDefault bool
+		method, body    string
+		want            string // in the warning; "" for none
 	}{
-		{"deletion that is scheduled", "", false, "POST", `{"scheduledDeletion":"2030-01-02T03:04:05Z"}`, "nothing is deleted"},
-		{"other edit", "", false, "POST", `{"creator":"x"}`, ""},
-		{"private video forgotten", `{"uid":"v","requireSignedURLs":true}`, true, "DELETE", "", "without a token"},
-		{"private video forgotten, private by default", `{"uid":"v","requireSignedURLs":true}`, false, "DELETE", "", ""},
-		{"public video forgotten", `{"uid":"v","requireSignedURLs":false}`, true, "DELETE", "", ""},
-		{"video without that setting forgotten", `{"uid":"v"}`, true, "DELETE", "", ""},
-		{"damaged video forgotten", "broken", true, "DELETE", "", "without a token"},
-		{"damaged video forgotten, private by default", "broken", false, "DELETE", "", ""},
-		{"nothing forgotten", "", true, "DELETE", "", ""},
+		{"", false, "POST", `{"scheduledDeletion":"2030-01-02T03:04:05Z"}`, "nothing is deleted"},
+		{"", false, "POST", `{"creator":"x"}`, ""},
+		{private, true, "DELETE", "", "without a token"},
+		{broken, true, "DELETE", "", "without a token"},
+		{private, false, "DELETE", "", ""},
+		{broken, false, "DELETE", "", ""},
+		{public, true, "DELETE", "", ""},
+		{unset, true, "DELETE", "", ""},
+		{"", true, "DELETE", "", ""},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			c := control(t, func(config *Config) { config.Defaults.RequireSignedURLs = !tc.public })
-			if tc.before != "" {
-				c.store.plant(store.Videos, "v", tc.before)
-			}
-			a := c.call(t, tc.method, "v", tc.body)
-			wantReply(t, tc.name, a, 200, 0)
-			switch {
-			case tc.want == "" && len(a.messages) != 0, tc.want != "" && len(a.messages) != 1:
-				t.Errorf("the messages are %v", a.messages)
-			case tc.want != "" && (!strings.Contains(a.messages[0].Message, tc.want) || a.messages[0].Code != codeWarning):
-				t.Errorf("the warning is %v, want %q in it", a.messages[0], tc.want)
-			}
-		})
+		c := control(t, func(config *Config) { config.Defaults.RequireSignedURLs = !tc.publicByDefault })
+		if tc.before != "" {
+			c.store.plant(store.Videos, "v", tc.before)
+		}
+		a := c.call(t, tc.method, "v", tc.body)
+		wantReply(t, tc.method, a, 200, 0)
+		warned := len(a.messages) == 1 && a.messages[0].Code == codeWarning && strings.Contains(a.messages[0].Message, tc.want)
+		if tc.want == "" && len(a.messages) != 0 || tc.want != "" && !warned {
+			t.Errorf("%s of %q, public by default: %t: the messages are %v, want %q", tc.method, tc.before, tc.publicByDefault, a.messages, tc.want)
+		}
 	}
 }
 
-// Settings of the config file win, are shown, and cannot be changed: an answer
-// that says "done" must not be one that changes nothing.
+// Settings of the config file take precedence. The API returns them and refuses to change
+// them: a change that the API accepts must have an effect.
 func TestVideosOfTheConfigFile(t *testing.T) {
 	t.Parallel()
 	c := control(t, func(config *Config) {
@@ -319,12 +293,12 @@ func TestVideosOfTheConfigFile(t *testing.T) {
 		wantReply(t, "POST of nonsense", c.call(t, "POST", id, `{"x":1}`), 400, codeBadRequest)
 	}
 	if c.store.count("update", "get") != 0 {
-		t.Error("the store is asked for a video of the config")
+		t.Error("a call for a video of the config file asks the store")
 	}
 }
 
-// S4: a video whose settings are damaged is reported as that, not with defaults;
-// an edit does not overwrite what it cannot read, and DELETE forgets it.
+// S4: damaged settings are an error and not the defaults. An edit does not overwrite them;
+// DELETE removes them.
 func TestDamagedVideos(t *testing.T) {
 	t.Parallel()
 	for what, data := range map[string]string{"damaged": "", "of another video": `{"uid":"w"}`} {
