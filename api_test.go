@@ -188,6 +188,7 @@ func TestMintedTokensPlay(t *testing.T) {
 	}
 	g := newGate(t, new(App), new(Gate))
 	g.app.keys.state, g.app.verifier.catchUp = api.app.state.State, api.app.state.CatchUp
+	api.app.state.Start()
 	stored, _, err := api.app.state.CreateKey(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)

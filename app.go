@@ -283,8 +283,16 @@ func resolve(value string) (string, error) {
 	return resolved, nil
 }
 
-// Start begins the background work: refreshing keys and watching the geo
-// database.
+// noKeys is the warning for a server without a verification key.
+const noKeys = "there are no verification keys yet, so no token plays; set key_file or jwks_url, or have the control API make a key or mint a token"
+
+func (a *App) lacksKeys() bool {
+	return a.keys.remote == nil && a.state.KeysKnown() && a.keys.count() == 0
+}
+
+// Start begins the background work: refreshing keys, following the store and
+// watching the geo database. Before it, nothing is written: other commands
+// provision configs too.
 func (a *App) Start() error {
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
@@ -296,8 +304,8 @@ func (a *App) Start() error {
 	}
 	a.state.use(a)
 	a.state.Start()
-	if a.keys.remote == nil && a.state.KeysKnown() && a.keys.count() == 0 {
-		a.logger.Warn("there are no verification keys yet, so no token plays; set key_file or jwks_url, or have the control API make a key or mint a token")
+	if a.lacksKeys() {
+		a.logger.Warn(noKeys)
 	}
 	for _, keyID := range a.keys.fixed.IDs() {
 		stored, _ := a.state.Key(keyID)

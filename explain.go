@@ -36,8 +36,8 @@ func explainCommand() *cobra.Command {
 		Short: "Shows why a request is allowed or refused",
 		Long: `
 Replays a request against a config and prints each check of the gate with its
-outcome and the values that decided it. It starts no server and sends nothing to
-the origin. The matchers, rewrites and trusted proxies of the config apply, and
+outcome and the values that decided it. It starts no server, writes nothing and
+sends nothing to the origin. The matchers, rewrites and trusted proxies of the config apply, and
 the gate decides with the code that serves viewers. Keys, key sets, the geo
 database and the store are read as the server reads them.
 
@@ -264,6 +264,9 @@ func loadReplay(file string) (*replay, error) {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	found := &replay{app.(*App), server.(*caddyhttp.App).Servers, p.notes()}
+	if found.app.lacksKeys() {
+		found.notes = append(found.notes, noKeys)
+	}
 	if remote := found.app.keys.remote; remote != nil {
 		if err := remote.Load(); err != nil {
 			found.notes = append(found.notes, fmt.Sprintf("the key set of jwks_url cannot be loaded now: %v", err))

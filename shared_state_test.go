@@ -112,6 +112,8 @@ func (m *memStore) Changes(context.Context) ([]store.Collection, error) {
 	return []store.Collection{store.Keys, store.Videos, store.Signing}, m.err()
 }
 
+func (*memStore) Start() {}
+
 func (*memStore) Wake() <-chan struct{} { return nil }
 
 func (*memStore) Close() {}

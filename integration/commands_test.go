@@ -2,12 +2,16 @@ package integration
 
 import (
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -144,4 +148,93 @@ func TestRemoteKeys(t *testing.T) {
 		t.Fatalf("no failure in the log:\n%s", g.log)
 	}
 	becomes(t, next, plays)
+}
+
+// The attack: an operator runs a command as root beside the server, which then
+// cannot read what the command has written. No command but `run` and `start` writes
+// into the store, and explain says that there is no key rather than making one.
+func TestCommandsWriteNothing(t *testing.T) {
+	redis := startRedis(t)
+	key, keys := keygen(t)
+	compact := mint(t, "demo", nil)
+	for _, store := range []string{"", redis.option()} {
+		for _, filled := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%q, filled %t", store, filled), func(t *testing.T) {
+				c := config{app: store, api: withAPI, dir: t.TempDir(), addr: freeAddr(t), apiAddr: freeAddr(t)}
+				if filled {
+					g := start(t, startOrigin(t, nil), c)
+					g.edit(t, "open", `{"requireSignedURLs":false}`)
+					g.mustCall(t, http.MethodPost, "stream/demo/token", "", nil)
+					g.stop(t)
+				}
+				stateHome(t, c.dir)
+				writeFile(t, filepath.Join(c.dir, "key.json"), []byte(keys))
+				writeFile(t, filepath.Join(c.dir, "Caddyfile"), []byte("{\nadmin off\nsigned_playback {\n"+store+"\n}\n}\n"+
+					"http://:"+port(c.addr)+" {\nsigned_playback\nrespond ok\n}\n"+
+					"http://:"+port(c.apiAddr)+" {\nsigned_playback_api {\nbearer_token 0123456789abcdef0123456789abcdef\n}\n}\n"))
+				before := everythingIn(t, c.dir)
+				changes := redis.changes(t)
+				for _, command := range []string{
+					"validate", "adapt", "adapt --validate", "list-modules",
+					"signed-playback explain --url http://media.example.com:" + port(c.addr) + segment(compact),
+					"signed-playback explain --url http://media.example.com:" + port(c.addr) + segment("open"),
+					"signed-playback explain --url http://media.example.com:" + port(c.addr) + segment("unknown"),
+					"signed-playback inspect " + compact,
+					"signed-playback sign --key key.json --sub demo --kid " + key.ID,
+					"signed-playback keygen",
+				} {
+					got := execute(t, c.dir, "", binary(t), strings.Fields(command)...)
+					isExplain := strings.Contains(command, "explain")
+					if got.code != 0 && !isExplain {
+						t.Errorf("%s: exit status %d: %s", command, got.code, got.stderr)
+					}
+					if noted := strings.Contains(got.stdout, "no verification keys yet"); noted != (isExplain && !filled) {
+						t.Errorf("%s says that there is no key: %t\n%s%s", command, noted, got.stdout, got.stderr)
+					}
+					if diff := cmp.Diff(before, everythingIn(t, c.dir)); diff != "" {
+						t.Fatalf("%s writes (-before +after):\n%s", command, diff)
+					}
+					if got := redis.changes(t); got != changes {
+						t.Fatalf("%s changes Redis", command)
+					}
+				}
+			})
+		}
+	}
+}
+
+// everythingIn returns what is in a folder: the mode, time and size of each file and
+// folder, by path.
+func everythingIn(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	found := make(map[string]string)
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		found[path] = fmt.Sprint(info.Mode(), info.ModTime(), info.Size())
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// changes returns how many changes Redis has made to its data, and how many keys it
+// has.
+func (r *redisServer) changes(t testing.TB) string {
+	t.Helper()
+	const field = "rdb_changes_since_last_save:"
+	for line := range strings.Lines(r.do(t, "INFO", "persistence")) {
+		if strings.HasPrefix(line, field) {
+			return line + r.do(t, "DBSIZE")
+		}
+	}
+	t.Fatalf("Redis does not say %s", field)
+	return ""
 }

@@ -118,6 +118,8 @@ func (m *memStore) Changes(ctx context.Context) ([]store.Collection, error) {
 	return []store.Collection{store.Keys, store.Videos, store.Signing}, m.run(ctx, "changes", store.Name{}, func() {})
 }
 
+func (*memStore) Start() {}
+
 func (*memStore) Wake() <-chan struct{} { return nil }
 
 func (*memStore) Close() {}

@@ -254,6 +254,8 @@ func (n *node) Changes(ctx context.Context) ([]store.Collection, error) {
 	return changed, nil
 }
 
+func (*node) Start() {}
+
 func (n *node) Wake() <-chan struct{} { return n.wake }
 
 func (n *node) Close() {

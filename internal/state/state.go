@@ -134,8 +134,14 @@ func New(config Config) *State {
 	return s
 }
 
-// Start begins to follow the store, once however often it is called.
-func (s *State) Start() { s.started.Do(func() { go s.watch() }) }
+// Start lets the store write and begins to follow it, once however often it is
+// called.
+func (s *State) Start() {
+	s.started.Do(func() {
+		s.store.Start()
+		go s.watch()
+	})
+}
 
 // Close ends everything and closes the store.
 func (s *State) Close() {

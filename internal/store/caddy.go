@@ -43,6 +43,7 @@ const (
 // ends with a new stamp of its collection, and the other nodes read the
 // collection again when they find a stamp that they do not know.
 type Caddy struct {
+	*start
 	storage func() certmagic.Storage
 	logger  func() *zap.Logger
 	reads   *queue.Queue
@@ -52,14 +53,17 @@ type Caddy struct {
 	stuck   sync.Map    // locks that are being cleared, by name
 	seen    atomic.Bool // there has been something in the storage
 	known   stamps      // for the caller of Changes only
+	swept   bool        // the same: the folder of the stamps
 }
 
 // NewCaddy returns a Store on a Caddy storage, which it does not touch yet. The
 // store outlives configs, so it asks for the storage and the logger of the
 // config in force each time that it needs them.
 func NewCaddy(storage func() certmagic.Storage, logger func() *zap.Logger) *Caddy {
+	start := newStart()
 	s := &Caddy{
-		storage: storage,
+		start:   start,
+		storage: start.guard(storage),
 		logger:  logger,
 		reads:   newCalls(maxReads),
 		writes:  newCalls(maxWrites),
@@ -122,6 +126,9 @@ func concernsOneFile(err error) bool {
 
 // Update implements Store.
 func (s *Caddy) Update(ctx context.Context, name Name, change Change) error {
+	if err := s.start.await(ctx); err != nil {
+		return err
+	}
 	_, err := await(ctx, s.writes, func() (struct{}, error) { return struct{}{}, s.update(ctx, name, change) })
 	return err
 }
@@ -200,7 +207,8 @@ func stampPath(collection Collection) string { return path.Join(root, "stamps", 
 
 // Changes implements Store.
 func (s *Caddy) Changes(ctx context.Context) ([]Collection, error) {
-	if s.known == nil {
+	sweep := !s.swept && s.started()
+	if sweep {
 		if err := s.sweepFolder(ctx, path.Dir(stampPath(Keys))); err != nil {
 			return nil, err
 		}
@@ -214,7 +222,7 @@ func (s *Caddy) Changes(ctx context.Context) ([]Collection, error) {
 		found[collection] = stamp
 	}
 	changed := found.changed(s.known)
-	s.known = found
+	s.known, s.swept = found, s.swept || sweep
 	return changed, nil
 }
 

@@ -171,7 +171,7 @@ func (s *Caddy) sweepFolder(ctx context.Context, folder string) error {
 // sweep removes a file that a process was writing when it was killed: it still
 // has its temporary name.
 func (s *Caddy) sweep(ctx context.Context, file string) {
-	if !temporaryName.MatchString(path.Base(file)) {
+	if !s.started() || !temporaryName.MatchString(path.Base(file)) {
 		return
 	}
 	_, err := await(ctx, s.reads, func() (struct{}, error) {

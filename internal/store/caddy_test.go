@@ -29,7 +29,9 @@ import (
 // logged opens a store and returns its log, too.
 func logged(storage certmagic.Storage, level zapcore.Level) (*Caddy, *observer.ObservedLogs) {
 	core, logs := observer.New(level)
-	return NewCaddy(as(storage), as(zap.New(core))), logs
+	s := NewCaddy(as(storage), as(zap.New(core)))
+	s.Start()
+	return s, logs
 }
 
 // onEachStorage runs a test on each kind of Caddy storage.

@@ -45,7 +45,11 @@ func onEachStore(t *testing.T, test func(t *testing.T, a, b Store)) {
 func as[T any](value T) func() T { return func() T { return value } }
 
 // quiet opens a store whose log goes nowhere.
-func quiet(storage certmagic.Storage) *Caddy { return NewCaddy(as(storage), zap.NewNop) }
+func quiet(storage certmagic.Storage) *Caddy {
+	s := NewCaddy(as(storage), zap.NewNop)
+	s.Start()
+	return s
+}
 
 // write makes data the content of an object; "" removes it.
 func write(t *testing.T, s Store, name Name, data string) {

@@ -43,6 +43,7 @@ const (
 // in every hash, each read asks for it, and a node remembers which one it has
 // seen.
 type Redis struct {
+	*start
 	options rueidis.ClientOption
 	memory  memory
 	logger  func() *zap.Logger
@@ -72,13 +73,13 @@ func NewRedis(address string, local func() certmagic.Storage, logger func() *zap
 	if err != nil {
 		return nil, err
 	}
-	r := &Redis{options: options, logger: logger, calls: newCalls(maxCalls)}
+	r := &Redis{start: newStart(), options: options, logger: logger, calls: newCalls(maxCalls)}
 	place := fmt.Sprintf("%s/%d", strings.Join(options.InitAddress, ","), options.SelectDB)
 	if set := options.Sentinel.MasterSet; set != "" {
 		place = set + "@" + place
 	}
 	sum := sha256.Sum256([]byte(place))
-	r.memory = memory{local, path.Join(root, "redis", hex.EncodeToString(sum[:8])+".json"), place}
+	r.memory = memory{r.start.guard(local), path.Join(root, "redis", hex.EncodeToString(sum[:8])+".json"), place}
 	if !options.DisableCache {
 		r.wake = make(chan struct{}, 1)
 		r.options.ClientTrackingOptions = []string{"BCAST", "PREFIX", hashTag}
@@ -171,6 +172,9 @@ func (r *Redis) read(ctx context.Context, name Name) ([]byte, error) {
 
 // Update implements Store.
 func (r *Redis) Update(ctx context.Context, name Name, change Change) error {
+	if err := r.start.await(ctx); err != nil {
+		return err
+	}
 	raw, err := r.read(ctx, name)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -93,13 +94,14 @@ func (r *Redis) Close() {
 }
 
 // connected returns the session, opening it if there is none. The opening goes
-// on when the caller has no more time, for the next callers.
+// on when the caller has no more time, for the next callers. A session from before
+// the start serves one call only: its epoch is not written down.
 func (r *Redis) connected(ctx context.Context) (*session, error) {
 	if s := r.session.Load(); s != nil {
 		return s, nil
 	}
 	select {
-	case result := <-r.opening.DoChan("", r.open):
+	case result := <-r.opening.DoChan(strconv.FormatBool(r.started()), r.open):
 		if result.Err != nil {
 			return nil, result.Err
 		}
@@ -123,12 +125,15 @@ func (r *Redis) open() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	epoch, err := r.epoch(ctx, client)
+	started := r.started()
+	epoch, err := r.epoch(ctx, client, started)
 	if err != nil {
 		return nil, err
 	}
 	s := &session{client, epoch}
-	r.session.Store(s)
+	if started {
+		r.session.Store(s)
+	}
 	return s, nil
 }
 

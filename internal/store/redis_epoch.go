@@ -45,6 +45,10 @@ if redis.call('EXISTS', unpack(KEYS)) == 0 then
 end` + luaEpochs + `
 return answer`)
 
+	// epochsScript takes all keys, and changes none.
+	epochsScript = rueidis.NewLuaScriptNoSha(luaEpochs + `
+return answer`)
+
 	// swapScript takes the state and a hash; the epoch, an id, its present and
 	// its next value, the collection and its new stamp. The stamp comes first,
 	// because a write can fail: no change may be made that is not announced.
@@ -126,13 +130,17 @@ func (m memory) store(ctx context.Context, epoch string) error {
 }
 
 // epoch returns the epoch that the data must have. A node that has never seen
-// any adopts the present one, or starts it.
-func (r *Redis) epoch(ctx context.Context, client rueidis.Client) (string, error) {
+// any adopts the present one. Once it has started, it gives an empty Redis a new
+// one, and writes down which it has adopted.
+func (r *Redis) epoch(ctx context.Context, client rueidis.Client, started bool) (string, error) {
 	epoch, err := r.memory.load(ctx)
 	if err != nil || epoch != "" {
 		return epoch, err
 	}
-	if epoch, err = r.adopt(ctx, client); err != nil {
+	if !started {
+		return r.presentEpoch(epochsScript.Exec(ctx, client, allKeys, nil))
+	}
+	if epoch, err = r.presentEpoch(adoptScript.Exec(ctx, client, allKeys, []string{rand.Text()})); err != nil {
 		return "", err
 	}
 	if err := r.memory.store(ctx, epoch); err != nil {
@@ -142,10 +150,10 @@ func (r *Redis) epoch(ctx context.Context, client rueidis.Client) (string, error
 	return epoch, nil
 }
 
-// adopt returns the epoch of the data in Redis. An empty Redis gets a new one.
-func (r *Redis) adopt(ctx context.Context, client rueidis.Client) (string, error) {
-	epoch := rand.Text()
-	found, err := adoptScript.Exec(ctx, client, allKeys, []string{epoch}).AsStrSlice()
+// presentEpoch returns the epoch of the data in Redis, "" if it is empty. reply
+// contains the epochs of all keys.
+func (r *Redis) presentEpoch(reply rueidis.RedisResult) (epoch string, err error) {
+	found, err := reply.AsStrSlice()
 	if err != nil {
 		return "", r.unavailable(err)
 	}

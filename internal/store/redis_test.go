@@ -131,12 +131,19 @@ func openRedis(t *testing.T, address string, local *memStorage) *Redis {
 func loggedRedis(t *testing.T, address string, local *memStorage) (*Redis, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.DebugLevel)
-	r, err := NewRedis(address, as[certmagic.Storage](local), as(zap.New(core)))
+	r := unstartedRedis(t, address, local, zap.New(core))
+	r.Start()
+	return r, logs
+}
+
+func unstartedRedis(t *testing.T, address string, local certmagic.Storage, logger *zap.Logger) *Redis {
+	t.Helper()
+	r, err := NewRedis(address, as(local), as(logger))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.Close)
-	return r, logs
+	return r
 }
 
 // startRedisWith starts a server with the object videos/v, which contains 1, and

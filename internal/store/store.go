@@ -103,10 +103,17 @@ type Change func(present Object) (data []byte, err error)
 // Store keeps objects. It is safe for concurrent use, except Changes, which has
 // one caller.
 //
+// Before Start, it writes nothing, so that a command can open the store of a server
+// and leave no trace in it.
+//
 // Implementations observe the context: a call returns soon after the context is
 // done, with an error that wraps ErrUnavailable, even if the storage underneath
 // hangs.
 type Store interface {
+	// Start lets the store write, once however often it is called. An Update
+	// waits for it.
+	Start()
+
 	// Get reads one object. A missing or damaged object is not an error; the
 	// Object says so.
 	Get(ctx context.Context, name Name) (Object, error)
