@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -61,50 +62,80 @@ func (f *fleet) node() *node {
 	return n
 }
 
-// plant puts an object into the store and tells nobody.
+// plant puts an object into the store and tells nobody. The data "damaged" makes a
+// damaged object.
 func (f *fleet) plant(name store.Name, data string) {
-	f.plantObject(store.Object{Name: name, Data: []byte(data)})
-}
-
-func (f *fleet) plantObject(object store.Object) {
+	object := store.Object{Name: name, Data: []byte(data)}
+	if data == damaged {
+		object = store.Object{Name: name, Damage: fmt.Errorf("%w: %s", store.ErrDamaged, name)}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.objects[object.Name] = object
+	f.objects[name] = object
 }
 
-// write is a change by a node that is not there.
+const damaged = "damaged"
+
+// write is a change by another node, of which all nodes hear. The data "" removes the
+// object.
 func (f *fleet) write(name store.Name, data string) {
 	f.plant(name, data)
-	f.tell(name)
-}
-
-// damage makes an object one that cannot be trusted, and tells all nodes.
-func (f *fleet) damage(name store.Name) {
-	f.plantObject(store.Object{Name: name, Damage: fmt.Errorf("%w: %s", store.ErrDamaged, name)})
-	f.tell(name)
-}
-
-// remove removes an object and tells all nodes.
-func (f *fleet) remove(name store.Name) {
-	f.mu.Lock()
-	delete(f.objects, name)
-	f.mu.Unlock()
-	f.tell(name)
-}
-
-// tell announces changes to all nodes.
-func (f *fleet) tell(names ...store.Name) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.announce(names...)
+	if data == "" {
+		delete(f.objects, name)
+	}
+	f.announce(name)
 }
 
-func (f *fleet) announce(names ...store.Name) {
+func (f *fleet) announce(name store.Name) {
 	for _, n := range f.nodes {
-		for _, name := range names {
-			n.changed[name.Collection()] = true
-		}
+		n.changed[name.Collection()] = true
 	}
+}
+
+// object returns the name and the data for a word like "a live", "b revoked", "c damaged",
+// "v private" or "v public".
+func object(words string) (store.Name, string) {
+	id, is, _ := strings.Cut(words, " ")
+	switch is {
+	case "live":
+		return keyNamed(id), liveKey(id)
+	case "revoked":
+		return keyNamed(id), revokedKey(id)
+	case "damaged":
+		return keyNamed(id), damaged
+	case "private", "public":
+		return videoNamed(id), fmt.Sprintf(`{"uid":%q,"requireSignedURLs":%t}`, id, is == "private")
+	}
+	panic("no object: " + words)
+}
+
+func (f *fleet) plantAll(objects ...string) {
+	for _, words := range objects {
+		f.plant(object(words))
+	}
+}
+
+func (f *fleet) writeAll(objects ...string) {
+	for _, words := range objects {
+		f.write(object(words))
+	}
+}
+
+// fleetWith returns a store with objects, and one node of it.
+func fleetWith(t *testing.T, objects ...string) (*fleet, *node, *testState) {
+	t.Helper()
+	f := newFleet()
+	f.plantAll(objects...)
+	n := f.node()
+	return f, n, newTestState(t, n)
+}
+
+// bubble runs a subtest that owns the clock.
+func bubble(t *testing.T, name string, test func(t *testing.T)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
 }
 
 func (f *fleet) data(name store.Name) string {
@@ -366,38 +397,41 @@ func revokedKey(id string) string {
 	return keyDoc(id, func(doc *keyDocument) { doc.JWK, doc.Revoked = nil, testTime.Add(time.Minute) })
 }
 
-// wantKey checks what a State knows of a key: live, revoked, damaged, none, or
+// wantKeys checks what a State knows about keys: "a live", revoked, damaged, none, or
 // unknown.
-func wantKey(t *testing.T, s *testState, id, want string) {
+func wantKeys(t *testing.T, s *testState, keys ...string) {
 	t.Helper()
-	key, known := s.Key(id)
-	got := "none"
-	switch {
-	case !known:
-		got = "unknown"
-	case key.Revoked:
-		got = "revoked"
-	case key.Damage != nil:
-		got = "damaged"
-	case key.Public != nil && key.Public.ID() == id:
-		got = "live"
-	}
-	if got != want {
-		t.Errorf("the key %q is %s, want %s", id, got, want)
+	for _, words := range keys {
+		id, want, _ := strings.Cut(words, " ")
+		key, known := s.Key(id)
+		got := "none"
+		switch {
+		case !known:
+			got = "unknown"
+		case key.Revoked:
+			got = "revoked"
+		case key.Damage != nil:
+			got = "damaged"
+		case key.Public != nil && key.Public.ID() == id:
+			got = "live"
+		}
+		if got != want {
+			t.Errorf("the key %q is %s, want %s", id, got, want)
+		}
 	}
 }
 
-const (
-	privateVideo = `{"uid":"v","requireSignedURLs":true}`
-	publicVideo  = `{"uid":"v","requireSignedURLs":false}`
-)
-
-// wantVideo checks what a State says of the video "v": private, public, unset,
-// damaged or unavailable.
+// wantVideo checks what a State says about the video "v": private, public, unset,
+// default, damaged or unavailable.
 func wantVideo(t *testing.T, s *testState, want string) {
 	t.Helper()
-	if got := videoIs(s.Video(t.Context(), "v")); got != want {
-		t.Errorf("the video is %s, want %s", got, want)
+	wantVideoOf(t, s, "v", want)
+}
+
+func wantVideoOf(t *testing.T, s *testState, id, want string) {
+	t.Helper()
+	if got := videoIs(s.Video(t.Context(), id)); got != want {
+		t.Errorf("the video %q is %s, want %s", id, got, want)
 	}
 }
 

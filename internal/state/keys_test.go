@@ -18,13 +18,12 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// Another node reads what was stored of a key: everything but its private half.
-// Dates have microseconds, as lists have them, so that a list before and after a
-// restart is the same.
+// Another node reads everything of a key but its private half. Dates have microseconds, so
+// that a list is the same before and after a restart.
 func TestKeysAreStored(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	s, other := newTestState(t, f.node()), newTestState(t, f.node())
+	f, _, s := fleetWith(t)
+	other := newTestState(t, f.node())
 	*s.setTime() = testTime.Add(123456789 * time.Nanosecond)
 	key := keyOf("a")
 	created, err := s.storeKey(t.Context(), key.Public(), true, "request")
@@ -41,24 +40,17 @@ func TestKeysAreStored(t *testing.T) {
 	text := f.data(keyNamed("a"))
 	for _, member := range []string{`"d"`, `"p"`, `"q"`, `"dp"`, `"dq"`, `"qi"`, "PRIVATE"} {
 		if strings.Contains(text, member) {
-			t.Errorf("the store has %s of the private half: %s", member, text)
+			t.Errorf("the store contains %s of the private half: %s", member, text)
 		}
 	}
 }
 
-// A9: an id is given once. Whatever is under it, live, revoked or damaged, is not
-// overwritten.
+// A9: an id is given once. A new key does not overwrite a live, revoked or damaged one.
 func TestKeyIDIsTakenForGood(t *testing.T) {
 	t.Parallel()
-	for what, prepare := range map[string]func(*fleet, store.Name){
-		"live":    func(f *fleet, name store.Name) { f.plant(name, liveKey("a")) },
-		"revoked": func(f *fleet, name store.Name) { f.plant(name, revokedKey("a")) },
-		"damaged": (*fleet).damage,
-		"empty":   func(f *fleet, name store.Name) { f.plant(name, "{}") },
-	} {
-		f := newFleet()
-		s := newTestState(t, f.node())
-		prepare(f, keyNamed("a")) // by another node, a moment ago
+	for what, data := range map[string]string{"live": liveKey("a"), "revoked": revokedKey("a"), "damaged": damaged, "empty": "{}"} {
+		f, _, s := fleetWith(t)
+		f.plant(keyNamed("a"), data) // by another node, a moment ago
 		before := f.backup()[keyNamed("a")]
 		if _, err := s.storeKey(t.Context(), keyOf("a").Public(), false, ""); !errors.Is(err, errKeyExists) {
 			t.Errorf("%s: storeKey = %v, want errKeyExists", what, err)
@@ -67,18 +59,15 @@ func TestKeyIDIsTakenForGood(t *testing.T) {
 		if string(after.Data) != string(before.Data) || (after.Damage == nil) != (before.Damage == nil) {
 			t.Errorf("%s: the object is %q now", what, after.Data)
 		}
-		wantKey(t, s, "a", "none")
+		wantKeys(t, s, "a none")
 	}
 }
 
-// A key or a revocation that could not be stored is none, though it may turn out
-// to be stored: a client would believe what the next restart takes back.
+// A key or a revocation that could not be stored is not in force, though the store may have
+// it: the next restart might take back what the client relies on.
 func TestKeyThatIsNotStored(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	f.plant(keyNamed("b"), liveKey("b"))
-	n := f.node()
-	s := newTestState(t, n)
+	_, n, s := fleetWith(t, "b live")
 	n.intercept(on("update", "", down), nil)
 	if key, _, err := s.CreateKey(t.Context(), ""); !errors.Is(err, ErrUnavailable) || key != nil {
 		t.Errorf("CreateKey = %v, %v, want ErrUnavailable", key, err)
@@ -86,43 +75,34 @@ func TestKeyThatIsNotStored(t *testing.T) {
 	if err := s.Revoke(t.Context(), "b"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("Revoke = %v, want ErrUnavailable", err)
 	}
-	wantKey(t, s, "b", "live")
+	wantKeys(t, s, "b live")
 	if live := s.LiveKeys(); len(live) != 1 {
 		t.Errorf("%d keys are live, want 1", len(live))
 	}
 }
 
-// A revocation replaces whatever is under the id, once. It keeps when the key was
-// made, and drops its public half.
+// A revocation replaces any object under the id, once. It keeps the date of the key and
+// drops the public half.
 func TestRevocationIsStored(t *testing.T) {
 	t.Parallel()
-	for what, tc := range map[string]struct {
-		prepare func(*fleet, store.Name)
-		written bool
-	}{
-		"a live key":                       {func(f *fleet, name store.Name) { f.plant(name, liveKey("a")) }, true},
-		"a damaged key":                    {(*fleet).damage, true},
-		"nonsense":                         {func(f *fleet, name store.Name) { f.plant(name, `"x"`) }, true},
-		"nothing":                          {func(*fleet, store.Name) {}, true},
-		"a revoked key":                    {func(f *fleet, name store.Name) { f.plant(name, revokedKey("a")) }, false},
-		"a revoked key of another version": {func(f *fleet, name store.Name) { f.plant(name, `{"id":"a","revoked":"2020-01-01T00:00:00Z"}`) }, false},
-	} {
+	const otherVersion = `{"id":"a","revoked":"2020-01-01T00:00:00Z"}`
+	for data, written := range map[string]bool{liveKey("a"): true, damaged: true, `"x"`: true, "": true, revokedKey("a"): false, otherVersion: false} {
 		f := newFleet()
-		tc.prepare(f, keyNamed("a"))
+		f.write(keyNamed("a"), data)
 		s := newTestState(t, f.node())
 		*s.setTime() = testTime.Add(time.Hour)
 		before := f.data(keyNamed("a"))
 		for range 2 {
 			if err := s.Revoke(t.Context(), "a"); err != nil {
-				t.Errorf("%s: Revoke = %v", what, err)
+				t.Errorf("%.80s: Revoke = %v", data, err)
 			}
-			wantKey(t, s, "a", "revoked")
+			wantKeys(t, s, "a revoked")
 		}
-		if written := f.data(keyNamed("a")) != before || f.backup()[keyNamed("a")].Damage != nil; written != tc.written {
-			t.Errorf("%s: the object is %s", what, f.data(keyNamed("a")))
+		if (f.data(keyNamed("a")) != before) != written || f.backup()[keyNamed("a")].Damage != nil {
+			t.Errorf("%.80s: the object is %s", data, f.data(keyNamed("a")))
 		}
-		wantKey(t, newTestState(t, f.node()), "a", "revoked")
-		if what != "a live key" {
+		wantKeys(t, newTestState(t, f.node()), "a revoked")
+		if data != liveKey("a") {
 			continue
 		}
 		var doc keyDocument
@@ -139,8 +119,7 @@ func TestRevocationIsStored(t *testing.T) {
 // A4: no id that is a path reaches the store.
 func TestIDsThatAreNoNames(t *testing.T) {
 	t.Parallel()
-	n := newFleet().node()
-	s := newTestState(t, n)
+	_, n, s := fleetWith(t)
 	for _, id := range []string{"", ".", "..", "../a", "a/b", "a%2fb", strings.Repeat("a", 65)} {
 		for what, err := range map[string]error{
 			"Revoke":        s.Revoke(t.Context(), id),
@@ -165,16 +144,11 @@ func TestIDsThatAreNoNames(t *testing.T) {
 func TestLiveKeysAreInOrder(t *testing.T) {
 	t.Parallel()
 	f := newFleet()
-	var want []string
-	for i := range 5 {
-		for _, id := range []string{"x", "y"} {
-			id := fmt.Sprintf("%s%d", id, 4-i)
-			f.plant(keyNamed(id), keyDoc(id, func(doc *keyDocument) { doc.Created = testTime.Add(-time.Duration(i) * time.Second) }))
-			want = append(want, id)
-		}
+	f.plantAll("gone revoked", "broken damaged")
+	want := []string{"x1", "y1", "x0", "y0"}
+	for i, id := range want {
+		f.plant(keyNamed(id), keyDoc(id, func(doc *keyDocument) { doc.Created = testTime.Add(-time.Duration(i/2) * time.Second) }))
 	}
-	f.plant(keyNamed("gone"), revokedKey("gone"))
-	f.damage(keyNamed("broken"))
 	s := newTestState(t, f.node())
 	for range 3 {
 		var got []string
@@ -187,8 +161,8 @@ func TestLiveKeysAreInOrder(t *testing.T) {
 	}
 }
 
-// S4: an object under a key's name that is not that key makes this key one that
-// is not used: it may have been a revocation. All others are as they were.
+// S4: an object under a key's name that is not that key makes this key unusable: the object
+// may have been a revocation. Other keys do not change.
 func TestDamagedKeyIsNotUsed(t *testing.T) {
 	t.Parallel()
 	keySet := func(keys ...*token.SigningKey) json.RawMessage {
@@ -199,7 +173,7 @@ func TestDamagedKeyIsNotUsed(t *testing.T) {
 		return must(json.Marshal(map[string]any{"keys": list}))
 	}
 	for what, data := range map[string]string{
-		"damaged":              "",
+		"damaged":              damaged,
 		"null":                 "null",
 		"another type":         `["a"]`,
 		"empty":                `{}`,
@@ -216,69 +190,58 @@ func TestDamagedKeyIsNotUsed(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet()
-			f.plant(keyNamed("a"), liveKey("a"))
-			f.plant(keyNamed("b"), liveKey("b"))
-			s := newTestState(t, f.node())
-			wantKey(t, s, "a", "live")
-			if data == "" {
-				f.damage(keyNamed("a"))
-			} else {
-				f.write(keyNamed("a"), data)
-			}
+			f, _, s := fleetWith(t, "a live", "b live")
+			wantKeys(t, s, "a live")
+			f.write(keyNamed("a"), data)
 			s.Sync(t.Context())
-			wantKey(t, s, "a", "damaged")
-			wantKey(t, s, "b", "live")
+			wantKeys(t, s, "a damaged", "b live")
 			if key, _ := s.Key("a"); !errors.Is(key.Damage, ErrDamaged) || s.Unavailable() || s.errors("decode") == 0 {
 				t.Errorf("damage %v, unavailable: %t, %d errors are counted", key.Damage, s.Unavailable(), s.errors("decode"))
 			}
-			f.write(keyNamed("a"), liveKey("a")) // mended
+			f.writeAll("a live") // repaired
 			s.Sync(t.Context())
-			wantKey(t, s, "a", "live")
+			wantKeys(t, s, "a live")
 		})
 	}
 }
 
-// A revocation is for good on a node that has heard of it: nothing that was read
-// before it, and no older store, brings the key back.
+// A node that knows a revocation keeps it for good: neither data that was read before it
+// nor an older store restores the key.
 func TestRevokedKeyNeverComesBack(t *testing.T) {
 	t.Parallel()
 	type parts struct {
-		f *fleet
-		n *node
-		s *testState
-	}
-	revoke := func(t *testing.T, s *testState) {
-		t.Helper()
-		if err := s.Revoke(t.Context(), "a"); err != nil {
-			t.Fatalf("Revoke = %v", err)
-		}
+		f      *fleet
+		n      *node
+		s      *testState
+		revoke func()
 	}
 	for name, attack := range map[string]func(*testing.T, parts){
 		"a read that began before": func(t *testing.T, p parts) {
 			p.n.intercept(nil, on("get", "a", func(context.Context, string, store.Name) error {
 				p.n.intercept(nil, nil)
-				revoke(t, p.s)
+				p.revoke()
 				return nil
 			}))
 			if err := p.s.readKey(t.Context(), "a"); err != nil {
 				t.Error(err)
 			}
+			wantKeys(t, p.s, "a revoked")
 		},
 		"a reload that began before": func(t *testing.T, p parts) {
 			p.f.restore(p.f.backup())
 			p.n.intercept(nil, on("read", "a", func(context.Context, string, store.Name) error {
 				p.n.intercept(nil, nil)
-				revoke(t, p.s)
+				p.revoke()
 				return nil
 			}))
 			p.s.Sync(t.Context())
+			wantKeys(t, p.s, "a revoked")
 		},
 		"a reload that began before and failed, and another one": func(t *testing.T, p parts) {
 			p.f.restore(p.f.backup())
 			p.n.intercept(nil, on("read", "", func(ctx context.Context, operation string, name store.Name) error {
 				if name.ID() == "a" {
-					revoke(t, p.s)
+					p.revoke()
 					return nil
 				}
 				p.n.intercept(on("changes", "", down), nil)
@@ -286,98 +249,82 @@ func TestRevokedKeyNeverComesBack(t *testing.T) {
 			}))
 			p.s.Sync(t.Context())
 			p.n.intercept(nil, nil)
-			p.s.Sync(t.Context())
 		},
 		"an old backup": func(t *testing.T, p parts) {
 			old := p.f.backup()
-			revoke(t, p.s)
+			p.revoke()
 			p.f.restore(old)
-			p.s.Sync(t.Context())
 		},
 		"a store that has lost everything": func(t *testing.T, p parts) {
-			revoke(t, p.s)
+			p.revoke()
 			p.f.restore(nil)
-			p.s.Sync(t.Context())
 		},
 		"the key is made again": func(t *testing.T, p parts) {
-			revoke(t, p.s)
+			p.revoke()
 			p.f.restore(nil)
 			_, _ = p.s.storeKey(t.Context(), keyOf("a").Public(), false, "")
-			p.s.Sync(t.Context())
 		},
 		"the key is made again by another node": func(t *testing.T, p parts) {
-			revoke(t, p.s)
-			p.f.write(keyNamed("a"), liveKey("a"))
-			p.s.Sync(t.Context())
+			p.revoke()
+			p.f.writeAll("a live")
 		},
 		"its object is damaged": func(t *testing.T, p parts) {
-			revoke(t, p.s)
-			p.f.damage(keyNamed("a"))
-			p.s.Sync(t.Context())
+			p.revoke()
+			p.f.writeAll("a damaged")
 		},
 		"its object is removed": func(t *testing.T, p parts) {
-			revoke(t, p.s)
-			p.f.remove(keyNamed("a"))
-			p.s.Sync(t.Context())
+			p.revoke()
+			p.f.write(keyNamed("a"), "")
 		},
 		"its object cannot be read": func(t *testing.T, p parts) {
-			revoke(t, p.s)
+			p.revoke()
 			p.n.intercept(on("read", "a", down), nil)
 			p.s.Sync(t.Context())
 			p.n.intercept(nil, nil)
-			p.s.Sync(t.Context())
 		},
-		"the store was unavailable for too long, and is an old one then": func(t *testing.T, p parts) {
+		"an old backup after an outage that was too long": func(t *testing.T, p parts) {
 			clock := p.s.setTime()
 			old := p.f.backup()
-			revoke(t, p.s)
+			p.revoke()
 			p.f.restore(old)
 			*clock = clock.Add(maxStale + 1)
 			p.n.intercept(down, nil)
 			p.s.Sync(t.Context())
-			wantKey(t, p.s, "a", "unknown")
+			wantKeys(t, p.s, "a unknown")
 			p.n.intercept(nil, nil)
-			p.s.Sync(t.Context())
 		},
-		"another node has revoked it, and the store is an old one then": func(t *testing.T, p parts) {
+		"another node has revoked it, before an old backup": func(t *testing.T, p parts) {
 			old := p.f.backup()
-			p.f.write(keyNamed("a"), revokedKey("a"))
+			p.f.writeAll("a revoked")
 			p.s.Sync(t.Context())
-			wantKey(t, p.s, "a", "revoked")
+			wantKeys(t, p.s, "a revoked")
 			p.f.restore(old)
-			p.s.Sync(t.Context())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet()
-			f.plant(keyNamed("a"), liveKey("a"))
-			f.plant(keyNamed("b"), liveKey("b"))
-			n := f.node()
-			s := newTestState(t, n)
-			wantKey(t, s, "a", "live")
-			attack(t, parts{f, n, s})
+			f, n, s := fleetWith(t, "a live", "b live")
+			wantKeys(t, s, "a live")
+			attack(t, parts{f, n, s, func() {
+				if err := s.Revoke(t.Context(), "a"); err != nil {
+					t.Errorf("Revoke = %v", err)
+				}
+			}})
 			for range 2 {
-				wantKey(t, s, "a", "revoked")
+				s.Sync(t.Context())
+				wantKeys(t, s, "a revoked")
 				if slices.ContainsFunc(s.LiveKeys(), func(k Key) bool { return k.ID == "a" }) {
 					t.Error("the revoked key verifies")
 				}
-				s.Sync(t.Context())
 			}
 		})
 	}
 }
 
-// A key that is published while everything is being read is newer than what is
-// read.
+// A key that is published during a reload is newer than the key that the reload reads.
 func TestKeysThatChangeDuringAReload(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	for _, id := range []string{"a", "b", "c"} {
-		f.plant(keyNamed(id), liveKey(id))
-	}
-	n := f.node()
-	s := newTestState(t, n)
+	f, n, s := fleetWith(t, "a live", "b live", "c live")
 	f.restore(f.backup())
 	n.intercept(nil, on("read", "c", func(ctx context.Context, _ string, _ store.Name) error {
 		n.intercept(nil, nil)
@@ -389,13 +336,11 @@ func TestKeysThatChangeDuringAReload(t *testing.T) {
 		return s.Revoke(ctx, "c")
 	}))
 	s.Sync(t.Context())
-	for id, want := range map[string]string{"a": "none", "b": "damaged", "c": "revoked", "aa": "live"} {
-		wantKey(t, s, id, want)
-	}
+	wantKeys(t, s, "a none", "b damaged", "c revoked", "aa live")
 }
 
-// Before the keys have been read, nothing is known of any: a key that is
-// published then must not look like the only one.
+// Until the keys have been read, nothing is known about any key: a key that is published
+// before must not look like the only one.
 func TestKeysPublishedBeforeTheFirstReading(t *testing.T) {
 	t.Parallel()
 	var k keys
@@ -421,15 +366,11 @@ func TestKeysPublishedBeforeTheFirstReading(t *testing.T) {
 	}
 }
 
-// Requests read snapshots while everything changes: a revocation that a reader
-// has seen stays seen.
-func TestKeysUnderConcurrentChanges(t *testing.T) {
+// Requests read snapshots while everything changes: a reader that has seen a revocation
+// never sees the key again. The race detector watches the other reads.
+func TestStateUnderConcurrentChanges(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	for i := range 4 {
-		f.plant(keyNamed(fmt.Sprint("k", i)), liveKey(fmt.Sprint("k", i)))
-	}
-	s := newTestState(t, f.node())
+	f, _, s := fleetWith(t, "k0 live", "k1 live", "k2 live", "k3 live", "v public")
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	for range 2 {
@@ -445,6 +386,9 @@ func TestKeysUnderConcurrentChanges(t *testing.T) {
 					}
 					seen[id] = key.Revoked
 				}
+				_, _ = s.Video(ctx, "v")
+				s.LiveKeys()
+				s.Unavailable()
 			}
 		})
 	}
@@ -462,38 +406,35 @@ func TestKeysUnderConcurrentChanges(t *testing.T) {
 			reload := s.keys.beginReload()
 			reload.add(stale)
 			reload.commit()
+			f.writeAll("v public")
+			s.Sync(ctx)
 		}
 		change.Wait()
 		s.keys.publish(stale)
-		wantKey(t, s, id, "revoked")
+		wantKeys(t, s, id+" revoked")
 	}
 	stop()
 	wg.Wait()
 }
 
-// A12: a call that is made again replaces the key of the call before it, whose
-// answer was lost. Other keys stay, and a failure leaves no key of which nobody
-// knows the private half.
+// A12: a repeated call replaces the key of the call before it, whose answer was lost. Other
+// keys stay. A failure leaves no live key whose private half nobody has.
 func TestRepeatedCreationReplacesItsKey(t *testing.T) {
 	t.Parallel()
-	n := newFleet().node()
-	s := newTestState(t, n)
+	_, n, s := fleetWith(t)
 	create := func(request string) string {
 		t.Helper()
 		key, _, err := s.CreateKey(t.Context(), request)
 		if err != nil {
 			t.Fatalf("CreateKey = %v", err)
 		}
-		wantKey(t, s, key.ID(), "live")
+		wantKeys(t, s, key.ID()+" live")
 		return key.ID()
 	}
 	first, other, plain := create("one"), create("two"), create("")
 	second := create("one")
-	for id, want := range map[string]string{first: "revoked", second: "live", other: "live", plain: "live"} {
-		wantKey(t, s, id, want)
-	}
 	create("")
-	wantKey(t, s, plain, "live")
+	wantKeys(t, s, first+" revoked", second+" live", other+" live", plain+" live")
 	n.intercept(on("update", second, down), nil)
 	if _, _, err := s.CreateKey(t.Context(), "one"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("CreateKey = %v, want ErrUnavailable", err)
@@ -503,11 +444,11 @@ func TestRepeatedCreationReplacesItsKey(t *testing.T) {
 	}
 }
 
-// There is a limit of keys. The gateway's own and revoked ones do not count, nor
-// does the key that a repeated call replaces.
+// The number of keys is limited. The gateway's own keys, revoked keys and the key that a
+// repeated call replaces do not count.
 func TestKeyLimit(t *testing.T) {
 	t.Parallel()
-	s := newTestState(t, newFleet().node())
+	_, _, s := fleetWith(t)
 	reload := s.keys.beginReload()
 	public := testKey().Public()
 	for i := range MaxKeys - 1 {
@@ -532,13 +473,12 @@ func TestKeyLimit(t *testing.T) {
 	}
 }
 
-// A7: keys are made one at a time, so that playback keeps a processor, and few
-// calls wait for their turn. When the store turns out to be unavailable, all of
-// them hear so at once.
+// A7: keys are made one at a time, so that playback has a processor, and few calls wait for
+// their turn. If the store turns out to be unavailable, all of them fail at once.
 func TestKeysAreMadeOneAtATime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newTestState(t, newFleet().node())
+		_, _, s := fleetWith(t)
 		enter := func() func() {
 			t.Helper()
 			leave, err := s.enterMaking(t.Context())

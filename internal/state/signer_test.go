@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,12 +17,22 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 )
 
-// plantSigningKey makes a key the gateway's own, as another node would have done
-// at a time.
+// plantSigningKey makes a key the gateway's own, as another node would do at that time.
 func (f *fleet) plantSigningKey(id string, created time.Time, retired ...retiredKey) {
 	doc := signingDocument{ID: id, PEM: keyOf(id).PEM(), Created: created, Retired: retired}
 	f.write(signingName, string(must(json.Marshal(doc))))
 	f.write(keyNamed(id), keyDoc(id, func(doc *keyDocument) { doc.Created, doc.Own = created, true }))
+}
+
+// signingFleet is fleetWith and the signing key "own", at testTime.
+func signingFleet(t *testing.T) (*fleet, *node, *testState) {
+	t.Helper()
+	f := newFleet()
+	f.plantSigningKey("own", testTime)
+	n := f.node()
+	s := newTestState(t, n)
+	s.setTime()
+	return f, n, s
 }
 
 func storedSigningKey(t *testing.T, f *fleet) signingDocument {
@@ -35,7 +44,7 @@ func storedSigningKey(t *testing.T, f *fleet) signingDocument {
 	return doc
 }
 
-// signingKey has a State sign, and checks that its signature verifies here.
+// signingKey returns the id of the key that signs, and checks that it verifies here.
 func signingKey(t *testing.T, s *testState) string {
 	t.Helper()
 	key, err := s.SigningKey(t.Context())
@@ -55,16 +64,14 @@ func wantSigningKey(t *testing.T, s *testState, want string) {
 	}
 }
 
-// The gateway's own key is made on first need, once however many calls need it,
-// and every node signs with it, also a node that starts later.
+// The gateway's own key is made on first need, once for any number of calls. Every node
+// signs with it, also a node that starts later.
 func TestSigningKeyIsMadeOnFirstNeed(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	n := f.node()
-	s := newTestState(t, n)
+	f, n, s := fleetWith(t)
 	clock := s.setTime()
 	if n.count("update") != 0 {
-		t.Error("a key is made before anybody needs one")
+		t.Error("a key is made before a call needs one")
 	}
 	var wg sync.WaitGroup
 	ids := make(chan string, 4)
@@ -92,28 +99,25 @@ func TestSigningKeyIsMadeOnFirstNeed(t *testing.T) {
 		t.Errorf("the store has %d objects and a key of %v, retired %v", len(f.backup()), doc.Created, doc.Retired)
 	}
 	if strings.Contains(f.data(keyNamed(first)), `"d":`) {
-		t.Error("the private half is among the keys")
+		t.Error("the collection of keys contains the private half")
 	}
 }
 
-// A node that has not yet heard of the key which another one made a moment ago
-// signs with it all the same: a fleet has one key, not one for each node.
+// A node signs with the key that another node has just made, although it has not polled the
+// store since: a fleet has one key, not one for each node.
 func TestSigningKeyIsSharedBeforeItIsHeardOf(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	a, b := newTestState(t, f.node()), newTestState(t, f.node())
+	f, _, s := fleetWith(t)
+	s.setTime()
 	f.plantSigningKey("own", testTime)
-	for _, s := range []*testState{a, b} {
-		s.setTime()
-		wantSigningKey(t, s, "own")
-	}
+	wantSigningKey(t, s, "own")
 	if doc := storedSigningKey(t, f); doc.ID != "own" || len(doc.Retired) != 0 {
 		t.Errorf("the store has the key %s now, and %v are retired", doc.ID, doc.Retired)
 	}
 }
 
-// Two nodes that need the first key at once end up with one: the node that was
-// overtaken signs with the other's key, and its own is revoked.
+// If two nodes make the first key at the same time, the slower one signs with the other's
+// key and revokes its own.
 func TestTwoNodesMakeTheSigningKeyAtOnce(t *testing.T) {
 	t.Parallel()
 	f := newFleet()
@@ -139,35 +143,34 @@ func TestTwoNodesMakeTheSigningKeyAtOnce(t *testing.T) {
 	}
 }
 
-// A key that has reached its age is replaced, by one node of many, and goes on
-// verifying what it has signed.
+// One node of several replaces a key that has reached its maximum age. The old key still
+// verifies.
 func TestSigningKeyIsReplacedByAge(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	f.plantSigningKey("own", testTime)
-	s, other := newTestState(t, f.node()), newTestState(t, f.node())
-	clock, otherClock := s.setTime(), other.setTime()
-	*clock = testTime.Add(maxSigningAge - 1)
+	f, _, s := signingFleet(t)
+	other := newTestState(t, f.node())
+	now := testTime.Add(maxSigningAge - 1)
+	s.clock, other.clock = &now, &now
 	wantSigningKey(t, s, "own")
-	*clock, *otherClock = testTime.Add(maxSigningAge), testTime.Add(maxSigningAge)
+	now = testTime.Add(maxSigningAge)
 	next := signingKey(t, s)
 	if next == "own" {
-		t.Error("the old key signs on")
+		t.Error("the old key still signs")
 	}
-	wantKey(t, s, "own", "live")
+	wantKeys(t, s, "own live")
 	doc := storedSigningKey(t, f)
-	if diff := cmp.Diff([]retiredKey{{"own", *clock}}, doc.Retired); doc.ID != next || diff != "" {
+	if diff := cmp.Diff([]retiredKey{{"own", now}}, doc.Retired); doc.ID != next || diff != "" {
 		t.Errorf("the store has the key %s, retired (-want +got):\n%s", doc.ID, diff)
 	}
 	other.Sync(t.Context())
 	wantSigningKey(t, other, next)
-	if key, _ := s.Key(next); !key.Created.Equal(*clock) {
+	if key, _ := s.Key(next); !key.Created.Equal(now) {
 		t.Errorf("the new key is of %v", key.Created)
 	}
 }
 
-// Retired keys verify as long as a token of theirs can be valid, and are revoked
-// with the next replacement after that.
+// A retired key verifies as long as a token of it can be valid. The next replacement after
+// that revokes it.
 func TestRetiredKeysAreRevoked(t *testing.T) {
 	t.Parallel()
 	f := newFleet()
@@ -180,57 +183,40 @@ func TestRetiredKeysAreRevoked(t *testing.T) {
 	s := newTestState(t, f.node())
 	*s.setTime() = now
 	signingKey(t, s)
-	for id, want := range map[string]string{"longer": "revoked", "long": "revoked", "recent": "live", "own": "live"} {
-		wantKey(t, s, id, want)
-	}
-	var left []string
-	for _, key := range storedSigningKey(t, f).Retired {
-		left = append(left, key.ID)
-	}
-	slices.Sort(left)
-	if diff := cmp.Diff([]string{"own", "recent"}, left); diff != "" {
+	wantKeys(t, s, "longer revoked", "long revoked", "recent live", "own live")
+	want := []retiredKey{{"recent", now.Add(-retirement + 1)}, {"own", now}}
+	if diff := cmp.Diff(want, storedSigningKey(t, f).Retired); diff != "" {
 		t.Errorf("retired keys that verify (-want +got):\n%s", diff)
 	}
 }
 
-// A signing key that was revoked or removed, here or elsewhere, signs no more:
-// its tokens would not play.
+// A signing key that was revoked or removed, here or elsewhere, no longer signs: its tokens
+// would not play.
 func TestSigningKeyThatIsGoneIsReplaced(t *testing.T) {
 	t.Parallel()
 	for what, change := range map[string]func(*fleet, *testState){
-		"revoked here":      func(_ *fleet, s *testState) { _ = s.Revoke(context.Background(), "own") },
-		"revoked elsewhere": func(f *fleet, s *testState) { f.write(keyNamed("own"), revokedKey("own")) },
-		"removed by hand":   func(f *fleet, s *testState) { f.remove(signingName) },
+		"revoked here":       func(_ *fleet, s *testState) { _ = s.Revoke(context.Background(), "own") },
+		"revoked elsewhere":  func(f *fleet, s *testState) { f.writeAll("own revoked") },
+		"removed by hand":    func(f *fleet, s *testState) { f.write(signingName, "") },
+		"replaced elsewhere": func(f *fleet, s *testState) { f.plantSigningKey("next", testTime, retiredKey{"own", testTime}) },
 	} {
-		f := newFleet()
-		f.plantSigningKey("own", testTime)
-		s := newTestState(t, f.node())
-		s.setTime()
+		f, _, s := signingFleet(t)
 		wantSigningKey(t, s, "own")
 		change(f, s)
 		s.Sync(t.Context())
-		if id := signingKey(t, s); id == "own" || storedSigningKey(t, f).ID != id {
+		id := signingKey(t, s)
+		if id == "own" || storedSigningKey(t, f).ID != id || (id == "next") != (what == "replaced elsewhere") {
 			t.Errorf("%s: the key %s signs, and the store has %s", what, id, storedSigningKey(t, f).ID)
 		}
-		if what == "removed by hand" {
-			continue
+		if strings.HasPrefix(what, "revoked") {
+			wantKeys(t, s, "own revoked")
 		}
-		wantKey(t, s, "own", "revoked")
 	}
-	// A replacement by another node signs here once this node has heard of it.
-	f := newFleet()
-	f.plantSigningKey("own", testTime)
-	s := newTestState(t, f.node())
-	s.setTime()
-	wantSigningKey(t, s, "own")
-	f.plantSigningKey("next", testTime, retiredKey{"own", testTime})
-	s.Sync(t.Context())
-	wantSigningKey(t, s, "next")
 }
 
-// S4: a damaged signing key is an error, each time, and no reason to make another
-// one: whoever damages the object must not be able to have the gateway make keys.
-// RotateSigningKey replaces it.
+// S4: a damaged signing key is an error, each time. The gateway makes no other key by
+// itself: otherwise somebody who damages the object could make it generate keys.
+// RotateSigningKey replaces the damaged key.
 func TestDamagedSigningKey(t *testing.T) {
 	t.Parallel()
 	good := string(must(json.Marshal(signingDocument{ID: "own", PEM: keyOf("own").PEM(), Created: testTime})))
@@ -241,7 +227,7 @@ func TestDamagedSigningKey(t *testing.T) {
 	private := must(x509.ParsePKCS1PrivateKey(block.Bytes))
 	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "RSA PUBLIC KEY", Bytes: x509.MarshalPKCS1PublicKey(&private.PublicKey)})
 	for what, data := range map[string]string{
-		"damaged":      "",
+		"damaged":      damaged,
 		"null":         "null",
 		"no object":    "[]",
 		"empty":        "{}",
@@ -254,19 +240,11 @@ func TestDamagedSigningKey(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet()
-			f.plantSigningKey("own", testTime)
-			n := f.node()
-			s := newTestState(t, n)
-			s.setTime()
-			if len(what)%2 == 0 { // a node that knows the key, and one that does not
+			f, n, s := signingFleet(t)
+			if len(what)%2 == 0 { // a node that knows the key, or one that does not
 				wantSigningKey(t, s, "own")
 			}
-			if data == "" {
-				f.damage(signingName)
-			} else {
-				f.write(signingName, data)
-			}
+			f.write(signingName, data)
 			s.Sync(t.Context())
 			for range 2 {
 				if key, err := s.SigningKey(t.Context()); !errors.Is(err, ErrDamaged) || key != nil || strings.Contains(err.Error(), "BEGIN") {
@@ -288,46 +266,38 @@ func TestDamagedSigningKey(t *testing.T) {
 // Rotation on demand replaces the key at once. It needs the store.
 func TestRotation(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	f.plantSigningKey("own", testTime)
-	n := f.node()
-	s := newTestState(t, n)
-	s.setTime()
+	_, n, s := signingFleet(t)
 	wantSigningKey(t, s, "own")
 	next, err := s.RotateSigningKey(t.Context())
 	if err != nil || next.ID == "own" || !next.Created.Equal(testTime) || !next.Own {
 		t.Fatalf("RotateSigningKey = %+v, %v", next, err)
 	}
 	wantSigningKey(t, s, next.ID)
-	wantKey(t, s, "own", "live")
+	wantKeys(t, s, "own live")
 	n.intercept(on("get", "", down), nil)
 	if _, err := s.RotateSigningKey(t.Context()); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("RotateSigningKey = %v, want ErrUnavailable", err)
 	}
 }
 
-// Without the store no key is made, and the known key goes on signing.
+// Without the store the gateway makes no key, and the known key still signs.
 func TestSigningWithoutTheStore(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	f.plantSigningKey("own", testTime)
-	n := f.node()
-	s := newTestState(t, n)
-	s.setTime()
-	n.intercept(on("get", signingName.ID(), down), nil)
+	f, n, s := signingFleet(t)
+	noSigningKey := on("get", signingName.ID(), down)
+	n.intercept(noSigningKey, nil)
 	if key, err := s.SigningKey(t.Context()); !errors.Is(err, ErrUnavailable) || key != nil {
 		t.Errorf("SigningKey = %v, %v, want ErrUnavailable", key, err)
 	}
 	n.intercept(nil, nil)
 	wantSigningKey(t, s, "own")
 	f.plantSigningKey("next", testTime)
-	n.intercept(on("get", signingName.ID(), down), nil)
-	s.Sync(t.Context())
-	wantSigningKey(t, s, "own")
-	wantSigningKey(t, s, "own")
-	n.intercept(down, nil)
-	s.Sync(t.Context())
-	wantSigningKey(t, s, "own")
+	for _, fails := range []step{noSigningKey, down} {
+		n.intercept(fails, nil)
+		s.Sync(t.Context())
+		wantSigningKey(t, s, "own")
+		wantSigningKey(t, s, "own")
+	}
 	n.intercept(nil, nil)
 	wantSigningKey(t, s, "next")
 	if got := storedSigningKey(t, f).ID; got != "next" {
@@ -335,28 +305,22 @@ func TestSigningWithoutTheStore(t *testing.T) {
 	}
 }
 
-// A key whose public half could not be stored must not sign, nor a key that other
-// nodes cannot sign with.
+// A key must not sign if its public half, or the pair for other nodes, could not be stored.
 func TestSigningKeyThatCannotBeStored(t *testing.T) {
 	t.Parallel()
-	for what, fails := range map[string]step{
-		"its public half": func(ctx context.Context, operation string, name store.Name) error {
-			if operation == "update" && name.Collection() == store.Keys {
+	for what, collection := range map[string]store.Collection{"its public half": store.Keys, "the pair": store.Signing} {
+		f, n, s := fleetWith(t)
+		n.intercept(on("update", "", func(ctx context.Context, operation string, name store.Name) error {
+			if name.Collection() == collection {
 				return down(ctx, operation, name)
 			}
 			return nil
-		},
-		"the pair": on("update", signingName.ID(), down),
-	} {
-		f := newFleet()
-		n := f.node()
-		s := newTestState(t, n)
-		n.intercept(fails, nil)
+		}), nil)
 		if key, err := s.SigningKey(t.Context()); !errors.Is(err, ErrUnavailable) || key != nil || s.signer.own.Load() != nil {
 			t.Errorf("%s cannot be stored: SigningKey = %v, %v, want ErrUnavailable", what, key, err)
 		}
 		if f.data(signingName) != "" {
-			t.Errorf("%s cannot be stored, and the signing key is", what)
+			t.Errorf("%s cannot be stored, and the store has the signing key", what)
 		}
 	}
 }

@@ -19,49 +19,42 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
 
-// The first use of a cold video costs one read, whatever the number of viewers,
-// and what does not exist or is damaged is remembered as well.
+// The first use of a video costs one read for any number of viewers. A missing or damaged
+// object is remembered, too.
 func TestVideoIsReadOnce(t *testing.T) {
 	t.Parallel()
-	for data, want := range map[string]string{privateVideo: "private", "": "unset", "broken": "damaged"} {
-		t.Run(want, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := newFleet()
-				if data != "" {
-					f.plant(videoNamed("v"), data)
-				}
-				n := f.node()
-				s := newTestState(t, n)
-				n.intercept(on("get", "v", func(context.Context, string, store.Name) error {
-					<-time.After(100 * time.Millisecond)
-					return nil
-				}), nil)
-				var wg sync.WaitGroup
-				for i := range 200 {
-					wg.Go(func() {
-						// Some come while it is read, some just after that, and some later.
-						<-time.After(time.Duration(min(i, 100)+i/190) * time.Millisecond)
-						wantVideo(t, s, want)
-					})
-				}
-				wg.Wait()
-				if got := n.count("get"); got != 1 {
-					t.Errorf("%d reads, want 1", got)
-				}
-			})
+	for data, want := range map[string]string{`{"uid":"v","requireSignedURLs":true}`: "private", "": "unset", "broken": "damaged"} {
+		bubble(t, want, func(t *testing.T) {
+			f := newFleet()
+			f.write(videoNamed("v"), data)
+			n := f.node()
+			s := newTestState(t, n)
+			n.intercept(on("get", "v", func(context.Context, string, store.Name) error {
+				<-time.After(100 * time.Millisecond)
+				return nil
+			}), nil)
+			var wg sync.WaitGroup
+			for i := range 200 {
+				wg.Go(func() {
+					// Some come during the read, some just after it, and some later.
+					<-time.After(time.Duration(min(i, 100)+i/190) * time.Millisecond)
+					wantVideo(t, s, want)
+				})
+			}
+			wg.Wait()
+			if got := n.count("get"); got != 1 {
+				t.Errorf("%d reads, want 1", got)
+			}
 		})
 	}
 }
 
-// Videos do not wait for each other, and a viewer who leaves takes nobody's
-// answer away and does not wait for it.
+// Videos do not wait for each other. A viewer who cancels does not wait for the read, which
+// continues for other viewers.
 func TestSlowVideo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet()
-		f.plant(videoNamed("v"), publicVideo)
-		n := f.node()
-		s := newTestState(t, n)
+		_, n, s := fleetWith(t, "v public")
 		proceed := make(chan struct{})
 		n.intercept(func(ctx context.Context, operation string, name store.Name) error {
 			if name.ID() == "slow" {
@@ -70,22 +63,18 @@ func TestSlowVideo(t *testing.T) {
 			<-proceed
 			return ctx.Err()
 		}, nil)
-		ctx, leave := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
-		wg.Go(func() {
-			if got := videoIs(s.Video(t.Context(), "slow")); got != "unavailable" {
-				t.Errorf("a video that cannot be read is %s", got)
-			}
-		})
+		wg.Go(func() { wantVideoOf(t, s, "slow", "unavailable") })
 		wg.Go(func() {
 			if _, err := s.Video(ctx, "v"); !errors.Is(err, context.Canceled) {
-				t.Errorf("Video = %v for a viewer who has left", err)
+				t.Errorf("Video = %v for a viewer who has cancelled", err)
 			}
 		})
 		synctest.Wait()
 		wg.Go(func() { wantVideo(t, s, "public") })
 		synctest.Wait()
-		leave()
+		cancel()
 		synctest.Wait()
 		close(proceed)
 		start := time.Now()
@@ -97,193 +86,163 @@ func TestSlowVideo(t *testing.T) {
 	})
 }
 
-// A video changes while it is being read, here or elsewhere. What was read is out
-// of date, so it is not kept: a video that has just been made private must not
-// stay public until it changes once more.
+// A video changes while it is read, here or elsewhere. What was read is out of date, so the
+// cache does not keep it: a video that has just become private must not stay public until
+// the next change.
 func TestVideoChangesWhileItIsRead(t *testing.T) {
 	t.Parallel()
 	for what, change := range map[string]func(*testState, *fleet){
 		"another node's change": func(s *testState, f *fleet) {
-			f.write(videoNamed("v"), privateVideo)
+			f.writeAll("v private")
 			s.Sync(s.ctx)
 		},
 		"this node's change": func(s *testState, f *fleet) {
-			f.plant(videoNamed("v"), privateVideo)
+			f.plantAll("v private")
 			s.videos.drop("v")
 		},
 		"everything is forgotten": func(s *testState, f *fleet) {
-			f.plant(videoNamed("v"), privateVideo)
+			f.plantAll("v private")
 			s.videos.forget()
 		},
 	} {
-		t.Run(what, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := newFleet()
-				f.plant(videoNamed("v"), publicVideo)
-				n := f.node()
-				s := newTestState(t, n)
-				proceed := make(chan struct{})
-				n.intercept(nil, on("get", "v", func(context.Context, string, store.Name) error {
-					n.intercept(nil, nil)
-					change(s, f) // after the reading, and before it is published
-					<-proceed
-					return nil
-				}))
-				var wg sync.WaitGroup
-				wg.Go(func() { wantVideo(t, s, "public") }) // asked for before the change
-				synctest.Wait()
-				wantVideo(t, s, "private") // joins no reading that began before
-				close(proceed)
-				wg.Wait()
-				reads := n.count("get")
-				wantVideo(t, s, "private")
-				if reads != 2 || n.count("get") != reads {
-					t.Errorf("the video was read %d times, want twice", n.count("get"))
-				}
-			})
+		bubble(t, what, func(t *testing.T) {
+			f, n, s := fleetWith(t, "v public")
+			proceed := make(chan struct{})
+			n.intercept(nil, on("get", "v", func(context.Context, string, store.Name) error {
+				n.intercept(nil, nil)
+				change(s, f) // after the reading, and before it is published
+				<-proceed
+				return nil
+			}))
+			var wg sync.WaitGroup
+			wg.Go(func() { wantVideo(t, s, "public") }) // began before the change
+			synctest.Wait()
+			wantVideo(t, s, "private") // joins no reading that began before
+			close(proceed)
+			wg.Wait()
+			reads := n.count("get")
+			wantVideo(t, s, "private")
+			if reads != 2 || n.count("get") != reads {
+				t.Errorf("the video was read %d times, want twice", n.count("get"))
+			}
 		})
 	}
 }
 
-// S6: where a video may have changed and the store then fails, the known settings
-// serve, and nobody waits for longer than one reading. What was never known is
-// refused, and so is a video that this node itself has changed.
+// S6: if a video may have changed and the store fails, the known settings stay in force, and
+// no viewer waits longer than one read. An unknown video is refused, and so is a video that
+// this node itself has changed.
 func TestKnownVideoServesWithoutTheStore(t *testing.T) {
 	t.Parallel()
 	for what, fails := range map[string]step{"fails": down, "hangs": hang} {
-		t.Run(what, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := newFleet()
-				f.plant(videoNamed("v"), publicVideo)
-				f.plant(videoNamed("own"), `{"uid":"own","requireSignedURLs":false}`)
-				n := f.node()
-				s := newTestState(t, n)
-				wantOther := func(id, want string) {
-					t.Helper()
-					if got := videoIs(s.Video(t.Context(), id)); got != want {
-						t.Errorf("the video %q is %s, want %s", id, got, want)
-					}
-				}
+		bubble(t, what, func(t *testing.T) {
+			f, n, s := fleetWith(t, "v public", "own public")
+			wantVideo(t, s, "public")
+			wantVideoOf(t, s, "own", "public")
+			s.videos.markStale()
+			s.videos.drop("own")
+			n.intercept(fails, nil)
+			for range 2 {
+				start := time.Now()
 				wantVideo(t, s, "public")
-				wantOther("own", "public")
-				s.videos.markStale()
-				s.videos.drop("own")
-				n.intercept(fails, nil)
-				for range 2 {
-					start := time.Now()
-					wantVideo(t, s, "public")
-					if waited := time.Since(start); waited > readTimeout {
-						t.Errorf("a viewer waited for %s", waited)
-					}
-					wantOther("unknown", "unavailable")
-					wantOther("own", "unavailable")
+				if waited := time.Since(start); waited > readTimeout {
+					t.Errorf("a viewer waited for %s", waited)
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), syncTimeout)
-				defer cancel()
-				s.Sync(ctx) // from now on the store counts as unavailable
-				reads, start := n.count("get"), time.Now()
-				wantVideo(t, s, "public")
-				wantOther("unknown", "unavailable")
-				if n.count("get") != reads || time.Since(start) != 0 {
-					t.Errorf("%d reads of a store that is unavailable, in %s", n.count("get")-reads, time.Since(start))
-				}
-				f.write(videoNamed("v"), privateVideo)
-				n.intercept(nil, nil)
-				s.Sync(t.Context())
-				wantVideo(t, s, "private")
-			})
+				wantVideoOf(t, s, "unknown", "unavailable")
+				wantVideoOf(t, s, "own", "unavailable")
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), syncTimeout)
+			defer cancel()
+			s.Sync(ctx) // from now on the store counts as unavailable
+			reads, start := n.count("get"), time.Now()
+			wantVideo(t, s, "public")
+			wantVideoOf(t, s, "unknown", "unavailable")
+			if n.count("get") != reads || time.Since(start) != 0 {
+				t.Errorf("%d reads of a store that is unavailable, in %s", n.count("get")-reads, time.Since(start))
+			}
+			f.writeAll("v private")
+			n.intercept(nil, nil)
+			s.Sync(t.Context())
+			wantVideo(t, s, "private")
 		})
 	}
 }
 
-// Nobody waits for a video that is read again as a precaution: the known settings
-// serve until it has been read, once however many ask, also if that fails or
-// hangs. But a change that is known comes first.
+// No viewer waits for a video that is read again as a precaution: the known settings stay in
+// force until the read ends, also if it fails or hangs, and any number of viewers cost one
+// read. An announced change takes precedence.
 func TestRefreshedVideoServesMeanwhile(t *testing.T) {
 	t.Parallel()
 	for what, fails := range map[string]step{"the store is slow": nil, "it fails at first": down, "it hangs at first": hang} {
-		t.Run(what, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := newFleet()
-				f.plant(videoNamed("v"), publicVideo)
-				n := f.node()
-				s := newTestState(t, n)
+		bubble(t, what, func(t *testing.T) {
+			f, n, s := fleetWith(t, "v public")
+			wantVideo(t, s, "public")
+			f.plantAll("v private")
+			s.videos.refresh()
+			reads := n.count("get")
+			proceed := make(chan struct{})
+			n.intercept(on("get", "v", func(ctx context.Context, operation string, name store.Name) error {
+				if fails != nil {
+					return fails(ctx, operation, name)
+				}
+				<-proceed
+				return nil
+			}), nil)
+			start := time.Now()
+			for range 10 {
 				wantVideo(t, s, "public")
-				f.plant(videoNamed("v"), privateVideo)
-				s.videos.refresh()
-				reads := n.count("get")
-				proceed := make(chan struct{})
-				n.intercept(on("get", "v", func(ctx context.Context, operation string, name store.Name) error {
-					if fails != nil {
-						return fails(ctx, operation, name)
-					}
-					<-proceed
-					return nil
-				}), nil)
-				start := time.Now()
-				for range 10 {
-					wantVideo(t, s, "public")
-				}
-				if waited := time.Since(start); waited != 0 {
-					t.Errorf("viewers waited for %s", waited)
-				}
+			}
+			if waited := time.Since(start); waited != 0 {
+				t.Errorf("viewers waited for %s", waited)
+			}
+			synctest.Wait()
+			if got := n.count("get") - reads; fails == nil && got != 1 {
+				t.Errorf("%d reads for ten viewers, want 1", got)
+			}
+			close(proceed)
+			<-time.After(readTimeout)
+			if n.intercept(nil, nil); fails != nil {
 				synctest.Wait()
-				if got := n.count("get") - reads; fails == nil && got != 1 {
-					t.Errorf("%d reads for ten viewers, want 1", got)
-				}
-				close(proceed)
-				<-time.After(readTimeout)
-				if n.intercept(nil, nil); fails != nil {
-					synctest.Wait()
-					wantVideo(t, s, "public") // has it read again
-				}
-				synctest.Wait()
-				wantVideo(t, s, "private")
-				reads = n.count("get")
-				wantVideo(t, s, "private")
-				if n.count("get") != reads {
-					t.Error("the video is read for each viewer")
-				}
-				s.videos.refresh()
-				f.write(videoNamed("v"), publicVideo)
-				s.Sync(t.Context())
-				wantVideo(t, s, "public")
-			})
+				wantVideo(t, s, "public") // this call starts another read
+			}
+			synctest.Wait()
+			wantVideo(t, s, "private")
+			reads = n.count("get")
+			wantVideo(t, s, "private")
+			if n.count("get") != reads {
+				t.Error("the video is read for each viewer")
+			}
+			s.videos.refresh()
+			f.writeAll("v public")
+			s.Sync(t.Context())
+			wantVideo(t, s, "public")
 		})
 	}
 }
 
-// S4: an object under a video's name that is not its settings closes this video,
-// and no other one. A document says whether origins were set: an empty list lifts
-// a default, a missing one keeps it.
+// S4: an object under a video's name that is not its settings makes this video, and no
+// other, unavailable. An empty list of origins replaces the default; a missing list does
+// not.
 func TestVideoDocuments(t *testing.T) {
 	t.Parallel()
 	list := func(patterns ...string) *weborigin.List { return must(weborigin.Compile(patterns)) }
-	for data, want := range map[string]*Video{
-		"": nil, "null": nil, `["v"]`: nil, "{}": nil,
-		`{"uid":"w","requireSignedURLs":false}`:                 nil,
-		`{"uid":"V","requireSignedURLs":false}`:                 nil,
-		`{"uid":"v","requireSignedURLs":"false"}`:               nil,
-		`{"uid":"v","requireSignedURLs":0}`:                     nil,
-		`{"uid":"v","allowedOrigins":"example.com"}`:            nil,
-		`{"uid":"v","allowedOrigins":[1]}`:                      nil,
-		`{"uid":"v","allowedOrigins":["https://example.com"]}`:  nil,
-		`{"uid":"v","allowedOrigins":[""]}`:                     nil,
-		`{"uid":"v","created":"x"}`:                             nil,
-		`{"uid":"v","descriptive":[]}`:                          nil,
-		`{"uid":"v"}`:                                           {},
-		`{"uid":"v","allowedOrigins":null}`:                     {},
+	wanted := map[string]*Video{
+		`{"uid":"v"}`: {}, `{"uid":"v","allowedOrigins":null}`: {}, `{"uid":"v","requireSignedURLs":null}`: {},
 		`{"uid":"v","allowedOrigins":[]}`:                       {OriginsSet: true},
 		`{"uid":"v","allowedOrigins":["a.b","*.c.d"]}`:          {OriginsSet: true, AllowedOrigins: list("a.b", "*.c.d")},
-		`{"uid":"v","requireSignedURLs":null}`:                  {},
 		`{"uid":"v","requireSignedURLs":true,"later":"member"}`: {RequireSignedURLs: new(true)},
+	}
+	for _, data := range []string{
+		damaged, "null", `["v"]`, "{}", `{"uid":"w","requireSignedURLs":false}`, `{"uid":"V","requireSignedURLs":false}`, `{"uid":"v","requireSignedURLs":"false"}`,
+		`{"uid":"v","requireSignedURLs":0}`, `{"uid":"v","allowedOrigins":"example.com"}`, `{"uid":"v","allowedOrigins":[1]}`, `{"uid":"v","created":"x"}`,
+		`{"uid":"v","allowedOrigins":["https://example.com"]}`, `{"uid":"v","allowedOrigins":[""]}`, `{"uid":"v","descriptive":[]}`,
 	} {
+		wanted[data] = nil
+	}
+	for data, want := range wanted {
 		f := newFleet()
 		f.plant(videoNamed("w"), `{"uid":"w"}`)
 		f.plant(videoNamed("v"), data)
-		if data == "" {
-			f.damage(videoNamed("v"))
-		}
 		s := newTestState(t, f.node())
 		for range 2 {
 			got, err := s.Video(t.Context(), "v")
@@ -294,17 +253,15 @@ func TestVideoDocuments(t *testing.T) {
 		if failed := s.errors("decode"); (failed == 1) != (want == nil) || failed > 1 {
 			t.Errorf("%s: %d damaged objects are counted", data, failed)
 		}
-		if got := videoIs(s.Video(t.Context(), "w")); got != "default" {
-			t.Errorf("%s: another video is %s", data, got)
-		}
-		f.write(videoNamed("v"), publicVideo) // mended
+		wantVideoOf(t, s, "w", "default")
+		f.writeAll("v public") // repaired
 		s.Sync(t.Context())
 		wantVideo(t, s, "public")
 	}
 }
 
-// There may be more videos than there is memory for their settings. Those that
-// are given up are read again when somebody asks for them.
+// If there are more videos than memory for their settings, the cache evicts some. They are
+// read again when a viewer asks for them.
 func TestVideosAreKeptWithinABound(t *testing.T) {
 	t.Parallel()
 	f := newFleet()
@@ -318,9 +275,7 @@ func TestVideosAreKeptWithinABound(t *testing.T) {
 	s.videos.cache.SetMaximum(bound)
 	for range 2 {
 		for i := range videos {
-			if got := videoIs(s.Video(t.Context(), fmt.Sprint("v", i))); got != "private" {
-				t.Fatalf("the video %d is %s", i, got)
-			}
+			wantVideoOf(t, s, fmt.Sprint("v", i), "private")
 		}
 	}
 	s.videos.cache.CleanUp()
@@ -344,11 +299,11 @@ func TestVideosAreKeptWithinABound(t *testing.T) {
 	}
 }
 
-// An attacker asks for videos at addresses as long as possible, to have them kept
-// with the id that is a part of them. Only the id is weighed, so only it is kept.
+// The attack: requests with very long paths. The cache counts the bytes of the id, so it
+// must not keep the path that contains the id in memory.
 func TestLongPathIsNotKeptWithTheVideo(t *testing.T) {
 	t.Parallel()
-	s := newTestState(t, newFleet().node())
+	_, _, s := fleetWith(t)
 	path := strings.Repeat("0123456789abcdef", 1024)
 	if _, err := s.Video(t.Context(), path[:32]); err != nil {
 		t.Fatal(err)
@@ -360,9 +315,9 @@ func TestLongPathIsNotKeptWithTheVideo(t *testing.T) {
 	}
 }
 
-// An edit is in force on this node with its answer, costs the first viewer
-// nothing, and is known if the store becomes unavailable then. It sees the edit of
-// another node, and leaves a damaged object alone.
+// An edit is in force on this node when it returns, and also known if the store becomes
+// unavailable then. It sees the edit of another node, and does not change a damaged
+// object.
 func TestEditingVideos(t *testing.T) {
 	t.Parallel()
 	f := newFleet()
@@ -398,7 +353,7 @@ func TestEditingVideos(t *testing.T) {
 		t.Errorf("DeleteVideo = %+v, %t, %v", deleted, damaged, err)
 	}
 	wantVideo(t, s, "unset")
-	f.damage(videoNamed("v"))
+	f.write(videoNamed("v"), damaged)
 	if doc, err := s.EditVideo(t.Context(), "v", func(*VideoDocument) {}); !errors.Is(err, ErrDamaged) || doc != nil {
 		t.Errorf("EditVideo of a damaged video = %v, %v", doc, err)
 	}
@@ -418,13 +373,11 @@ func TestEditingVideos(t *testing.T) {
 	wantVideo(t, s, "unset")
 }
 
-// Reads and changes at the same time: no viewer is answered with settings that
-// were out of date before the viewer asked.
+// Reads and changes at the same time: no viewer gets settings that were out of date before
+// the request.
 func TestVideosUnderConcurrentChanges(t *testing.T) {
 	t.Parallel()
-	f := newFleet()
-	f.plant(videoNamed("v"), publicVideo)
-	s := newTestState(t, f.node())
+	f, _, s := fleetWith(t, "v public")
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	for i := range 3 {
@@ -438,15 +391,10 @@ func TestVideosUnderConcurrentChanges(t *testing.T) {
 		})
 	}
 	for i := range 300 {
-		data, want := publicVideo, "public"
-		if i%2 == 0 {
-			data, want = privateVideo, "private"
-		}
-		f.plant(videoNamed("v"), data)
+		want := []string{"private", "public"}[i%2]
+		f.plantAll("v " + want)
 		s.videos.drop("v")
-		if got := videoIs(s.Video(t.Context(), "v")); got != want {
-			t.Fatalf("after change %d the video is %s, want %s", i, got, want)
-		}
+		wantVideo(t, s, want)
 	}
 	stop()
 	wg.Wait()
