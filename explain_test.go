@@ -358,6 +358,7 @@ func TestExplainReadsKeySetAndStore(t *testing.T) {
 
 	folder := t.TempDir()
 	app := loaded(t, folder, new(App))
+	app.state.Start()
 	stored, _, err := app.state.CreateKey(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)

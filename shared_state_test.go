@@ -476,7 +476,6 @@ func TestStateIsSharedOverReloads(t *testing.T) {
 	again, last := loaded(t, folder, new(App)), loaded(t, folder, new(App))
 	wantRevoked(again, "a", "b")
 	unload(again) // neither has started
-	revoke(last, "c")
 	if last.state.storage() != last.storage {
 		t.Error("the state does not use the storage of a config that is only loaded")
 	}

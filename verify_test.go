@@ -81,6 +81,7 @@ func TestKnownTokensAreCheckedAgain(t *testing.T) {
 			app.now = func() time.Time { return testTime.Add(-time.Hour) }
 		}, "token_not_yet_valid"},
 		{"key revoked", func(t *testing.T, app *App) {
+			app.state.Start()
 			if err := app.state.Revoke(t.Context(), "k1"); err != nil {
 				t.Fatal(err)
 			}
