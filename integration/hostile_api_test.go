@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -95,14 +94,14 @@ type hostileAPI struct {
 
 // The credentials of hostileAPI, beside apiSecret.
 const (
-	apiPairEmail, apiPairKey    = "owner@example.com", "c2547eb745079dac9320b638f5e225cf483cc5cfdda41"
-	otherPairEmail, otherSecret = "second@example.com", "another-secret-of-the-tests"
+	apiPairEmail, apiPairKey = "owner@example.com", "c2547eb745079dac9320b638f5e225cf483cc5cfdda41"
+	otherSecret              = "another-secret-of-the-tests"
 )
 
 func startHostileAPI(t *testing.T) *hostileAPI {
 	t.Helper()
 	a := &hostileAPI{origin: startOrigin(t, nil), own: freeAddr(t), both: &gateway{addr: freeAddr(t)}}
-	api := withAPI + " " + otherSecret + "\nauth_key " + apiPairEmail + " " + apiPairKey + "\nauth_key " + otherPairEmail + " the-key-of-the-second"
+	api := withAPI + " " + otherSecret + "\nauth_key " + apiPairEmail + " " + apiPairKey
 	a.gateway = start(t, a.origin, config{
 		global: "servers {\nprotocols h1 h2c\n}",
 		app:    "video configured {\nrequire_signed_urls off\n}",
@@ -136,7 +135,6 @@ func TestHostileAPI(t *testing.T) {
 	t.Run("calls", a.tryCalls)
 	t.Run("paths of the gate", a.tryGate)
 	t.Run("another account", a.tryAccount)
-	t.Run("a caller who leaves", a.leave)
 }
 
 // tryCredentials calls with credentials that are nearly right. The answer must be
@@ -157,14 +155,10 @@ func (a *hostileAPI) tryCredentials(t *testing.T) {
 		name   string
 		header []string
 	}{
-		{"a wrong secret", []string{"Authorization: Bearer wrong"}},
 		{"a part of the secret", []string{authorized[:len(authorized)-1]}},
-		{"bearer", []string{"Authorization: bearer " + apiSecret}},
 		{"two lines that are right", []string{authorized, authorized}},
 		{"a cookie", []string{"Cookie: Authorization=Bearer " + apiSecret}},
 		{"an underscore for a hyphen", []string{"X_Auth_Email: " + apiPairEmail, "X_Auth_Key: " + apiPairKey}},
-		{"the key of another pair", []string{"X-Auth-Email: " + otherPairEmail, "X-Auth-Key: " + apiPairKey}},
-		{"two keys, the right one first", []string{"X-Auth-Email: " + apiPairEmail, "X-Auth-Key: " + apiPairKey, "X-Auth-Key: wrong"}},
 	} {
 		t.Run("A1 "+row.name, func(t *testing.T) {
 			from := fmt.Sprintf("127.0.1.%d", i+1) // so that no row makes the next one wait
@@ -194,15 +188,9 @@ func (a *hostileAPI) tryCredentials(t *testing.T) {
 			}
 		}
 	})
-	for name, header := range map[string][]string{
-		"the other secret, white space around": {"authorization: \t Bearer " + otherSecret + " \t"}, // RFC 9110 section 5.5
-		"a pair beside a wrong secret":         {"Authorization: Bearer wrong", "x-auth-email: " + apiPairEmail, "x-auth-key: " + apiPairKey},
-	} {
-		t.Run("A1 "+name+" gets in", func(t *testing.T) {
-			if res := a.onAPI().raw(t, a.apiRequest(http.MethodGet, keys, "", header...)); res.StatusCode != http.StatusOK {
-				t.Errorf("got %d: %s", res.StatusCode, res.body)
-			}
-		})
+	header := []string{"authorization: \t Bearer " + otherSecret + " \t", "x-auth-email: " + apiPairEmail, "x-auth-key: " + apiPairKey} // RFC 9110 section 5.5
+	if res := a.onAPI().raw(t, a.apiRequest(http.MethodGet, keys, "", header...)); res.StatusCode != http.StatusOK {
+		t.Errorf("the other secret, with white space, and a pair: got %d: %s", res.StatusCode, res.body)
 	}
 	wantSameTree(t, a.storage(), a.files)
 }
@@ -272,16 +260,11 @@ func (a *hostileAPI) tryCalls(t *testing.T) {
 		status, code  int
 	}{
 		{"A5 a member twice", call("POST", video, `{"requireSignedURLs":true,"requireSignedURL\u0073":false}`), 400, codeBadRequest},
-		{"A5 a member in another case", call("POST", video, `{"requireSignedUrls":false}`), 400, codeBadRequest},
 		{"A5 nested to the end", call("POST", video, strings.Repeat("[", maxBody)), 400, codeBadRequest},
-		{"A5 a form", call("POST", video, "requireSignedURLs=false"), 400, codeBadRequest},
-		{"A5 a body of a call that takes none", call("GET", ofAccount("stream"), "garbage"), 400, codeBadRequest},
-		{"A5 one byte too long", call("POST", video, strings.Repeat(" ", maxBody+1)), 413, codeTooLarge},
 		{"A5 one byte too long, in chunks", rawRequest("POST", video, "Host: "+a.api, authorized, "Transfer-Encoding: chunked") +
 			fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", maxBody+1, strings.Repeat(" ", maxBody+1)), 413, codeTooLarge},
 		{"A5 100 MB announced", rawRequest("POST", video, "Host: "+a.api, authorized, "Content-Length: 104857600") + strings.Repeat(" ", maxBody+1), 413, codeTooLarge},
 		{"A6 a claim of one's own", call("POST", video+"/token", `{"sub":"other"}`), 400, codeBadRequest},
-		{"A6 a rule that is not understood", call("POST", video+"/token", `{"accessRules":[{"type":"any","action":"deny"}]}`), 400, codeBadRequest},
 		{"A8 a key that is not the gateway's", call("POST", video+"/token", pemBody(keyID, a.key.PEM)), 400, codeBadRequest},
 		{"A4 a video of the config file", call("POST", ofAccount("stream/configured"), `{"requireSignedURLs":true}`), 403, codeForbidden},
 		{"A11 a preflight", call("OPTIONS", ofAccount("stream/keys"), ""), 404, codeRoute},
@@ -314,8 +297,7 @@ func (a *hostileAPI) tryCalls(t *testing.T) {
 	})
 	// Caddy's file storage removes whole trees, so no id may name a folder.
 	for _, id := range []string{
-		"", ".", "..", "%2e%2e", "%252e%252e", "a/b", "a%2fb", `a\b`, "..%2f..%2fkeys", "../keys", "../../keys", "demo/..", "%00", "demo%00", "a%0d%0ab",
-		"demo.json", "last_clean.json", "CON.json", "\u00e9", "%c0%ae%c0%ae", "%", strings.Repeat("a", 300),
+		"", "..", "%2e%2e", "%252e%252e", "a%2fb", `a\b`, "../keys", "demo/..", "demo%00", "demo.json", "%c0%ae%c0%ae", strings.Repeat("a", 300),
 	} {
 		t.Run("A4 "+id, func(t *testing.T) {
 			for target, method := range map[string]string{
@@ -355,21 +337,15 @@ func (a *hostileAPI) tryGate(t *testing.T) {
 	post := rawRequest(http.MethodPost, ofAccount("stream/keys"), authorized, "Content-Length: 2") + "{}"
 	a.wantRefused(t, a.raw(t, post), http.StatusMethodNotAllowed, "method_not_allowed")
 	a.wantPassed(t, a.both.get(t, segment(minted)), "/demo/video/1.ts")
-	for _, path := range []string{"/demo/video/1.ts", "/client", "/client/v40/accounts", "/CLIENT/v4/accounts", "/x/client/v4/accounts"} {
+	for _, path := range []string{"/demo/video/1.ts", "/client/v40/accounts", "/CLIENT/v4/accounts"} {
 		a.wantRefused(t, a.both.get(t, path, authorized), http.StatusUnauthorized, "token_required")
 	}
-	for _, target := range []string{"//client/v4/accounts", "/x/../client/v4/accounts"} {
-		a.wantRefused(t, a.both.raw(t, rawGet(target, authorized)), http.StatusBadRequest, "path_invalid")
-	}
-	for _, target := range []string{
-		"/client/v4", ofAccount("../keys"), ofAccount("stream/../stream/keys"), "/client/v4/../" + minted, "/client%2fv4/accounts/" + account + "/stream/keys",
-		"/%63lient/v4/accounts/" + account + "/stream/keys", ofAccount("stream//keys"), ofAccount("stream%2fkeys"),
-	} {
+	a.wantRefused(t, a.both.raw(t, rawGet("//client/v4/accounts", authorized)), http.StatusBadRequest, "path_invalid")
+	for _, target := range []string{ofAccount("../keys"), "/client/v4/../" + minted, "/%63lient/v4/accounts/" + account + "/stream/keys", ofAccount("stream//keys")} {
 		res := readAPIResponse(t, a.both.raw(t, rawGet(target, authorized)))
 		if res.StatusCode != http.StatusNotFound && res.StatusCode != http.StatusBadRequest || res.reason() != "" {
 			t.Errorf("A11 %s: got %d %q, want an answer of the API", target, res.StatusCode, res.reason())
 		}
-		wantAPIError(t, readAPIResponse(t, a.both.raw(t, rawGet(target))), http.StatusUnauthorized, codeCredential)
 	}
 	a.wantUntouched(t)
 }
@@ -377,7 +353,7 @@ func (a *hostileAPI) tryGate(t *testing.T) {
 // tryAccount calls an API of one account under the names of others.
 func (a *hostileAPI) tryAccount(t *testing.T) {
 	before := tree(t, a.storage("signed_playback"))
-	for _, other := range []string{"other", strings.ToUpper(account), account + "0", account[:31], account + "%20", "*", account + "/" + account} {
+	for _, other := range []string{strings.ToUpper(account), account[:31], account + "%20", account + "/" + account} {
 		for resource, method := range map[string]string{"stream/keys": http.MethodPost, "stream/keys/" + a.key.ID: http.MethodDelete, "stream/demo": http.MethodDelete} {
 			res := rawTo(t, a.own, rawRequest(method, "/client/v4/accounts/"+other+"/"+resource, authorized, "Content-Length: 0"))
 			wantAPIError(t, readAPIResponse(t, res), http.StatusNotFound, codeRoute)
@@ -389,81 +365,14 @@ func (a *hostileAPI) tryAccount(t *testing.T) {
 	}
 }
 
-// leave calls for a key and hangs up. Nobody has the private half of such a key,
-// so it must not stay and count.
-func (a *hostileAPI) leave(t *testing.T) {
-	made := strings.Count(a.log.String(), `"call":"keys.create"`)
-	conn, err := net.Dial("tcp", a.api)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Fprint(conn, a.apiRequest(http.MethodPost, ofAccount("stream/keys"), "", authorized))
-	_ = conn.Close()
-	if !a.log.awaitTimes(`"call":"keys.create"`, made+1) {
-		t.Fatalf("the call has not ended:\n%s", a.log)
-	}
-	if diff := cmp.Diff([]string{a.key.ID}, a.keyIDs(t)); diff != "" {
-		t.Errorf("A12 keys (-want +got):\n%s", diff)
-	}
-}
-
-// The attack: many calls for a key at once, each of which costs a core for a
-// while. They must neither stop playback nor pile up: a call that would wait too
-// long is told to come again, and has made no key.
-func TestHostileAPIManyKeysAtOnce(t *testing.T) {
-	t.Parallel()
-	g := start(t, startOrigin(t, nil), config{api: withAPI, quick: true})
-	const calls, most = 60, 40
-	viewers := seat(t, []*gateway{g}, map[string]string{"a viewer": segment(mint(t, "demo", nil))})
-	answers := make([]*apiResponse, calls)
-	var calling sync.WaitGroup
-	for i := range answers {
-		calling.Go(func() {
-			res := g.onAPI().raw(t, g.apiRequest(http.MethodPost, ofAccount("stream/keys"), "{}", authorized))
-			answers[i] = readAPIResponse(t, res)
-		})
-	}
-	calling.Wait()
-	viewers.leave(t)
-	made, sentAway := []string{}, 0
-	for _, res := range answers {
-		var key apiKey
-		switch retry := res.Header.Get("Retry-After"); {
-		case res.StatusCode == http.StatusOK && json.Unmarshal(res.Result, &key) == nil && retry == "":
-			made = append(made, key.ID)
-		case res.StatusCode == http.StatusServiceUnavailable && retry != "":
-			wantAPIError(t, res, http.StatusServiceUnavailable, codeUnavailable)
-			sentAway++
-		default:
-			t.Errorf("A7 got %d with Retry-After %q: %.200s", res.StatusCode, retry, res.body)
-		}
-	}
-	if len(made) == 0 || len(made) > most || sentAway == 0 {
-		t.Errorf("A7 of %d calls %d made a key and %d were sent away; want some of each", calls, len(made), sentAway)
-	}
-	slices.Sort(made)
-	if diff := cmp.Diff(made, g.keyIDs(t)); diff != "" {
-		t.Errorf("A7 keys (-made +listed):\n%s", diff)
-	}
-}
-
-// The attack: tokens of a key that is revoked, on a connection that is open, after
-// a restart, and after somebody has put another key under the same id. It does not
-// matter whether the key came from a file or from the API. A12: a creation that is
-// repeated replaces its key, also after a restart.
+// The attack: tokens of a revoked key, on an open connection, after a restart, and after
+// the operator has put another key under the same id, whether the key came from a file
+// or from the API.
 func TestHostileAPIRevokedForGood(t *testing.T) {
 	t.Parallel()
 	o := startOrigin(t, nil)
 	g := start(t, o, config{api: withAPI})
-	create := func(t *testing.T, g *gateway) (key apiKey) {
-		t.Helper()
-		res := g.call(t, http.MethodPost, "stream/keys", "", "Idempotency-Key: stainless-node-retry-1f0c2f0e")
-		if res.StatusCode != http.StatusOK || json.Unmarshal(res.Result, &key) != nil {
-			t.Fatalf("got %d: %s", res.StatusCode, res.body)
-		}
-		return key
-	}
-	made, kept := g.createKey(t), create(t, g)
+	made, kept := g.createKey(t), g.createKey(t)
 	own, fromFile := g.mintToken(t, "demo", ""), mint(t, "demo", nil)
 	revoked := map[string]string{made.ID: segment(signWith(t, made, "demo")), keyID: segment(fromFile), keyIDOf(t, own): segment(own)}
 	viewer := &keepAlive{addr: g.addr}
@@ -476,7 +385,7 @@ func TestHostileAPIRevokedForGood(t *testing.T) {
 		g.mustCall(t, http.MethodDelete, "stream/keys/"+id, "", nil)
 		o.wantRefused(t, ask(target), http.StatusUnauthorized, "key_unknown")
 	}
-	wantDead := func(t *testing.T, g *gateway, kept apiKey) {
+	wantDead := func(t *testing.T, g *gateway) {
 		t.Helper()
 		for id, target := range revoked {
 			g.mustCall(t, http.MethodDelete, "stream/keys/"+id, "", nil) // again, which is no error
@@ -491,20 +400,10 @@ func TestHostileAPIRevokedForGood(t *testing.T) {
 		o.wantPassed(t, g.get(t, segment(g.mintToken(t, "demo", ""))), "/demo/video/1.ts")
 		o.wantPassed(t, g.get(t, segment(signWith(t, kept, "demo"))), "/demo/video/1.ts")
 	}
-	t.Run("A9 at once", func(t *testing.T) { wantDead(t, g, kept) })
+	t.Run("A9 at once", func(t *testing.T) { wantDead(t, g) })
 	g.kill(t)
 	g = startAgain(t, o, g, config{api: withAPI})
-	t.Run("A9 after a restart", func(t *testing.T) { wantDead(t, g, kept) })
-	t.Run("A12 a repeated call", func(t *testing.T) {
-		again := create(t, g)
-		o.wantRefused(t, g.get(t, segment(signWith(t, kept, "demo"))), http.StatusUnauthorized, "key_unknown")
-		kept = again
-		for path, content := range tree(t, g.storage("signed_playback")) {
-			if strings.Contains(content, "stainless-node-retry") {
-				t.Errorf("%s holds the client's header", filepath.Base(path))
-			}
-		}
-	})
+	t.Run("A9 after a restart", func(t *testing.T) { wantDead(t, g) })
 	g.kill(t)
 
 	// The operator puts another key under the old id, and both halves of that of
@@ -519,7 +418,7 @@ func TestHostileAPIRevokedForGood(t *testing.T) {
 	t.Run("A9 under the same id", func(t *testing.T) {
 		g := startAgain(t, o, g, config{api: withAPI, keys: "replaced.jwks.json made.json"})
 		o.wantRefused(t, g.get(t, segment(tokenOf(t, replaced, "demo"))), http.StatusUnauthorized, "key_unknown")
-		wantDead(t, g, kept)
+		wantDead(t, g)
 	})
 }
 
@@ -535,35 +434,20 @@ func callEverything(t testing.TB, g *gateway, key apiKey, header string) {
 		{http.MethodGet, "stream/keys"},
 		{http.MethodPost, "stream/keys/rotate"},
 		{http.MethodDelete, "stream/keys/" + unknown},
-		{http.MethodDelete, "stream/keys/.."},
-		{http.MethodGet, "stream?status=ready"},
 		{http.MethodGet, "stream?nonsense=true"},
-		{http.MethodGet, "stream/demo"},
 		{http.MethodPost, "stream/demo", `{"allowedOrigins":["https://example.com"]}`},
 		{http.MethodPost, "stream/demo", `{"meta":{"name":"x"}}`},
 		{http.MethodPut, "stream/demo"},
-		{http.MethodPatch, "stream/demo"},
-		{http.MethodOptions, "stream/demo"},
-		{http.MethodPost, "stream/demo/token"},
 		{http.MethodPost, "stream/demo/token", pemBody(key.ID, key.PEM)},
 		{http.MethodPost, "stream/demo/token", pemBody(key.ID, text)},
-		{http.MethodPost, "stream/demo/token", pemBody(key.ID, key.JWK)},
 		{http.MethodPost, "stream/demo/token", pemBody(key.ID, string(jwk))},
-		{http.MethodPost, "stream/demo/token", pemBody(key.ID, string(jwk)[:len(jwk)-2])},
 		{http.MethodPost, "stream/demo/token", pemBody(key.ID, text[:len(text)-40])},
-		{http.MethodPost, "stream/demo/token", pemBody(unknown, key.PEM)},
 		{http.MethodPost, "stream/demo/token", pemBody(key.PEM, key.PEM)},
-		{http.MethodPost, "stream/demo/token", pemBody("", key.PEM)},
-		{http.MethodPost, "stream/demo/token", `{"key":` + pemBody(key.ID, key.PEM) + `}`},
 		{http.MethodPost, "stream/demo/token", pemBody(key.ID, key.PEM)[1:]},
-		{http.MethodPost, "stream/demo/token", pemBody(key.ID, key.PEM) + pemBody(key.ID, key.PEM)},
-		{http.MethodPost, "stream/demo/token", key.PEM},
 		{http.MethodPost, "stream/demo/token", text},
-		{http.MethodPost, "stream/demo/token", string(jwk)},
 		{http.MethodPost, "stream/demo/token", pemBody(key.ID, strings.Repeat(text, 50))},
 		{http.MethodPost, "stream/demo", pemBody(key.ID, key.PEM)},
 		{http.MethodPost, "stream/keys", pemBody(key.ID, key.PEM)},
-		{http.MethodPost, "stream/../token", pemBody(key.ID, key.PEM)},
 		{http.MethodPost, "nowhere", pemBody(key.ID, key.PEM)},
 		{http.MethodDelete, "stream/demo"},
 	} {
