@@ -70,6 +70,8 @@ func compileRules(raw []byte) (accessRules, error) {
 	return slices.Clone(rules), nil // without spare capacity
 }
 
+// compileRule decodes one rule. It ignores `ip` and `country` where the type does
+// not need them, because Cloudflare's SDKs send both in every rule.
 func compileRule(object strictjson.Value) (accessRule, error) {
 	if !object.IsObject() {
 		return accessRule{}, errors.New("it is not an object")
@@ -85,6 +87,8 @@ func compileRule(object strictjson.Value) (accessRule, error) {
 			ip = value
 		case "country":
 			country = value
+		default:
+			return accessRule{}, fmt.Errorf("unknown member %.40q: want type, action, ip or country", name)
 		}
 	}
 	var rule accessRule

@@ -33,20 +33,32 @@ var badRules = func() map[string][]string {
 		"rule 2: it is not an object": {`[{"type":"any","action":"allow"},null]`},
 		"rule 2: action is missing":   {`[{"type":"any","action":"block"},{"type":"any"}]`},
 		"more than 64":                {manyRules(65), manyRules(10_000)},
-		"action is missing":           {`[{}]`, `[{"type":"any"}]`, `[{"type":"any","Action":"block"}]`},
+		"action is missing":           {`[{}]`, `[{"type":"any"}]`},
 		"duplicate": {
 			`[{"type":"any","action":"allow","action":"block"}]`, `[{"type":"any","action":"allow","\u0061ction":"block"}]`,
-			`[{"type":"any","action":"block","note":{"a":1,"a":2}}]`,
+			`[{"type":"any","action":"block","ip":{"a":1,"a":2}}]`,
 		},
 		"type is missing":    {`[{"action":"block"}]`},
-		"country is missing": {`[{"type":"ip.geoip.country","action":"block","coutry":["US"],"ip":["203.0.113.7"]}]`},
+		"country is missing": {`[{"type":"ip.geoip.country","action":"block","ip":["203.0.113.7"]}]`},
 		"ip is missing":      {`[{"type":"ip.src","action":"block","country":["US"]}]`},
-		"UTF-8":              {"[{\"type\":\"any\",\"action\":\"block\",\"note\":\"\xff\"}]"},
+		"UTF-8":              {"[{\"type\":\"any\",\"action\":\"block\",\"ip\":\"\xff\"}]"},
 		"deep":               {strings.Repeat("[", 1000) + strings.Repeat("]", 1000)},
 	}
 	rules[strings.Repeat("x", 39)+"…"] = []string{`[{"type":"` + strings.Repeat("x", 1000) + `","action":"block"}]`}
 	for _, action := range []string{`"deny"`, `"Block"`, `"block "`, `"\u0062lock"`, `""`, `null`, `true`, `["block"]`} {
 		rules["action is "+action] = []string{`[{"type":"any","action":` + action + `}]`}
+	}
+	for _, member := range []string{ // of a rule that would block more, or somebody else
+		"ips", "IP", "Ip", "iP", "countries", "Country", "coutry", "Type", "Action", "asn", "kinds", "note", "not", "id", "enabled", "",
+		"ip ", "i_p", "i\u200bp", "ｉｐ", "\u0131p", "countr\u0443", strings.Repeat("x", 1000),
+	} {
+		shown := fmt.Sprintf("unknown member %.40q", member)
+		for _, rule := range []string{
+			`{"type":"any","action":"allow",%s:["0.0.0.0/0"]}`, `{"type":"ip.src","action":"block","ip":["203.0.113.7"],%s:["0.0.0.0/0"]}`,
+			`{%s:["US"],"type":"ip.geoip.country","country":["GB"],"action":"block"}`,
+		} {
+			rules[shown] = append(rules[shown], `[{"type":"any","action":"block"},`+fmt.Sprintf(rule, must(json.Marshal(member)))+`]`)
+		}
 	}
 	for _, name := range []string{`"ip.geoip.asnum"`, `"ANY"`, `"ip.src "`, `null`, `1`} {
 		rules["type is "+name] = []string{`[{"type":` + name + `,"action":"block","ip":["203.0.113.7"]}]`}
@@ -190,11 +202,10 @@ var verdicts = []struct {
 	{ipRules("::ffff:203.0.113.0/64", "block"), "203.0.113.7", "", true},
 	{`[{"type":"ip.src","action":"block","ip":["198.51.100.1","2001:db8::/32","203.0.113.7"]}]`, "203.0.113.7", "", false},
 
-	// Members that a rule's type has no use for are ignored, whatever their value is.
+	// Cloudflare's SDKs send ip and country in every rule.
 	{`[{"type":"ip.geoip.country","action":"block","country":["GB"],"ip":["bad"]}]`, "", "GB", false},
 	{`[{"type":"ip.src","action":"block","ip":["203.0.113.7"],"country":17}]`, "203.0.113.7", "", false},
 	{`[{"type":"any","action":"block","country":null,"ip":{"a":[]}}]`, "", "", false},
-	{`[{"id":7,"TYPE":"any","Action":"allow","type":"any","action":"block","":{}}]`, "", "", false},
 	{" [ { \"type\" : \"any\" ,\n\t\"action\" : \"block\" } ]\r\n", "", "", false},
 	{`[{"\u0074ype":"any","action":"block"}]`, "", "", false},
 }

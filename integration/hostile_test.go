@@ -218,6 +218,10 @@ func tokenThreats(t *testing.T, address string) []threat {
 		{"J20 a second object", of(genuine(goodHeader(), payloadWith(goodExp())+`{"sub":"vidB"}`)), "token_malformed", ""},
 		{"J21 sub twice", claims(goodExp() + `,"sub":"vidB"`), "token_malformed", ""},
 		{"J22 EXP in capitals", claims(`"EXP":` + in(time.Hour)), "token_malformed", ""},
+		{"J22 NBF in capitals, beside a good exp", claims(goodExp() + `,"NBF":` + in(time.Minute)), "token_malformed", ""},
+		{"J22 rules that block everybody, misspelt", claims(goodExp() + `,"accessrules":[{"type":"any","action":"block"}]`), "token_malformed", ""},
+		{"J22 a claim of a later version, misspelt", claims(goodExp() + `,"start_by":1`), "token_malformed", ""},
+		{"J22 claims of an identity provider", claims(goodExp() + `,"iss":"https://id.example","aud":["a"],"azp":"a","sid":"b","jti":"c","iat":1,"email":"d"`), "", "/vidA/seg.ts"},
 		{"J23 sub that is a path", of(genuine(goodHeader(), `{"sub":"../vidB",`+goodExp()+`}`)), "token_malformed", ""},
 		{"J24 nested deeply", claims(goodExp() + `,"x":` + strings.Repeat("[", 2500) + strings.Repeat("]", 2500)), "token_malformed", ""},
 		{"J25 no exp", claims(`"nbf":0`), "token_malformed", ""},
@@ -231,6 +235,8 @@ func tokenThreats(t *testing.T, address string) []threat {
 		{"J32 a zero byte in front of the signature", of(parts[0] + "." + parts[1] + "." + b64("\x00"+string(signature(privateKey(), parts[0]+"."+parts[1])))), "signature_invalid", ""},
 		{"J34 a key of another installation", rawGet(stranger()), "key_unknown", ""},
 		{"J35 a rule that is not understood", claims(goodExp() + `,"accessRules":[{"type":"ip.geoip.continent","action":"block"}]`), "rules_invalid", ""},
+		{"J35 a rule with a misspelt member", claims(goodExp() + `,"accessRules":[{"type":"ip.src","action":"block","ip":["198.51.100.1"],"ips":["0.0.0.0/0"]}]`), "rules_invalid", ""},
+		{"J35 the ip and country that Cloudflare's SDKs send", claims(goodExp() + `,"accessRules":[{"type":"any","action":"allow","ip":["0.0.0.0/0"],"country":[]}]`), "", "/vidA/seg.ts"},
 	}
 }
 

@@ -73,6 +73,13 @@ func FuzzForge(f *testing.F) {
 		if members["alg"] != "RS256" || claims["sub"] != got.VideoID {
 			t.Fatalf("Parse(%q, %q) = %+v, encoding/json reads %v, %v", header, payload, got, members, claims)
 		}
+		for name := range claims {
+			for _, claim := range restricting {
+				if name != claim && strings.EqualFold(strings.NewReplacer("_", "", "-", "").Replace(name), claim) {
+					t.Fatalf("Parse(%q) ignored the claim %q", payload, name)
+				}
+			}
+		}
 		for _, id := range []any{members["kid"], claims["kid"]} {
 			if id != nil && id != got.KeyID {
 				t.Fatalf("Parse(%q, %q) has the key id %q, encoding/json reads %q", header, payload, got.KeyID, id)

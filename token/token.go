@@ -31,6 +31,7 @@
 package token
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"strconv"
@@ -61,7 +62,8 @@ const (
 )
 
 // Claims are the claims of a token that this package knows. It ignores all other
-// claims.
+// claims, except those whose name is nearly that of a claim that a gate reads:
+// they make the token malformed.
 type Claims struct {
 	// VideoID is the `sub` claim: the video that the token opens. Required. See
 	// [ValidVideoID].
@@ -287,6 +289,12 @@ func parsePayload(payload []byte) (c Claims, err error) {
 			}
 		case "accessRules":
 			c.AccessRules = value.Raw()
+		case "flags":
+			for flag := range value.Members() {
+				err = cmp.Or(err, checkSpelling(flag, flagSpellings))
+			}
+		default:
+			err = checkSpelling(name, claimSpellings)
 		}
 		if err != nil {
 			return Claims{}, err

@@ -111,7 +111,7 @@ var accepted = []struct {
 	{"downloadable false", goodHeader, `{"sub":"demo","exp":1800003600,"downloadable":false}`, token.Claims{}},
 	{
 		"other claims", goodHeader,
-		`{"iss":"https://example.com","aud":["a"],"iat":1800000600,"jti":"é\ud83d\ude00","SUB":"other","sub":"demo","exp":1800003600,"x":{"sub":"y"}}`,
+		`{"iss":"https://example.com","aud":["a"],"iat":1800000600,"jti":"é\ud83d\ude00","sub":"demo","exp":1800003600,"x":{"sub":"y"}}`,
 		token.Claims{},
 	},
 	{
