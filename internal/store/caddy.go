@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io/fs"
 	"path"
 	"sync"
@@ -48,12 +47,9 @@ type Caddy struct {
 	logger  func() *zap.Logger
 	reads   *queue.Queue
 	writes  *queue.Queue
-	writers [64]*queue.Queue // one writer at a time for the names of one hash
-	seed    maphash.Seed
 	stuck   sync.Map    // locks that are being cleared, by name
 	seen    atomic.Bool // there has been something in the storage
 	known   stamps      // for the caller of Changes only
-	swept   bool        // the same: the folder of the stamps
 }
 
 // NewCaddy returns a Store on a Caddy storage, which it does not touch yet. The
@@ -61,18 +57,13 @@ type Caddy struct {
 // config in force each time that it needs them.
 func NewCaddy(storage func() certmagic.Storage, logger func() *zap.Logger) *Caddy {
 	start := newStart()
-	s := &Caddy{
+	return &Caddy{
 		start:   start,
 		storage: start.guard(storage),
 		logger:  logger,
 		reads:   newCalls(maxReads),
 		writes:  newCalls(maxWrites),
-		seed:    maphash.MakeSeed(),
 	}
-	for i := range s.writers {
-		s.writers[i] = newCalls(1)
-	}
-	return s
 }
 
 // Get implements Store.
@@ -144,36 +135,18 @@ func (s *Caddy) update(ctx context.Context, name Name, change Change) error {
 		return err
 	}
 	data, err := change(present)
-	if err != nil || present.unchanged(data) {
+	if err != nil {
 		return err
 	}
-	// From here on the caller's context does not count: a change that is made
-	// must be announced.
+	// A change that is made must be announced, so the caller's context does not
+	// count from here on. An unchanged object is announced too: an earlier call may
+	// have changed it and failed to announce that.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
 	defer cancel()
 	if err := s.write(ctx, name, data); err != nil {
 		return err
 	}
-	if err := s.announce(ctx, name); err != nil {
-		s.undo(ctx, present)
-		return err
-	}
-	return nil
-}
-
-// undo takes back a change that could not be announced, as far as that is
-// possible. A damaged object stays overwritten: it must not become an object
-// that does not exist, which would open a private video. And a key that existed
-// before stays revoked: another node may have revoked it, too, and acknowledged
-// that.
-func (s *Caddy) undo(ctx context.Context, present Object) {
-	if present.Damage != nil || present.Name.collection == Keys && present.Data != nil {
-		return
-	}
-	if err := s.write(ctx, present.Name, present.Data); err != nil {
-		s.logger().Error("a change is made, but could neither be announced nor undone; other nodes learn of it with the next change",
-			zap.Stringer("object", present.Name), zap.Error(err))
-	}
+	return s.announce(ctx, name)
 }
 
 // write makes data the content of an object, durably; nil removes it.
@@ -207,12 +180,6 @@ func stampPath(collection Collection) string { return path.Join(root, "stamps", 
 
 // Changes implements Store.
 func (s *Caddy) Changes(ctx context.Context) ([]Collection, error) {
-	sweep := !s.swept && s.started()
-	if sweep {
-		if err := s.sweepFolder(ctx, path.Dir(stampPath(Keys))); err != nil {
-			return nil, err
-		}
-	}
 	found := make(stamps)
 	for _, collection := range collections {
 		stamp, err := await(ctx, s.reads, func() (string, error) { return s.stamp(ctx, collection) })
@@ -222,7 +189,7 @@ func (s *Caddy) Changes(ctx context.Context) ([]Collection, error) {
 		found[collection] = stamp
 	}
 	changed := found.changed(s.known)
-	s.known, s.swept = found, s.swept || sweep
+	s.known = found
 	return changed, nil
 }
 

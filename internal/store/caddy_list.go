@@ -12,8 +12,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 const (
@@ -29,10 +27,6 @@ const (
 	// objectTimeout bounds how long All waits for one object, so that one that
 	// hangs does not hold up the others.
 	objectTimeout = 800 * time.Millisecond
-
-	// abandoned is the age from which on a file that nobody has finished writing
-	// is removed.
-	abandoned = time.Hour
 )
 
 // All implements Store.
@@ -85,8 +79,6 @@ func (s *Caddy) allIn(ctx context.Context, collection Collection, folder string,
 	for _, file := range files {
 		if name, ok := nameOfPath(collection, file); ok {
 			names = append(names, name)
-		} else {
-			s.sweep(ctx, file)
 		}
 	}
 	for some := range slices.Chunk(names, readsOfAll) {
@@ -155,33 +147,4 @@ func (s *Caddy) list(ctx context.Context, folder string) ([]string, error) {
 			}
 		}
 	})
-}
-
-var temporaryName = regexp.MustCompile(`^[0-9]+$`)
-
-// sweepFolder removes what killed processes have left in a folder.
-func (s *Caddy) sweepFolder(ctx context.Context, folder string) error {
-	files, err := s.list(ctx, folder)
-	for _, file := range files {
-		s.sweep(ctx, file)
-	}
-	return err
-}
-
-// sweep removes a file that a process was writing when it was killed: it still
-// has its temporary name.
-func (s *Caddy) sweep(ctx context.Context, file string) {
-	if !s.started() || !temporaryName.MatchString(path.Base(file)) {
-		return
-	}
-	_, err := await(ctx, s.reads, func() (struct{}, error) {
-		info, err := s.storage().Stat(ctx, file)
-		if err != nil || !info.IsTerminal || time.Since(info.Modified) < abandoned {
-			return struct{}{}, nil
-		}
-		return struct{}{}, s.storage().Delete(ctx, file)
-	})
-	if err != nil {
-		s.logger().Warn("could not remove an abandoned file", zap.String("file", file), zap.Error(err))
-	}
 }

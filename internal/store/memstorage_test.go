@@ -19,7 +19,7 @@ import (
 // removes a folder with its content.
 type memStorage struct {
 	mu    sync.Mutex
-	files map[string]memFile
+	files map[string][]byte
 	locks map[string]chan struct{}
 
 	// May be nil. It is called before each operation, and its error ends it.
@@ -32,13 +32,8 @@ type memStorage struct {
 	lockPoll time.Duration
 }
 
-type memFile struct {
-	data     []byte
-	modified time.Time
-}
-
 func newMemStorage() *memStorage {
-	return &memStorage{files: make(map[string]memFile), locks: make(map[string]chan struct{})}
+	return &memStorage{files: make(map[string][]byte), locks: make(map[string]chan struct{})}
 }
 
 func (m *memStorage) intercept(step func(operation, key string) error) {
@@ -63,7 +58,7 @@ func (m *memStorage) Store(ctx context.Context, key string, value []byte) error 
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.files[key] = memFile{slices.Clone(value), time.Now()}
+	m.files[key] = slices.Clone(value)
 	return nil
 }
 
@@ -77,7 +72,7 @@ func (m *memStorage) Load(_ context.Context, key string) ([]byte, error) {
 	if !ok {
 		return nil, &fs.PathError{Op: "open", Path: key, Err: fs.ErrNotExist}
 	}
-	return slices.Clone(file.data), nil
+	return slices.Clone(file), nil
 }
 
 func (m *memStorage) Delete(_ context.Context, key string) error {
@@ -86,7 +81,7 @@ func (m *memStorage) Delete(_ context.Context, key string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	maps.DeleteFunc(m.files, func(file string, _ memFile) bool { return file == key || strings.HasPrefix(file, key+"/") })
+	maps.DeleteFunc(m.files, func(file string, _ []byte) bool { return file == key || strings.HasPrefix(file, key+"/") })
 	return nil
 }
 
@@ -125,7 +120,7 @@ func (m *memStorage) Stat(_ context.Context, key string) (certmagic.KeyInfo, err
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if file, ok := m.files[key]; ok {
-		return certmagic.KeyInfo{Key: key, Modified: file.modified, Size: int64(len(file.data)), IsTerminal: true}, nil
+		return certmagic.KeyInfo{Key: key, Size: int64(len(file)), IsTerminal: true}, nil
 	}
 	for file := range m.files {
 		if strings.HasPrefix(file, key+"/") {
@@ -180,18 +175,11 @@ func (m *memStorage) Unlock(_ context.Context, name string) error {
 	}
 }
 
-// age makes a file look older.
-func (m *memStorage) age(file string, by time.Duration) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.files[file] = memFile{m.files[file].data, time.Now().Add(-by)}
-}
-
 // put makes a file that the store has not written.
 func (m *memStorage) put(file string, data []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.files[file] = memFile{data, time.Now()}
+	m.files[file] = data
 }
 
 func (m *memStorage) has(file string) bool {
@@ -208,7 +196,7 @@ func (m *memStorage) content() map[string]string {
 	content := make(map[string]string)
 	for file, f := range m.files {
 		if !strings.HasPrefix(file, root+"/stamps/") {
-			content[file] = string(f.data)
+			content[file] = string(f)
 		}
 	}
 	return content

@@ -182,7 +182,7 @@ func (r *Redis) Update(ctx context.Context, name Name, change Change) error {
 	for range maxAttempts {
 		present := decode(name, raw)
 		data, err := change(present)
-		if err != nil || present.unchanged(data) {
+		if err != nil {
 			return err
 		}
 		var next []byte

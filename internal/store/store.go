@@ -8,7 +8,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -88,16 +87,11 @@ type Object struct {
 // Exists reports whether there is something under the name, damaged or not.
 func (o Object) Exists() bool { return o.Data != nil || o.Damage != nil }
 
-// unchanged reports whether writing data would leave the object as it is.
-func (o Object) unchanged(data []byte) bool {
-	return o.Damage == nil && (o.Data == nil) == (data == nil) && bytes.Equal(o.Data, data)
-}
-
-// Change makes the new content of an object from the present one. Returning nil
-// data deletes the object; returning data equal to the present leaves it alone.
-// One Update may call it more than once, each time with the content at that
-// time, and it may still be running when the Update has returned with
-// ErrUnavailable: read what it writes to only after success.
+// Change makes the new content of an object from the present one. Nil data deletes
+// the object. The present data leaves it as it is, and the Update is announced like
+// any other. One Update may call a Change more than once, each time with the content
+// at that time. A Change may still run when the Update has returned ErrUnavailable,
+// so read the variables that it sets only after success.
 type Change func(present Object) (data []byte, err error)
 
 // Store keeps objects. It is safe for concurrent use, except Changes, which has
