@@ -12,7 +12,6 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
-	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -148,9 +147,7 @@ func (d *decision) reports(c check) bool {
 
 // reportOnly tells whether the request continues although a check has failed. It
 // cannot if nobody knows which video it is for. If the settings of the video are
-// unknown, allowed origins have to be in report-only mode as well. A token after
-// the first segment, as a gate at the wrong path sees it, must not reach the
-// origin.
+// unknown, allowed origins have to be in report-only mode as well.
 func (d *decision) reportOnly(c check) bool {
 	if c >= reportableChecks {
 		return false
@@ -159,7 +156,7 @@ func (d *decision) reportOnly(c check) bool {
 	if video == "" && d.gate.mayReportTokens {
 		video = d.assumeVideo()
 	}
-	if !d.reports(c) || video == "" || d.settingsUnknown && !d.reports(originsCheck) || redact.ContainsToken(d.target.suffix.decoded) {
+	if !d.reports(c) || video == "" || d.settingsUnknown && !d.reports(originsCheck) {
 		return false
 	}
 	d.continueWith(video)

@@ -264,17 +264,21 @@ func TestUnknownOriginsAreNotPassedWithTheToken(t *testing.T) {
 	}
 }
 
-// The attack: a gate is tried out at the wrong path, so what it takes for a video
-// id is the path, and the token stands behind it. Nothing is refused, but the
-// origin and its log must not get to see what opens the video.
+// The attack: a gate is tried out at the wrong path, so the first segment is the
+// prefix, and the token is below it. Nothing is refused, but the origin and its
+// log must not see the token. The log and explain name the directive that removes
+// a prefix.
 func TestReportOnlyHandsNoTokenToTheOrigin(t *testing.T) {
 	t.Parallel()
 	g := newGate(t, testApp(), &Gate{Enforcement: unenforced()})
-	for _, target := range []string{"/play/" + plainToken() + "/manifest/video.m3u8", "/demo/a/" + plainToken(), "/demo/" + strings.ReplaceAll(plainToken(), "e", "%65")} {
+	for _, target := range []string{"/play/" + plainToken() + "/manifest/video.m3u8", "/demo/a/" + plainToken(), "/a.b/" + plainToken() + "/x.ts"} {
 		r := requestFor(t, target, nil)
-		for _, seen := range ask(t, g, r).origin {
-			if strings.Contains(seen.URL.Path, plainToken()) {
-				t.Errorf("the origin is asked for %.200s", seen.URL.Path)
+		e := explainedBy(t, g, requestFor(t, target, nil))
+		a := ask(t, g, r)
+		wantRefusal(t, r, a, "path_invalid")
+		for _, text := range []string{a.text, strings.Join(e.Checks[1].Details, "")} {
+			if !strings.Contains(text, "handle_path") {
+				t.Errorf("%.20s: %q, want the directive handle_path in it", target, text)
 			}
 		}
 	}

@@ -79,6 +79,8 @@ var refused = []struct {
 }{
 	{"P1 dot segments", under(plainToken, "/../vidB/x.ts"), nil, "path_invalid"},
 	{"P12 neither token nor id", literal("/a.b/x.ts"), nil, "path_invalid"},
+	{"P10 a prefix that is not removed", func() string { return "/public/" + plainToken() + "/x.ts" }, nil, "path_invalid"},
+	{"P19 a stream of NTFS", under(plainToken, "/downloads::$INDEX_ALLOCATION/x.mp4"), nil, "path_invalid"},
 	{"P15 CONNECT with a path", under(plainToken, "/x.ts"), method("CONNECT"), "method_not_allowed"},
 	{"P15 CONNECT", literal("/x"), func(r *http.Request) { r.Method, r.URL.Path = "CONNECT", "" }, "method_not_allowed"},
 	{"H6 POST", under(plainToken, "/x.ts"), method("POST"), "method_not_allowed"},

@@ -1,6 +1,9 @@
 package signedplayback
 
 import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -35,8 +38,9 @@ var (
 	errPathID      = errors.New("the first segment is neither a token nor a video id")
 	errPathByte    = errors.New("the path contains a byte that is not allowed in a playback URL")
 	errPathEscape  = errors.New("the path contains a percent-encoding of other bytes than printable UTF-8, or of a character with a meaning in paths")
-	errPathToken   = errors.New("the path contains its token twice, and the origin must not see it")
+	errPathToken   = errors.New("the path contains a token below its first segment; a prefix before the token seems not to be removed (handle_path or uri strip_prefix removes it)")
 	errPathSegment = errors.New("the path contains an empty segment or a dot segment")
+	errPathName    = errors.New("the path contains a name that a file system may take for another")
 )
 
 // parsePath parses a playback path. It reads the bytes that the client sent: in a
@@ -78,6 +82,39 @@ func parsePath(u *url.URL) (target, error) {
 	return t, nil
 }
 
+// containsToken reports whether a decoded path contains a token: three parts of
+// base64url between dots, of which the first encodes a JSON object. The origin
+// would log it.
+func containsToken(decoded string) bool {
+	if strings.Count(decoded, ".") < 2 {
+		return false
+	}
+	notInToken := func(c rune) bool { return c >= utf8.RuneSelf || c != '.' && !base64url[byte(c)] }
+	for run := range strings.FieldsFuncSeq(decoded, notInToken) {
+		parts := strings.Split(run, ".")
+		for _, part := range parts[:max(0, len(parts)-2)] {
+			// `eyJ` is `{"` in base64. Text may be in front of it.
+			if encodesObject(part) || encodesObject(part[max(0, strings.Index(part, "eyJ")):]) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func encodesObject(part string) bool {
+	text, err := base64.RawURLEncoding.DecodeString(part)
+	return err == nil && bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) && json.Valid(text)
+}
+
+// base64url is the alphabet of RFC 4648 section 5.
+var base64url = func() (set [256]bool) {
+	for _, c := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_" {
+		set[c] = true
+	}
+	return set
+}()
+
 // isPlain reports whether the path after its first segment needs no
 // percent-encoding. It skips the first segment, because a token or a video id
 // never needs any.
@@ -110,45 +147,57 @@ func parseSuffix(escaped string) (suffix, error) {
 	if escaped == "" {
 		return suffix{iframeSuffix, iframeSuffix}, nil
 	}
-	hasEscapes, err := checkSuffixBytes(escaped)
+	special, err := checkSuffixBytes(escaped)
 	if err != nil {
 		return suffix{}, err
 	}
 	decoded := escaped
-	if hasEscapes {
+	if special {
 		if decoded, err = decodeSuffix(escaped); err != nil {
+			return suffix{}, err
+		}
+		if err := checkNames(decoded); err != nil {
 			return suffix{}, err
 		}
 	}
 	if err := checkSegments(escaped); err != nil {
 		return suffix{}, err
 	}
+	if containsToken(decoded) {
+		return suffix{}, errPathToken
+	}
 	return suffix{escaped, decoded}, nil
 }
 
 // checkSuffixBytes checks that a suffix consists of pchar (RFC 3986 section 3.3)
 // without `;`, after which some origins see path parameters and others a file
-// name.
-func checkSuffixBytes(s string) (hasEscapes bool, err error) {
+// name, and without `:`. special reports whether it contains a byte that
+// decodeSuffix or checkNames must look at.
+func checkSuffixBytes(s string) (special bool, err error) {
 	for i := range len(s) {
 		switch c := s[i]; {
-		case c == '%':
-			hasEscapes = true
+		case c == '%' || c == '~':
+			special = true
+		case c == ':':
+			return false, errPathName
 		case c != '/' && !pchar[c]:
 			return false, errPathByte
 		}
 	}
-	return hasEscapes, nil
+	return special, nil
 }
 
-// checkSegments refuses dot segments and empty segments, except for one trailing
-// slash. It may read the escaped form, because escapes of dots and slashes are
-// refused elsewhere.
+// checkSegments refuses dot segments, empty segments, except for one trailing
+// slash, and segments whose last dot Windows drops. It may read the escaped form,
+// because escapes of dots and slashes are refused elsewhere.
 func checkSegments(s string) error {
 	for {
 		segment, rest, more := strings.Cut(s, "/")
 		if segment == "." || segment == ".." || segment == "" && more {
 			return errPathSegment
+		}
+		if strings.HasSuffix(segment, ".") {
+			return errPathName
 		}
 		if !more {
 			return nil
@@ -215,7 +264,8 @@ func parseOriginPath(template string) (originPath, error) {
 	if strings.HasSuffix(example, "/") {
 		return originPath{}, fmt.Errorf("origin_path %q: %w", template, errPathSegment)
 	}
-	if _, err := parseSuffix(example); err != nil {
+	// The operator knows the file system, so a colon may be in the template.
+	if _, err := parseSuffix(strings.ReplaceAll(example, ":", "-")); err != nil {
 		return originPath{}, fmt.Errorf("origin_path %q: %w", template, err)
 	}
 	return p, nil
@@ -281,11 +331,12 @@ func extension(decoded string) string {
 }
 
 // pathGlobs are the patterns of the downloads option. `*` matches any run of
-// bytes, including slashes, and letters match in both cases, because a pattern
-// that guards files should match too much rather than too little.
+// bytes, including slashes, and letters match as foldName makes them equal,
+// because a pattern that guards files should match too much rather than too
+// little.
 type pathGlobs []string
 
-// parsePathGlob checks one pattern and returns it in lower case.
+// parsePathGlob checks one pattern and returns its folded form.
 func parsePathGlob(pattern string) (string, error) {
 	text := pattern
 	pattern, _ = strings.CutPrefix(pattern, "/")
@@ -296,19 +347,17 @@ func parsePathGlob(pattern string) (string, error) {
 		return "", fmt.Errorf("downloads: path glob %q contains a percent sign; write the name as it is", pattern)
 	}
 	// No suffix contains these characters, so the pattern would guard nothing.
-	if !utf8.ValidString(pattern) || strings.ContainsAny(pattern, `\;?#`) || strings.ContainsFunc(pattern, unicode.IsControl) {
-		return "", fmt.Errorf("downloads: path glob %q contains a character that no path of a playback URL can: \\ ; ? # or a control character", pattern)
+	if !utf8.ValidString(pattern) || strings.ContainsAny(pattern, `\;:?#`) || strings.ContainsFunc(pattern, unicode.IsControl) {
+		return "", fmt.Errorf("downloads: path glob %q contains a character that no path of a playback URL can: \\ ; : ? # or a control character", pattern)
 	}
-	for segment := range strings.SplitSeq(strings.TrimSuffix(pattern, "/"), "/") {
-		if segment == "" || segment == "." || segment == ".." {
-			return "", fmt.Errorf("downloads: path glob %q: %w", pattern, errPathSegment)
-		}
+	if err := checkSegments(pattern); err != nil {
+		return "", fmt.Errorf("downloads: path glob %q: %w", pattern, err)
 	}
-	return strings.ToLower(pattern), nil
+	return foldName(pattern), nil
 }
 
 func (g pathGlobs) match(decoded string) bool {
-	decoded = strings.ToLower(decoded)
+	decoded = foldName(decoded)
 	for _, pattern := range g {
 		if globMatch(pattern, decoded) {
 			return true

@@ -213,6 +213,7 @@ func (h *hostileServer) tryMounts(t *testing.T) {
 			h.want(t, rawTo(t, addr, rawGet("/play/"+T+"/a%2fb")), "path_invalid", "")
 			h.want(t, rawTo(t, addr, rawGet("/play/"+T+"/seg;x")), "path_invalid", "")
 		}
+		h.want(t, rawTo(t, h.plain.addr, rawGet("/play/"+T+"/seg.ts")), "path_invalid", "")
 	})
 	// Caddy cleans the path when it removes a prefix.
 	t.Run("P18 what comes out of the cleaning is decided on", func(t *testing.T) {

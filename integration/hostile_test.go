@@ -243,9 +243,10 @@ func tokenThreats(t *testing.T, address string) []threat {
 func pathThreats(t *testing.T) []threat {
 	T := mint(t, "vidA", nil)
 	download := mint(t, "vidA", func(c *token.Claims) { c.Downloadable = true })
+	expired := mint(t, "vidB", func(c *token.Claims) { c.ExpiresAt = time.Unix(1, 0) })
 	return []threat{
 		{"P1 dot segments", rawGet("/" + T + "/../vidB/x"), "path_invalid", ""},
-		{"P1 dots in a name", rawGet("/" + T + "/..a/..."), "", "/vidA/..a/..."},
+		{"P1 dots in a name", rawGet("/" + T + "/..a/...b"), "", "/vidA/..a/...b"},
 		{"P2 encoded dots", rawGet("/" + T + "/%2e%2e/vidB/x"), "path_invalid", ""},
 		{"P3 dots encoded twice", rawGet("/" + T + "/%252e%252e/vidB/x"), "path_invalid", ""},
 		{"P4 encoded slash", rawGet("/" + T + "/manifest%2Fvideo.m3u8"), "path_invalid", ""},
@@ -256,11 +257,16 @@ func pathThreats(t *testing.T) []threat {
 		{"P8 a byte that is not ASCII", rawGet("/" + T + "/\xff"), "path_invalid", ""},
 		{"P9 fragment", rawGet("/" + T + "/x#y"), "path_invalid", ""},
 		{"P9 a query that looks like a path", rawGet("/" + T + "/x?/../vidB#y;%zz"), "", "/vidA/x?/../vidB#y;%zz"},
-		{"P10 a token behind an id", rawGet("/vidB/" + T + "/x"), "token_required", ""},
+		{"P10 a token below an id", rawGet("/open/" + T + "/x"), "path_invalid", ""},
+		{"P10 a token below a token", rawGet("/" + T + "/" + expired + "/x"), "path_invalid", ""},
 		{"P10 the id of another video in the suffix", rawGet("/" + T + "/vidB/x"), "", "/vidA/vidB/x"},
 		{"P11 a video id alone", rawGet("/vidA/x"), "token_required", ""},
 		{"P12 a token cut off", rawGet("/" + strings.Join(strings.Split(T, ".")[:2], ".") + "/x"), "path_invalid", ""},
-		{"P13 almost a manifest's name", rawGet("/" + T + "/manifest/video.m3u8."), "", "/vidA/manifest/video.m3u8."},
+		{"P13 almost a manifest's name", rawGet("/" + T + "/manifest/video.m3u8_"), "", "/vidA/manifest/video.m3u8_"},
+		{"P19 downloads with a dot, which Windows drops", rawGet("/" + T + "/downloads./a.mp4"), "path_invalid", ""},
+		{"P19 downloads as a stream of NTFS", rawGet("/" + T + "/downloads::$INDEX_ALLOCATION/a.mp4"), "path_invalid", ""},
+		{"P19 downloads by its short name", rawGet("/" + T + "/DOWNLO~1/a.mp4"), "path_invalid", ""},
+		{"P19 decomposed accents", rawGet("/" + T + "/e%CC%81te%CC%81/a.mp4"), "path_invalid", ""},
 		{"P14 absolute form of another host", rawGet("http://u:p@evil.example/" + T + "/x"), "", "/vidA/x"},
 		{"P14 absolute form with dots", rawGet("http://media.example.com/" + T + "/../x"), "path_invalid", ""},
 		{"P14 absolute form without a path", rawGet("http://media.example.com"), "path_invalid", ""},

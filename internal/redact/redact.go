@@ -38,11 +38,6 @@ func Each(texts []string) []string {
 	return redacted
 }
 
-// ContainsToken reports whether a path contains a token or most of one.
-func ContainsToken(path string) bool {
-	return strings.Contains(path, headerStart) && Tokens(path) != path
-}
-
 // redactRuns replaces runs of token characters that are tokens, and, if they
 // may be escaped, those that are tokens once they are decoded.
 func redactRuns(text string, mayBeEscaped bool) string {

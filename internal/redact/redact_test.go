@@ -272,26 +272,6 @@ func TestPlainTextsAllocateNothing(t *testing.T) {
 	}
 }
 
-// A path with a token, or most of one, must not be passed to the origin.
-func TestContainsToken(t *testing.T) {
-	t.Parallel()
-	compact := plainToken()
-	for text, want := range map[string]bool{
-		"":                                  false,
-		"x.ts":                              false,
-		"heyJude.mp3":                       false,
-		strings.Repeat("v", 200):            false,
-		compact:                             true,
-		"folder/" + compact + "/x.ts":       true,
-		"folder/" + compact[:200] + "/x.ts": true,
-		"folder/" + compact[strings.LastIndexByte(compact, '.')+1:] + "/x.ts": false,
-	} {
-		if got := ContainsToken(text); got != want {
-			t.Errorf("ContainsToken(%q) = %t, want %t", text, got, want)
-		}
-	}
-}
-
 func TestTokenID(t *testing.T) {
 	t.Parallel()
 	for token, want := range map[string]string{"": "", "abc": "ba7816bf8f01cfea"} { // FIPS 180-2, B.1
