@@ -37,7 +37,7 @@ type clip struct {
 	name  string
 	entry string            // the manifest that players start with
 	make  func(p *packager) // makes the files, in the folder that is named after it
-	live  bool              // the manifest changes, see liveHLS, llHLS and liveDASH
+	live  bool              // the manifest changes, see llHLS and liveDASH
 }
 
 // dash reports whether a clip is DASH, rather than HLS.
@@ -84,9 +84,6 @@ var clips = []clip{
 	{name: "byterange", entry: "master.m3u8", make: func(p *packager) {
 		p.hls([]string{"-i", "../big.mp4", "-c", "copy"}, "-hls_flags", "single_file", "-hls_segment_filename", "all.ts", "media.m3u8")
 		p.iFrames()
-	}},
-	{name: "live", entry: "master.m3u8", live: true, make: func(p *packager) {
-		p.hls([]string{"-i", "../big.mp4", "-c", "copy"}, "-hls_time", "1", "-hls_segment_filename", "%03d.ts", "media.m3u8")
 	}},
 	{name: "ll", entry: "master.m3u8", live: true, make: func(p *packager) {
 		for _, rendition := range []string{"big", "small"} {
@@ -330,12 +327,9 @@ func (m *mediaOrigin) serveManifest(w http.ResponseWriter, r *http.Request, way,
 		http.NotFound(w, r)
 		return
 	}
-	isMedia := path.Base(r.URL.Path) == "media.m3u8"
 	ok := true
 	switch {
-	case clipName == "live" && isMedia:
-		manifest = m.stream(way, folder).liveHLS(manifest)
-	case clipName == "ll" && isMedia:
+	case clipName == "ll" && path.Base(file) == "media.m3u8":
 		manifest, ok = m.stream(way, folder).llHLS(r, path.Dir(r.URL.Path))
 	case clipName == "dynamic":
 		manifest = m.stream(way, folder).liveDASH(manifest)
@@ -430,7 +424,6 @@ type stream struct {
 	began time.Time
 
 	mu      sync.Mutex
-	reloads int           // of a playlist of live HLS
 	parts   int           // how many there are of low-latency HLS
 	changed chan struct{} // closed and replaced when there are more
 	closed  chan struct{}
@@ -445,25 +438,6 @@ func (s *stream) close() {
 	default:
 		close(s.closed)
 	}
-}
-
-// liveHLS makes of the playlist of all segments one whose window of three moves
-// with each reload and ends at the last.
-func (s *stream) liveHLS(all []byte) []byte {
-	const window = 3
-	s.mu.Lock()
-	first := s.reloads
-	s.reloads++
-	s.mu.Unlock()
-	head, rest, _ := strings.Cut(string(all), "#EXTINF")
-	segments := strings.SplitAfter("#EXTINF"+strings.TrimSuffix(rest, "#EXT-X-ENDLIST\n"), ".ts\n")
-	segments = segments[:len(segments)-1]
-	head = strings.NewReplacer("#EXT-X-PLAYLIST-TYPE:VOD\n", "", "SEQUENCE:0", fmt.Sprintf("SEQUENCE:%d", min(first, len(segments)-window))).Replace(head)
-	end := ""
-	if first+window >= len(segments) {
-		first, end = len(segments)-window, "#EXT-X-ENDLIST\n"
-	}
-	return []byte(head + strings.Join(segments[first:first+window], "") + end)
 }
 
 const (
