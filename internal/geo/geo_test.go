@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,11 +31,18 @@ func readFile(t *testing.T, path string) []byte {
 
 func openTestDatabase(t *testing.T, path string) *Database {
 	t.Helper()
-	d, err := Open(path, zap.NewNop())
+	d, _ := openLogged(t, path)
+	return d
+}
+
+func openLogged(t *testing.T, path string) (*Database, *observer.ObservedLogs) {
+	t.Helper()
+	core, logs := observer.New(zapcore.DebugLevel)
+	d, err := Open(path, zap.New(core))
 	if err != nil {
 		t.Fatalf("Open = %v", err)
 	}
-	return d
+	return d, logs
 }
 
 func countryIn(t *testing.T, d *Database, addr string) string {
@@ -68,30 +76,21 @@ var knownAddresses = []struct{ name, addr, country, bare, updated string }{
 // Each address is looked up twice: in the file, then in the cache.
 func TestCountries(t *testing.T) {
 	t.Parallel()
-	country, flat := openTestDatabase(t, testdata+"country.mmdb"), openTestDatabase(t, testdata+"flat.mmdb")
-	bare, updated := openTestDatabase(t, testdata+"bare.mmdb"), openTestDatabase(t, testdata+"updated.mmdb")
-	for range 2 {
-		for _, tc := range knownAddresses {
-			for _, in := range []struct {
-				name string
-				db   *Database
-				want string
-			}{
-				{"country.mmdb", country, tc.country},
-				{"flat.mmdb", flat, tc.country},
-				{"bare.mmdb", bare, tc.bare},
-				{"updated.mmdb", updated, tc.updated},
-			} {
-				if got := countryIn(t, in.db, tc.addr); got != in.want {
-					t.Errorf("%s: country of %s in %s = %q, want %q", tc.name, tc.addr, in.name, got, in.want)
+	for i, name := range []string{"country.mmdb", "flat.mmdb", "bare.mmdb", "updated.mmdb"} {
+		d := openTestDatabase(t, testdata+name)
+		for range 2 {
+			for _, tc := range knownAddresses {
+				want := []string{tc.country, tc.country, tc.bare, tc.updated}[i]
+				if got := countryIn(t, d, tc.addr); got != want {
+					t.Errorf("%s: country of %s in %s = %q, want %q", tc.name, tc.addr, name, got, want)
 				}
 			}
 		}
 	}
 }
 
-// A country that cannot be read is not an unknown one, which rules would let
-// pass. It stays an error when it is looked up again.
+// A country that cannot be read is an error, also when it is looked up again. A rule could
+// admit an unknown country.
 func TestCountryThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	d := openTestDatabase(t, testdata+"country.mmdb")
@@ -117,8 +116,7 @@ func TestCountryCodes(t *testing.T) {
 	}
 }
 
-// With a database that has no countries, or not all of its own, every country
-// rule would match nobody.
+// With a database that has no countries, country rules would match nobody.
 func TestFilesThatAreRefused(t *testing.T) {
 	t.Parallel()
 	good := readFile(t, testdata+"country.mmdb")
@@ -135,9 +133,7 @@ func TestFilesThatAreRefused(t *testing.T) {
 		{"S10 a folder", t.TempDir(), "directory"},
 		{"S10 networks and no countries", testdata + "asn.mmdb", `"GeoLite2-ASN"`},
 		{"S10 text", write("text.mmdb", bytes.Repeat([]byte("country "), 1000)), ""},
-		{"S10 zeros", write("zeros.mmdb", make([]byte, len(good))), ""},
 		{"S10 the metadata alone", write("meta.mmdb", good[bytes.LastIndex(good, metadataMarker):]), ""},
-		{"S10 the metadata's marker alone", write("marker.mmdb", metadataMarker), ""},
 	} {
 		d, err := Open(tc.path, zap.NewNop())
 		if err == nil || d != nil {
@@ -152,8 +148,8 @@ func TestFilesThatAreRefused(t *testing.T) {
 
 var metadataMarker = []byte("\xab\xcd\xefMaxMind.com")
 
-// loadBytes opens a database and, if it is accepted, looks up addresses in it,
-// none of which may end the process.
+// loadBytes opens a database. If it is accepted, looking up addresses in it must not end
+// the process.
 func loadBytes(data []byte) error {
 	db, err := openVerified(data)
 	if err != nil {
@@ -169,32 +165,13 @@ func loadBytes(data []byte) error {
 	return nil
 }
 
-// damagedFiles are the databases that the tests of damaged files begin with.
-// That the metadata of one has no description must not spare it any check.
-var damagedFiles = []string{"country.mmdb", "flat.mmdb", "bare.mmdb"}
-
-// A file that is copied over the database while it is read is seen cut off at
-// any length. No prefix of a good file is a good file.
-func TestTruncatedDatabasesAreRefused(t *testing.T) {
+// While somebody copies a file over the database, the server may read any prefix of it. No
+// prefix of a good file is accepted, nor a file with an overwritten section, also if its
+// metadata has no description. A flipped bit may change a country, but must not end the
+// process.
+func TestDamagedDatabases(t *testing.T) {
 	t.Parallel()
-	for _, name := range damagedFiles {
-		data := readFile(t, testdata+name)
-		for length := range len(data) {
-			if loadBytes(data[:length]) == nil {
-				t.Errorf("the first %d of the %d bytes of %s are accepted", length, len(data), name)
-			}
-		}
-		if err := loadBytes(data); err != nil {
-			t.Errorf("%s = %v, want it accepted", name, err)
-		}
-	}
-}
-
-// Data, search tree and separator are verified even if the metadata lacks a
-// description.
-func TestCorruptSectionsAreRefused(t *testing.T) {
-	t.Parallel()
-	for _, name := range damagedFiles {
+	for _, name := range []string{"country.mmdb", "flat.mmdb", "bare.mmdb"} {
 		data := readFile(t, testdata+name)
 		db, err := openVerified(data)
 		if err != nil {
@@ -203,52 +180,35 @@ func TestCorruptSectionsAreRefused(t *testing.T) {
 		const separator = 16
 		tree := int(db.Metadata.NodeCount * db.Metadata.RecordSize / 4)
 		metadata := bytes.LastIndex(data, metadataMarker)
-		for _, tc := range []struct {
-			section  string
-			from, to int
-		}{
-			{"search tree", 0, tree},
-			{"last node of the search tree", tree - 6, tree},
-			{"separator", tree, tree + separator},
-			{"data", tree + separator, metadata},
-		} {
-			for _, fill := range []byte{0xff, 0x41} {
-				corrupt := bytes.Clone(data)
-				for i := tc.from; i < tc.to; i++ {
-					corrupt[i] = fill
-				}
-				if loadBytes(corrupt) == nil {
-					t.Errorf("%s with %x in its %s is accepted", name, fill, tc.section)
-				}
-			}
-		}
-	}
-}
-
-// A flipped bit may change a country unnoticed, but must not end the process,
-// neither on loading nor on looking up. In the search tree, which consists of
-// pointers, most are found.
-func TestDatabasesWithAFlippedBit(t *testing.T) {
-	t.Parallel()
-	for _, name := range damagedFiles {
-		data := readFile(t, testdata+name)
-		tree := bytes.Index(data, make([]byte, 16)) // the zeros between tree and data
-		var accepted int
+		flippedTrees := 0
 		for i := range data {
+			if loadBytes(data[:i]) == nil {
+				t.Errorf("the first %d of the %d bytes of %s are accepted", i, len(data), name)
+			}
 			flipped := bytes.Clone(data)
 			flipped[i] ^= 1 << (i % 8)
 			if loadBytes(flipped) == nil && i < tree {
-				accepted++
+				flippedTrees++
 			}
 		}
-		if accepted > tree/2 {
-			t.Errorf("%s: %d of %d databases with a bit flipped in the tree are accepted", name, accepted, tree)
+		if flippedTrees > tree/2 { // the tree consists of pointers
+			t.Errorf("%s: %d of %d databases with a bit flipped in the tree are accepted", name, flippedTrees, tree)
+		}
+		for section, bounds := range map[string][2]int{
+			"search tree": {0, tree}, "last node of the tree": {tree - 6, tree}, "separator": {tree, tree + separator}, "data": {tree + separator, metadata},
+		} {
+			for _, fill := range []string{"\xff", "A"} {
+				corrupt := bytes.Clone(data)
+				copy(corrupt[bounds[0]:bounds[1]], strings.Repeat(fill, len(data)))
+				if loadBytes(corrupt) == nil {
+					t.Errorf("%s with %q in its %s is accepted", name, fill, section)
+				}
+			}
 		}
 	}
 }
 
-// replaceFile writes a file over a database, with a modification time by its
-// version.
+// replaceFile writes a file over a database. Its modification time depends on the version.
 func replaceFile(t *testing.T, path string, data []byte, version int) {
 	t.Helper()
 	if err := os.WriteFile(path, data, 0o600); err != nil {
@@ -265,16 +225,11 @@ func watched(t *testing.T) (*Database, *observer.ObservedLogs) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "db.mmdb")
 	replaceFile(t, path, readFile(t, testdata+"country.mmdb"), 0)
-	core, logs := observer.New(zapcore.DebugLevel)
-	d, err := Open(path, zap.New(core))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d, logs
+	return openLogged(t, path)
 }
 
-// An updater replaces the file while the server runs. A good version comes into
-// force; a damaged one is reported once and leaves the last good one in force.
+// An updater replaces the file while the server runs. A good version comes into force. A
+// damaged version is logged once, and the last good version stays in force.
 func TestDatabaseIsReplaced(t *testing.T) {
 	t.Parallel()
 	country, updated := readFile(t, testdata+"country.mmdb"), readFile(t, testdata+"updated.mmdb")
@@ -301,12 +256,9 @@ func TestDatabaseIsReplaced(t *testing.T) {
 		{"cut off", func() { replaceFile(t, d.path, country[:len(country)/2], 2) }, "FR", true, zapcore.ErrorLevel},
 		{"still cut off", func() {}, "FR", true, none},
 		{"cut off elsewhere", func() { replaceFile(t, d.path, country[:len(country)/3], 3) }, "FR", true, zapcore.ErrorLevel},
-		{"empty", func() { replaceFile(t, d.path, nil, 4) }, "FR", true, zapcore.ErrorLevel},
 		{"of the wrong type", func() { replaceFile(t, d.path, readFile(t, testdata+"asn.mmdb"), 5) }, "FR", true, zapcore.ErrorLevel},
 		{"removed", func() { check(os.Remove(d.path)) }, "FR", true, zapcore.ErrorLevel},
 		{"still removed", func() {}, "FR", true, none},
-		{"a folder in its place", func() { check(os.Mkdir(d.path, 0o700)) }, "FR", true, zapcore.ErrorLevel},
-		{"removed again", func() { check(os.Remove(d.path)) }, "FR", true, zapcore.ErrorLevel},
 		{"back", func() { replaceFile(t, d.path, country, 6) }, "GB", false, zapcore.InfoLevel},
 		{"renamed over it", func() {
 			replaceFile(t, d.path+".new", sameSize, 6)
@@ -334,8 +286,8 @@ func TestDatabaseIsReplaced(t *testing.T) {
 	}
 }
 
-// A file that becomes readable again has no new version: permissions are no part
-// of it.
+// The version of a file does not change with its permissions, so an unreadable file is tried
+// again.
 func TestUnreadableFileIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	d, _ := watched(t)
@@ -379,31 +331,26 @@ func TestDatabaseIsWatched(t *testing.T) {
 	})
 }
 
-// The records that a lookup reads stay whole while the database is replaced.
+// A lookup reads whole records while the database is replaced.
 func TestDatabaseIsReplacedUnderLookups(t *testing.T) {
 	t.Parallel()
 	country, updated := readFile(t, testdata+"country.mmdb"), readFile(t, testdata+"updated.mmdb")
 	d, _ := watched(t)
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
 			code, err := d.Country(netip.MustParseAddr("203.0.113.7"))
 			if got := code.String(); err != nil || got != "GB" && got != "FR" {
 				t.Errorf("Country = %q, %v, want GB or FR", got, err)
 				return
 			}
 		}
-	}()
+	})
 	for i := range 50 {
 		replaceFile(t, d.path, [][]byte{updated, country, nil}[i%3], i+1)
 		d.refresh()
 	}
-	close(stop)
-	<-stopped
+	stop()
+	wg.Wait()
 }

@@ -63,9 +63,8 @@ func wantIDs(t *testing.T, step string, s *Set, want ...string) {
 	}
 }
 
-// A key server that is unavailable, or that answers with an error page or a bad
-// set, leaves the last good set in force: playback goes on, and no key verifies
-// that was not published.
+// While a key server is unavailable, or answers with an error page or a bad set, the last
+// good set stays in force: playback continues, and no other key verifies.
 func TestTheLastGoodSetStaysInForce(t *testing.T) {
 	t.Parallel()
 	var status int
@@ -88,16 +87,9 @@ func TestTheLastGoodSetStaysInForce(t *testing.T) {
 		{"garbage at first", 200, "<html>", "not a JWK Set", nil},
 		{"one key", 200, keySetOf(key1()), "", []string{"k1"}},
 		{"error", 500, keySetOf(key2()), "status 500", []string{"k1"}},
-		{"not found", 404, keySetOf(key2()), "status 404", []string{"k1"}},
 		{"another kind of success", 204, "", "status 204", []string{"k1"}},
-		{"part of it", 206, keySetOf(key2()), "status 206", []string{"k1"}},
+		{"a part", 206, keySetOf(key2()), "status 206", []string{"k1"}},
 		{"empty", 200, "", "not a JWK Set", []string{"k1"}},
-		{"HTML", 200, "<html></html>", "not a JWK Set", []string{"k1"}},
-		{"null", 200, "null", "no member `keys`", []string{"k1"}},
-		{"a list", 200, "[]", "not a JWK Set", []string{"k1"}},
-		{"no keys", 200, "{}", "no member `keys`", []string{"k1"}},
-		{"keys null", 200, `{"keys":null}`, "no member `keys`", []string{"k1"}},
-		{"keys are an object", 200, `{"keys":{}}`, "not a JWK Set", []string{"k1"}},
 		{"cut off", 200, keySetOf(key1(), key2())[:600], "not a JWK Set", []string{"k1"}},
 		{"two keys with one id", 200, keySetOf(key1(), stranger()), "two different keys", []string{"k1"}},
 		{"too large", 200, `{"keys":[],"x":"` + strings.Repeat("x", maxBytes) + `"}`, "more than 1048576 bytes", []string{"k1"}},
@@ -130,8 +122,8 @@ func TestTheLastGoodSetStaysInForce(t *testing.T) {
 	}
 }
 
-// The attack: everybody between here and a plain http server can choose the
-// keys, so a redirect from https must not lead there.
+// The attack: anybody on the path to a plain http server can choose the keys, so a redirect
+// from https must not lead there.
 func TestRedirects(t *testing.T) {
 	t.Parallel()
 	var fetched atomic.Int32
@@ -176,25 +168,20 @@ func TestRedirects(t *testing.T) {
 	}
 }
 
-// The URL of a key set can contain a password or a secret query.
-func TestErrorsDoNotContainTheURL(t *testing.T) {
+// The URL of a key set can contain a password or a secret query, so no error contains it.
+func TestURLsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.NotFoundHandler())
 	server.Close()
-	s := newSet(t, strings.Replace(server.URL, "://", "://user:hunter2@", 1)+"/keys?secret=hunter3", time.Hour)
-	if err := s.Load(); err == nil || strings.Contains(err.Error(), "hunter") {
+	s := newSet(t, strings.Replace(server.URL, "://", "://user:hunter2@", 1)+"/keys?secret=hunter2", time.Hour)
+	if err := s.Load(); err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("Load = %v, want an error without the URL", err)
 	}
-	if _, err := New("http://user:hunter2@[::1", time.Hour, zap.NewNop); err == nil || strings.Contains(err.Error(), "hunter") {
-		t.Errorf("New = %v, want an error without the URL", err)
-	}
-}
-
-func TestURLsThatAreRefused(t *testing.T) {
-	t.Parallel()
-	for _, address := range []string{"", "keys.json", "/keys.json", "file:///keys.json", "ftp://example.com/keys", "https://", "https:/keys", "https:keys", "://x", "http://[::1"} {
-		if s, err := New(address, time.Hour, zap.NewNop); err == nil {
-			t.Errorf("New(%q) = %v, want an error", address, s)
+	for _, address := range []string{
+		"", "keys.json", "/keys.json", "file:///keys.json", "ftp://example.com/keys", "https://", "https:/keys", "https:keys", "://x", "http://user:hunter2@[::1",
+	} {
+		if s, err := New(address, time.Hour, zap.NewNop); err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("New(%q) = %v, %v, want an error without the URL", address, s, err)
 		}
 	}
 }
@@ -204,9 +191,9 @@ type roundTrips func() *http.Response
 
 func (f roundTrips) RoundTrip(*http.Request) (*http.Response, error) { return f(), nil }
 
-// A key server that is unavailable is asked again soon, then less and less
-// often, and at the interval when it is back. The attack on one that is unavailable
-// for long: a doubling that overflows would end in no wait. The test owns the clock.
+// The set asks an unavailable key server again soon, then less and less often, and at the
+// interval when it is back. After a long outage the doubled wait must not overflow, which
+// would end in no wait. The test owns the clock.
 func TestRefreshBacksOff(t *testing.T) {
 	t.Parallel()
 	const m, s = time.Minute, time.Second
@@ -214,24 +201,12 @@ func TestRefreshBacksOff(t *testing.T) {
 		status int
 		wait   time.Duration // until the next request
 	}
-	steps := slices.Concat([]step{
-		{200, 5 * m},
-		{503, s},
-		{503, 2 * s},
-		{503, 4 * s},
-		{503, 8 * s},
-		{503, 16 * s},
-		{503, 32 * s},
-		{503, 64 * s},
-		{503, 128 * s},
-		{503, 256 * s},
-	}, slices.Repeat([]step{{503, 5 * m}}, 100), []step{
-		{200, 5 * m},
-		{200, 5 * m},
-		{503, s},
-		{503, 2 * s},
-		{200, 0},
-	})
+	steps := []step{{200, 5 * m}}
+	for wait := s; wait < 5*m; wait *= 2 {
+		steps = append(steps, step{503, wait})
+	}
+	steps = append(steps, slices.Repeat([]step{{503, 5 * m}}, 100)...)
+	steps = append(steps, step{200, 5 * m}, step{200, 5 * m}, step{503, s}, step{503, 2 * s}, step{200, 0})
 	keys := keySetOf(key1())
 	synctest.Test(t, func(t *testing.T) {
 		set := newSet(t, "http://keys.example", 5*time.Minute)
@@ -265,8 +240,8 @@ func TestRefreshBacksOff(t *testing.T) {
 	})
 }
 
-// A reload that changes the interval while the key server is unavailable must
-// not lose the keys. It must not take keys of another address, nor older ones.
+// A reload that changes the interval while the key server is unavailable must not lose the
+// keys. It takes no keys of another address, and no older keys.
 func TestInherit(t *testing.T) {
 	t.Parallel()
 	loaded := func(address string, keys *token.SigningKey) *Set {
