@@ -32,11 +32,7 @@ func keygen(t testing.TB, args ...string) (key generatedKey, output string) {
 // GB and 127.0.0.3 in DE.
 func withCountries(t testing.TB) string {
 	t.Helper()
-	path, err := filepath.Abs("../testdata/country.mmdb")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return "geoip_database " + path
+	return "geoip_database " + testdata(t, "country.mmdb")
 }
 
 // getFrom is get for a client with another address than 127.0.0.1.

@@ -88,26 +88,32 @@ func start(t testing.TB, o *origin, c config) *gateway {
 		g.api = freeAddr(t)
 	}
 	writeFile(t, filepath.Join(g.dir, "main.jwks.json"), publicJWKS(t, signingKey()))
-	caddyfile := g.caddyfile(t, o, c)
-	writeFile(t, filepath.Join(g.dir, "Caddyfile"), []byte(caddyfile))
+	writeFile(t, filepath.Join(g.dir, "Caddyfile"), []byte(g.caddyfile(t, o, c)))
 
 	program := "caddy-race"
 	if c.quick {
 		program = "caddy"
 	}
-	g.cmd = exec.Command(builtBinary(t, program), "run", "--config", "Caddyfile")
+	g.launch(t, builtBinary(t, program), c.env, g.log, "serving initial configuration", "run", "--config", "Caddyfile")
+	return g
+}
+
+// launch runs a program in the gateway's folder, which is also its home, until it has
+// printed a text. The program is stopped with the test.
+func (g *gateway) launch(t testing.TB, program string, env []string, stdout *logBuffer, ready string, args ...string) {
+	t.Helper()
+	g.cmd = exec.Command(program, args...)
 	g.cmd.Dir = g.dir
 	g.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+g.dir, "XDG_CONFIG_HOME="+g.dir, "HOME="+g.dir, raceOptions)
-	g.cmd.Env = append(g.cmd.Env, c.env...)
-	g.cmd.Stdout, g.cmd.Stderr = g.log, g.log
+	g.cmd.Env = append(g.cmd.Env, env...)
+	g.cmd.Stdout, g.cmd.Stderr = stdout, g.log
 	if err := g.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { g.stop(t) })
-	if !g.log.await("serving initial configuration", startTimeout) {
-		t.Fatalf("the server did not start:\n%s\n%s", caddyfile, g.log)
+	if !stdout.await(ready, startTimeout) {
+		t.Fatalf("%s %s did not start:\n%s", filepath.Base(program), args, g.log)
 	}
-	return g
 }
 
 func (g *gateway) caddyfile(t testing.TB, o *origin, c config) string {

@@ -207,10 +207,6 @@ func (term *terminal) provide(files map[string]string) {
 // rename has the names of the guide lead to this machine.
 func (term *terminal) rename(origin, admin string) {
 	term.t.Helper()
-	countries, err := filepath.Abs("../testdata/country.mmdb")
-	if err != nil {
-		term.t.Fatal(err)
-	}
 	gate := freeAddr(term.t)
 	_, port, _ := strings.Cut(gate, ":")
 	term.names = strings.NewReplacer(
@@ -221,7 +217,7 @@ func (term *terminal) rename(origin, admin string) {
 		"https://api.cloudflare.com", startCloudflare(term.t),
 		"localhost:2019", admin,
 		"/etc/caddy/", term.dir+"/",
-		"/var/lib/GeoIP/GeoLite2-Country.mmdb", countries,
+		"/var/lib/GeoIP/GeoLite2-Country.mmdb", testdata(term.t, "country.mmdb"),
 	)
 }
 
@@ -246,16 +242,8 @@ func (term *terminal) save(name, text string) {
 // serve starts a server that runs to the end of the task.
 func (term *terminal) serve(started string, args ...string) *gateway {
 	term.t.Helper()
-	g := &gateway{dir: term.dir, log: newLogBuffer(), cmd: exec.Command(binary(term.t), args...)}
-	g.cmd.Dir, g.cmd.Env = term.dir, term.env
-	g.cmd.Stdout, g.cmd.Stderr = g.log, g.log
-	if err := g.cmd.Start(); err != nil {
-		term.t.Fatal(err)
-	}
-	term.t.Cleanup(func() { g.stop(term.t) })
-	if !g.log.await(started, startTimeout) {
-		term.t.Fatalf("caddy %s did not start:\n%s", args, g.log)
-	}
+	g := &gateway{dir: term.dir, log: newLogBuffer()}
+	g.launch(term.t, binary(term.t), term.env, g.log, started, args...)
 	return g
 }
 

@@ -75,24 +75,11 @@ func startProduction(t *testing.T) *production {
 		first:   startPooledOrigin(t), second: startPooledOrigin(t),
 		plain: freeAddr(t), metrics: freeAddr(t), socket: filepath.Join(dir, "admin.sock"),
 	}
-	text := p.adapt(t)
-	writeFile(t, filepath.Join(dir, "Caddyfile"), []byte(text))
-	database, err := filepath.Abs("../testdata/country.mmdb")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.cmd = exec.Command(binary(t), "run", "--config", "Caddyfile")
-	p.cmd.Dir = dir
-	p.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "HOME="+dir, raceOptions,
-		"SIGNED_PLAYBACK_API_TOKEN="+apiSecret, "SIGNED_PLAYBACK_GEOIP="+database)
-	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.stop(t) })
-	if !p.log.await("serving initial configuration", startTimeout) || !p.log.awaitTimes("certificate obtained successfully", 2) {
-		t.Fatalf("the server did not start:\n%s\n%s", text, p.log)
+	writeFile(t, filepath.Join(dir, "Caddyfile"), []byte(p.adapt(t)))
+	p.launch(t, binary(t), []string{"SIGNED_PLAYBACK_API_TOKEN=" + apiSecret, "SIGNED_PLAYBACK_GEOIP=" + testdata(t, "country.mmdb")},
+		p.log, "serving initial configuration", "run", "--config", "Caddyfile")
+	if !p.log.awaitTimes("certificate obtained successfully", 2) {
+		t.Fatalf("no certificates:\n%s", p.log)
 	}
 	root, err := os.ReadFile(filepath.Join(dir, "caddy/pki/authorities/local/root.crt"))
 	if err != nil {
@@ -125,7 +112,6 @@ func (p *production) adapt(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := func(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
 	adapted := string(text)
 	for _, change := range [][2]string{
 		// No authority would certify the names of the example.
