@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,9 +18,8 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// S2: another node holds the lock of an object, or has died holding it. The
-// caller hears in time that it is this object alone, and revocations of keys do
-// not wait for any lock.
+// S2: another node holds the lock of an object, or has died with it. The caller gets ErrBusy
+// in time, which concerns this object alone. Revocations of keys wait for no lock.
 func TestLockHeldByAnotherNode(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -40,8 +40,16 @@ func TestLockHeldByAnotherNode(t *testing.T) {
 			t.Errorf("Update of a locked object = %v, want ErrBusy", err)
 		}
 		synctest.Wait()
-		write(t, s, named(Videos, "w"), "1") // others are not concerned
+		write(t, s, named(Videos, "w"), "1")
+		storage.intercept(func(operation, name string) error {
+			if operation == "lock" && !strings.HasSuffix(name, "_videos_v") {
+				t.Errorf("writing a key takes the lock %q", name)
+			}
+			return nil
+		})
+		write(t, s, named(Keys, "v"), `"live"`)
 		write(t, s, named(Keys, "v"), `"revoked"`)
+		storage.intercept(nil)
 		if err := storage.Unlock(t.Context(), "signed_playback_videos_v"); err != nil {
 			t.Fatal(err)
 		}
@@ -50,24 +58,8 @@ func TestLockHeldByAnotherNode(t *testing.T) {
 	})
 }
 
-// The lock of a key's object, in whatever shape a dead node has left it, does
-// not hold up the key's revocation.
-func TestRevocationsWaitForNoLock(t *testing.T) {
-	t.Parallel()
-	storage := newMemStorage()
-	s := quiet(storage)
-	storage.intercept(func(operation, name string) error {
-		if operation == "lock" {
-			t.Errorf("writing a key takes the lock %q", name)
-		}
-		return nil
-	})
-	write(t, s, named(Keys, "k"), `"live"`)
-	write(t, s, named(Keys, "k"), `"revoked"`)
-}
-
-// The lock is taken soon after its release, though some storages look only once
-// a second, and an error over a lock that is just being written is not the end.
+// A call takes the lock soon after its release, though some storages look only once a
+// second, and tries again after an error of a lock that another node is writing.
 func TestLockIsAskedForAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -103,14 +95,13 @@ func TestLockIsAskedForAgain(t *testing.T) {
 		defer cancel()
 		wantUnavailable(t, "Update", tryWrite(ctx, s, named(Videos, "v"), "3"))
 		wantObject(t, s, named(Videos, "v"), "2")
-		<-time.After(2 * finishTimeout) // until nobody tries any more
+		<-time.After(2 * finishTimeout) // until no goroutine clears the lock
 	})
 }
 
-// S3: waiting for a lock in vain must not end in taking it from a node that is
-// alive: then two nodes would write at once, and one acknowledged change would
-// be lost. An error over a lock that is just being refreshed says nothing about
-// its owner.
+// S3: a call that waits for a lock in vain must not take it from a node that is alive: two
+// nodes would write at the same time, and an acknowledged change would be lost. An error of
+// a lock that its owner refreshes says nothing about the owner.
 func TestLockOfALivingNodeIsNotBroken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -151,8 +142,7 @@ func TestLockOfALivingNodeIsNotBroken(t *testing.T) {
 	})
 }
 
-// A lock file of FileStorage whose owner is alive, or has died a moment ago, is
-// respected.
+// A call respects a lock file of FileStorage whose owner is alive or has just died.
 func TestLockFileIsRespected(t *testing.T) {
 	t.Parallel()
 	storage := &certmagic.FileStorage{Path: t.TempDir()}
@@ -180,8 +170,8 @@ func TestLockFileIsRespected(t *testing.T) {
 	}
 }
 
-// The lock is released however a change ends, and one that cannot be released is
-// logged: no other node can change the object until the lock has run out.
+// Each change releases its lock, also a change that fails. A lock that cannot be released is
+// logged: no other node can change the object until the lock expires.
 func TestLockIsReleased(t *testing.T) {
 	t.Parallel()
 	storage := newMemStorage()

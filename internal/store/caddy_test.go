@@ -46,8 +46,8 @@ func onEachStorage(t *testing.T, test func(t *testing.T, storage certmagic.Stora
 	}
 }
 
-// A collection contains all of its objects, damaged ones too, and no file of
-// somebody else. Those files stay as they are.
+// A collection has all of its objects, also damaged ones, and no other file. Other files do
+// not change.
 func TestCaddyAll(t *testing.T) {
 	t.Parallel()
 	onEachStorage(t, func(t *testing.T, storage certmagic.Storage) {
@@ -90,9 +90,8 @@ func TestCaddyAll(t *testing.T) {
 	})
 }
 
-// All ends with the first error that concerns the storage, and goes on after one
-// that concerns one object: a collection that is cut short without an error is
-// one without some of its revocations.
+// All ends with the first error of the storage, and continues after an error of one object:
+// a collection that ends early without an error may lack revocations.
 func TestCaddyAllEnds(t *testing.T) {
 	t.Parallel()
 	storage := newMemStorage()
@@ -163,8 +162,9 @@ func lastShard(n int) string {
 }
 
 // A file that is renamed while a folder is listed ends the listing of
-// certmagic.FileStorage with fs.ErrNotExist, and temporary files sort first. To
-// take that for an empty folder would forget every key and every revocation.
+// certmagic.FileStorage with fs.ErrNotExist, and temporary files sort first. An empty
+// result would forget every key and every revocation. TestAcknowledgedChangesAreFound lists
+// real files during writes.
 func TestFileThatVanishesWhileItsFolderIsListed(t *testing.T) {
 	t.Parallel()
 	vanished := &fs.PathError{Op: "lstat", Path: "/storage/signed_playback/keys/1827364509", Err: syscall.ENOENT}
@@ -197,34 +197,6 @@ func TestFileThatVanishesWhileItsFolderIsListed(t *testing.T) {
 	}
 }
 
-// The same on a real file system: while one node writes, another one that lists
-// the keys finds all of them, each time.
-func TestListingBesideWrites(t *testing.T) {
-	t.Parallel()
-	storage := &certmagic.FileStorage{Path: t.TempDir()}
-	writer, reader := quiet(storage), quiet(storage)
-	for i := range 20 {
-		write(t, writer, named(Keys, fmt.Sprint("k", i)), "0")
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	for w := range 2 {
-		wg.Go(func() {
-			for n := 1; ctx.Err() == nil; n++ {
-				_ = tryWrite(context.WithoutCancel(ctx), writer, named(Keys, fmt.Sprint("k", w)), strconv.Itoa(n))
-			}
-		})
-	}
-	for range 300 {
-		if found, err := readAll(t.Context(), reader, Keys); err == nil && len(found) != 20 {
-			t.Errorf("a listing beside writes finds %d of 20 keys and no error", len(found))
-			break
-		}
-	}
-	stop()
-	wg.Wait()
-}
-
 // tree returns a digest of every file below a folder.
 func tree(t *testing.T, folder string) map[string]string {
 	t.Helper()
@@ -246,8 +218,8 @@ func tree(t *testing.T, folder string) map[string]string {
 	return found
 }
 
-// A4: Caddy's file storage removes whole trees. Removing an object removes its
-// file, whatever the object is called, and Caddy's own files stay.
+// A4: Caddy's file storage removes whole trees. Removing an object removes its file alone,
+// under every name of the object.
 func TestDeleteRemovesOneFile(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
@@ -276,7 +248,7 @@ func TestDeleteRemovesOneFile(t *testing.T) {
 			t.Fatalf("removing %s has changed other files (-want +got):\n%s", name, diff)
 		}
 	}
-	// Some storages say that a file has vanished which is being removed.
+	// Some storages return fs.ErrNotExist for a file that they remove.
 	vanishing := newMemStorage()
 	s = quiet(vanishing)
 	write(t, s, named(Videos, "v"), "1")
@@ -284,8 +256,7 @@ func TestDeleteRemovesOneFile(t *testing.T) {
 	write(t, s, named(Videos, "v"), "")
 }
 
-// S5: a full disk must change nothing, neither the objects nor what nodes are
-// told.
+// S5: on a full disk, a call changes no object and announces nothing.
 func TestFailedWriteChangesNothing(t *testing.T) {
 	t.Parallel()
 	for _, collection := range []Collection{Keys, Videos} {
@@ -315,7 +286,7 @@ func TestFailedWriteChangesNothing(t *testing.T) {
 		wantChanges(t, s)
 		wantChanges(t, other)
 		storage.intercept(nil)
-		write(t, s, there, "3") // no turn and no lock is taken any more
+		write(t, s, there, "3") // the failed calls hold no turn and no lock
 		wantObject(t, other, there, "3")
 		wantChanges(t, other, collection)
 	}
@@ -344,8 +315,8 @@ func TestRepeatedCallAnnouncesTheChange(t *testing.T) {
 	}
 }
 
-// A stamp is written after its object: a node that sees the stamp early would
-// read the old object and never look again.
+// A stamp is written after its object. Otherwise a node could read the new stamp and the old
+// object, and never look again.
 func TestStampFollowsItsObject(t *testing.T) {
 	t.Parallel()
 	storage := newMemStorage()
@@ -369,47 +340,37 @@ func TestStampFollowsItsObject(t *testing.T) {
 	wantChanges(t, b, Keys)
 }
 
-// Whatever becomes of a stamp, its collection counts as changed: once, and each
-// time as long as the stamp cannot be read.
+// If a stamp is damaged, older or missing, its collection counts as changed, once. If it
+// cannot be read, the collection counts as changed each time.
 func TestStampThatIsNotTheLastOne(t *testing.T) {
 	t.Parallel()
-	for what, content := range map[string]string{"empty": "", "cut off": "ABC", "an older one": "OLDER"} {
-		storage := newMemStorage()
-		s := quiet(storage)
-		write(t, s, named(Videos, "v"), "1")
-		follow(t, s)
-		storage.put(stampPath(Videos), []byte(content))
-		if wantChanges(t, s, Videos); t.Failed() {
-			t.Errorf("the stamp is %s", what)
-		}
-		wantChanges(t, s)
-	}
-	for _, failure := range []error{fs.ErrPermission, syscall.EISDIR, syscall.EIO} {
-		storage := newMemStorage()
-		s := quiet(storage)
-		write(t, s, named(Keys, "k"), "1")
-		follow(t, s)
-		storage.intercept(failOn("load", stampPath(Keys), &fs.PathError{Op: "open", Path: "x", Err: failure}))
-		for range 3 {
-			wantChanges(t, s, Keys)
-		}
-		storage.intercept(nil)
-		wantChanges(t, s, Keys)
-		wantChanges(t, s)
-	}
 	storage := newMemStorage()
 	s := quiet(storage)
-	write(t, s, named(Keys, "k"), "1")
+	write(t, s, named(Videos, "v"), "1")
 	follow(t, s)
-	if err := storage.Delete(t.Context(), stampPath(Keys)); err != nil {
+	for _, content := range []string{"", "ABC", "OLDER"} {
+		storage.put(stampPath(Videos), []byte(content))
+		wantChanges(t, s, Videos)
+		wantChanges(t, s)
+	}
+	if err := storage.Delete(t.Context(), stampPath(Videos)); err != nil {
 		t.Fatal(err)
 	}
-	wantChanges(t, s, Keys)
+	wantChanges(t, s, Videos)
 	wantChanges(t, s)
+	for _, failure := range []error{fs.ErrPermission, syscall.EISDIR, syscall.EIO} {
+		storage.intercept(failOn("load", stampPath(Videos), &fs.PathError{Op: "open", Path: "x", Err: failure}))
+		for range 3 {
+			wantChanges(t, s, Videos)
+		}
+		storage.intercept(nil)
+		wantChanges(t, s, Videos)
+		wantChanges(t, s)
+	}
 }
 
-// A failure of Changes loses nothing: the next call reports what this one would
-// have. The first call that succeeds counts as the first.
+// If Changes fails, the next call reports the same changes. The first call that succeeds
+// counts as the first call.
 func TestChangesAfterAFailure(t *testing.T) {
 	t.Parallel()
 	storage := newMemStorage()
@@ -432,14 +393,13 @@ func TestChangesAfterAFailure(t *testing.T) {
 	wantChanges(t, late, collections...)
 }
 
-// S4: an object that cannot be read is damaged, and no other one is. It can be
-// replaced and removed.
+// S4: an object that cannot be read is damaged, and other objects are not. A call can
+// replace and remove it.
 func TestDamagedObjectsInFiles(t *testing.T) {
 	t.Parallel()
-	for what, damage := range map[string]func(file string) error{
+	for what, damage := range map[string]func(file string) error{ // TestForeignBytesAreDamage has more
 		"empty":           func(file string) error { return os.WriteFile(file, nil, 0o600) },
 		"cut off":         func(file string) error { return os.Truncate(file, 30) },
-		"a bit flipped":   func(file string) error { return flip(file, 100) },
 		"of another name": func(file string) error { return os.Rename(filepath.Join(filepath.Dir(file), "x-other.json"), file) },
 		"a folder": func(file string) error {
 			return errors.Join(os.Remove(file), os.Mkdir(file, 0o700), os.WriteFile(filepath.Join(file, "x"), nil, 0o600))
@@ -484,46 +444,25 @@ func TestDamagedObjectsInFiles(t *testing.T) {
 	}
 }
 
-func flip(file string, position int) error {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	data[position] ^= 4
-	return os.WriteFile(file, data, 0o600)
-}
-
-// Some errors of a storage concern one object, others all of it: the first must
-// not take the store down, the second must not count as "there is no such
-// object".
+// Some errors of a storage concern one object, others the whole storage. An error of one
+// object must not make the store unavailable, and an error of the storage must not look like
+// a missing object.
 func TestErrorsOfTheStorage(t *testing.T) {
 	t.Parallel()
-	for failure, damage := range map[error]bool{
-		fs.ErrPermission:                 true,
-		syscall.EACCES:                   true,
-		syscall.EISDIR:                   true,
-		syscall.ENOTDIR:                  false, // something is in the place of the folder
-		syscall.ELOOP:                    true,
-		syscall.EIO:                      true,
-		syscall.EMFILE:                   false,
-		syscall.ESTALE:                   false,
-		syscall.ETIMEDOUT:                false,
-		context.DeadlineExceeded:         false,
-		errors.New("connection refused"): false,
-	} {
+	damaging := []error{fs.ErrPermission, syscall.EACCES, syscall.EISDIR, syscall.ELOOP, syscall.EIO}
+	others := []error{ // ENOTDIR: a file is in the place of the folder
+		syscall.ENOTDIR, syscall.EMFILE, syscall.ESTALE, syscall.ETIMEDOUT, context.DeadlineExceeded, errors.New("connection refused"),
+	}
+	for i, failure := range slices.Concat(damaging, others) {
 		storage := newMemStorage()
 		s := quiet(storage)
 		name := named(Videos, "v")
 		write(t, s, name, "1")
 		storage.intercept(failOn("load", "x-v", &fs.PathError{Op: "open", Path: "x", Err: failure}))
+		damage := i < len(damaging)
 		object, err := s.Get(t.Context(), name)
-		switch {
-		case object.Data != nil || !errors.Is(errors.Join(object.Damage, err), failure):
-			t.Errorf("%v: Get = %q, %v, %v", failure, object.Data, object.Damage, err)
-		case damage && (!errors.Is(object.Damage, ErrDamaged) || err != nil):
-			t.Errorf("%v: Get = damage %v, %v, want the object damaged", failure, object.Damage, err)
-		case !damage && (object.Damage != nil || !errors.Is(err, ErrUnavailable)):
-			t.Errorf("%v: Get = damage %v, %v, want ErrUnavailable", failure, object.Damage, err)
+		if object.Data != nil || !errors.Is(errors.Join(object.Damage, err), failure) || errors.Is(object.Damage, ErrDamaged) != damage || errors.Is(err, ErrUnavailable) == damage {
+			t.Errorf("%v: Get = %q, damage %v, %v, want damage: %t, or else ErrUnavailable", failure, object.Data, object.Damage, err, damage)
 		}
 		called := false
 		err = s.Update(t.Context(), name, func(Object) ([]byte, error) { called = true; return []byte("2"), nil })
@@ -533,8 +472,8 @@ func TestErrorsOfTheStorage(t *testing.T) {
 	}
 }
 
-// S6: a storage on a network file system that hangs and ignores contexts. Each
-// call ends when its caller's patience does.
+// S6: a storage on a network file system hangs and ignores contexts. Each call ends with its
+// context.
 func TestHangingStorage(t *testing.T) {
 	t.Parallel()
 	get := func(ctx context.Context, s *Caddy) error { _, err := s.Get(ctx, named(Videos, "v")); return err }
@@ -576,7 +515,7 @@ func TestHangingStorage(t *testing.T) {
 					t.Errorf("%s took %s, want %s", tc.name, waited, patience)
 				}
 				if h.peak() == 0 {
-					t.Errorf("%s does not do what the test holds up", tc.name)
+					t.Errorf("%s does not reach the operation that hangs", tc.name)
 				}
 				storage.intercept(nil)
 				close(h.release)
@@ -589,8 +528,8 @@ func TestHangingStorage(t *testing.T) {
 	}
 }
 
-// One object that hangs holds up the others for objectTimeout, and not until
-// their reader gives up: among them may be a revocation.
+// One object that hangs delays the others by objectTimeout, and not until their reader gives
+// up: one of them may be a revocation.
 func TestHangingObjectHoldsUpNoOther(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -616,8 +555,7 @@ func TestHangingObjectHoldsUpNoOther(t *testing.T) {
 	})
 }
 
-// A write that the storage ends late is announced all the same, though nobody
-// waits for it any more: a change must become known.
+// A write that the storage ends late is announced, though its caller no longer waits.
 func TestLateWriteIsAnnounced(t *testing.T) {
 	t.Parallel()
 	for _, hanging := range []string{"x-v.json", "stamps"} {
@@ -640,8 +578,8 @@ func TestLateWriteIsAnnounced(t *testing.T) {
 	}
 }
 
-// A storage that hangs for good costs a bounded number of goroutines, however
-// many ask, and writes do not take the turns of reads.
+// A storage that hangs for good costs a bounded number of goroutines, for any number of
+// calls, and writes do not take the turns of reads.
 func TestHangingStorageCostsFewGoroutines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -682,8 +620,8 @@ func TestHangingStorageCostsFewGoroutines(t *testing.T) {
 	})
 }
 
-// A caller who has left before anything began changes nothing.
-func TestCallsOfClientsThatHaveLeft(t *testing.T) {
+// A call of a client that has cancelled before changes nothing.
+func TestCallsOfClientsThatHaveCancelled(t *testing.T) {
 	t.Parallel()
 	s := quiet(newMemStorage())
 	write(t, s, named(Keys, "k"), "1")
@@ -699,9 +637,8 @@ func TestCallsOfClientsThatHaveLeft(t *testing.T) {
 	}
 }
 
-// A network folder that is no longer mounted leaves an empty one behind. Taken
-// for a store without settings, it would open private videos; taken for one
-// without keys, it would be an outage that nobody is told of.
+// An unmounted network folder is an empty folder. As a store without settings it would make
+// private videos public; as a store without keys it would be an outage without an error.
 func TestHostileStorageVanishes(t *testing.T) {
 	t.Parallel()
 	for name, know := range map[string]func(t *testing.T, s *Caddy){

@@ -29,7 +29,7 @@ type redisServer struct {
 	dir    string
 	args   []string
 	cmd    *exec.Cmd
-	exited chan error
+	exited chan struct{} // closed when cmd has exited
 }
 
 func startRedis(t *testing.T, args ...string) *redisServer {
@@ -40,27 +40,65 @@ func startRedis(t *testing.T, args ...string) *redisServer {
 	return s
 }
 
-// start runs the server until it answers, be it with an error.
+// startCluster starts a server that is a whole cluster, on a TCP port, and returns its
+// address. If another process takes the port first, the server exits, and the test tries
+// another port.
+func startCluster(t *testing.T) (*redisServer, string) {
+	t.Helper()
+	for {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, port, _ := net.SplitHostPort(listener.Addr().String())
+		_ = listener.Close()
+		s := &redisServer{dir: t.TempDir(), args: []string{
+			"--port", port, "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1",
+		}}
+		t.Cleanup(s.kill)
+		if s.tryStart(t) {
+			s.do(t, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+			return s, "redis://127.0.0.1:" + port
+		}
+	}
+}
+
+// start runs the server until it answers, perhaps with an error.
 func (s *redisServer) start(t *testing.T) {
+	t.Helper()
+	if !s.tryStart(t) {
+		t.Fatalf("redis-server has exited; its log is in %s", s.dir)
+	}
+}
+
+// tryStart is start, and reports whether the server still runs.
+func (s *redisServer) tryStart(t *testing.T) (running bool) {
 	t.Helper()
 	path, err := exec.LookPath("redis-server")
 	if err != nil {
 		t.Fatalf("redis-server is missing: install the Debian package redis-server: %v", err)
 	}
 	args := append([]string{"--port", "0", "--unixsocket", s.socket(), "--dir", s.dir, "--save", "", "--logfile", "log"}, s.args...)
-	cmd, exited := exec.Command(path, args...), make(chan error, 1)
+	cmd, exited := exec.Command(path, args...), make(chan struct{})
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { exited <- cmd.Wait() }()
+	go func() { defer close(exited); _ = cmd.Wait() }()
 	s.cmd, s.exited = cmd, exited
 	redisEventually(t, "redis-server answers", func() error {
+		select {
+		case <-exited:
+			return nil
+		default:
+		}
 		conn, err := net.Dial("unix", s.socket())
 		if err != nil {
 			return err
 		}
+		running = true
 		return conn.Close()
 	})
+	return running
 }
 
 // kill ends the server even if it has been stopped.
@@ -97,7 +135,7 @@ func (s *redisServer) do(t *testing.T, args ...string) rueidis.RedisMessage {
 	return message
 }
 
-// save returns what is in the server, in a form for restore.
+// save returns the data of the server, for restore.
 func (s *redisServer) save(t *testing.T) map[string]string {
 	t.Helper()
 	saved := make(map[string]string)
@@ -146,8 +184,8 @@ func unstartedRedis(t *testing.T, address string, local certmagic.Storage, logge
 	return r
 }
 
-// startRedisWith starts a server with the object videos/v, which contains 1, and
-// opens a node that is up to date.
+// startRedisWith starts a server with the object videos/v, whose data is 1, and opens a node
+// that is up to date.
 func startRedisWith(t *testing.T, args ...string) (*redisServer, *Redis, Name) {
 	t.Helper()
 	server, name := startRedis(t, args...), named(Videos, "v")
@@ -189,8 +227,7 @@ func (s *redisServer) pause(t *testing.T, r *Redis, do func()) {
 	redisEventually(t, "Redis goes on", func() error { _, err := r.Changes(t.Context()); return err })
 }
 
-// wantAllUnavailable checks that every call says that the store is unavailable,
-// and why.
+// wantAllUnavailable checks that every call returns ErrUnavailable with the reason.
 func wantAllUnavailable(t *testing.T, why string, s Store, names ...Name) {
 	t.Helper()
 	for _, name := range names {
@@ -234,7 +271,7 @@ func TestRedisUpdateGivesUpWhenAlwaysOvertaken(t *testing.T) {
 	wantObject(t, r, name, fmt.Sprint(1+attempts))
 }
 
-// A server that does not write changes nothing and announces nothing.
+// While the server refuses writes, nothing changes and nothing is announced.
 func TestRedisThatDoesNotWrite(t *testing.T) {
 	t.Parallel()
 	for why, commands := range map[string][2][]string{
@@ -268,9 +305,9 @@ func TestRedisWrongType(t *testing.T) {
 	}
 }
 
-// An old backup brings other stamps back, also for a node that was cut off when
-// it was restored and hears only of the writes after that: they must not look
-// like a continuation of what the node knows.
+// An old backup contains other stamps than the node knows, also if the node was disconnected
+// during the restore and hears only of later writes: these must not look like a continuation
+// of the data that the node knows.
 func TestRedisChangesAfterOldBackup(t *testing.T) {
 	t.Parallel()
 	server, writer, name := startRedisWith(t)
@@ -292,22 +329,13 @@ func TestRedisChangesAfterOldBackup(t *testing.T) {
 	}
 }
 
-// A change wakes the other nodes, also in a cluster, and so does FLUSHALL.
-// Servers that cannot tell of changes are polled.
+// A change wakes the other nodes, also in a cluster, and so does FLUSHALL. A server without
+// notifications is polled.
 func TestRedisWakes(t *testing.T) {
 	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(listener.Addr().String())
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
 	single := startRedis(t)
-	cluster := startRedis(t, "--port", port, "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1")
-	cluster.do(t, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-	for address, server := range map[string]*redisServer{single.address(): single, "redis://127.0.0.1:" + port: cluster} {
+	cluster, clusterAddress := startCluster(t)
+	for address, server := range map[string]*redisServer{single.address(): single, clusterAddress: cluster} {
 		a, b, name := openRedis(t, address, newMemStorage()), openRedis(t, address, newMemStorage()), named(Videos, "v")
 		redisEventually(t, "the server is up", func() error { return tryWrite(t.Context(), a, name, `1`) })
 		follow(t, b)
@@ -337,8 +365,7 @@ func TestRedisWakes(t *testing.T) {
 	}
 }
 
-// Redis answers after FLUSHALL as if nothing had ever been there: as if no key
-// had been revoked.
+// After FLUSHALL, Redis answers as if it had always been empty, and no key revoked.
 func TestRedisFlushAll(t *testing.T) {
 	t.Parallel()
 	server, local := startRedis(t), newMemStorage()
@@ -353,7 +380,7 @@ func TestRedisFlushAll(t *testing.T) {
 	restarted := openRedis(t, server.address(), local)
 	wantAllUnavailable(t, r.memory.key, restarted, known, unknown)
 
-	// A node that has never been here begins again. Its data is not ours.
+	// A node that has never seen this Redis starts new data. The other nodes do not use it.
 	stranger := server.open(t)
 	write(t, stranger, unknown, `2`)
 	wantAllUnavailable(t, "lost", r, known, unknown)
@@ -368,7 +395,7 @@ func TestRedisFlushAll(t *testing.T) {
 	}
 	wantAllUnavailable(t, "lost", stranger, known, unknown)
 
-	// An operator accepts what is there now: by removing the file and a restart.
+	// To accept the present data, an operator removes the file and restarts the node.
 	server.restore(t, strangers)
 	if err := local.Delete(t.Context(), r.memory.key); err != nil {
 		t.Fatal(err)
@@ -409,8 +436,8 @@ func TestRedisEvictedHash(t *testing.T) {
 	wantUnavailable(t, "Get", err, "in part", "HSET '{signed_playback}:state' 'epoch'")
 }
 
-// Data that is lost in the middle of a call: nothing is written into what is not
-// ours, and no list looks complete. Fields that are no ids are not listed.
+// Data is lost during a call: the call writes nothing into other data, and a list does not
+// look complete. A list skips fields that are no ids.
 func TestRedisFlushAllMeanwhile(t *testing.T) {
 	t.Parallel()
 	server, r, name := startRedisWith(t)
@@ -462,9 +489,9 @@ func TestRedisDatabaseIsAnother(t *testing.T) {
 	wantObject(t, one, name, `1`)
 }
 
-// S6: a server that hangs. Each call ends with its context, also when the queue
-// of the connection is full, where rueidis waits without looking at the context.
-// A connection that nothing comes from is given up, which wakes the node.
+// S6: the server hangs. Each call ends with its context, also when the queue of the
+// connection is full, for which rueidis waits without the context. A silent connection is
+// closed, which wakes the node.
 func TestRedisHangs(t *testing.T) {
 	t.Parallel()
 	server, r, name := startRedisWith(t)
@@ -499,8 +526,8 @@ func TestRedisHangs(t *testing.T) {
 	server.pause(t, r, func() { redisAwaitWake(t, r) })
 }
 
-// A call that has little time left and is the first to connect again must not
-// spoil that for the others.
+// A call that reconnects first and has little time left must not make the connection fail for
+// other calls.
 func TestRedisImpatientCallConnectsForOthers(t *testing.T) {
 	t.Parallel()
 	server, r, name := startRedisWith(t)
@@ -519,7 +546,7 @@ func TestRedisImpatientCallConnectsForOthers(t *testing.T) {
 	}
 }
 
-// A server that does not let anybody in, does not shake hands, or is none at all.
+// The server does not answer, or is not a Redis.
 func TestRedisThatCannotBeReached(t *testing.T) {
 	t.Parallel()
 	wantNone := func(address string) {
@@ -539,7 +566,6 @@ func TestRedisThatCannotBeReached(t *testing.T) {
 	defer mute.Close()
 	wantNone("redis://" + mute.Addr().String())
 	wantNone("rediss://" + mute.Addr().String())
-
 	for _, greeting := range []string{"HTTP/1.1 400 Bad Request\r\n\r\n", "+OK\r\n", "*1\r\n+OK\r\n", "$-1\r\n"} {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -559,26 +585,18 @@ func TestRedisThatCannotBeReached(t *testing.T) {
 		wantNone("redis://" + listener.Addr().String())
 	}
 
-	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer syscall.Close(socket)
-	if err := errors.Join(syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), syscall.Listen(socket, 0)); err != nil {
-		t.Fatal(err)
-	}
-	bound, err := syscall.Getsockname(socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	full := fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port)
-	for err == nil { // until nobody else is let in
-		var conn net.Conn
-		if conn, err = net.DialTimeout("tcp", full, 100*time.Millisecond); err == nil {
-			defer conn.Close()
+}
+
+// An address without timeouts gets those of redisTimeout: a server whose queue of
+// connections is full accepts no connection and refuses none.
+func TestRedisTimeouts(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]time.Duration{"redis://host": redisTimeout, "redis://host?dial_timeout=5s&write_timeout=5s": 5 * time.Second} {
+		o, err := parseAddress(address)
+		if err != nil || o.Dialer.Timeout != want || o.ConnWriteTimeout != want || o.Dialer.KeepAlive != redisTimeout {
+			t.Errorf("%s: dial %s, write %s, ping %s, %v, want %s", address, o.Dialer.Timeout, o.ConnWriteTimeout, o.Dialer.KeepAlive, err, want)
 		}
 	}
-	wantNone("redis://" + full)
 }
 
 func TestRedisRestarts(t *testing.T) {
@@ -665,27 +683,22 @@ func TestRedisDamagedValue(t *testing.T) {
 	t.Parallel()
 	server, r, name := startRedisWith(t)
 	write(t, r, named(Videos, "other"), `2`)
-	write(t, r, name, `{"secret":"value"}`)
-	field := func(id string) string {
-		reply := server.do(t, "HGET", hashOf(Videos), id)
-		text, _ := reply.ToString()
-		return text
-	}
-	raw, other := field("v"), field("other")
-	for _, bad := range []string{raw[:len(raw)/2], strings.Replace(raw, "secret", "sedret", 1), `"x"`, other, ""} {
+	reply := server.do(t, "HGET", hashOf(Videos), "other")
+	other, _ := reply.ToString()
+	for _, bad := range []string{`"x"`, other, ""} { // TestForeignBytesAreDamage has more
 		server.do(t, "HSET", hashOf(Videos), "v", bad)
 		wantDamage(t, r, name)
 		wantAll(t, r, Videos, map[string]string{"v": "damaged", "other": "2"})
 	}
+	write(t, r, name, `"repaired"`)
+	wantObject(t, r, name, `"repaired"`)
+	server.do(t, "HSET", hashOf(Videos), "v", "")
 	write(t, r, name, "")
 	wantObject(t, r, name, "")
-	server.do(t, "HSET", hashOf(Videos), "v", "")
-	write(t, r, name, `"mended"`)
-	wantObject(t, r, name, `"mended"`)
 }
 
-// Redis quotes the arguments of commands that it does not know, those of AUTH
-// too. No error and no log shows a password, nor an address that may contain one.
+// Redis quotes the arguments of unknown commands, also of AUTH. No error and no log contains
+// a password, or an address, which may contain one.
 func TestRedisPasswordIsSecret(t *testing.T) {
 	t.Parallel()
 	password := "hunter2" + strings.Repeat("-and-more", 20)
@@ -717,8 +730,8 @@ func TestRedisPasswordIsSecret(t *testing.T) {
 	}
 }
 
-// The file with the epoch is readable for people. If it cannot be read, the node
-// uses no data; if it cannot be written, a loss is noticed until the restart.
+// People can read the file with the epoch. If the node cannot read it, the node uses no data.
+// If the node cannot write it, the node notices a loss of data until its restart.
 func TestRedisEpochFile(t *testing.T) {
 	t.Parallel()
 	server, local, name := startRedis(t), newMemStorage(), named(Videos, "v")
@@ -767,8 +780,7 @@ func TestRedisEpochFile(t *testing.T) {
 	wantAllUnavailable(t, "lost", r, name)
 }
 
-// Of nodes that are the first at the same time, none may replace the data that
-// another has started.
+// If several nodes are the first at the same time, none may replace the data of another.
 func TestRedisFirstUseByMany(t *testing.T) {
 	t.Parallel()
 	server := startRedis(t)
