@@ -292,18 +292,15 @@ func parseServerAddress(text string, toListenOn bool) (o weborigin.Origin, path 
 	return o, rest[end:], nil
 }
 
-// proxyCaddyfile is the gateway's config. The log filter is there without an
-// access log too, because errors in the log contain the request.
+// proxyCaddyfile is the gateway's config. The log format is there without an access
+// log too, because errors in the log contain the request.
 var proxyCaddyfile = template.Must(template.New("proxy").Funcs(template.FuncMap{"quote": quoteCaddyfile}).Parse(`{
 	admin off
 	persist_config off
 	{{if not .HTTPS}}auto_https off{{end}}
 	{{if .Debug}}debug{{end}}
 	log {
-		format filter {
-			{{range .TokenFields}}{{.}} signed_playback
-			{{end}}
-		}
+		format signed_playback
 	}
 	signed_playback {
 		key_file {{quote .PublicKey}}
@@ -368,7 +365,7 @@ func (opts proxyOptions) caddyfile(site proxySite, origin proxyOrigin) ([]byte, 
 		"HTTPS": site.HTTPS, "Address": address, "Bind": site.bind,
 		"Upstream": origin.String(), "ManifestHost": origin.Address(), "OriginPath": origin.template,
 		"PublicKey": opts.publicKey, "AllowedOrigins": opts.allowedOrigins, "GeoIPDatabase": opts.geoIPDatabase,
-		"Player": opts.player, "HLSJS": opts.hlsJS, "AccessLog": opts.accessLog, "Debug": opts.debug, "TokenFields": tokenFields,
+		"Player": opts.player, "HLSJS": opts.hlsJS, "AccessLog": opts.accessLog, "Debug": opts.debug,
 	})
 	return text.Bytes(), err
 }

@@ -144,14 +144,7 @@ func TestProxyCaddyfile(t *testing.T) {
 	persist_config off
 	debug
 	log {
-		format filter {
-			request>uri signed_playback
-			request>headers signed_playback
-			resp_headers signed_playback
-			uri signed_playback
-			from_path signed_playback
-			to_path signed_playback
-		}
+		format signed_playback
 	}
 	signed_playback {
 		key_file 'PUBLIC'

@@ -317,39 +317,6 @@ func TestDefaultsAreDocumented(t *testing.T) {
 	}
 }
 
-// A log filter without one of the fields lets tokens into logs, most likely at
-// debug level. So all pages show the same filter as the example for production,
-// with which the integration tests search logs for tokens.
-func TestLogFilterIsTheSameEverywhere(t *testing.T) {
-	t.Parallel()
-	var (
-		filter = regexp.MustCompile(`(?m)^[/\t ]*format filter \{\n(?:[/\t ]*[^}\n]*\n)*?[/\t ]*\}$`)
-		field  = regexp.MustCompile(`(?m)^[/\t ]*(\S+)\s+signed_playback$`)
-		pages  []string
-	)
-	walk(t, func(path string) {
-		shown := filepath.Ext(path) == ".md" || filepath.Dir(path) == "examples" || path == "logfilter.go"
-		if !shown {
-			return
-		}
-		for _, block := range filter.FindAllString(page(t, path), -1) {
-			pages = append(pages, path)
-			var fields []string
-			for _, m := range field.FindAllStringSubmatch(block, -1) {
-				fields = append(fields, m[1])
-			}
-			if diff := cmp.Diff(tokenFields[:], fields); diff != "" {
-				t.Errorf("%s: the fields of the log filter (-want +got):\n%s", path, diff)
-			}
-		}
-	})
-	slices.Sort(pages)
-	want := []string{"SECURITY.md", "docs/guide.md", "docs/reference.md", "examples/Caddyfile.production", "logfilter.go"}
-	if diff := cmp.Diff(want, pages); diff != "" {
-		t.Errorf("where the log filter is shown (-want +got):\n%s", diff)
-	}
-}
-
 // frames complete the parts of configs that pages show: of a site, or of the
 // global options.
 var frames = []optionBlock{

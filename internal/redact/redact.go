@@ -27,7 +27,21 @@ func TokenID(token string) string {
 // Tokens returns the text with each token replaced by its id. Escapes in a run
 // of characters that contains a token are decoded. A text without a token is
 // returned unchanged and without an allocation.
-func Tokens(text string) string { return redactRuns(text, true) }
+func Tokens(text string) string { return redactRuns(text, decodeEscapes) }
+
+// Line returns an encoded line of a log with each token replaced by its id. It
+// decodes no escapes in what it keeps, because decoded quotes or line breaks would
+// be syntax of the encoding.
+func Line(text string) string { return redactRuns(text, keepEscapes) }
+
+// escapes says how redactRuns treats percent-encoding.
+type escapes int
+
+const (
+	decodeEscapes escapes = iota // a run with an escaped token is decoded
+	keepEscapes                  // a run with an escaped token is replaced as a whole
+	noEscapes                    // the text is decoded already
+)
 
 // Each returns the texts, each as Tokens returns it.
 func Each(texts []string) []string {
@@ -38,9 +52,9 @@ func Each(texts []string) []string {
 	return redacted
 }
 
-// redactRuns replaces runs of token characters that are tokens, and, if they
-// may be escaped, those that are tokens once they are decoded.
-func redactRuns(text string, mayBeEscaped bool) string {
+// redactRuns replaces runs of token characters that are tokens, as they are or once
+// they are decoded.
+func redactRuns(text string, escaped escapes) string {
 	var redacted strings.Builder
 	copied := 0 // the length of the prefix of text that redacted has
 	for start := 0; start < len(text); start++ {
@@ -48,7 +62,7 @@ func redactRuns(text string, mayBeEscaped bool) string {
 		for end < len(text) && isTokenCharacter(text[end]) {
 			end++
 		}
-		if replacement, ok := replacementFor(text[start:end], mayBeEscaped); ok {
+		if replacement, ok := replacementFor(text[start:end], escaped); ok {
 			redacted.WriteString(text[copied:start])
 			redacted.WriteString(replacement)
 			copied = end
@@ -83,13 +97,16 @@ const (
 
 // replacementFor returns the text that replaces a run of token characters. It
 // is ok if the run is a token, or a part of one that would help to guess it.
-func replacementFor(run string, mayBeEscaped bool) (replacement string, ok bool) {
+func replacementFor(run string, escaped escapes) (replacement string, ok bool) {
 	if len(run) < minRedacted {
 		return "", false
 	}
-	if mayBeEscaped && strings.Contains(run, "%") {
+	if escaped != noEscapes && strings.Contains(run, "%") {
 		plain := unescape(run)
-		redacted := redactRuns(plain, false)
+		redacted := redactRuns(plain, noEscapes)
+		if escaped == keepEscapes {
+			return TokenID(run), redacted != plain
+		}
 		return redacted, redacted != plain
 	}
 	if strings.Contains(run, headerStart) && strings.Contains(run, ".") {
