@@ -152,7 +152,7 @@ func (g *gateway) caddyfile(t testing.TB, o *origin, c config) string {
 }
 
 %s
-`, logFormat(t), c.log, c.global, app, c.listen, port, gate, c.site, c.sites)
+`, logFormat, c.log, c.global, app, c.listen, port, gate, c.site, c.sites)
 }
 
 // kill ends the server as a power cut would, and checks its log.

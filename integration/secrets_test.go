@@ -50,16 +50,13 @@ func productionBlock(t testing.TB, name string) string {
 	return block
 }
 
-// logFormat is how the production example has logs written.
-func logFormat(t testing.TB) string {
-	t.Helper()
-	return productionBlock(t, "(without_tokens)")
-}
+// logFormat is how the examples have logs written.
+const logFormat = "format signed_playback"
 
 // accessLog is a directive that has a site write its access log to a file.
 func accessLog(t testing.TB, file string) string {
 	t.Helper()
-	return "log {\noutput file " + file + "\n" + logFormat(t) + "\n}\n"
+	return "log {\noutput file " + file + "\n" + logFormat + "\n}\n"
 }
 
 // collector is an OpenTelemetry collector that keeps the bytes that it gets.
@@ -186,7 +183,7 @@ type guarded struct {
 const guardedSite = `
 	log {
 		output file access.log
-		import without_tokens
+		format signed_playback
 	}
 	tracing {
 		span_attributes {
@@ -206,7 +203,7 @@ const guardedSites = `
 http://%[1]s {
 	log {
 		output file mounted.log
-		import without_tokens
+		format signed_playback
 	}
 	handle_path /play/* {
 		tracing
@@ -233,7 +230,7 @@ http://%[1]s {
 http://%[3]s {
 	log {
 		output file api.log
-		import without_tokens
+		format signed_playback
 	}
 	signed_playback_api {
 		bearer_token {env.API_BEARER}
@@ -247,7 +244,6 @@ http://%[3]s {
 func startGuarded(t *testing.T) *guarded {
 	t.Helper()
 	dir := t.TempDir()
-	writeFile(t, filepath.Join(dir, "without_tokens"), []byte(logFormat(t)))
 	for _, folder := range []string{"files/demo/folder", "files/demo/indexed"} {
 		if err := os.MkdirAll(filepath.Join(dir, folder), 0o700); err != nil {
 			t.Fatal(err)

@@ -271,6 +271,7 @@ func FuzzTokens(f *testing.F) {
 		spelled := escapeAll(escapeAll(compact[:len(compact)-int(cut)%len(compact)], once, format), again, format)
 		text := before + spelled + behind
 		wantRedacted(t, text, Tokens(text), compact)
+		wantRedacted(t, text, Line(text), compact)
 		around := before + behind
 		redacted := Tokens(around)
 		wantRedacted(t, around, redacted, compact)
