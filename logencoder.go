@@ -147,7 +147,11 @@ var credentialHeaders = []string{
 
 const redactedCredential = "REDACTED" // as Caddy writes it
 
+// isCredential recognizes the name of a header, also as FastCGI spells it.
 func isCredential(name string) bool {
+	if variable, ok := strings.CutPrefix(name, "HTTP_"); ok {
+		name = strings.ReplaceAll(variable, "_", "-")
+	}
 	return slices.ContainsFunc(credentialHeaders, func(header string) bool { return strings.EqualFold(header, name) })
 }
 

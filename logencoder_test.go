@@ -10,10 +10,13 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
@@ -117,6 +120,8 @@ func TestRedactedFields(t *testing.T) {
 		"escapes of JSON":            {zap.Any("f", json.RawMessage(`"`+strings.ReplaceAll(compact, ".", `\u002e`)+`"`)), `{"f":"` + id + `"}`},
 		"logged credentials": {zap.Object("f", caddyhttp.LoggableHTTPHeader{Header: http.Header{"Authorization": is("Bearer x"), "Cookie": is("a=b", "c=d")}, ShouldLogCredentials: true}),
 			`{"f":{"Authorization":["REDACTED"],"Cookie":["REDACTED"]}}`},
+		"credentials as FastCGI has them": {zap.Any("f", map[string]string{"HTTP_X_AUTH_KEY": "secret", "HTTP_AUTHORIZATION": "Bearer x", "HTTP_X_AUTH_EMAIL": "a"}),
+			`{"f":{"HTTP_X_AUTH_KEY":["REDACTED"],"HTTP_AUTHORIZATION":["REDACTED"],"HTTP_X_AUTH_EMAIL":"a"}}`},
 		"a credential as text":     {zap.String("x-auth-key", "secret"), `{"x-auth-key":"REDACTED"}`},
 		"a marshaler that fails":   {zap.Object("f", zapcore.ObjectMarshalerFunc(func(zapcore.ObjectEncoder) error { return errors.New("no " + compact) })), `{"f":{},"fError":"no ` + id + `"}`},
 		"a value that is not JSON": {zap.Any("f", map[string]any{"a": (func())(nil), "b": compact}), `{"f":"map[a:<nil> b:` + id + `]"}`},
@@ -226,6 +231,94 @@ func TestTokensInCaddysLogs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// handlersWithoutLine are the handlers of Caddy that TestHandlersLogNoTokens leaves
+// out, and why.
+var handlersWithoutLine = map[string]string{
+	"acme_server":        "it makes a certificate authority, and gets no playback URLs",
+	"panicking_in_tests": "TestPanicIsLoggedWithoutTheToken has it",
+}
+
+// The attack: at debug level, handlers log URLs in fields of many names. With the
+// log format, no line of any logger has a token, whatever the fields are. The log
+// `raw` shows that there are some.
+func TestHandlersLogNoTokens(t *testing.T) {
+	dir := t.TempDir()
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Copy", r.Header.Get("Referer"))
+		w.Header().Set("Location", r.Header.Get("Referer"))
+	}))
+	defer upstream.Close()
+	text := string(must(os.ReadFile("testdata/every_handler.caddyfile")))
+	adapted := adapt(t, strings.NewReplacer("DIR", dir, "UPSTREAM", upstream.URL).Replace(text))
+	if err := os.WriteFile(filepath.Join(dir, "key.json"), []byte(publicJWK(testKey())), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, module := range caddy.GetModules("http.handlers") {
+		name := module.ID.Name()
+		if _, left := handlersWithoutLine[name]; !left && !strings.Contains(adapted, `"handler": "`+name+`"`) && name != "signed_playback_api" {
+			t.Errorf("testdata/every_handler.caddyfile does not have the handler %s, which may log tokens", name)
+		}
+	}
+	server := serversOf(t, adapted)["srv0"]
+	compact := plainToken()
+	for _, place := range regexp.MustCompile(`handle_path (/\w+)/`).FindAllStringSubmatch(text, -1) {
+		for _, path := range []string{"/" + compact + "/x.ts", "/" + signedWithRules(blocksAll) + "/x.ts", "/demo/" + compact, "/" + compact, "/" + compact + "/"} {
+			r := httptest.NewRequest(http.MethodGet, "http://media.example.net"+place[1]+path+"?token="+compact, strings.NewReader("body"))
+			r.Header = http.Header{
+				"Referer": is("https://media.example.net/" + compact + "/iframe"), "X-" + compact: is("a"), "Cookie": is("a=" + compact), "Authorization": is("Bearer " + compact),
+				"X-Auth-Key": is("the-secret"), "If-None-Match": is(compact), "Range": is(compact), "Accept-Encoding": is(compact), "User-Agent": is(compact),
+			}
+			server.ServeHTTP(httptest.NewRecorder(), r)
+		}
+	}
+	if leaks := tokenFields(t, filepath.Join(dir, "redacted.log")); len(leaks) > 0 {
+		t.Errorf("these fields have tokens: %q", leaks)
+	}
+	raw := tokenFields(t, filepath.Join(dir, "raw.log"))
+	for _, logger := range []string{"http.log.access", "http.log.error", "http.handlers.reverse_proxy", "http.handlers.rewrite", "http.handlers.file_server", "http.reverse_proxy.transport.fastcgi"} {
+		if !slices.ContainsFunc(raw, func(field string) bool { return strings.HasPrefix(field, logger) }) {
+			t.Errorf("%s logs no token, so it shows nothing; those that do: %q", logger, raw)
+		}
+	}
+	if len(raw) < 30 {
+		t.Errorf("tokens are in %d fields only: %q", len(raw), raw)
+	}
+}
+
+// tokenFields returns the fields of a log that have a part of a token or the API's
+// secret, with the names of their loggers.
+func tokenFields(t *testing.T, file string) (fields []string) {
+	t.Helper()
+	var find func(path string, value any)
+	find = func(path string, value any) {
+		switch value := value.(type) {
+		case map[string]any:
+			for key, element := range value {
+				find(path+">", key)
+				find(path+">"+key, element)
+			}
+		case []any:
+			for _, element := range value {
+				find(path, element)
+			}
+		case string:
+			if (strings.Contains(value, "eyJ") || strings.Contains(value, "the-secret")) && !slices.Contains(fields, path) {
+				fields = append(fields, path)
+			}
+		}
+	}
+	for line := range strings.Lines(string(must(os.ReadFile(file)))) {
+		var entry map[string]any
+		if err := json.Unmarshal([]byte(line), &entry); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		logger, _ := entry["logger"].(string)
+		find(logger, entry)
+	}
+	slices.Sort(fields)
+	return fields
 }
 
 func BenchmarkLogEncoder(b *testing.B) {
