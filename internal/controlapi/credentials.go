@@ -8,9 +8,8 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync"
+	"time"
 
-	"github.com/maypok86/otter/v2"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 )
@@ -22,6 +21,9 @@ const (
 
 	// maxFailingAddresses bounds the memory for addresses that have failed.
 	maxFailingAddresses = 10_000
+
+	// warningInterval is the least time between two warnings of such addresses.
+	warningInterval = time.Minute
 
 	bearerScheme = "Bearer "
 
@@ -129,58 +131,16 @@ func (s *Server) authorize(r *http.Request) error {
 		return nil
 	}
 	address := s.ClientAddress(r)
-	switch s.failures.count(address) {
-	case failureAllowed:
+	failures, _ := s.failures.ComputeIfAbsent(clientNetwork(address), func() (*rate.Limiter, bool) {
+		return rate.NewLimiter(failureRate, failureBurst), false
+	})
+	if failures.Allow() {
 		return refuse(http.StatusUnauthorized, codeCredentials, "authentication error")
-	case failureOverLimit:
-		s.Logger.Warn("an address sends wrong credentials to the control API again and again", zap.Stringer("client_ip", address))
-	case failureReported:
 	}
+	s.warnings.Do(func() {
+		s.Logger.Warn("an address sends many wrong credentials to the control API", zap.Stringer("client_ip", address))
+	})
 	return refuse(http.StatusTooManyRequests, codeLimited, "too many calls with wrong credentials from this address; try again later")
-}
-
-// failureLimit counts wrong credentials by address. It is safe for concurrent
-// use.
-type failureLimit struct {
-	mu        sync.Mutex
-	addresses *otter.Cache[netip.Prefix, *failingAddress]
-}
-
-type failingAddress struct {
-	limit    *rate.Limiter
-	reported bool // in the log
-}
-
-func newFailureLimit() *failureLimit {
-	return &failureLimit{addresses: otter.Must(&otter.Options[netip.Prefix, *failingAddress]{MaximumSize: maxFailingAddresses})}
-}
-
-type failureResult int
-
-const (
-	failureAllowed   failureResult = iota // within the limit
-	failureOverLimit                      // for the first time
-	failureReported                       // over the limit, as before
-)
-
-// count counts a failure.
-func (f *failureLimit) count(address netip.Addr) failureResult {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	key := clientNetwork(address)
-	failing, ok := f.addresses.GetIfPresent(key)
-	if !ok {
-		failing = &failingAddress{limit: rate.NewLimiter(failureRate, failureBurst)}
-		f.addresses.Set(key, failing)
-	}
-	switch {
-	case failing.limit.Allow():
-		return failureAllowed
-	case failing.reported:
-		return failureReported
-	}
-	failing.reported = true
-	return failureOverLimit
 }
 
 // clientNetwork returns the addresses that one client usually has: one in IPv4,

@@ -38,8 +38,8 @@ type videoFilter struct {
 	none               bool // the query asks for videos that cannot exist here
 }
 
-// parseVideoFilter reads the query. An unknown parameter is an error: a list that
-// is not filtered looks like one that is.
+// parseVideoFilter reads the query. An unknown parameter is an error, because an
+// unfiltered list looks like a filtered one.
 func parseVideoFilter(query string) (*videoFilter, error) {
 	values, err := url.ParseQuery(query)
 	if err != nil {
@@ -120,8 +120,8 @@ func (f *videoFilter) matches(doc *state.VideoDocument) bool {
 	return true
 }
 
-// listVideos lists the videos that have settings, newest first: those of the
-// store and those of the config file, which have no date and come last.
+// listVideos lists the videos that have settings. The videos of the store come first, newest
+// first. The videos of the config file have no date, so they are last.
 func (c *call) listVideos(strictjson.Value) (any, error) {
 	filter, err := parseVideoFilter(c.request.URL.RawQuery)
 	if err != nil {
@@ -149,7 +149,7 @@ func (c *call) listVideos(strictjson.Value) (any, error) {
 	for id := range c.Videos {
 		newest.add(&state.VideoDocument{UID: id})
 	}
-	list := []*video{}
+	list := []map[string]any{}
 	for _, doc := range newest.first() {
 		settings, configured := c.Videos[doc.UID]
 		if !configured {

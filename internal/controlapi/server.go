@@ -16,8 +16,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/maypok86/otter/v2"
 	"go.uber.org/zap"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
@@ -32,8 +34,8 @@ const (
 	maxBodyBytes = 64 << 10
 	maxBodyDepth = 32
 
-	// One list of videos at a time reads the whole store. So many calls may wait
-	// for it, each for so long.
+	// One list of videos at a time reads the whole store. Other lists wait for their
+	// turn.
 	maxWaitingLists = 64
 	maxWaitForList  = time.Minute
 )
@@ -61,8 +63,8 @@ type Config struct {
 	// already be revoked, or its object damaged.
 	Revocable func(keyID string) bool
 
-	// CheckRules checks the `accessRules` of a token. warnings say what is valid
-	// and probably not meant.
+	// CheckRules checks the `accessRules` of a token. A warning describes a valid
+	// rule that probably does something else than the client wants.
 	CheckRules func(rules json.RawMessage) (warnings []string, err error)
 
 	// Defaults are the settings of videos without settings. Videos are those of
@@ -91,7 +93,8 @@ type VideoSettings struct {
 type Server struct {
 	Config
 	credentials credentials
-	failures    *failureLimit
+	failures    *otter.Cache[netip.Prefix, *rate.Limiter] // of credentials
+	warnings    rate.Sometimes                            // of such failures
 	lists       *queue.Queue
 }
 
@@ -115,7 +118,8 @@ func New(config Config) (*Server, error) {
 	return &Server{
 		Config:      config,
 		credentials: credentials,
-		failures:    newFailureLimit(),
+		failures:    otter.Must(&otter.Options[netip.Prefix, *rate.Limiter]{MaximumSize: maxFailingAddresses}),
+		warnings:    rate.Sometimes{Interval: warningInterval},
 		lists:       queue.New(semaphore.NewWeighted(1), maxWaitingLists, maxWaitForList),
 	}, nil
 }
@@ -146,8 +150,8 @@ type call struct {
 	counts   *listCounts
 	changed  []zap.Field // what the call has changed, for the log
 
-	// undo takes back what the call has made, for a client that has left before
-	// the answer. May be nil.
+	// undo removes what the call has made, if the client has cancelled the request
+	// before the answer. May be nil.
 	undo func()
 }
 
@@ -199,8 +203,8 @@ func (c *call) serve(w http.ResponseWriter) (result any, err error) {
 	if err := c.authorize(c.request); err != nil {
 		return nil, err
 	}
-	// Whoever records a request of an unfinished handshake can repeat it (RFC
-	// 8470).
+	// An attacker who records a request of an unfinished handshake can repeat it
+	// (RFC 8470).
 	if tls := c.request.TLS; tls != nil && !tls.HandshakeComplete {
 		return nil, refuse(http.StatusTooEarly, codeBadRequest, "the TLS handshake is unfinished; try again")
 	}
@@ -236,8 +240,8 @@ var routes = map[string]route{
 }
 
 // find returns the route of the request, sets the subject, and checks it if it is
-// a video id. It looks at the path as it was sent, so no part of it has a second
-// spelling.
+// a video id. It reads the path as the client has sent it, so no part of it has a
+// second spelling.
 func (c *call) find() (route, error) {
 	path := c.request.URL.EscapedPath()
 	rest, ok := strings.CutPrefix(path, pathPrefix+"/accounts/")
@@ -349,8 +353,8 @@ func (c *call) answer(w http.ResponseWriter, result any, err error) (status int)
 	return status
 }
 
-// refusalOf maps an error to an answer. An error without a mapping is for the log
-// only.
+// refusalOf maps an error to an answer. Only the log has the text of an error without
+// a mapping.
 func refusalOf(err error) *refusal {
 	if why, ok := errors.AsType[*refusal](err); ok {
 		return why
@@ -373,8 +377,8 @@ func refusalOf(err error) *refusal {
 // client has sent.
 var quotedText = regexp.MustCompile(`"(?:[^"\\]|\\.)*"?`)
 
-// log writes down who has done what, and never a secret: it leaves out the path
-// and quotations of the call, which may contain one.
+// log logs the call, its client and its result. It omits the path and quotations of
+// the request, which may contain a secret.
 func (c *call) log(status int, err error) {
 	fields := []zap.Field{zap.String("call", c.route), zap.Int("status", status), zap.Stringer("client_ip", c.ClientAddress(c.request))}
 	if state.ValidKeyID(c.subject) { // video ids are valid, too

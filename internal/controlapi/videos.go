@@ -41,18 +41,17 @@ func (c *call) checkVideo() error {
 // describingMembers are the members that describe a video and decide nothing,
 // with their value while nobody has set them, and the values that they may have.
 var describingMembers = map[string]struct {
-	of    func(*video) *json.RawMessage
 	unset string
 	fits  func(strictjson.Value) bool
 	want  string
 }{
-	"creator":               {func(v *video) *json.RawMessage { return &v.Creator }, "null", orNull(strictjson.Value.IsString), "a string"},
-	"maxDurationSeconds":    {func(v *video) *json.RawMessage { return &v.MaxDurationSeconds }, "null", orNull(strictjson.Value.IsNumber), "a number"},
-	"meta":                  {func(v *video) *json.RawMessage { return &v.Meta }, "{}", strictjson.Value.IsObject, "an object"},
-	"publicDetails":         {func(v *video) *json.RawMessage { return &v.PublicDetails }, "null", orNull(strictjson.Value.IsObject), "an object"},
-	"scheduledDeletion":     {func(v *video) *json.RawMessage { return &v.ScheduledDeletion }, "null", orNull(isDate), wantDate},
-	"thumbnailTimestampPct": {func(v *video) *json.RawMessage { return &v.ThumbnailTimestampPct }, "0", strictjson.Value.IsNumber, "a number"},
-	"uploadExpiry":          {func(v *video) *json.RawMessage { return &v.UploadExpiry }, "null", orNull(isDate), wantDate},
+	"creator":               {"null", orNull(strictjson.Value.IsString), "a string"},
+	"maxDurationSeconds":    {"null", orNull(strictjson.Value.IsNumber), "a number"},
+	"meta":                  {"{}", strictjson.Value.IsObject, "an object"},
+	"publicDetails":         {"null", orNull(strictjson.Value.IsObject), "an object"},
+	"scheduledDeletion":     {"null", orNull(isDate), wantDate},
+	"thumbnailTimestampPct": {"0", strictjson.Value.IsNumber, "a number"},
+	"uploadExpiry":          {"null", orNull(isDate), wantDate},
 }
 
 const wantDate = "a date like 2026-01-02T15:04:05Z, or null"
@@ -67,36 +66,65 @@ func isDate(v strictjson.Value) bool {
 	return err == nil
 }
 
-// computedMembers are the members of a video that nobody sets. Clients that send
-// back the whole video that they got send them too.
-var computedMembers = []string{
-	"clippedFrom", "created", "duration", "input", "liveInput", "maxSizeBytes", "modified", "playback", "preview",
-	"readyToStream", "readyToStreamAt", "size", "status", "thumbnail", "uploaded", "watermark",
+// describe returns a video with the members of Cloudflare's, which contains the
+// settings of its document, or those of others that the document does not set. The
+// members that only an encoding service knows have the values of a video that is
+// ready.
+func (s *Server) describe(doc *state.VideoDocument, others VideoSettings) map[string]any {
+	base := s.PublicURL + "/" + doc.UID
+	v := map[string]any{
+		"uid": doc.UID, "thumbnail": base + "/thumbnails/thumbnail.jpg", "preview": base + "/iframe",
+		"playback":          map[string]string{"hls": base + "/manifest/video.m3u8", "dash": base + "/manifest/video.mpd"},
+		"requireSignedURLs": others.RequireSignedURLs,
+		"allowedOrigins":    append([]string{}, others.AllowedOrigins...),
+
+		"readyToStream": true, "readyToStreamAt": nil, "created": nil, "modified": nil, "uploaded": nil,
+		"status": map[string]string{"state": "ready", "pctComplete": "100.000000", "errorReasonCode": "", "errorReasonText": ""},
+		"size":   0, "maxSizeBytes": nil, "watermark": nil, "clippedFrom": nil,
+		"duration": -1, "input": map[string]int{"width": -1, "height": -1}, // unknown
+	}
+	if doc.RequireSignedURLs != nil {
+		v["requireSignedURLs"] = *doc.RequireSignedURLs
+	}
+	if doc.AllowedOrigins != nil {
+		v["allowedOrigins"] = *doc.AllowedOrigins
+	}
+	for name, member := range describingMembers {
+		v[name] = json.RawMessage(member.unset)
+		if value, set := doc.Descriptive[name]; set {
+			v[name] = value
+		}
+	}
+	if !doc.Created.IsZero() {
+		v["created"], v["modified"] = formatTime(doc.Created), formatTime(doc.Modified)
+		v["uploaded"], v["readyToStreamAt"] = v["created"], v["created"]
+	}
+	return v
 }
 
 // parseEdit reads the body of a call that changes settings. A nil member of the
-// edit stays as it is, and a describing member that is null is removed.
+// edit stays as it is, and a describing member that is null is removed. Other members
+// of a video are ignored: clients send back the whole video that they got.
 func (c *call) parseEdit(body strictjson.Value) (*state.VideoDocument, error) {
 	edit := &state.VideoDocument{Descriptive: make(map[string]json.RawMessage)}
-	readers := members{
-		"uid": func(v strictjson.Value) error {
-			if uid, _ := v.Text(); uid != c.subject {
-				return badRequest("uid is %.80s, and the path says %q", v.Raw(), c.subject)
-			}
-			return nil
-		},
-		"requireSignedURLs": func(v strictjson.Value) error {
-			edit.RequireSignedURLs = new(bool)
-			return boolMember("requireSignedURLs", edit.RequireSignedURLs)(v)
-		},
-		"allowedOrigins": func(v strictjson.Value) error {
-			patterns, err := parseAllowedOrigins(v)
-			edit.AllowedOrigins = &patterns
-			return err
-		},
-	}
-	for _, name := range computedMembers {
+	readers := members{"liveInput": nil}
+	for name := range c.describe(edit, VideoSettings{}) {
 		readers[name] = nil
+	}
+	readers["uid"] = func(v strictjson.Value) error {
+		if uid, _ := v.Text(); uid != c.subject {
+			return badRequest("uid is %.80s, and the path has %q", v.Raw(), c.subject)
+		}
+		return nil
+	}
+	readers["requireSignedURLs"] = func(v strictjson.Value) error {
+		edit.RequireSignedURLs = new(bool)
+		return boolMember("requireSignedURLs", edit.RequireSignedURLs)(v)
+	}
+	readers["allowedOrigins"] = func(v strictjson.Value) error {
+		patterns, err := parseAllowedOrigins(v)
+		edit.AllowedOrigins = &patterns
+		return err
 	}
 	for name, member := range describingMembers {
 		readers[name] = func(v strictjson.Value) error {
@@ -119,7 +147,7 @@ func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
 	for element := range v.Elements() {
 		text, ok := element.Text()
 		if !ok {
-			return nil, badRequest("allowedOrigins holds %.80s: want strings", element.Raw())
+			return nil, badRequest("allowedOrigins contains %.80s: want strings", element.Raw())
 		}
 		length += len(text)
 		if patterns = append(patterns, text); len(patterns) > weborigin.MaxPatterns {
@@ -210,8 +238,8 @@ func (c *call) editVideo(body strictjson.Value) (any, error) {
 	}
 	described := c.describe(doc, c.Defaults)
 	c.changed = []zap.Field{
-		zap.Bool("require_signed_urls", described.RequireSignedURLs),
-		zap.Strings("allowed_origins", described.AllowedOrigins),
+		zap.Any("require_signed_urls", described["requireSignedURLs"]),
+		zap.Any("allowed_origins", described["allowedOrigins"]),
 	}
 	return described, nil
 }

@@ -3,8 +3,6 @@ package controlapi
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -108,12 +106,13 @@ func (c controlled) wantVideo(t *testing.T, a reply, want decodedVideo) {
 func TestVideoHasAllMembers(t *testing.T) {
 	t.Parallel()
 	c := control(t, func(config *Config) { config.PublicURL = "https://media.example.com/v" })
-	const unset = `{"uid":"v","creator":null,"thumbnail":"https://media.example.com/v/v/thumbnails/thumbnail.jpg","thumbnailTimestampPct":0,` +
-		`"readyToStream":true,"readyToStreamAt":null,"status":{"state":"ready","pctComplete":"100.000000","errorReasonCode":"","errorReasonText":""},` +
-		`"meta":{},"created":null,"modified":null,"scheduledDeletion":null,"size":0,"preview":"https://media.example.com/v/v/iframe",` +
-		`"allowedOrigins":[],"requireSignedURLs":true,"uploaded":null,"uploadExpiry":null,"maxSizeBytes":null,"maxDurationSeconds":null,` +
-		`"duration":-1,"input":{"width":-1,"height":-1},"playback":{"hls":"https://media.example.com/v/v/manifest/video.m3u8",` +
-		`"dash":"https://media.example.com/v/v/manifest/video.mpd"},"watermark":null,"clippedFrom":null,"publicDetails":null}`
+	const unset = `{"allowedOrigins":[],"clippedFrom":null,"created":null,"creator":null,"duration":-1,"input":{"height":-1,"width":-1},` +
+		`"maxDurationSeconds":null,"maxSizeBytes":null,"meta":{},"modified":null,` +
+		`"playback":{"dash":"https://media.example.com/v/v/manifest/video.mpd","hls":"https://media.example.com/v/v/manifest/video.m3u8"},` +
+		`"preview":"https://media.example.com/v/v/iframe","publicDetails":null,"readyToStream":true,"readyToStreamAt":null,"requireSignedURLs":true,` +
+		`"scheduledDeletion":null,"size":0,"status":{"errorReasonCode":"","errorReasonText":"","pctComplete":"100.000000","state":"ready"},` +
+		`"thumbnail":"https://media.example.com/v/v/thumbnails/thumbnail.jpg","thumbnailTimestampPct":0,"uid":"v","uploadExpiry":null,"uploaded":null,` +
+		`"watermark":null}`
 	if got := string(c.call(t, "GET", "v", "").result); got != unset {
 		t.Errorf("a video without settings is\n%s, want\n%s", got, unset)
 	}
@@ -131,16 +130,6 @@ func TestVideoHasAllMembers(t *testing.T) {
 	// Clients send back what they got.
 	if a := c.call(t, "POST", "v", want); a.status != 200 || string(a.result) != want {
 		t.Errorf("the video sent back is %d %s", a.status, a.raw)
-	}
-	var described map[string]any
-	if err := json.Unmarshal([]byte(unset), &described); err != nil {
-		t.Fatal(err)
-	}
-	known := slices.Concat(computedMembers, slices.Collect(maps.Keys(describingMembers)), []string{"uid", "requireSignedURLs", "allowedOrigins"})
-	for member := range described {
-		if !slices.Contains(known, member) {
-			t.Errorf("a client that sends back %q is refused", member)
-		}
 	}
 }
 
@@ -233,7 +222,7 @@ func TestDefaultsAndEditsInForce(t *testing.T) {
 		t.Errorf("the gate has the settings %+v, %v after DELETE", got, err)
 	}
 	// An answer has a copy of the defaults.
-	if c.describe(&state.VideoDocument{}, c.Defaults).AllowedOrigins[0] = "changed"; defaults.AllowedOrigins[0] != "default.example" {
+	if c.describe(&state.VideoDocument{}, c.Defaults)["allowedOrigins"].([]string)[0] = "changed"; defaults.AllowedOrigins[0] != "default.example" {
 		t.Error("a described video shares the list of the defaults")
 	}
 }

@@ -1,7 +1,6 @@
-// Package queue bounds how much work runs at once and how many callers wait for
-// their turn. Everything in this product that strangers can make wait (signature
-// checks, manifests in memory, key generation, listings) waits in such a queue,
-// so each bound is a number beside the queue that it belongs to.
+// Package queue bounds the work that runs at the same time and the callers that wait
+// for their turn. Signature checks, manifests in memory, key generation, lists and calls
+// of the store use it. Each bound is a constant next to its queue.
 package queue
 
 import (
@@ -14,15 +13,15 @@ import (
 )
 
 var (
-	// ErrFull is the error of Enter when as many callers wait as may.
+	// ErrFull is the error of Enter if the maximum number of callers is waiting.
 	ErrFull = errors.New("too many callers are waiting")
 
-	// ErrTimeout is the error of Enter when a caller has waited as long as it may.
-	ErrTimeout = errors.New("no turn came in time")
+	// ErrTimeout is the error of Enter after the maximum time of waiting.
+	ErrTimeout = errors.New("the wait for a turn took too long")
 )
 
-// Queue hands out turns of a capacity. Several queues can share one capacity, so
-// that callers who misbehave wait in a queue of their own. A Queue is safe for
+// Queue gives its callers turns of a shared capacity. Several queues can share one
+// capacity, so that suspicious callers wait in a separate queue. A Queue is safe for
 // concurrent use.
 type Queue struct {
 	capacity   *semaphore.Weighted
@@ -32,15 +31,15 @@ type Queue struct {
 }
 
 // New returns a queue in which at most maxWaiting callers wait, each for at most
-// patience. With maxWaiting 0, nobody waits: a caller gets a turn at once or
-// ErrFull.
+// patience. If maxWaiting is 0, no caller waits: Enter returns at once, with a turn or
+// with ErrFull.
 func New(capacity *semaphore.Weighted, maxWaiting int64, patience time.Duration) *Queue {
 	return &Queue{capacity: capacity, maxWaiting: maxWaiting, patience: patience}
 }
 
-// Enter waits until weight units of the capacity are free and takes them. The
-// caller must give them back with Leave unless there is an error: ErrFull,
-// ErrTimeout, or that of the context. Turns come in the order of Enter.
+// Enter waits until weight units of the capacity are free and takes them. The caller
+// must return them with Leave. The error is ErrFull, ErrTimeout or the context's error;
+// then the caller has taken no units. Waiting callers get their turns in order.
 func (q *Queue) Enter(ctx context.Context, weight int64) error {
 	if q.capacity.TryAcquire(weight) {
 		return nil
@@ -58,8 +57,8 @@ func (q *Queue) Enter(ctx context.Context, weight int64) error {
 	return nil
 }
 
-// Leave gives weight units back.
+// Leave returns weight units.
 func (q *Queue) Leave(weight int64) { q.capacity.Release(weight) }
 
-// Waiting returns how many callers wait.
+// Waiting returns the number of waiting callers.
 func (q *Queue) Waiting() int64 { return q.waiting.Load() }

@@ -19,7 +19,7 @@ func TestEnter(t *testing.T) {
 			t.Fatalf("the first caller got %v, want a turn", err)
 		}
 		if err := impatient.Enter(t.Context(), 1); !errors.Is(err, ErrFull) {
-			t.Errorf("a queue in which nobody waits answered %v, want ErrFull", err)
+			t.Errorf("a queue without waiting returned %v, want ErrFull", err)
 		}
 		second := make(chan error)
 		go func() { second <- patient.Enter(t.Context(), 1) }()
@@ -28,11 +28,11 @@ func TestEnter(t *testing.T) {
 			t.Errorf("%d callers wait, want 1", n)
 		}
 		if err := patient.Enter(t.Context(), 1); !errors.Is(err, ErrFull) {
-			t.Errorf("the caller after the last that may wait got %v, want ErrFull", err)
+			t.Errorf("a caller over the limit got %v, want ErrFull", err)
 		}
 		patient.Leave(1)
 		if err := <-second; err != nil {
-			t.Errorf("after a turn was given back, the waiting caller got %v", err)
+			t.Errorf("after Leave, the waiting caller got %v, want a turn", err)
 		}
 		if err := patient.Enter(t.Context(), 1); !errors.Is(err, ErrTimeout) {
 			t.Errorf("a caller that waited for a second got %v, want ErrTimeout", err)
@@ -44,7 +44,7 @@ func TestEnter(t *testing.T) {
 		}
 		patient.Leave(1)
 		if err := impatient.Enter(t.Context(), 1); err != nil {
-			t.Errorf("the capacity was not given back whole: %v", err)
+			t.Errorf("after all calls, a part of the capacity is still taken: %v", err)
 		}
 	})
 }
