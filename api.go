@@ -78,15 +78,15 @@ func (a *API) Provision(ctx caddy.Context) error {
 		LookupKey: func(keyID string) (*token.PublicKey, bool) {
 			return app.keys.Lookup(keyID), app.keys.lookupAuthoritative(keyID)
 		},
-		Revocable:        app.keys.revocable,
-		CheckRules:       app.checkRules,
-		Defaults:         app.apiSettings(app.defaults, app.VideoSettings),
-		Videos:           make(map[string]controlapi.VideoSettings),
-		PublicURL:        app.publicURL,
-		MaxTokenLifetime: app.policy.MaxLifetime,
-		ClientAddress:    func(r *http.Request) netip.Addr { address, _ := clientAddress(r); return address },
-		Logger:           ctx.Logger(),
-		Now:              func() time.Time { return app.now() },
+		Revocable:     app.keys.revocable,
+		CheckRules:    app.checkRules,
+		Defaults:      app.apiSettings(app.defaults, app.VideoSettings),
+		Videos:        make(map[string]controlapi.VideoSettings),
+		PublicURL:     app.publicURL,
+		Policy:        app.policy,
+		ClientAddress: func(r *http.Request) netip.Addr { address, _ := clientAddress(r); return address },
+		Logger:        ctx.Logger(),
+		Now:           func() time.Time { return app.now() },
 	}
 	for id, own := range app.Videos {
 		config.Videos[id] = app.apiSettings(app.videos[id], own)

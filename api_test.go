@@ -179,14 +179,16 @@ func TestAPIShowsTheConfig(t *testing.T) {
 	}
 }
 
-// A token of the API plays at the gate beside it until its key is revoked.
+// A token of the API plays at the gate beside it until its key is revoked, with
+// the audience and the issuer that the gate requires.
 func TestMintedTokensPlay(t *testing.T) {
 	t.Parallel()
-	api, err := newAPI(t, new(App), &API{BearerTokens: []string{"secret-of-the-tests"}})
+	app := &App{Audience: []string{"media", "other"}, Issuer: []string{"gateway", "other"}}
+	api, err := newAPI(t, app, &API{BearerTokens: []string{"secret-of-the-tests"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := newGate(t, new(App), new(Gate))
+	g := newGate(t, app, new(Gate))
 	g.app.keys.state, g.app.verifier.catchUp = api.app.state.State, api.app.state.CatchUp
 	api.app.state.Start()
 	stored, _, err := api.app.state.CreateKey(t.Context(), "")

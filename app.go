@@ -86,6 +86,16 @@ type App struct {
 	// no limit.
 	MaxTokenLifetime caddy.Duration `json:"max_token_lifetime,omitempty"`
 
+	// Accept tokens with one of these values in the claim `aud` only. Tokens that
+	// the control API mints get the first one. Default: the claim is ignored.
+	// Placeholders are resolved. Permitted: `https://media.example.com`, or any
+	// other text. With `jwks_url`, set it: an identity provider signs tokens for
+	// all of its programs with the same keys.
+	Audience []string `json:"audience,omitempty"`
+
+	// The same for the claim `iss`: `https://id.example.com`.
+	Issuer []string `json:"issuer,omitempty"`
+
 	// Settings of single videos, by video id. An option that a video does not set
 	// has the value for all videos.
 	Videos map[string]VideoSettings `json:"video,omitempty"`
@@ -173,6 +183,16 @@ func (a *App) provisionPolicy() error {
 	if a.policy.MaxLifetime < 0 {
 		return fmt.Errorf("max_token_lifetime %s is negative", a.policy.MaxLifetime)
 	}
+	var err error
+	if a.policy.Audience, err = resolveAll("audience", a.Audience); err != nil {
+		return err
+	}
+	if a.policy.Issuer, err = resolveAll("issuer", a.Issuer); err != nil {
+		return err
+	}
+	if a.JWKSURL != "" && len(a.Audience) == 0 {
+		a.logger.Warn("jwks_url without audience: every token that these keys sign opens the video that its sub names, also a token for another program; set audience")
+	}
 	return nil
 }
 
@@ -241,12 +261,9 @@ func parsePublicURL(address string) (string, error) {
 }
 
 func (a *App) provisionKeys() error {
-	files := make([]string, len(a.KeyFiles))
-	for i, file := range a.KeyFiles {
-		var err error
-		if files[i], err = resolve(file); err != nil {
-			return fmt.Errorf("key_file: %w", err)
-		}
+	files, err := resolveAll("key_file", a.KeyFiles)
+	if err != nil {
+		return err
 	}
 	fixed, err := loadKeyFiles(files)
 	if err != nil {
@@ -288,6 +305,21 @@ const noKeys = "there are no verification keys yet, so no token plays; set key_f
 
 func (a *App) lacksKeys() bool {
 	return a.keys.remote == nil && a.state.KeysKnown() && a.keys.count() == 0
+}
+
+// resolveAll resolves the values of an option, none of which may be empty.
+func resolveAll(option string, values []string) ([]string, error) {
+	resolved := make([]string, len(values))
+	for i, value := range values {
+		var err error
+		if resolved[i], err = resolve(value); err != nil {
+			return nil, fmt.Errorf("%s: %w", option, err)
+		}
+		if resolved[i] == "" {
+			return nil, fmt.Errorf("%s: value %d is empty", option, i+1)
+		}
+	}
+	return resolved, nil
 }
 
 // Start begins the background work: refreshing keys, following the store and

@@ -63,6 +63,9 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		{"jwks_interval negative", `{"jwks_url":"http://127.0.0.1:1/","jwks_interval":"-1h"}`, "", []string{"-1h"}},
 		{"leeway negative", `{"leeway":"-1s"}`, "", []string{"leeway", "-1s"}},
 		{"max_token_lifetime negative", `{"max_token_lifetime":"-1s"}`, "", []string{"max_token_lifetime", "-1s"}},
+		{"audience empty", `{"audience":["a",""]}`, "", []string{"audience", "value 2"}},
+		{"audience of an empty variable", `{"audience":["{env.TEST_EMPTY}"]}`, "", []string{"audience", "{env.TEST_EMPTY}"}},
+		{"issuer empty", `{"issuer":[""]}`, "", []string{"issuer"}},
 		{"missing_origin", `{"missing_origin":"Deny"}`, "", []string{"missing_origin", `"Deny"`}},
 		{"allowed_origins", `{"allowed_origins":["example.com","https://example.org"]}`, "", []string{"must not specify protocol", "https://example.org"}},
 		{"allowed_origins with an empty one", `{"allowed_origins":[""]}`, "", []string{`allowed origin ""`}},
@@ -101,7 +104,7 @@ func TestConfigsThatAreAccepted(t *testing.T) {
 		{"all", `{
 			"key_file": ["examples/public.jwks.json"], "jwks_url": "http://127.0.0.1:1/keys", "jwks_interval": "1s",
 			"geoip_database": "testdata/flat.mmdb", "require_signed_urls": false, "allowed_origins": ["*.example.com", "*"],
-			"missing_origin": "allow", "leeway": "0s", "max_token_lifetime": "24h",
+			"missing_origin": "allow", "leeway": "0s", "max_token_lifetime": "24h", "audience": ["a", "b"], "issuer": ["c"],
 			"video": {"demo": {"require_signed_urls": true, "allowed_origins": ["localhost:3000"], "missing_origin": "deny"}}
 		}`, `{"origin_path": "/media/{video}", "downloads": ["*.mp4"]}`},
 	} {

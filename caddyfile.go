@@ -184,6 +184,8 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    report_only         <check>...
 //	    leeway              <duration>
 //	    max_token_lifetime  <duration>
+//	    audience            <value>...
+//	    issuer              <value>...
 //	    token_cache_size    <size>
 //	    public_url          <url>
 //	    store               caddy | redis <url>
@@ -212,6 +214,8 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return durationArg(d, a.Leeway)
 	}
 	options["max_token_lifetime"] = func(d *caddyfile.Dispenser) error { return durationArg(d, &a.MaxTokenLifetime) }
+	options["audience"] = func(d *caddyfile.Dispenser) error { return someArgs(d, &a.Audience, nil) }
+	options["issuer"] = func(d *caddyfile.Dispenser) error { return someArgs(d, &a.Issuer, nil) }
 	options["token_cache_size"] = func(d *caddyfile.Dispenser) error { return sizeArg(d, minTokenCacheSize, &a.TokenCacheSize) }
 	options["public_url"] = func(d *caddyfile.Dispenser) error {
 		if err := oneArg(d, &a.PublicURL); err != nil || hasPlaceholder(a.PublicURL) {

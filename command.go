@@ -103,7 +103,7 @@ func keygen(keyID string, out io.Writer) error {
 func signCommand() *cobra.Command {
 	opts := signOptions{now: time.Now}
 	cmd := &cobra.Command{
-		Use:   "sign --key <file> --sub <video> [--kid <id>] [--exp <time>] [--nbf <time>] [--downloadable] [--rules <json>] [--url <base>]",
+		Use:   "sign --key <file> --sub <video> [--kid <id>] [--exp <time>] [--nbf <time>] [--downloadable] [--rules <json>] [--aud <value>] [--iss <value>] [--url <base>]",
 		Short: "Signs a token or a playback URL",
 		Long: `
 Signs a token for a video and prints it. With --url it prints the URL of the
@@ -134,6 +134,8 @@ may play, by address and country:
 	flags.StringVar(&opts.notBefore, "nbf", "", "the `time` before which the token does not work (default: it works at once)")
 	flags.BoolVar(&opts.downloadable, "downloadable", false, "also allow downloads")
 	flags.StringVar(&opts.rules, "rules", "", "access rules: a `JSON` array, or @ and the name of a file with one")
+	flags.StringVar(&opts.audience, "aud", "", "the `value` of the claim aud, if the gate has the option audience")
+	flags.StringVar(&opts.issuer, "iss", "", "the `value` of the claim iss, if the gate has the option issuer")
 	flags.StringVar(&opts.baseURL, "url", "", "print a playback URL below this `address` of the gate")
 	return cmd
 }
@@ -144,6 +146,7 @@ type signOptions struct {
 	expires, notBefore string
 	downloadable       bool
 	rules              string
+	audience, issuer   string
 	baseURL            string
 	stdin              io.Reader
 	now                func() time.Time
@@ -210,7 +213,10 @@ func (opts signOptions) claims() (claims token.Claims, err error) {
 	if !token.ValidVideoID(opts.video) {
 		return token.Claims{}, fmt.Errorf("--sub %q: %w", opts.video, errVideoID)
 	}
-	claims = token.Claims{VideoID: opts.video, Downloadable: opts.downloadable}
+	claims = token.Claims{VideoID: opts.video, Downloadable: opts.downloadable, Issuer: opts.issuer}
+	if opts.audience != "" {
+		claims.Audience = []string{opts.audience}
+	}
 	if claims.ExpiresAt, err = parseTime(opts.expires, opts.now()); err != nil {
 		return claims, fmt.Errorf("--exp %w", err)
 	}
@@ -307,6 +313,12 @@ func inspect(opts inspectOptions, out io.Writer) error {
 	fmt.Fprintf(out, "expires:    %s\n", relativeTime(claims.ExpiresAt, now))
 	if !claims.NotBefore.IsZero() {
 		fmt.Fprintf(out, "not before: %s\n", relativeTime(claims.NotBefore, now))
+	}
+	if claims.Audience != nil {
+		fmt.Fprintf(out, "audience:   %q\n", claims.Audience)
+	}
+	if claims.Issuer != "" {
+		fmt.Fprintf(out, "issuer:     %q\n", claims.Issuer)
 	}
 	rules, err := compileRules(claims.AccessRules)
 	if err != nil {

@@ -177,7 +177,7 @@ func TestDefaultsOfFlags(t *testing.T) {
 		want    map[string]string
 	}{
 		{keygenCommand(), map[string]string{"kid": ""}},
-		{signCommand(), map[string]string{"key": "", "sub": "", "exp": "1h", "nbf": "", "kid": "", "rules": "", "url": "", "downloadable": "false"}},
+		{signCommand(), map[string]string{"key": "", "sub": "", "exp": "1h", "nbf": "", "kid": "", "rules": "", "aud": "", "iss": "", "url": "", "downloadable": "false"}},
 		{inspectCommand(), map[string]string{"key": ""}},
 		{explainCommand(), map[string]string{"config": "Caddyfile", "url": "", "ip": "", "origin": "", "referer": "", "header": "[]", "method": "GET", "at": "", "json": "false"}},
 		{proxyCommand(), map[string]string{

@@ -167,6 +167,9 @@ var tokenParts = []struct {
 	{"claims", []reason{reasonRulesInvalid}, func(_ *decision, c token.Claims) string {
 		return fmt.Sprintf("downloadable %t, %s", c.Downloadable, rulesCount(c))
 	}},
+	{"audience", []reason{reasonAudienceNotAllowed}, func(d *decision, c token.Claims) string {
+		return explainAudience(d.app.policy, c)
+	}},
 	{"dates", []reason{reasonTokenExpired, reasonTokenNotYetValid, reasonTokenLifetimeExceeded}, func(d *decision, c token.Claims) string {
 		return explainDates(d.app.now(), c)
 	}},
@@ -184,6 +187,7 @@ func (t *trace) explainToken(d *decision, became verdict, err error) {
 	refused := false
 	for _, part := range tokenParts {
 		switch {
+		case part.name == "audience" && explainAudience(d.app.policy, claims) == "":
 		case refused:
 			t.add(part.name, verdictSkip, nil, unchecked(part.name, d, claims, part.detail)...)
 		case why != nil && slices.Contains(part.reasons, why.reason):
@@ -222,6 +226,19 @@ func rulesCount(c token.Claims) string {
 func shownRules(c token.Claims) (rules []token.AccessRule) {
 	_ = json.Unmarshal(c.AccessRules, &rules)
 	return rules
+}
+
+// explainAudience shows the claims that the policy restricts, "" if it restricts
+// neither.
+func explainAudience(p token.Policy, c token.Claims) string {
+	var details []string
+	if len(p.Audience) > 0 {
+		details = append(details, fmt.Sprintf("aud %q, and one of %q is required", c.Audience, p.Audience))
+	}
+	if len(p.Issuer) > 0 {
+		details = append(details, fmt.Sprintf("iss %q, and one of %q is required", c.Issuer, p.Issuer))
+	}
+	return strings.Join(details, "; ")
 }
 
 func explainDates(now time.Time, c token.Claims) string {

@@ -317,6 +317,21 @@ func TestExplainedChecks(t *testing.T) {
 	}
 }
 
+func TestExplainedAudience(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, &App{Audience: []string{"media", "live"}, Issuer: []string{"id"}}, new(Gate))
+	for _, tc := range []struct{ audience, issuer, want, dates string }{
+		{"live", "id", `audience pass: aud ["live"], and one of ["media" "live"] is required; iss "id", and one of ["id"] is required`, "dates pass: "},
+		{"shop", "", `audience refuse: aud ["shop"], and one of ["media" "live"] is required; iss "", and one of ["id"] is required; audience_not_allowed`, "dates skipped: "},
+	} {
+		compact := signed(func(c *token.Claims) { c.Audience, c.Issuer = []string{tc.audience}, tc.issuer })
+		got := lines(explainedBy(t, g, requestFor(t, "/"+compact+"/x.ts", nil)))
+		if i := slices.Index(got, tc.want); i < 0 || !strings.HasPrefix(got[i-1], "claims pass: ") || !strings.HasPrefix(got[i+1], tc.dates) {
+			t.Errorf("the explanation of aud %q is %q, want %q after the claims, and %q", tc.audience, got, tc.want, tc.dates)
+		}
+	}
+}
+
 // The explanation names a key that the control API has revoked, and the place
 // where the settings of a video are configured. Settings that cannot be read are
 // not those of a video without any.

@@ -235,6 +235,7 @@ var refusals = map[string]int{
 	"algorithm_not_allowed":   401,
 	"key_unknown":             401,
 	"signature_invalid":       401,
+	"audience_not_allowed":    401,
 	"token_expired":           401,
 	"token_not_yet_valid":     401,
 	"token_lifetime_exceeded": 401,

@@ -144,8 +144,8 @@ func checkPath(d *decision) (err error) {
 	return nil
 }
 
-// checkToken verifies the token, if the request has one, and holds its dates
-// against the clock. A token counts even where the video requires none.
+// checkToken verifies the token, if the request has one, and then its
+// audience, issuer and dates. A token counts even where the video requires none.
 func checkToken(d *decision) error {
 	if d.target.token == "" {
 		return nil
@@ -154,7 +154,7 @@ func checkToken(d *decision) error {
 	if err != nil {
 		return err
 	}
-	if err := verified.checkTime(d.app.now(), d.app.policy); err != nil {
+	if err := verified.check(d.app.now(), d.app.policy); err != nil {
 		d.rejected = verified
 		return refuse(tokenReason(err), err)
 	}

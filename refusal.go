@@ -21,6 +21,7 @@ const (
 	reasonAlgorithmNotAllowed   reason = "algorithm_not_allowed"
 	reasonKeyUnknown            reason = "key_unknown"
 	reasonSignatureInvalid      reason = "signature_invalid"
+	reasonAudienceNotAllowed    reason = "audience_not_allowed"
 	reasonTokenExpired          reason = "token_expired"
 	reasonTokenNotYetValid      reason = "token_not_yet_valid"
 	reasonTokenLifetimeExceeded reason = "token_lifetime_exceeded"
@@ -41,8 +42,8 @@ const (
 // reasons lists all reasons.
 var reasons = [...]reason{
 	reasonPathInvalid, reasonTokenRequired, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonKeyUnknown,
-	reasonSignatureInvalid, reasonTokenExpired, reasonTokenNotYetValid, reasonTokenLifetimeExceeded,
-	reasonRulesInvalid, reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
+	reasonSignatureInvalid, reasonAudienceNotAllowed, reasonTokenExpired, reasonTokenNotYetValid,
+	reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
 	reasonClientIPUnknown, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
 	reasonManifestInvalid, reasonStateUnavailable, reasonCountryUnavailable,
 }
@@ -63,8 +64,8 @@ func (r reason) status() int {
 	case reasonPathInvalid:
 		return http.StatusBadRequest
 	case reasonTokenRequired, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonKeyUnknown,
-		reasonSignatureInvalid, reasonTokenExpired, reasonTokenNotYetValid, reasonTokenLifetimeExceeded,
-		reasonRulesInvalid:
+		reasonSignatureInvalid, reasonAudienceNotAllowed, reasonTokenExpired, reasonTokenNotYetValid,
+		reasonTokenLifetimeExceeded, reasonRulesInvalid:
 		return http.StatusUnauthorized
 	case reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
 		reasonClientIPUnknown:
@@ -105,6 +106,8 @@ func tokenReason(err error) reason {
 		return reasonKeyUnknown
 	case errors.Is(err, token.ErrSignature):
 		return reasonSignatureInvalid
+	case errors.Is(err, token.ErrAudience):
+		return reasonAudienceNotAllowed
 	case errors.Is(err, token.ErrExpired):
 		return reasonTokenExpired
 	case errors.Is(err, token.ErrNotYetValid):

@@ -20,12 +20,14 @@ import (
 )
 
 // verifiedToken is all that stays true of a token: its signature is valid and
-// its rules can be evaluated. Dates, keys, settings, address and origin are held
-// against it on each request. It is immutable.
+// its rules can be evaluated. The policy, keys, settings, address and origin are
+// checked on each request. It is immutable.
 type verifiedToken struct {
 	video              string
 	expires, notBefore int64 // Unix seconds
 	downloadable       bool
+	audience           []string
+	issuer             string
 	rules              accessRules
 	key                *token.PublicKey // nil if `explain` assumes that the token is valid
 }
@@ -35,16 +37,19 @@ func newVerifiedToken(claims token.Claims, rules accessRules, key *token.PublicK
 		video:   claims.VideoID,
 		expires: claims.ExpiresAt.Unix(), notBefore: claims.NotBefore.Unix(),
 		downloadable: claims.Downloadable,
-		rules:        rules,
-		key:          key,
+		audience:     claims.Audience, issuer: claims.Issuer,
+		rules: rules,
+		key:   key,
 	}
 }
 
 func (t *verifiedToken) expiresAt() time.Time { return time.Unix(t.expires, 0) }
 
-func (t *verifiedToken) checkTime(now time.Time, policy token.Policy) error {
-	dates := token.Claims{ExpiresAt: t.expiresAt(), NotBefore: time.Unix(t.notBefore, 0)}
-	return dates.CheckTime(now, policy)
+func (t *verifiedToken) check(now time.Time, policy token.Policy) error {
+	claims := token.Claims{
+		ExpiresAt: t.expiresAt(), NotBefore: time.Unix(t.notBefore, 0), Audience: t.audience, Issuer: t.issuer,
+	}
+	return claims.Check(now, policy)
 }
 
 // verifier turns the bytes of a token into a verifiedToken: from the cache, or
@@ -308,8 +313,11 @@ func (c *tokenCache) put(compact string, t *verifiedToken) {
 
 // weighToken estimates the memory that a token takes in the cache, in bytes.
 func weighToken(compact string, t *verifiedToken) uint32 {
-	const entry, rule, prefix, country = 320, 56, 32, 2
-	weight := entry + len(compact) + rule*len(t.rules)
+	const entry, rule, prefix, country, text = 360, 56, 32, 2, 16
+	weight := entry + len(compact) + len(t.issuer) + rule*len(t.rules)
+	for _, audience := range t.audience {
+		weight += text + len(audience)
+	}
 	for _, r := range t.rules {
 		weight += prefix*len(r.prefixes) + country*len(r.countries)
 	}

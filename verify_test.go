@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/zap"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
@@ -174,6 +175,54 @@ func TestCancelledChecksAreNotShared(t *testing.T) {
 			t.Errorf("the viewer is refused: %v", err)
 		}
 	})
+}
+
+// Attack: a token for another program of the same identity provider plays,
+// because a config before, or another check, has already verified it.
+func TestAudienceIsCheckedOnEachRequest(t *testing.T) {
+	t.Parallel()
+	target := "/" + signed(func(c *token.Claims) { c.Audience, c.Issuer = []string{"shop", "media"}, "https://id.example" }) + "/x.ts"
+	for _, tc := range []struct {
+		audience, issuer []string
+		reason           string
+	}{
+		{nil, nil, ""},
+		{[]string{"other"}, nil, "audience_not_allowed"},
+		{[]string{"other", "media"}, nil, ""},
+		{nil, []string{"https://other.example"}, "audience_not_allowed"},
+		{[]string{"media"}, []string{"https://other.example", "https://id.example"}, ""},
+		{[]string{"other"}, []string{"https://id.example"}, "audience_not_allowed"},
+	} {
+		g := newGate(t, &App{Audience: tc.audience, Issuer: tc.issuer}, new(Gate))
+		for range 2 {
+			r := requestFor(t, target, nil)
+			if a := ask(t, g, r); tc.reason != "" {
+				wantRefusal(t, r, a, tc.reason)
+			} else if !a.allowed() {
+				t.Errorf("audience %q, issuer %q: %s", tc.audience, tc.issuer, a.text)
+			}
+		}
+	}
+}
+
+// With jwks_url alone, each token of an identity provider opens a video.
+func TestWarningOfAKeySetWithoutAudience(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		app  App
+		want int
+	}{
+		{App{JWKSURL: "https://id.example/keys"}, 1},
+		{App{JWKSURL: "https://id.example/keys", Issuer: []string{"https://id.example"}}, 1},
+		{App{JWKSURL: "https://id.example/keys", Audience: []string{"media"}}, 0},
+		{App{}, 0},
+	} {
+		log, logs := observedLog()
+		tc.app.logger = log
+		if err := tc.app.provisionPolicy(); err != nil || logs.FilterLevelExact(zap.WarnLevel).Len() != tc.want {
+			t.Errorf("jwks_url %q, audience %q: %v, %v; want %d warnings", tc.app.JWKSURL, tc.app.Audience, err, logs.All(), tc.want)
+		}
+	}
 }
 
 // Attack: a key is revoked while one of its tokens is being verified.

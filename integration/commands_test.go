@@ -150,6 +150,55 @@ func TestRemoteKeys(t *testing.T) {
 	becomes(t, next, plays)
 }
 
+// The attack: somebody with a token for another program of the identity provider
+// plays the video that its sub names. Without audience, which permits that,
+// `caddy validate` warns.
+func TestIdentityProvider(t *testing.T) {
+	t.Parallel()
+	provider, err := token.GenerateSigningKey("provider")
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := startKeyServer(t, http.StatusOK)
+	keys.answer(http.StatusOK, publicJWKS(t, provider))
+	app := "jwks_url " + keys.URL + "\n"
+	g := start(t, startOrigin(t, exampleMedia()), config{app: app + "audience live media\nissuer " + keys.URL, api: withAPI})
+	wrong := refusedFor("audience_not_allowed")
+	for _, tc := range []struct {
+		audience []string
+		issuer   string
+		want     verdict
+	}{
+		{[]string{"media"}, keys.URL, plays},
+		{[]string{"shop", "live"}, keys.URL, plays},
+		{[]string{"shop"}, keys.URL, wrong},
+		{nil, keys.URL, wrong},
+		{[]string{"media"}, keys.URL + "/", wrong},
+	} {
+		compact, err := token.Sign(token.Claims{
+			VideoID: "demo", ExpiresAt: time.Now().Add(time.Hour), Audience: tc.audience, Issuer: tc.issuer,
+		}, provider)
+		if err != nil {
+			t.Fatal(err)
+		}
+		known := func() bool { return g.get(t, "/"+compact+"/manifest/video.m3u8").verdict() != refusedFor("state_unavailable") }
+		eventually(t, "the key set is read", known)
+		if got := g.get(t, "/"+compact+"/manifest/video.m3u8").verdict(); got != tc.want {
+			t.Errorf("aud %q, iss %q: %v, want %v", tc.audience, tc.issuer, got, tc.want)
+		}
+	}
+	if got := g.get(t, "/"+g.mintToken(t, "demo", "")+"/manifest/video.m3u8").verdict(); got != plays {
+		t.Errorf("a token of the control API: %v", got)
+	}
+	for more, warns := range map[string]bool{"": true, "issuer a": true, "audience a": false} {
+		dir := t.TempDir()
+		writeFile(t, filepath.Join(dir, "Caddyfile"), []byte("{\nsigned_playback {\n"+app+more+"\n}\n}\n"))
+		if got := execute(t, dir, "", binary(t), "validate"); got.code != 0 || strings.Contains(got.stderr, "jwks_url without audience") != warns {
+			t.Errorf("caddy validate with %q: exit status %d: %s", more, got.code, got.stderr)
+		}
+	}
+}
+
 // The attack: an operator runs a command as root beside the server, which then
 // cannot read what the command has written. No command but `run` and `start` writes
 // into the store, and explain says that there is no key rather than making one.

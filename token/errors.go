@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// Errors of Parse, Verify and Claims.CheckTime. The functions wrap them in errors
+// Errors of Parse, Verify and Claims.Check. The functions wrap them in errors
 // with more detail, so compare with errors.Is. No error of this package contains
 // any part of a token.
 var (
@@ -18,6 +18,8 @@ var (
 	ErrKeyUnknown = errors.New("token: unknown key")
 	// ErrSignature: the key that the token names has not signed it.
 	ErrSignature = errors.New("token: invalid signature")
+	// ErrAudience: the policy does not allow the `aud` or the `iss` of the token.
+	ErrAudience = errors.New("token: audience or issuer not allowed")
 	// ErrExpired: the time is `exp` or later.
 	ErrExpired = errors.New("token: expired")
 	// ErrNotYetValid: the time is before `nbf`.
@@ -49,5 +51,7 @@ var (
 	errDownload        = fmt.Errorf("%w: downloadable is not true or false", ErrMalformed)
 	errAlgorithm       = fmt.Errorf("%w: not RS256", ErrAlgorithm)
 	errNoKeyID         = fmt.Errorf("%w: the token has no kid", ErrKeyUnknown)
+	errAudience        = fmt.Errorf("%w: aud", ErrAudience)
+	errIssuer          = fmt.Errorf("%w: iss", ErrAudience)
 	errSignatureLength = fmt.Errorf("%w: wrong length", ErrSignature)
 )

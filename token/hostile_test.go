@@ -32,7 +32,7 @@ import (
 
 var sentinels = []error{
 	token.ErrMalformed, token.ErrAlgorithm, token.ErrKeyUnknown, token.ErrSignature,
-	token.ErrExpired, token.ErrNotYetValid, token.ErrLifetime, token.ErrKey,
+	token.ErrAudience, token.ErrExpired, token.ErrNotYetValid, token.ErrLifetime, token.ErrKey,
 }
 
 // refuse checks that a token is refused for exactly one reason, that Verify
@@ -540,8 +540,8 @@ func TestDatesAtTheirBoundaries(t *testing.T) {
 				claims.NotBefore = now.Add(tc.nbf).In(time.FixedZone("", -14*3600))
 				payload, dates = payload+`,"nbf":%d`, append(dates, claims.NotBefore.Unix())
 			}
-			if err := claims.CheckTime(now, policy); !errors.Is(err, tc.want) {
-				t.Errorf("CheckTime = %v, want %v", err, tc.want)
+			if err := claims.Check(now, policy); !errors.Is(err, tc.want) {
+				t.Errorf("Check = %v, want %v", err, tc.want)
 			}
 			if claims.ExpiresAt.Nanosecond()+claims.NotBefore.Nanosecond() > 0 {
 				return // a token has no such date
@@ -560,6 +560,40 @@ func TestDatesAtTheirBoundaries(t *testing.T) {
 	refuseWith(t, forge(goodHeader, `{"sub":"demo","exp":253402300799}`), testKeys().set, token.Policy{MaxLifetime: 24 * hour}, token.ErrLifetime)
 	// `iat` says nothing about when a token may be used.
 	accept(t, forge(goodHeader, `{"sub":"demo","exp":1800003600,"iat":1800000600}`))
+}
+
+// The attack: a token that the same identity provider has signed for another
+// program. Only the claim itself counts, and only its whole value.
+func TestAudience(t *testing.T) {
+	t.Parallel()
+	values := []string{"media", "https://media.example"}
+	check := func(members string, policy token.Policy, allowed bool) {
+		t.Helper()
+		compact := forge(goodHeader, `{"sub":"demo","exp":1800003600`+members+`}`)
+		accept(t, compact) // without a policy
+		if !allowed {
+			refuseWith(t, compact, testKeys().set, policy, token.ErrAudience)
+		} else if _, err := token.Verify(compact, testKeys().set, now, policy); err != nil {
+			t.Errorf("Verify of %s = %v, want it accepted", members, err)
+		}
+	}
+	for value, allowed := range map[string][2]bool{ // as aud, as iss
+		`"media"`: {true, true}, `"https:\/\/media.example"`: {true, true},
+		`["media"]`: {true, false}, `["shop","https://media.example"]`: {true, false},
+		`"shop"`: {}, `""`: {}, `"Media"`: {}, `"media "`: {}, `"medi"`: {}, `"mediamedia"`: {}, `"https://media.example/"`: {}, `"media,shop"`: {},
+		`null`: {}, `1`: {}, `true`: {}, `{"media":"media"}`: {}, `[]`: {}, `["shop"]`: {}, `["media",1]`: {}, `["media",null]`: {},
+		`[["media"]]`: {}, `"ｍedia"`: {}, `"media\u0000"`: {},
+	} {
+		check(`,"aud":`+value, token.Policy{Audience: values}, allowed[0])
+		check(`,"iss":`+value, token.Policy{Issuer: values}, allowed[1])
+	}
+	for members, allowed := range map[string]bool{
+		`,"aud":"media","iss":"https://media.example"`: true,
+		``: false, `,"aud":"media"`: false, `,"iss":"media"`: false, `,"aud":"media","iss":"shop"`: false, `,"aud":"shop","iss":"media"`: false,
+		`,"x":{"aud":"media","iss":"media"}`: false,
+	} {
+		check(members, token.Policy{Audience: values, Issuer: values}, allowed)
+	}
 }
 
 // The attack: a stranger learns the verifier's clock and policy from the answers

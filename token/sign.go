@@ -8,9 +8,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // signedHeader and signedPayload have their members in the order of Cloudflare's
@@ -27,6 +29,8 @@ type signedPayload struct {
 	NotBefore    any             `json:"nbf,omitempty"` // as ExpiresAt
 	Downloadable bool            `json:"downloadable,omitempty"`
 	AccessRules  json.RawMessage `json:"accessRules,omitempty"`
+	Audience     any             `json:"aud,omitempty"` // a string or an array of strings
+	Issuer       string          `json:"iss,omitempty"`
 }
 
 // Sign returns a compact token with these claims. VideoID and ExpiresAt are
@@ -50,6 +54,11 @@ func sign(claims Claims, key *SigningKey, textDates bool) (string, error) {
 			return "", fmt.Errorf("%w: %s is %s, after the year 9999", ErrMalformed, name, date.UTC().Format(time.DateTime))
 		}
 	}
+	for _, text := range append(slices.Clone(claims.Audience), claims.Issuer) {
+		if !utf8.ValidString(text) {
+			return "", fmt.Errorf("%w: aud or iss %q is not UTF-8", ErrMalformed, text)
+		}
+	}
 	unix := func(date time.Time) any {
 		if textDates {
 			return strconv.FormatInt(date.Unix(), 10)
@@ -62,6 +71,14 @@ func sign(claims Claims, key *SigningKey, textDates bool) (string, error) {
 		ExpiresAt:    unix(claims.ExpiresAt),
 		Downloadable: claims.Downloadable,
 		AccessRules:  claims.AccessRules,
+		Issuer:       claims.Issuer,
+	}
+	switch len(claims.Audience) {
+	case 0:
+	case 1:
+		payload.Audience = claims.Audience[0]
+	default:
+		payload.Audience = claims.Audience
 	}
 	if !claims.NotBefore.IsZero() {
 		payload.NotBefore = unix(claims.NotBefore)

@@ -14,7 +14,7 @@
 // [Verify] checks a token completely. A server that strangers can flood with
 // tokens calls the steps one by one and stops at the first error, so that it
 // does little work for most of them: [ParseHeader], a look-up of
-// [Header.KeyID], [Header.ParsePayload], [Parsed.Verify], [Claims.CheckTime].
+// [Header.KeyID], [Header.ParsePayload], [Parsed.Verify], [Claims.Check].
 //
 // # One spelling
 //
@@ -83,6 +83,14 @@ type Claims struct {
 
 	// Downloadable is the `downloadable` claim. Default: false.
 	Downloadable bool
+
+	// Audience is the `aud` claim: the programs for which the token is. In the
+	// payload, it is a string or an array of strings (RFC 7519 section 4.1.3).
+	// Nil if there is no such claim, or one of another type.
+	Audience []string
+
+	// Issuer is the `iss` claim, "" if there is none or if it is not a string.
+	Issuer string
 
 	// AccessRules is the `accessRules` claim, byte by byte as in the payload.
 	// It is a list of [AccessRule] in JSON, but this package does not check
@@ -289,6 +297,10 @@ func parsePayload(payload []byte) (c Claims, err error) {
 			}
 		case "accessRules":
 			c.AccessRules = value.Raw()
+		case "aud":
+			c.Audience = audience(value)
+		case "iss":
+			c.Issuer, _ = value.Text()
 		case "flags":
 			for flag := range value.Members() {
 				err = cmp.Or(err, checkSpelling(flag, flagSpellings))
@@ -307,6 +319,22 @@ func parsePayload(payload []byte) (c Claims, err error) {
 		return Claims{}, errNoExpiry
 	}
 	return c, nil
+}
+
+// audience reads a string or an array of strings. Any other value is no audience:
+// it matters only to a policy that asks for one, which then refuses the token.
+func audience(v strictjson.Value) (audience []string) {
+	if text, ok := v.Text(); ok {
+		return []string{text}
+	}
+	for element := range v.Elements() {
+		text, ok := element.Text()
+		if !ok {
+			return nil
+		}
+		audience = append(audience, text)
+	}
+	return audience
 }
 
 // object reads a document that starts with the brace of an object.

@@ -108,10 +108,19 @@ var accepted = []struct {
 		"access rules are not checked", goodHeader, `{"sub":"demo","exp":1800003600,"accessRules":null}`,
 		token.Claims{AccessRules: json.RawMessage(`null`)},
 	},
+	{
+		"audience and issuer", goodHeader, `{"sub":"demo","exp":1800003600,"aud":"\u0061","iss":"https:\/\/id.example"}`,
+		token.Claims{Audience: []string{"a"}, Issuer: "https://id.example"},
+	},
+	{
+		"audiences, and an issuer that is no string", goodHeader, `{"sub":"demo","exp":1800003600,"aud":["a","","b"],"iss":1}`,
+		token.Claims{Audience: []string{"a", "", "b"}},
+	},
+	{"audiences of which one is no string", goodHeader, `{"sub":"demo","exp":1800003600,"aud":["a",1]}`, token.Claims{}},
 	{"downloadable false", goodHeader, `{"sub":"demo","exp":1800003600,"downloadable":false}`, token.Claims{}},
 	{
 		"other claims", goodHeader,
-		`{"iss":"https://example.com","aud":["a"],"iat":1800000600,"jti":"é\ud83d\ude00","sub":"demo","exp":1800003600,"x":{"sub":"y"}}`,
+		`{"iss":["https://example.com"],"aud":{"a":"b"},"iat":1800000600,"jti":"é\ud83d\ude00","sub":"demo","exp":1800003600,"x":{"sub":"y"}}`,
 		token.Claims{},
 	},
 	{
@@ -210,6 +219,8 @@ func TestSign(t *testing.T) {
 		{"dates are cut to seconds", token.Claims{ExpiresAt: hour.Add(999 * time.Millisecond), NotBefore: now.Add(1)}, `,"nbf":1800000000`},
 		{"the start of 1970 is a date", token.Claims{NotBefore: time.Unix(0, 0)}, `,"nbf":0`},
 		{"the key id is the key's", token.Claims{KeyID: "k2"}, ""},
+		{"an audience", token.Claims{Audience: []string{"a"}, Issuer: "i"}, `,"aud":"a","iss":"i"`},
+		{"audiences", token.Claims{Audience: []string{"a", "b"}}, `,"aud":["a","b"]`},
 		{"no rules is not an empty list of rules", token.Claims{AccessRules: json.RawMessage("[]")}, `,"accessRules":[]`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -272,6 +283,8 @@ func TestSignRefuses(t *testing.T) {
 		{"two lists of rules", rules("[] []")},
 		{"rules in single quotes", rules("{'type':'any'}")},
 		{"rules that are not JSON", rules("x")},
+		{"an issuer that is not UTF-8", token.Claims{VideoID: "demo", ExpiresAt: hour, Issuer: "\xff"}},
+		{"an audience that is not UTF-8", token.Claims{VideoID: "demo", ExpiresAt: hour, Audience: []string{"a", "\xff"}}},
 		{"too long", rules(`["` + strings.Repeat("x", token.MaxLength) + `"]`)},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -348,8 +361,8 @@ func TestParseHeader(t *testing.T) {
 // zero Parsed has neither a key nor a signature.
 func TestZeroValuesAreRefused(t *testing.T) {
 	t.Parallel()
-	if err := new(token.Claims).CheckTime(now, token.Policy{}); !errors.Is(err, token.ErrExpired) {
-		t.Errorf("CheckTime of zero claims = %v, want ErrExpired", err)
+	if err := new(token.Claims).Check(now, token.Policy{}); !errors.Is(err, token.ErrExpired) {
+		t.Errorf("Check of zero claims = %v, want ErrExpired", err)
 	}
 	var parsed token.Parsed
 	if _, err := parsed.Key(testKeys().set); !errors.Is(err, token.ErrKeyUnknown) {

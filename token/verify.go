@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
+	"slices"
 	"time"
 )
 
@@ -14,7 +15,7 @@ type Keys interface {
 	Lookup(keyID string) *PublicKey
 }
 
-// Policy limits the dates of tokens.
+// Policy says which tokens with a valid signature are accepted.
 type Policy struct {
 	// Leeway is how far in the future `nbf` may be, for signers whose clock is
 	// fast. It does not apply to `exp`. Default: 0.
@@ -23,14 +24,22 @@ type Policy struct {
 	// MaxLifetime is how far in the future `exp` may be. Default: 0, no limit
 	// except the end of the year 9999, which a date in milliseconds exceeds.
 	MaxLifetime time.Duration
+
+	// Audience lists values of `aud`, of which a token must have one. Default:
+	// none, and the claim is ignored.
+	Audience []string
+
+	// Issuer lists values of `iss`, of which a token must have one. Default:
+	// none, and the claim is ignored.
+	Issuer []string
 }
 
 // Verify parses a compact token, finds its key, checks the signature and then
-// checks the dates against now. It returns access rules but does not evaluate
+// checks the claims against now and the policy. It returns access rules but does not evaluate
 // them. The result depends on the arguments only.
 //
 // Errors wrap ErrMalformed, ErrAlgorithm, ErrKeyUnknown, ErrSignature,
-// ErrExpired, ErrNotYetValid or ErrLifetime. With an error the claims are zero.
+// ErrAudience, ErrExpired, ErrNotYetValid or ErrLifetime. With an error the claims are zero.
 func Verify(compact string, keys Keys, now time.Time, policy Policy) (Claims, error) {
 	p, err := Parse(compact)
 	if err != nil {
@@ -44,7 +53,7 @@ func Verify(compact string, keys Keys, now time.Time, policy Policy) (Claims, er
 	if err != nil {
 		return Claims{}, err
 	}
-	if err := claims.CheckTime(now, policy); err != nil {
+	if err := claims.Check(now, policy); err != nil {
 		return Claims{}, err
 	}
 	return claims, nil
@@ -62,8 +71,8 @@ func (p Parsed) Key(keys Keys) (*PublicKey, error) {
 }
 
 // Verify checks the signature with a key (RSASSA-PKCS1-v1_5 with SHA-256, RFC
-// 8017 section 8.2.2) and returns the claims. The caller must check their dates
-// with CheckTime. Errors wrap ErrSignature.
+// 8017 section 8.2.2) and returns the claims. The caller must check them with
+// Check. Errors wrap ErrSignature.
 func (p Parsed) Verify(key *PublicKey) (Claims, error) {
 	if len(p.signature) != key.rsa.Size() {
 		return Claims{}, errSignatureLength
@@ -75,10 +84,15 @@ func (p Parsed) Verify(key *PublicKey) (Claims, error) {
 	return p.claims, nil
 }
 
-// CheckTime checks the dates of verified claims against now. Errors wrap
-// ErrExpired, ErrNotYetValid or ErrLifetime.
-func (c *Claims) CheckTime(now time.Time, policy Policy) error {
+// Check checks the audience, the issuer and the dates of verified claims. Errors
+// wrap ErrAudience, ErrExpired, ErrNotYetValid or ErrLifetime.
+func (c *Claims) Check(now time.Time, policy Policy) error {
+	allowed := func(value string) bool { return slices.Contains(policy.Audience, value) }
 	switch {
+	case len(policy.Audience) > 0 && !slices.ContainsFunc(c.Audience, allowed):
+		return errAudience
+	case len(policy.Issuer) > 0 && !slices.Contains(policy.Issuer, c.Issuer):
+		return errIssuer
 	case !now.Before(c.ExpiresAt):
 		return ErrExpired
 	case c.NotBefore.After(now.Add(policy.Leeway)):

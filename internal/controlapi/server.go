@@ -75,8 +75,8 @@ type Config struct {
 	// PublicURL comes before playback paths, "" for paths without a host.
 	PublicURL string
 
-	// MaxTokenLifetime is the limit of the gate, 0 for none.
-	MaxTokenLifetime time.Duration
+	// Policy is that of the gate.
+	Policy token.Policy
 
 	ClientAddress func(*http.Request) netip.Addr
 	Logger        *zap.Logger

@@ -42,6 +42,13 @@ func (c *call) createToken(body strictjson.Value) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The gate refuses other tokens.
+	if allowed := c.Policy.Audience; len(allowed) > 0 {
+		claims.Audience = allowed[:1]
+	}
+	if allowed := c.Policy.Issuer; len(allowed) > 0 {
+		claims.Issuer = allowed[0]
+	}
 	key, err := c.mintingKey(mint)
 	if err != nil {
 		return nil, err
@@ -53,7 +60,7 @@ func (c *call) createToken(body strictjson.Value) (any, error) {
 	for _, warning := range mint.warnings {
 		c.warn("%s", warning)
 	}
-	if longest := c.MaxTokenLifetime; longest > 0 && claims.ExpiresAt.Sub(now) > longest {
+	if longest := c.Policy.MaxLifetime; longest > 0 && claims.ExpiresAt.Sub(now) > longest {
 		c.warn("exp is further away than the gateway's max_token_lifetime of %s, so the token is refused until it is closer", longest)
 	}
 	return createdToken{compact}, nil

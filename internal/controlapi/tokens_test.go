@@ -163,7 +163,7 @@ func TestTokensThatAreNotMinted(t *testing.T) {
 func TestMintedTokens(t *testing.T) {
 	t.Parallel()
 	c := control(t, func(config *Config) {
-		config.MaxTokenLifetime = 2 * time.Hour
+		config.Policy.MaxLifetime = 2 * time.Hour
 		config.CheckRules = func(rules json.RawMessage) ([]string, error) { return []string{"100 % sure?"}, nil }
 	})
 	for _, tc := range []struct {

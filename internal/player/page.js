@@ -332,6 +332,7 @@
     key_unknown: BROKEN_LINK,
     signature_invalid: BROKEN_LINK,
     token_lifetime_exceeded: BROKEN_LINK,
+    audience_not_allowed: BROKEN_LINK,
     rules_invalid: BROKEN_LINK,
     token_required: 'This video can only be played with a link made for you. Ask for one where you found it.',
     token_expired: `This link has expired. ${NEW_LINK}`,

@@ -186,7 +186,7 @@ func TestReasonsHaveWords(t *testing.T) {
 	t.Parallel()
 	for _, reason := range []string{
 		"path_invalid", "token_required", "token_malformed", "algorithm_not_allowed", "key_unknown", "signature_invalid",
-		"token_expired", "token_not_yet_valid", "token_lifetime_exceeded", "rules_invalid", "rule_blocked",
+		"token_expired", "token_not_yet_valid", "token_lifetime_exceeded", "rules_invalid", "audience_not_allowed", "rule_blocked",
 		"origin_required", "origin_not_allowed", "download_not_allowed", "client_ip_unknown", "too_early",
 		"verification_limited", "manifest_invalid", "state_unavailable", "country_unavailable",
 	} {
