@@ -139,7 +139,7 @@ func (w *response) rewrite() ([]byte, error) {
 		return nil, errManifestForm
 	}
 	start := time.Now()
-	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, w.d.location(), w.d.query)
+	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, w.d.location(), w.d.query, 0)
 	w.d.app.metrics.manifestSeconds.Observe(time.Since(start).Seconds())
 	w.d.app.metrics.countURIs(stats)
 	return rewritten, err

@@ -57,7 +57,7 @@ func benchmark(b *testing.B, body []byte, f manifest.Format) {
 	b.SetBytes(int64(len(body)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, _, err := manifest.Rewrite(nil, body, f, here, ""); err != nil {
+		if _, _, err := manifest.Rewrite(nil, body, f, here, "", allowed); err != nil {
 			b.Fatal(err)
 		}
 	}

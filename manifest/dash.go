@@ -20,6 +20,7 @@ type mpd struct {
 	src      []byte
 	bases    baseURLs
 	document []*baseURI // the base URI of the manifest itself
+	allowed  Features
 	open     []element
 	prefixes []prefix
 	hasRoot  bool // the root element has begun
@@ -35,8 +36,8 @@ type mpd struct {
 
 // element is an open element.
 type element struct {
-	name []byte
-	end  int // offset after its start tag
+	name       []byte
+	start, end int // offsets of its start tag and after it
 
 	// References in the attributes and BaseURLs of the element are resolved
 	// against outer, those in its other children against inner. There are several
@@ -47,7 +48,9 @@ type element struct {
 	content  content
 	text     span // of a URI; zero if there is none
 	kind     valueKind
-	opaque   bool // not MPD markup, but data of other parties
+	opaque   bool // not MPD markup, but data of other parties: no URIs are rewritten
+	open     bool // in an element that may contain elements of other parties
+	removed  bool // or in a removed element
 	prefixes int  // how many prefixes were declared before the element
 }
 
@@ -70,9 +73,9 @@ type prefix struct {
 // rewriteDASH rewrites an MPD or a patch. References that a patch adds to an MPD
 // are resolved as if the MPD were in the folder of the patch and had no BaseURLs
 // except those of the patch, because the MPD is not available.
-func rewriteDASH(dst, src []byte, at Location) ([]byte, Stats, error) {
+func rewriteDASH(dst, src []byte, at Location, allowed Features) ([]byte, Stats, error) {
 	m := newMapper(at)
-	d := &mpd{mapper: m, src: src, document: []*baseURI{m.document()}}
+	d := &mpd{mapper: m, src: src, document: []*baseURI{m.document()}, allowed: allowed}
 	dst = slices.Grow(dst, len(src)) // once for all passes
 	d.collecting = bytes.Contains(src, []byte("BaseURL"))
 	for {
@@ -134,7 +137,7 @@ func isManifestRoot(name []byte) bool {
 
 // begin opens an element.
 func (d *mpd) begin(t xmlToken) error {
-	e := element{name: t.name, end: d.pos, outer: d.document, prefixes: len(d.prefixes)}
+	e := element{name: t.name, start: t.from, end: d.pos, outer: d.document, prefixes: len(d.prefixes)}
 	name := local(t.name)
 	switch {
 	case len(d.open) > 0:
@@ -144,6 +147,8 @@ func (d *mpd) begin(t xmlToken) error {
 		}
 		e.outer = parent.inner
 		e.opaque = parent.opaque || opaque(local(parent.name))
+		e.open = parent.open || elements[string(local(parent.name))] == openElement
+		e.removed = parent.removed || !d.passes(name, e.open)
 	case d.hasRoot:
 		return d.invalid("a second root element")
 	case !isManifestRoot(name):
@@ -157,7 +162,7 @@ func (d *mpd) begin(t xmlToken) error {
 		return err
 	}
 	e.inner = e.outer
-	if !e.opaque {
+	if !e.opaque && !e.removed {
 		e.content = d.contentOf(name)
 		if !d.collecting {
 			var err error
@@ -260,6 +265,10 @@ func (d *mpd) checkAttributes() error {
 	for i, a := range d.attributes {
 		if slices.ContainsFunc(d.attributes[:i], func(b xmlAttribute) bool { return bytes.Equal(a.name, b.name) }) {
 			return d.invalid("an attribute occurs twice")
+		}
+		// dash.js keeps attributes and its own properties of an element together.
+		if name := string(a.name); name == "nodeName" || name == "tagName" {
+			return d.invalid("an attribute that some players take for the name of its element")
 		}
 		if name, ok := bytes.CutPrefix(a.name, []byte("xmlns:")); ok {
 			namespace, _ := decodeReference(d.decoded[:0], d.src[a.value.from:a.value.to], attributeValue)
@@ -379,6 +388,9 @@ func (d *mpd) end(name []byte) error {
 	e := d.open[len(d.open)-1]
 	d.open = d.open[:len(d.open)-1]
 	d.prefixes = d.prefixes[:e.prefixes]
+	if e.removed && len(d.open) > 0 && !d.open[len(d.open)-1].removed {
+		return d.remove(e)
+	}
 	switch {
 	case e.content == baseText && len(d.open) > 0:
 		parent := &d.open[len(d.open)-1]
@@ -398,6 +410,9 @@ func (d *mpd) end(name []byte) error {
 	case e.content == documentURI:
 		// BaseURLs do not apply: players resolve it against the URL of the
 		// manifest.
+		if d.allowed&Steering == 0 && !d.leadsToMPD(e) {
+			return d.remove(e)
+		}
 		return d.rewrite(e.text, e.kind, d.document)
 	}
 	return nil

@@ -80,7 +80,8 @@ func seeds(f *testing.F, pattern string, add func(body []byte)) {
 // changes only the URIs that it counts.
 func rewriteTwice(t *testing.T, body []byte, f manifest.Format, query string) (out []byte, ok bool) {
 	t.Helper()
-	out, stats, err := manifest.Rewrite(nil, body, f, here, query)
+	checkFeatures(t, body, f, query)
+	out, stats, err := manifest.Rewrite(nil, body, f, here, query, allowed)
 	if err != nil {
 		if out != nil || stats != (manifest.Stats{}) {
 			t.Fatalf("Rewrite = %q, %v with error %v", out, stats, err)
@@ -93,7 +94,7 @@ func rewriteTwice(t *testing.T, body []byte, f manifest.Format, query string) (o
 	if stats.Rewritten == 0 && !bytes.Equal(out, body) {
 		t.Errorf("nothing was rewritten, and yet\n%q became\n%q", body, out)
 	}
-	again, second, err := manifest.Rewrite(nil, out, f, here, query)
+	again, second, err := manifest.Rewrite(nil, out, f, here, query, allowed)
 	if err != nil || !bytes.Equal(again, out) || second.Rewritten != 0 {
 		t.Errorf("%q\nbecame %q\nand then %q, %v, %v", body, out, again, second, err)
 	}
@@ -108,6 +109,9 @@ func FuzzHLS(f *testing.F) {
 		if len(tc.in) < 1<<12 {
 			f.Add([]byte("#EXTM3U\n"+tc.in+"\n"), tc.query)
 		}
+	}
+	for _, tc := range featureCases {
+		f.Add([]byte(tc.in), "")
 	}
 	f.Fuzz(func(t *testing.T, body []byte, query string) {
 		out, ok := rewriteTwice(t, body, manifest.HLS, query)
@@ -151,6 +155,9 @@ func FuzzDASH(f *testing.F) {
 		if len(tc.in) < 1<<12 {
 			f.Add([]byte(tc.in))
 		}
+	}
+	for _, tc := range featureCases {
+		f.Add([]byte(tc.in))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		out, ok := rewriteTwice(t, body, manifest.DASH, "")

@@ -12,11 +12,12 @@ type playlist struct {
 	base       *baseURI
 	variables  variables
 	separators bool // hasSeparator(src), so that most playlists are searched once
+	steering   bool // src mentions content steering, and it is not allowed
 	line       int
 	stats      Stats
 }
 
-func rewriteHLS(dst, src []byte, at Location, query string) ([]byte, Stats, error) {
+func rewriteHLS(dst, src []byte, at Location, query string, allowed Features) ([]byte, Stats, error) {
 	// Some players end a line at a CR alone. They would see tags where others see
 	// part of a title.
 	if bytes.Count(src, []byte{'\r'}) != bytes.Count(src, []byte("\r\n")) {
@@ -31,13 +32,20 @@ func rewriteHLS(dst, src []byte, at Location, query string) ([]byte, Stats, erro
 			budget: maxExpansion*len(src) + growthSlack,
 		},
 		separators: hasSeparator(src),
+		steering:   allowed&Steering == 0 && bytes.Contains(src, steeringTag),
 	}
 	p.base = p.document()
 	from := 0
 	for line := range bytes.Lines(src) {
 		p.line++
 		text := bytes.TrimSuffix(bytes.TrimSuffix(line, []byte{'\n'}), []byte{'\r'})
-		if err := p.rewriteLine(from, from+len(text)); err != nil {
+		var err error
+		if p.steering && bytes.Contains(line, steeringTag) {
+			err = p.removeSteering(from, from+len(line))
+		} else {
+			err = p.rewriteLine(from, from+len(text))
+		}
+		if err != nil {
 			return nil, Stats{}, err
 		}
 		from += len(line)
@@ -49,6 +57,21 @@ func rewriteHLS(dst, src []byte, at Location, query string) ([]byte, Stats, erro
 }
 
 var errNotHLS = invalid("the first line is not #EXTM3U")
+
+var steeringTag = []byte("EXT-X-CONTENT-STEERING")
+
+// removeSteering removes a line that is the tag or a comment, in which hls.js finds
+// the tag. It refuses the tag elsewhere: hls.js also finds it in titles, values and
+// URIs, and Shaka takes any first byte for the number sign.
+func (p *playlist) removeSteering(from, to int) error {
+	line := bytes.TrimLeftFunc(p.src[from:to], isBlank)
+	rest, ok := bytes.CutPrefix(line, []byte{'#'})
+	if !ok || p.line == 1 || bytes.HasPrefix(rest, []byte("EXT")) && !bytes.HasPrefix(rest, steeringTag) {
+		return p.invalid("EXT-X-CONTENT-STEERING is not at the start of its line")
+	}
+	p.stats.Removed++
+	return p.replace(from, to)
+}
 
 func (p *playlist) rewriteLine(from, to int) error {
 	line := p.src[from:to]

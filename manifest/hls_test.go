@@ -130,15 +130,15 @@ func TestHLS(t *testing.T) {
 	for _, tc := range hlsCases {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			check(t, manifest.HLS, "#EXTM3U\n", tc.in, tc.query, tc.want)
+			check(t, manifest.HLS, "#EXTM3U\n", tc.in, tc.query, tc.want, allowed)
 		})
 	}
 }
 
 // check compares the result of rewriting a manifest.
-func check(t *testing.T, f manifest.Format, before, in, query, want string) {
+func check(t *testing.T, f manifest.Format, before, in, query, want string, features manifest.Features) {
 	t.Helper()
-	got, _, err := manifest.Rewrite(nil, []byte(before+in), f, here, query)
+	got, _, err := manifest.Rewrite(nil, []byte(before+in), f, here, query, features)
 	if want == refused {
 		if !errors.Is(err, manifest.ErrInvalid) || got != nil {
 			t.Fatalf("Rewrite = %q, %v, want ErrInvalid", got, err)
@@ -174,7 +174,7 @@ func TestHLSFirstLine(t *testing.T) {
 		"<!doctype html>":                   false,
 		"\xff\xfe#\x00E\x00X\x00T\x00M\x00": false,
 	} {
-		if _, _, err := manifest.Rewrite(nil, []byte(body), manifest.HLS, here, ""); (err == nil) != ok {
+		if _, _, err := manifest.Rewrite(nil, []byte(body), manifest.HLS, here, "", allowed); (err == nil) != ok {
 			t.Errorf("Rewrite(%q): %v", body, err)
 		}
 	}

@@ -24,8 +24,14 @@
 // # Security
 //
 // This package does not know the token, and it writes only references without a
-// scheme and without a host. So no manifest, however hostile, makes a player send
-// the token to another host.
+// scheme and without a host. Features that have a player report URLs, or build them
+// by rules from elsewhere, are taken out unless the caller allows them (see
+// Features). So no manifest, however hostile, makes a player send the token to
+// another host.
+//
+// Players parse manifests loosely, with patterns and with XML parsers that check
+// little. So text that only such a parser takes for a tag or an element is taken out
+// too, or the manifest is refused.
 //
 // Players disagree about malformed URIs. This package reads URIs as the URL
 // standard makes browsers read http URLs: it ignores white space at the ends and
@@ -71,20 +77,40 @@ type Location struct {
 	Hosts  []string // host[:port] of the origin in lower case, in all forms that absolute URIs may have
 }
 
+// Features are features of manifests that Rewrite takes out, with everything that
+// they contain, unless they are allowed. The zero Features allows none of them.
+type Features uint8
+
+const (
+	// Steering lets a server choose from which hosts a player loads the video:
+	// content steering, and in DASH a Location or PatchLocation that does not lead to
+	// an .mpd in the folder, because the MPD would then be changed by what this
+	// package never sees.
+	Steering Features = 1 << iota
+
+	// Reporting has a player tell a server what it loads: in DASH, Metrics,
+	// ClientDataReporting, and every element that the MPD schema does not have, except
+	// where the schema leaves the content to other parties.
+	Reporting
+)
+
 // Stats counts the URIs of a manifest. Each is counted once.
 type Stats struct {
 	Rewritten int
 	Left      int // unchanged: relative and in the folder, on another host, or of another scheme
 	Outside   int // unchanged: on the origin, but not in the folder
+	Removed   int // not URIs: tags and elements that were taken out
 }
 
 // Rewrite appends the rewritten manifest src to dst and returns the result. query
 // is the undecoded query of the viewer's request, from which HLS variables can take
 // their values. dst and src must not overlap.
 //
+// allowed are the features that stay.
+//
 // If the manifest is invalid, the error wraps ErrInvalid. With any error, Rewrite
 // returns dst as it was.
-func Rewrite(dst, src []byte, f Format, at Location, query string) ([]byte, Stats, error) {
+func Rewrite(dst, src []byte, f Format, at Location, query string, allowed Features) ([]byte, Stats, error) {
 	if !at.valid() {
 		return dst, Stats{}, errLocation
 	}
@@ -99,9 +125,9 @@ func Rewrite(dst, src []byte, f Format, at Location, query string) ([]byte, Stat
 	var err error
 	switch f {
 	case HLS:
-		out, stats, err = rewriteHLS(dst, src, at, query)
+		out, stats, err = rewriteHLS(dst, src, at, query, allowed)
 	case DASH:
-		out, stats, err = rewriteDASH(dst, src, at)
+		out, stats, err = rewriteDASH(dst, src, at, allowed)
 	default:
 		err = fmt.Errorf("manifest: unknown format %d", f)
 	}

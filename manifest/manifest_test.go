@@ -14,6 +14,9 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
+// allowed lets all features stay, in the tests of URIs.
+const allowed = manifest.Steering | manifest.Reporting
+
 var update = flag.Bool("update", false, "write the golden files of testdata again")
 
 // here is the location of the manifests in the tests.
@@ -61,7 +64,7 @@ func TestGolden(t *testing.T) {
 		t.Run(tc.file, func(t *testing.T) {
 			t.Parallel()
 			in := readFile(t, tc.file)
-			got, stats, err := manifest.Rewrite(nil, in, manifest.Sniff(in), tc.at, tc.query)
+			got, stats, err := manifest.Rewrite(nil, in, manifest.Sniff(in), tc.at, tc.query, allowed)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -131,12 +134,12 @@ func TestErrorReturnsDst(t *testing.T) {
 		if f == 0 {
 			f = manifest.HLS
 		}
-		got, stats, err := manifest.Rewrite(dst, []byte(body), f, here, "")
+		got, stats, err := manifest.Rewrite(dst, []byte(body), f, here, "", allowed)
 		if !errors.Is(err, manifest.ErrInvalid) || string(got) != "before" || stats != (manifest.Stats{}) {
 			t.Errorf("Rewrite(%q) = %q, %v, %v", body, got, stats, err)
 		}
 	}
-	got, _, err := manifest.Rewrite(dst, []byte("#EXTM3U\n/library/vidA/v1/1.ts\n"), manifest.HLS, here, "")
+	got, _, err := manifest.Rewrite(dst, []byte("#EXTM3U\n/library/vidA/v1/1.ts\n"), manifest.HLS, here, "", allowed)
 	if want := "before#EXTM3U\n../1.ts\n"; string(got) != want || err != nil {
 		t.Errorf("Rewrite = %q, %v, want %q", got, err, want)
 	}
@@ -146,10 +149,10 @@ func TestErrorReturnsDst(t *testing.T) {
 func TestSizeIsBounded(t *testing.T) {
 	t.Parallel()
 	body := append([]byte("#EXTM3U\n"), bytes.Repeat([]byte("\n"), manifest.MaxSize)...)
-	if _, _, err := manifest.Rewrite(nil, body, manifest.HLS, here, ""); !errors.Is(err, manifest.ErrInvalid) {
+	if _, _, err := manifest.Rewrite(nil, body, manifest.HLS, here, "", allowed); !errors.Is(err, manifest.ErrInvalid) {
 		t.Errorf("%d bytes: %v, want ErrInvalid", len(body), err)
 	}
-	if _, _, err := manifest.Rewrite(nil, body[:manifest.MaxSize], manifest.HLS, here, ""); err != nil {
+	if _, _, err := manifest.Rewrite(nil, body[:manifest.MaxSize], manifest.HLS, here, "", allowed); err != nil {
 		t.Errorf("%d bytes: %v", manifest.MaxSize, err)
 	}
 }
@@ -167,7 +170,7 @@ func TestLocationIsChecked(t *testing.T) {
 		{Path: `/a/b\c`, Folder: "/a/"},
 		{Path: "/a/b?c", Folder: "/a/"},
 	} {
-		_, _, err := manifest.Rewrite(nil, []byte("#EXTM3U\n"), manifest.HLS, at, "")
+		_, _, err := manifest.Rewrite(nil, []byte("#EXTM3U\n"), manifest.HLS, at, "", allowed)
 		if err == nil || errors.Is(err, manifest.ErrInvalid) {
 			t.Errorf("Rewrite at %+v: %v", at, err)
 		}
@@ -185,7 +188,7 @@ func TestWorkIsLinear(t *testing.T) {
 	for _, uri := range []string{chain, chain + "library/vidA/v1/x", strings.Repeat("a/../", 1_600_000), strings.Repeat("/", 8_000_000)} {
 		for _, format := range []string{"#EXTM3U\n%\n", `<MPD><SegmentTemplate media="%"/></MPD>`, `<MPD><BaseURL>%</BaseURL></MPD>`} {
 			body := []byte(strings.Replace(format, "%", uri, 1))
-			if _, _, err := manifest.Rewrite(nil, body, manifest.Sniff(body), here, ""); err != nil {
+			if _, _, err := manifest.Rewrite(nil, body, manifest.Sniff(body), here, "", allowed); err != nil {
 				t.Errorf("%.20s of %.20s: %v", uri, format, err)
 			}
 		}
@@ -204,7 +207,7 @@ func TestURIsShareMemory(t *testing.T) {
 			body := []byte(tc.before + strings.Repeat(tc.each, n) + tc.after)
 			dst := make([]byte, 0, 2*len(body))
 			return testing.AllocsPerRun(5, func() {
-				_, stats, err := manifest.Rewrite(dst, body, manifest.Sniff(body), here, "")
+				_, stats, err := manifest.Rewrite(dst, body, manifest.Sniff(body), here, "", allowed)
 				if err != nil || stats.Rewritten < n {
 					t.Errorf("%q: %v, %v", tc.each, stats, err)
 				}
@@ -229,7 +232,7 @@ func TestGrowthIsBounded(t *testing.T) {
 			strings.Repeat("{$a}{$a}\n", 10_000),
 		"BaseURL": "<MPD><BaseURL>" + strings.Repeat("a/", 900) + "</BaseURL>" + strings.Repeat(`<SegmentURL media="/library/vidA/v1/x"/>`, 10_000) + "</MPD>",
 	} {
-		_, _, err := manifest.Rewrite(nil, []byte(body), manifest.Sniff([]byte(body)), deep, "")
+		_, _, err := manifest.Rewrite(nil, []byte(body), manifest.Sniff([]byte(body)), deep, "", allowed)
 		if !errors.Is(err, manifest.ErrInvalid) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
 		}

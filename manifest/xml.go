@@ -25,7 +25,7 @@ const (
 
 type xmlToken struct {
 	kind tokenKind
-	span        // of the text or the content of the CDATA section
+	span        // of the text or the content of the CDATA section; from the start of a start tag
 	name []byte // of a tag, with its prefix
 }
 
@@ -62,63 +62,88 @@ func (s *scanner) declaration() error {
 	if !bytes.HasPrefix(rest, []byte("<?xml")) || len(rest) == 5 || nameByte[rest[5]] {
 		return nil
 	}
-	end := after(rest, "?>")
-	if end < 0 {
-		return s.invalid("the XML declaration has no end")
-	}
-	inner := &scanner{src: s.src[:s.pos+end-2], pos: s.pos + 5}
-	if err := inner.readAttributes(); err != nil {
+	if _, err := s.instruction(); err != nil {
 		return err
 	}
-	for _, a := range inner.attributes {
+	for _, a := range s.attributes {
 		if string(a.name) == "encoding" && !strings.EqualFold(string(s.src[a.value.from:a.value.to]), "utf-8") {
 			return s.invalid("an encoding other than UTF-8")
 		}
 	}
-	if inner.pos != len(inner.src) {
-		return s.invalid("a malformed XML declaration")
-	}
-	s.pos += end
 	return nil
+}
+
+// instruction reads a processing instruction, or the XML declaration. It accepts only
+// a name and attributes: players read any other as a tag whose end is elsewhere.
+func (s *scanner) instruction() (name []byte, err error) {
+	t, err := s.between("<?", "?>", tokenOther)
+	if err != nil {
+		return nil, err
+	}
+	inner := &scanner{src: s.src[:t.to], pos: t.from, attributes: s.attributes}
+	name = inner.name()
+	if err := inner.readAttributes(); err != nil {
+		return nil, err
+	}
+	if len(name) == 0 || inner.pos != t.to || bytes.IndexByte(s.src[t.from:t.to], '>') >= 0 {
+		return nil, s.invalid("a malformed processing instruction")
+	}
+	s.attributes = inner.attributes
+	return name, nil
 }
 
 // next returns the next token.
 func (s *scanner) next() (xmlToken, error) {
-	start := s.pos
-	if start == len(s.src) {
+	rest := s.src[s.pos:]
+	switch {
+	case len(rest) == 0:
 		return xmlToken{}, nil
-	}
-	if s.src[start] != '<' {
-		length := bytes.IndexByte(s.src[start:], '<')
-		if length < 0 {
-			length = len(s.src) - start
+	case rest[0] != '<':
+		return s.text()
+	case len(rest) > 1 && rest[1] == '/':
+		return s.endTag()
+	case len(rest) > 1 && rest[1] == '?':
+		name, err := s.instruction()
+		if err == nil && strings.EqualFold(string(name), "xml") {
+			err = s.invalid("an XML declaration is not at the start")
 		}
-		s.pos += length
-		text := span{start, s.pos}
-		return xmlToken{kind: tokenText, span: text}, s.checkReferences(text)
+		return xmlToken{kind: tokenOther}, err
+	case len(rest) > 1 && rest[1] == '!':
+		return s.markup(rest)
 	}
-	switch rest := s.src[start:]; {
-	case bytes.HasPrefix(rest, []byte("<?")):
-		if len(rest) > 5 && strings.EqualFold(string(rest[2:5]), "xml") && !nameByte[rest[5]] {
-			return xmlToken{}, s.invalid("an XML declaration is not at the start")
-		}
-		return s.between("<?", "?>", tokenOther)
+	return s.startTag()
+}
+
+func (s *scanner) text() (xmlToken, error) {
+	text := span{s.pos, len(s.src)}
+	if length := bytes.IndexByte(s.src[s.pos:], '<'); length >= 0 {
+		text.to = s.pos + length
+	}
+	s.pos = text.to
+	return xmlToken{kind: tokenText, span: text}, s.checkReferences(text)
+}
+
+func (s *scanner) endTag() (xmlToken, error) {
+	s.pos += len("</")
+	name := s.name()
+	s.space()
+	if len(name) == 0 || !s.skip('>') {
+		return xmlToken{}, s.invalid("a malformed end tag")
+	}
+	return xmlToken{kind: tokenClose, name: name}, nil
+}
+
+// markup reads a comment or a CDATA section.
+func (s *scanner) markup(rest []byte) (xmlToken, error) {
+	switch {
+	case bytes.HasPrefix(rest, []byte("<!-->")), bytes.HasPrefix(rest, []byte("<!--->")):
+		return xmlToken{}, s.invalid("a comment that ends at its start for some players")
 	case bytes.HasPrefix(rest, []byte("<!--")):
 		return s.between("<!--", "-->", tokenOther)
 	case bytes.HasPrefix(rest, []byte("<![CDATA[")):
 		return s.between("<![CDATA[", "]]>", tokenVerbatim)
-	case bytes.HasPrefix(rest, []byte("<!")):
-		return xmlToken{}, s.invalid("a document type or another declaration")
-	case bytes.HasPrefix(rest, []byte("</")):
-		s.pos += len("</")
-		name := s.name()
-		s.space()
-		if len(name) == 0 || !s.skip('>') {
-			return xmlToken{}, s.invalid("a malformed end tag")
-		}
-		return xmlToken{kind: tokenClose, name: name}, nil
 	}
-	return s.startTag()
+	return xmlToken{}, s.invalid("a document type or another declaration")
 }
 
 // between reads a token that begins with one mark and ends with the next occurrence
@@ -135,8 +160,9 @@ func (s *scanner) between(begin, end string, kind tokenKind) (xmlToken, error) {
 }
 
 func (s *scanner) startTag() (xmlToken, error) {
+	t := xmlToken{kind: tokenStart, span: span{from: s.pos}}
 	s.pos++
-	t := xmlToken{kind: tokenStart, name: s.name()}
+	t.name = s.name()
 	if len(t.name) == 0 {
 		return xmlToken{}, s.invalid("a tag has no valid name")
 	}
@@ -171,7 +197,8 @@ func (s *scanner) attribute() (a xmlAttribute, err error) {
 		return a, nil
 	}
 	s.space()
-	if !separated || !s.skip('=') {
+	// Some players find attributes only at letters, in values as well.
+	if first := a.name[0] | 0x20; !separated || first < 'a' || first > 'z' || !s.skip('=') {
 		return a, s.invalid("a malformed attribute")
 	}
 	s.space()
