@@ -81,6 +81,8 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		{"origin_path of a variable with dot segments", `{}`, `{"origin_path":"{env.TEST_BAD_FOLDER}/{video}"}`, []string{"origin_path", "dot segment"}},
 		{"origin_path with a misspelt placeholder", `{}`, `{"origin_path":"/{vidoe}"}`, []string{"origin_path", "{vidoe}"}},
 		{"origin_path of the request", `{}`, `{"origin_path":"/{http.request.host}/{video}"}`, []string{"origin_path", "{http.request.host}"}},
+		{"manifest_features unknown", `{}`, `{"manifest_features":["steering","all"]}`, []string{`manifest feature "all"`, "reporting"}},
+		{"manifest_features repeated", `{}`, `{"manifest_features":["steering","steering"]}`, []string{`manifest_features: "steering" is repeated`}},
 		{"downloads", `{}`, `{"downloads":["ok","a%20b"]}`, []string{"downloads", "a%20b"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

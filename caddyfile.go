@@ -58,12 +58,13 @@ func knownOptions(options map[string]option) string {
 // UnmarshalCaddyfile sets up the gate from Caddyfile tokens. Syntax:
 //
 //	signed_playback [<matcher>] {
-//	    origin_path    <template>
-//	    player         [<path to hls.js file>]
-//	    downloads      <path glob>...
-//	    manifest_hosts <host[:port]>...
-//	    enforce        on|off
-//	    report_only    <check>...
+//	    origin_path       <template>
+//	    player            [<path to hls.js file>]
+//	    downloads         <path glob>...
+//	    manifest_hosts    <host[:port]>...
+//	    manifest_features steering|reporting...
+//	    enforce           on|off
+//	    report_only       <check>...
 //	}
 //
 // The default of origin_path is /{video}, and of downloads, downloads/*. Without
@@ -95,6 +96,12 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"manifest_hosts": func(d *caddyfile.Dispenser) error {
 			return someArgs(d, &g.ManifestHosts, func(host string) error {
 				_, err := parseManifestHost(host)
+				return err
+			})
+		},
+		"manifest_features": func(d *caddyfile.Dispenser) error {
+			return someArgs(d, &g.ManifestFeatures, func(name string) error {
+				_, err := parseManifestFeature(name)
 				return err
 			})
 		},

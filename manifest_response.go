@@ -139,7 +139,7 @@ func (w *response) rewrite() ([]byte, error) {
 		return nil, errManifestForm
 	}
 	start := time.Now()
-	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, w.d.location(), w.d.query, 0)
+	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, w.d.location(), w.d.query, w.d.gate.features)
 	w.d.app.metrics.manifestSeconds.Observe(time.Since(start).Seconds())
 	w.d.app.metrics.countURIs(stats)
 	return rewritten, err
@@ -332,6 +332,17 @@ func parseManifestHost(text string) (string, error) {
 		return "", fmt.Errorf("manifest host %q is not host[:port]: %w", text, err)
 	}
 	return weborigin.JoinHostPort(host, port), nil
+}
+
+// parseManifestFeature reads the name of a feature in the config.
+func parseManifestFeature(name string) (manifest.Features, error) {
+	switch name {
+	case "steering":
+		return manifest.Steering, nil
+	case "reporting":
+		return manifest.Reporting, nil
+	}
+	return 0, fmt.Errorf("manifest feature %q is unknown; known are steering and reporting", name)
 }
 
 // dropEntityHeaders removes the headers that describe a body that the viewer does

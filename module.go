@@ -14,6 +14,7 @@ package signedplayback
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -21,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/player"
+	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
 func init() {
@@ -67,6 +69,14 @@ type Gate struct {
 	// host name. Default: none.
 	ManifestHosts []string `json:"manifest_hosts,omitempty"`
 
+	// Features that manifests may have although they let others than the gate
+	// choose from where players load, or learn what players load: `steering`
+	// (content steering, and MPDs that the gate does not rewrite) and `reporting`
+	// (DASH metrics, client data reporting, and elements that MPDs do not have). The
+	// gate takes all others out, because they give the viewer's URL away. Default:
+	// none. Permitted: `["steering"]`. Not permitted: `["all"]`.
+	ManifestFeatures []string `json:"manifest_features,omitempty"`
+
 	// Report-only mode for videos without a setting of their own. Default: the
 	// setting of the app.
 	Enforcement
@@ -77,6 +87,7 @@ type Gate struct {
 	downloads     pathGlobs
 	player        *player.Page // nil without a player
 	manifestHosts []string
+	features      manifest.Features
 
 	mayReportTokens bool // for some video
 	reportLog       *zap.Logger
@@ -113,6 +124,16 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 		if g.manifestHosts[i], err = parseManifestHost(host); err != nil {
 			return err
 		}
+	}
+	for i, name := range g.ManifestFeatures {
+		feature, err := parseManifestFeature(name)
+		if err == nil && slices.Contains(g.ManifestFeatures[:i], name) {
+			err = fmt.Errorf("manifest_features: %q is repeated", name)
+		}
+		if err != nil {
+			return err
+		}
+		g.features |= feature
 	}
 	globs := g.Downloads
 	if len(globs) == 0 {

@@ -305,7 +305,7 @@ func kindOf(decoded string) kind {
 	}
 	ending := extension(decoded)
 	switch {
-	case ending == "m3u8" || ending == "mpd":
+	case ending == "m3u8" || ending == "mpd" || ending == "mpp": // a DASH patch
 		return kindManifest
 	case strings.HasPrefix(decoded, "thumbnails/"):
 		return kindThumbnail
