@@ -1,14 +1,9 @@
 package signedplayback
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"iter"
-	"maps"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -22,101 +17,41 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/jwks"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/store/storetest"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// memStore is a store in memory. Each call of Changes reports everything.
+// memStore is a store in memory with one node.
 type memStore struct {
-	mu      sync.Mutex
-	objects map[store.Name]store.Object
-	down    bool
-	reads   int // of single objects
+	fleet *storetest.Fleet
+	*storetest.Node
 }
 
-func newMemStore() *memStore { return &memStore{objects: make(map[store.Name]store.Object)} }
+func newMemStore() *memStore {
+	fleet := storetest.NewFleet()
+	return &memStore{fleet, fleet.Join()}
+}
 
-// plant puts an object into the store.
+// downStore returns a store that does not answer.
+func downStore() *memStore {
+	m := newMemStore()
+	m.setDown(true)
+	return m
+}
+
+// plant is a change by another node.
 func (m *memStore) plant(collection store.Collection, id, data string) {
-	m.put(store.Object{Name: must(store.NewName(collection, id)), Data: []byte(data)})
+	m.fleet.Write(must(store.NewName(collection, id)), data)
 }
 
-// damage makes an object one that cannot be trusted.
 func (m *memStore) damage(collection store.Collection, id string) {
-	m.put(store.Object{Name: must(store.NewName(collection, id)), Damage: store.ErrDamaged})
-}
-
-func (m *memStore) put(object store.Object) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.objects[object.Name] = object
+	m.plant(collection, id, storetest.Damaged)
 }
 
 func (m *memStore) setDown(down bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.down = down
+	m.Intercept(map[bool]storetest.Step{true: storetest.Down}[down], nil)
 }
-
-func (m *memStore) err() error {
-	if m.down {
-		return store.ErrUnavailable
-	}
-	return nil
-}
-
-func (m *memStore) Get(_ context.Context, name store.Name) (store.Object, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.reads++
-	object := m.objects[name]
-	object.Name = name
-	return object, m.err()
-}
-
-func (m *memStore) Update(_ context.Context, name store.Name, change store.Change) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.down {
-		return store.ErrUnavailable
-	}
-	present := m.objects[name]
-	present.Name = name
-	data, err := change(present)
-	if err == nil {
-		m.objects[name] = store.Object{Name: name, Data: data}
-	}
-	return err
-}
-
-func (m *memStore) All(_ context.Context, collection store.Collection) iter.Seq2[store.Object, error] {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	objects, err := slices.Collect(maps.Values(m.objects)), m.err()
-	return func(yield func(store.Object, error) bool) {
-		if err != nil {
-			yield(store.Object{}, err)
-			return
-		}
-		for _, object := range objects {
-			if object.Name.Collection() == collection && !yield(object, nil) {
-				return
-			}
-		}
-	}
-}
-
-func (m *memStore) Changes(context.Context) ([]store.Collection, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return []store.Collection{store.Keys, store.Videos, store.Signing}, m.err()
-}
-
-func (*memStore) Start() {}
-
-func (*memStore) Wake() <-chan struct{} { return nil }
-
-func (*memStore) Close() {}
 
 // liveKey is the stored document of a key that verifies: testKey under another
 // id, because making keys is slow.
@@ -136,8 +71,9 @@ func keyOf(id string) *token.SigningKey {
 // stateOf returns a State that has read a store and does not follow it.
 func stateOf(t *testing.T, m *memStore) *state.State {
 	t.Helper()
+	m.fleet.Restore(m.fleet.Backup()) // another state may have heard of it
 	s := state.New(state.Config{
-		Store: m, Logger: zap.NewNop, CountError: collectMetrics().countStoreError,
+		Store: m.Node, Logger: zap.NewNop, CountError: collectMetrics().countStoreError,
 		Now: func() time.Time { return testTime },
 	})
 	t.Cleanup(s.Close)
@@ -271,7 +207,7 @@ func TestTokensOfKeysInTheStore(t *testing.T) {
 	}
 	want["k1"] = "key_unknown"
 	check("after a revocation")
-	useState(t, g.app, stateOf(t, &memStore{down: true}))
+	useState(t, g.app, stateOf(t, downStore()))
 	for keyID := range want {
 		want[keyID] = "state_unavailable"
 	}

@@ -93,7 +93,7 @@ func TestKnownTokensAreCheckedAgain(t *testing.T) {
 		{"key removed", func(_ *testing.T, app *App) {
 			app.keys.fixed = must(token.NewKeySet())
 		}, "key_unknown"},
-		{"state given up", func(t *testing.T, app *App) { app.keys.state = stateOf(t, &memStore{down: true}) }, "state_unavailable"},
+		{"state given up", func(t *testing.T, app *App) { app.keys.state = stateOf(t, downStore()) }, "state_unavailable"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			g := newGate(t, new(App), new(Gate))

@@ -1,17 +1,13 @@
 package controlapi
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
-	"iter"
-	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +19,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/store/storetest"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -43,125 +40,27 @@ var (
 	otherKey = sync.OnceValue(func() *token.SigningKey { return must(token.GenerateSigningKey("k2")) })
 )
 
-// memStore is a store in memory whose operations a test can fail and hold up.
+// memStore is a store in memory with one node.
 type memStore struct {
-	mu      sync.Mutex
-	objects map[store.Name]store.Object
-	calls   map[string]int
-
-	// Called after each operation (get, update, list, read, changes), whose error
-	// it may be. May be nil.
-	hook func(ctx context.Context, operation string, name store.Name) error
+	fleet *storetest.Fleet
+	*storetest.Node
 }
 
-func (m *memStore) run(ctx context.Context, operation string, name store.Name, do func()) error {
-	m.mu.Lock()
-	m.calls[operation]++
-	hook := m.hook
-	do()
-	m.mu.Unlock()
-	if hook == nil {
-		return nil
-	}
-	return hook(ctx, operation, name)
+func newMemStore() *memStore {
+	fleet := storetest.NewFleet()
+	return &memStore{fleet, fleet.Join()}
 }
 
-func (m *memStore) Get(ctx context.Context, name store.Name) (object store.Object, err error) {
-	err = m.run(ctx, "get", name, func() { object = m.objects[name] })
-	object.Name = name
-	return object, err
-}
-
-func (m *memStore) Update(ctx context.Context, name store.Name, change store.Change) (err error) {
-	failed := m.run(ctx, "update", name, func() {})
-	if failed != nil {
-		return failed
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	present := m.objects[name]
-	present.Name = name
-	data, err := change(present)
-	if err != nil {
-		return err
-	}
-	if delete(m.objects, name); data != nil {
-		m.objects[name] = store.Object{Name: name, Data: data}
-	}
-	return nil
-}
-
-func (m *memStore) All(ctx context.Context, collection store.Collection) iter.Seq2[store.Object, error] {
-	return func(yield func(store.Object, error) bool) {
-		var objects []store.Object
-		if err := m.run(ctx, "list", store.Name{}, func() { objects = slices.Collect(maps.Values(m.objects)) }); err != nil {
-			yield(store.Object{}, err)
-			return
-		}
-		slices.SortFunc(objects, func(a, b store.Object) int { return strings.Compare(a.Name.ID(), b.Name.ID()) })
-		for _, object := range objects {
-			if object.Name.Collection() != collection {
-				continue
-			}
-			if err := m.run(ctx, "read", object.Name, func() {}); err != nil {
-				yield(store.Object{}, err)
-				return
-			}
-			if !yield(object, nil) {
-				return
-			}
-		}
-	}
-}
-
-func (m *memStore) Changes(ctx context.Context) ([]store.Collection, error) {
-	return []store.Collection{store.Keys, store.Videos, store.Signing}, m.run(ctx, "changes", store.Name{}, func() {})
-}
-
-func (*memStore) Start() {}
-
-func (*memStore) Wake() <-chan struct{} { return nil }
-
-func (*memStore) Close() {}
-
-func (m *memStore) setHook(hook func(context.Context, string, store.Name) error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.hook = hook
-}
-
-func down(context.Context, string, store.Name) error { return store.ErrUnavailable }
-
-func hang(ctx context.Context, _ string, _ store.Name) error {
-	<-ctx.Done()
-	return fmt.Errorf("%w: %w", store.ErrUnavailable, ctx.Err())
-}
-
-// plant puts an object into the store; no data makes it a damaged one.
+// plant is a change by another node; no data makes a damaged object.
 func (m *memStore) plant(collection store.Collection, id, data string) {
-	object := store.Object{Name: must(store.NewName(collection, id)), Data: []byte(data)}
 	if data == "" {
-		object.Data, object.Damage = nil, store.ErrDamaged
+		data = storetest.Damaged
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.objects[object.Name] = object
+	m.fleet.Write(must(store.NewName(collection, id)), data)
 }
 
 func (m *memStore) data(collection store.Collection, id string) string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return string(m.objects[must(store.NewName(collection, id))].Data)
-}
-
-// count returns how many operations of the kinds there have been.
-func (m *memStore) count(operations ...string) (count int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, operation := range operations {
-		count += m.calls[operation]
-	}
-	return count
+	return m.fleet.Data(must(store.NewName(collection, id)))
 }
 
 // plantKeys makes testKey one of the gateway's keys, "gone" a revoked one and
@@ -189,11 +88,11 @@ type controlled struct {
 // change its configuration.
 func control(t testing.TB, change func(*Config)) controlled {
 	t.Helper()
-	m := &memStore{objects: make(map[store.Name]store.Object), calls: make(map[string]int)}
+	m := newMemStore()
 	m.plantKeys()
 	clock := testTime
 	now := func() time.Time { return clock }
-	s := state.New(state.Config{Store: m, Logger: zap.NewNop, CountError: func(string) {}, Now: now})
+	s := state.New(state.Config{Store: m.Node, Logger: zap.NewNop, CountError: func(string) {}, Now: now})
 	t.Cleanup(s.Close)
 	core, logs := observer.New(zapcore.DebugLevel)
 	config := Config{

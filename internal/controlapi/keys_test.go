@@ -18,6 +18,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/store/storetest"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -116,12 +117,7 @@ func TestRepeatedAndAbandonedCreations(t *testing.T) {
 	gone := c.createKey(t, func(r *http.Request) {
 		ctx, cancel := context.WithCancel(r.Context())
 		*r = *r.WithContext(ctx)
-		c.store.setHook(func(_ context.Context, operation string, _ store.Name) error {
-			if operation == "update" {
-				cancel()
-			}
-			return nil
-		})
+		c.store.Intercept(storetest.On("update", "", func(context.Context, string, store.Name) error { cancel(); return nil }), nil)
 	}).ID
 	for id, want := range map[string]bool{first: true, other: false, second: false, gone: true} {
 		if c.isRevoked(id) != want {
@@ -154,13 +150,13 @@ func TestRotation(t *testing.T) {
 func TestKeysThatAreNotKnown(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
-	m := &memStore{objects: make(map[store.Name]store.Object), calls: make(map[string]int)}
-	m.setHook(down)
-	c.State = state.New(state.Config{Store: m, Logger: zap.NewNop, CountError: func(string) {}})
+	m := newMemStore()
+	m.Intercept(storetest.Down, nil)
+	c.State = state.New(state.Config{Store: m.Node, Logger: zap.NewNop, CountError: func(string) {}})
 	for _, tc := range []struct{ method, path string }{{"GET", "keys"}, {"POST", "keys"}, {"DELETE", "keys/k1"}} {
 		wantReply(t, tc.method, c.call(t, tc.method, tc.path, ""), 503, codeUnavailable)
 	}
-	if m.count("update") != 0 {
+	if m.Count("update") != 0 {
 		t.Error("the call has written to the store")
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/store/storetest"
 )
 
 // An unfiltered list looks like a filtered one, so a query that the API does not
@@ -215,14 +216,9 @@ func TestListWithDamagedVideos(t *testing.T) {
 	if diff := cmp.Diff(want, a.messages); diff != "" {
 		t.Errorf("warnings (-want +got):\n%s", diff)
 	}
-	c.store.setHook(func(ctx context.Context, operation string, name store.Name) error {
-		if operation == "read" && name.ID() == "good" {
-			return down(ctx, operation, name)
-		}
-		return nil
-	})
+	c.store.Intercept(storetest.On("read", "good", storetest.Down), nil)
 	wantReply(t, "a list that breaks off", c.call(t, "GET", streamPath, ""), 503, codeUnavailable)
-	c.store.setHook(nil)
+	c.store.Intercept(nil, nil)
 	wantReply(t, "the list after that", c.call(t, "GET", streamPath, ""), 200, 0)
 }
 
@@ -233,12 +229,7 @@ func TestListsAreMadeOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := control(t, nil)
 		proceed := make(chan struct{})
-		c.store.setHook(func(_ context.Context, operation string, _ store.Name) error {
-			if operation == "list" {
-				<-proceed
-			}
-			return nil
-		})
+		c.store.Intercept(storetest.On("list", "", func(context.Context, string, store.Name) error { <-proceed; return nil }), nil)
 		list := func(ctx context.Context) <-chan reply {
 			done := make(chan reply, 1)
 			go func() {
@@ -247,7 +238,7 @@ func TestListsAreMadeOneAtATime(t *testing.T) {
 			synctest.Wait()
 			return done
 		}
-		before := c.store.count("list")
+		before := c.store.Count("list")
 		first := list(t.Context())
 		ctx, cancel := context.WithCancel(t.Context())
 		cancelled := list(ctx)
@@ -261,7 +252,7 @@ func TestListsAreMadeOneAtATime(t *testing.T) {
 		for _, done := range waiting {
 			wantReply(t, "a list that waited too long", <-done, 503, codeUnavailable)
 		}
-		if got := c.store.count("list") - before; got != 1 {
+		if got := c.store.Count("list") - before; got != 1 {
 			t.Errorf("%d lists are made at once, want 1", got)
 		}
 		close(proceed)

@@ -18,7 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
-	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/store/storetest"
 )
 
 // The API answers every path below its prefix, and no other path.
@@ -135,7 +135,7 @@ func TestHeadersOfAnswers(t *testing.T) {
 			r.Header.Set("Access-Control-Request-Method", "POST")
 		}, 401, map[string]string{"Www-Authenticate": "Bearer"}},
 		{"GET", "keys", without("Authorization"), 401, map[string]string{"Www-Authenticate": "Bearer"}},
-		{"POST", "keys", func(*http.Request) { c.store.setHook(down) }, 503, map[string]string{"Retry-After": "1"}},
+		{"POST", "keys", func(*http.Request) { c.store.Intercept(storetest.Down, nil) }, 503, map[string]string{"Retry-After": "1"}},
 	} {
 		a := c.call(t, tc.method, tc.path, "", tc.change)
 		want := http.Header{"Content-Type": {"application/json"}, "Cache-Control": {"no-store"}, "X-Content-Type-Options": {"nosniff"}}
@@ -200,7 +200,7 @@ func TestCallsInEarlyData(t *testing.T) {
 	wantReply(t, "a call in early data", a, http.StatusTooEarly, 0)
 	a = c.call(t, "POST", "v", `{"requireSignedURLs":false}`, early, without("Authorization"))
 	wantReply(t, "a stranger's call in early data", a, 401, codeCredentials)
-	if c.store.count("update") != 0 {
+	if c.store.Count("update") != 0 {
 		t.Error("the call was made")
 	}
 	a = c.call(t, "POST", "v", `{}`, func(r *http.Request) { r.TLS = &tls.ConnectionState{HandshakeComplete: true} })
@@ -314,7 +314,7 @@ func TestLogHasNoSecrets(t *testing.T) {
 			t.Errorf("%s %s is logged as %v", tc.method, tc.body, fields)
 		}
 	}
-	c.store.setHook(down)
+	c.store.Intercept(storetest.Down, nil)
 	c.call(t, "GET", "unknown", "")
 	if entries := c.logs.TakeAll(); len(entries) != 1 || entries[0].Level.String() != "error" {
 		t.Errorf("a call that fails is logged as %v", entries)
@@ -326,7 +326,7 @@ func TestLogHasNoSecrets(t *testing.T) {
 func TestIDsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
-	before := c.store.count("get", "update")
+	before := c.store.Count("get", "update")
 	neither := []string{
 		"..", ".", "%2e%2e", "%2E", "a%2fb", "a%5cb", "%00", "a%00", "a%20b", "%e9", "%ff", "%e2%84%aa", "%c0%ae%c0%ae", "a%0a", "a%0d%0ab", "%7f", "*", "%2a", "a%3fb",
 		"a%23b", `a\b`, "a|b", "$a", "%64emo", "demo%20", "a%2fb%2f..%2fkeys", "a;b", "a,b", "a:b", "a@b", "a=b", "a+b", "a&b", "(a)", "%252e%252e",
@@ -347,7 +347,7 @@ func TestIDsThatAreRefused(t *testing.T) {
 		wantReply(t, "key "+id, c.call(t, "DELETE", "keys/"+id, ""), 404, codeNotFound)
 	}
 	wantReply(t, "token of keys", c.call(t, "POST", "keys/token", ""), 404, codeRoute)
-	if got := c.store.count("get", "update") - before; got != 0 {
+	if got := c.store.Count("get", "update") - before; got != 0 {
 		t.Errorf("%d calls of the store, want none", got)
 	}
 	for _, id := range []string{"Keys", "copy2", "token", "CLIP"} {
@@ -369,14 +369,14 @@ func TestCallsWithoutTheStore(t *testing.T) {
 		{"POST", "v/token", ""},
 		{"GET", streamPath, ""},
 	} {
-		for what, fails := range map[string]func(context.Context, string, store.Name) error{"fails": down, "hangs": hang} {
+		for what, fails := range map[string]storetest.Step{"fails": storetest.Down, "hangs": storetest.Hang} {
 			if tc.path == streamPath && what == "hangs" {
 				continue // a list may read for longer
 			}
 			t.Run(tc.method+" "+tc.path+" "+what, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					c := control(t, nil)
-					c.store.setHook(fails)
+					c.store.Intercept(fails, nil)
 					start := time.Now()
 					wantReply(t, "the call", c.call(t, tc.method, tc.path, tc.body), 503, codeUnavailable)
 					if waited := time.Since(start); waited >= time.Second {
@@ -388,9 +388,9 @@ func TestCallsWithoutTheStore(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 					defer cancel()
 					c.State.Sync(ctx) // from now on the store counts as unavailable
-					updates := c.store.count("update")
+					updates := c.store.Count("update")
 					wantReply(t, "the call later", c.call(t, tc.method, tc.path, tc.body), 503, codeUnavailable)
-					if c.store.count("update") != updates {
+					if c.store.Count("update") != updates {
 						t.Error("the call writes to a store that counts as unavailable")
 					}
 				})

@@ -59,7 +59,7 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 			}
 		}
 	}
-	if got := c.store.count("update"); got != 0 {
+	if got := c.store.Count("update"); got != 0 {
 		t.Errorf("%d changes, want none", got)
 	}
 }
@@ -143,7 +143,7 @@ func TestPartialUpdates(t *testing.T) {
 	for _, body := range []string{"", "{}", `{"uid":"v"}`, `{"size":7,"created":"never"}`} { // nothing to change
 		c.wantVideo(t, c.call(t, "POST", "v", body), want)
 	}
-	if c.store.count("update") != 0 {
+	if c.store.Count("update") != 0 {
 		t.Error("an edit that changes nothing writes to the store")
 	}
 	created := formatTime(testTime)
@@ -281,7 +281,7 @@ func TestVideosOfTheConfigFile(t *testing.T) {
 		wantReply(t, "DELETE", c.call(t, "DELETE", id, ""), 403, codeForbidden)
 		wantReply(t, "POST of nonsense", c.call(t, "POST", id, `{"x":1}`), 400, codeBadRequest)
 	}
-	if c.store.count("update", "get") != 0 {
+	if c.store.Count("update", "get") != 0 {
 		t.Error("a call for a video of the config file asks the store")
 	}
 }

@@ -23,7 +23,7 @@ import (
 func TestKeysAreStored(t *testing.T) {
 	t.Parallel()
 	f, _, s := fleetWith(t)
-	other := newTestState(t, f.node())
+	other := newTestState(t, f.Join())
 	*s.setTime() = testTime.Add(123456789 * time.Nanosecond)
 	key := keyOf("a")
 	created, err := s.storeKey(t.Context(), key.Public(), true, "request")
@@ -37,7 +37,7 @@ func TestKeysAreStored(t *testing.T) {
 			t.Errorf("the key is %+v", got)
 		}
 	}
-	text := f.data(keyNamed("a"))
+	text := f.Data(keyNamed("a"))
 	for _, member := range []string{`"d"`, `"p"`, `"q"`, `"dp"`, `"dq"`, `"qi"`, "PRIVATE"} {
 		if strings.Contains(text, member) {
 			t.Errorf("the store contains %s of the private half: %s", member, text)
@@ -50,12 +50,12 @@ func TestKeyIDIsTakenForGood(t *testing.T) {
 	t.Parallel()
 	for what, data := range map[string]string{"live": liveKey("a"), "revoked": revokedKey("a"), "damaged": damaged, "empty": "{}"} {
 		f, _, s := fleetWith(t)
-		f.plant(keyNamed("a"), data) // by another node, a moment ago
-		before := f.backup()[keyNamed("a")]
+		f.Plant(keyNamed("a"), data) // by another node, a moment ago
+		before := f.Backup()[keyNamed("a")]
 		if _, err := s.storeKey(t.Context(), keyOf("a").Public(), false, ""); !errors.Is(err, errKeyExists) {
 			t.Errorf("%s: storeKey = %v, want errKeyExists", what, err)
 		}
-		after := f.backup()[keyNamed("a")]
+		after := f.Backup()[keyNamed("a")]
 		if string(after.Data) != string(before.Data) || (after.Damage == nil) != (before.Damage == nil) {
 			t.Errorf("%s: the object is %q now", what, after.Data)
 		}
@@ -68,7 +68,7 @@ func TestKeyIDIsTakenForGood(t *testing.T) {
 func TestKeyThatIsNotStored(t *testing.T) {
 	t.Parallel()
 	_, n, s := fleetWith(t, "b live")
-	n.intercept(on("update", "", down), nil)
+	n.Intercept(on("update", "", down), nil)
 	if key, _, err := s.CreateKey(t.Context(), ""); !errors.Is(err, ErrUnavailable) || key != nil {
 		t.Errorf("CreateKey = %v, %v, want ErrUnavailable", key, err)
 	}
@@ -88,25 +88,25 @@ func TestRevocationIsStored(t *testing.T) {
 	const otherVersion = `{"id":"a","revoked":"2020-01-01T00:00:00Z"}`
 	for data, written := range map[string]bool{liveKey("a"): true, damaged: true, `"x"`: true, "": true, revokedKey("a"): false, otherVersion: false} {
 		f := newFleet()
-		f.write(keyNamed("a"), data)
-		s := newTestState(t, f.node())
+		f.Write(keyNamed("a"), data)
+		s := newTestState(t, f.Join())
 		*s.setTime() = testTime.Add(time.Hour)
-		before := f.data(keyNamed("a"))
+		before := f.Data(keyNamed("a"))
 		for range 2 {
 			if err := s.Revoke(t.Context(), "a"); err != nil {
 				t.Errorf("%.80s: Revoke = %v", data, err)
 			}
 			wantKeys(t, s, "a revoked")
 		}
-		if (f.data(keyNamed("a")) != before) != written || f.backup()[keyNamed("a")].Damage != nil {
-			t.Errorf("%.80s: the object is %s", data, f.data(keyNamed("a")))
+		if (f.Data(keyNamed("a")) != before) != written || f.Backup()[keyNamed("a")].Damage != nil {
+			t.Errorf("%.80s: the object is %s", data, f.Data(keyNamed("a")))
 		}
-		wantKeys(t, newTestState(t, f.node()), "a revoked")
+		wantKeys(t, newTestState(t, f.Join()), "a revoked")
 		if data != liveKey("a") {
 			continue
 		}
 		var doc keyDocument
-		if err := json.Unmarshal([]byte(f.data(keyNamed("a"))), &doc); err != nil {
+		if err := json.Unmarshal([]byte(f.Data(keyNamed("a"))), &doc); err != nil {
 			t.Fatal(err)
 		}
 		want := keyDocument{ID: "a", Created: testTime, Revoked: testTime.Add(time.Hour)}
@@ -135,7 +135,7 @@ func TestIDsThatAreNoNames(t *testing.T) {
 			t.Errorf("%q is a valid id", id)
 		}
 	}
-	if got := n.count("update", "get"); got != 0 {
+	if got := n.Count("update", "get"); got != 0 {
 		t.Errorf("%d calls of the store, want none", got)
 	}
 }
@@ -147,9 +147,9 @@ func TestLiveKeysAreInOrder(t *testing.T) {
 	f.plantAll("gone revoked", "broken damaged")
 	want := []string{"x1", "y1", "x0", "y0"}
 	for i, id := range want {
-		f.plant(keyNamed(id), keyDoc(id, func(doc *keyDocument) { doc.Created = testTime.Add(-time.Duration(i/2) * time.Second) }))
+		f.Plant(keyNamed(id), keyDoc(id, func(doc *keyDocument) { doc.Created = testTime.Add(-time.Duration(i/2) * time.Second) }))
 	}
-	s := newTestState(t, f.node())
+	s := newTestState(t, f.Join())
 	for range 3 {
 		var got []string
 		for _, key := range s.LiveKeys() {
@@ -192,7 +192,7 @@ func TestDamagedKeyIsNotUsed(t *testing.T) {
 			t.Parallel()
 			f, _, s := fleetWith(t, "a live", "b live")
 			wantKeys(t, s, "a live")
-			f.write(keyNamed("a"), data)
+			f.Write(keyNamed("a"), data)
 			s.Sync(t.Context())
 			wantKeys(t, s, "a damaged", "b live")
 			if key, _ := s.Key("a"); !errors.Is(key.Damage, ErrDamaged) || s.Unavailable() || s.errors("decode") == 0 {
@@ -217,8 +217,8 @@ func TestRevokedKeyNeverComesBack(t *testing.T) {
 	}
 	for name, attack := range map[string]func(*testing.T, parts){
 		"a read that began before": func(t *testing.T, p parts) {
-			p.n.intercept(nil, on("get", "a", func(context.Context, string, store.Name) error {
-				p.n.intercept(nil, nil)
+			p.n.Intercept(nil, on("get", "a", func(context.Context, string, store.Name) error {
+				p.n.Intercept(nil, nil)
 				p.revoke()
 				return nil
 			}))
@@ -228,9 +228,9 @@ func TestRevokedKeyNeverComesBack(t *testing.T) {
 			wantKeys(t, p.s, "a revoked")
 		},
 		"a reload that began before": func(t *testing.T, p parts) {
-			p.f.restore(p.f.backup())
-			p.n.intercept(nil, on("read", "a", func(context.Context, string, store.Name) error {
-				p.n.intercept(nil, nil)
+			p.f.Restore(p.f.Backup())
+			p.n.Intercept(nil, on("read", "a", func(context.Context, string, store.Name) error {
+				p.n.Intercept(nil, nil)
 				p.revoke()
 				return nil
 			}))
@@ -238,30 +238,30 @@ func TestRevokedKeyNeverComesBack(t *testing.T) {
 			wantKeys(t, p.s, "a revoked")
 		},
 		"a reload that began before and failed, and another one": func(t *testing.T, p parts) {
-			p.f.restore(p.f.backup())
-			p.n.intercept(nil, on("read", "", func(ctx context.Context, operation string, name store.Name) error {
+			p.f.Restore(p.f.Backup())
+			p.n.Intercept(nil, on("read", "", func(ctx context.Context, operation string, name store.Name) error {
 				if name.ID() == "a" {
 					p.revoke()
 					return nil
 				}
-				p.n.intercept(on("changes", "", down), nil)
+				p.n.Intercept(on("changes", "", down), nil)
 				return down(ctx, operation, name)
 			}))
 			p.s.Sync(t.Context())
-			p.n.intercept(nil, nil)
+			p.n.Intercept(nil, nil)
 		},
 		"an old backup": func(t *testing.T, p parts) {
-			old := p.f.backup()
+			old := p.f.Backup()
 			p.revoke()
-			p.f.restore(old)
+			p.f.Restore(old)
 		},
 		"a store that has lost everything": func(t *testing.T, p parts) {
 			p.revoke()
-			p.f.restore(nil)
+			p.f.Restore(nil)
 		},
 		"the key is made again": func(t *testing.T, p parts) {
 			p.revoke()
-			p.f.restore(nil)
+			p.f.Restore(nil)
 			_, _ = p.s.storeKey(t.Context(), keyOf("a").Public(), false, "")
 		},
 		"the key is made again by another node": func(t *testing.T, p parts) {
@@ -274,31 +274,31 @@ func TestRevokedKeyNeverComesBack(t *testing.T) {
 		},
 		"its object is removed": func(t *testing.T, p parts) {
 			p.revoke()
-			p.f.write(keyNamed("a"), "")
+			p.f.Write(keyNamed("a"), "")
 		},
 		"its object cannot be read": func(t *testing.T, p parts) {
 			p.revoke()
-			p.n.intercept(on("read", "a", down), nil)
+			p.n.Intercept(on("read", "a", down), nil)
 			p.s.Sync(t.Context())
-			p.n.intercept(nil, nil)
+			p.n.Intercept(nil, nil)
 		},
 		"an old backup after an outage that was too long": func(t *testing.T, p parts) {
 			clock := p.s.setTime()
-			old := p.f.backup()
+			old := p.f.Backup()
 			p.revoke()
-			p.f.restore(old)
+			p.f.Restore(old)
 			*clock = clock.Add(maxStale + 1)
-			p.n.intercept(down, nil)
+			p.n.Intercept(down, nil)
 			p.s.Sync(t.Context())
 			wantKeys(t, p.s, "a unknown")
-			p.n.intercept(nil, nil)
+			p.n.Intercept(nil, nil)
 		},
 		"another node has revoked it, before an old backup": func(t *testing.T, p parts) {
-			old := p.f.backup()
+			old := p.f.Backup()
 			p.f.writeAll("a revoked")
 			p.s.Sync(t.Context())
 			wantKeys(t, p.s, "a revoked")
-			p.f.restore(old)
+			p.f.Restore(old)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -325,9 +325,9 @@ func TestRevokedKeyNeverComesBack(t *testing.T) {
 func TestKeysThatChangeDuringAReload(t *testing.T) {
 	t.Parallel()
 	f, n, s := fleetWith(t, "a live", "b live", "c live")
-	f.restore(f.backup())
-	n.intercept(nil, on("read", "c", func(ctx context.Context, _ string, _ store.Name) error {
-		n.intercept(nil, nil)
+	f.Restore(f.Backup())
+	n.Intercept(nil, on("read", "c", func(ctx context.Context, _ string, _ store.Name) error {
+		n.Intercept(nil, nil)
 		if _, err := s.storeKey(ctx, keyOf("aa").Public(), false, ""); err != nil {
 			t.Errorf("storeKey = %v", err)
 		}
@@ -435,7 +435,7 @@ func TestRepeatedCreationReplacesItsKey(t *testing.T) {
 	second := create("one")
 	create("")
 	wantKeys(t, s, first+" revoked", second+" live", other+" live", plain+" live")
-	n.intercept(on("update", second, down), nil)
+	n.Intercept(on("update", second, down), nil)
 	if _, _, err := s.CreateKey(t.Context(), "one"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("CreateKey = %v, want ErrUnavailable", err)
 	}

@@ -20,8 +20,8 @@ import (
 // plantSigningKey makes a key the gateway's own, as another node would do at that time.
 func (f *fleet) plantSigningKey(id string, created time.Time, retired ...retiredKey) {
 	doc := signingDocument{ID: id, PEM: keyOf(id).PEM(), Created: created, Retired: retired}
-	f.write(signingName, string(must(json.Marshal(doc))))
-	f.write(keyNamed(id), keyDoc(id, func(doc *keyDocument) { doc.Created, doc.Own = created, true }))
+	f.Write(signingName, string(must(json.Marshal(doc))))
+	f.Write(keyNamed(id), keyDoc(id, func(doc *keyDocument) { doc.Created, doc.Own = created, true }))
 }
 
 // signingFleet is fleetWith and the signing key "own", at testTime.
@@ -29,7 +29,7 @@ func signingFleet(t *testing.T) (*fleet, *node, *testState) {
 	t.Helper()
 	f := newFleet()
 	f.plantSigningKey("own", testTime)
-	n := f.node()
+	n := f.Join()
 	s := newTestState(t, n)
 	s.setTime()
 	return f, n, s
@@ -38,8 +38,8 @@ func signingFleet(t *testing.T) (*fleet, *node, *testState) {
 func storedSigningKey(t *testing.T, f *fleet) signingDocument {
 	t.Helper()
 	var doc signingDocument
-	if err := json.Unmarshal([]byte(f.data(signingName)), &doc); err != nil {
-		t.Fatalf("the signing key is %q: %v", f.data(signingName), err)
+	if err := json.Unmarshal([]byte(f.Data(signingName)), &doc); err != nil {
+		t.Fatalf("the signing key is %q: %v", f.Data(signingName), err)
 	}
 	return doc
 }
@@ -70,7 +70,7 @@ func TestSigningKeyIsMadeOnFirstNeed(t *testing.T) {
 	t.Parallel()
 	f, n, s := fleetWith(t)
 	clock := s.setTime()
-	if n.count("update") != 0 {
+	if n.Count("update") != 0 {
 		t.Error("a key is made before a call needs one")
 	}
 	var wg sync.WaitGroup
@@ -87,18 +87,18 @@ func TestSigningKeyIsMadeOnFirstNeed(t *testing.T) {
 		}
 	}
 	*clock = clock.Add(time.Hour)
-	gets := n.count("get")
+	gets := n.Count("get")
 	wantSigningKey(t, s, first)
-	if got := n.count("get") - gets; got != 0 {
+	if got := n.Count("get") - gets; got != 0 {
 		t.Errorf("%d reads of a key that is known", got)
 	}
-	later := newTestState(t, f.node())
+	later := newTestState(t, f.Join())
 	later.setTime()
 	wantSigningKey(t, later, first)
-	if doc := storedSigningKey(t, f); !doc.Created.Equal(testTime) || len(doc.Retired) != 0 || len(f.backup()) != 2 {
-		t.Errorf("the store has %d objects and a key of %v, retired %v", len(f.backup()), doc.Created, doc.Retired)
+	if doc := storedSigningKey(t, f); !doc.Created.Equal(testTime) || len(doc.Retired) != 0 || len(f.Backup()) != 2 {
+		t.Errorf("the store has %d objects and a key of %v, retired %v", len(f.Backup()), doc.Created, doc.Retired)
 	}
-	if strings.Contains(f.data(keyNamed(first)), `"d":`) {
+	if strings.Contains(f.Data(keyNamed(first)), `"d":`) {
 		t.Error("the collection of keys contains the private half")
 	}
 }
@@ -121,11 +121,11 @@ func TestSigningKeyIsSharedBeforeItIsHeardOf(t *testing.T) {
 func TestTwoNodesMakeTheSigningKeyAtOnce(t *testing.T) {
 	t.Parallel()
 	f := newFleet()
-	a, b := f.node(), f.node()
+	a, b := f.Join(), f.Join()
 	first, second := newTestState(t, a), newTestState(t, b)
 	var winner string
-	a.intercept(on("update", signingName.ID(), func(context.Context, string, store.Name) error {
-		a.intercept(nil, nil)
+	a.Intercept(on("update", signingName.ID(), func(context.Context, string, store.Name) error {
+		a.Intercept(nil, nil)
 		winner = signingKey(t, second)
 		return nil
 	}), nil)
@@ -138,8 +138,8 @@ func TestTwoNodesMakeTheSigningKeyAtOnce(t *testing.T) {
 	if doc := storedSigningKey(t, f); doc.ID != winner || len(doc.Retired) != 0 {
 		t.Errorf("the store has the key %s, retired %v, want %s", doc.ID, doc.Retired, winner)
 	}
-	if live := first.LiveKeys(); len(live) != 1 || len(f.backup()) != 3 {
-		t.Errorf("%d keys are live, and there are %d objects; want 1 and 3", len(live), len(f.backup()))
+	if live := first.LiveKeys(); len(live) != 1 || len(f.Backup()) != 3 {
+		t.Errorf("%d keys are live, and there are %d objects; want 1 and 3", len(live), len(f.Backup()))
 	}
 }
 
@@ -148,7 +148,7 @@ func TestTwoNodesMakeTheSigningKeyAtOnce(t *testing.T) {
 func TestSigningKeyIsReplacedByAge(t *testing.T) {
 	t.Parallel()
 	f, _, s := signingFleet(t)
-	other := newTestState(t, f.node())
+	other := newTestState(t, f.Join())
 	now := testTime.Add(maxSigningAge - 1)
 	s.clock, other.clock = &now, &now
 	wantSigningKey(t, s, "own")
@@ -180,7 +180,7 @@ func TestRetiredKeysAreRevoked(t *testing.T) {
 	}
 	f.plantSigningKey("own", testTime,
 		retiredKey{"longer", now.Add(-10 * retirement)}, retiredKey{"long", now.Add(-retirement)}, retiredKey{"recent", now.Add(-retirement + 1)})
-	s := newTestState(t, f.node())
+	s := newTestState(t, f.Join())
 	*s.setTime() = now
 	signingKey(t, s)
 	wantKeys(t, s, "longer revoked", "long revoked", "recent live", "own live")
@@ -197,7 +197,7 @@ func TestSigningKeyThatIsGoneIsReplaced(t *testing.T) {
 	for what, change := range map[string]func(*fleet, *testState){
 		"revoked here":       func(_ *fleet, s *testState) { _ = s.Revoke(context.Background(), "own") },
 		"revoked elsewhere":  func(f *fleet, s *testState) { f.writeAll("own revoked") },
-		"removed by hand":    func(f *fleet, s *testState) { f.write(signingName, "") },
+		"removed by hand":    func(f *fleet, s *testState) { f.Write(signingName, "") },
 		"replaced elsewhere": func(f *fleet, s *testState) { f.plantSigningKey("next", testTime, retiredKey{"own", testTime}) },
 	} {
 		f, _, s := signingFleet(t)
@@ -244,15 +244,15 @@ func TestDamagedSigningKey(t *testing.T) {
 			if len(what)%2 == 0 { // a node that knows the key, or one that does not
 				wantSigningKey(t, s, "own")
 			}
-			f.write(signingName, data)
+			f.Write(signingName, data)
 			s.Sync(t.Context())
 			for range 2 {
 				if key, err := s.SigningKey(t.Context()); !errors.Is(err, ErrDamaged) || key != nil || strings.Contains(err.Error(), "BEGIN") {
 					t.Fatalf("SigningKey = %v, %v, want ErrDamaged", key, err)
 				}
 			}
-			if s.errors("decode") == 0 || n.count("update") != 0 {
-				t.Errorf("%d errors are counted, and %d objects written", s.errors("decode"), n.count("update"))
+			if s.errors("decode") == 0 || n.Count("update") != 0 {
+				t.Errorf("%d errors are counted, and %d objects written", s.errors("decode"), n.Count("update"))
 			}
 			rotated, err := s.RotateSigningKey(t.Context())
 			if err != nil || rotated.ID == "own" {
@@ -274,7 +274,7 @@ func TestRotation(t *testing.T) {
 	}
 	wantSigningKey(t, s, next.ID)
 	wantKeys(t, s, "own live")
-	n.intercept(on("get", "", down), nil)
+	n.Intercept(on("get", "", down), nil)
 	if _, err := s.RotateSigningKey(t.Context()); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("RotateSigningKey = %v, want ErrUnavailable", err)
 	}
@@ -285,20 +285,20 @@ func TestSigningWithoutTheStore(t *testing.T) {
 	t.Parallel()
 	f, n, s := signingFleet(t)
 	noSigningKey := on("get", signingName.ID(), down)
-	n.intercept(noSigningKey, nil)
+	n.Intercept(noSigningKey, nil)
 	if key, err := s.SigningKey(t.Context()); !errors.Is(err, ErrUnavailable) || key != nil {
 		t.Errorf("SigningKey = %v, %v, want ErrUnavailable", key, err)
 	}
-	n.intercept(nil, nil)
+	n.Intercept(nil, nil)
 	wantSigningKey(t, s, "own")
 	f.plantSigningKey("next", testTime)
 	for _, fails := range []step{noSigningKey, down} {
-		n.intercept(fails, nil)
+		n.Intercept(fails, nil)
 		s.Sync(t.Context())
 		wantSigningKey(t, s, "own")
 		wantSigningKey(t, s, "own")
 	}
-	n.intercept(nil, nil)
+	n.Intercept(nil, nil)
 	wantSigningKey(t, s, "next")
 	if got := storedSigningKey(t, f).ID; got != "next" {
 		t.Errorf("the store has the key %s", got)
@@ -310,7 +310,7 @@ func TestSigningKeyThatCannotBeStored(t *testing.T) {
 	t.Parallel()
 	for what, collection := range map[string]store.Collection{"its public half": store.Keys, "the pair": store.Signing} {
 		f, n, s := fleetWith(t)
-		n.intercept(on("update", "", func(ctx context.Context, operation string, name store.Name) error {
+		n.Intercept(on("update", "", func(ctx context.Context, operation string, name store.Name) error {
 			if name.Collection() == collection {
 				return down(ctx, operation, name)
 			}
@@ -319,7 +319,7 @@ func TestSigningKeyThatCannotBeStored(t *testing.T) {
 		if key, err := s.SigningKey(t.Context()); !errors.Is(err, ErrUnavailable) || key != nil || s.signer.own.Load() != nil {
 			t.Errorf("%s cannot be stored: SigningKey = %v, %v, want ErrUnavailable", what, key, err)
 		}
-		if f.data(signingName) != "" {
+		if f.Data(signingName) != "" {
 			t.Errorf("%s cannot be stored, and the store has the signing key", what)
 		}
 	}

@@ -17,8 +17,8 @@ func TestStateReadsTheStoreAtStart(t *testing.T) {
 	t.Parallel()
 	_, n, s := fleetWith(t, "a live", "b revoked", "c damaged", "v public")
 	wantKeys(t, s, "a live", "b revoked", "c damaged", "d none")
-	if s.Unavailable() || n.count("get") != 0 {
-		t.Errorf("unavailable: %t, %d objects read one by one; want false and none: a video is read on first use", s.Unavailable(), n.count("get"))
+	if s.Unavailable() || n.Count("get") != 0 {
+		t.Errorf("unavailable: %t, %d objects read one by one; want false and none: a video is read on first use", s.Unavailable(), n.Count("get"))
 	}
 }
 
@@ -34,8 +34,8 @@ func TestStoreIsDownAtStart(t *testing.T) {
 		bubble(t, operation, func(t *testing.T) {
 			f := newFleet()
 			f.plantAll("a live", "b revoked")
-			n := f.node()
-			n.intercept(fails, nil)
+			n := f.Join()
+			n.Intercept(fails, nil)
 			start := time.Now()
 			s := newTestState(t, n)
 			if waited := time.Since(start); waited > time.Second {
@@ -50,7 +50,7 @@ func TestStoreIsDownAtStart(t *testing.T) {
 			if !s.Unavailable() {
 				t.Error("the store counts as available")
 			}
-			n.intercept(nil, nil)
+			n.Intercept(nil, nil)
 			s.Sync(t.Context())
 			wantKeys(t, s, "a live", "b revoked")
 			if s.Unavailable() {
@@ -82,18 +82,18 @@ func TestChangesAreFollowed(t *testing.T) {
 		f.writeAll("v public")
 		poll()
 		wantVideo(t, s, "public")
-		if polls := n.count("changes"); polls > 6 {
+		if polls := n.Count("changes"); polls > 6 {
 			t.Errorf("the store was polled %d times in 3 s", polls)
 		}
 		// A change wakes the node at once, and only once.
 		<-time.After(minInterval)
-		before := n.count("changes")
+		before := n.Count("changes")
 		if err := s.Revoke(t.Context(), "b"); err != nil {
 			t.Fatal(err)
 		}
 		wantKeys(t, s, "b revoked")
 		synctest.Wait()
-		if n.count("changes") != before+1 {
+		if n.Count("changes") != before+1 {
 			t.Error("a change does not wake the node")
 		}
 	})
@@ -107,17 +107,17 @@ func TestStateEnds(t *testing.T) {
 		_, n, s := fleetWith(t)
 		s.Start()
 		synctest.Wait()
-		n.intercept(func(context.Context, string, store.Name) error { s.Close(); return store.ErrUnavailable }, nil)
+		n.Intercept(func(context.Context, string, store.Name) error { s.Close(); return store.ErrUnavailable }, nil)
 		s.Sync(t.Context())
 		if s.Unavailable() {
 			t.Error("the store counts as unavailable")
 		}
-		n.intercept(nil, nil)
+		n.Intercept(nil, nil)
 		synctest.Wait()
-		polls := n.count("changes")
+		polls := n.Count("changes")
 		<-time.After(10 * pollInterval)
-		if n.count("changes") != polls || n.closed != 1 {
-			t.Errorf("%d polls after the end, closed %d times; want none and once", n.count("changes")-polls, n.closed)
+		if n.Count("changes") != polls || n.Closed != 1 {
+			t.Errorf("%d polls after the end, closed %d times; want none and once", n.Count("changes")-polls, n.Closed)
 		}
 	})
 }
@@ -130,16 +130,16 @@ func TestEverythingIsReadAgainNowAndThen(t *testing.T) {
 		f := newFleet()
 		f.plantAll("v public")
 		f.plantSigningKey("own", testTime)
-		n := f.node()
+		n := f.Join()
 		s := newTestState(t, n)
 		clock := s.setTime()
 		wantVideo(t, s, "public")
 		signingKey(t, s)
 		f.plantAll("v private")
 		*clock = clock.Add(rereadInterval)
-		lists := n.count("list")
+		lists := n.Count("list")
 		s.Sync(t.Context())
-		if n.count("list") != lists {
+		if n.Count("list") != lists {
 			t.Error("everything is read again too early")
 		}
 		f.writeAll("b live") // a change of keys does not delay it
@@ -155,9 +155,9 @@ func TestEverythingIsReadAgainNowAndThen(t *testing.T) {
 		wantVideo(t, s, "public") // this call starts the reading
 		synctest.Wait()
 		wantVideo(t, s, "private")
-		lists = n.count("list")
+		lists = n.Count("list")
 		s.Sync(t.Context())
-		if n.count("list") != lists {
+		if n.Count("list") != lists {
 			t.Error("everything is read each time")
 		}
 	})
@@ -169,7 +169,7 @@ func TestChangeThatCannotBeReadIsReadLater(t *testing.T) {
 	t.Parallel()
 	f, n, s := fleetWith(t, "a live", "b live", "c live")
 	f.writeAll("a revoked", "c revoked")
-	n.intercept(on("list", "", down), nil)
+	n.Intercept(on("list", "", down), nil)
 	s.Sync(t.Context())
 	wantKeys(t, s, "a live") // as it was known
 	if !s.Unavailable() {
@@ -177,16 +177,16 @@ func TestChangeThatCannotBeReadIsReadLater(t *testing.T) {
 	}
 	// The store fails while the keys are read: a revocation that was read before is in
 	// force.
-	n.intercept(func(ctx context.Context, operation string, name store.Name) error {
+	n.Intercept(func(ctx context.Context, operation string, name store.Name) error {
 		if name.ID() == "b" {
-			n.intercept(down, nil)
+			n.Intercept(down, nil)
 			return down(ctx, operation, name)
 		}
 		return nil
 	}, nil)
 	s.Sync(t.Context())
 	wantKeys(t, s, "a revoked", "b live", "c live")
-	n.intercept(nil, nil)
+	n.Intercept(nil, nil)
 	s.Sync(t.Context())
 	wantKeys(t, s, "b live", "c revoked")
 }
@@ -199,7 +199,7 @@ func TestKeyThatCannotBeReadIsNotUsed(t *testing.T) {
 		bubble(t, what, func(t *testing.T) {
 			f, n, s := fleetWith(t, "a live", "b live")
 			f.writeAll("a revoked", "b revoked")
-			n.intercept(on("read", "a", fails), nil)
+			n.Intercept(on("read", "a", fails), nil)
 			start := time.Now()
 			s.Sync(t.Context())
 			if waited := time.Since(start); waited > readTimeout {
@@ -209,10 +209,10 @@ func TestKeyThatCannotBeReadIsNotUsed(t *testing.T) {
 			if !s.Unavailable() {
 				t.Error("the store counts as available")
 			}
-			n.intercept(on("changes", "", down), nil)
+			n.Intercept(on("changes", "", down), nil)
 			s.Sync(t.Context())
 			wantKeys(t, s, "a damaged")
-			n.intercept(nil, nil)
+			n.Intercept(nil, nil)
 			s.Sync(t.Context())
 			wantKeys(t, s, "a revoked")
 		})
@@ -228,7 +228,7 @@ func TestStaleStateIsForgotten(t *testing.T) {
 	s.Sync(t.Context())
 	wantVideo(t, s, "public")
 	s.signer.own.Store(&ownKey{testKey(), testTime})
-	n.intercept(down, nil)
+	n.Intercept(down, nil)
 	*clock = clock.Add(maxStale)
 	s.Sync(t.Context())
 	wantKeys(t, s, "a live")
@@ -245,12 +245,12 @@ func TestStaleStateIsForgotten(t *testing.T) {
 			t.Error("a key is in use that may have been revoked")
 		}
 	}
-	n.intercept(nil, nil)
+	n.Intercept(nil, nil)
 	s.Sync(t.Context())
 	wantKeys(t, s, "a live", "b revoked")
 	wantVideo(t, s, "public")
 	// The 24 hours begin again.
-	n.intercept(down, nil)
+	n.Intercept(down, nil)
 	*clock = clock.Add(maxStale)
 	s.Sync(t.Context())
 	wantKeys(t, s, "a live")
@@ -265,9 +265,9 @@ func TestNobodyWaitsForAnUnavailableStore(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		_, n, s := fleetWith(t)
-		n.intercept(down, nil)
+		n.Intercept(down, nil)
 		s.Sync(t.Context())
-		calls := func() int { return n.count("get", "update", "changes", "list") }
+		calls := func() int { return n.Count("get", "update", "changes", "list") }
 		before, start := calls(), time.Now()
 		wantVideo(t, s, "unavailable")
 		for what, err := range map[string]error{
@@ -285,7 +285,7 @@ func TestNobodyWaitsForAnUnavailableStore(t *testing.T) {
 			t.Errorf("%d calls of a store that is unavailable, which took %s", calls()-before, waited)
 		}
 		wantKeys(t, s, "a none") // a revocation that is not stored is not in force
-		n.intercept(nil, nil)
+		n.Intercept(nil, nil)
 		s.Sync(t.Context())
 		if err := s.Revoke(t.Context(), "a"); err != nil {
 			t.Errorf("Revoke = %v after the store is back", err)
@@ -308,9 +308,9 @@ func TestStoreErrorsAreCounted(t *testing.T) {
 			}
 		},
 	} {
-		n.intercept(down, nil)
+		n.Intercept(down, nil)
 		call()
-		n.intercept(nil, nil)
+		n.Intercept(nil, nil)
 		if got := s.errors(operation); got != 1 {
 			t.Errorf("%d failures of %s are counted, want 1", got, operation)
 		}
@@ -331,11 +331,11 @@ func TestUpdatesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, n, s := fleetWith(t)
 		ctx, cancel := context.WithCancel(t.Context())
-		n.intercept(on("update", "", func(ctx context.Context, _ string, _ store.Name) error { cancel(); return ctx.Err() }), nil)
+		n.Intercept(on("update", "", func(ctx context.Context, _ string, _ store.Name) error { cancel(); return ctx.Err() }), nil)
 		if err := s.Revoke(ctx, "a"); err != nil {
 			t.Errorf("Revoke = %v for a client that has cancelled", err)
 		}
-		n.intercept(hang, nil)
+		n.Intercept(hang, nil)
 		for what, call := range map[string]func() error{
 			"a write": func() error { return s.Revoke(t.Context(), "b") },
 			"a read":  func() error { return errorOf(s.VideoDocument(t.Context(), "v")) },
@@ -362,7 +362,7 @@ func TestCatchingUp(t *testing.T) {
 		<-time.After(pollInterval)
 		synctest.Wait() // the state has just polled the store
 		f.writeAll("a live")
-		before, start := n.count("changes"), time.Now()
+		before, start := n.Count("changes"), time.Now()
 		var wg sync.WaitGroup
 		for range maxCatchingUp {
 			wg.Go(func() {
@@ -371,7 +371,7 @@ func TestCatchingUp(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if got := n.count("changes") - before; got != 1 {
+		if got := n.Count("changes") - before; got != 1 {
 			t.Errorf("%d looks for many requests, want 1", got)
 		}
 		if waited := time.Since(start); waited > minInterval {
@@ -388,8 +388,8 @@ func TestCatchingUpWithALookUnderWay(t *testing.T) {
 		f, n, s := fleetWith(t)
 		s.Start()
 		slow := make(chan struct{})
-		n.intercept(on("changes", "", func(context.Context, string, store.Name) error {
-			n.intercept(nil, nil)
+		n.Intercept(on("changes", "", func(context.Context, string, store.Name) error {
+			n.Intercept(nil, nil)
 			<-slow
 			return nil
 		}), nil)
@@ -422,7 +422,7 @@ func TestFloodCostsFewLooks(t *testing.T) {
 		"unknown keys": func(ctx context.Context, s *testState, _ *node) { s.CatchUp(ctx) },
 		"writes": func(ctx context.Context, _ *testState, n *node) {
 			select {
-			case n.wake <- struct{}{}:
+			case n.Signal <- struct{}{}:
 			case <-ctx.Done():
 			}
 		},
@@ -431,7 +431,7 @@ func TestFloodCostsFewLooks(t *testing.T) {
 			_, n, s := fleetWith(t)
 			s.Start()
 			synctest.Wait()
-			before := n.count("changes")
+			before := n.Count("changes")
 			const long = 20 * time.Second
 			ctx, cancel := context.WithTimeout(t.Context(), long)
 			defer cancel()
@@ -445,7 +445,7 @@ func TestFloodCostsFewLooks(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			got := n.count("changes") - before
+			got := n.Count("changes") - before
 			if most := int(long/minInterval) + 2*int(long/pollInterval); got > most || got < most/2 {
 				t.Errorf("%d looks in %s, want at most %d", got, long, most)
 			}
@@ -460,7 +460,7 @@ func TestFewWaitForAStoreThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, n, s := fleetWith(t)
 		s.Start()
-		n.intercept(hang, nil)
+		n.Intercept(hang, nil)
 		start := time.Now()
 		wantWaited := func(what string, want time.Duration) {
 			t.Helper()
@@ -496,29 +496,29 @@ func TestLostRevocationIsWrittenAgain(t *testing.T) {
 	for backup, old := range map[string]string{"the key is live again": liveKey("a"), "the key is missing": "", "the key is damaged": "broken"} {
 		bubble(t, backup, func(t *testing.T) {
 			f, n, s := fleetWith(t, "a revoked", "b revoked")
-			f.restore(nil)
+			f.Restore(nil)
 			if old != "" {
-				f.plant(keyNamed("a"), old)
+				f.Plant(keyNamed("a"), old)
 			}
-			before := f.data(keyNamed("a"))
+			before := f.Data(keyNamed("a"))
 			for _, fails := range []step{down, hang} {
-				n.intercept(on("update", "", fails), nil)
+				n.Intercept(on("update", "", fails), nil)
 				s.Sync(t.Context())
 				wantKeys(t, s, "a revoked", "b revoked")
-				if f.data(keyNamed("a")) != before || f.data(keyNamed("b")) != "" {
+				if f.Data(keyNamed("a")) != before || f.Data(keyNamed("b")) != "" {
 					t.Fatal("a store that fails has changed")
 				}
 			}
-			n.intercept(nil, nil)
-			updates := n.count("update")
+			n.Intercept(nil, nil)
+			updates := n.Count("update")
 			for range 3 {
 				s.Sync(t.Context())
-				f.restore(f.backup())
+				f.Restore(f.Backup())
 			}
-			if got := n.count("update") - updates; got != 2 {
+			if got := n.Count("update") - updates; got != 2 {
 				t.Errorf("%d writes of two revocations, want 2", got)
 			}
-			wantKeys(t, newTestState(t, f.node()), "a revoked", "b revoked")
+			wantKeys(t, newTestState(t, f.Join()), "a revoked", "b revoked")
 		})
 	}
 }
@@ -530,22 +530,22 @@ func TestLostRevocationIsWrittenAgainAfterAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, n, s := fleetWith(t, "a revoked", "b live")
 		s.Start()
-		n.intercept(down, nil)
+		n.Intercept(down, nil)
 		<-time.After(3 * pollInterval)
 		if !s.Unavailable() {
 			t.Fatal("the store counts as available")
 		}
 		f.plantAll("a live")
-		f.restore(f.backup())
-		n.intercept(on("read", "b", func(context.Context, string, store.Name) error {
+		f.Restore(f.Backup())
+		n.Intercept(on("read", "b", func(context.Context, string, store.Name) error {
 			<-time.After(100 * time.Millisecond) // the store is slow at first
 			return nil
 		}), nil)
 		<-time.After(5 * pollInterval)
 		synctest.Wait()
 		wantKeys(t, s, "a revoked")
-		if !strings.Contains(f.data(keyNamed("a")), `"revoked"`) {
-			t.Errorf("5 s after the outage the store has %.60s…: a node that starts now accepts the key", f.data(keyNamed("a")))
+		if !strings.Contains(f.Data(keyNamed("a")), `"revoked"`) {
+			t.Errorf("5 s after the outage the store has %.60s…: a node that starts now accepts the key", f.Data(keyNamed("a")))
 		}
 	})
 }
@@ -578,7 +578,7 @@ func TestClockJumps(t *testing.T) {
 		s.clock = &now
 		s.Sync(t.Context())
 		begun := now
-		n.intercept(down, nil)
+		n.Intercept(down, nil)
 		now = afterJump(begun.Add(time.Second), by)
 		s.Sync(t.Context())
 		wantKeys(t, s, "a live")

@@ -26,10 +26,10 @@ func TestVideoIsReadOnce(t *testing.T) {
 	for data, want := range map[string]string{`{"uid":"v","requireSignedURLs":true}`: "private", "": "unset", "broken": "damaged"} {
 		bubble(t, want, func(t *testing.T) {
 			f := newFleet()
-			f.write(videoNamed("v"), data)
-			n := f.node()
+			f.Write(videoNamed("v"), data)
+			n := f.Join()
 			s := newTestState(t, n)
-			n.intercept(on("get", "v", func(context.Context, string, store.Name) error {
+			n.Intercept(on("get", "v", func(context.Context, string, store.Name) error {
 				<-time.After(100 * time.Millisecond)
 				return nil
 			}), nil)
@@ -42,7 +42,7 @@ func TestVideoIsReadOnce(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			if got := n.count("get"); got != 1 {
+			if got := n.Count("get"); got != 1 {
 				t.Errorf("%d reads, want 1", got)
 			}
 		})
@@ -56,7 +56,7 @@ func TestSlowVideo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, n, s := fleetWith(t, "v public")
 		proceed := make(chan struct{})
-		n.intercept(func(ctx context.Context, operation string, name store.Name) error {
+		n.Intercept(func(ctx context.Context, operation string, name store.Name) error {
 			if name.ID() == "slow" {
 				return hang(ctx, operation, name)
 			}
@@ -108,8 +108,8 @@ func TestVideoChangesWhileItIsRead(t *testing.T) {
 		bubble(t, what, func(t *testing.T) {
 			f, n, s := fleetWith(t, "v public")
 			proceed := make(chan struct{})
-			n.intercept(nil, on("get", "v", func(context.Context, string, store.Name) error {
-				n.intercept(nil, nil)
+			n.Intercept(nil, on("get", "v", func(context.Context, string, store.Name) error {
+				n.Intercept(nil, nil)
 				change(s, f) // after the reading, and before it is published
 				<-proceed
 				return nil
@@ -120,10 +120,10 @@ func TestVideoChangesWhileItIsRead(t *testing.T) {
 			wantVideo(t, s, "private") // joins no reading that began before
 			close(proceed)
 			wg.Wait()
-			reads := n.count("get")
+			reads := n.Count("get")
 			wantVideo(t, s, "private")
-			if reads != 2 || n.count("get") != reads {
-				t.Errorf("the video was read %d times, want twice", n.count("get"))
+			if reads != 2 || n.Count("get") != reads {
+				t.Errorf("the video was read %d times, want twice", n.Count("get"))
 			}
 		})
 	}
@@ -141,7 +141,7 @@ func TestKnownVideoServesWithoutTheStore(t *testing.T) {
 			wantVideoOf(t, s, "own", "public")
 			s.videos.markStale()
 			s.videos.drop("own")
-			n.intercept(fails, nil)
+			n.Intercept(fails, nil)
 			for range 2 {
 				start := time.Now()
 				wantVideo(t, s, "public")
@@ -154,14 +154,14 @@ func TestKnownVideoServesWithoutTheStore(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), syncTimeout)
 			defer cancel()
 			s.Sync(ctx) // from now on the store counts as unavailable
-			reads, start := n.count("get"), time.Now()
+			reads, start := n.Count("get"), time.Now()
 			wantVideo(t, s, "public")
 			wantVideoOf(t, s, "unknown", "unavailable")
-			if n.count("get") != reads || time.Since(start) != 0 {
-				t.Errorf("%d reads of a store that is unavailable, in %s", n.count("get")-reads, time.Since(start))
+			if n.Count("get") != reads || time.Since(start) != 0 {
+				t.Errorf("%d reads of a store that is unavailable, in %s", n.Count("get")-reads, time.Since(start))
 			}
 			f.writeAll("v private")
-			n.intercept(nil, nil)
+			n.Intercept(nil, nil)
 			s.Sync(t.Context())
 			wantVideo(t, s, "private")
 		})
@@ -179,9 +179,9 @@ func TestRefreshedVideoServesMeanwhile(t *testing.T) {
 			wantVideo(t, s, "public")
 			f.plantAll("v private")
 			s.videos.refresh()
-			reads := n.count("get")
+			reads := n.Count("get")
 			proceed := make(chan struct{})
-			n.intercept(on("get", "v", func(ctx context.Context, operation string, name store.Name) error {
+			n.Intercept(on("get", "v", func(ctx context.Context, operation string, name store.Name) error {
 				if fails != nil {
 					return fails(ctx, operation, name)
 				}
@@ -196,20 +196,20 @@ func TestRefreshedVideoServesMeanwhile(t *testing.T) {
 				t.Errorf("viewers waited for %s", waited)
 			}
 			synctest.Wait()
-			if got := n.count("get") - reads; fails == nil && got != 1 {
+			if got := n.Count("get") - reads; fails == nil && got != 1 {
 				t.Errorf("%d reads for ten viewers, want 1", got)
 			}
 			close(proceed)
 			<-time.After(readTimeout)
-			if n.intercept(nil, nil); fails != nil {
+			if n.Intercept(nil, nil); fails != nil {
 				synctest.Wait()
 				wantVideo(t, s, "public") // this call starts another read
 			}
 			synctest.Wait()
 			wantVideo(t, s, "private")
-			reads = n.count("get")
+			reads = n.Count("get")
 			wantVideo(t, s, "private")
-			if n.count("get") != reads {
+			if n.Count("get") != reads {
 				t.Error("the video is read for each viewer")
 			}
 			s.videos.refresh()
@@ -241,9 +241,9 @@ func TestVideoDocuments(t *testing.T) {
 	}
 	for data, want := range wanted {
 		f := newFleet()
-		f.plant(videoNamed("w"), `{"uid":"w"}`)
-		f.plant(videoNamed("v"), data)
-		s := newTestState(t, f.node())
+		f.Plant(videoNamed("w"), `{"uid":"w"}`)
+		f.Plant(videoNamed("v"), data)
+		s := newTestState(t, f.Join())
 		for range 2 {
 			got, err := s.Video(t.Context(), "v")
 			if diff := cmp.Diff(want, got, cmp.AllowUnexported(weborigin.List{}, weborigin.Pattern{})); diff != "" || errors.Is(err, ErrDamaged) != (want == nil) {
@@ -269,9 +269,9 @@ func TestVideosAreKeptWithinABound(t *testing.T) {
 	patterns := strings.Repeat(`"www.example.com",`, weborigin.MaxPatterns-1) + `"*.example.org"`
 	for i := range videos {
 		id := fmt.Sprint("v", i)
-		f.plant(videoNamed(id), fmt.Sprintf(`{"uid":%q,"requireSignedURLs":true,"allowedOrigins":[%s]}`, id, patterns))
+		f.Plant(videoNamed(id), fmt.Sprintf(`{"uid":%q,"requireSignedURLs":true,"allowedOrigins":[%s]}`, id, patterns))
 	}
-	s := newTestState(t, f.node())
+	s := newTestState(t, f.Join())
 	s.videos.cache.SetMaximum(bound)
 	for range 2 {
 		for i := range videos {
@@ -321,12 +321,12 @@ func TestLongPathIsNotKeptWithTheVideo(t *testing.T) {
 func TestEditingVideos(t *testing.T) {
 	t.Parallel()
 	f := newFleet()
-	f.plant(videoNamed("v"), `{"uid":"v","created":"2020-01-01T00:00:00Z","requireSignedURLs":true,"descriptive":{"creator":"x"}}`)
-	n := f.node()
+	f.Plant(videoNamed("v"), `{"uid":"v","created":"2020-01-01T00:00:00Z","requireSignedURLs":true,"descriptive":{"creator":"x"}}`)
+	n := f.Join()
 	s := newTestState(t, n)
 	clock := s.setTime()
 	wantVideo(t, s, "private")
-	f.plant(videoNamed("v"), strings.Replace(f.data(videoNamed("v")), `"x"`, `"y"`, 1)) // by another node
+	f.Plant(videoNamed("v"), strings.Replace(f.Data(videoNamed("v")), `"x"`, `"y"`, 1)) // by another node
 	got, err := s.EditVideo(t.Context(), "v", func(doc *VideoDocument) { doc.RequireSignedURLs = new(false) })
 	want := &VideoDocument{
 		UID: "v", Created: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), Modified: *clock,
@@ -339,11 +339,11 @@ func TestEditingVideos(t *testing.T) {
 	if diff := cmp.Diff(want, stored); err != nil || diff != "" {
 		t.Errorf("VideoDocument = %v (-want +got):\n%s", err, diff)
 	}
-	n.intercept(down, nil)
+	n.Intercept(down, nil)
 	wantVideo(t, s, "public")
 	s.Sync(t.Context())
 	wantVideo(t, s, "public")
-	n.intercept(nil, nil)
+	n.Intercept(nil, nil)
 	s.Sync(t.Context())
 
 	if got, err := s.EditVideo(t.Context(), "new", func(*VideoDocument) {}); err != nil || !got.Created.Equal(*clock) || got.UID != "new" {
@@ -353,7 +353,7 @@ func TestEditingVideos(t *testing.T) {
 		t.Errorf("DeleteVideo = %+v, %t, %v", deleted, damaged, err)
 	}
 	wantVideo(t, s, "unset")
-	f.write(videoNamed("v"), damaged)
+	f.Write(videoNamed("v"), damaged)
 	if doc, err := s.EditVideo(t.Context(), "v", func(*VideoDocument) {}); !errors.Is(err, ErrDamaged) || doc != nil {
 		t.Errorf("EditVideo of a damaged video = %v, %v", doc, err)
 	}
