@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sync/semaphore"
 
@@ -53,16 +54,27 @@ func isManifestType(contentType string) bool {
 	return false
 }
 
-const (
-	hlsStart      = "#EXTM3U"
-	byteOrderMark = "\ufeff"
-	sniffLength   = len(byteOrderMark + hlsStart) // enough to tell a playlist
-)
+// sniffLength is how many bytes tell a playlist in any encoding.
+const sniffLength = 32
 
 // beginsLikeHLS recognizes a playlist by its first bytes, whatever its name and
-// type, as players do.
+// type, as players do. Some ignore white space. Browsers decode UTF-16 and
+// ISO-2022-JP first, whose byte order marks, zeros and escape sequences count for
+// nothing here; such a playlist is then refused.
 func beginsLikeHLS(body []byte) bool {
-	return bytes.HasPrefix(bytes.TrimPrefix(body, []byte(byteOrderMark)), []byte(hlsStart))
+	const start = "#EXTM3U"
+	found := 0
+	for i := 0; i < len(body) && found < len(start); i++ {
+		switch c := body[i]; {
+		case c == start[found]:
+			found++
+		case c == '\x1b':
+			i += 2 // the rest of an escape sequence
+		case c > ' ' && c < utf8.RuneSelf:
+			return false
+		}
+	}
+	return found == len(start)
 }
 
 // holdManifest begins to buffer a manifest.

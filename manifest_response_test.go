@@ -105,6 +105,7 @@ func TestManifestsAreRewritten(t *testing.T) {
 		{"P13 a playlist that is said to be a thumbnail", "thumbnails/x.jpg", reply(200, absolutePlaylist, "Content-Type: image/jpeg")},
 		{"P13 a playlist as text under a cut name", "manifest/video.m3u", reply(200, absolutePlaylist, "Content-Type: text/plain")},
 		{"by its path with another success status", "manifest/video.m3u8", reply(203, absolutePlaylist)},
+		{"by its first bytes with a status that players accept", "manifest/1.ts", reply(201, absolutePlaylist)},
 		{"M9 gzip that was not asked for", "manifest/video.m3u8", reply(200, zipped(absolutePlaylist), "Content-Encoding: gzip")},
 		{"written byte by byte", "manifest/1.ts", func(w http.ResponseWriter, _ *http.Request) error {
 			for i := range len(absolutePlaylist) {
@@ -236,6 +237,10 @@ func TestManifestsThatAreRefused(t *testing.T) {
 		{"M10 JSON", "a.mpd", reply(200, `{"error":"not found"}`)},
 		{"M10 empty", "a.m3u8", reply(200, "")},
 		{"M10 segment under a manifest's name", "a.m3u8", reply(200, "G\x40\x00\x10"+strings.Repeat("\xff", 184))},
+		{"M10 playlist in UTF-16, which browsers decode", "a.ts", reply(200, "\xff\xfe"+strings.Join(strings.Split("#EXTM3U\n", ""), "\x00")+"\x00")},
+		{"M10 playlist in UTF-16 of the other order", "a.vtt", reply(200, "\x00"+strings.Join(strings.Split("#EXTM3U\n", ""), "\x00"), "Content-Type: text/vtt; charset=utf-16be")},
+		{"M10 playlist with an escape sequence", "a.ts", reply(200, "\x1b(B#EXT\x1b(JM3U\n", "Content-Type: text/plain; charset=iso-2022-jp")},
+		{"M10 playlist after white space, which Shaka ignores", "a.ts", reply(200, "\n \ufeff#EXTM3U\n")},
 		{"M7 document type", "a.mpd", reply(200, `<?xml version="1.0"?><!DOCTYPE MPD [<!ENTITY x "y">]><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>`)},
 		{"M10 redirect to another host", "a.ts", reply(302, "", "Location: https://evil.example/x")},
 		{"M10 redirect to the admin API", "a.m3u8", reply(307, "", "Location: http://127.0.0.1:2019/load")},

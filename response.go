@@ -97,7 +97,8 @@ func (w *response) WriteHeader(status int) {
 		return
 	}
 	w.status = status
-	ok := status == http.StatusOK || status == http.StatusNonAuthoritativeInfo || status == http.StatusPartialContent
+	// Players accept a manifest with any of these statuses.
+	ok := status >= 200 && status < 300 && status != http.StatusNoContent && status != http.StatusResetContent
 	switch {
 	case len(w.Header()["Location"]) > 0 && status >= 300 && status < 400:
 		w.redirect()
