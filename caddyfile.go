@@ -58,13 +58,15 @@ func knownOptions(options map[string]option) string {
 // UnmarshalCaddyfile sets up the gate from Caddyfile tokens. Syntax:
 //
 //	signed_playback [<matcher>] {
-//	    origin_path       <template>
-//	    player            [<path to hls.js file>]
-//	    downloads         <path glob>...
-//	    manifest_hosts    <host[:port]>...
-//	    manifest_features steering|reporting...
-//	    enforce           on|off
-//	    report_only       <check>...
+//	    origin_path           <template>
+//	    player                [<path to hls.js file>]
+//	    downloads             <path glob>...
+//	    manifest_hosts        <host[:port]>...
+//	    manifest_features     steering|reporting...
+//	    pass_response_headers <name>...
+//	    trust_origin_iframe
+//	    enforce               on|off
+//	    report_only           <check>...
 //	}
 //
 // The default of origin_path is /{video}, and of downloads, downloads/*. Without
@@ -104,6 +106,16 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				_, err := parseManifestFeature(name)
 				return err
 			})
+		},
+		"pass_response_headers": func(d *caddyfile.Dispenser) error {
+			return someArgs(d, &g.PassResponseHeaders, func(name string) error {
+				_, err := parseResponseHeader(name)
+				return err
+			})
+		},
+		"trust_origin_iframe": func(d *caddyfile.Dispenser) error {
+			g.TrustOriginIframe = true
+			return noArgs(d)
 		},
 		"downloads": func(d *caddyfile.Dispenser) error {
 			return someArgs(d, &g.Downloads, func(glob string) error {
@@ -374,6 +386,15 @@ func oneArg(d *caddyfile.Dispenser, value *string) error {
 		return d.Errf("%s takes one argument, not %d: %q", name, len(args), args)
 	}
 	*value = args[0]
+	return nil
+}
+
+// noArgs refuses arguments of an option that is on where it is written.
+func noArgs(d *caddyfile.Dispenser) error {
+	name := d.Val()
+	if d.NextArg() {
+		return d.Errf("%s takes no argument, not %q", name, d.Val())
+	}
 	return nil
 }
 

@@ -185,10 +185,11 @@ func (d *decision) continueWith(video string) {
 }
 
 // reportable reports whether report-only mode can let a request with this reason
-// pass. It cannot if the video is unknown, or if the origin has already answered.
+// pass. It cannot if the video is unknown, if no setting allows the use, or if the
+// origin has already answered.
 func (r reason) reportable() bool {
 	return !slices.Contains([]reason{
-		reasonPathInvalid, reasonMethodNotAllowed, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonManifestInvalid,
+		reasonPathInvalid, reasonMethodNotAllowed, reasonServiceWorker, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonManifestInvalid,
 	}, r)
 }
 

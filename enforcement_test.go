@@ -128,7 +128,7 @@ func TestEnforcementsThatAreRefused(t *testing.T) {
 // that can be read, nobody knows what the request is for.
 func passesReported(why string) bool {
 	switch why {
-	case "path_invalid", "method_not_allowed", "token_malformed", "algorithm_not_allowed":
+	case "path_invalid", "method_not_allowed", "service_worker_not_allowed", "token_malformed", "algorithm_not_allowed":
 		return false
 	}
 	return true

@@ -205,6 +205,7 @@ func ask(t testing.TB, g *Gate, r *http.Request) answer {
 		if r.Body != nil {
 			a.body = string(must(io.ReadAll(r.Body)))
 		}
+		w.Header().Set("Content-Type", hlsType)
 		_, err := io.WriteString(w, originAnswer)
 		return err
 	})
@@ -229,27 +230,28 @@ func ask(t testing.TB, g *Gate, r *http.Request) answer {
 
 // refusals are the statuses that the reasons promise to players and operators.
 var refusals = map[string]int{
-	"path_invalid":            400,
-	"token_required":          401,
-	"token_malformed":         401,
-	"algorithm_not_allowed":   401,
-	"key_unknown":             401,
-	"signature_invalid":       401,
-	"audience_not_allowed":    401,
-	"token_expired":           401,
-	"token_not_yet_valid":     401,
-	"token_lifetime_exceeded": 401,
-	"rules_invalid":           401,
-	"rule_blocked":            403,
-	"origin_required":         403,
-	"origin_not_allowed":      403,
-	"download_not_allowed":    403,
-	"client_ip_unknown":       403,
-	"method_not_allowed":      405,
-	"too_early":               425,
-	"verification_limited":    429,
-	"state_unavailable":       503,
-	"country_unavailable":     503,
+	"path_invalid":               400,
+	"token_required":             401,
+	"token_malformed":            401,
+	"algorithm_not_allowed":      401,
+	"key_unknown":                401,
+	"signature_invalid":          401,
+	"audience_not_allowed":       401,
+	"token_expired":              401,
+	"token_not_yet_valid":        401,
+	"token_lifetime_exceeded":    401,
+	"rules_invalid":              401,
+	"rule_blocked":               403,
+	"origin_required":            403,
+	"origin_not_allowed":         403,
+	"download_not_allowed":       403,
+	"client_ip_unknown":          403,
+	"service_worker_not_allowed": 403,
+	"method_not_allowed":         405,
+	"too_early":                  425,
+	"verification_limited":       429,
+	"state_unavailable":          503,
+	"country_unavailable":        503,
 }
 
 // wantRefusal holds that a request was refused for a reason, with all that
@@ -267,6 +269,8 @@ func wantRefusal(t testing.TB, r *http.Request, a answer, reason string) {
 		"Cache-Control":               "no-store",
 		"Access-Control-Allow-Origin": "*",
 		"Vary":                        "Origin",
+		"X-Content-Type-Options":      "nosniff",
+		"Content-Security-Policy":     "sandbox; default-src 'none'",
 	} {
 		if got := a.header.Get(name); got != want {
 			t.Errorf("%s of the refusal is %q, want %q", name, got, want)

@@ -117,12 +117,18 @@ func clientCancelled(r *http.Request) bool {
 	return r.Context().Err() != nil
 }
 
+// checkMethod refuses requests that only read in name, too: a service worker would
+// see and answer all later requests of the browser to this host.
 func checkMethod(d *decision) error {
 	switch d.request.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
-		return nil
+	default:
+		return refuse(reasonMethodNotAllowed, errMethod)
 	}
-	return refuse(reasonMethodNotAllowed, errMethod)
+	if len(d.request.Header["Service-Worker"]) > 0 {
+		return refuse(reasonServiceWorker, errServiceWorker)
+	}
+	return nil
 }
 
 // checkPath parses the path and finds out what kind of resource it names.
@@ -201,6 +207,7 @@ func checkDownload(d *decision) error {
 }
 
 var (
+	errServiceWorker = errors.New("no file of a video may become a service worker, which would see all requests to this host")
 	errMethod        = errors.New("a playback URL is for GET, HEAD and OPTIONS")
 	errTokenRequired = errors.New("the video requires a signed token")
 	errRuleBlocked   = errors.New("an access rule of the token blocks the viewer")

@@ -88,6 +88,8 @@ var refused = []struct {
 	{"H6 get in lower case", under(plainToken, "/x.ts"), method("get"), "method_not_allowed"},
 	{"H6 no method", under(plainToken, "/x.ts"), method(""), "method_not_allowed"},
 	{"H6 a method and a path that are both wrong", literal("/../x"), method("DELETE"), "method_not_allowed"},
+	{"a service worker, which would take the host", under(plainToken, "/poster.jpg"), with("Service-Worker", "script"), "service_worker_not_allowed"},
+	{"a service worker under a public id", literal("/public/sw.js"), with("Service-Worker", ""), "service_worker_not_allowed"},
 	{"P11 unknown video id", literal("/nosuchvideo/x.ts"), nil, "token_required"},
 	{"P11 id of a public video in capitals", literal("/PUBLIC/x.ts"), nil, "token_required"},
 	{"P12 a token cut to its header", func() string { head, _, _ := strings.Cut(plainToken(), "."); return "/" + head + "/x.ts" }, nil, "token_required"},
@@ -406,14 +408,18 @@ func TestOriginIsNotAskedForWhoHasGone(t *testing.T) {
 func TestPreflights(t *testing.T) {
 	t.Parallel()
 	g := newGate(t, testApp(), new(Gate))
-	plain := http.Header{"Allow": is("GET, HEAD, OPTIONS")}
+	plain := http.Header{
+		"Allow":                   is("GET, HEAD, OPTIONS"),
+		"Content-Security-Policy": is("sandbox; default-src 'none'"),
+		"X-Content-Type-Options":  is("nosniff"),
+	}
 	cors := http.Header{
-		"Allow":                        is("GET, HEAD, OPTIONS"),
 		"Access-Control-Allow-Origin":  is("*"),
 		"Access-Control-Allow-Methods": is("GET, HEAD"),
 		"Access-Control-Allow-Headers": is("Range, If-Range, If-None-Match, If-Modified-Since, Cache-Control"),
 		"Access-Control-Max-Age":       is("86400"),
 	}
+	maps.Copy(cors, plain)
 	preflight := func(method string) func(*http.Request) {
 		return func(r *http.Request) {
 			r.Method = http.MethodOptions

@@ -39,19 +39,39 @@ var (
 	errRedirect           = errors.New("the origin redirects to a place outside the video's folder")
 )
 
-// isManifestType reports whether a Content-Type is that of a manifest.
-func isManifestType(contentType string) bool {
-	if contentType == "" {
-		return false
-	}
+// Standard types of manifests.
+const (
+	hlsType       = "application/vnd.apple.mpegurl" // RFC 8216 section 10
+	dashType      = "application/dash+xml"          // ISO/IEC 23009-1
+	dashPatchType = "application/dash-patch+xml"
+)
+
+// manifestType returns the standard type of a manifest for a Content-Type that names
+// one, "" for any other.
+func manifestType(contentType string) string {
 	mediaType, _, _ := strings.Cut(contentType, ";")
-	switch strings.ToLower(strings.TrimSpace(mediaType)) {
-	case "application/vnd.apple.mpegurl", "application/x-mpegurl", "application/mpegurl",
-		"audio/mpegurl", "audio/x-mpegurl", "audio/vnd.apple.mpegurl", "video/x-mpegurl",
-		"application/dash+xml", "application/dash-patch+xml", "video/vnd.mpeg.dash.mpd":
-		return true
+	switch mediaType = strings.ToLower(strings.TrimSpace(mediaType)); mediaType {
+	case hlsType, "application/x-mpegurl", "application/mpegurl",
+		"audio/mpegurl", "audio/x-mpegurl", "audio/vnd.apple.mpegurl", "video/x-mpegurl":
+		return hlsType
+	case dashType, "video/vnd.mpeg.dash.mpd":
+		return dashType
+	case dashPatchType:
+		return dashPatchType
 	}
-	return false
+	return ""
+}
+
+// standardType returns the type of a manifest of this format. Only the origin tells
+// a patch from an MPD.
+func standardType(format manifest.Format, contentType string) string {
+	switch {
+	case format == manifest.HLS:
+		return hlsType
+	case manifestType(contentType) == dashPatchType:
+		return dashPatchType
+	}
+	return dashType
 }
 
 // sniffLength is how many bytes tell a playlist in any encoding.
@@ -91,7 +111,9 @@ func (w *response) holdManifest() {
 		w.refuse(errManifestEncoding)
 	case w.d.request.Method == http.MethodHead && !w.d.manifest:
 		// Only the Content-Type tells, so it is too late to ask for the body.
+		contentType := manifestType(w.Header().Get("Content-Type"))
 		dropEntityHeaders(w.Header())
+		w.Header().Set("Content-Type", contentType)
 		w.pass()
 	default:
 		w.state = holding
@@ -113,17 +135,15 @@ func (w *response) hold(p []byte) (int, error) {
 // sendManifest sends the rewritten manifest. It drops all headers that describe
 // the bytes of the original.
 func (w *response) sendManifest() error {
-	rewritten, err := w.rewrite()
+	rewritten, format, err := w.rewrite()
 	if err != nil {
 		w.refuse(err)
 		return w.err
 	}
 	h := w.Header()
-	contentType := h["Content-Type"]
+	contentType := standardType(format, h.Get("Content-Type"))
 	dropEntityHeaders(h)
-	if contentType != nil {
-		h["Content-Type"] = contentType
-	}
+	h.Set("Content-Type", contentType)
 	h.Set("Content-Length", strconv.Itoa(len(rewritten)))
 	w.pass()
 	if w.d.request.Method == http.MethodHead {
@@ -138,23 +158,21 @@ func (w *response) sendManifest() error {
 	return err
 }
 
-func (w *response) rewrite() ([]byte, error) {
+func (w *response) rewrite() (rewritten []byte, format manifest.Format, err error) {
 	body := w.manifest.body
 	if w.manifest.compressed {
-		var err error
 		if body, err = decompressManifest(body); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 	}
-	format := manifest.Sniff(body)
-	if format == 0 {
-		return nil, errManifestForm
+	if format = manifest.Sniff(body); format == 0 {
+		return nil, 0, errManifestForm
 	}
 	start := time.Now()
 	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, w.d.location(), w.d.query, w.d.gate.features)
 	w.d.app.metrics.manifestSeconds.Observe(time.Since(start).Seconds())
 	w.d.app.metrics.countURIs(stats)
-	return rewritten, err
+	return rewritten, format, err
 }
 
 // decompressManifest undoes gzip, for origins that compress although the gate

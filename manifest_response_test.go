@@ -170,7 +170,9 @@ func TestManifestRequests(t *testing.T) {
 		"Access-Control-Expose-Headers": {exposedHeaders},
 		"Cache-Control":                 {"private, max-age=2"},
 		"Content-Length":                {strconv.Itoa(len(rewrittenPlaylist))},
-		"Content-Type":                  {"application/x-mpegURL"},
+		"Content-Type":                  {"application/vnd.apple.mpegurl"},
+		"Content-Security-Policy":       {"sandbox allow-same-origin; default-src 'none'; media-src 'self'"},
+		"X-Content-Type-Options":        {"nosniff"},
 	}, e.header); diff != "" || e.status != 200 || e.body != rewrittenPlaylist {
 		t.Errorf("got %d %q, header (-want +got):\n%s", e.status, e.body, diff)
 	}

@@ -77,6 +77,20 @@ type Gate struct {
 	// none. Permitted: `["steering"]`. Not permitted: `["all"]`.
 	ManifestFeatures []string `json:"manifest_features,omitempty"`
 
+	// Headers of the origin that viewers get besides those about the body, ranges
+	// and caching, validators, `Date`, `Location`, `Retry-After`, `Server-Timing`,
+	// `Timing-Allow-Origin`, digests, `CMSD-*`, `Cache-Status` and `Via`. Capitals do
+	// not matter. Default: none. Permitted: `X-Cache`, `Link`. Not permitted:
+	// `Set-Cookie`, `NEL` and others that have browsers store or report what
+	// belongs to other videos; headers that the gate sets itself.
+	PassResponseHeaders []string `json:"pass_response_headers,omitempty"`
+
+	// Serve the origin's own page at /<token>/iframe as it is: it may run scripts,
+	// and its Content-Security-Policy passes. Set it only if no uploader decides
+	// what the origin has there. It excludes Player. Default: false, so the page
+	// is sandboxed like every file.
+	TrustOriginIframe bool `json:"trust_origin_iframe,omitempty"`
+
 	// Report-only mode for videos without a setting of their own. Default: the
 	// setting of the app.
 	Enforcement
@@ -88,6 +102,7 @@ type Gate struct {
 	player        *player.Page // nil without a player
 	manifestHosts []string
 	features      manifest.Features
+	passResponse  headerNames
 
 	mayReportTokens bool // for some video
 	reportLog       *zap.Logger
@@ -114,7 +129,13 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if g.originPath, err = g.resolveOriginPath(); err != nil {
 		return err
 	}
+	if g.passResponse, err = parseResponseHeaders(g.PassResponseHeaders); err != nil {
+		return err
+	}
 	if g.Player != nil {
+		if g.TrustOriginIframe {
+			return errTwoPages
+		}
 		if g.player, err = g.Player.provision(); err != nil {
 			return err
 		}

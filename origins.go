@@ -71,7 +71,7 @@ const exposedHeaders = "Content-Length, Content-Range, Accept-Ranges, Date, " + 
 // setCORS lets the requesting site, which check has accepted, read the response.
 // Without allowed origins, any site may read it. The origin server cannot change
 // that.
-func (p originPolicy) setCORS(h http.Header, requestOrigin string) {
+func (p originPolicy) setCORS(h http.Header, values *headerValues, requestOrigin string) {
 	dropCORS(h)
 	if p.allowed == nil {
 		requestOrigin = "*"
@@ -79,8 +79,8 @@ func (p originPolicy) setCORS(h http.Header, requestOrigin string) {
 		h.Add("Vary", "Origin")
 	}
 	if requestOrigin != "" {
-		h.Set("Access-Control-Allow-Origin", requestOrigin)
-		h.Set("Access-Control-Expose-Headers", exposedHeaders)
+		values.set(h, "Access-Control-Allow-Origin", requestOrigin)
+		values.set(h, "Access-Control-Expose-Headers", exposedHeaders)
 	}
 }
 
@@ -108,6 +108,7 @@ func setRefusalCORS(h http.Header) {
 func answerPreflight(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Allow", allowedMethods)
+	setSandbox(h)
 	if r.Header.Get("Access-Control-Request-Method") != "" {
 		h.Set("Access-Control-Allow-Origin", "*")
 		h.Set("Access-Control-Allow-Methods", "GET, HEAD")

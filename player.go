@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -15,6 +16,8 @@ type PlayerConfig struct {
 	// only browsers with native HLS can play.
 	HLSJS string `json:"hls_js,omitempty"`
 }
+
+var errTwoPages = errors.New("trust_origin_iframe: `player` serves a page of its own at /iframe; remove one of the two")
 
 // hlsJSSuffix is the suffix at which the player page loads hls.js. Like everything
 // that the page loads, it is below the viewer's own token or id.

@@ -31,6 +31,7 @@ const (
 	reasonOriginNotAllowed      reason = "origin_not_allowed"
 	reasonDownloadNotAllowed    reason = "download_not_allowed"
 	reasonClientIPUnknown       reason = "client_ip_unknown"
+	reasonServiceWorker         reason = "service_worker_not_allowed"
 	reasonMethodNotAllowed      reason = "method_not_allowed"
 	reasonTooEarly              reason = "too_early"
 	reasonVerificationLimited   reason = "verification_limited"
@@ -44,7 +45,7 @@ var reasons = [...]reason{
 	reasonPathInvalid, reasonTokenRequired, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonKeyUnknown,
 	reasonSignatureInvalid, reasonAudienceNotAllowed, reasonTokenExpired, reasonTokenNotYetValid,
 	reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
-	reasonClientIPUnknown, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
+	reasonClientIPUnknown, reasonServiceWorker, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
 	reasonManifestInvalid, reasonStateUnavailable, reasonCountryUnavailable,
 }
 
@@ -52,7 +53,7 @@ var reasons = [...]reason{
 //
 //	400  the path is not a playback path
 //	401  the token is missing or not valid
-//	403  an access rule, the allowed origins or a missing claim forbid it
+//	403  an access rule, the allowed origins, a missing claim or its use forbid it
 //	405  the method is not GET, HEAD or OPTIONS
 //	425  the TLS handshake is unfinished and a rule needs the address
 //	429  the network has sent too many tokens with invalid signatures
@@ -68,7 +69,7 @@ func (r reason) status() int {
 		reasonTokenLifetimeExceeded, reasonRulesInvalid:
 		return http.StatusUnauthorized
 	case reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
-		reasonClientIPUnknown:
+		reasonClientIPUnknown, reasonServiceWorker:
 		return http.StatusForbidden
 	case reasonMethodNotAllowed:
 		return http.StatusMethodNotAllowed
@@ -135,6 +136,7 @@ func deny(w http.ResponseWriter, err error) error {
 	h.Set("Cache-Control", "no-store")
 	dropSharedCaching(h)
 	setRefusalCORS(h)
+	setSandbox(h)
 	status := why.reason.status()
 	switch status {
 	case http.StatusUnauthorized:

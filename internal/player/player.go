@@ -112,9 +112,9 @@ func (p *Page) ServePage(w http.ResponseWriter, r *http.Request, frameAncestors 
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", p.policyWith(frameAncestors))
-	// The address of the page contains the token. A poster on another host is
-	// asked for without it.
-	h.Set("Referrer-Policy", "strict-origin")
+	// The address of the page contains the token. Other hosts, like that of a
+	// poster, get none of it. The gate needs it to tell its own page.
+	h.Set("Referrer-Policy", "same-origin")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(p.html)))
 	w.WriteHeader(http.StatusOK)

@@ -95,7 +95,7 @@ func TestPageHeaders(t *testing.T) {
 					"; style-src " + inlineHash(t, inlineStyles, html) +
 					"; media-src 'self' blob:; img-src 'self' https: http: data:; connect-src 'self'; worker-src blob:" +
 					"; base-uri 'none'; form-action 'none'" + ancestors},
-				"Referrer-Policy":        {"strict-origin"},
+				"Referrer-Policy":        {"same-origin"},
 				"X-Content-Type-Options": {"nosniff"},
 			}
 			if diff := cmp.Diff(want, res.Header); diff != "" || res.StatusCode != http.StatusOK {
