@@ -246,7 +246,7 @@ func (b optionBlock) checkOption(t *testing.T, name, text string) {
 		}
 	}
 	example := caddyfileBlock.FindStringSubmatch(text)
-	if example == nil || !strings.HasPrefix(example[1], name+" ") {
+	if example == nil || strings.Fields(example[1])[0] != name {
 		t.Errorf("%s: there is no example of it", name)
 		return
 	}
