@@ -182,6 +182,20 @@ func wantKeys(t *testing.T, s *testState, keys ...string) {
 	}
 }
 
+func wantKeysAfterSync(t *testing.T, s *testState, keys ...string) {
+	t.Helper()
+	s.Sync(t.Context())
+	wantKeys(t, s, keys...)
+}
+
+// wantWaited checks that a wait was not longer than allowed.
+func wantWaited(t *testing.T, what string, start time.Time, most time.Duration) {
+	t.Helper()
+	if waited := time.Since(start); waited > most {
+		t.Errorf("%s took %s, want at most %s", what, waited, most)
+	}
+}
+
 // wantVideo checks what a State says about the video "v": private, public, unset,
 // default, damaged or unavailable.
 func wantVideo(t *testing.T, s *testState, want string) {

@@ -193,14 +193,12 @@ func TestDamagedKeyIsNotUsed(t *testing.T) {
 			f, _, s := fleetWith(t, "a live", "b live")
 			wantKeys(t, s, "a live")
 			f.Write(keyNamed("a"), data)
-			s.Sync(t.Context())
-			wantKeys(t, s, "a damaged", "b live")
+			wantKeysAfterSync(t, s, "a damaged", "b live")
 			if key, _ := s.Key("a"); !errors.Is(key.Damage, ErrDamaged) || s.Unavailable() || s.errors("decode") == 0 {
 				t.Errorf("damage %v, unavailable: %t, %d errors are counted", key.Damage, s.Unavailable(), s.errors("decode"))
 			}
 			f.writeAll("a live") // repaired
-			s.Sync(t.Context())
-			wantKeys(t, s, "a live")
+			wantKeysAfterSync(t, s, "a live")
 		})
 	}
 }
@@ -209,110 +207,79 @@ func TestDamagedKeyIsNotUsed(t *testing.T) {
 // nor an older store restores the key.
 func TestRevokedKeyNeverComesBack(t *testing.T) {
 	t.Parallel()
-	type parts struct {
-		f      *fleet
-		n      *node
-		s      *testState
-		revoke func()
-	}
-	for name, attack := range map[string]func(*testing.T, parts){
-		"a read that began before": func(t *testing.T, p parts) {
-			p.n.Intercept(nil, on("get", "a", func(context.Context, string, store.Name) error {
-				p.n.Intercept(nil, nil)
-				p.revoke()
-				return nil
-			}))
-			if err := p.s.readKey(t.Context(), "a"); err != nil {
-				t.Error(err)
-			}
-			wantKeys(t, p.s, "a revoked")
-		},
-		"a reload that began before": func(t *testing.T, p parts) {
-			p.f.Restore(p.f.Backup())
-			p.n.Intercept(nil, on("read", "a", func(context.Context, string, store.Name) error {
-				p.n.Intercept(nil, nil)
-				p.revoke()
-				return nil
-			}))
-			p.s.Sync(t.Context())
-			wantKeys(t, p.s, "a revoked")
-		},
-		"a reload that began before and failed, and another one": func(t *testing.T, p parts) {
-			p.f.Restore(p.f.Backup())
-			p.n.Intercept(nil, on("read", "", func(ctx context.Context, operation string, name store.Name) error {
-				if name.ID() == "a" {
-					p.revoke()
-					return nil
-				}
-				p.n.Intercept(on("changes", "", down), nil)
-				return down(ctx, operation, name)
-			}))
-			p.s.Sync(t.Context())
-			p.n.Intercept(nil, nil)
-		},
-		"an old backup": func(t *testing.T, p parts) {
-			old := p.f.Backup()
-			p.revoke()
-			p.f.Restore(old)
-		},
-		"a store that has lost everything": func(t *testing.T, p parts) {
-			p.revoke()
-			p.f.Restore(nil)
-		},
-		"the key is made again": func(t *testing.T, p parts) {
-			p.revoke()
-			p.f.Restore(nil)
-			_, _ = p.s.storeKey(t.Context(), keyOf("a").Public(), false, "")
-		},
-		"the key is made again by another node": func(t *testing.T, p parts) {
-			p.revoke()
-			p.f.writeAll("a live")
-		},
-		"its object is damaged": func(t *testing.T, p parts) {
-			p.revoke()
-			p.f.writeAll("a damaged")
-		},
-		"its object is removed": func(t *testing.T, p parts) {
-			p.revoke()
-			p.f.Write(keyNamed("a"), "")
-		},
-		"its object cannot be read": func(t *testing.T, p parts) {
-			p.revoke()
-			p.n.Intercept(on("read", "a", down), nil)
-			p.s.Sync(t.Context())
-			p.n.Intercept(nil, nil)
-		},
-		"an old backup after an outage that was too long": func(t *testing.T, p parts) {
-			clock := p.s.setTime()
-			old := p.f.Backup()
-			p.revoke()
-			p.f.Restore(old)
-			*clock = clock.Add(maxStale + 1)
-			p.n.Intercept(down, nil)
-			p.s.Sync(t.Context())
-			wantKeys(t, p.s, "a unknown")
-			p.n.Intercept(nil, nil)
-		},
-		"another node has revoked it, before an old backup": func(t *testing.T, p parts) {
-			old := p.f.Backup()
-			p.f.writeAll("a revoked")
-			p.s.Sync(t.Context())
-			wantKeys(t, p.s, "a revoked")
-			p.f.Restore(old)
-		},
+	for _, attack := range []string{ // the steps before a node looks for changes
+		"backup revoke restore", "revoke lose-everything", "revoke lose-everything make-again", "revoke live", "revoke damage", "revoke remove",
+		"revoke unreadable sync readable",
+		"backup revoke restore long-outage readable",
+		"backup revoke-elsewhere sync restore",
+		"read-during-which-revoke",
+		"reload-during-which-revoke sync",
+		"reload-during-which-revoke-and-fail sync readable",
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(attack, func(t *testing.T) {
 			t.Parallel()
 			f, n, s := fleetWith(t, "a live", "b live")
+			clock := s.setTime()
 			wantKeys(t, s, "a live")
-			attack(t, parts{f, n, s, func() {
+			old := f.Backup()
+			revoke := func() {
 				if err := s.Revoke(t.Context(), "a"); err != nil {
 					t.Errorf("Revoke = %v", err)
 				}
-			}})
+			}
+			revokeAfter := func(operation, id string) {
+				n.Intercept(nil, on(operation, id, func(context.Context, string, store.Name) error {
+					n.Intercept(nil, nil)
+					revoke()
+					return nil
+				}))
+			}
+			steps := map[string]func(){
+				"backup":           func() { old = f.Backup() },
+				"restore":          func() { f.Restore(old) },
+				"revoke":           revoke,
+				"revoke-elsewhere": func() { f.writeAll("a revoked") },
+				"live":             func() { f.writeAll("a live") },
+				"damage":           func() { f.writeAll("a damaged") },
+				"remove":           func() { f.Write(keyNamed("a"), "") },
+				"lose-everything":  func() { f.Restore(nil) },
+				"make-again":       func() { _, _ = s.storeKey(t.Context(), keyOf("a").Public(), false, "") },
+				"unreadable":       func() { n.Intercept(on("read", "a", down), nil) },
+				"readable":         func() { n.Intercept(nil, nil) },
+				"sync":             func() { s.Sync(t.Context()) },
+				"long-outage": func() {
+					*clock = clock.Add(maxStale + 1)
+					n.Intercept(down, nil)
+					wantKeysAfterSync(t, s, "a unknown")
+				},
+				"read-during-which-revoke": func() {
+					revokeAfter("get", "a")
+					if err := s.readKey(t.Context(), "a"); err != nil {
+						t.Error(err)
+					}
+					wantKeys(t, s, "a revoked")
+				},
+				"reload-during-which-revoke": func() {
+					f.Restore(old) // so that there is something to read
+					revokeAfter("read", "a")
+				},
+				"reload-during-which-revoke-and-fail": func() {
+					f.Restore(old)
+					n.Intercept(nil, on("read", "", func(ctx context.Context, operation string, name store.Name) error {
+						if name.ID() == "a" {
+							revoke()
+							return nil
+						}
+						n.Intercept(on("changes", "", down), nil)
+						return down(ctx, operation, name)
+					}))
+				},
+			}
+			for step := range strings.FieldsSeq(attack) {
+				steps[step]()
+			}
 			for range 2 {
-				s.Sync(t.Context())
-				wantKeys(t, s, "a revoked")
+				wantKeysAfterSync(t, s, "a revoked")
 				if slices.ContainsFunc(s.LiveKeys(), func(k Key) bool { return k.ID == "a" }) {
 					t.Error("the revoked key verifies")
 				}
@@ -335,8 +302,7 @@ func TestKeysThatChangeDuringAReload(t *testing.T) {
 		s.keys.publish(Key{ID: "a"}) // it does not exist any more
 		return s.Revoke(ctx, "c")
 	}))
-	s.Sync(t.Context())
-	wantKeys(t, s, "a none", "b damaged", "c revoked", "aa live")
+	wantKeysAfterSync(t, s, "a none", "b damaged", "c revoked", "aa live")
 }
 
 // Until the keys have been read, nothing is known about any key: a key that is published

@@ -79,9 +79,7 @@ func TestSlowVideo(t *testing.T) {
 		close(proceed)
 		start := time.Now()
 		wantVideo(t, s, "public")
-		if waited := time.Since(start); waited != 0 {
-			t.Errorf("the other video took %s", waited)
-		}
+		wantWaited(t, "the other video", start, 0)
 		wg.Wait()
 	})
 }
@@ -145,9 +143,7 @@ func TestKnownVideoServesWithoutTheStore(t *testing.T) {
 			for range 2 {
 				start := time.Now()
 				wantVideo(t, s, "public")
-				if waited := time.Since(start); waited > readTimeout {
-					t.Errorf("a viewer waited for %s", waited)
-				}
+				wantWaited(t, "a viewer", start, readTimeout)
 				wantVideoOf(t, s, "unknown", "unavailable")
 				wantVideoOf(t, s, "own", "unavailable")
 			}
@@ -192,9 +188,7 @@ func TestRefreshedVideoServesMeanwhile(t *testing.T) {
 			for range 10 {
 				wantVideo(t, s, "public")
 			}
-			if waited := time.Since(start); waited != 0 {
-				t.Errorf("viewers waited for %s", waited)
-			}
+			wantWaited(t, "viewers", start, 0)
 			synctest.Wait()
 			if got := n.Count("get") - reads; fails == nil && got != 1 {
 				t.Errorf("%d reads for ten viewers, want 1", got)
