@@ -19,8 +19,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Each file of testdata/script is a shell session with the command caddy. Beside
-// the commands of testscript, it can use those of scriptCommands.
+// Each file of testdata/script is a shell session with the command caddy. It can use the
+// commands of testscript and of scriptCommands.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -42,21 +42,21 @@ func TestCommands(t *testing.T) {
 }
 
 var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
-	// fails 'text' <arguments>: `caddy signed-playback <arguments>` ends with
-	// status 1, prints nothing that a pipe would take for a result, and an error
-	// that contains the text and no private key.
+	// fails 'text' <arguments>: `caddy signed-playback <arguments>` ends with status 1. Its
+	// standard output is empty, so a pipe gets no result. Its error contains the text and
+	// no private key.
 	"fails": func(ts *testscript.TestScript, _ bool, args []string) {
 		err := ts.Exec("caddy", append([]string{"signed-playback"}, args[1:]...)...)
 		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 {
-			ts.Fatalf("it ends with %v, want exit status 1", err)
+			ts.Fatalf("the command ends with %v, want exit status 1", err)
 		}
 		stdout, stderr := ts.ReadFile("stdout"), ts.ReadFile("stderr")
 		if stdout != "" || !strings.Contains(stderr, args[0]) || strings.Contains(stderr, "PRIVATE KEY") || strings.Contains(stderr, `"d"`) {
-			ts.Fatalf("standard output %q, standard error %q; want nothing, and %q without a private key", stdout, stderr, args[0])
+			ts.Fatalf("standard output %q, standard error %q; want no output, and an error with %q and without a private key", stdout, stderr, args[0])
 		}
 	},
-	// capture <name> [<label>]: set an environment variable to the one line of
-	// standard output, or to the rest of the line that begins with a label.
+	// capture <name> [<label>]: set an environment variable to the only line of standard
+	// output, or to the rest of the line that begins with the label.
 	"capture": func(ts *testscript.TestScript, _ bool, args []string) {
 		line := ts.ReadFile("stdout")
 		if len(args) == 2 {
@@ -82,8 +82,8 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	},
 }
 
-// A command that is wrong names the flag or the argument with its value. It prints
-// nothing that a pipe would take for a result, and no private key.
+// The error of a wrong command names the flag or the argument with its value. The command
+// prints no result and no private key.
 func TestCommandErrors(t *testing.T) {
 	archive := must(txtar.ParseFile("testdata/command_errors.txtar"))
 	dir := t.TempDir()
@@ -94,7 +94,7 @@ func TestCommandErrors(t *testing.T) {
 	t.Chdir(dir)
 	rows := regexp.MustCompile(`(?m)^'(.+?)' (.+)$`).FindAllStringSubmatch(strings.ReplaceAll(string(archive.Comment), "TOKEN", plainToken()), -1)
 	if len(rows) < 75 {
-		t.Errorf("%d command lines were found", len(rows))
+		t.Errorf("testdata/command_errors.txtar has %d command lines, want at least 75", len(rows))
 	}
 	for _, row := range rows {
 		var words []string
@@ -108,15 +108,15 @@ func TestCommandErrors(t *testing.T) {
 		case err == nil || !strings.Contains(err.Error(), row[1]):
 			t.Errorf("%s: %v, want an error with %s", row[2], err, row[1])
 		case out != "" && words[0] != "inspect":
-			t.Errorf("%s: %v, and the output %q", row[2], err, out)
+			t.Errorf("%s: %v, and the output %q, want none", row[2], err, out)
 		case strings.Contains(err.Error(), "PRIVATE KEY") || strings.Contains(err.Error(), plainToken()):
 			t.Errorf("%.40s: the error contains a secret: %v", row[2], err)
 		}
 	}
 }
 
-// The gate accepts the tokens that sign prints, with the output of keygen as the
-// key of both, and does not keep the private key.
+// keygen prints a key with which sign signs tokens and the gate accepts them. The gate does
+// not keep the private key.
 func TestKeygenSignAndGate(t *testing.T) {
 	var key, url bytes.Buffer
 	if err := keygen("fresh", &key); err != nil {
@@ -132,7 +132,7 @@ func TestKeygenSignAndGate(t *testing.T) {
 		t.Fatal(err)
 	}
 	if a := ask(t, g, requestFor(t, strings.TrimSpace(url.String()), nil)); !a.allowed() || a.origin[0].URL.Path != "/demo/manifest/video.m3u8" {
-		t.Errorf("%d %s %s, want it allowed", a.status, a.reason, a.text)
+		t.Errorf("the gate answers %d %s %s, want the request allowed", a.status, a.reason, a.text)
 	}
 	if set := must(loadKeyFiles([]string{file})); strings.Contains(string(must(set.Lookup("fresh").JWK())), `"d"`) {
 		t.Error("the gate keeps the private key")
@@ -169,7 +169,7 @@ func TestRelativeTime(t *testing.T) {
 	}
 }
 
-// The defaults are those of the help texts and of the reference.
+// The help texts and the reference document these defaults.
 func TestDefaultsOfFlags(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {

@@ -1,10 +1,9 @@
-// Command bench puts the same load on the gate and on other servers, in front
-// of one origin, and reports what each of them costs. With the argument flood,
-// it measures instead what floods of forged tokens do to clients. README.md says
-// how to read the reports.
+// Command bench sends the same load to the gate and to other servers in front of one
+// origin, and reports the cost of each. With the argument flood, it measures the effect of
+// floods of forged tokens on clients. README.md explains the reports.
 //
-// It is a module of its own, so that the product's go.mod does not list what
-// only the measurements need.
+// It is a separate module, so the product's go.mod does not list the dependencies of the
+// measurements.
 package main
 
 import (
@@ -25,7 +24,7 @@ import (
 type options struct {
 	flood       bool // measure floods instead of comparing servers
 	quick       bool // a smoke test
-	small       bool // the smallest object only
+	small       bool // only the smallest object
 	rounds      int
 	duration    time.Duration
 	connections int
@@ -51,11 +50,11 @@ func parseOptions(args []string) (options, error) {
 		name, args = "bench flood", args[1:]
 	}
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
-	flags.IntVar(&o.rounds, "rounds", o.rounds, "`how often` everything is measured, in turn")
-	flags.DurationVar(&o.duration, "duration", o.duration, "`how long` a measurement takes, in whole seconds")
-	flags.IntVar(&o.connections, "connections", o.connections, "how many `connections` the load generator has")
+	flags.IntVar(&o.rounds, "rounds", o.rounds, "the `number` of rounds; each round measures everything once")
+	flags.DurationVar(&o.duration, "duration", o.duration, "the `duration` of a measurement, in whole seconds")
+	flags.IntVar(&o.connections, "connections", o.connections, "the `number` of connections of the load generator")
 	flags.StringVar(&o.caddy, "caddy", "../bin/caddy", "the `binary` that contains the gate")
-	flags.BoolVar(&o.quick, "quick", false, "a smoke test: measure little, on a busy machine too, and write no report")
+	flags.BoolVar(&o.quick, "quick", false, "a smoke test: measure a little, also on a busy machine, and write no report")
 	only := new(string)
 	if !o.flood {
 		flags.StringVar(only, "only", "", "measure the setups whose name matches a `pattern`, and write no report")
@@ -86,7 +85,7 @@ func parseOptions(args []string) (options, error) {
 	return o, err
 }
 
-// sizes are those of the objects to measure.
+// sizes returns the object sizes to measure.
 func (o options) sizes() []objectSize {
 	if o.small {
 		return objectSizes[:1]
@@ -94,7 +93,7 @@ func (o options) sizes() []objectSize {
 	return objectSizes
 }
 
-// partial reports whether there is too little for a report.
+// partial reports whether the run measures too little for a report.
 func (o options) partial() bool { return o.quick || o.small || o.only.String() != "" }
 
 func run(ctx context.Context, args []string) error {
@@ -120,7 +119,7 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
-	if unmet != nil && !o.quick { // a single short round proves nothing
+	if unmet != nil && !o.quick { // one short round proves nothing
 		return fmt.Errorf("requirements not met: %s", strings.Join(unmet, "; "))
 	}
 	return nil
