@@ -166,7 +166,7 @@ func TestReportOnlyOrigins(t *testing.T) {
 	o := startOrigin(t, nil)
 	g := startReporting(t, o, "player\nreport_only origins")
 	res := g.get(t, "/"+mint(t, "site", nil)+"/iframe", "Referer: https://evil.example/page", "Sec-Fetch-Dest: iframe")
-	if policy := res.Header.Get("Content-Security-Policy"); res.StatusCode != http.StatusOK || strings.Contains(policy, "frame-ancestors") {
+	if policy := fmt.Sprint(res.Header["Content-Security-Policy"]); res.StatusCode != http.StatusOK || strings.Contains(policy, "frame-ancestors") {
 		t.Errorf("the player page: %d with Content-Security-Policy %q", res.StatusCode, policy)
 	}
 	o.take()
