@@ -23,8 +23,7 @@ import (
 func TestLockHeldByAnotherNode(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		storage := newMemStorage()
-		s := quiet(storage)
+		storage, s := memCaddy()
 		if err := storage.Lock(t.Context(), "signed_playback_videos_v"); err != nil {
 			t.Fatal(err)
 		}

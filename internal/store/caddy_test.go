@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -32,6 +30,12 @@ func logged(storage certmagic.Storage, level zapcore.Level) (*Caddy, *observer.O
 	s := NewCaddy(as(storage), as(zap.New(core)))
 	s.Start()
 	return s, logs
+}
+
+// memCaddy opens a store on a storage in memory.
+func memCaddy() (*memStorage, *Caddy) {
+	storage := newMemStorage()
+	return storage, quiet(storage)
 }
 
 // onEachStorage runs a test on each kind of Caddy storage.
@@ -94,8 +98,7 @@ func TestCaddyAll(t *testing.T) {
 // a collection that ends early without an error may lack revocations.
 func TestCaddyAllEnds(t *testing.T) {
 	t.Parallel()
-	storage := newMemStorage()
-	s := quiet(storage)
+	storage, s := memCaddy()
 	for i := range 10 {
 		write(t, s, named(Keys, fmt.Sprint("k", i)), "1")
 		write(t, s, named(Videos, fmt.Sprint("k", i)), "1")
@@ -121,7 +124,7 @@ func TestCaddyAllEnds(t *testing.T) {
 			objects, failures, ended := 0, 0, false
 			for object, err := range s.All(t.Context(), tc.collection) {
 				if ended {
-					t.Error("All goes on after its error")
+					t.Error("All continues after its error")
 				}
 				if err == nil {
 					objects++
@@ -170,8 +173,7 @@ func TestFileThatVanishesWhileItsFolderIsListed(t *testing.T) {
 	vanished := &fs.PathError{Op: "lstat", Path: "/storage/signed_playback/keys/1827364509", Err: syscall.ENOENT}
 	for _, collection := range []Collection{Keys, Videos} {
 		for _, times := range []int{1, 1 << 30} {
-			storage := newMemStorage()
-			s := quiet(storage)
+			storage, s := memCaddy()
 			want := make(map[string]string)
 			for i := range 10 {
 				id := fmt.Sprint("k", i)
@@ -197,38 +199,13 @@ func TestFileThatVanishesWhileItsFolderIsListed(t *testing.T) {
 	}
 }
 
-// tree returns a digest of every file below a folder.
-func tree(t *testing.T, folder string) map[string]string {
-	t.Helper()
-	found := make(map[string]string)
-	err := filepath.WalkDir(folder, func(file string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		data, err := os.ReadFile(file)
-		name := strings.TrimPrefix(file, folder+"/")
-		if !strings.HasPrefix(name, root+"/stamps/") && !strings.HasPrefix(name, "locks/") {
-			found[name] = fmt.Sprintf("%x", sha256.Sum256(data))
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
-}
-
-// A4: Caddy's file storage removes whole trees. Removing an object removes its file alone,
-// under every name of the object.
+// A4: Caddy's file storage removes whole trees, and so does memStorage. Removing an object
+// removes its file alone, under every name of the object.
 func TestDeleteRemovesOneFile(t *testing.T) {
 	t.Parallel()
-	folder := t.TempDir()
-	storage := &certmagic.FileStorage{Path: folder}
-	s := quiet(storage)
+	storage, s := memCaddy()
 	for _, file := range []string{"certificates/a/a.crt", "acme/x.json", "last_clean.json", "signed_playback.json", root + "/keys.json"} {
-		if err := storage.Store(t.Context(), file, []byte("Caddy's")); err != nil {
-			t.Fatal(err)
-		}
+		storage.put(file, []byte("Caddy's"))
 	}
 	var names []Name
 	for _, collection := range collections {
@@ -239,20 +216,18 @@ func TestDeleteRemovesOneFile(t *testing.T) {
 	for _, name := range names {
 		write(t, s, name, `"`+name.String()+`"`)
 	}
-	before := tree(t, folder)
+	want := storage.content()
 	for _, name := range names {
-		delete(before, objectPath(name))
+		delete(want, objectPath(name))
 		write(t, s, name, "")
-		write(t, s, name, "") // of what is not there
-		if diff := cmp.Diff(before, tree(t, folder)); diff != "" {
+		write(t, s, name, "") // of a missing object
+		if diff := cmp.Diff(want, storage.content()); diff != "" {
 			t.Fatalf("removing %s has changed other files (-want +got):\n%s", name, diff)
 		}
 	}
 	// Some storages return fs.ErrNotExist for a file that they remove.
-	vanishing := newMemStorage()
-	s = quiet(vanishing)
 	write(t, s, named(Videos, "v"), "1")
-	vanishing.intercept(failOn("delete", "x-v", &fs.PathError{Op: "remove", Path: "x", Err: fs.ErrNotExist}))
+	storage.intercept(failOn("delete", "x-v", &fs.PathError{Op: "remove", Path: "x", Err: fs.ErrNotExist}))
 	write(t, s, named(Videos, "v"), "")
 }
 
@@ -260,8 +235,8 @@ func TestDeleteRemovesOneFile(t *testing.T) {
 func TestFailedWriteChangesNothing(t *testing.T) {
 	t.Parallel()
 	for _, collection := range []Collection{Keys, Videos} {
-		storage := newMemStorage()
-		s, other := quiet(storage), quiet(storage)
+		storage, s := memCaddy()
+		other := quiet(storage)
 		there, gone := named(collection, "there"), named(collection, "gone")
 		write(t, s, there, "1")
 		follow(t, s, other)
@@ -344,8 +319,7 @@ func TestStampFollowsItsObject(t *testing.T) {
 // cannot be read, the collection counts as changed each time.
 func TestStampThatIsNotTheLastOne(t *testing.T) {
 	t.Parallel()
-	storage := newMemStorage()
-	s := quiet(storage)
+	storage, s := memCaddy()
 	write(t, s, named(Videos, "v"), "1")
 	follow(t, s)
 	for _, content := range []string{"", "ABC", "OLDER"} {
@@ -454,8 +428,7 @@ func TestErrorsOfTheStorage(t *testing.T) {
 		syscall.ENOTDIR, syscall.EMFILE, syscall.ESTALE, syscall.ETIMEDOUT, context.DeadlineExceeded, errors.New("connection refused"),
 	}
 	for i, failure := range slices.Concat(damaging, others) {
-		storage := newMemStorage()
-		s := quiet(storage)
+		storage, s := memCaddy()
 		name := named(Videos, "v")
 		write(t, s, name, "1")
 		storage.intercept(failOn("load", "x-v", &fs.PathError{Op: "open", Path: "x", Err: failure}))
@@ -505,7 +478,7 @@ func TestHangingStorage(t *testing.T) {
 				storage := newMemStorage()
 				write(t, quiet(storage), named(Videos, "v"), "1") // by another node
 				s := quiet(storage)
-				h := hold(storage, func(operation, key string) bool { return operation == tc.operation && strings.Contains(key, tc.key) })
+				h := hold(storage, tc.operation, tc.key)
 				const patience = objectTimeout
 				ctx, cancel := context.WithTimeout(t.Context(), patience)
 				defer cancel()
@@ -521,7 +494,7 @@ func TestHangingStorage(t *testing.T) {
 				close(h.release)
 				synctest.Wait()
 				if err := tc.call(t.Context(), s); err != nil {
-					t.Errorf("%s after the storage goes on = %v", tc.name, err)
+					t.Errorf("%s when the storage answers again = %v", tc.name, err)
 				}
 			})
 		})
@@ -533,12 +506,11 @@ func TestHangingStorage(t *testing.T) {
 func TestHangingObjectHoldsUpNoOther(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		storage := newMemStorage()
-		s := quiet(storage)
+		storage, s := memCaddy()
 		for i := range 2 * readsOfAll {
 			write(t, s, named(Keys, fmt.Sprint("k", i)), "1")
 		}
-		h := hold(storage, func(operation, key string) bool { return operation == "load" && strings.Contains(key, "x-k10.") })
+		h := hold(storage, "load", "x-k10.")
 		defer close(h.release)
 		start, read, failed := time.Now(), 0, ""
 		for object, err := range s.All(t.Context(), Keys) {
@@ -564,7 +536,7 @@ func TestLateWriteIsAnnounced(t *testing.T) {
 			a, b := quiet(storage), quiet(storage)
 			write(t, a, named(Videos, "other"), "1")
 			follow(t, b)
-			h := hold(storage, func(operation, key string) bool { return operation == "store" && strings.Contains(key, hanging) })
+			h := hold(storage, "store", hanging)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			wantUnavailable(t, "Update", tryWrite(ctx, a, named(Videos, "v"), "1"))
@@ -583,10 +555,9 @@ func TestLateWriteIsAnnounced(t *testing.T) {
 func TestHangingStorageCostsFewGoroutines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		storage := newMemStorage()
-		s := quiet(storage)
+		storage, s := memCaddy()
 		write(t, s, named(Keys, "k"), "1")
-		reads := hold(storage, func(operation, _ string) bool { return operation == "load" })
+		reads := hold(storage, "load", "")
 		var wg sync.WaitGroup
 		for i := range 300 {
 			wg.Go(func() {
@@ -602,7 +573,7 @@ func TestHangingStorageCostsFewGoroutines(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		// Nobody gets a turn, and a caller that waits for one gives up in time.
+		// No call gets a turn, and a waiting call ends with its context.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := s.Get(ctx, named(Keys, "k"))
@@ -618,23 +589,6 @@ func TestHangingStorageCostsFewGoroutines(t *testing.T) {
 			write(t, s, named(Keys, "k"), strconv.Itoa(i))
 		}
 	})
-}
-
-// A call of a client that has cancelled before changes nothing.
-func TestCallsOfClientsThatHaveCancelled(t *testing.T) {
-	t.Parallel()
-	s := quiet(newMemStorage())
-	write(t, s, named(Keys, "k"), "1")
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	for range 50 { // either end of a select may come first
-		if _, err := s.Get(ctx, named(Keys, "k")); err != nil {
-			wantUnavailable(t, "Get", err)
-		}
-		if err := tryWrite(ctx, s, named(Videos, "v"), "1"); err != nil {
-			wantUnavailable(t, "Update", err)
-		}
-	}
 }
 
 // An unmounted network folder is an empty folder. As a store without settings it would make
@@ -654,16 +608,11 @@ func TestHostileStorageVanishes(t *testing.T) {
 			know(t, s)
 			files := maps.Clone(storage.files)
 			clear(storage.files)
-			_, err := s.Get(t.Context(), named(Videos, "private"))
-			wantUnavailable(t, "Get", err)
-			_, err = s.Changes(t.Context())
-			wantUnavailable(t, "Changes", err)
-			_, err = readAll(t.Context(), s, Videos)
-			wantUnavailable(t, "All", err)
+			wantAllUnavailable(t, "mount it", s, named(Videos, "private"))
 			maps.Copy(storage.files, files)
 			wantObject(t, s, named(Videos, "private"), "1")
 			if _, err := s.Changes(t.Context()); err != nil {
-				t.Errorf("Changes fails with %v when it is mounted again", err)
+				t.Errorf("Changes = %v after the storage is mounted again", err)
 			}
 		})
 	}

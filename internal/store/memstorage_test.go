@@ -14,9 +14,9 @@ import (
 	"github.com/caddyserver/certmagic"
 )
 
-// memStorage is a storage whose operations a test can watch, fail and hold up. It
-// behaves like certmagic.FileStorage: List returns folders, too, and Delete
-// removes a folder with its content.
+// memStorage is a storage whose operations a test can watch, fail and delay. Like in
+// certmagic.FileStorage, List also returns folders, and Delete removes a folder with its
+// content.
 type memStorage struct {
 	mu    sync.Mutex
 	files map[string][]byte
@@ -182,13 +182,6 @@ func (m *memStorage) put(file string, data []byte) {
 	m.files[file] = data
 }
 
-func (m *memStorage) has(file string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	_, ok := m.files[file]
-	return ok
-}
-
 // content returns all files but stamps.
 func (m *memStorage) content() map[string]string {
 	m.mu.Lock()
@@ -215,17 +208,16 @@ func failOn(operation, part string, err error) func(string, string) error {
 
 // held are operations of the storage that hang until the test releases them.
 type held struct {
-	mu      sync.Mutex
-	release chan struct{}
-	present int
-	most    int
+	mu            sync.Mutex
+	release       chan struct{}
+	present, most int
 }
 
-// hold makes a storage hang in the operations that match.
-func hold(m *memStorage, match func(operation, key string) bool) *held {
+// hold makes a storage hang in operations of a kind on paths that contain part.
+func hold(m *memStorage, operation, part string) *held {
 	h := &held{release: make(chan struct{})}
-	m.intercept(func(operation, key string) error {
-		if !match(operation, key) {
+	m.intercept(func(op, key string) error {
+		if op != operation || !strings.Contains(key, part) {
 			return nil
 		}
 		h.count(1)
@@ -236,7 +228,7 @@ func hold(m *memStorage, match func(operation, key string) bool) *held {
 	return h
 }
 
-// peak returns how many have hung at once.
+// peak returns how many operations have hung at the same time.
 func (h *held) peak() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()

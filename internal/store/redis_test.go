@@ -744,7 +744,7 @@ func TestRedisEpochFile(t *testing.T) {
 	if n, err := server.try("DBSIZE").AsInt64(); n != 0 || err != nil {
 		t.Errorf("%d keys, %v, want Redis untouched", n, err)
 	}
-	h := hold(local, func(operation, _ string) bool { return operation == "load" })
+	h := hold(local, "load", "")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err := r.Get(ctx, name)
