@@ -14,8 +14,7 @@ import (
 // maxRules is how many access rules a token may have.
 const maxRules = 64
 
-// accessRules are the compiled `accessRules` of a token, nil if it has none. They
-// are immutable.
+// accessRules are the compiled `accessRules` of a token. They are immutable.
 type accessRules []accessRule
 
 // accessRule is one compiled rule.
@@ -56,18 +55,19 @@ func compileRules(raw []byte) (accessRules, error) {
 	if !list.IsArray() {
 		return nil, errors.New("accessRules is not an array")
 	}
-	var rules accessRules
+	count := list.Count()
+	if count > maxRules {
+		return nil, fmt.Errorf("accessRules has %d rules: want at most %d", count, maxRules)
+	}
+	rules := make(accessRules, 0, count)
 	for element := range list.Elements() {
-		if len(rules) == maxRules {
-			return nil, fmt.Errorf("accessRules has more than %d rules", maxRules)
-		}
 		rule, err := compileRule(element)
 		if err != nil {
 			return nil, fmt.Errorf("accessRules, rule %d: %w", len(rules)+1, err)
 		}
 		rules = append(rules, rule)
 	}
-	return slices.Clone(rules), nil // without spare capacity
+	return rules, nil
 }
 
 // compileRule decodes one rule. It ignores `ip` and `country` where the type does
@@ -118,7 +118,11 @@ func compileRule(object strictjson.Value) (accessRule, error) {
 // compileList decodes the array of strings that a rule needs. It must not be
 // empty.
 func compileList[T any](list strictjson.Value, name string, parse func(string) (T, error)) ([]T, error) {
-	var compiled []T
+	count := list.Count()
+	if count == 0 {
+		return nil, fmt.Errorf("%s is %s: want an array with at least one element", name, quote(list))
+	}
+	compiled := make([]T, 0, count)
 	for element := range list.Elements() {
 		text, ok := element.Text()
 		if !ok {
@@ -130,10 +134,7 @@ func compileList[T any](list strictjson.Value, name string, parse func(string) (
 		}
 		compiled = append(compiled, value)
 	}
-	if compiled == nil {
-		return nil, fmt.Errorf("%s is %s: want an array with at least one element", name, quote(list))
-	}
-	return slices.Clone(compiled), nil // without spare capacity
+	return compiled, nil
 }
 
 // quote shows a value of the claim in an error, shortened.

@@ -32,7 +32,7 @@ var badRules = func() map[string][]string {
 		"rule 1: it is not an object": {`[null]`, `[[]]`, `["block"]`},
 		"rule 2: it is not an object": {`[{"type":"any","action":"allow"},null]`},
 		"rule 2: action is missing":   {`[{"type":"any","action":"block"},{"type":"any"}]`},
-		"more than 64":                {manyRules(65), manyRules(10_000)},
+		"at most 64":                  {manyRules(65), manyRules(10_000)},
 		"action is missing":           {`[{}]`, `[{"type":"any"}]`},
 		"duplicate": {
 			`[{"type":"any","action":"allow","action":"block"}]`, `[{"type":"any","action":"allow","\u0061ction":"block"}]`,

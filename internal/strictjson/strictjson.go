@@ -13,9 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"iter"
-	"strconv"
 	"strings"
-	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -41,45 +39,17 @@ func Parse(doc []byte, maxDepth int) (Value, error) {
 	if !utf8.Valid(doc) {
 		return Value{}, ErrEncoding
 	}
-	if !json.Valid(doc) {
-		return Value{}, ErrSyntax
-	}
-	v := Value{bytes.Trim(doc, space)}
-	if err := v.check(maxDepth); err != nil {
+	s := scanner{doc: doc, strict: true}
+	s.space()
+	start := s.at
+	if err := s.value(maxDepth); err != nil {
 		return Value{}, err
 	}
+	v := Value{doc[start:s.at]}
+	if s.space(); s.at < len(doc) {
+		return Value{}, ErrSyntax
+	}
 	return v, nil
-}
-
-// check checks what encoding/json does not. It reads each byte once for each
-// array or object around it, of which there are at most maxDepth.
-func (v Value) check(maxDepth int) error {
-	nests := v.IsObject() || v.IsArray()
-	switch {
-	case nests && maxDepth == 0:
-		return ErrDepth
-	case v.IsString() && hasLoneSurrogate(v.raw):
-		return ErrEncoding
-	case !nests:
-		return nil
-	}
-	// An object with thousands of members must not cost millions of comparisons.
-	seen := make(map[string]struct{})
-	isName := v.IsObject()
-	for child := range v.children() {
-		if err := child.check(maxDepth - 1); err != nil {
-			return err
-		}
-		if isName {
-			name := string(unquote(child.raw))
-			if _, duplicate := seen[name]; duplicate {
-				return ErrDuplicate
-			}
-			seen[name] = struct{}{}
-		}
-		isName = v.IsObject() && !isName
-	}
-	return nil
 }
 
 // Raw returns the bytes of the value, without the white space around it.
@@ -161,93 +131,36 @@ func (v Value) Elements() iter.Seq[Value] {
 	return v.children()
 }
 
-const (
-	space      = " \t\r\n"
-	separators = space + ",:"
-)
+// Count returns the number of elements of an array, 0 for any other value.
+func (v Value) Count() (n int) {
+	for range v.Elements() {
+		n++
+	}
+	return n
+}
 
 // children yields the elements of an array, or the names and the values of an
-// object in turn. The syntax has been checked, so separators carry no information.
+// object in turn.
 func (v Value) children() iter.Seq[Value] {
 	return func(yield func(Value) bool) {
-		inner := v.raw[:len(v.raw)-1]
-		for start := 1; start < len(inner); {
-			if strings.IndexByte(separators, inner[start]) >= 0 {
-				start++
-				continue
-			}
-			end := start + valueLength(inner[start:])
-			if !yield(Value{inner[start:end]}) {
+		for s := (scanner{doc: v.raw, at: 1}); ; s.at++ {
+			if c := s.space(); c == '}' || c == ']' {
 				return
 			}
-			start = end
-		}
-	}
-}
-
-// valueLength returns the length of the value at the start of b.
-func valueLength(b []byte) int {
-	depth, quoted := 0, false
-	for i := 0; i < len(b); i++ {
-		switch c := b[i]; {
-		case c == '\\':
-			i++ // the escaped byte may be a quote
-			continue
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '[' || c == '{':
-			depth++
-		case c == ']' || c == '}':
-			depth--
-		case depth == 0 && strings.IndexByte(separators, c) >= 0:
-			return i // after a number or a literal
-		default:
-			continue
-		}
-		if depth == 0 && !quoted {
-			return i + 1
-		}
-	}
-	return len(b)
-}
-
-// hasLoneSurrogate reports whether a string has an escape of a surrogate that is
-// not half of a pair. encoding/json replaces it.
-func hasLoneSurrogate(quoted []byte) bool {
-	for {
-		start := bytes.IndexByte(quoted, '\\')
-		if start < 0 {
-			return false
-		}
-		quoted = quoted[start:]
-		unit, ok := codeUnit(quoted)
-		if !ok {
-			quoted = quoted[len(`\n`):]
-			continue
-		}
-		quoted = quoted[len(`\u0000`):]
-		if utf16.IsSurrogate(unit) {
-			low, _ := codeUnit(quoted)
-			if utf16.DecodeRune(unit, low) == utf8.RuneError {
-				return true
+			start := s.at
+			_ = s.value(len(v.raw)) // Parse has checked it
+			if !yield(Value{v.raw[start:s.at]}) {
+				return
 			}
-			quoted = quoted[len(`\u0000`):]
+			if c := s.space(); c != ',' && c != ':' {
+				return
+			}
 		}
 	}
 }
 
-// codeUnit reads a \u escape, which has one UTF-16 code unit, at the start of b.
-func codeUnit(b []byte) (unit rune, ok bool) {
-	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(string(b[2:6]), 16, 16)
-	return rune(n), err == nil
-}
-
-// unquote decodes a string. The result is a part
-// of quoted if the string has no escapes.
+// unquote decodes a string. The result is a part of quoted if the string has no
+// escapes.
 func unquote(quoted []byte) []byte {
 	content := quoted[1 : len(quoted)-1]
 	if bytes.IndexByte(content, '\\') < 0 {
