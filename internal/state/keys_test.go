@@ -445,55 +445,32 @@ func TestKeysAreMadeOneAtATime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		_, _, s := fleetWith(t)
-		enter := func() func() {
-			t.Helper()
-			leave, err := s.enterMaking(t.Context())
-			if err != nil {
-				t.Errorf("enterMaking = %v", err)
-			}
-			return leave
-		}
-		var wg sync.WaitGroup
-		crowd := func(ctx context.Context, want error) {
+		leave := must(s.enterMaking(t.Context())) // a key is being made
+		cancelled, cancel := context.WithCancel(t.Context())
+		for _, crowd := range []struct {
+			ctx  context.Context
+			want error
+			end  func()
+		}{
+			{cancelled, context.Canceled, cancel},
+			{t.Context(), ErrTooManyKeys, func() { <-time.After(maxWaitForKey) }},
+			{t.Context(), ErrUnavailable, func() { s.makingFailed.Add(1); leave() }},
+		} {
+			var wg sync.WaitGroup
 			for range maxWaitingForKey {
 				wg.Go(func() {
-					if leave, err := s.enterMaking(ctx); !errors.Is(err, want) || leave != nil {
-						t.Errorf("enterMaking = %v, want %v", err, want)
+					if leave, err := s.enterMaking(crowd.ctx); !errors.Is(err, crowd.want) || leave != nil {
+						t.Errorf("enterMaking = %v, want %v", err, crowd.want)
 					}
 				})
 			}
 			synctest.Wait()
+			if _, err := s.enterMaking(t.Context()); !errors.Is(err, ErrTooManyKeys) {
+				t.Errorf("enterMaking over the limit = %v, want ErrTooManyKeys", err)
+			}
+			crowd.end()
+			wg.Wait()
 		}
-		leave := enter() // a key is being made
-		ctx, cancel := context.WithCancel(t.Context())
-		crowd(ctx, context.Canceled)
-		if _, err := s.enterMaking(t.Context()); !errors.Is(err, ErrTooManyKeys) {
-			t.Errorf("enterMaking = %v, want ErrTooManyKeys", err)
-		}
-		cancel()
-		wg.Wait()
-		crowd(t.Context(), ErrTooManyKeys) // the key takes too long
-		<-time.After(maxWaitForKey)
-		wg.Wait()
-		crowd(t.Context(), ErrUnavailable)
-		s.makingFailed.Add(1)
-		leave()
-		wg.Wait()
-		inside, most := 0, 0
-		for range maxWaitingForKey {
-			wg.Go(func() {
-				leave := enter()
-				inside++ // one at a time, so no other goroutine is here
-				most = max(most, inside)
-				<-time.After(time.Second)
-				inside--
-				leave()
-			})
-		}
-		wg.Wait()
-		if most != 1 {
-			t.Errorf("%d keys are made at once", most)
-		}
-		enter()()
+		must(s.enterMaking(t.Context()))()
 	})
 }
