@@ -108,6 +108,7 @@ type App struct {
 	storage     certmagic.Storage
 	keys        *keyring
 	verifier    *verifier
+	lookups     *networkLimit // of videos, without a token
 	manifests   *manifestMemory
 	countries   *geo.Database // nil without a database
 	defaults    settings
@@ -131,6 +132,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.now = time.Now
 	a.metrics = collectMetrics()
 	a.manifests = processManifestMemory()
+	a.lookups = newNetworkLimit(lookupRate, lookupBurst)
 	if err := a.metrics.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"encoding/json"
 	"errors"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -127,7 +128,7 @@ func TestDefaults(t *testing.T) {
 	if app.policy.Leeway != 5*time.Second || app.policy.MaxLifetime != 0 {
 		t.Errorf("the dates' policy is %+v, want a leeway of 5s and no more", app.policy)
 	}
-	if s, err := app.settings(t.Context(), "any"); err != nil || !s.requireSignedURLs || s.origins != (originPolicy{}) {
+	if s, err := app.settings(requestFor(t, "/x", func(*http.Request) {}), "any", false); err != nil || !s.requireSignedURLs || s.origins != (originPolicy{}) {
 		t.Errorf("the settings of a video are %+v (%v), want signed URLs from anywhere", s, err)
 	}
 	if got := gate.originPath.folder("demo"); got != "/demo" {

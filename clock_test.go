@@ -74,12 +74,12 @@ func TestTokensFollowTheDate(t *testing.T) {
 // the clock is set meanwhile.
 func TestClockJumpsDoNotHoldNetworksBack(t *testing.T) {
 	t.Parallel()
-	client := netip.MustParsePrefix("198.51.100.0/24")
+	client := clientNetworks{own: netip.MustParsePrefix("198.51.100.0/24")}
 	for name, by := range clockJumps {
 		t.Run(name, func(t *testing.T) {
 			l := newVerificationLimit()
 			now := time.Now()
-			l.now = func() time.Time { return now }
+			l.failures.now = func() time.Time { return now }
 			start := now
 			enter := func(after time.Duration) error {
 				now = afterJump(start.Add(after), by)
@@ -90,7 +90,7 @@ func TestClockJumpsDoNotHoldNetworksBack(t *testing.T) {
 				return err
 			}
 			for range failedBurst {
-				l.countFailure(client)
+				l.failures.spend(client)
 			}
 			if err := enter(time.Millisecond); !errors.Is(err, errNetworkLimited) {
 				t.Errorf("at once, the network gets %v", err)

@@ -75,7 +75,7 @@ func (d *decision) namedVideo() string {
 
 // loadSettings looks up the settings of a video. Its errors are refusals.
 func (d *decision) loadSettings(videoID string) (err error) {
-	d.settings, err = d.app.settings(d.request.Context(), videoID)
+	d.settings, err = d.app.settings(d.request, videoID, d.verified == nil)
 	d.settingsUnknown = err != nil
 	return err
 }

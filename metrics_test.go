@@ -202,9 +202,9 @@ func TestVerificationsAreCounted(t *testing.T) {
 	g := newGate(t, new(App), new(Gate))
 	const hit, miss = "token_cache_hits_total", "token_cache_misses_total"
 	limited := from("192.0.2.1")
-	g.app.verifier.limit.now = g.app.now // which stands still, so that no budget comes back
+	g.app.verifier.limit.failures.now = g.app.now // which stands still, so that no budget comes back
 	for range failedBurst {
-		g.app.verifier.limit.countFailure(netip.MustParsePrefix("192.0.2.0/24"))
+		g.app.verifier.limit.failures.spend(clientNetworks{own: netip.MustParsePrefix("192.0.2.0/24")})
 	}
 	// No other test has this one: the cache is shared.
 	fresh := signed(func(c *token.Claims) { c.ExpiresAt = testTime.Add(47 * time.Minute) })

@@ -1,9 +1,9 @@
 package signedplayback
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"net/http"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
@@ -112,13 +112,30 @@ func parseMissingOrigin(s string) (allow bool, err error) {
 	return false, fmt.Errorf("missing_origin %q: want deny or allow", s)
 }
 
+const (
+	// A network may ask for this many videos at once without a token, and then for
+	// so many a second, where the gate must look them up in the store.
+	lookupBurst = 1000
+	lookupRate  = 100
+)
+
 // settings returns the settings of a video: from the config, else from the control
-// API with the settings for all videos as defaults. Its errors are refusals.
-func (a *App) settings(ctx context.Context, videoID string) (settings, error) {
+// API with the settings for all videos as defaults. stranger says that the request
+// has no valid token. The errors are refusals.
+func (a *App) settings(r *http.Request, videoID string, stranger bool) (settings, error) {
 	if own, ok := a.videos[videoID]; ok {
 		return own, nil
 	}
-	video, err := a.state.Video(ctx, videoID)
+	var video *state.Video
+	var err error
+	if stranger {
+		video, err = a.state.VideoForStranger(r.Context(), videoID, func() error { return a.admitLookup(r) })
+	} else {
+		video, err = a.state.Video(r.Context(), videoID)
+	}
+	if errors.Is(err, state.ErrLimited) {
+		return settings{}, refuse(reasonVerificationLimited, errLookupsLimited)
+	}
 	if err != nil {
 		return settings{}, refuse(reasonStateUnavailable, errSettingsUnknown)
 	}
@@ -139,5 +156,17 @@ func mergeInto(defaults settings, video *state.Video) settings {
 	}
 	return defaults
 }
+
+// admitLookup counts a lookup against the network of a request.
+func (a *App) admitLookup(r *http.Request) error {
+	client := networksOf(r)
+	if a.lookups.exhausted(client) {
+		return state.ErrLimited
+	}
+	a.lookups.spend(client)
+	return nil
+}
+
+var errLookupsLimited = errors.New("too many requests without a token for videos that have to be looked up; try again in a moment")
 
 var errSettingsUnknown = errors.New("the settings of the video cannot be read, or their object is damaged")

@@ -4,16 +4,13 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"net/netip"
 	"runtime"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
-	"golang.org/x/time/rate"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -152,7 +149,7 @@ func (v *verifier) inForce(key *token.PublicKey) bool {
 // one each time, and would push out those of viewers.
 func (v *verifier) check(r *http.Request, compact string, parsed token.Parsed, key *token.PublicKey) (t *verifiedToken, err error) {
 	defer func() { v.metrics.countVerification(err) }()
-	client := clientPrefix(r)
+	client := networksOf(r)
 	leave, err := v.limit.enter(r.Context(), client)
 	if err != nil {
 		return nil, refuse(reasonVerificationLimited, err)
@@ -163,7 +160,7 @@ func (v *verifier) check(r *http.Request, compact string, parsed token.Parsed, k
 	v.metrics.verifySeconds.Observe(time.Since(start).Seconds())
 	switch {
 	case errors.Is(err, token.ErrSignature):
-		v.limit.countFailure(client)
+		v.limit.failures.spend(client)
 	case err == nil:
 		v.cache.put(compact, t)
 	}
@@ -190,9 +187,6 @@ const (
 	failedBurst = 500
 	failedRate  = 50
 
-	// maxFailedNetworks bounds the memory for networks with failures.
-	maxFailedNetworks = 100_000
-
 	// failedMemory is how long a network waits in the queue of failed ones after
 	// a failure.
 	failedMemory = time.Minute
@@ -215,15 +209,7 @@ var (
 // concurrent use.
 type verificationLimit struct {
 	trusted, failed *queue.Queue // share half of the processors
-	networks        *otter.Cache[netip.Prefix, *failures]
-	now             func() time.Time // tests set their own
-	start           time.Time
-}
-
-// failures are those of one network.
-type failures struct {
-	budget *rate.Limiter
-	last   atomic.Int64 // nanoseconds since the limit's start, on the monotonic clock
+	failures        *networkLimit
 }
 
 func newVerificationLimit() *verificationLimit {
@@ -231,57 +217,24 @@ func newVerificationLimit() *verificationLimit {
 	return &verificationLimit{
 		trusted:  queue.New(turns, maxTrustedWaiting, maxVerificationWait),
 		failed:   queue.New(turns, maxFailedWaiting, maxVerificationWait),
-		networks: otter.Must(&otter.Options[netip.Prefix, *failures]{MaximumSize: maxFailedNetworks}),
-		now:      time.Now,
-		start:    time.Now(),
+		failures: newNetworkLimit(failedRate, failedBurst),
 	}
 }
 
 // enter waits for the client's turn. Call leave unless there is an error.
-func (l *verificationLimit) enter(ctx context.Context, client netip.Prefix) (leave func(), err error) {
+func (l *verificationLimit) enter(ctx context.Context, client clientNetworks) (leave func(), err error) {
+	if l.failures.exhausted(client) {
+		return nil, errNetworkLimited
+	}
 	q := l.trusted
-	if failed, ok := l.networks.GetIfPresent(client); ok {
-		now := l.now()
-		if failed.budget.TokensAt(now) < 1 {
-			return nil, errNetworkLimited
-		}
-		// The monotonic clock decides: after the wall clock is set back, a
-		// network would wait in this queue until the clock has caught up.
-		if now.Sub(l.start)-time.Duration(failed.last.Load()) < failedMemory {
-			q = l.failed
-		}
+	if l.failures.spentWithin(client, failedMemory) {
+		q = l.failed
 	}
 	err = q.Enter(ctx, 1)
 	if errors.Is(err, queue.ErrFull) || errors.Is(err, queue.ErrTimeout) {
 		err = errQueueLimited
 	}
 	return func() { q.Leave(1) }, err
-}
-
-// countFailure counts an invalid signature against its sender.
-func (l *verificationLimit) countFailure(client netip.Prefix) {
-	failed, _ := l.networks.ComputeIfAbsent(client, func() (*failures, bool) {
-		return &failures{budget: rate.NewLimiter(failedRate, failedBurst)}, false
-	})
-	now := l.now()
-	failed.last.Store(int64(now.Sub(l.start)))
-	failed.budget.AllowN(now, 1)
-}
-
-// clientPrefix returns the network that one client, or one company, has: a /24
-// in IPv4, a /56 in IPv6. Requests without an address share one.
-func clientPrefix(r *http.Request) netip.Prefix {
-	const v4, v6 = 24, 56
-	address, ok := clientAddress(r)
-	if !ok {
-		return netip.Prefix{}
-	}
-	bits := v6
-	if address.Is4() {
-		bits = v4
-	}
-	prefix, _ := address.Prefix(bits)
-	return prefix
 }
 
 // tokenCache remembers verified tokens by all of their bytes, so no other string

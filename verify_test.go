@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -282,7 +281,7 @@ func TestForgedTokensAreLimitedByNetwork(t *testing.T) {
 	t.Parallel()
 	g := newGate(t, &App{TokenCacheSize: 2 << 20}, new(Gate)) // of this test alone
 	now := testTime
-	g.app.verifier.limit.now = func() time.Time { return now }
+	g.app.verifier.limit.failures.now = func() time.Time { return now }
 	from := func(address string) func(*http.Request) {
 		return func(r *http.Request) { caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, address) }
 	}
@@ -331,19 +330,19 @@ func TestVerificationQueues(t *testing.T) {
 	t.Parallel()
 	l := newVerificationLimit()
 	now := testTime
-	l.now = func() time.Time { return now }
-	suspect := netip.MustParsePrefix("198.51.100.0/24")
-	l.countFailure(suspect)
+	l.failures.now = func() time.Time { return now }
+	suspect := clientNetworks{own: netip.MustParsePrefix("198.51.100.0/24")}
+	l.failures.spend(suspect)
 	for _, tc := range []struct {
 		name    string
-		network netip.Prefix
+		network clientNetworks
 		after   time.Duration
 		failed  bool
 	}{
 		{"a network with a failure", suspect, 0, true},
 		{"just before it is forgotten", suspect, failedMemory - time.Second, true},
 		{"a failure that is forgotten", suspect, failedMemory, false},
-		{"a network without failures", netip.MustParsePrefix("203.0.113.0/24"), 0, false},
+		{"a network without failures", clientNetworks{own: netip.MustParsePrefix("203.0.113.0/24")}, 0, false},
 	} {
 		now = testTime.Add(tc.after)
 		turns := semaphore.NewWeighted(1)
@@ -369,19 +368,6 @@ func TestMemoryWithin(t *testing.T) {
 	} {
 		if got := memoryWithin(limit, tokenCacheShare, minTokenCacheSize, defaultTokenCacheSize); got != want {
 			t.Errorf("memory limit %d: %d bytes, want %d", limit, got, want)
-		}
-	}
-}
-
-func TestClientPrefix(t *testing.T) {
-	t.Parallel()
-	for address, want := range map[string]string{
-		"203.0.113.7": "203.0.113.0/24", "::ffff:203.0.113.7": "203.0.113.0/24",
-		"2001:db8:1:2ff::1": "2001:db8:1:200::/56", "": "invalid Prefix",
-	} {
-		r := requestFor(t, "/x", func(r *http.Request) { caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, address) })
-		if got := clientPrefix(r).String(); !strings.EqualFold(got, want) {
-			t.Errorf("clientPrefix(%q) = %s, want %s", address, got, want)
 		}
 	}
 }

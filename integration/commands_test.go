@@ -181,7 +181,9 @@ func TestIdentityProvider(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		known := func() bool { return g.get(t, "/"+compact+"/manifest/video.m3u8").verdict() != refusedFor("state_unavailable") }
+		known := func() bool {
+			return g.get(t, "/"+compact+"/manifest/video.m3u8").verdict() != refusedFor("state_unavailable")
+		}
 		eventually(t, "the key set is read", known)
 		if got := g.get(t, "/"+compact+"/manifest/video.m3u8").verdict(); got != tc.want {
 			t.Errorf("aud %q, iss %q: %v, want %v", tc.audience, tc.issuer, got, tc.want)

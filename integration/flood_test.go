@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -209,4 +210,109 @@ func metricOf(t testing.TB, addr, name string) int {
 	}
 	t.Fatalf("there is no metric %s", name)
 	return 0
+}
+
+// The attack: strangers ask for random videos without a token, each of which the node
+// must look up in a store that is 100 ms away. Operators go on writing, a revocation is
+// in force, viewers with a token play videos that nobody has asked for before, and the
+// node does not take its store for unavailable.
+func TestFloodOfUnknownVideos(t *testing.T) {
+	t.Parallel()
+	const conns, pause, rounds = 1600, 400 * time.Millisecond, 4
+	for name, from := range map[string]func(i int64) string{
+		"one address":    oneAddress,
+		"many addresses": func(i int64) string { return fmt.Sprintf("198.%d.%d.7", 18+i/250%2, i%250) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			redis := startRedis(t)
+			g := start(t, startOrigin(t, nil), config{
+				quick: true, log: quiet, api: withAPI, global: trusting("127.0.0.1"),
+				app: "store redis redis://" + distant(t, redis.addr, 50*time.Millisecond) + "/0",
+			})
+			flood := repeat(t, g, conns, func(i int64) string {
+				<-time.After(pause) // the machine is to have time for something else
+				return requestFrom(segment(fmt.Sprint("stranger-", i)), from(i))
+			})
+			eventually(t, "a flood", func() bool { return flood.answered(verificationLimited) && flood.count.Load() > 2*conns })
+			for i := range rounds {
+				video := fmt.Sprint("video-", i)
+				key := g.createKey(t)
+				g.edit(t, video, `{"requireSignedURLs":true}`)
+				path := segment(signWith(t, key, video))
+				if got := g.raw(t, requestFrom(path, "203.0.113.1")).verdict(); got != plays {
+					t.Errorf("a viewer with a token: %v", got)
+				}
+				if got := g.raw(t, requestFrom(segment(signWith(t, key, "unseen-"+video)), "203.0.113.1")).verdict(); got != plays {
+					t.Errorf("a viewer of a video that nobody has asked for: %v", got)
+				}
+				g.mustCall(t, http.MethodDelete, "stream/keys/"+key.ID, "", nil)
+				if got := g.raw(t, requestFrom(path, "203.0.113.1")).verdict(); got != keyUnknown {
+					t.Errorf("a revoked key: %v", got)
+				}
+			}
+			answers := flood.stop()
+			t.Logf("the flood was answered with %v", answers)
+			if len(answers) != 2 || answers[tokenNeeded] == 0 {
+				t.Errorf("the flood was answered with %v, want %v or %v", answers, tokenNeeded, verificationLimited)
+			}
+			if log := g.log.String(); strings.Contains(log, storeAway) {
+				t.Errorf("the node took its store for unavailable:\n%.2000s", log)
+			}
+		})
+	}
+}
+
+// distant is the address of a server seen from so far away that each message takes some
+// time.
+func distant(t testing.TB, addr string, away time.Duration) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			near, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", addr)
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			go carry(near, far, away)
+			go carry(far, near, away)
+		}
+	}()
+	return listener.Addr().String()
+}
+
+// carry takes what it reads to another connection, each piece after some time, however
+// much is under way.
+func carry(from, to net.Conn, takes time.Duration) {
+	type piece struct {
+		due  time.Time
+		data []byte
+	}
+	pieces := make(chan piece, 1<<14)
+	go func() {
+		defer to.Close()
+		for p := range pieces {
+			<-time.After(time.Until(p.due))
+			if _, err := to.Write(p.data); err != nil {
+				_ = from.Close()
+			}
+		}
+	}()
+	defer close(pieces)
+	for {
+		data := make([]byte, 4<<10)
+		n, err := from.Read(data)
+		if err != nil {
+			return
+		}
+		pieces <- piece{time.Now().Add(takes), data[:n]}
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -17,6 +18,9 @@ var (
 	// not answer. A change that was asked for may have been made.
 	ErrUnavailable = store.ErrUnavailable
 
+	// ErrLimited is the error of a lookup while strangers cause too many.
+	ErrLimited = store.ErrLimited
+
 	// ErrBusy is ErrUnavailable for one object, which another node is writing.
 	ErrBusy = store.ErrBusy
 
@@ -26,12 +30,30 @@ var (
 
 var errNoAnswer = fmt.Errorf("%w: it has not answered lately", ErrUnavailable)
 
+// oneCall returns a context for one call of the store. The caller must call done
+// with the call's error.
+func (s *State) oneCall(ctx context.Context) (calling context.Context, done func(error)) {
+	calling, cancel := context.WithTimeout(ctx, slowTimeout)
+	answers := s.answers.Load()
+	silence := time.AfterFunc(callTimeout, func() {
+		if s.answers.Load() == answers {
+			cancel()
+		}
+	})
+	return calling, func(err error) {
+		if !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrLimited) {
+			s.answers.Add(1)
+		}
+		silence.Stop()
+		cancel()
+	}
+}
+
 // get reads one object and counts a failure.
 func (s *State) get(ctx context.Context, name store.Name) (store.Object, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
+	ctx, done := s.oneCall(ctx)
 	object, err := s.store.Get(ctx, name)
-	if err != nil {
+	if done(err); err != nil {
 		return store.Object{}, s.failed("get", err)
 	}
 	return object, nil
@@ -43,10 +65,9 @@ func (s *State) update(ctx context.Context, name store.Name, change store.Change
 	if s.Unavailable() {
 		return s.failed("update", errNoAnswer)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
-	defer cancel()
+	ctx, done := s.oneCall(context.WithoutCancel(ctx))
 	err := s.store.Update(ctx, name, change)
-	if errors.Is(err, ErrUnavailable) {
+	if done(err); errors.Is(err, ErrUnavailable) {
 		return s.failed("update", err)
 	}
 	return err

@@ -41,12 +41,14 @@ const (
 	// author was killed before it could announce it.
 	rereadInterval = 5 * time.Minute
 
-	// readTimeout and writeTimeout bound how long a request waits for one
-	// object, syncTimeout bounds one look for changes, loadTimeout the first.
-	readTimeout  = 800 * time.Millisecond
-	writeTimeout = 800 * time.Millisecond
-	syncTimeout  = 5 * time.Second
-	loadTimeout  = time.Second
+	// callTimeout bounds how long a request waits for a store that is silent, and
+	// slowTimeout for one that answers other calls meanwhile: while a flood keeps
+	// the processors busy, the store is not unavailable. syncTimeout bounds one
+	// look for changes, loadTimeout the first.
+	callTimeout = 800 * time.Millisecond
+	slowTimeout = 3 * time.Second
+	syncTimeout = 5 * time.Second
+	loadTimeout = time.Second
 
 	// maxStale is how long the last known state stays in force without the
 	// store. After that time every token of the gateway's own key has expired,
@@ -106,7 +108,8 @@ type State struct {
 	since              time.Time // of the last success
 	failing            bool
 
-	unavailable atomic.Bool // failing, for requests
+	unavailable atomic.Bool   // failing, for requests
+	answers     atomic.Uint64 // how many calls the store has answered
 }
 
 // New returns a State that has read the store. If the store does not answer
@@ -249,10 +252,9 @@ func (s *State) forget() {
 }
 
 func (s *State) readChanges(ctx context.Context) error {
-	asking, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
+	asking, done := s.oneCall(ctx)
 	changed, err := s.store.Changes(asking)
-	if err != nil {
+	if done(err); err != nil {
 		return s.failed("changes", err)
 	}
 	for _, collection := range changed {

@@ -195,7 +195,7 @@ func TestKeyThatCannotBeReadIsNotUsed(t *testing.T) {
 			n.Intercept(on("read", "a", fails), nil)
 			start := time.Now()
 			s.Sync(t.Context())
-			wantWaited(t, "the other keys", start, readTimeout)
+			wantWaited(t, "the other keys", start, callTimeout)
 			wantKeys(t, s, "a damaged", "b revoked")
 			if !s.Unavailable() {
 				t.Error("the store counts as available")

@@ -8,7 +8,6 @@ import (
 	"hash/maphash"
 	"iter"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -97,45 +96,60 @@ func (v *videos) generation(videoID string) *atomic.Uint32 {
 	return &v.generations[maphash.String(v.seed, videoID)%uint64(len(v.generations))]
 }
 
-// Video returns the settings of a video, nil if the store has none. It waits
-// only for a video that is not known or has changed, and never while the store
-// is unavailable. Errors wrap ErrDamaged or ErrUnavailable, or are those of the
-// context.
+// Video returns the settings of a video, nil if the store has none, for a request
+// with a valid token. It waits only for a video that is not known or has changed,
+// and never while the store is unavailable. Errors wrap ErrDamaged or
+// ErrUnavailable, or are those of the context.
 func (s *State) Video(ctx context.Context, videoID string) (*Video, error) {
-	return s.videos.get(ctx, videoID)
+	return s.videos.get(ctx, videoID, nil)
 }
 
-func (v *videos) get(ctx context.Context, videoID string) (*Video, error) {
+// VideoForStranger is Video for a request without a valid token. Anybody can send
+// those, for any id. So before the store is asked about a video that is not known
+// to have settings, admit may refuse that. Errors are those of admit, wrap
+// ErrLimited, or are those of Video.
+func (s *State) VideoForStranger(ctx context.Context, videoID string, admit func() error) (*Video, error) {
+	return s.videos.get(ctx, videoID, admit)
+}
+
+func (v *videos) get(ctx context.Context, videoID string, admit func() error) (*Video, error) {
 	known, ok := v.cache.GetIfPresent(videoID)
 	unavailable := v.state.Unavailable()
-	switch generation := v.generation(videoID).Load(); {
+	stranger := admit != nil && (!ok || known.video == nil)
+	generation := v.generation(videoID).Load()
+	switch {
 	case ok && (unavailable || known.generation == generation):
 		if !unavailable && known.refresh != v.refreshes.Load() {
-			v.read(videoID, generation)
+			v.read(videoID, generation, stranger)
 		}
 		return known.video, known.damage
 	case unavailable:
 		return nil, errNoAnswer
-	default:
-		select {
-		case result := <-v.read(videoID, generation):
-			if record, read := result.Val.(*videoRecord); read {
-				return record.video, record.damage
-			}
-			if ok {
-				return known.video, known.damage
-			}
-			return nil, result.Err
-		case <-ctx.Done():
-			return nil, ctx.Err()
+	}
+	if stranger {
+		if err := admit(); err != nil {
+			return nil, err
 		}
+	}
+	select {
+	case result := <-v.read(videoID, generation, stranger):
+		if record, read := result.Val.(*videoRecord); read {
+			return record.video, record.damage
+		}
+		if ok && !errors.Is(result.Err, ErrLimited) {
+			return known.video, known.damage
+		}
+		return nil, result.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 
 // read reads a video, or joins a reading of it that began in the same
-// generation. The reading goes on when its callers have gone.
-func (v *videos) read(videoID string, generation uint32) <-chan singleflight.Result {
-	return v.reads.DoChan(videoID+"#"+strconv.FormatUint(uint64(generation), 10), func() (any, error) {
+// generation, but no viewer joins a stranger's. The reading goes on when its
+// callers have gone.
+func (v *videos) read(videoID string, generation uint32, stranger bool) <-chan singleflight.Result {
+	return v.reads.DoChan(fmt.Sprint(videoID, "#", generation, stranger), func() (any, error) {
 		id := strings.Clone(videoID) // it outlives the path that it may be a part of
 		known, ok := v.cache.GetIfPresent(id)
 		refresh := v.refreshes.Load()
@@ -146,9 +160,13 @@ func (v *videos) read(videoID string, generation uint32) <-chan singleflight.Res
 		if err != nil {
 			return nil, err
 		}
-		object, err := v.state.get(v.state.ctx, name)
-		if err != nil {
+		ctx, done := v.state.oneCall(v.state.ctx)
+		object, err := v.state.store.Lookup(ctx, name, stranger)
+		if done(err); errors.Is(err, ErrLimited) {
 			return nil, err
+		}
+		if err != nil {
+			return nil, v.state.failed("get", err)
 		}
 		record := v.state.compileVideo(object)
 		record.generation, record.refresh = generation, refresh
@@ -312,6 +330,6 @@ func (s *State) updateVideo(ctx context.Context, videoID string, change store.Ch
 		return err
 	}
 	s.videos.drop(videoID)
-	_, _ = s.videos.get(ctx, videoID)
+	_, _ = s.Video(ctx, videoID)
 	return nil
 }

@@ -143,7 +143,7 @@ func TestKnownVideoServesWithoutTheStore(t *testing.T) {
 			for range 2 {
 				start := time.Now()
 				wantVideo(t, s, "public")
-				wantWaited(t, "a viewer", start, readTimeout)
+				wantWaited(t, "a viewer", start, callTimeout)
 				wantVideoOf(t, s, "unknown", "unavailable")
 				wantVideoOf(t, s, "own", "unavailable")
 			}
@@ -194,7 +194,7 @@ func TestRefreshedVideoServesMeanwhile(t *testing.T) {
 				t.Errorf("%d reads for ten viewers, want 1", got)
 			}
 			close(proceed)
-			<-time.After(readTimeout)
+			<-time.After(callTimeout)
 			if n.Intercept(nil, nil); fails != nil {
 				synctest.Wait()
 				wantVideo(t, s, "public") // this call starts another read

@@ -24,6 +24,7 @@ const (
 	// How many operations of a storage may be under way at once.
 	maxReads  = 64
 	maxWrites = 16
+	maxViews  = 64
 
 	// finishTimeout is how long a write that has begun may take to end, however
 	// little time its caller has left.
@@ -46,6 +47,7 @@ type Caddy struct {
 	storage func() certmagic.Storage
 	logger  func() *zap.Logger
 	reads   *queue.Queue
+	lookups lookups
 	writes  *queue.Queue
 	stuck   sync.Map    // locks that are being cleared, by name
 	seen    atomic.Bool // there has been something in the storage
@@ -63,12 +65,20 @@ func NewCaddy(storage func() certmagic.Storage, logger func() *zap.Logger) *Cadd
 		logger:  logger,
 		reads:   newCalls(maxReads),
 		writes:  newCalls(maxWrites),
+		lookups: newLookups(maxViews),
 	}
 }
 
 // Get implements Store.
 func (s *Caddy) Get(ctx context.Context, name Name) (Object, error) {
 	return await(ctx, s.reads, func() (Object, error) { return s.load(ctx, name) })
+}
+
+// Lookup implements Store.
+func (s *Caddy) Lookup(ctx context.Context, name Name, stranger bool) (Object, error) {
+	return s.lookups.get(stranger, func(calls *queue.Queue) (Object, error) {
+		return await(ctx, calls, func() (Object, error) { return s.load(ctx, name) })
+	})
 }
 
 func (s *Caddy) load(ctx context.Context, name Name) (Object, error) {

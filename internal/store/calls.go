@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -11,12 +12,18 @@ import (
 )
 
 const (
-	// maxWaiting is how many calls may wait for their turn. Anybody can cause
-	// reads, by asking for videos that nobody has asked for before.
+	// maxWaiting is how many calls may wait for their turn.
 	maxWaiting = 10_000
 
 	// maxWait is longer than any caller waits: their contexts end before.
 	maxWait = time.Minute
+
+	// maxStrangers is how many lookups of strangers may be under way at once, and
+	// so many more may wait, each for so long. Anybody can cause lookups, by asking
+	// for videos that nobody has asked for before.
+	maxStrangers        = 32
+	maxStrangersWaiting = 64
+	maxStrangersWait    = 400 * time.Millisecond
 )
 
 // newCalls bounds how many calls of a storage may be under way at once. A call
@@ -24,6 +31,28 @@ const (
 // goroutines and no more.
 func newCalls(atOnce int64) *queue.Queue {
 	return queue.New(semaphore.NewWeighted(atOnce), maxWaiting, maxWait)
+}
+
+// lookups bounds the calls that requests for videos cause.
+type lookups struct{ viewers, strangers *queue.Queue }
+
+func newLookups(atOnce int64) lookups {
+	return lookups{
+		viewers:   newCalls(atOnce),
+		strangers: queue.New(semaphore.NewWeighted(maxStrangers), maxStrangersWaiting, maxStrangersWait),
+	}
+}
+
+// get makes the call of a lookup, with the queue in which it waits.
+func (l lookups) get(stranger bool, call func(*queue.Queue) (Object, error)) (Object, error) {
+	if !stranger {
+		return call(l.viewers)
+	}
+	object, err := call(l.strangers)
+	if errors.Is(err, queue.ErrFull) || errors.Is(err, queue.ErrTimeout) {
+		return object, ErrLimited
+	}
+	return object, err
 }
 
 // enter waits for a turn, no longer than the context allows.

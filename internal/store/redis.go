@@ -52,6 +52,7 @@ type Redis struct {
 	opening singleflight.Group
 	session atomic.Pointer[session] // nil until the first use that succeeded
 	calls   *queue.Queue
+	lookups lookups
 
 	mu     sync.Mutex
 	client rueidis.Client // nil before the first connection and after Close
@@ -73,7 +74,7 @@ func NewRedis(address string, local func() certmagic.Storage, logger func() *zap
 	if err != nil {
 		return nil, err
 	}
-	r := &Redis{start: newStart(), options: options, logger: logger, calls: newCalls(maxCalls)}
+	r := &Redis{start: newStart(), options: options, logger: logger, calls: newCalls(maxCalls), lookups: newLookups(maxCalls)}
 	place := fmt.Sprintf("%s/%d", strings.Join(options.InitAddress, ","), options.SelectDB)
 	if set := options.Sentinel.MasterSet; set != "" {
 		place = set + "@" + place
@@ -110,14 +111,14 @@ type question struct {
 
 // ask asks a question and returns the answers, if they are from the data that
 // this node knows.
-func (r *Redis) ask(ctx context.Context, q question) ([]rueidis.RedisMessage, error) {
+func (r *Redis) ask(ctx context.Context, calls *queue.Queue, q question) ([]rueidis.RedisMessage, error) {
 	s, err := r.connected(ctx)
 	if err != nil {
 		return nil, err
 	}
 	// rueidis waits for a connection that another call makes without looking
 	// at the context, and ends it with the context of that other call.
-	reply, err := await(ctx, r.calls, func() ([]rueidis.RedisMessage, error) {
+	reply, err := await(ctx, calls, func() ([]rueidis.RedisMessage, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 		defer cancel()
 		reply, err := q.ask(ctx, s).ToArray()
@@ -151,7 +152,16 @@ func value(m rueidis.RedisMessage) []byte {
 
 // Get implements Store.
 func (r *Redis) Get(ctx context.Context, name Name) (Object, error) {
-	raw, err := r.read(ctx, name)
+	return r.get(ctx, r.calls, name)
+}
+
+// Lookup implements Store.
+func (r *Redis) Lookup(ctx context.Context, name Name, stranger bool) (Object, error) {
+	return r.lookups.get(stranger, func(calls *queue.Queue) (Object, error) { return r.get(ctx, calls, name) })
+}
+
+func (r *Redis) get(ctx context.Context, calls *queue.Queue, name Name) (Object, error) {
+	raw, err := r.read(ctx, calls, name)
 	if err != nil {
 		return Object{}, err
 	}
@@ -159,9 +169,9 @@ func (r *Redis) Get(ctx context.Context, name Name) (Object, error) {
 }
 
 // read returns the value under a name, nil if there is none.
-func (r *Redis) read(ctx context.Context, name Name) ([]byte, error) {
+func (r *Redis) read(ctx context.Context, calls *queue.Queue, name Name) ([]byte, error) {
 	key := hashOf(name.collection)
-	answers, err := r.ask(ctx, question{[]string{key}, 1, func(ctx context.Context, s *session) rueidis.RedisResult {
+	answers, err := r.ask(ctx, calls, question{[]string{key}, 1, func(ctx context.Context, s *session) rueidis.RedisResult {
 		return s.client.Do(ctx, s.client.B().Hmget().Key(key).Field(epochField, name.id).Build())
 	}})
 	if err != nil {
@@ -175,7 +185,7 @@ func (r *Redis) Update(ctx context.Context, name Name, change Change) error {
 	if err := r.start.await(ctx); err != nil {
 		return err
 	}
-	raw, err := r.read(ctx, name)
+	raw, err := r.read(ctx, r.calls, name)
 	if err != nil {
 		return err
 	}
@@ -204,7 +214,7 @@ func (r *Redis) Update(ctx context.Context, name Name, change Change) error {
 // of the collection, unless it finds another value than present.
 func (r *Redis) swap(ctx context.Context, name Name, present, next []byte) (swapped bool, found []byte, err error) {
 	key := hashOf(name.collection)
-	answers, err := r.ask(ctx, question{[]string{stateKey, key}, 2, func(ctx context.Context, s *session) rueidis.RedisResult {
+	answers, err := r.ask(ctx, r.calls, question{[]string{stateKey, key}, 2, func(ctx context.Context, s *session) rueidis.RedisResult {
 		return swapScript.Exec(ctx, s.client, []string{stateKey, key},
 			[]string{s.epoch, name.id, optional(present), optional(next), string(name.collection), rand.Text()})
 	}})
@@ -253,7 +263,7 @@ func (r *Redis) All(ctx context.Context, collection Collection) iter.Seq2[Object
 // of the next.
 func (r *Redis) scan(ctx context.Context, collection Collection, cursor string) (fields []string, next string, err error) {
 	key := hashOf(collection)
-	answers, err := r.ask(ctx, question{[]string{key}, 2, func(ctx context.Context, s *session) rueidis.RedisResult {
+	answers, err := r.ask(ctx, r.calls, question{[]string{key}, 2, func(ctx context.Context, s *session) rueidis.RedisResult {
 		return scanScript.Exec(ctx, s.client, []string{key}, []string{cursor, strconv.Itoa(scanCount)})
 	}})
 	if err != nil {
@@ -268,7 +278,7 @@ func (r *Redis) scan(ctx context.Context, collection Collection, cursor string) 
 
 // Changes implements Store.
 func (r *Redis) Changes(ctx context.Context) ([]Collection, error) {
-	answers, err := r.ask(ctx, question{allKeys, len(collections), func(ctx context.Context, s *session) rueidis.RedisResult {
+	answers, err := r.ask(ctx, r.calls, question{allKeys, len(collections), func(ctx context.Context, s *session) rueidis.RedisResult {
 		return stampsScript.Exec(ctx, s.client, allKeys, nil)
 	}})
 	if err != nil {

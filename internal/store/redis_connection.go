@@ -12,6 +12,8 @@ import (
 
 	"github.com/redis/rueidis"
 	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 )
 
 const (
@@ -22,7 +24,8 @@ const (
 	// callTimeout is how long a call may go on after its caller has gone.
 	callTimeout = 5 * time.Second
 
-	// maxCalls is how many calls may be under way at once. The queue of a
+	// maxCalls is how many calls may be under way at once: so many of viewers, and
+	// so many of the server and the control API. The queue of a
 	// connection in rueidis has more places than this; where it has none left,
 	// rueidis lets calls wait without looking at the context.
 	maxCalls = 256
@@ -86,8 +89,10 @@ func (r *Redis) Close() {
 		// A call that dials while the client is being closed would leave its
 		// connection open for good. So wait until no call is under way; none
 		// takes longer than callTimeout.
-		if r.calls.Enter(context.Background(), maxCalls) == nil {
-			defer r.calls.Leave(maxCalls)
+		for calls, all := range map[*queue.Queue]int64{r.calls: maxCalls, r.lookups.viewers: maxCalls, r.lookups.strangers: maxStrangers} {
+			if calls.Enter(context.Background(), all) == nil {
+				defer calls.Leave(all)
+			}
 		}
 		client.Close()
 	}()

@@ -74,6 +74,7 @@ var (
 	ErrName        = errors.New("store: invalid name")
 	ErrUnavailable = errors.New("store: unavailable") // the store as a whole; try again later
 	ErrDamaged     = errors.New("store: damaged object")
+	ErrLimited     = errors.New("store: too many lookups")
 	ErrBusy        = errors.New("store: another node is writing the object") // ErrUnavailable for one object
 )
 
@@ -111,6 +112,12 @@ type Store interface {
 	// Get reads one object. A missing or damaged object is not an error; the
 	// Object says so.
 	Get(ctx context.Context, name Name) (Object, error)
+
+	// Lookup is Get for the request of a viewer, or of a stranger, who has no valid
+	// token. Strangers can cause any number of lookups. So these wait in short
+	// queues of their own, in which neither the server nor the control API waits.
+	// For a stranger the error may wrap ErrLimited.
+	Lookup(ctx context.Context, name Name, stranger bool) (Object, error)
 
 	// Update changes one object atomically: of two updates at the same time, on
 	// any nodes, the second sees what the first has written. When it returns

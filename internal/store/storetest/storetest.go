@@ -26,7 +26,7 @@ type Fleet struct {
 }
 
 // Step is called before or after an operation, and may end it with an error. Operations
-// are get, update, list (of a collection, without a name), read (of one object of a list)
+// are get, stranger (a lookup without a token), update, list (of a collection, without a name), read (of one object of a list)
 // and changes.
 type Step func(ctx context.Context, operation string, name store.Name) error
 
@@ -171,6 +171,14 @@ func (n *Node) read(ctx context.Context, operation string, name store.Name) (sto
 // Get implements store.Store.
 func (n *Node) Get(ctx context.Context, name store.Name) (store.Object, error) {
 	return n.read(ctx, "get", name)
+}
+
+// Lookup implements store.Store.
+func (n *Node) Lookup(ctx context.Context, name store.Name, stranger bool) (store.Object, error) {
+	if stranger {
+		return n.read(ctx, "stranger", name)
+	}
+	return n.Get(ctx, name)
 }
 
 // Update implements store.Store.

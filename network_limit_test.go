@@ -1,0 +1,102 @@
+package signedplayback
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+)
+
+// clientAt sets the address of the client.
+func clientAt(address string) func(*http.Request) {
+	return func(r *http.Request) { caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, address) }
+}
+
+func TestNetworksOf(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"203.0.113.7":        "203.0.113.0/24 invalid Prefix",
+		"::ffff:203.0.113.7": "203.0.113.0/24 invalid Prefix",
+		"2001:db8:1:2ff::1":  "2001:db8:1:200::/56 2001:db8:1::/48",
+		"":                   "invalid Prefix invalid Prefix",
+	} {
+		networks := networksOf(requestFor(t, "/x", clientAt(address)))
+		if got := fmt.Sprint(networks.own, networks.site); got != want {
+			t.Errorf("networksOf(%q) = %s, want %s", address, got, want)
+		}
+	}
+}
+
+// The attack: strangers ask for random videos without a token, and each request costs
+// a look into the store. Their network is limited, and so is the site of an attacker
+// who changes the network, while viewers with a token and other networks notice
+// nothing.
+func TestLookupsOfStrangersAreLimited(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		from   func(i int) string
+		budget int
+		near   string // shares the budget
+		far    []string
+	}{
+		"an address": {func(int) string { return "198.51.100.7" }, lookupBurst, "198.51.100.9", []string{"198.51.101.7", "2001:db8::1"}},
+		"a /24":      {func(i int) string { return fmt.Sprintf("198.51.100.%d", i%250) }, lookupBurst, "198.51.100.251", []string{"198.51.101.7"}},
+		"a /56":      {func(i int) string { return fmt.Sprintf("2001:db8:0:%x::1", i%256) }, lookupBurst, "2001:db8:0:ff::9", []string{"2001:db8:0:100::1"}},
+		"a /48":      {func(i int) string { return fmt.Sprintf("2001:db8:0:%x::1", i%256<<8) }, lookupBurst * siteShare, "2001:db8:0:ffff::1", []string{"2001:db8:1::1"}},
+		"no address": {func(int) string { return "" }, lookupBurst, "", []string{"198.51.101.7"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMemStore()
+			m.plant(store.Videos, "open", `{"uid":"open","requireSignedURLs":false}`)
+			g := newGate(t, testApp(), new(Gate))
+			useState(t, g.app, stateOf(t, m))
+			now := testTime
+			g.app.lookups = newNetworkLimit(lookupRate, lookupBurst)
+			g.app.lookups.now = func() time.Time { return now }
+			reason := func(path, address string) string {
+				return ask(t, g, requestFor(t, path, clientAt(address))).reason
+			}
+			stranger := func(i int) string { return fmt.Sprintf("/stranger-%d/x.ts", i) }
+			if got := reason("/open/x.ts", tc.near); got != "" {
+				t.Fatalf("an open video: %s", got)
+			}
+			for i := range tc.budget - 1 { // the open video was one
+				if got := reason(stranger(i), tc.from(i)); got != "token_required" {
+					t.Fatalf("request %d of %d: %s", i+1, tc.budget, got)
+				}
+			}
+			reads := m.Count("get", "stranger")
+			r := requestFor(t, stranger(tc.budget), clientAt(tc.near))
+			a := ask(t, g, r)
+			if wantRefusal(t, r, a, "verification_limited"); a.header.Get("Retry-After") == "" {
+				t.Error("the refusal has no Retry-After")
+			}
+			if m.Count("get", "stranger") != reads {
+				t.Error("a limited request has cost a look into the store")
+			}
+			for path, want := range map[string]string{
+				"/" + plainToken() + "/x.ts": "", // of a video that nobody has asked for
+				"/open/x.ts":                 "",
+				stranger(0):                  "token_required", // known to have no settings
+			} {
+				if got := reason(path, tc.near); got != want {
+					t.Errorf("%.20s from the limited network: %q, want %q", path, got, want)
+				}
+			}
+			for i, other := range tc.far {
+				if got := reason(stranger(tc.budget+1+i), other); got != "token_required" {
+					t.Errorf("another network, %s: %s", other, got)
+				}
+			}
+			now = now.Add(time.Second)
+			if got := reason(stranger(tc.budget), tc.near); got != "token_required" {
+				t.Errorf("the budget does not recover: %s", got)
+			}
+		})
+	}
+}
