@@ -108,6 +108,7 @@ func control(t testing.TB, change func(*Config)) controlled {
 		},
 		CheckRules:    func(json.RawMessage) ([]string, error) { return nil, nil },
 		Defaults:      VideoSettings{RequireSignedURLs: true},
+		PublicURL:     "https://media.example.com/v",
 		ClientAddress: clientAddress,
 		Logger:        zap.New(core),
 		Now:           now,

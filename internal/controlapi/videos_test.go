@@ -64,35 +64,26 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 	}
 }
 
-// decodedVideo has the members of a video that differ between videos.
-type decodedVideo struct {
-	UID                   string          `json:"uid"`
-	RequireSignedURLs     bool            `json:"requireSignedURLs"`
-	AllowedOrigins        []string        `json:"allowedOrigins"`
-	Created               *string         `json:"created"`
-	Modified              *string         `json:"modified"`
-	Uploaded              *string         `json:"uploaded"`
-	Creator               json.RawMessage `json:"creator"`
-	Meta                  json.RawMessage `json:"meta"`
-	MaxDurationSeconds    json.RawMessage `json:"maxDurationSeconds"`
-	PublicDetails         json.RawMessage `json:"publicDetails"`
-	ScheduledDeletion     json.RawMessage `json:"scheduledDeletion"`
-	ThumbnailTimestampPct json.RawMessage `json:"thumbnailTimestampPct"`
-	UploadExpiry          json.RawMessage `json:"uploadExpiry"`
-}
+// unsetVideo is a video without settings. It has all members of Cloudflare's: an SDK that
+// decodes it finds what it needs, and null where Cloudflare documents null.
+const unsetVideo = `{"allowedOrigins":[],"clippedFrom":null,"created":null,"creator":null,"duration":-1,"input":{"height":-1,"width":-1},
+	"maxDurationSeconds":null,"maxSizeBytes":null,"meta":{},"modified":null,
+	"playback":{"dash":"https://media.example.com/v/ID/manifest/video.mpd","hls":"https://media.example.com/v/ID/manifest/video.m3u8"},
+	"preview":"https://media.example.com/v/ID/iframe","publicDetails":null,"readyToStream":true,"readyToStreamAt":null,"requireSignedURLs":true,
+	"scheduledDeletion":null,"size":0,"status":{"errorReasonCode":"","errorReasonText":"","pctComplete":"100.000000","state":"ready"},
+	"thumbnail":"https://media.example.com/v/ID/thumbnails/thumbnail.jpg","thumbnailTimestampPct":0,"uid":"ID","uploadExpiry":null,"uploaded":null,
+	"watermark":null}`
 
-func unsetVideo(id string) decodedVideo {
-	null := json.RawMessage("null")
-	return decodedVideo{
-		UID: id, RequireSignedURLs: true, AllowedOrigins: []string{}, Creator: null, Meta: json.RawMessage("{}"), MaxDurationSeconds: null,
-		PublicDetails: null, ScheduledDeletion: null, ThumbnailTimestampPct: json.RawMessage("0"), UploadExpiry: null,
-	}
-}
-
-func (c controlled) wantVideo(t *testing.T, a reply, want decodedVideo) {
+// wantVideo checks all members of a video: those of unsetVideo, changed by objects in JSON.
+func (c controlled) wantVideo(t *testing.T, a reply, id string, changes ...string) {
 	t.Helper()
-	wantReply(t, "a call of "+want.UID, a, 200, 0)
-	var got decodedVideo
+	wantReply(t, "a call of "+id, a, 200, 0)
+	want, got := make(map[string]json.RawMessage), make(map[string]json.RawMessage)
+	for _, object := range append([]string{strings.ReplaceAll(unsetVideo, "ID", id)}, changes...) {
+		if err := json.Unmarshal([]byte(object), &want); err != nil {
+			t.Fatalf("%s: %v", object, err)
+		}
+	}
 	if err := json.Unmarshal(a.result, &got); err != nil {
 		t.Fatalf("the video is %s: %v", a.result, err)
 	}
@@ -101,87 +92,51 @@ func (c controlled) wantVideo(t *testing.T, a reply, want decodedVideo) {
 	}
 }
 
-// A video has all members of Cloudflare's: an SDK that decodes it finds what it needs, and
-// null where Cloudflare documents null.
-func TestVideoHasAllMembers(t *testing.T) {
-	t.Parallel()
-	c := control(t, func(config *Config) { config.PublicURL = "https://media.example.com/v" })
-	const unset = `{"allowedOrigins":[],"clippedFrom":null,"created":null,"creator":null,"duration":-1,"input":{"height":-1,"width":-1},` +
-		`"maxDurationSeconds":null,"maxSizeBytes":null,"meta":{},"modified":null,` +
-		`"playback":{"dash":"https://media.example.com/v/v/manifest/video.mpd","hls":"https://media.example.com/v/v/manifest/video.m3u8"},` +
-		`"preview":"https://media.example.com/v/v/iframe","publicDetails":null,"readyToStream":true,"readyToStreamAt":null,"requireSignedURLs":true,` +
-		`"scheduledDeletion":null,"size":0,"status":{"errorReasonCode":"","errorReasonText":"","pctComplete":"100.000000","state":"ready"},` +
-		`"thumbnail":"https://media.example.com/v/v/thumbnails/thumbnail.jpg","thumbnailTimestampPct":0,"uid":"v","uploadExpiry":null,"uploaded":null,` +
-		`"watermark":null}`
-	if got := string(c.call(t, "GET", "v", "").result); got != unset {
-		t.Errorf("a video without settings is\n%s, want\n%s", got, unset)
-	}
-	const at = `"2027-01-15T08:00:00.000000Z"`
-	want := strings.NewReplacer(
-		`"readyToStreamAt":null`, `"readyToStreamAt":`+at, `"created":null`, `"created":`+at, `"modified":null`, `"modified":`+at,
-		`"uploaded":null`, `"uploaded":`+at, `"requireSignedURLs":true`, `"requireSignedURLs":false`, `"creator":null`, `"creator":"me"`,
-	).Replace(unset)
-	if got := string(c.call(t, "POST", "v", `{"requireSignedURLs":false,"creator":"me"}`).result); got != want {
-		t.Errorf("the edited video is\n%s, want\n%s", got, want)
-	}
-	if got := string(c.call(t, "GET", "v", "").result); got != want {
-		t.Errorf("the video is\n%s, want\n%s", got, want)
-	}
-	// Clients send back what they got.
-	if a := c.call(t, "POST", "v", want); a.status != 200 || string(a.result) != want {
-		t.Errorf("the video sent back is %d %s", a.status, a.raw)
-	}
-}
+// created are the dates of a video that is made at testTime.
+const created = `{"created":"2027-01-15T08:00:00.000000Z","modified":"2027-01-15T08:00:00.000000Z","uploaded":"2027-01-15T08:00:00.000000Z",
+	"readyToStreamAt":"2027-01-15T08:00:00.000000Z"}`
 
 // An edit changes the members that it contains and no other; null removes a describing
-// member; DELETE removes all settings.
+// member; a client can send back the video that it got; DELETE removes all settings.
 func TestPartialUpdates(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
-	want := unsetVideo("v")
-	c.wantVideo(t, c.call(t, "GET", "v", ""), want)
+	c.wantVideo(t, c.call(t, "GET", "v", ""), "v")
 	for _, body := range []string{"", "{}", `{"uid":"v"}`, `{"size":7,"created":"never"}`} { // nothing to change
-		c.wantVideo(t, c.call(t, "POST", "v", body), want)
+		c.wantVideo(t, c.call(t, "POST", "v", body), "v")
 	}
 	if c.store.Count("update") != 0 {
 		t.Error("an edit that changes nothing writes to the store")
 	}
-	created := formatTime(testTime)
-	for _, tc := range []struct {
-		body   string
-		change func(*decodedVideo)
-	}{
-		{`{"requireSignedURLs":false}`, func(v *decodedVideo) { v.RequireSignedURLs, v.Created, v.Uploaded = false, &created, &created }},
-		{`{"allowedOrigins":["Example.COM","*.example.org:8443"]}`, func(v *decodedVideo) { v.AllowedOrigins = []string{"Example.COM", "*.example.org:8443"} }},
-		{`{"uid":"v","meta":{"name":"A \"b\"","n":[1,2.50,{"x":null}]}}`, func(v *decodedVideo) { v.Meta = json.RawMessage(`{"name":"A \"b\"","n":[1,2.50,{"x":null}]}`) }},
-		{`{"creator":"c","maxDurationSeconds":1.5,"publicDetails":{"title":"t"},"scheduledDeletion":"2030-01-02T03:04:05Z","thumbnailTimestampPct":0.5,"uploadExpiry":"2030-01-02T03:04:05.123+01:00"}`, func(v *decodedVideo) {
-			v.Creator, v.MaxDurationSeconds, v.PublicDetails = json.RawMessage(`"c"`), json.RawMessage("1.5"), json.RawMessage(`{"title":"t"}`)
-			v.ScheduledDeletion, v.ThumbnailTimestampPct = json.RawMessage(`"2030-01-02T03:04:05Z"`), json.RawMessage("0.5")
-			v.UploadExpiry = json.RawMessage(`"2030-01-02T03:04:05.123+01:00"`)
-		}},
-		{`{"meta":{}}`, func(v *decodedVideo) { v.Meta = json.RawMessage("{}") }},
-		{`{"creator":null,"scheduledDeletion":null}`, func(v *decodedVideo) {
-			v.Creator, v.ScheduledDeletion = json.RawMessage("null"), json.RawMessage("null")
-		}},
-		{`{"publicDetails":null,"maxDurationSeconds":null,"uploadExpiry":null}`, func(v *decodedVideo) {
-			null := json.RawMessage("null")
-			v.PublicDetails, v.MaxDurationSeconds, v.UploadExpiry = null, null, null
-		}},
-		{`{"allowedOrigins":[]}`, func(v *decodedVideo) { v.AllowedOrigins = []string{} }},
-		{`{"requireSignedURLs":true,"size":7,"playback":{},"status":"x","created":"never"}`, func(v *decodedVideo) { v.RequireSignedURLs = true }},
+	wanted := []string{created}
+	for _, tc := range []struct{ body, ignored string }{
+		{`{"requireSignedURLs":false}`, ``},
+		{`{"allowedOrigins":["Example.COM","*.example.org:8443"]}`, ``},
+		{`{"meta":{"name":"A \"b\"","n":[1,2.50,{"x":null}]}`, `,"uid":"v"}`},
+		{`{"creator":"c","maxDurationSeconds":1.5,"publicDetails":{"title":"t"},"scheduledDeletion":"2030-01-02T03:04:05Z"}`, ``},
+		{`{"thumbnailTimestampPct":0.5,"uploadExpiry":"2030-01-02T03:04:05.123+01:00"}`, ``},
+		{`{"meta":{}}`, ``},
+		{`{"creator":null,"scheduledDeletion":null}`, ``},
+		{`{"publicDetails":null,"maxDurationSeconds":null,"uploadExpiry":null}`, ``},
+		{`{"allowedOrigins":[]}`, ``},
+		{`{"requireSignedURLs":true`, `,"size":7,"playback":{},"status":"x","created":"never","liveInput":null}`},
 	} {
-		tc.change(&want)
-		modified := formatTime(*c.clock)
-		want.Modified = &modified
-		c.wantVideo(t, c.call(t, "POST", "v", tc.body), want)
-		c.wantVideo(t, c.call(t, "GET", "v", ""), want)
+		change := tc.body
+		if tc.ignored != "" {
+			change += "}"
+		}
+		wanted = append(wanted, change, fmt.Sprintf(`{"modified":%q}`, formatTime(*c.clock)))
+		c.wantVideo(t, c.call(t, "POST", "v", tc.body+tc.ignored), "v", wanted...)
+		got := c.call(t, "GET", "v", "")
+		c.wantVideo(t, got, "v", wanted...)
+		c.wantVideo(t, c.call(t, "POST", "v", string(got.result)), "v", wanted...)
 		*c.clock = c.clock.Add(time.Second)
 	}
 	a := c.call(t, "DELETE", "v", "")
 	if wantReply(t, "DELETE", a, 200, 0); string(a.result) != "null" {
 		t.Errorf("DELETE = %s", a.raw)
 	}
-	c.wantVideo(t, c.call(t, "GET", "v", ""), unsetVideo("v"))
+	c.wantVideo(t, c.call(t, "GET", "v", ""), "v")
 	wantReply(t, "DELETE again", c.call(t, "DELETE", "v", ""), 200, 0)
 	if data := c.store.data(store.Videos, "v"); data != "" {
 		t.Errorf("the store has %s", data)
@@ -195,32 +150,27 @@ func TestDefaultsAndEditsInForce(t *testing.T) {
 	t.Parallel()
 	defaults := VideoSettings{RequireSignedURLs: false, AllowedOrigins: []string{"default.example"}}
 	c := control(t, func(config *Config) { config.Defaults = defaults })
-	inForce := func(want *bool, origins bool) {
+	inForce := func(want string) {
 		t.Helper()
 		got, err := c.State.Video(t.Context(), "v")
-		if err != nil || cmp.Diff(want, got.RequireSignedURLs) != "" || got.OriginsSet != origins {
-			t.Errorf("the gate has the settings %+v, %v", got, err)
+		if text := string(must(json.Marshal(got))); err != nil || text != want {
+			t.Errorf("the gate has the settings %s, %v, want %s", text, err, want)
 		}
 	}
-	want := unsetVideo("v")
-	want.RequireSignedURLs, want.AllowedOrigins = false, []string{"default.example"}
-	c.wantVideo(t, c.call(t, "GET", "v", ""), want)
-	created := formatTime(testTime)
-	want.Created, want.Modified, want.Uploaded, want.Creator = &created, &created, &created, json.RawMessage(`"x"`)
-	c.wantVideo(t, c.call(t, "POST", "v", `{"creator":"x"}`), want)
-	inForce(nil, false)
+	const defaulted = `{"requireSignedURLs":false,"allowedOrigins":["default.example"]}`
+	c.wantVideo(t, c.call(t, "GET", "v", ""), "v", defaulted)
+	c.wantVideo(t, c.call(t, "POST", "v", `{"creator":"x"}`), "v", created, defaulted, `{"creator":"x"}`)
+	inForce(`{"RequireSignedURLs":null,"AllowedOrigins":null,"OriginsSet":false}`)
 	if data := c.store.data(store.Videos, "v"); strings.Contains(data, "requireSignedURLs") || strings.Contains(data, "allowedOrigins") {
 		t.Errorf("the store has the defaults: %s", data)
 	}
-	want.RequireSignedURLs, want.AllowedOrigins = true, []string{}
-	c.wantVideo(t, c.call(t, "POST", "v", `{"requireSignedURLs":true,"allowedOrigins":[]}`), want)
-	inForce(new(true), true)
+	const edit = `{"requireSignedURLs":true,"allowedOrigins":[]}`
+	c.wantVideo(t, c.call(t, "POST", "v", edit), "v", created, edit, `{"creator":"x"}`)
+	inForce(`{"RequireSignedURLs":true,"AllowedOrigins":null,"OriginsSet":true}`)
 	wantReply(t, "POST", c.call(t, "POST", "v", `{"requireSignedURLs":false}`), 200, 0)
-	inForce(new(false), true)
+	inForce(`{"RequireSignedURLs":false,"AllowedOrigins":null,"OriginsSet":true}`)
 	wantReply(t, "DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
-	if got, err := c.State.Video(t.Context(), "v"); err != nil || got != nil {
-		t.Errorf("the gate has the settings %+v, %v after DELETE", got, err)
-	}
+	inForce("null")
 	// An answer has a copy of the defaults.
 	if c.describe(&state.VideoDocument{}, c.Defaults)["allowedOrigins"].([]string)[0] = "changed"; defaults.AllowedOrigins[0] != "default.example" {
 		t.Error("a described video shares the list of the defaults")
@@ -270,11 +220,8 @@ func TestVideosOfTheConfigFile(t *testing.T) {
 	})
 	c.store.plant(store.Videos, "open", `{"uid":"open","requireSignedURLs":true,"created":"2020-01-01T00:00:00Z","descriptive":{"creator":"x"}}`)
 	c.store.plant(store.Videos, "site", "")
-	open, site := unsetVideo("open"), unsetVideo("site")
-	open.RequireSignedURLs, open.AllowedOrigins = false, []string{"default.example"}
-	site.AllowedOrigins = []string{"site.example"}
-	c.wantVideo(t, c.call(t, "GET", "open", ""), open)
-	c.wantVideo(t, c.call(t, "GET", "site", ""), site)
+	c.wantVideo(t, c.call(t, "GET", "open", ""), "open", `{"requireSignedURLs":false,"allowedOrigins":["default.example"]}`)
+	c.wantVideo(t, c.call(t, "GET", "site", ""), "site", `{"allowedOrigins":["site.example"]}`)
 	for _, id := range []string{"open", "site"} {
 		wantReply(t, "POST", c.call(t, "POST", id, `{"requireSignedURLs":true}`), 403, codeForbidden)
 		wantReply(t, "POST of nothing", c.call(t, "POST", id, ""), 403, codeForbidden)
@@ -299,6 +246,6 @@ func TestDamagedVideos(t *testing.T) {
 			t.Errorf("%s: the object is %q now", what, after)
 		}
 		wantReply(t, what+": DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
-		c.wantVideo(t, c.call(t, "GET", "v", ""), unsetVideo("v"))
+		c.wantVideo(t, c.call(t, "GET", "v", ""), "v")
 	}
 }
