@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,7 +26,7 @@ var (
 // sent.
 type forgery struct {
 	*gateway
-	metrics  string // host:port of a site that serves them
+	admin    string // host:port of the admin API
 	known    []string
 	forge    func() string
 	newcomer int // how many new viewers have come
@@ -36,8 +35,8 @@ type forgery struct {
 func startForgery(t *testing.T) *forgery {
 	t.Helper()
 	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("a segment")) }))
-	f := &forgery{metrics: freeAddr(t), forge: forger(t)}
-	f.gateway = start(t, o, config{quick: true, global: trusting("127.0.0.1"), sites: "http://" + f.metrics + " {\n\tmetrics\n}"})
+	f := &forgery{admin: freeAddr(t), forge: forger(t)}
+	f.gateway = start(t, o, config{quick: true, global: "admin " + f.admin + "\n" + trusting("127.0.0.1")})
 	for i := range 4 {
 		f.known = append(f.known, requestFrom(numbered(t, i), "203.0.113.1"))
 		if got := f.raw(t, f.known[i]).verdict(); got != plays {
@@ -52,8 +51,8 @@ func startForgery(t *testing.T) *forgery {
 func (f *forgery) flood(t *testing.T, requests int64, from func(i int64) string, want verdict) {
 	t.Helper()
 	const floodConns, newcomers = 24, 5
-	const verified = `caddy_signed_playback_token_verifications_total{result="ok"}`
-	remembered, before := metricOf(t, f.metrics, "caddy_signed_playback_token_cache_entries"), metricOf(t, f.metrics, verified)
+	const verified = `token_verifications_total{result="ok"}`
+	remembered, before := f.metric(t, f.admin, "token_cache_entries"), f.metric(t, f.admin, verified)
 	sending := repeat(t, f.gateway, floodConns, func(i int64) string { return requestFrom(f.forge(), from(i)) })
 	watching := repeat(t, f.gateway, len(f.known), func(i int64) string { return f.known[i%int64(len(f.known))] })
 	for range newcomers {
@@ -78,11 +77,11 @@ func (f *forgery) flood(t *testing.T, requests int64, from func(i int64) string,
 	if forged[signatureInvalid]+forged[verificationLimited] != int(sending.count.Load()) {
 		t.Errorf("the flood was answered with %v, want %v or %v", forged, signatureInvalid, verificationLimited)
 	}
-	if n := metricOf(t, f.metrics, "caddy_signed_playback_token_cache_entries") - remembered; n != newcomers {
-		t.Errorf("%d more tokens are remembered, want those of %d new viewers", n, newcomers)
+	if n := f.metric(t, f.admin, "token_cache_entries") - remembered; n != newcomers {
+		t.Errorf("%.0f more tokens are remembered, want those of %d new viewers", n, newcomers)
 	}
-	if n := metricOf(t, f.metrics, verified) - before; n != newcomers {
-		t.Errorf("%d tokens were verified, want those of %d new viewers", n, newcomers)
+	if n := f.metric(t, f.admin, verified) - before; n != newcomers {
+		t.Errorf("%.0f tokens were verified, want those of %d new viewers", n, newcomers)
 	}
 }
 
@@ -190,26 +189,6 @@ func (r *repeated) stop() map[verdict]int {
 	r.done.Store(true)
 	r.conns.Wait()
 	return r.answers
-}
-
-// metricOf returns a metric, named with its labels, of a site that serves them.
-func metricOf(t testing.TB, addr, name string) int {
-	t.Helper()
-	res, err := client.Get("http://" + addr + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(readResponse(t, res).body)) {
-		if text, ok := strings.CutPrefix(line, name+" "); ok {
-			value, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return int(value)
-		}
-	}
-	t.Fatalf("there is no metric %s", name)
-	return 0
 }
 
 // The attack: strangers ask for random videos without a token, each of which the node

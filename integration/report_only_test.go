@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,41 +18,25 @@ import (
 // log. It enforces all checks for the video "strict".
 type reporting struct {
 	*gateway
-	metrics string // address of the page
+	admin string // host:port of the admin API
 }
 
 func startReporting(t *testing.T, o *origin, gate string) *reporting {
 	t.Helper()
-	metrics := freeAddr(t)
+	admin := freeAddr(t)
 	return &reporting{start(t, o, config{
-		global: "metrics",
+		global: "admin " + admin,
 		app:    withCountries(t) + "\nvideo strict {\nenforce on\n}\nvideo site {\nallowed_origins example.com\n}",
 		gate:   gate,
 		site:   accessLog(t, "access.log") + "reverse_proxy " + o.addr(),
-		sites:  "http://" + metrics + " {\nmetrics /metrics\n}",
-	}), "http://" + metrics + "/metrics"}
+	}), admin}
 }
 
-// counted returns how many requests have been counted by result and reason.
-func (r *reporting) counted(t testing.TB, result, reason string) (count float64) {
+// counted returns how many requests for segments have been counted by result and reason.
+func (r *reporting) counted(t testing.TB, result, reason string) float64 {
 	t.Helper()
-	res, err := client.Get(r.metrics)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(readResponse(t, res).body)) {
-		series, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
-		if !strings.HasPrefix(series, "caddy_signed_playback_requests_total{") ||
-			!strings.Contains(series, fmt.Sprintf(`result=%q`, result)) || !strings.Contains(series, fmt.Sprintf(`reason=%q`, reason)) {
-			continue
-		}
-		n, err := strconv.ParseFloat(value, 64)
-		if err != nil {
-			t.Fatalf("the metric is %q: %v", line, err)
-		}
-		count += n
-	}
-	return count
+	return r.metric(t, r.admin, fmt.Sprintf(`requests_total{kind="%s",reason=%q,result=%q}`,
+		either(reason == "download_not_allowed", "download", "segment"), reason, result))
 }
 
 // wantLogged waits for a last line of the access log with these fields.

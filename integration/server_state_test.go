@@ -48,10 +48,10 @@ func (g *gateway) number(t testing.TB, admin, path, pattern string) float64 {
 	return n
 }
 
-// metric returns the value of a metric of the gate that has no labels.
+// metric returns the value of a metric of the gate, which is named with its labels.
 func (g *gateway) metric(t testing.TB, admin, name string) float64 {
 	t.Helper()
-	return g.number(t, admin, "/metrics", `(?m)^caddy_signed_playback_`+name+` (\S+)$`)
+	return g.number(t, admin, "/metrics", `(?m)^caddy_signed_playback_`+regexp.QuoteMeta(name)+` (\S+)$`)
 }
 
 // lookups are the hits and misses of the token cache since the start.
