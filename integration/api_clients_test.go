@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"context"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
@@ -14,10 +13,8 @@ import (
 	"math/big"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -235,46 +232,6 @@ func TestRevokedKeyInMidPlay(t *testing.T) {
 	for i, protocol := range protocols {
 		if n := dials[i].Load(); n != 1 {
 			t.Errorf("%s: %d connections, want one for all requests", protocol.name, n)
-		}
-	}
-}
-
-// A change is in force for the first request after its answer, a revocation as well
-// as a setting, also while others change other things.
-func TestNoChangeIsLate(t *testing.T) {
-	t.Parallel()
-	o := startOrigin(t, nil)
-	keys := fileKeys(30)
-	dir := t.TempDir()
-	writeFile(t, filepath.Join(dir, "keys.json"), publicJWKS(t, keys...))
-	g := start(t, o, config{api: withAPI, keys: filepath.Join(dir, "keys.json")})
-
-	ctx, stop := context.WithCancel(t.Context())
-	var others sync.WaitGroup
-	defer others.Wait()
-	defer stop()
-	for i := range 2 {
-		others.Go(func() {
-			for ctx.Err() == nil {
-				if err := g.insist(fmt.Sprintf("stream/other-%d", i), `{"creator":"somebody"}`); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
-	}
-	for i, key := range keys {
-		signed := tokenOf(t, key, "vid")
-		o.wantPassed(t, g.get(t, "/"+signed+"/video/1.ts"), "/vid/video/1.ts")
-		g.mustCall(t, http.MethodDelete, "stream/keys/"+key.ID(), "", nil)
-		o.wantRefused(t, g.get(t, "/"+signed+"/video/2.ts"), http.StatusUnauthorized, "key_unknown")
-
-		private := i%2 == 1
-		g.edit(t, "vid", fmt.Sprintf(`{"requireSignedURLs":%t}`, private))
-		if res := g.get(t, "/vid/video/1.ts"); private {
-			o.wantRefused(t, res, http.StatusUnauthorized, "token_required")
-		} else {
-			o.wantPassed(t, res, "/vid/video/1.ts")
 		}
 	}
 }

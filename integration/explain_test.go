@@ -59,14 +59,12 @@ func stateHome(t testing.TB, dir string) {
 // and the remote key set, and the origin gets no request.
 func TestExplainBesideTheServer(t *testing.T) {
 	remote := newSigningKey("remote", privateKey())
-	keys := startKeyServer(t, http.StatusOK)
-	keys.answer(http.StatusOK, publicJWKS(t, remote))
 	redis := startRedis(t)
 	o := startOrigin(t, nil)
 	g := start(t, o, config{
 		global: trusting("127.0.0.2/32"),
 		api:    withAPI,
-		app:    redis.option() + "\n" + withCountries(t) + "\njwks_url " + keys.URL + "\nvideo reported {\nreport_only rules\n}",
+		app:    redis.option() + "\n" + withCountries(t) + "\njwks_url " + serveKeys(t, remote) + "\nvideo reported {\nreport_only rules\n}",
 		site:   accessLog(t, "access.log") + "@private path /private/*\nrespond @private 403\nreverse_proxy " + o.addr(),
 	})
 	stateHome(t, g.dir)

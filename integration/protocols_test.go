@@ -10,13 +10,11 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"io"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -233,94 +231,6 @@ func TestProtocols(t *testing.T) {
 			if n := dials.Load(); n != 1 {
 				t.Errorf("%d connections, want one for all requests", n)
 			}
-		})
-	}
-}
-
-// A connection that has outlived its token gets no further segment: the gate
-// decides on requests, not on connections.
-func TestExpiryInMidPlay(t *testing.T) {
-	t.Parallel()
-	o := startOrigin(t, exampleMedia())
-	g := startTLS(t, o, config{})
-	for _, protocol := range protocols {
-		t.Run(protocol.name, func(t *testing.T) {
-			t.Parallel()
-			c, dials := protocol.connect(t, g)
-			played := 0
-			// On a busy machine, a short life may be over before the first request.
-			for life := 2 * time.Second; played == 0; life *= 4 {
-				played = playBeyondExpiry(t, g, c, time.Unix(time.Now().Add(life).Unix(), 0))
-			}
-			if n := dials.Load(); n != 1 {
-				t.Errorf("%d segments played over %d connections, want one", played, n)
-			}
-		})
-	}
-}
-
-// playBeyondExpiry plays segments until some are refused after the token's end,
-// and returns how many played.
-func playBeyondExpiry(t *testing.T, g *tlsGateway, c *http.Client, exp time.Time) (played int) {
-	t.Helper()
-	base := "/" + mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = exp })
-	for denied := 0; denied < 3; {
-		asked := time.Now()
-		got := readResponse(t, g.ask(t, c, http.MethodGet, fmt.Sprintf("%s/video/180p/%03d.m4s", base, played%6+1))).verdict()
-		answered := time.Now()
-		switch {
-		case got == plays && asked.Before(exp):
-			played++
-		case got == verdict{http.StatusUnauthorized, "token_expired"} && !answered.Before(exp):
-			denied++
-		default:
-			t.Fatalf("got %v to a request that was made %s after the token's end, and answered %s after it", got, asked.Sub(exp), answered.Sub(exp))
-		}
-	}
-	return played
-}
-
-// A response of any size passes through a gate of a fixed size.
-func TestLongLargeFile(t *testing.T) {
-	const (
-		warmUp    = 32 << 20 // for what a connection and the garbage collector need once
-		maxGrowth = 64 << 20
-		size      = 1 << 30
-	)
-	chunk := make([]byte, 256<<10)
-	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		size, err := strconv.Atoi(r.URL.Query().Get("size"))
-		if err != nil {
-			t.Error(err)
-		}
-		w.Header().Set("Content-Length", strconv.Itoa(size))
-		for sent := 0; sent < size; sent += len(chunk) {
-			if _, err := w.Write(chunk); err != nil {
-				return
-			}
-		}
-	}))
-	g := startTLS(t, o, config{quick: true})
-	base := "/" + mint(t, "demo", nil)
-	for _, protocol := range protocols {
-		t.Run(protocol.name, func(t *testing.T) {
-			c, _ := protocol.connect(t, g)
-			download := func(size int) {
-				res := g.ask(t, c, http.MethodGet, fmt.Sprintf("%s/large.mp4?size=%d", base, size))
-				defer res.Body.Close()
-				n, err := io.Copy(io.Discard, res.Body)
-				if err != nil || n != int64(size) || res.StatusCode != http.StatusOK {
-					t.Fatalf("got %d and %d bytes: %v", res.StatusCode, n, err)
-				}
-			}
-			download(warmUp)
-			before := g.memory(t)
-			download(size)
-			after := g.memory(t)
-			if growth := after["VmHWM"] - before["VmHWM"]; growth > maxGrowth {
-				t.Errorf("the server grew by %d MiB while it served %d MiB, from %v to %v", growth>>20, size>>20, before, after)
-			}
-			t.Logf("resident memory was at most %d KiB, then %d KiB", before["VmHWM"]>>10, after["VmHWM"]>>10)
 		})
 	}
 }

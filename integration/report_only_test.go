@@ -3,7 +3,6 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -140,20 +139,4 @@ func (r *reporting) flood(t *testing.T) {
 		}
 		return err == nil
 	})
-}
-
-// A page of another site may embed a video whose origins are only reported. No other
-// check is loosened by that.
-func TestReportOnlyOrigins(t *testing.T) {
-	t.Parallel()
-	o := startOrigin(t, nil)
-	g := startReporting(t, o, "player\nreport_only origins")
-	res := g.get(t, "/"+mint(t, "site", nil)+"/iframe", "Referer: https://evil.example/page", "Sec-Fetch-Dest: iframe")
-	if policy := fmt.Sprint(res.Header["Content-Security-Policy"]); res.StatusCode != http.StatusOK || strings.Contains(policy, "frame-ancestors") {
-		t.Errorf("the player page: %d with Content-Security-Policy %q", res.StatusCode, policy)
-	}
-	o.take()
-	o.wantRefused(t, g.get(t, "/site/video/1.ts", "Origin: https://evil.example"), http.StatusUnauthorized, "token_required")
-	blocked := mint(t, "site", withRules(`[{"type":"any","action":"block"}]`))
-	o.wantRefused(t, g.get(t, "/"+blocked+"/video/1.ts", "Origin: https://evil.example"), http.StatusForbidden, "rule_blocked")
 }

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -426,58 +425,5 @@ func (s *soak) wantRight() {
 	}
 	if outcomes := 17; len(s.seen) != outcomes { // 15 reasons, 200 and 204
 		s.t.Errorf("%d different outcomes, want %d: %v", len(s.seen), outcomes, s.seen)
-	}
-}
-
-// S11 A server that may have little memory keeps few tokens, however many come
-// that are valid: what it takes of the machine must stay within what it may have,
-// for a kernel would end it for more.
-func TestLongMemoryLimit(t *testing.T) {
-	const (
-		limit  = 64 << 20
-		most   = limit / 4 // of it is for tokens
-		tokens = 5000      // of nearly 8 KiB: more than there is room for, if all were kept
-		size   = 5700
-		slack  = 8 << 20 // the limit is that of Go's memory, and a soft one
-	)
-	admin := freeAddr(t)
-	o := startOrigin(t, nil)
-	g := start(t, o, config{
-		quick:  true,
-		log:    quiet,
-		global: "admin " + admin,
-		env:    []string{"GOMEMLIMIT=" + strconv.Itoa(limit)},
-	})
-	exp, padding := time.Now().Add(time.Hour).Unix(), strings.Repeat("x", size)
-	var viewers sync.WaitGroup
-	workers := runtime.GOMAXPROCS(0)
-	for viewer := range workers {
-		viewers.Go(func() {
-			conn := &keepAlive{addr: g.addr}
-			defer conn.close()
-			for i := viewer; i < tokens; i += workers {
-				payload := fmt.Sprintf(`{"sub":"demo","exp":%d,"n":%d,"padding":%q}`, exp, i, padding)
-				path := segment(signRaw(privateKey(), goodHeader(), payload))
-				if got := conn.exchange(t, requestFrom(path, "203.0.113.7")).verdict(); got != plays {
-					t.Errorf("token %d: got %v, want %v", i, got, plays)
-					return
-				}
-				if i%500 == 0 {
-					o.take() // which keeps all requests
-				}
-			}
-		})
-	}
-	viewers.Wait()
-	kept := g.metric(t, admin, "token_cache_bytes")
-	if kept > most || kept < most/2 {
-		t.Errorf("%.0f bytes of tokens are kept, want at most %d and not much less", kept, most)
-	}
-	// The pages of the program itself can be dropped and read again.
-	memory := g.memory(t)
-	peak := memory["VmHWM"] - memory["RssFile"]
-	t.Logf("%.0f MiB of tokens are kept; at its peak, the server has taken %d MiB of the %d that it may", kept/(1<<20), peak>>20, limit>>20)
-	if peak > limit+slack {
-		t.Errorf("the server has taken %d MiB, and may have %d", peak>>20, limit>>20)
 	}
 }

@@ -366,7 +366,3 @@ func TestHostileStorageReplaced(t *testing.T) {
 
 // quiet keeps the log of a test short that makes very many requests.
 const quiet = "level INFO"
-
-func keepAliveGet(target string) string {
-	return "GET " + target + " HTTP/1.1\r\nHost: media.example.com\r\n\r\n"
-}
