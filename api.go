@@ -86,6 +86,7 @@ func (a *API) Provision(ctx caddy.Context) error {
 		Policy:        app.policy,
 		ClientAddress: func(r *http.Request) netip.Addr { address, _ := clientAddress(r); return address },
 		Logger:        ctx.Logger(),
+		SampledLogger: sampledLogger(ctx),
 		Now:           func() time.Time { return app.now() },
 	}
 	for id, own := range app.Videos {

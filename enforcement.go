@@ -239,9 +239,9 @@ func (d *decision) logReport() {
 	}
 }
 
-// newReportLog returns a logger that samples the lines of each reason. The access
-// log has every request.
-func newReportLog(ctx caddy.Context) *zap.Logger {
+// sampledLogger returns a logger for lines that anybody can cause. It keeps a few a
+// second of each message. The access log has every request.
+func sampledLogger(ctx caddy.Context) *zap.Logger {
 	const perSecond = 5
 	return ctx.Logger().WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Second, perSecond, 0)

@@ -631,7 +631,7 @@ func TestReportsAreSampled(t *testing.T) {
 	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
 		t.Fatal(err)
 	}
-	log := newReportLog(must(provisionContext(&cfg))).Core()
+	log := sampledLogger(must(provisionContext(&cfg))).Core()
 	for _, tc := range []struct {
 		why           string
 		at            time.Time

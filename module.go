@@ -183,7 +183,7 @@ func (g *Gate) provisionEnforcement(ctx caddy.Context) error {
 		g.mayReportTokens = g.mayReportTokens || video.enforcement.reportOnly.has(tokenCheck)
 	}
 	own.warn(ctx.Logger(), "this gate")
-	g.reportLog = newReportLog(ctx)
+	g.reportLog = sampledLogger(ctx)
 	return nil
 }
 

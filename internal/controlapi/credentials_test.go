@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 )
 
@@ -271,4 +272,20 @@ func TestWrongCallsFromOneAddress(t *testing.T) {
 		c.ClientAddress = func(*http.Request) netip.Addr { return netip.Addr{} }
 		wantReply(t, "a right call without an address", at("198.51.100.1", apiSecret), 200, 0)
 	})
+}
+
+// The attack: strangers with wrong credentials fill the log, or hide what operators do
+// among their lines. Only lines of calls with a credential are all kept.
+func TestStrangersLinesAreSampled(t *testing.T) {
+	t.Parallel()
+	core, sampled := observer.New(zapcore.DebugLevel)
+	c := control(t, func(config *Config) { config.SampledLogger = zap.New(core) })
+	for i := range 20 {
+		c.call(t, "GET", "keys", "", from(fmt.Sprintf("192.0.2.%d", i)), without("Authorization"))
+	}
+	c.call(t, "GET", "keys", "")
+	c.call(t, "GET", "nothing/there", "")
+	if sampled.Len() != 20 || c.logs.Len() != 2 {
+		t.Errorf("%d lines may be left out and %d are kept, want the 20 of strangers and the two of the operator", sampled.Len(), c.logs.Len())
+	}
 }

@@ -81,6 +81,10 @@ type Config struct {
 	ClientAddress func(*http.Request) netip.Addr
 	Logger        *zap.Logger
 	Now           func() time.Time // default: time.Now
+
+	// SampledLogger is for lines that anybody can cause. It keeps only some of
+	// them. Default: Logger.
+	SampledLogger *zap.Logger
 }
 
 // VideoSettings are the settings of a video in the config file.
@@ -102,6 +106,9 @@ type Server struct {
 func New(config Config) (*Server, error) {
 	if config.Now == nil {
 		config.Now = time.Now
+	}
+	if config.SampledLogger == nil {
+		config.SampledLogger = config.Logger
 	}
 	if config.Resolve == nil {
 		config.Resolve = func(text string) (string, error) { return text, nil }
@@ -389,6 +396,8 @@ func (c *call) log(status int, err error) {
 		fields = append(fields, zap.String("error", quotedText.ReplaceAllString(err.Error(), `"…"`)))
 	}
 	switch {
+	case status == http.StatusUnauthorized:
+		c.SampledLogger.Info("call of the control API refused", fields...)
 	case status == http.StatusTooManyRequests:
 		c.Logger.Debug("call of the control API refused", fields...)
 	case status >= http.StatusInternalServerError:
