@@ -37,6 +37,7 @@ type mpd struct {
 // element is an open element.
 type element struct {
 	name       []byte
+	kind       elementKind
 	start, end int // offsets of its start tag and after it
 
 	// References in the attributes and BaseURLs of the element are resolved
@@ -47,15 +48,17 @@ type element struct {
 
 	content  content
 	text     span // of a URI; zero if there is none
-	kind     valueKind
-	opaque   bool // not MPD markup, but data of other parties: no URIs are rewritten
-	open     bool // in an element that may contain elements of other parties
-	removed  bool // or in a removed element
-	prefixes int  // how many prefixes were declared before the element
+	value    valueKind
+	prefixes int // how many prefixes were declared before the element
+
+	// Also true of the elements within:
+	opaque  bool // data of other parties: its URIs stay as they are
+	open    bool // may contain elements of other parties
+	removed bool
 }
 
 // content is what the text of an element is.
-type content int
+type content uint8
 
 const (
 	markup      content = iota // not a URI
@@ -131,73 +134,56 @@ func (d *mpd) pass(dst, src []byte) (err error) {
 	}
 }
 
-func isManifestRoot(name []byte) bool {
-	return string(name) == "MPD" || string(name) == "Patch"
-}
-
 // begin opens an element.
 func (d *mpd) begin(t xmlToken) error {
-	e := element{name: t.name, start: t.from, end: d.pos, outer: d.document, prefixes: len(d.prefixes)}
-	name := local(t.name)
+	depth := len(d.open)
+	if depth == maxDepth {
+		return d.invalid("elements are nested more than %d deep", maxDepth)
+	}
+	kind := kindOf(local(t.name))
+	d.open = append(d.open, element{name: t.name, kind: kind, start: t.from, end: d.pos, outer: d.document, prefixes: len(d.prefixes)})
+	e := &d.open[depth]
 	switch {
-	case len(d.open) > 0:
-		parent := &d.open[len(d.open)-1]
+	case depth > 0:
+		parent := &d.open[depth-1]
 		if parent.content != markup {
 			return d.invalid("an element in the place of a URI")
 		}
 		e.outer = parent.inner
-		e.opaque = parent.opaque || opaque(local(parent.name))
-		e.open = parent.open || elements[string(local(parent.name))] == openElement
-		e.removed = parent.removed || !d.passes(name, e.open)
+		e.opaque = parent.opaque || parent.kind&opaque != 0
+		e.open = parent.open || parent.kind&open != 0
+		e.removed = parent.removed || !d.passes(kind, e.open)
 	case d.hasRoot:
 		return d.invalid("a second root element")
-	case !isManifestRoot(name):
+	case kind&root == 0:
 		return d.invalid("the root element is neither MPD nor Patch")
 	}
 	d.hasRoot = true
-	if len(d.open) == maxDepth {
-		return d.invalid("elements are nested more than %d deep", maxDepth)
-	}
 	if err := d.checkAttributes(); err != nil {
 		return err
 	}
 	e.inner = e.outer
-	if !e.opaque && !e.removed {
-		e.content = d.contentOf(name)
-		if !d.collecting {
-			var err error
-			if e.base, e.inner, err = d.enter(e.end, e.outer); err != nil {
-				return err
-			}
-			if err := d.rewriteAttributes(name, e.outer); err != nil {
-				return err
-			}
-		}
+	if e.opaque || e.removed {
+		return nil
 	}
-	d.open = append(d.open, e)
-	return nil
-}
-
-// opaque reports whether an element contains data of other parties, which stays as
-// it is even if its names look like those of an MPD.
-func opaque(name []byte) bool {
-	return string(name) == "ContentProtection" || string(name) == "EventStream"
-}
-
-// contentOf returns what the text of an element is. Its start tag was scanned last.
-func (d *mpd) contentOf(name []byte) content {
-	if string(name) == "add" || string(name) == "replace" {
-		return patched(d.value("sel"), d.value("type"))
+	switch {
+	case kind&operation != 0:
+		e.content = patched(d.value("sel"), d.value("type"))
+	case kind&base != 0:
+		e.content = baseText
+	case kind&location != 0:
+		e.content = documentURI
+	case kind&steering != 0:
+		e.content = elementURI
 	}
-	return elementContents[string(name)]
-}
-
-// elementContents has the elements whose text is a URI.
-var elementContents = map[string]content{
-	"BaseURL":         baseText,
-	"Location":        documentURI,
-	"PatchLocation":   documentURI,
-	"ContentSteering": elementURI,
+	if d.collecting {
+		return nil
+	}
+	var err error
+	if e.base, e.inner, err = d.enter(e.end, e.outer); err != nil {
+		return err
+	}
+	return d.rewriteAttributes(kind, e.outer)
 }
 
 // patched returns what the text of a patch operation is (RFC 5261 section 4): the
@@ -214,7 +200,7 @@ func patched(selector, attribute string) content {
 	}
 	if name, ok := strings.CutPrefix(target, "@"); ok {
 		name = string(local([]byte(name)))
-		if name == "href" || name == "sourceURL" || uriElements[name] != nil {
+		if name == "href" || isURI(template, []byte(name)) {
 			return elementURI
 		}
 		return markup
@@ -222,10 +208,13 @@ func patched(selector, attribute string) content {
 	if !strings.HasSuffix(selector, "text()") {
 		return markup
 	}
-	if c := elementContents[string(local([]byte(target)))]; c != baseText {
-		return c
+	switch kind := kindOf(local([]byte(target))); {
+	case kind&location != 0:
+		return documentURI
+	case kind&(base|steering) != 0:
+		return elementURI
 	}
-	return elementURI
+	return markup
 }
 
 // cutStep cuts off the last step of a path. It ignores slashes in predicates.
@@ -270,9 +259,9 @@ func (d *mpd) checkAttributes() error {
 		if name := string(a.name); name == "nodeName" || name == "tagName" {
 			return d.invalid("an attribute that some players take for the name of its element")
 		}
-		if name, ok := bytes.CutPrefix(a.name, []byte("xmlns:")); ok {
+		if len(a.name) > 6 && string(a.name[:6]) == "xmlns:" {
 			namespace, _ := decodeReference(d.decoded[:0], d.src[a.value.from:a.value.to], attributeValue)
-			d.prefixes = append(d.prefixes, prefix{name, string(namespace) == "http://www.w3.org/1999/xlink"})
+			d.prefixes = append(d.prefixes, prefix{a.name[6:], string(namespace) == "http://www.w3.org/1999/xlink"})
 		}
 	}
 	if len(d.prefixes) > maxPrefixes {
@@ -284,10 +273,11 @@ func (d *mpd) checkAttributes() error {
 // isXLink reports whether an attribute is an XLink reference. Like players, it
 // accepts the usual prefix without a declaration.
 func (d *mpd) isXLink(name []byte) bool {
-	before, ok := bytes.CutSuffix(name, []byte(":href"))
-	if !ok {
+	colon := len(name) - len(":href")
+	if colon < 0 || string(name[colon:]) != ":href" {
 		return false
 	}
+	before := name[:colon]
 	for _, p := range slices.Backward(d.prefixes) {
 		if bytes.Equal(p.name, before) {
 			return p.xlink
@@ -297,15 +287,15 @@ func (d *mpd) isXLink(name []byte) bool {
 }
 
 // rewriteAttributes rewrites the URIs in the attributes of the last start tag.
-func (d *mpd) rewriteAttributes(element []byte, bases []*baseURI) error {
+func (d *mpd) rewriteAttributes(kind elementKind, bases []*baseURI) error {
 	for _, a := range d.attributes {
 		var err error
 		switch {
-		case string(element) == "UTCTiming" && string(a.name) == "value":
+		case kind&timing != 0 && string(a.name) == "value":
 			if strings.HasPrefix(d.value("schemeIdUri"), "urn:mpeg:dash:utc:http-") {
 				err = d.rewriteList(a.value, bases)
 			}
-		case isURI(element, a.name) || d.isXLink(a.name):
+		case isURI(kind, a.name) || d.isXLink(a.name):
 			err = d.rewrite(a.value, attributeValue, bases)
 		}
 		if err != nil {
@@ -319,16 +309,18 @@ func (d *mpd) rewriteAttributes(element []byte, bases []*baseURI) error {
 // templates, identifiers such as $Number%05d$ stay as they are. The values of
 // $RepresentationID$ are not checked: one that leads out of the folder leads to a
 // path without a token.
-func isURI(element, name []byte) bool {
-	return string(name) == "sourceURL" || slices.Contains(uriElements[string(name)], string(element))
-}
-
-// uriElements has the elements in which an attribute contains a URI.
-var uriElements = map[string][]string{
-	"media":              {"SegmentTemplate", "SegmentURL"},
-	"index":              {"SegmentTemplate", "SegmentURL"},
-	"initialization":     {"SegmentTemplate", "InitializationSet"},
-	"bitstreamSwitching": {"SegmentTemplate"},
+func isURI(kind elementKind, name []byte) bool {
+	switch string(name) {
+	case "sourceURL":
+		return true
+	case "media", "index":
+		return kind&(template|segment) != 0
+	case "initialization":
+		return kind&(template|initialization) != 0
+	case "bitstreamSwitching":
+		return kind&template != 0
+	}
+	return false
 }
 
 // rewriteList rewrites a list of URIs that white space separates.
@@ -367,7 +359,7 @@ func (d *mpd) text(t xmlToken) error {
 	}
 	e.text = text
 	if t.kind == tokenVerbatim {
-		e.kind = verbatimValue
+		e.value = verbatimValue
 	}
 	return nil
 }
@@ -382,20 +374,19 @@ func (d *mpd) trimSpace(text span) span {
 
 // end closes the innermost element.
 func (d *mpd) end(name []byte) error {
-	if len(d.open) == 0 || !bytes.Equal(d.open[len(d.open)-1].name, name) {
+	depth := len(d.open) - 1
+	if depth < 0 || !bytes.Equal(d.open[depth].name, name) {
 		return d.invalid("an end tag without its start tag")
 	}
-	e := d.open[len(d.open)-1]
-	d.open = d.open[:len(d.open)-1]
+	e, parent := &d.open[depth], &d.open[max(depth-1, 0)]
+	d.open = d.open[:depth]
 	d.prefixes = d.prefixes[:e.prefixes]
-	if e.removed && len(d.open) > 0 && !d.open[len(d.open)-1].removed {
-		return d.remove(e)
-	}
 	switch {
-	case e.content == baseText && len(d.open) > 0:
-		parent := &d.open[len(d.open)-1]
+	case e.removed && !parent.removed:
+		return d.remove(e)
+	case e.content == baseText:
 		if d.collecting {
-			d.bases.add(parent.end, e.text, e.kind)
+			d.bases.add(parent.end, e.text, e.value)
 			return nil
 		}
 		parent.base++
@@ -406,14 +397,14 @@ func (d *mpd) end(name []byte) error {
 	case d.collecting || e.text.to == 0:
 		return nil
 	case e.content == elementURI:
-		return d.rewrite(e.text, e.kind, e.outer)
+		return d.rewrite(e.text, e.value, e.outer)
 	case e.content == documentURI:
 		// BaseURLs do not apply: players resolve it against the URL of the
 		// manifest.
 		if d.allowed&Steering == 0 && !d.leadsToMPD(e) {
 			return d.remove(e)
 		}
-		return d.rewrite(e.text, e.kind, d.document)
+		return d.rewrite(e.text, e.value, d.document)
 	}
 	return nil
 }

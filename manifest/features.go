@@ -6,61 +6,81 @@ import (
 	"unicode/utf8"
 )
 
-// elementKind tells what becomes of an element. The zero elementKind is that of
-// elements that the MPD schema does not have.
-type elementKind uint8
+// elementKind is what this package has to know of an element. It is zero for an
+// element that the MPD schema does not have.
+type elementKind uint16
 
 const (
-	schemaElement elementKind = iota + 1
-	openElement               // may contain elements of other parties
-	steeringElement
-	reportingElement
+	known elementKind = 1 << iota
+	root
+	operation // of a patch
+	base      // BaseURL
+	location
+	template
+	segment
+	initialization
+	timing
+	open      // may contain elements of other parties
+	opaque    // contains data of other parties, which stay even if they look like those of an MPD
+	steering  // goes unless Steering is allowed
+	reporting // goes unless Reporting is allowed
 )
 
-// elements has the elements of the MPD schema (ISO/IEC 23009-1, fifth edition with
-// its amendment, and RequestParam and SegmentSequenceProperties of the sixth). The
-// names count with any prefix: players ignore namespaces.
-var elements = func() map[string]elementKind {
-	names := map[elementKind]string{
-		schemaElement: `MPD Patch add remove replace BaseURL Location PatchLocation Period AdaptationSet EmptyAdaptationSet
-			Representation SubRepresentation ContentComponent Preselection Subset GroupLabel Label InitializationSet
-			InitializationGroup InitializationPresentation ServiceDescription Latency PlaybackRate OperatingQuality
-			OperatingBandwidth QualityLatency LeapSecondInformation SegmentBase SegmentList SegmentTemplate SegmentURL
-			SegmentTimeline S Pattern P SegmentSequenceProperties Initialization RepresentationIndex BitstreamSwitching
-			FailoverContent FCS Switching RandomAccess Resync ExtendedBandwidth ModelPair ContentPopularityRate PR
-			ProducerReferenceTime RequestParam Title Source Copyright SelectionInfo Selection`,
-		openElement: `ProgramInformation Event AssetIdentifier ContentProtection OutputProtection EssentialProperty
-			SupplementalProperty Accessibility Role Rating Viewpoint Scope FramePacking AudioChannelConfiguration
-			InbandEventStream EventStream UTCTiming`,
-		steeringElement:  `ContentSteering`,
-		reportingElement: `Metrics Reporting ClientDataReporting CMCDParameters`,
+// kindOf returns the kind of an element of the MPD schema (ISO/IEC 23009-1, fifth
+// edition with its amendment, and RequestParam and SegmentSequenceProperties of the
+// sixth). Its name counts with any prefix: players ignore namespaces.
+func kindOf(name []byte) elementKind {
+	switch string(name) {
+	case "MPD", "Patch":
+		return known | root
+	case "add", "remove", "replace":
+		return known | operation
+	case "BaseURL":
+		return known | base
+	case "Location", "PatchLocation":
+		return known | location
+	case "SegmentTemplate":
+		return known | template
+	case "SegmentURL":
+		return known | segment
+	case "InitializationSet":
+		return known | initialization
+	case "UTCTiming":
+		return known | timing | open
+	case "ContentProtection", "EventStream":
+		return known | open | opaque
+	case "ProgramInformation", "Event", "InbandEventStream", "AssetIdentifier", "OutputProtection", "EssentialProperty",
+		"SupplementalProperty", "Accessibility", "Role", "Rating", "Viewpoint", "Scope", "FramePacking", "AudioChannelConfiguration":
+		return known | open
+	case "Period", "AdaptationSet", "EmptyAdaptationSet", "Representation", "SubRepresentation", "ContentComponent", "Preselection",
+		"Subset", "GroupLabel", "Label", "InitializationGroup", "InitializationPresentation", "ServiceDescription", "Latency",
+		"PlaybackRate", "OperatingQuality", "OperatingBandwidth", "QualityLatency", "LeapSecondInformation", "SegmentBase", "SegmentList",
+		"SegmentTimeline", "S", "Pattern", "P", "SegmentSequenceProperties", "Initialization", "RepresentationIndex",
+		"BitstreamSwitching", "FailoverContent", "FCS", "Switching", "RandomAccess", "Resync", "ExtendedBandwidth", "ModelPair",
+		"ContentPopularityRate", "PR", "ProducerReferenceTime", "RequestParam", "Title", "Source", "Copyright", "SelectionInfo", "Selection":
+		return known
+	case "ContentSteering":
+		return steering
+	case "Metrics", "Reporting", "ClientDataReporting", "CMCDParameters":
+		return reporting
 	}
-	kinds := make(map[string]elementKind)
-	for kind, list := range names {
-		for name := range strings.FieldsSeq(list) {
-			kinds[name] = kind
-		}
-	}
-	return kinds
-}()
+	return 0
+}
 
 // passes reports whether an element stays, or an operation of a patch that selects
 // it. An element that is unknown here, and that some player may know or learn, stays
 // only among the data of other parties.
-func (d *mpd) passes(name []byte, open bool) bool {
-	switch elements[string(name)] {
-	case 0:
-		return open || d.allowed&Reporting != 0
-	case steeringElement:
+func (d *mpd) passes(kind elementKind, open bool) bool {
+	switch {
+	case kind&steering != 0:
 		return d.allowed&Steering != 0
-	case reportingElement:
+	case kind&reporting != 0 || kind == 0 && !open:
 		return d.allowed&Reporting != 0
-	}
-	if name := string(name); name != "add" && name != "replace" && name != "remove" {
+	case kind&operation == 0:
 		return true
 	}
 	for step := range strings.FieldsFuncSeq(d.value("sel")+" "+d.value("type"), isOutsideName) {
-		if !d.passes(local([]byte(step)), true) {
+		if kind := kindOf(local([]byte(step))); kind&operation == 0 && !d.passes(kind, true) {
 			return false
 		}
 	}
@@ -70,7 +90,7 @@ func (d *mpd) passes(name []byte, open bool) bool {
 func isOutsideName(r rune) bool { return r < utf8.RuneSelf && !nameByte[r] }
 
 // remove removes an element whose end tag was scanned last.
-func (d *mpd) remove(e element) error {
+func (d *mpd) remove(e *element) error {
 	if d.collecting {
 		return nil
 	}
@@ -80,8 +100,8 @@ func (d *mpd) remove(e element) error {
 
 // leadsToMPD reports whether the text of an element leads to a file of the folder
 // that the gateway is sure to recognize as an MPD or a patch to one, because of its name.
-func (d *mpd) leadsToMPD(e element) bool {
-	_, ref, _ := d.decode(e.text, e.kind)
+func (d *mpd) leadsToMPD(e *element) bool {
+	_, ref, _ := d.decode(e.text, e.value)
 	result := d.follow(d.document[0], ref)
 	ending := string(bytes.ToLower(d.path[max(0, len(d.path)-4):]))
 	return (result == unchanged || result == rewritten) && (ending == ".mpd" || ending == ".mpp")

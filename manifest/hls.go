@@ -38,12 +38,15 @@ func rewriteHLS(dst, src []byte, at Location, query string, allowed Features) ([
 	from := 0
 	for line := range bytes.Lines(src) {
 		p.line++
-		text := bytes.TrimSuffix(bytes.TrimSuffix(line, []byte{'\n'}), []byte{'\r'})
+		to := from + len(line)
+		for to > from && (src[to-1] == '\n' || src[to-1] == '\r') {
+			to--
+		}
 		var err error
 		if p.steering && bytes.Contains(line, steeringTag) {
 			err = p.removeSteering(from, from+len(line))
 		} else {
-			err = p.rewriteLine(from, from+len(text))
+			err = p.rewriteLine(from, to)
 		}
 		if err != nil {
 			return nil, Stats{}, err
@@ -95,7 +98,7 @@ func (p *playlist) rewriteLine(from, to int) error {
 		return p.rewriteURI(from, to)
 	case p.separators && hasSeparator(text):
 		return p.invalid("a Unicode line separator in a tag or a comment: JavaScript ends the line there")
-	case !bytes.HasPrefix(text, []byte("#EXT")):
+	case len(text) < 4 || string(text[:4]) != "#EXT":
 		return p.rewriteComment(to-len(text), to)
 	case len(text) < len(line) && bytes.HasPrefix(text, []byte("#EXT-X-DEFINE")):
 		return p.invalid("white space before EXT-X-DEFINE: only some players read it as a tag")

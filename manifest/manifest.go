@@ -185,7 +185,7 @@ func Sniff(body []byte) Format {
 			end = doctypeEnd(body)
 		case bytes.HasPrefix(body, []byte("<")):
 			name := body[1:]
-			if isManifestRoot(local(name[:nameByte.prefixLength(name)])) {
+			if kindOf(local(name[:nameByte.prefixLength(name)]))&root != 0 {
 				return DASH
 			}
 		}

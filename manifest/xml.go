@@ -225,7 +225,7 @@ func (s *scanner) attribute() (a xmlAttribute, err error) {
 func (s *scanner) name() []byte {
 	rest := s.src[s.pos:]
 	length := nameByte.prefixLength(rest)
-	if length == 0 || strings.IndexByte("-.0123456789", rest[0]) >= 0 {
+	if length == 0 || rest[0] < 'A' && rest[0] != ':' { // a digit, a hyphen or a dot
 		return nil
 	}
 	s.pos += length
