@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"bytes"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -186,53 +187,27 @@ func (d *mpd) begin(t xmlToken) error {
 	return d.rewriteAttributes(kind, e.outer)
 }
 
+// predicate is a predicate of a step in a selector.
+var predicate = regexp.MustCompile(`\[[^\]]*\]`)
+
 // patched returns what the text of a patch operation is (RFC 5261 section 4): the
 // value of what it selects, or of the attribute that it adds.
 func patched(selector, attribute string) content {
-	target := attribute
-	if target == "" {
-		path, step := cutStep(selector)
-		if step == "text()" {
-			_, step = cutStep(path)
-			step, _, _ = strings.Cut(step, "[")
-		}
-		target = step
+	path := predicate.ReplaceAllString(selector, "")
+	if attribute != "" {
+		path += "/" + attribute
 	}
-	if name, ok := strings.CutPrefix(target, "@"); ok {
-		name = string(local([]byte(name)))
-		if name == "href" || isURI(template, []byte(name)) {
-			return elementURI
-		}
-		return markup
-	}
-	if !strings.HasSuffix(selector, "text()") {
-		return markup
-	}
-	switch kind := kindOf(local([]byte(target))); {
-	case kind&location != 0:
-		return documentURI
-	case kind&(base|steering) != 0:
+	path, isText := strings.CutSuffix(path, "/text()")
+	step := path[strings.LastIndexByte(path, '/')+1:]
+	name, isAttribute := strings.CutPrefix(step, "@")
+	local := local([]byte(name))
+	switch kind := kindOf(local); {
+	case isAttribute && (string(local) == "href" || isURI(template, local)), !isAttribute && isText && kind&(base|steering) != 0:
 		return elementURI
+	case !isAttribute && isText && kind&location != 0:
+		return documentURI
 	}
 	return markup
-}
-
-// cutStep cuts off the last step of a path. It ignores slashes in predicates.
-func cutStep(selector string) (path, step string) {
-	depth := 0
-	for i := len(selector) - 1; i >= 0; i-- {
-		switch selector[i] {
-		case ']':
-			depth++
-		case '[':
-			depth--
-		case '/':
-			if depth == 0 {
-				return selector[:i], selector[i+1:]
-			}
-		}
-	}
-	return "", selector
 }
 
 // value returns the undecoded value of an attribute of the last start tag.

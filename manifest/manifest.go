@@ -165,9 +165,9 @@ func (at Location) valid() bool {
 
 var byteOrderMark = []byte("\ufeff")
 
-// Sniff recognizes a manifest by its first bytes, whatever its content type is. It
-// also recognizes manifests that Rewrite refuses. body may be a prefix that extends
-// to the root element. Sniff returns 0 for anything else.
+// Sniff recognizes a manifest by its first bytes, whatever its content type is. body
+// may be a prefix that extends to the root element. Sniff returns 0 for anything else,
+// also for a document type declaration, which no manifest needs.
 func Sniff(body []byte) Format {
 	body = bytes.TrimPrefix(body, byteOrderMark)
 	if bytes.HasPrefix(body, []byte("#EXTM3U")) {
@@ -175,57 +175,21 @@ func Sniff(body []byte) Format {
 	}
 	for {
 		body = bytes.TrimLeft(body, " \t\r\n")
-		end := -1
+		var end string
 		switch {
 		case bytes.HasPrefix(body, []byte("<?")):
-			end = after(body, "?>")
+			end = "?>"
 		case bytes.HasPrefix(body, []byte("<!--")):
-			end = after(body, "-->")
-		case bytes.HasPrefix(body, []byte("<!")):
-			end = doctypeEnd(body)
-		case bytes.HasPrefix(body, []byte("<")):
-			name := body[1:]
-			if kindOf(local(name[:nameByte.prefixLength(name)]))&root != 0 {
-				return DASH
-			}
+			end = "-->"
+		case bytes.HasPrefix(body, []byte("<")) && kindOf(local(body[1:1+nameByte.prefixLength(body[1:])]))&root != 0:
+			return DASH
 		}
-		if end < 0 {
+		_, rest, found := bytes.Cut(body, []byte(end))
+		if end == "" || !found {
 			return 0
 		}
-		body = body[end:]
+		body = rest
 	}
-}
-
-// after returns the offset after the first occurrence of mark, or -1.
-func after(b []byte, mark string) int {
-	if i := bytes.Index(b, []byte(mark)); i >= 0 {
-		return i + len(mark)
-	}
-	return -1
-}
-
-// doctypeEnd returns the offset after a document type declaration, or -1.
-func doctypeEnd(b []byte) int {
-	depth, quote := 0, byte(0)
-	for i, c := range b {
-		switch {
-		case quote != 0:
-			if c == quote {
-				quote = 0
-			}
-		case c == '"' || c == '\'':
-			quote = c
-		case c == '[' || c == '<':
-			depth++
-		case c == ']':
-			depth--
-		case c == '>':
-			if depth--; depth == 0 {
-				return i + 1
-			}
-		}
-	}
-	return -1
 }
 
 func invalid(format string, args ...any) error {
