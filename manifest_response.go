@@ -35,7 +35,7 @@ var (
 	errManifestSize       = fmt.Errorf("the manifest is larger than %d bytes", manifest.MaxSize)
 	errManifestLength     = errors.New("the origin sends more than it has told")
 	errManifestForm       = errors.New("the origin's response is neither HLS nor DASH")
-	errManifestEncoding   = errors.New("the origin compressed the manifest by other means than gzip")
+	errManifestEncoding   = errors.New("the origin compressed what may be a manifest by other means than gzip")
 	errRedirect           = errors.New("the origin redirects to a place outside the video's folder")
 )
 
@@ -97,17 +97,21 @@ func beginsLikeHLS(body []byte) bool {
 	return found == len(start)
 }
 
-// holdManifest begins to buffer a manifest.
+// isManifest reports whether its name or type says that this is a manifest.
+func (w *response) isManifest() bool {
+	return w.d.manifest || manifestType(w.Header().Get("Content-Type")) != ""
+}
+
+// holdManifest begins to buffer a manifest, or what may be one but is compressed.
 func (w *response) holdManifest() {
 	length, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64)
-	coding := strings.ToLower(strings.Join(w.Header()["Content-Encoding"], ","))
-	compressed := coding != "" && coding != "identity"
+	coding := contentCoding(w.Header())
 	switch {
 	case w.status == http.StatusPartialContent:
 		w.refuse(errManifestPartial)
 	case err == nil && length > manifest.MaxSize:
 		w.refuse(errManifestSize)
-	case compressed && coding != "gzip" && coding != "x-gzip":
+	case coding != "" && coding != "gzip" && coding != "x-gzip":
 		w.refuse(errManifestEncoding)
 	case w.d.request.Method == http.MethodHead && !w.d.manifest:
 		// Only the Content-Type tells, so it is too late to ask for the body.
@@ -117,11 +121,19 @@ func (w *response) holdManifest() {
 		w.pass()
 	default:
 		w.state = holding
-		w.manifest = manifestBuffer{memory: w.d.app.manifests, start: time.Now(), compressed: compressed}
+		w.manifest = manifestBuffer{memory: w.d.app.manifests, start: time.Now(), compressed: coding != ""}
 		if err == nil {
 			w.manifest.length = int(length)
 		}
 	}
+}
+
+func contentCoding(h http.Header) string {
+	coding := strings.ToLower(strings.Join(h["Content-Encoding"], ","))
+	if coding == "identity" {
+		return ""
+	}
+	return coding
 }
 
 func (w *response) hold(p []byte) (int, error) {
@@ -136,6 +148,11 @@ func (w *response) hold(p []byte) (int, error) {
 // the bytes of the original.
 func (w *response) sendManifest() error {
 	rewritten, format, err := w.rewrite()
+	if errors.Is(err, errManifestForm) && w.manifest.compressed && !w.isManifest() {
+		w.pass()
+		_, err = w.ResponseWriterWrapper.Write(w.manifest.body)
+		return err
+	}
 	if err != nil {
 		w.refuse(err)
 		return w.err
@@ -175,8 +192,7 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	return rewritten, format, err
 }
 
-// decompressManifest undoes gzip, for origins that compress although the gate
-// asks for no compression. The size limit stops a gzip bomb.
+// decompressManifest undoes gzip, for files that the origin has only compressed. The size limit stops a gzip bomb.
 func decompressManifest(body []byte) ([]byte, error) {
 	reader, err := gzip.NewReader(bytes.NewReader(body))
 	if err != nil {

@@ -107,6 +107,7 @@ func TestManifestsAreRewritten(t *testing.T) {
 		{"by its path with another success status", "manifest/video.m3u8", reply(203, absolutePlaylist)},
 		{"by its first bytes with a status that players accept", "manifest/1.ts", reply(201, absolutePlaylist)},
 		{"M9 gzip that was not asked for", "manifest/video.m3u8", reply(200, zipped(absolutePlaylist), "Content-Encoding: gzip")},
+		{"M9 gzip under a segment's name", "manifest/1.vtt", reply(200, zipped(absolutePlaylist), "Content-Encoding: gzip", "Content-Type: text/vtt")},
 		{"written byte by byte", "manifest/1.ts", func(w http.ResponseWriter, _ *http.Request) error {
 			for i := range len(absolutePlaylist) {
 				if _, err := io.WriteString(w, absolutePlaylist[i:i+1]); err != nil {
@@ -232,6 +233,8 @@ func TestManifestsThatAreRefused(t *testing.T) {
 		{"M9 gzip that is none", "a.m3u8", reply(200, absolutePlaylist, "Content-Encoding: gzip")},
 		{"M9 gzip broken off", "a.m3u8", reply(200, zipped(absolutePlaylist)[:30], "Content-Encoding: gzip")},
 		{"M9 gzip twice", "a.m3u8", reply(200, zipped(zipped(absolutePlaylist)), "Content-Encoding: gzip, gzip")},
+		{"M9 brotli under a segment's name", "a.ts", reply(200, "xx", "Content-Encoding: br")},
+		{"M9 a part of gzip under a segment's name", "a.ts", reply(206, zipped(absolutePlaylist), "Content-Encoding: gzip", "Content-Range: bytes 0-99/200")},
 		{"M9 brotli", "a.m3u8", reply(200, "xx", "Content-Encoding: br")},
 		{"H9 a part", "a.m3u8", reply(206, absolutePlaylist, "Content-Range: bytes 0-99/200")},
 		{"H9 a part, found by its first bytes", "a.ts", reply(206, absolutePlaylist, "Content-Range: bytes 0-99/200")},
@@ -376,6 +379,27 @@ func TestDownloadFilename(t *testing.T) {
 			if got := e.header.Get("Content-Disposition"); e.status != status || got != want {
 				t.Errorf("%q got %d with Content-Disposition %q, want %d %q", query, e.status, got, status, want)
 			}
+		}
+	}
+}
+
+// A compressed file that is not a manifest passes as it is. The origin may compress
+// only so that the gate can look into it.
+func TestCompressedMedia(t *testing.T) {
+	t.Parallel()
+	captions := zipped("WEBVTT\n\n00:00.000 --> 00:01.000\nHello\n")
+	for accepted, asked := range map[string]string{"gzip, br": "gzip", "br;q=1.0, gzip;q=0": "identity", "br, zstd, deflate": "identity", "": ""} {
+		r := requestFor(t, "/"+plainToken()+"/a.vtt", func(r *http.Request) {
+			if accepted != "" {
+				r.Header.Set("Accept-Encoding", accepted)
+			}
+		})
+		e := exchangeWith(t, r, reply(200, captions, "Content-Encoding: gzip", "Content-Type: text/vtt", "Etag: x"))
+		if e.status != 200 || e.body != captions || e.header.Get("Content-Encoding") != "gzip" || e.header.Get("Etag") != "x" {
+			t.Errorf("got %d %v %q", e.status, e.header, e.body)
+		}
+		if got := e.origin.Header.Get("Accept-Encoding"); got != asked {
+			t.Errorf("for %q the origin was asked for %q, want %q", accepted, got, asked)
 		}
 	}
 }

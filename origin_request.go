@@ -12,6 +12,7 @@ func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Requ
 	g.setOriginPath(r, d)
 	removeViewerHeaders(r.Header)
 	limitRanges(r.Header)
+	limitCoding(r.Header)
 	switch {
 	case d.manifest:
 		return prepareManifestRequest(r)
@@ -88,7 +89,21 @@ func prepareManifestRequest(r *http.Request) (*http.Request, context.CancelFunc)
 func askForWhole(h http.Header) {
 	delete(h, "Range")
 	delete(h, "If-Range")
-	h["Accept-Encoding"] = []string{"identity"}
+	h["Accept-Encoding"] = identityCoding
+}
+
+var identityCoding, gzipCoding = []string{"identity"}, []string{"gzip"}
+
+// limitCoding lets the origin compress by gzip only. In any other coding, the gate
+// could not tell a manifest by its first bytes.
+func limitCoding(h http.Header) {
+	switch coding := strings.Join(h["Accept-Encoding"], ","); {
+	case coding == "":
+	case strings.Contains(coding, "gzip") && !strings.Contains(coding, "q=0"):
+		h["Accept-Encoding"] = gzipCoding
+	default:
+		h["Accept-Encoding"] = identityCoding
+	}
 }
 
 // dropBody ends a request body here. No playback method has one, and where two

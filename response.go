@@ -107,7 +107,7 @@ func (w *response) WriteHeader(status int) {
 	switch {
 	case len(w.Header()["Location"]) > 0 && status >= 300 && status < 400:
 		w.redirect()
-	case ok && (w.d.manifest || manifestType(w.Header().Get("Content-Type")) != ""):
+	case ok && (w.isManifest() || contentCoding(w.Header()) != "" && w.d.request.Method != http.MethodHead):
 		w.holdManifest()
 	case ok:
 		w.state = sniffing
