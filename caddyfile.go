@@ -63,6 +63,7 @@ func knownOptions(options map[string]option) string {
 //	    downloads             <path glob>...
 //	    manifest_hosts        <host[:port]>...
 //	    manifest_features     steering|reporting...
+//	    pass_request_headers  <name>...
 //	    pass_response_headers <name>...
 //	    trust_origin_iframe
 //	    enforce               on|off
@@ -116,6 +117,12 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"trust_origin_iframe": func(d *caddyfile.Dispenser) error {
 			g.TrustOriginIframe = true
 			return noArgs(d)
+		},
+		"pass_request_headers": func(d *caddyfile.Dispenser) error {
+			return someArgs(d, &g.PassRequestHeaders, func(name string) error {
+				_, err := parseRequestHeader(name)
+				return err
+			})
 		},
 		"downloads": func(d *caddyfile.Dispenser) error {
 			return someArgs(d, &g.Downloads, func(glob string) error {

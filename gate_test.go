@@ -196,7 +196,8 @@ func (a answer) allowed() bool { return len(a.origin) == 1 && a.reason == "" }
 // under every name.
 const originAnswer = "#EXTM3U\n## from the origin\n"
 
-// ask sends a request through a gate.
+// ask sends a request through a gate. The gate turns a copy of the request into the
+// one of the origin or of an error route.
 func ask(t testing.TB, g *Gate, r *http.Request) answer {
 	t.Helper()
 	var a answer
@@ -210,7 +211,8 @@ func ask(t testing.TB, g *Gate, r *http.Request) answer {
 		return err
 	})
 	w := httptest.NewRecorder()
-	err := g.ServeHTTP(w, r, origin)
+	sent := *r
+	err := g.ServeHTTP(w, &sent, origin)
 	a.header, a.status = w.Header(), w.Code
 	a.reason = a.header.Get("Signed-Playback-Reason")
 	if err == nil {

@@ -51,15 +51,24 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 			panic(redactPanic(p))
 		}
 	}()
+	err := g.answer(w, d, next)
+	if err != nil {
+		g.hideRequest(r, d)
+	}
+	return err
+}
+
+// answer decides on a request and answers it. Its error is for error routes.
+func (g *Gate) answer(w http.ResponseWriter, d *decision, next caddyhttp.Handler) error {
 	if err := d.decide(); err != nil {
 		return d.refuse(w, err)
 	}
 	if d.result == resultPreflight {
-		answerPreflight(w, r)
+		answerPreflight(w, d.request)
 		return nil
 	}
 	d.applyReportOnly()
-	if clientCancelled(r) {
+	if clientCancelled(d.request) {
 		w.WriteHeader(statusClientClosedRequest)
 		return nil
 	}

@@ -91,6 +91,15 @@ type Gate struct {
 	// is sandboxed like every file.
 	TrustOriginIframe bool `json:"trust_origin_iframe,omitempty"`
 
+	// Headers of viewers that the origin gets besides `Accept`, `Accept-*`,
+	// `Cache-Control`, `CMCD-*`, `DNT`, `If-*`, `Priority`, `Range`, `Save-Data`,
+	// `Sec-GPC`, `traceparent`, `tracestate`, `User-Agent`, `Via`, `X-Forwarded-For`,
+	// `X-Forwarded-Host`, `X-Forwarded-Proto`, `X-Playback-Session-Id` and
+	// `X-Request-Id`. `*` means all that name no path or method. A header whose value
+	// contains the token never passes. Default: none. Permitted: `Authorization`.
+	// Not permitted: `Referer`, `Origin`, and headers about the connection.
+	PassRequestHeaders []string `json:"pass_request_headers,omitempty"`
+
 	// Report-only mode for videos without a setting of their own. Default: the
 	// setting of the app.
 	Enforcement
@@ -103,6 +112,8 @@ type Gate struct {
 	manifestHosts []string
 	features      manifest.Features
 	passResponse  headerNames
+
+	requestHeaders requestHeaders
 
 	mayReportTokens bool // for some video
 	reportLog       *zap.Logger
@@ -155,6 +166,9 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 			return err
 		}
 		g.features |= feature
+	}
+	if g.requestHeaders, err = parseRequestHeaders(g.PassRequestHeaders); err != nil {
+		return err
 	}
 	globs := g.Downloads
 	if len(globs) == 0 {

@@ -10,7 +10,8 @@ import (
 // Call done when the origin has answered.
 func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Request, done func()) {
 	g.setOriginPath(r, d)
-	removeViewerHeaders(r.Header)
+	hideOriginalURL(r)
+	g.requestHeaders.clean(r.Header, d.target.token)
 	limitRanges(r.Header)
 	limitCoding(r.Header)
 	switch {
@@ -33,25 +34,10 @@ func (g *Gate) setOriginPath(r *http.Request, d *decision) {
 	if d.target.suffix.decoded != d.target.suffix.escaped {
 		r.URL.Path = g.originPath.file(d.video, d.target.suffix.decoded)
 	}
+	r.URL.RawQuery = cleanQuery(d.query, d.target.token)
 	r.RequestURI = path
-	if d.query != "" || r.URL.ForceQuery {
-		r.RequestURI = path + "?" + d.query
-	}
-}
-
-// removeViewerHeaders removes headers that may carry the token, headers by which
-// some origins let a request name another path or method, and an upgrade, which
-// would outlive the token.
-func removeViewerHeaders(h http.Header) {
-	for name := range h {
-		switch name {
-		case "Referer", "Origin",
-			"X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix", "X-Forwarded-Method",
-			"X-Original-Url", "X-Original-Uri", "X-Original-Method", "X-Rewrite-Url",
-			"X-Http-Method-Override", "X-Http-Method", "X-Method-Override",
-			"Connection", "Upgrade", "Http2-Settings", "Expect", "Content-Length", "Trailer":
-			delete(h, name)
-		}
+	if r.URL.RawQuery != "" || r.URL.ForceQuery {
+		r.RequestURI = path + "?" + r.URL.RawQuery
 	}
 }
 

@@ -52,6 +52,15 @@ func Each(texts []string) []string {
 	return redacted
 }
 
+// Contains reports whether a text contains a token, as it is or percent-encoded. No
+// text contains the token "".
+func Contains(text, token string) bool {
+	if token == "" || len(text) < len(token) {
+		return false
+	}
+	return strings.Contains(text, token) || strings.Contains(text, "%") && strings.Contains(unescape(text), token)
+}
+
 // redactRuns replaces runs of token characters that are tokens, as they are or once
 // they are decoded.
 func redactRuns(text string, escaped escapes) string {

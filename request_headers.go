@@ -1,0 +1,131 @@
+package signedplayback
+
+import (
+	"fmt"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"slices"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+)
+
+// requestHeaders are the headers of viewers that the origin gets. They are a list
+// of what may pass, because proxies and login services invent headers that contain
+// the URL, and so the token, and headers that differ between viewers defeat the
+// caches in front of an origin.
+type requestHeaders struct {
+	more map[string]bool // in canonical form
+	all  bool            // all that name no path or method
+}
+
+// anyHeader is the name in pass_request_headers that means all headers.
+const anyHeader = "*"
+
+// parseRequestHeaders compiles the option pass_request_headers.
+func parseRequestHeaders(names []string) (requestHeaders, error) {
+	h := requestHeaders{more: make(map[string]bool, len(names))}
+	for _, name := range names {
+		canonical, err := parseRequestHeader(name)
+		if err != nil {
+			return requestHeaders{}, err
+		}
+		if h.more[canonical] {
+			return requestHeaders{}, fmt.Errorf("pass_request_headers: %q is repeated", name)
+		}
+		h.more[canonical] = true
+	}
+	h.all = h.more[anyHeader]
+	return h, nil
+}
+
+// parseRequestHeader returns the canonical form of a name in pass_request_headers.
+func parseRequestHeader(name string) (string, error) {
+	if !httpguts.ValidHeaderFieldName(name) {
+		return "", fmt.Errorf("pass_request_headers %q: want the name of a header", name)
+	}
+	canonical := textproto.CanonicalMIMEHeaderKey(name)
+	if slices.Contains(neverPassed, canonical) {
+		return "", fmt.Errorf("pass_request_headers %q: this header is for the gate or about the connection, and never passes", name)
+	}
+	return canonical, nil
+}
+
+// neverPassed are the headers that contain the viewer's URL by definition, those
+// that belong to a connection, and those of a body, which no playback request has.
+// An upgraded connection would outlive the token.
+var neverPassed = []string{
+	"Origin", "Referer", "Host",
+	"Connection", "Expect", "Http2-Settings", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
+	"Te", "Trailer", "Transfer-Encoding", "Upgrade",
+	"Content-Length",
+}
+
+// passes reports whether a header reaches the origin, if its value may.
+func (h requestHeaders) passes(name string, values []string) bool {
+	switch name {
+	case "Accept", "Cache-Control", "Dnt", "Priority", "Range", "Save-Data", "Sec-Gpc", "Traceparent", "Tracestate", "User-Agent", "Via",
+		"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Playback-Session-Id", "X-Request-Id":
+		return true
+	}
+	return strings.HasPrefix(name, "Accept-") || strings.HasPrefix(name, "If-") || strings.HasPrefix(name, "Cmcd-") ||
+		h.more[name] || h.all && !slices.Contains(neverPassed, name) && !namesTarget(name, values)
+}
+
+// namesTarget reports whether some origin may take a header for the path or the
+// method of the request.
+func namesTarget(name string, values []string) bool {
+	name = strings.ToLower(name)
+	for _, word := range targetWords {
+		if strings.Contains(name, word) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(values, func(value string) bool {
+		return strings.HasPrefix(value, "/") || strings.Contains(value, "://") || slices.Contains(methods, strings.ToUpper(value))
+	})
+}
+
+// targetWords are the words in the names of headers that name a target.
+var targetWords = []string{
+	"destination", "location", "method", "original", "path", "prefix", "redirect", "refer", "replaced", "rewrit", "route", "script", "target", "uri", "url",
+}
+
+var methods = []string{
+	http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
+	http.MethodConnect, http.MethodOptions, http.MethodTrace,
+}
+
+// clean removes the headers of a viewer's request that may not pass. token is the
+// token in the request's path, "" without one.
+func (h requestHeaders) clean(header http.Header, token string) {
+	for name, values := range header {
+		if !h.passes(name, values) || slices.ContainsFunc(values, func(value string) bool { return redact.Contains(value, token) }) {
+			delete(header, name)
+		}
+	}
+}
+
+// cleanQuery returns the query of a viewer's request without CMCD (CTA-5004), which
+// differs with each request and so defeats caches, and without parameters that
+// contain the token. The rest stays byte for byte.
+func cleanQuery(query, token string) string {
+	dropped := func(parameter string) bool { return isCMCD(parameter) || redact.Contains(parameter, token) }
+	for parameter := range strings.SplitSeq(query, "&") {
+		if dropped(parameter) {
+			return strings.Join(slices.DeleteFunc(strings.Split(query, "&"), dropped), "&")
+		}
+	}
+	return query
+}
+
+func isCMCD(parameter string) bool {
+	name, _, _ := strings.Cut(parameter, "=")
+	if strings.Contains(name, "%") {
+		name, _ = url.QueryUnescape(name)
+	}
+	return name == "CMCD"
+}
