@@ -96,34 +96,14 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 			return oneArg(d, &g.Player.HLSJS)
 		},
-		"manifest_hosts": func(d *caddyfile.Dispenser) error {
-			return someArgs(d, &g.ManifestHosts, func(host string) error {
-				_, err := parseManifestHost(host)
-				return err
-			})
-		},
-		"manifest_features": func(d *caddyfile.Dispenser) error {
-			return someArgs(d, &g.ManifestFeatures, func(name string) error {
-				_, err := parseManifestFeature(name)
-				return err
-			})
-		},
-		"pass_response_headers": func(d *caddyfile.Dispenser) error {
-			return someArgs(d, &g.PassResponseHeaders, func(name string) error {
-				_, err := parseResponseHeader(name)
-				return err
-			})
-		},
+		"manifest_hosts":        parsedArgs(&g.ManifestHosts, parseManifestHost),
+		"manifest_features":     parsedArgs(&g.ManifestFeatures, parseManifestFeature),
+		"pass_response_headers": parsedArgs(&g.PassResponseHeaders, parseResponseHeader),
 		"trust_origin_iframe": func(d *caddyfile.Dispenser) error {
 			g.TrustOriginIframe = true
 			return noArgs(d)
 		},
-		"pass_request_headers": func(d *caddyfile.Dispenser) error {
-			return someArgs(d, &g.PassRequestHeaders, func(name string) error {
-				_, err := parseRequestHeader(name)
-				return err
-			})
-		},
+		"pass_request_headers": parsedArgs(&g.PassRequestHeaders, parseRequestHeader),
 		"downloads": func(d *caddyfile.Dispenser) error {
 			return someArgs(d, &g.Downloads, func(glob string) error {
 				if hasPlaceholder(glob) {
@@ -330,12 +310,7 @@ func (a *App) parseVideo(d *caddyfile.Dispenser) error {
 func (v *VideoSettings) videoOptions() map[string]option {
 	options := map[string]option{
 		"require_signed_urls": func(d *caddyfile.Dispenser) error { return switchArg(d, &v.RequireSignedURLs) },
-		"allowed_origins": func(d *caddyfile.Dispenser) error {
-			return someArgs(d, &v.AllowedOrigins, func(pattern string) error {
-				_, err := weborigin.ParsePattern(pattern)
-				return err
-			})
-		},
+		"allowed_origins":     parsedArgs(&v.AllowedOrigins, weborigin.ParsePattern),
 		"missing_origin": func(d *caddyfile.Dispenser) error {
 			if err := oneArg(d, &v.MissingOrigin); err != nil {
 				return err
@@ -429,6 +404,16 @@ func someArgs(d *caddyfile.Dispenser, values *[]string, check func(string) error
 	}
 	*values = args
 	return nil
+}
+
+// parsedArgs is an option whose arguments, at least one, must parse.
+func parsedArgs[T any](values *[]string, parse func(string) (T, error)) option {
+	return func(d *caddyfile.Dispenser) error {
+		return someArgs(d, values, func(arg string) error {
+			_, err := parse(arg)
+			return err
+		})
+	}
 }
 
 // durationArg reads a duration in Caddy's format, like 1d12h. It must not be
