@@ -36,6 +36,10 @@ type gateway struct {
 	dir  string // its working folder, with keys, Caddyfile and storage
 	log  *logBuffer
 	cmd  *exec.Cmd
+
+	gone    chan struct{} // closed when the program has ended
+	exit    func() error  // waits for that
+	stopped bool          // by the test, which has checked the log
 }
 
 // binary returns the path of the binary under test.
@@ -110,10 +114,21 @@ func (g *gateway) launch(t testing.TB, program string, env []string, stdout *log
 	if err := g.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	gone, exit := make(chan struct{}), error(nil)
+	go func() {
+		defer close(gone)
+		exit = g.cmd.Wait()
+	}()
+	g.gone, g.exit = gone, func() error { <-gone; return exit }
 	t.Cleanup(func() { g.stop(t) })
-	if !stdout.await(ready, startTimeout) {
-		t.Fatalf("%s %s did not start:\n%s", filepath.Base(program), args, g.log)
-	}
+	eventually(t, strings.Join(args, " ")+" is ready", func() bool {
+		select {
+		case <-gone:
+			t.Fatalf("%s %s has ended: %v\n%s", filepath.Base(program), args, exit, g.log)
+		default:
+		}
+		return strings.Contains(stdout.String(), ready)
+	})
 }
 
 func (g *gateway) caddyfile(t testing.TB, o *origin, c config) string {
@@ -158,20 +173,22 @@ func (g *gateway) caddyfile(t testing.TB, o *origin, c config) string {
 // kill ends the server as a power cut would, and checks its log.
 func (g *gateway) kill(t testing.TB) {
 	t.Helper()
+	g.stopped = true
 	_ = g.cmd.Process.Kill()
-	_ = g.cmd.Wait()
+	_ = g.exit()
 	g.wantCleanLog(t)
 }
 
 // stop ends the server and checks its log.
 func (g *gateway) stop(t testing.TB) {
 	t.Helper()
-	if g.cmd.ProcessState != nil {
+	if g.stopped {
 		return
 	}
+	g.stopped = true
 	_ = g.cmd.Process.Signal(syscall.SIGTERM)
 	timer := time.AfterFunc(startTimeout, func() { _ = g.cmd.Process.Kill() })
-	err := g.cmd.Wait()
+	err := g.exit()
 	timer.Stop()
 	if err != nil {
 		t.Errorf("the server ended with %v:\n%s", err, g.log)

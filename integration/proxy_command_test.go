@@ -62,9 +62,9 @@ func (p *proxyProcess) interrupt(t testing.TB, secrets ...string) {
 	if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- p.cmd.Wait() }()
-	if err := await(t, ended, "the end after SIGINT"); err != nil {
+	p.stopped = true
+	await(t, p.gone, "the end after SIGINT")
+	if err := p.exit(); err != nil {
 		t.Errorf("it ended with %v:\n%s", err, p.log)
 	}
 	p.wantCleanLog(t)
