@@ -2,6 +2,10 @@ package integration
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,6 +64,8 @@ func startChromium(path string) {
 		chromedp.Flag("autoplay-policy", "no-user-gesture-required"),
 		chromedp.Flag("mute-audio", true),
 		chromedp.Flag("host-resolver-rules", "MAP *.test 127.0.0.1"),
+		chromedp.Flag("short-reporting-delay", true),
+		chromedp.Flag("ignore-certificate-errors-spki-list", testServerKey()),
 		chromedp.Flag("unsafely-treat-insecure-origin-as-secure", "*.media.test"),
 	)...)
 	ctx, _ := chromedp.NewContext(allocator)
@@ -71,6 +77,15 @@ func startChromium(path string) {
 		kill()
 		_ = os.RemoveAll(dir)
 	}
+}
+
+// testServerKey is the digest of the key of all servers of httptest, so that Chromium
+// trusts them.
+func testServerKey() string {
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	defer server.Close()
+	digest := sha256.Sum256(server.Certificate().RawSubjectPublicKeyInfo)
+	return base64.StdEncoding.EncodeToString(digest[:])
 }
 
 // tab is a tab of the browser, with a cache and a profile of its own.
