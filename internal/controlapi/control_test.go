@@ -214,9 +214,6 @@ func wantBadRequest(t *testing.T, body string, err error, why string) {
 	}
 }
 
-// noBody is the body of a call without one.
-var noBody strictjson.Value
-
 func parsed(t testing.TB, body string) strictjson.Value {
 	t.Helper()
 	value, err := strictjson.Parse([]byte(body), maxBodyDepth)

@@ -584,7 +584,6 @@ func TestRedisThatCannotBeReached(t *testing.T) {
 		}()
 		wantNone("redis://" + listener.Addr().String())
 	}
-
 }
 
 // An address without timeouts gets those of redisTimeout: a server whose queue of
