@@ -295,60 +295,34 @@ func TestRulesAskForWhatTheyNeed(t *testing.T) {
 	}
 }
 
-// obviousVerdict evaluates rules that compileRules has accepted, as slowly and
-// as plainly as they can be, with encoding/json and package net instead of
-// what the gate uses.
-func obviousVerdict(t *testing.T, raw []byte, addr net.IP, country string) (allowed bool, rules int) {
+// plainVerdict evaluates rules that compileRules has accepted in the plainest way,
+// with encoding/json and package net.
+func plainVerdict(t *testing.T, raw []byte, addr net.IP, country string) (allowed bool, rules int) {
 	t.Helper()
-	var list []map[string]json.RawMessage
+	var list []struct {
+		Type, Action string
+		IP, Country  any
+	}
 	if err := json.Unmarshal(raw, &list); err != nil {
 		t.Fatalf("accepted %q, which encoding/json does not read: %v", raw, err)
 	}
-	for i, rule := range list {
-		var matches bool
-		switch text(t, rule["type"]) {
-		case "any":
-			matches = true
-		case "ip.src":
-			for _, entry := range texts(t, rule["ip"]) {
-				matches = matches || covers(t, entry, addr)
-			}
-		case "ip.geoip.country":
-			for _, entry := range texts(t, rule["country"]) {
-				matches = matches || country != "" && strings.EqualFold(entry, country)
-			}
-		default:
-			t.Fatalf("accepted a rule of type %s", rule["type"])
+	for _, rule := range list {
+		entries, _ := map[string]any{"ip.src": rule.IP, "ip.geoip.country": rule.Country}[rule.Type].([]any)
+		if rule.Action != "allow" && rule.Action != "block" || rule.Type != "any" && len(entries) == 0 {
+			t.Fatalf("accepted the rule %+v", rule)
 		}
-		if !matches {
-			continue
+		matches := func(entry any) bool {
+			text, ok := entry.(string)
+			if rule.Type == "ip.src" {
+				return covers(t, text, addr)
+			}
+			return ok && country != "" && strings.EqualFold(text, country)
 		}
-		switch action := text(t, rule["action"]); action {
-		case "allow":
-			return true, len(list)
-		case "block":
-			return false, len(list)
-		default:
-			t.Fatalf("accepted the action %q in rule %d", action, i+1)
+		if rule.Type == "any" || slices.ContainsFunc(entries, matches) {
+			return rule.Action == "allow", len(list)
 		}
 	}
 	return true, len(list)
-}
-
-func text(t *testing.T, raw json.RawMessage) (s string) {
-	t.Helper()
-	if err := json.Unmarshal(raw, &s); err != nil {
-		t.Fatalf("accepted %s where a string must stand: %v", raw, err)
-	}
-	return s
-}
-
-func texts(t *testing.T, raw json.RawMessage) (list []string) {
-	t.Helper()
-	if err := json.Unmarshal(raw, &list); err != nil || len(list) == 0 {
-		t.Fatalf("accepted %s where a list of strings must stand: %v", raw, err)
-	}
-	return list
 }
 
 func covers(t *testing.T, entry string, addr net.IP) bool {
@@ -363,8 +337,8 @@ func covers(t *testing.T, entry string, addr net.IP) bool {
 	return ip.Equal(addr)
 }
 
-// compareWithObvious holds the compiled rules against obviousVerdict.
-func compareWithObvious(t *testing.T, raw []byte, compiled accessRules, addr netip.Addr, country string) {
+// compareVerdicts compares compiled rules with plainVerdict.
+func compareVerdicts(t *testing.T, raw []byte, compiled accessRules, addr netip.Addr, country string) {
 	t.Helper()
 	viewer := &somebody{addr: addr.Unmap().WithZone("").String(), country_: country}
 	if country == "" {
@@ -374,7 +348,7 @@ func compareWithObvious(t *testing.T, raw []byte, compiled accessRules, addr net
 	if err != nil {
 		t.Fatalf("allow = %v", err)
 	}
-	want, rules := obviousVerdict(t, raw, net.IP(addr.AsSlice()), country)
+	want, rules := plainVerdict(t, raw, net.IP(addr.AsSlice()), country)
 	if got != want || len(compiled) != rules {
 		t.Fatalf("%d rules %s allow %s from %q = %t, want %d and %t", len(compiled), raw, addr, country, got, rules, want)
 	}
@@ -418,29 +392,8 @@ var testViewers = []string{
 	"128.0.0.0", "0.0.0.0", "255.255.255.255", "2001:db8::1", "2001:db8:ffff::", "2001:db9::", "::", "::1", "::ffff:203.0.113.7",
 }
 
-func TestRulesAgainstTheObvious(t *testing.T) {
-	t.Parallel()
-	random := rand.New(rand.NewPCG(1, 2))
-	seen := make(map[bool]int)
-	for range 3000 {
-		raw := rulesOf(random)
-		compiled, err := compileRules(raw)
-		if err != nil {
-			t.Fatalf("compileRules(%s) = %v", raw, err)
-		}
-		addr := netip.MustParseAddr(testViewers[random.IntN(len(testViewers))])
-		country := []string{"", "GB", "US", "DE", "FR"}[random.IntN(5)]
-		compareWithObvious(t, raw, compiled, addr, country)
-		allowed, _ := obviousVerdict(t, raw, net.IP(addr.AsSlice()), country)
-		seen[allowed]++
-	}
-	if seen[true] < 500 || seen[false] < 500 {
-		t.Errorf("%d viewers were allowed and %d blocked: the test does not test both", seen[true], seen[false])
-	}
-}
-
-// FuzzRules holds that rules which are accepted mean what the obvious reading
-// of them says, and that nobody gets more than 64 of them accepted.
+// FuzzRules checks that accepted rules have the result of the plain reading, for
+// clients at the edges of their networks too, and that no token has more than 64.
 func FuzzRules(f *testing.F) {
 	for _, lists := range badRules {
 		for _, raw := range lists {
@@ -450,9 +403,10 @@ func FuzzRules(f *testing.F) {
 	for _, tc := range verdicts {
 		f.Add([]byte(tc.rules), []byte(tc.addr), tc.country)
 	}
-	random := rand.New(rand.NewPCG(3, 4))
-	for range 20 {
-		f.Add(rulesOf(random), netip.MustParseAddr("2001:db8::1").AsSlice(), "DE")
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 300 {
+		country := []string{"", "GB", "US", "DE", "FR"}[random.IntN(5)]
+		f.Add(rulesOf(random), netip.MustParseAddr("2001:db8::1").AsSlice(), country)
 	}
 	f.Fuzz(func(t *testing.T, raw, addr []byte, country string) {
 		before := bytes.Clone(raw)
@@ -485,11 +439,11 @@ func FuzzRules(f *testing.F) {
 				}
 			}
 			for _, country := range rule.countries {
-				compareWithObvious(t, raw, compiled, netip.MustParseAddr("203.0.113.7"), country.String())
+				compareVerdicts(t, raw, compiled, netip.MustParseAddr("203.0.113.7"), country.String())
 			}
 		}
 		for _, viewer := range viewers {
-			compareWithObvious(t, raw, compiled, netip.MustParseAddr(viewer), code.String())
+			compareVerdicts(t, raw, compiled, netip.MustParseAddr(viewer), code.String())
 		}
 	})
 }
