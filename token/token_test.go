@@ -329,17 +329,13 @@ func TestParseHeader(t *testing.T) {
 		header, payload      error
 	}{
 		{"kid", forge(goodHeader, goodPayload), "k1", nil, nil},
-		{"escaped kid", forge(`{"alg":"RS256","kid":"\u006b1"}`, goodPayload), "k1", nil, nil},
 		{"no kid", forge(`{"alg":"RS256"}`, goodPayload), "", nil, nil},
 		{"payload that is no JSON", forge(goodHeader, "x"), "k1", nil, token.ErrMalformed},
 		{"payload of an impossible length", seal(b64(goodHeader) + ".AAAAA"), "k1", nil, token.ErrMalformed},
 		{"signature with a second spelling", b64(goodHeader) + "." + b64(goodPayload) + ".AB", "k1", nil, token.ErrMalformed},
-		{"empty kid", forge(`{"alg":"RS256","kid":""}`, goodPayload), "", token.ErrMalformed, nil},
 		{"other algorithm", forge(`{"alg":"none","kid":"k1"}`, goodPayload), "", token.ErrAlgorithm, nil},
 		{"line break in the payload", seal(b64(goodHeader) + "." + b64(goodPayload) + "\n"), "", token.ErrMalformed, nil},
-		{"padding in the signature", forge(goodHeader, goodPayload) + "=", "", token.ErrMalformed, nil},
 		{"two segments", b64(goodHeader) + "." + b64(goodPayload), "", token.ErrMalformed, nil},
-		{"four segments", forge(goodHeader, goodPayload) + ".", "", token.ErrMalformed, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
