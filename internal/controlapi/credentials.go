@@ -1,8 +1,9 @@
 package controlapi
 
 import (
+	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"net/http"
@@ -33,11 +34,25 @@ const (
 // AuthKey is an email address and the key that belongs to it.
 type AuthKey struct{ Email, Key string }
 
-// credentials are digests of the secrets that authorize a call. They are
-// immutable.
+// credentials are the secrets that authorize a call, as digests under a random key.
+// A client cannot compute such a digest, so the time of a comparison tells nothing
+// about a secret.
 type credentials struct {
-	bearer [][sha256.Size]byte
-	pairs  [][sha256.Size]byte
+	key     []byte
+	digests map[[sha256.Size]byte]struct{}
+}
+
+// digest returns the digest of a secret, or of an email address and a key.
+func (c *credentials) digest(parts ...string) (digest [sha256.Size]byte) {
+	mac := hmac.New(sha256.New, c.key)
+	fmt.Fprintf(mac, "%q", parts)
+	mac.Sum(digest[:0])
+	return digest
+}
+
+func (c *credentials) has(parts ...string) bool {
+	_, ok := c.digests[c.digest(parts...)]
+	return ok
 }
 
 // ErrNoCredential is the error of New for a Config without credentials.
@@ -53,17 +68,18 @@ func newCredentials(config Config) (c credentials, err error) {
 		}
 		return secret
 	}
+	c = credentials{[]byte(rand.Text()), make(map[[sha256.Size]byte]struct{})}
 	lengths := make([]int, 0, len(config.BearerTokens)+len(config.AuthKeys))
 	for i, text := range config.BearerTokens {
 		token := secret(fmt.Sprintf("bearer_token %d", i+1), text)
 		lengths = append(lengths, len(token))
-		c.bearer = append(c.bearer, sha256.Sum256([]byte(token)))
+		c.digests[c.digest(token)] = struct{}{}
 	}
 	for i, pair := range config.AuthKeys {
 		option := fmt.Sprintf("auth_key %d", i+1)
 		email, key := secret(option+", email", pair.Email), secret(option+", key", pair.Key)
 		lengths = append(lengths, len(key))
-		c.pairs = append(c.pairs, pairDigest(email, key))
+		c.digests[c.digest(email, key)] = struct{}{}
 	}
 	if len(lengths) == 0 {
 		err = ErrNoCredential
@@ -89,38 +105,15 @@ func checkSecret(secret string, err error) (string, error) {
 	return secret, err
 }
 
-func pairDigest(email, key string) [sha256.Size]byte {
-	return sha256.Sum256([]byte(email + "\x00" + key))
-}
-
-// allow reports whether a request has one of the credentials. It compares the
-// digests of all of them, so that the time that it takes tells nothing.
+// allow reports whether a request has one of the credentials.
 func (c *credentials) allow(h http.Header) bool {
-	matches := 0
-	if secret, ok := bearer(h); ok {
-		matches |= matchDigest(c.bearer, sha256.Sum256([]byte(secret)))
+	if lines := h["Authorization"]; len(lines) == 1 {
+		if secret, ok := strings.CutPrefix(lines[0], bearerScheme); ok && c.has(secret) {
+			return true
+		}
 	}
-	if email, key := h["X-Auth-Email"], h["X-Auth-Key"]; len(email) == 1 && len(key) == 1 {
-		matches |= matchDigest(c.pairs, pairDigest(email[0], key[0]))
-	}
-	return matches == 1
-}
-
-// bearer returns the credential of the only Authorization header.
-func bearer(h http.Header) (secret string, ok bool) {
-	lines := h["Authorization"]
-	if len(lines) != 1 {
-		return "", false
-	}
-	return strings.CutPrefix(lines[0], bearerScheme)
-}
-
-func matchDigest(known [][sha256.Size]byte, presented [sha256.Size]byte) int {
-	matches := 0
-	for i := range known {
-		matches |= subtle.ConstantTimeCompare(known[i][:], presented[:])
-	}
-	return matches
+	email, key := h["X-Auth-Email"], h["X-Auth-Key"]
+	return len(email) == 1 && len(key) == 1 && c.has(email[0], key[0])
 }
 
 // authorize checks the credential of a request. Wrong credentials are limited by

@@ -4,13 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -36,7 +32,7 @@ func FuzzCredentials(f *testing.F) {
 	config := Config{Logger: zap.NewNop(), Resolve: func(text string) (string, error) { return text, nil }}
 	withCredentials(&config)
 	known := must(newCredentials(config))
-	secretDigest, pairDigest := sha256.Sum256([]byte("first-secret")), pairDigest("a@example.com", "key-a")
+	digest := sha256.Sum256([]byte("first-secret"))
 	const bearer, email, key = "Authorization:Bearer first-secret", "X-Auth-Email:a@example.com", "X-Auth-Key:key-a"
 	for _, header := range []string{
 		bearer, "Authorization:Bearer second-secret", email + "\n" + key, "X-Auth-Email:b@example.com\nX-Auth-Key:key-b",
@@ -48,7 +44,7 @@ func FuzzCredentials(f *testing.F) {
 		"Authorization:Token first-secret", "Authorization:Bearer %66irst-secret", `Authorization:Bearer "first-secret"`, // other spellings
 		bearer + ", Bearer x", bearer + " second-secret", bearer + ",second-secret", // lists
 		bearer + "\nAuthorization:Bearer x", "Authorization:Bearer x\n" + bearer, bearer + "\n" + bearer, // two lines
-		"Authorization:Bearer " + hex.EncodeToString(secretDigest[:]), "Authorization:Bearer " + string(secretDigest[:]), "Authorization:Bearer " + string(pairDigest[:]),
+		"Authorization:Bearer " + hex.EncodeToString(digest[:]), "Authorization:Bearer " + string(digest[:]), `Authorization:Bearer a@example.com" "key-a`,
 		"Authorization:Bearer a@example.com\x00key-a", "Authorization:Bearer key-a", email + "\nAuthorization:Bearer key-a", email + "\nX-Auth-Key:first-secret", // in the wrong place
 		"Cookie:Authorization=Bearer first-secret; token=first-secret", "X-Auth-User-Service-Key:first-secret\nProxy-Authorization:Bearer first-secret",
 		email, key, "X-Auth-Email:\nX-Auth-Key:", email + "\nX-Auth-Key:", email + "\nX-Auth-Key:key-", // half a pair
@@ -70,8 +66,7 @@ func FuzzCredentials(f *testing.F) {
 		if got := known.allow(header); got != want {
 			t.Errorf("%q is authorized: %t, want %t", text, got, want)
 		}
-		pairs := credentials{pairs: known.pairs}
-		if header.Del("X-Auth-Key"); (&credentials{}).allow(header) || pairs.allow(header) {
+		if (&credentials{}).allow(header) {
 			t.Errorf("%q is authorized without a configured secret", text)
 		}
 	})
@@ -159,45 +154,20 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
-// A2: the time of a comparison does not depend on how much of a secret was right, or
-// on which of several secrets it was. Digests are compared with crypto/subtle, all of
-// them: the functions that decide contain no other comparison or call that depends on
-// a secret, and their loops do not end early.
-func TestSecretsAreComparedInConstantTime(t *testing.T) {
+// A2: the time of a comparison does not depend on how much of a secret was right. A client
+// that could compute the digest of its guess could learn the digest of a secret from the
+// time, byte by byte, so each server has a key of its own.
+func TestClientsCannotComputeDigests(t *testing.T) {
 	t.Parallel()
-	permitted := []string{
-		"len(email) == 1", "len(key) == 1", "len(lines) != 1", "matches == 1", "len(email)", "len(key)", "len(lines)", // not secret
-		"bearer(h)", `strings.CutPrefix(lines[0], bearerScheme)`, "[]byte(secret)", "sha256.Sum256([]byte(secret))", "pairDigest(email[0], key[0])",
-		"matchDigest(c.bearer, sha256.Sum256([]byte(secret)))", "matchDigest(c.pairs, pairDigest(email[0], key[0]))",
-		"subtle.ConstantTimeCompare(known[i][:], presented[:])",
+	config := Config{BearerTokens: []string{"one-secret-of-the-tests", "other-secret-of-the-tests"}, AuthKeys: []AuthKey{{"a@example.com", "key-of-the-tests"}}}
+	one, other := must(New(config)).credentials, must(New(config)).credentials
+	if len(one.digests) != 3 {
+		t.Errorf("%d digests, want one for each of 3 credentials", len(one.digests))
 	}
-	source := must(os.ReadFile("credentials.go"))
-	checked, loops := 0, 0
-	for _, decl := range must(parser.ParseFile(token.NewFileSet(), "", source, 0)).Decls {
-		function, ok := decl.(*ast.FuncDecl)
-		if !ok || !slices.Contains([]string{"allow", "bearer", "matchDigest"}, function.Name.Name) {
-			continue
+	for digest := range one.digests {
+		if _, same := other.digests[digest]; same || digest == sha256.Sum256([]byte(config.BearerTokens[0])) {
+			t.Errorf("the digest %x is the same on each server", digest)
 		}
-		ast.Inspect(function, func(n ast.Node) bool {
-			switch n := n.(type) {
-			case *ast.BinaryExpr, *ast.CallExpr:
-				checked++
-				text := string(source[n.Pos()-1 : n.End()-1])
-				if binary, ok := n.(*ast.BinaryExpr); (!ok || binary.Op != token.LAND) && !slices.Contains(permitted, text) {
-					t.Errorf("%s: its time may depend on a secret: %s", function.Name, text)
-				}
-			case *ast.RangeStmt:
-				if loops++; len(n.Body.List) != 1 || !strings.HasPrefix(string(source[n.Body.List[0].Pos()-1:]), "matches |=") {
-					t.Errorf("%s: a loop over secrets does more than collect matches", function.Name)
-				}
-			case *ast.ForStmt:
-				t.Errorf("%s: a loop whose end may depend on a secret", function.Name)
-			}
-			return true
-		})
-	}
-	if checked < len(permitted) || loops != 1 {
-		t.Errorf("%d expressions and %d loops are checked, want at least %d and 1", checked, loops, len(permitted))
 	}
 }
 
