@@ -27,7 +27,7 @@ const (
 )
 
 // hostileManifests replace parts of the manifests of the clip, by patterns. EVIL is
-// the address of evil.test.
+// the address of evil.test. What is not refused still plays.
 var hostileManifests = []struct {
 	name, how, suffix string
 	replaced          []string
@@ -105,7 +105,7 @@ func TestHostileManifests(t *testing.T) {
 			for own, secret := range map[string]string{o.server.URL + "/": video, g.url("/"): mint(t, video, nil)} {
 				p := openTab(t)
 				p.open(t, page)
-				play(t, p, m.how, own+secret+"/manifest/"+m.suffix, 1, 3, "{}")
+				got := play(t, p, m.how, own+secret+"/manifest/"+m.suffix, 1, 3, "{}")
 				leaked := func() bool {
 					return slices.ContainsFunc(p.asked(), func(address string) bool {
 						return strings.Contains(address, secret) && !strings.HasPrefix(address, own) || strings.Contains(address, "/steering.json")
@@ -113,8 +113,13 @@ func TestHostileManifests(t *testing.T) {
 				}
 				if secret == video {
 					eventually(t, "an attack that works without the gate", leaked)
-				} else if leaked() {
+					continue
+				}
+				if leaked() {
 					t.Errorf("the player asked for %q", p.asked())
+				}
+				if status := g.get(t, "/"+secret+"/manifest/"+m.suffix).StatusCode; (got.End == "played") != (status == http.StatusOK) {
+					t.Errorf("%d, and playing ended with %+v", status, got)
 				}
 			}
 		})

@@ -13,9 +13,10 @@ import (
 )
 
 // rootedPlaylist has URIs that lead out of the viewer's own path unless they are
-// rewritten, and rewrittenPlaylist is what a viewer gets.
+// rewritten, and a feature that no viewer gets. rewrittenPlaylist is what a viewer
+// gets.
 const (
-	rootedPlaylist    = "#EXTM3U\n#EXTINF:2,\n/vidA/video/001.ts\n#EXTINF:2,\nhttp://origin.invalid/vidA/video/002.ts\n"
+	rootedPlaylist    = "#EXTM3U\n#EXT-X-CONTENT-STEERING:SERVER-URI=\"https://evil.test/\"\n#EXTINF:2,\n/vidA/video/001.ts\n#EXTINF:2,\nhttp://origin.invalid/vidA/video/002.ts\n"
 	rewrittenPlaylist = "#EXTM3U\n#EXTINF:2,\nvideo/001.ts\n#EXTINF:2,\nvideo/002.ts\n"
 )
 
