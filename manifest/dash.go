@@ -10,7 +10,6 @@ import (
 const (
 	maxDepth      = 64 // nesting of elements; an MPD needs about ten
 	maxAttributes = 64 // of an element
-	maxPrefixes   = 128
 )
 
 // mpd rewrites an MPD or a patch to an MPD.
@@ -23,7 +22,6 @@ type mpd struct {
 	document []*baseURI // the base URI of the manifest itself
 	allowed  Features
 	open     []element
-	prefixes []prefix
 	hasRoot  bool // the root element has begun
 	stats    Stats
 
@@ -47,10 +45,9 @@ type element struct {
 	outer, inner []*baseURI
 	base         int // index of the next BaseURL of the element
 
-	content  content
-	text     span // of a URI; zero if there is none
-	value    valueKind
-	prefixes int // how many prefixes were declared before the element
+	content content
+	text    span // of a URI; zero if there is none
+	value   valueKind
 
 	// Also true of the elements within:
 	opaque  bool // data of other parties: its URIs stay as they are
@@ -67,12 +64,6 @@ const (
 	elementURI                 // relative to the base URI of the element
 	documentURI                // relative to the manifest itself
 )
-
-// prefix is a namespace prefix, and whether it stands for XLink.
-type prefix struct {
-	name  []byte
-	xlink bool
-}
 
 // rewriteDASH rewrites an MPD or a patch. References that a patch adds to an MPD
 // are resolved as if the MPD were in the folder of the patch and had no BaseURLs
@@ -106,8 +97,7 @@ func (d *mpd) pass(dst, src []byte) (err error) {
 	}
 	d.editor = newEditor(dst, src)
 	d.stats, d.hasRoot = Stats{}, false
-	d.open, d.prefixes = d.open[:0], d.prefixes[:0]
-	d.bases.next = 0
+	d.open, d.bases.next = d.open[:0], 0
 	for {
 		t, err := d.scanner.next()
 		if err != nil {
@@ -142,7 +132,7 @@ func (d *mpd) begin(t xmlToken) error {
 		return d.invalid("elements are nested more than %d deep", maxDepth)
 	}
 	kind := kindOf(local(t.name))
-	d.open = append(d.open, element{name: t.name, kind: kind, start: t.from, end: d.pos, outer: d.document, prefixes: len(d.prefixes)})
+	d.open = append(d.open, element{name: t.name, kind: kind, start: t.from, end: d.pos, outer: d.document})
 	e := &d.open[depth]
 	switch {
 	case depth > 0:
@@ -220,8 +210,8 @@ func (d *mpd) value(name string) string {
 	return ""
 }
 
-// checkAttributes records namespace prefixes and refuses an attribute that occurs
-// twice: some parsers use the first, others the last.
+// checkAttributes refuses an attribute that occurs twice: some parsers use the
+// first, others the last.
 func (d *mpd) checkAttributes() error {
 	if len(d.attributes) > maxAttributes {
 		return d.invalid("more than %d attributes", maxAttributes)
@@ -234,31 +224,8 @@ func (d *mpd) checkAttributes() error {
 		if name := string(a.name); name == "nodeName" || name == "tagName" {
 			return d.invalid("an attribute that some players take for the name of its element")
 		}
-		if len(a.name) > 6 && string(a.name[:6]) == "xmlns:" {
-			namespace, _ := decodeReference(d.decoded[:0], d.src[a.value.from:a.value.to], attributeValue)
-			d.prefixes = append(d.prefixes, prefix{a.name[6:], string(namespace) == "http://www.w3.org/1999/xlink"})
-		}
-	}
-	if len(d.prefixes) > maxPrefixes {
-		return d.invalid("more than %d namespace prefixes", maxPrefixes)
 	}
 	return nil
-}
-
-// isXLink reports whether an attribute is an XLink reference. Like players, it
-// accepts the usual prefix without a declaration.
-func (d *mpd) isXLink(name []byte) bool {
-	colon := len(name) - len(":href")
-	if colon < 0 || string(name[colon:]) != ":href" {
-		return false
-	}
-	before := name[:colon]
-	for _, p := range slices.Backward(d.prefixes) {
-		if bytes.Equal(p.name, before) {
-			return p.xlink
-		}
-	}
-	return string(before) == "xlink"
 }
 
 // rewriteAttributes rewrites the URIs in the attributes of the last start tag.
@@ -270,7 +237,7 @@ func (d *mpd) rewriteAttributes(kind elementKind, bases []*baseURI) error {
 			if strings.HasPrefix(d.value("schemeIdUri"), "urn:mpeg:dash:utc:http-") {
 				err = d.rewriteList(a.value, bases)
 			}
-		case isURI(kind, a.name) || d.isXLink(a.name):
+		case isURI(kind, a.name):
 			err = d.rewrite(a.value, attributeValue, bases)
 		}
 		if err != nil {
@@ -280,11 +247,14 @@ func (d *mpd) rewriteAttributes(kind elementKind, bases []*baseURI) error {
 	return nil
 }
 
-// isURI reports whether an attribute contains a URI or a template of URIs. In
-// templates, identifiers such as $Number%05d$ stay as they are. The values of
-// $RepresentationID$ are not checked: one that leads out of the folder leads to a
-// path without a token.
+// isURI reports whether an attribute contains a URI or a template of URIs. An href
+// with any prefix counts as XLink: players ignore namespaces. In templates,
+// identifiers such as $Number%05d$ stay as they are. The values of $RepresentationID$
+// are not checked: one that leads out of the folder leads to a path without a token.
 func isURI(kind elementKind, name []byte) bool {
+	if colon := len(name) - len(":href"); colon > 0 && string(name[colon:]) == ":href" {
+		return true
+	}
 	switch string(name) {
 	case "sourceURL":
 		return true
@@ -355,7 +325,6 @@ func (d *mpd) end(name []byte) error {
 	}
 	e, parent := &d.open[depth], &d.open[max(depth-1, 0)]
 	d.open = d.open[:depth]
-	d.prefixes = d.prefixes[:e.prefixes]
 	switch {
 	case e.removed && !parent.removed:
 		return d.remove(e)

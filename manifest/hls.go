@@ -35,23 +35,26 @@ func rewriteHLS(dst, src []byte, at Location, query string, allowed Features) ([
 		steering:   allowed&Steering == 0 && bytes.Contains(src, steeringTag),
 	}
 	p.base = p.document()
-	from := 0
-	for line := range bytes.Lines(src) {
+	for from := 0; from < len(src); {
 		p.line++
-		to := from + len(line)
+		end := from + bytes.IndexByte(src[from:], '\n') + 1
+		if end == from {
+			end = len(src)
+		}
+		to := end
 		for to > from && (src[to-1] == '\n' || src[to-1] == '\r') {
 			to--
 		}
 		var err error
-		if p.steering && bytes.Contains(line, steeringTag) {
-			err = p.removeSteering(from, from+len(line))
+		if p.steering && bytes.Contains(src[from:to], steeringTag) {
+			err = p.removeSteering(from, end)
 		} else {
 			err = p.rewriteLine(from, to)
 		}
 		if err != nil {
 			return nil, Stats{}, err
 		}
-		from += len(line)
+		from = end
 	}
 	if p.line == 0 {
 		return nil, Stats{}, errNotHLS

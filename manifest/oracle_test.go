@@ -306,7 +306,7 @@ func mpdURIs(n *node, document spot) (found []finding, rest string, ok bool) {
 func isMPDAttribute(element string, name xml.Name) bool {
 	switch {
 	case name.Local == "href":
-		return name.Space == "xlink" || name.Space == "http://www.w3.org/1999/xlink"
+		return name.Space != ""
 	case name.Space != "":
 		return false
 	case name.Local == "sourceURL":

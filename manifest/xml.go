@@ -48,48 +48,38 @@ func newScanner(src []byte) (*scanner, error) {
 	if !utf8.Valid(src) {
 		return nil, invalid("not UTF-8")
 	}
-	s := &scanner{src: src}
-	if bytes.HasPrefix(src, byteOrderMark) {
-		s.pos = len(byteOrderMark)
-	}
-	return s, s.declaration()
+	return &scanner{src: src, pos: len(src) - len(bytes.TrimPrefix(src, byteOrderMark))}, nil
 }
 
-// declaration skips the XML declaration, if there is one. It refuses another
-// encoding, because players that use it would read other URIs.
-func (s *scanner) declaration() error {
-	rest := s.src[s.pos:]
-	if !bytes.HasPrefix(rest, []byte("<?xml")) || len(rest) == 5 || nameByte[rest[5]] {
-		return nil
-	}
-	if _, err := s.instruction(); err != nil {
-		return err
-	}
-	for _, a := range s.attributes {
-		if string(a.name) == "encoding" && !strings.EqualFold(string(s.src[a.value.from:a.value.to]), "utf-8") {
-			return s.invalid("an encoding other than UTF-8")
-		}
-	}
-	return nil
-}
-
-// instruction reads a processing instruction, or the XML declaration. It accepts only
-// a name and attributes: players read any other as a tag whose end is elsewhere.
-func (s *scanner) instruction() (name []byte, err error) {
+// instruction reads a processing instruction or the XML declaration. It accepts only
+// a name and attributes: players read any other as a tag whose end is elsewhere. It
+// refuses another encoding, because players that use it would read other URIs.
+func (s *scanner) instruction() (xmlToken, error) {
+	isFirst := s.pos == 0 || bytes.Equal(s.src[:s.pos], byteOrderMark)
 	t, err := s.between("<?", "?>", tokenOther)
 	if err != nil {
-		return nil, err
+		return t, err
 	}
 	inner := &scanner{src: s.src[:t.to], pos: t.from, attributes: s.attributes}
-	name = inner.name()
+	name := string(inner.name())
 	if err := inner.readAttributes(); err != nil {
-		return nil, err
+		return t, err
 	}
-	if len(name) == 0 || inner.pos != t.to || bytes.IndexByte(s.src[t.from:t.to], '>') >= 0 {
-		return nil, s.invalid("a malformed processing instruction")
+	if name == "" || inner.pos != t.to || bytes.IndexByte(s.src[t.from:t.to], '>') >= 0 {
+		return t, s.invalid("a malformed processing instruction")
 	}
-	s.attributes = inner.attributes
-	return name, nil
+	if !strings.EqualFold(name, "xml") {
+		return t, nil
+	}
+	if !isFirst || name != "xml" {
+		return t, s.invalid("an XML declaration is not at the start")
+	}
+	for _, a := range inner.attributes {
+		if string(a.name) == "encoding" && !strings.EqualFold(string(s.src[a.value.from:a.value.to]), "utf-8") {
+			return t, s.invalid("an encoding other than UTF-8")
+		}
+	}
+	return t, nil
 }
 
 // next returns the next token.
@@ -103,11 +93,7 @@ func (s *scanner) next() (xmlToken, error) {
 	case len(rest) > 1 && rest[1] == '/':
 		return s.endTag()
 	case len(rest) > 1 && rest[1] == '?':
-		name, err := s.instruction()
-		if err == nil && strings.EqualFold(string(name), "xml") {
-			err = s.invalid("an XML declaration is not at the start")
-		}
-		return xmlToken{kind: tokenOther}, err
+		return s.instruction()
 	case len(rest) > 1 && rest[1] == '!':
 		return s.markup(rest)
 	}
