@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
@@ -115,6 +116,7 @@ type App struct {
 	enforcement enforcement // of gates and videos without a setting
 	videos      map[string]settings
 	publicURL   string
+	checked     map[*caddyhttp.Server]bool // by checkServer
 	stop        context.CancelFunc
 }
 

@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -75,6 +76,7 @@ func knownOptions(options map[string]option) string {
 // option decides.
 func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the directive's name
+	g.Source = fmt.Sprintf("%s:%d", d.File(), d.Line())
 	if d.NextArg() {
 		return d.Errf("unexpected argument %q; put the options of signed_playback into a block", d.Val())
 	}

@@ -350,9 +350,6 @@ func (p *pruned) prune(config map[string]any) error {
 // replayedHandlers are the handlers that only change what the gate sees.
 var replayedHandlers = []string{"signed_playback", "subroute", "rewrite", "vars", "map", "headers", "invoke"}
 
-// answeringHandlers are the handlers that answer, so that later handlers are not reached.
-var answeringHandlers = []string{"reverse_proxy", "file_server", "static_response", "error", "acme_server", "metrics", "signed_playback_api", "php_fastcgi"}
-
 const answeredBy = "X-Answered-By"
 
 func (p *pruned) routes(routes any) {
@@ -371,7 +368,7 @@ func (p *pruned) routes(routes any) {
 			case slices.Contains(replayedHandlers, name):
 				p.routes(handler["routes"])
 				kept = append(kept, handler)
-			case slices.Contains(answeringHandlers, name) && handler["handle_response"] == nil: // with one, it only asks another server
+			case slices.Contains(answeringHandlers, name) || slices.Contains(mediaHandlers, name) && handler["handle_response"] == nil: // with one, it only asks another server
 				kept = append(kept, map[string]any{
 					"handler": "static_response",
 					"headers": map[string]any{answeredBy: []any{name}},

@@ -104,6 +104,10 @@ type Gate struct {
 	// setting of the app.
 	Enforcement
 
+	// Where the gate is in the Caddyfile, for warnings: `Caddyfile:12`. Caddy sets
+	// it when it reads a Caddyfile.
+	Source string `json:"source,omitempty"`
+
 	app           *App
 	enforcement   enforcement
 	originPath    originPath
@@ -134,6 +138,9 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading app %s: %w", appID, err)
 	}
 	g.app = app.(*App)
+	if err := g.app.checkServer(ctx); err != nil {
+		return err
+	}
 	if err := g.provisionEnforcement(ctx); err != nil {
 		return err
 	}

@@ -1,0 +1,231 @@
+package signedplayback
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/google/go-cmp/cmp"
+)
+
+// sitesOf returns the warnings about the sites of a Caddyfile, and the error.
+func sitesOf(t *testing.T, adapted string) (warnings []string, err error) {
+	t.Helper()
+	servers, decodeErr := configServers([]byte(adapted))
+	if decodeErr != nil {
+		t.Fatalf("%v: %s", decodeErr, adapted)
+	}
+	for _, s := range servers {
+		found, serverErr := s.check()
+		for _, w := range found {
+			warnings = append(warnings, w.String())
+		}
+		if serverErr != nil {
+			err = serverErr
+		}
+	}
+	return warnings, err
+}
+
+const (
+	past      = "requests get past the gate"
+	unreached = "no request reaches the gate"
+	nothing   = "nothing is behind the gate"
+	mayChain  = "a request may pass two gates"
+	chain     = "two gates in one chain" // an error
+)
+
+// sitesWithMistakes are sites and what the check says about them.
+var sitesWithMistakes = map[string]string{
+	// A gate that does not see all requests.
+	"signed_playback /videos/*\nreverse_proxy o:1":                                                                        past,
+	"signed_playback /videos*\nfile_server":                                                                               past,
+	"@m path *.m3u8 *.ts\nsigned_playback @m\nreverse_proxy o:1":                                                          past,
+	"@m path *.m3u8 *.ts\nsigned_playback @m\nreverse_proxy @m o:1\nreverse_proxy o:1":                                    past,
+	"@a path *.ts\n@b path *.m3u8\nsigned_playback @b\nreverse_proxy @a o:1\nreverse_proxy @b o:1":                        past,
+	"@m path_regexp \\.ts$\nsigned_playback @m\nphp_fastcgi o:1":                                                          past,
+	"@m method GET\nsigned_playback @m\nreverse_proxy o:1":                                                                past,
+	"@m header X-Player *\nsigned_playback @m\nfile_server":                                                               past,
+	"@m not remote_ip 10.0.0.0/8\nsigned_playback @m\nreverse_proxy o:1":                                                  past,
+	"@m expression `{path}.startsWith('/v')`\nsigned_playback @m\nreverse_proxy o:1":                                      past,
+	"@m {\npath /a/*\nmethod GET\n}\nsigned_playback @m\nreverse_proxy /a/* o:1\nreverse_proxy o:1":                       past,
+	"@m host a.example.com\nsigned_playback @m\nreverse_proxy o:1":                                                        unreached,
+	"@m not path /free/*\nsigned_playback @m\nreverse_proxy o:1":                                                          past,
+	"@m not path /health*\nsigned_playback @m\nrespond /healthz ok\nreverse_proxy o:1":                                    past,
+	"handle /videos/* {\nuri strip_prefix /videos\nsigned_playback\nreverse_proxy o:1\n}\nhandle {\nreverse_proxy o:1\n}": past,
+	"handle /videos/* {\n@m path *.ts\nsigned_playback @m\nreverse_proxy o:1\n}\nhandle {\nrespond no\n}":                 past,
+	"handle_path /v/* {\n@m path *.ts *.m3u8\nsigned_playback @m\nroot * /srv\nfile_server\n}":                            past,
+	"root * /srv\nhandle /free/* {\nfile_server\n}\nhandle {\nsigned_playback\nfile_server\n}":                            past,
+	"route {\nreverse_proxy /free/* o:1\nsigned_playback\nreverse_proxy o:1\n}":                                           past,
+	"route {\nsigned_playback /v/*\nreverse_proxy o:1\n}":                                                                 past,
+	"route /v/* {\nsigned_playback\n}\nreverse_proxy o:1":                                                                 past,
+	"signed_playback /v/*\nhandle {\nroute {\nencode gzip\nreverse_proxy o:1\n}\n}":                                       past,
+	"signed_playback /v/*\nreverse_proxy o:1 {\n@down status 5xx\nhandle_response @down {\nrespond down\n}\n}":            past,
+	"signed_playback /v/*\ninvoke proxied":                                                                                past,
+	"signed_playback /v/* {\norigin_path /v/{video}\n}\nreverse_proxy /v* o:1":                                            past,
+	"signed_playback /v/*\ntry_files {path} /index.html\nfile_server":                                                     past,
+
+	"signed_playback /videos/*\nhandle /videos/* {\nreverse_proxy o:1\n}\nhandle {\nreverse_proxy app:1\n}": past,
+
+	// A gate too late.
+	"route {\nreverse_proxy o:1\nsigned_playback\n}":                                  unreached,
+	"route {\nfile_server\nsigned_playback\nreverse_proxy o:1\n}":                     unreached,
+	"route {\nrespond no\nsigned_playback\nreverse_proxy o:1\n}":                      unreached,
+	"redir https://example.com\nhandle {\nsigned_playback\nreverse_proxy o:1\n}":      unreached,
+	"handle {\nreverse_proxy o:1\n}\nhandle {\nsigned_playback\nreverse_proxy o:1\n}": unreached,
+
+	// Two gates.
+	"signed_playback\nsigned_playback {\nplayer\n}\nreverse_proxy o:1":                                        chain,
+	"@m path *.ts\nsigned_playback @m\nsigned_playback @m\nreverse_proxy @m o:1":                              chain,
+	"signed_playback /v/* {\norigin_path /v/{video}\n}\nhandle /v/* {\nsigned_playback\nreverse_proxy o:1\n}": chain,
+	"signed_playback\nhandle {\nsigned_playback\nreverse_proxy o:1\n}":                                        chain,
+	"route {\nsigned_playback\nroute {\nsigned_playback\nfile_server\n}\n}":                                   chain,
+	"signed_playback\ninvoke gated":                                                                           chain,
+	"@a header X-A *\nsigned_playback\nsigned_playback @a\nreverse_proxy o:1":                                 chain,
+	"route {\n@a header X-A *\nsigned_playback\nsigned_playback @a\nreverse_proxy o:1\n}":                     mayChain,
+
+	// Nothing to serve.
+	"signed_playback": nothing,
+	"handle /v/* {\nsigned_playback\n}\nhandle {\nreverse_proxy o:1\n}": nothing,
+	"route {\nsigned_playback\nencode gzip\n}":                          nothing,
+}
+
+// sitesWithoutMistakes are sites in which nothing gets past the gate, or only on
+// purpose.
+var sitesWithoutMistakes = []string{
+	"signed_playback\nreverse_proxy o:1",
+	"signed_playback\nroot * /srv\nfile_server browse",
+	"signed_playback\nphp_fastcgi o:1",
+	"signed_playback\nencode gzip\nheader X-A b\nlog\ntracing\nreverse_proxy o:1\nhandle_errors {\nreverse_proxy o:2\n}",
+	"signed_playback\ntry_files {path} /none\nfile_server",
+	"signed_playback\nrespond ok",
+	"signed_playback\nreverse_proxy /demo/* o:1\nreverse_proxy o:2",
+	"signed_playback\n@hls path *.m3u8\nreverse_proxy @hls o:1\nfile_server",
+	"@playback not path /healthz\nrespond /healthz 204\nsigned_playback @playback\nreverse_proxy o:1",
+	"@playback not path /healthz\nsigned_playback @playback\nreverse_proxy o:1",
+	"@playback not path /free/*\nsigned_playback @playback\nrespond /free/* ok\nreverse_proxy o:1",
+	"@playback not path /free/*\nsigned_playback @playback\nreverse_proxy @playback o:1",
+	"handle /api/* {\nsigned_playback_api {\nbearer_token x\n}\n}\nhandle {\nsigned_playback\nreverse_proxy o:1\n}",
+	"signed_playback_api {\nbearer_token x\n}\nsigned_playback\nreverse_proxy o:1",
+	"handle_path /v/* {\nsigned_playback\nreverse_proxy o:1\n}\nhandle {\nreverse_proxy app:1\n}",
+	"handle /v/* {\nuri strip_prefix /v\nsigned_playback\nreverse_proxy o:1\n}\nroot * /srv/www\nfile_server",
+	"handle_path /a/* {\nsigned_playback\nreverse_proxy o:1\n}\nhandle_path /b/* {\nsigned_playback {\nplayer\n}\nreverse_proxy o:1\n}",
+	"signed_playback /a/* {\norigin_path /a/{video}\n}\nsigned_playback /b/* {\norigin_path /b/{video}\n}\n@v path /a/* /b/*\nreverse_proxy @v o:1",
+	"@hls path *.m3u8 *.ts\n@dash path *.mpd *.m4s\nsigned_playback @hls\nsigned_playback @dash {\nplayer\n}\nreverse_proxy @hls o:1\nreverse_proxy @dash o:1",
+	"forward_auth auth:1 {\nuri /check\n}\nsigned_playback\nreverse_proxy o:1",
+	"basic_auth {\nu $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n}\nsigned_playback\nreverse_proxy o:1",
+	"redir /old /new\nrespond /ping ok\nabort /secret\nsigned_playback\nreverse_proxy o:1",
+	"@blocked remote_ip 192.0.2.0/24\nabort @blocked\nsigned_playback\nreverse_proxy o:1",
+	"route {\nhandle /static/* {\nroot * /srv/static\nfile_server\n}\nsigned_playback\nreverse_proxy o:1\n}",
+	"invoke gated",
+	"metrics /metrics\nsigned_playback\nreverse_proxy o:1",
+	"@m path *.m3u8\nsigned_playback @m\nreverse_proxy @m o:1",
+	"signed_playback /v/* {\norigin_path /v/{video}\n}\nreverse_proxy /v/hd/* o:1",
+	"@get method GET HEAD OPTIONS\n@other not method GET HEAD OPTIONS\nrespond @other 405\nsigned_playback @get\nreverse_proxy o:1",
+	"reverse_proxy o:1",
+	strings.Repeat("header *.ts X-A b\n", 40) + "signed_playback\nreverse_proxy o:1",
+}
+
+// The attack: a viewer asks for a path that the gate's matcher does not match, and
+// the handler behind the gate answers without a token.
+func TestSitesWithMistakes(t *testing.T) {
+	t.Parallel()
+	for site, want := range sitesWithMistakes {
+		t.Run(site, func(t *testing.T) {
+			t.Parallel()
+			adapted := adaptSite(t, namedSite, site)
+			warnings, err := sitesOf(t, adapted)
+			text := fmt.Sprint(warnings, err)
+			if !strings.Contains(text, want) || (err != nil) != (want == chain) {
+				t.Fatalf("%s, want %s", text, want)
+			}
+			if !strings.Contains(text, "media.example.com") || !strings.Contains(text, "Caddyfile:") {
+				t.Errorf("neither site nor line: %s", text)
+			}
+		})
+	}
+}
+
+// Other configs load without a word.
+func TestSitesWithoutMistakes(t *testing.T) {
+	t.Parallel()
+	for _, site := range sitesWithoutMistakes {
+		t.Run(site, func(t *testing.T) {
+			t.Parallel()
+			if warnings, err := sitesOf(t, adaptSite(t, namedSite, site)); len(warnings) > 0 || err != nil {
+				t.Errorf("%v %q", err, warnings)
+			}
+		})
+	}
+}
+
+const namedSite = "http://media.example.com"
+
+// The examples are quiet.
+func TestSitesOfExamples(t *testing.T) {
+	t.Parallel()
+	for _, file := range must(filepath.Glob("examples/*addyfile*")) {
+		if warnings, err := sitesOf(t, adapt(t, string(must(os.ReadFile(file))))); len(warnings) > 0 || err != nil {
+			t.Errorf("%s: %v %q", file, err, warnings)
+		}
+	}
+}
+
+// adaptSite adapts a site beside others: one that proxies the same origin without a
+// gate, and one without a host name.
+func adaptSite(t *testing.T, address, site string) string {
+	t.Helper()
+	return adapt(t, string(caddyfile.Format([]byte("&(gated) {\nroute {\nsigned_playback\nreverse_proxy o:1\n}\n}\n&(proxied) {\nreverse_proxy o:1\n}\nhttp://open.example.com {\nreverse_proxy o:1\n}\n"+
+		address+" {\n"+site+"\n}\nhttp://:8081 {\nfile_server\n}\n"))))
+}
+
+// `caddy validate` says what the check of the JSON config says, although it meets
+// routes that are provisioned in part.
+func TestSitesAreCheckedAtLoad(t *testing.T) {
+	dir := t.TempDir()
+	sites := append(slices.Sorted(maps.Keys(sitesWithMistakes)), sitesWithoutMistakes...)
+	for i, site := range append(sites, sites...) {
+		address := namedSite
+		if i >= len(sites) {
+			address = "http://:8080" // Caddy provisions its routes one by one
+		}
+		adapted := adaptSite(t, address, site)
+		want, wantErr := sitesOf(t, adapted)
+		var cfg caddy.Config
+		if err := json.Unmarshal([]byte(adapted), &cfg); err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(dir, strconv.Itoa(i))
+		cfg.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": dir}, "module", "file_system", nil)
+		cfg.Logging = &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{
+			WriterRaw:  caddyconfig.JSONModuleObject(map[string]string{"filename": file}, "output", "file", nil),
+			EncoderRaw: json.RawMessage(`{"format":"signed_playback","wrap":{"format":"json"}}`),
+		}}}}
+		err := validateConfig(&cfg)
+		if (err != nil) != (wantErr != nil) || err != nil && !strings.Contains(err.Error(), wantErr.Error()) {
+			t.Errorf("%s: %v, want %v", site, err, wantErr)
+		}
+		var got []string
+		for line := range strings.Lines(string(must(os.ReadFile(file)))) {
+			var entry struct{ Level, Site, Gate, Msg string }
+			if err := json.Unmarshal([]byte(line), &entry); err != nil {
+				t.Fatal(err)
+			}
+			if entry.Level == "warn" && entry.Site != "" {
+				got = append(got, siteWarning{entry.Site, entry.Gate, entry.Msg}.String())
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: the warnings (-want +got):\n%s", site, diff)
+		}
+	}
+}
