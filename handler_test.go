@@ -661,3 +661,31 @@ func TestErrorsOfTheHandler(t *testing.T) {
 		t.Errorf("the status of an unknown reason is %d, want 500", got)
 	}
 }
+
+// Caddy answers 200 with an empty body if no handler answers. Behind a gate that is a
+// mistake in the config, and a player would take it for an empty video. An empty answer
+// of the origin passes.
+func TestNothingBehindTheGate(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, testApp(), new(Gate))
+	for name, tc := range map[string]struct {
+		behind caddyhttp.HandlerFunc
+		status int // of an error; 0 without one
+	}{
+		"no handler":                {func(http.ResponseWriter, *http.Request) error { return nil }, http.StatusBadGateway},
+		"headers only":              {func(w http.ResponseWriter, _ *http.Request) error { w.Header().Set("X-A", "b"); return nil }, http.StatusBadGateway},
+		"an informational response": {func(w http.ResponseWriter, _ *http.Request) error { w.WriteHeader(http.StatusEarlyHints); return nil }, http.StatusBadGateway},
+		"an empty answer":           {func(w http.ResponseWriter, _ *http.Request) error { w.WriteHeader(http.StatusOK); return nil }, 0},
+		"an empty body":             {func(w http.ResponseWriter, _ *http.Request) error { _, err := w.Write(nil); return err }, 0},
+		"no content":                {func(w http.ResponseWriter, _ *http.Request) error { w.WriteHeader(http.StatusNoContent); return nil }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			err := g.ServeHTTP(w, requestFor(t, "/"+plainToken()+"/x.ts", nil), tc.behind)
+			failed, _ := errors.AsType[caddyhttp.HandlerError](err)
+			if failed.StatusCode != tc.status || w.Header().Get("Access-Control-Allow-Origin") != "*" {
+				t.Errorf("%v and %v, want the status %d, and that a player can read it", err, w.Header(), tc.status)
+			}
+		})
+	}
+}

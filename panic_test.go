@@ -36,6 +36,7 @@ func (panicking) CaddyModule() caddy.ModuleInfo {
 func (panicking) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	original := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
 	if !strings.HasSuffix(original.RequestURI, "/panic.ts") {
+		w.WriteHeader(http.StatusOK)
 		return next.ServeHTTP(w, r)
 	}
 	panic(fmt.Errorf("cannot serve %s with %v", original.RequestURI, original.Header))

@@ -220,7 +220,10 @@ func (*response) Push(string, *http.PushOptions) error { return http.ErrNotSuppo
 func (w *response) finish() error {
 	switch w.state {
 	case waiting:
-		w.setHeaders()
+		w.abandon()
+		if w.d.request.Context().Err() == nil {
+			return caddyhttp.Error(http.StatusBadGateway, errNothingBehind)
+		}
 	case sniffing:
 		w.pass()
 		_, err := w.ResponseWriterWrapper.Write(w.sniffed)
@@ -234,7 +237,10 @@ func (w *response) finish() error {
 	return nil
 }
 
-var errUpgrade = errors.New("the origin switches to another protocol, which a playback request never asks for")
+var (
+	errUpgrade       = errors.New("the origin switches to another protocol, which a playback request never asks for")
+	errNothingBehind = errors.New("no handler behind the gate answers the request; add reverse_proxy or file_server after signed_playback")
+)
 
 // Interface guards
 var (
