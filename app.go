@@ -153,6 +153,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.provisionKeys(); err != nil {
 		return err
 	}
+	a.warnOfExposure()
 	if err := a.provisionVerifier(); err != nil {
 		return err
 	}

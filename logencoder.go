@@ -282,10 +282,12 @@ var (
 // logProbe finds out whether a log redacts the URI of a request.
 type logProbe struct{ encoders, redacted int }
 
-// MarshalLogObject implements zapcore.ObjectMarshaler.
-func (p *logProbe) MarshalLogObject(to zapcore.ObjectEncoder) error {
-	p.encoders++
-	return to.AddObject("request", zapcore.ObjectMarshalerFunc(func(to zapcore.ObjectEncoder) error {
-		return to.AddReflected("uri", p)
+// field returns a field for the log.
+func (p *logProbe) field() zapcore.Field {
+	return zap.Inline(zapcore.ObjectMarshalerFunc(func(to zapcore.ObjectEncoder) error {
+		p.encoders++
+		return to.AddObject("request", zapcore.ObjectMarshalerFunc(func(to zapcore.ObjectEncoder) error {
+			return to.AddReflected("uri", p) // redactedObject recognizes it
+		}))
 	}))
 }

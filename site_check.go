@@ -12,7 +12,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.uber.org/zap"
 )
 
 // The routes of a server are checked when its first gate is provisioned, so that
@@ -72,16 +71,15 @@ var (
 	mediaHandlers     = []string{"file_server", "reverse_proxy"}
 )
 
-// check returns what is wrong with the gates of a server. It is an error if no request
-// can pass.
-func (s configServer) check() ([]siteWarning, error) {
+// checkSites checks the gates of a server. It is an error if no request can pass.
+func checkSites(s configServer) (*siteCheck, error) {
 	c := &siteCheck{configServer: s, gates: make(map[*configHandler]*gateCheck), media: make(map[string]*mediaHandler)}
 	for _, name := range slices.Sorted(maps.Keys(s.NamedRoutes)) {
 		c.collect([]configRoute{s.NamedRoutes[name]}, "")
 	}
 	c.collect(s.Routes, "")
 	c.routes(s.Routes, requestState{}, func(requestState) {})
-	return c.warnings(), c.err
+	return c, c.err
 }
 
 // configServer is a server as the JSON config has it.
@@ -632,27 +630,14 @@ func configServers(config []byte) (map[string]configServer, error) {
 	return c.Apps.HTTP.Servers, err
 }
 
-// checkServer logs what is wrong with the server whose gate is being provisioned,
-// once for each server. Its routes are provisioned in part: what has been
-// provisioned is no JSON any more.
-func (a *App) checkServer(ctx caddy.Context) error {
-	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	if !ok || a.checked[server] {
-		return nil
-	}
-	if a.checked == nil {
-		a.checked = make(map[*caddyhttp.Server]bool)
-	}
-	a.checked[server] = true
+// serverConfig returns a server in the form of the JSON config. The routes of a server
+// whose gate is being provisioned are provisioned in part: the others are still JSON.
+func serverConfig(server *caddyhttp.Server) configServer {
 	config := configServer{server.Listen, configRoutes(server.Routes), make(map[string]configRoute)}
 	for name, route := range server.NamedRoutes {
 		config.NamedRoutes[name] = configRoutes(caddyhttp.RouteList{*route})[0]
 	}
-	warnings, err := config.check()
-	for _, w := range warnings {
-		a.logger.Warn(w.text, zap.String("site", w.site), zap.String("gate", w.source))
-	}
-	return err
+	return config
 }
 
 // configRoutes returns routes in the form of the JSON config.

@@ -1,7 +1,6 @@
 package signedplayback
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -11,9 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
-	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -25,12 +21,12 @@ func sitesOf(t *testing.T, adapted string) (warnings []string, err error) {
 		t.Fatalf("%v: %s", decodeErr, adapted)
 	}
 	for _, s := range servers {
-		found, serverErr := s.check()
-		for _, w := range found {
-			warnings = append(warnings, w.String())
-		}
+		check, serverErr := checkSites(s)
 		if serverErr != nil {
-			err = serverErr
+			return nil, serverErr
+		}
+		for _, w := range check.warnings() {
+			warnings = append(warnings, w.String())
 		}
 	}
 	return warnings, err
@@ -184,8 +180,8 @@ func TestSitesOfExamples(t *testing.T) {
 // gate, and one without a host name.
 func adaptSite(t *testing.T, address, site string) string {
 	t.Helper()
-	return adapt(t, string(caddyfile.Format([]byte("&(gated) {\nroute {\nsigned_playback\nreverse_proxy o:1\n}\n}\n&(proxied) {\nreverse_proxy o:1\n}\nhttp://open.example.com {\nreverse_proxy o:1\n}\n"+
-		address+" {\n"+site+"\n}\nhttp://:8081 {\nfile_server\n}\n"))))
+	return adapt(t, formatted("&(gated) {\nroute {\nsigned_playback\nreverse_proxy o:1\n}\n}\n&(proxied) {\nreverse_proxy o:1\n}\nhttp://open.example.com {\nreverse_proxy o:1\n}\n"+
+		address+" {\n"+site+"\n}\nhttp://:8081 {\nfile_server\n}\n"))
 }
 
 // `caddy validate` says what the check of the JSON config says, although it meets
@@ -200,29 +196,13 @@ func TestSitesAreCheckedAtLoad(t *testing.T) {
 		}
 		adapted := adaptSite(t, address, site)
 		want, wantErr := sitesOf(t, adapted)
-		var cfg caddy.Config
-		if err := json.Unmarshal([]byte(adapted), &cfg); err != nil {
-			t.Fatal(err)
-		}
-		file := filepath.Join(dir, strconv.Itoa(i))
-		cfg.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": dir}, "module", "file_system", nil)
-		cfg.Logging = &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{
-			WriterRaw:  caddyconfig.JSONModuleObject(map[string]string{"filename": file}, "output", "file", nil),
-			EncoderRaw: json.RawMessage(`{"format":"signed_playback","wrap":{"format":"json"}}`),
-		}}}}
-		err := validateConfig(&cfg)
+		warned, err := validateWarnings(t, adapted, filepath.Join(dir, strconv.Itoa(i)))
 		if (err != nil) != (wantErr != nil) || err != nil && !strings.Contains(err.Error(), wantErr.Error()) {
 			t.Errorf("%s: %v, want %v", site, err, wantErr)
 		}
 		var got []string
-		for line := range strings.Lines(string(must(os.ReadFile(file)))) {
-			var entry struct{ Level, Site, Gate, Msg string }
-			if err := json.Unmarshal([]byte(line), &entry); err != nil {
-				t.Fatal(err)
-			}
-			if entry.Level == "warn" && entry.Site != "" {
-				got = append(got, siteWarning{entry.Site, entry.Gate, entry.Msg}.String())
-			}
+		for _, w := range warned {
+			got = append(got, siteWarning{w.Site, w.Gate, w.Msg}.String())
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s: the warnings (-want +got):\n%s", site, diff)

@@ -102,6 +102,13 @@ func ParseSigningKey(data []byte, id string) (*SigningKey, error) {
 	return NewSigningKey(cmp.Or(m.id, id), m.private)
 }
 
+// ContainsPrivateKey reports whether data has a private key, in any form of
+// ParsePublicKeys.
+func ContainsPrivateKey(data []byte) bool {
+	materials, err := parseKeyMaterials(data)
+	return err == nil && slices.ContainsFunc(materials, func(m keyMaterial) bool { return m.private != nil })
+}
+
 func (m keyMaterial) verifier(id string) (*PublicKey, error) {
 	return NewPublicKey(cmp.Or(m.id, id), m.public)
 }

@@ -1,0 +1,138 @@
+package signedplayback
+
+import (
+	"net/netip"
+	"net/url"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// checkServer logs what is wrong with the server whose gate is being provisioned,
+// once for each server. `caddy validate` shows it too.
+func (a *App) checkServer(ctx caddy.Context) error {
+	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok || a.checked[server] {
+		return nil
+	}
+	if a.checked == nil {
+		a.checked = make(map[*caddyhttp.Server]bool)
+	}
+	a.checked[server] = true
+	check, err := checkSites(serverConfig(server))
+	if err != nil {
+		return err
+	}
+	for _, w := range check.warnings() {
+		a.logger.Warn(w.text, zap.String("site", w.site), zap.String("gate", w.source))
+	}
+	app, err := ctx.App("http")
+	if err != nil {
+		return err
+	}
+	core := ctx.Logger(app.(caddy.Module)).Core()
+	for _, g := range check.order {
+		if logs := unredactedLogs(core, server.Logs, g.site); len(logs) > 0 {
+			a.logger.Warn("playback URLs, and with them tokens, get into logs; set `format signed_playback` in their log blocks",
+				zap.String("site", g.site), zap.String("gate", g.Source), zap.Strings("logs", logs))
+		}
+	}
+	return nil
+}
+
+// unredactedLogs returns the names of the loggers of a site whose lines some log
+// writes without the log format. The core is that of all HTTP logs.
+func unredactedLogs(core zapcore.Core, config *caddyhttp.ServerLogConfig, site string) (names []string) {
+	lines := []zapcore.Entry{
+		{Level: zapcore.ErrorLevel, LoggerName: "http.log.error"}, // the line of an error has the request
+		{Level: zapcore.DebugLevel, LoggerName: "http.handlers.reverse_proxy"},
+	}
+	for host := range strings.FieldsSeq(site) {
+		for _, name := range accessLogs(config, host) {
+			lines = append(lines, zapcore.Entry{Level: zapcore.InfoLevel, LoggerName: strings.TrimSuffix("http.log.access."+name, ".")})
+		}
+	}
+	for _, line := range lines {
+		if !slices.Contains(names, line.LoggerName) && writesUnredacted(core, line) {
+			names = append(names, line.LoggerName)
+		}
+	}
+	return names
+}
+
+// accessLogs returns the names of the access logs of a host, as
+// ServerLogConfig chooses them.
+func accessLogs(config *caddyhttp.ServerLogConfig, host string) []string {
+	if config == nil || slices.Contains(config.SkipHosts, host) {
+		return nil
+	}
+	if names, ok := config.LoggerNames[host]; ok {
+		return names
+	}
+	labels := strings.Split(host, ".")
+	for i := range labels {
+		labels[i] = "*"
+		if names, ok := config.LoggerNames[strings.Join(labels, ".")]; ok {
+			return names
+		}
+	}
+	if config.SkipUnmappedHosts {
+		return nil
+	}
+	return []string{config.DefaultLoggerName}
+}
+
+// writesUnredacted reports whether a log that a core consists of would write a line
+// without redacting it.
+func writesUnredacted(core zapcore.Core, line zapcore.Entry) bool {
+	// The type of several cores together, which zapcore does not export.
+	if cores := reflect.ValueOf(core); cores.Kind() == reflect.Slice {
+		for i := range cores.Len() {
+			if one, ok := cores.Index(i).Interface().(zapcore.Core); ok && writesUnredacted(one, line) {
+				return true
+			}
+		}
+		return false
+	}
+	if core.Check(line, nil) == nil {
+		return false
+	}
+	probe := new(logProbe)
+	core.With([]zapcore.Field{probe.field()}) // encodes the field and writes nothing
+	return probe.redacted < probe.encoders
+}
+
+// warnOfExposure logs which secrets others can read or replace.
+func (a *App) warnOfExposure() {
+	keyFiles, _ := resolveAll("key_file", a.KeyFiles)
+	for _, file := range keyFiles {
+		if data, err := os.ReadFile(file); err == nil && token.ContainsPrivateKey(data) {
+			a.logger.Warn("key_file contains a private key, with which whoever reads the file can sign tokens; the gate needs only the public key, like the member `jwks` of keygen's output",
+				zap.String("key_file", file))
+		}
+	}
+	jwksURL, _ := resolve(a.JWKSURL)
+	if u, err := url.Parse(jwksURL); err == nil && u.Scheme == "http" && !isLoopback(u.Hostname()) {
+		a.logger.Warn("jwks_url is not encrypted, so whoever is between can replace the keys and sign tokens; use https", zap.String("host", u.Host))
+	}
+	if address, err := resolve(a.StoreURL); err == nil && a.Store == "redis" {
+		if host, why := store.RedisExposure(address, isLoopback); why != "" {
+			a.logger.Warn("store redis: "+why+", so whoever is between can read the signing key and change settings; use rediss:// with a certificate that verifies", zap.String("host", host))
+		}
+	}
+}
+
+// isLoopback reports whether a connection to a host stays on this machine.
+func isLoopback(host string) bool {
+	address, err := netip.ParseAddr(host)
+	return err == nil && address.Unmap().IsLoopback() || strings.EqualFold(host, "localhost") || strings.HasSuffix(strings.ToLower(host), ".localhost")
+}
