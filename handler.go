@@ -190,7 +190,9 @@ func checkSettings(d *decision) error {
 	return nil
 }
 
-func checkOrigin(d *decision) error { return d.settings.origins.check(d.request, d.kind) }
+func checkOrigin(d *decision) error {
+	return d.settings.origins.check(d.request, d.kind, d.target.first())
+}
 
 // checkRules evaluates the access rules of the token.
 func checkRules(d *decision) (err error) {

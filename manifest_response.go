@@ -343,7 +343,7 @@ func (w *response) redirect() {
 // URL. Handlers of this server redirect there, because they know the original
 // path.
 func (d *decision) inViewerSpace(location string) bool {
-	below, ok := strings.CutPrefix(location, "/"+cmp.Or(d.target.token, d.target.videoID)+"/")
+	below, ok := strings.CutPrefix(location, "/"+d.target.first()+"/")
 	if !ok {
 		return false
 	}

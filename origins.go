@@ -3,7 +3,10 @@ package signedplayback
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
@@ -14,29 +17,35 @@ type originPolicy struct {
 	allowMissing bool            // a request may have neither Origin nor Referer
 }
 
-// check decides on a request for a resource of the given kind.
-func (p originPolicy) check(r *http.Request, k kind) error {
+// check decides on a request for a resource of the given kind. credential is the
+// token or video id in its path.
+func (p originPolicy) check(r *http.Request, k kind, credential string) error {
 	if p.allowed == nil {
 		return nil
 	}
 	o, err := weborigin.FromHeader(r.Header)
 	switch {
 	case errors.Is(err, weborigin.ErrMissing):
-		if p.allowMissing || k == kindIframe && isFramed(r) {
+		if p.allowMissing || k == kindIframe && isFramed(r) || k != kindIframe && isSameOriginFetch(r) {
 			return nil
 		}
 		return refuse(reasonOriginRequired, errOriginMissing)
 	case err != nil:
 		return refuse(reasonOriginNotAllowed, err)
-	case p.allowed.Allows(o), k != kindIframe && isOwnOrigin(r, o):
+	case p.allowed.Allows(o):
 		return nil
+	case k == kindIframe || !isOwnOrigin(r, o):
+		return refuse(reasonOriginNotAllowed, errOriginNotListed)
+	case !isOwnPage(r, o, credential):
+		return refuse(reasonOriginNotAllowed, errOtherPage)
 	}
-	return refuse(reasonOriginNotAllowed, errOriginNotListed)
+	return nil
 }
 
 var (
 	errOriginNotListed = errors.New("the video's allowed origins do not cover the site that asks")
 	errOriginMissing   = errors.New("the request has neither Origin nor Referer, and the video has allowed origins")
+	errOtherPage       = errors.New("the request comes from the gate's own host, but not from a page under the same token or video id")
 )
 
 // isOwnOrigin reports whether an origin is the gate's own, as the request
@@ -45,6 +54,68 @@ var (
 func isOwnOrigin(r *http.Request, o weborigin.Origin) bool {
 	own, err := weborigin.ParseAuthority(r.Host, o.HTTPS)
 	return err == nil && own == o
+}
+
+// isOwnPage reports whether a request from the gate's own origin comes from a page
+// under the same token or video id: because its Referer is the address of such a
+// page, or because the browser says that the origin is the same and the Referer
+// names no page. A page or a stylesheet of another video is on that origin, too.
+func isOwnPage(r *http.Request, own weborigin.Origin, credential string) bool {
+	path := ""
+	if referer := r.Header["Referer"]; len(referer) > 0 {
+		if o, err := weborigin.ParseReferer(referer[0]); err != nil || o != own {
+			return false
+		}
+		path = pathOf(referer[0])
+	}
+	if path == "" || path == "/" {
+		return isSameOriginFetch(r)
+	}
+	if len(r.Header["Sec-Fetch-Site"]) > 0 && !isSameOrigin(r) {
+		return false
+	}
+	path, isMounted := strings.CutPrefix(path, mountPath(r)+"/")
+	rest, isBelow := strings.CutPrefix(path, credential)
+	return isMounted && isBelow && (rest == "" || rest[0] == '/')
+}
+
+// pathOf returns the path of the URL in a Referer header, "" for an origin.
+func pathOf(referer string) string {
+	_, path, _ := strings.Cut(referer, "://")
+	if end := strings.IndexAny(path, "?#"); end >= 0 {
+		path = path[:end]
+	}
+	if start := strings.IndexByte(path, '/'); start >= 0 {
+		return path[start:]
+	}
+	return ""
+}
+
+// mountPath returns the prefix that earlier handlers have removed from the path of a
+// request, as handle_path does.
+func mountPath(r *http.Request) string {
+	original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	if !ok {
+		return ""
+	}
+	prefix, ok := strings.CutSuffix(original.URL.EscapedPath(), r.URL.EscapedPath())
+	if !ok {
+		return ""
+	}
+	return prefix
+}
+
+// isSameOrigin reports whether a browser says that a request comes from a page of the
+// same origin. It says so over https and on localhost only.
+func isSameOrigin(r *http.Request) bool {
+	site := r.Header["Sec-Fetch-Site"]
+	return len(site) == 1 && site[0] == "same-origin"
+}
+
+// isSameOriginFetch reports the same for what a page loads into itself. A link leads
+// to the gate from anywhere.
+func isSameOriginFetch(r *http.Request) bool {
+	return isSameOrigin(r) && !slices.Contains(r.Header["Sec-Fetch-Mode"], "navigate")
 }
 
 // isFramed reports whether a browser says that it loads a document into an

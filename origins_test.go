@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"errors"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -69,7 +70,7 @@ func TestAllowedOrigins(t *testing.T) {
 			for _, allow := range []bool{false, true} {
 				policy.allowMissing = allow
 				for _, k := range []kind{kindManifest, kindIframe} {
-					if got := reasonOf(t, policy.check(embedded(tc.origin, tc.referer), k)); got != tc.want {
+					if got := reasonOf(t, policy.check(embedded(tc.origin, tc.referer), k, "T")); got != tc.want {
 						t.Errorf("kind %v, missing_origin allow %t: %q, want %q", k, allow, got, tc.want)
 					}
 				}
@@ -108,13 +109,80 @@ func TestOwnOrigin(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			policy := policyFor("example.com")
-			byOrigin, byReferer := embedded(is(tc.origin), nil), embedded(nil, is(tc.origin+"/token/iframe"))
+			byOrigin, byReferer := embedded(is(tc.origin), nil), embedded(nil, is(tc.origin+"/T/iframe"))
 			byOrigin.Host, byReferer.Host = tc.host, tc.host
-			if got := reasonOf(t, policy.check(byOrigin, tc.kind)); got != tc.want {
+			byOrigin.Header.Set("Sec-Fetch-Site", "same-origin")
+			if got := reasonOf(t, policy.check(byOrigin, tc.kind, "T")); got != tc.want {
 				t.Errorf("Origin %s at %s: %q, want %q", tc.origin, tc.host, got, tc.want)
 			}
-			if got := reasonOf(t, policy.check(byReferer, tc.kind)); got != tc.want {
-				t.Errorf("Referer %s/token/iframe at %s: %q, want %q", tc.origin, tc.host, got, tc.want)
+			if got := reasonOf(t, policy.check(byReferer, tc.kind, "T")); got != tc.want {
+				t.Errorf("Referer %s/T/iframe at %s: %q, want %q", tc.origin, tc.host, got, tc.want)
+			}
+		})
+	}
+}
+
+// The attack: a page or a stylesheet of another video, which is on the gate's own
+// origin, too, loads a video that its site may not show.
+func TestOwnPages(t *testing.T) {
+	t.Parallel()
+	const own = "https://media.example.net"
+	sameOrigin := []string{"Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: cors", "Sec-Fetch-Dest: empty"}
+	for _, tc := range []struct {
+		name   string
+		header []string
+		want   reason
+	}{
+		{"the player page", is("Referer: " + own + "/T/iframe?muted"), ""},
+		{"the player page without a suffix", is("Referer: " + own + "/T?muted"), ""},
+		{"a page below", is("Referer: " + own + "/T/pages/a/"), ""},
+		{"with all that browsers send", append(is("Referer: "+own+"/T/iframe"), sameOrigin...), ""},
+		{"with Origin", append(is("Referer: "+own+"/T/iframe", "Origin: "+own), sameOrigin...), ""},
+		{"a link on the page", is("Referer: "+own+"/T/iframe", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: navigate"), ""},
+		{"a page that hides its path", append(is("Referer: "+own+"/"), sameOrigin...), ""},
+		{"a page or a worker without a referrer", sameOrigin, ""},
+		{"Origin and the browser's word", append(is("Origin: "+own), sameOrigin...), ""},
+
+		{"R12 Origin alone", is("Origin: " + own), reasonOriginNotAllowed},
+		{"R12 an origin as Referer alone", is("Referer: " + own + "/"), reasonOriginNotAllowed},
+		{"R12 an origin as Referer without a slash", is("Referer: " + own), reasonOriginNotAllowed},
+		{"R12 another token of the video", append(is("Referer: "+own+"/T2/iframe"), sameOrigin...), reasonOriginNotAllowed},
+		{"R12 a page of another video", append(is("Referer: "+own+"/vidA/poster.jpg"), sameOrigin...), reasonOriginNotAllowed},
+		{"R12 a stylesheet of another video", is("Referer: " + own + "/vidA/style.css"), reasonOriginNotAllowed},
+		{"R12 the token in another place", is("Referer: " + own + "/vidA/T/style.css"), reasonOriginNotAllowed},
+		{"R12 the token in the query", is("Referer: " + own + "/?/T/iframe"), reasonOriginNotAllowed},
+		{"R12 the token in the fragment", is("Referer: " + own + "#/T/iframe"), reasonOriginNotAllowed},
+		{"R12 a longer segment", is("Referer: " + own + "/Tx/iframe"), reasonOriginNotAllowed},
+		{"R12 an empty segment", is("Referer: " + own + "//T/iframe"), reasonOriginNotAllowed},
+		{"R12 the video's own stylesheet on another site", is("Referer: "+own+"/T/style.css", "Sec-Fetch-Site: cross-site"), reasonOriginNotAllowed},
+		{"R12 the video's own stylesheet on a sibling", is("Referer: "+own+"/T/style.css", "Sec-Fetch-Site: same-site"), reasonOriginNotAllowed},
+		{"R12 two words of the browser", is("Referer: "+own+"/T/x", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site"), reasonOriginNotAllowed},
+		{"R12 own Origin, Referer of another site", append(is("Origin: "+own, "Referer: https://evil.com/T/"), sameOrigin...), reasonOriginNotAllowed},
+		{"R12 own Origin, Referer of another scheme", append(is("Origin: "+own, "Referer: http://media.example.net/T/"), sameOrigin...), reasonOriginNotAllowed},
+		{"R12 Origin of another site, own Referer", append(is("Origin: https://evil.com", "Referer: "+own+"/T/iframe"), sameOrigin...), reasonOriginNotAllowed},
+		{"R12 a link without a referrer", is("Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: navigate"), reasonOriginRequired},
+		{"R12 a link on a page that hides its path", is("Referer: "+own, "Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: navigate"), reasonOriginNotAllowed},
+		{"R12 another site without a referrer", is("Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: cors"), reasonOriginRequired},
+		{"R12 no site", is("Sec-Fetch-Site: none", "Sec-Fetch-Mode: cors"), reasonOriginRequired},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			r := requestFor(t, "/T/seg.ts", nil)
+			mounted := requestFor(t, "/media/my%20videos/T/seg.ts", nil)
+			mounted.URL.Path, mounted.URL.RawPath = "/T/seg.ts", ""
+			for _, line := range tc.header {
+				name, value, _ := strings.Cut(line, ": ")
+				r.Header.Add(name, value)
+				mounted.Header.Add(name, strings.NewReplacer(own+"/T", own+"/media/my%20videos/T", own+"/vidA", own+"/media/my%20videos/vidA").Replace(value))
+			}
+			if got := reasonOf(t, policyFor("example.com").check(r, kindSegment, "T")); got != tc.want {
+				t.Errorf("%q, want %q", got, tc.want)
+			}
+			if got := reasonOf(t, policyFor("example.com").check(mounted, kindSegment, "T")); got != tc.want {
+				t.Errorf("behind handle_path: %q, want %q", got, tc.want)
+			}
+			if got := reasonOf(t, policyFor("example.com").check(r, kindIframe, "T")); got == "" {
+				t.Error("the page itself is allowed")
 			}
 		})
 	}
@@ -156,12 +224,12 @@ func TestMissingOrigin(t *testing.T) {
 			if tc.fetch != nil {
 				r.Header["Sec-Fetch-Dest"] = tc.fetch
 			}
-			if got := reasonOf(t, policy.check(r, tc.kind)); got != tc.want {
+			if got := reasonOf(t, policy.check(r, tc.kind, "T")); got != tc.want {
 				t.Errorf("%q, want %q", got, tc.want)
 			}
 			// A frame that sends its address is judged by it.
 			r.Header.Set("Referer", "https://evil.com/")
-			if got := reasonOf(t, policy.check(r, tc.kind)); tc.patterns != nil && got != reasonOriginNotAllowed {
+			if got := reasonOf(t, policy.check(r, tc.kind, "T")); tc.patterns != nil && got != reasonOriginNotAllowed {
 				t.Errorf("with the Referer of another site: %q, want %q", got, reasonOriginNotAllowed)
 			}
 		})

@@ -2,6 +2,7 @@ package signedplayback
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,9 @@ type target struct {
 	videoID string // "" if the path carries a token
 	suffix  suffix
 }
+
+// first returns the first segment of the path.
+func (t target) first() string { return cmp.Or(t.token, t.videoID) }
 
 // suffix is the part of a playback path after the first segment, without a
 // leading slash. The gate validates it and never repairs it.
