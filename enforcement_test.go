@@ -328,7 +328,8 @@ func playbacks() (credentials []credential, sites []site) {
 		{header: http.Header{"Referer": is("https://example.com/x")}},
 		{header: http.Header{"Origin": is("https://evil.com")}, strict: no, strictFrame: no, lax: no, laxFrame: no},
 		{header: http.Header{"Origin": is("null")}, strict: no, strictFrame: no, lax: no, laxFrame: no},
-		{header: http.Header{"Referer": is("https://media.example.net/x")}, strictFrame: no, laxFrame: no},
+		{header: http.Header{"Referer": is("https://media.example.net/x")}, strict: no, strictFrame: no, lax: no, laxFrame: no},
+		{header: http.Header{"Origin": is("https://media.example.net"), "Sec-Fetch-Site": is("same-origin")}, strictFrame: no, laxFrame: no},
 	}
 	return credentials, sites
 }
