@@ -242,65 +242,49 @@ func TestMintedTokensPlay(t *testing.T) {
 	}
 }
 
-// Rules that are valid and probably not meant are accepted with a warning. Rules
-// that the gate would refuse are refused.
+// checkRules accepts valid rules, with a warning if they probably do something else than the
+// client wants, and refuses rules that the gate would refuse.
 func TestCheckRules(t *testing.T) {
 	t.Parallel()
 	const (
-		open    = "restricts nothing"
-		country = "geoip_database"
-		v6      = "IPv6"
+		blockAll, allowAll = `{"type":"any","action":"block"}`, `{"type":"any","action":"allow"}`
+		allowGB, blockGB   = `{"type":"ip.geoip.country","action":"allow","country":["GB"]}`, `{"type":"ip.geoip.country","action":"block","country":["GB"]}`
+		allowV4, blockV4   = `{"type":"ip.src","action":"allow","ip":["192.0.2.1"]}`, `{"type":"ip.src","action":"block","ip":["192.0.2.1"]}`
+		allowV6, blockV6   = `{"type":"ip.src","action":"allow","ip":["2001:db8::/32"]}`, `{"type":"ip.src","action":"block","ip":["2001:db8::/32"]}`
+
+		open, country, v6 = "restricts nothing", "geoip_database", "IPv6" // words of the warnings
 	)
-	rule := func(typ, action, more string) string {
-		return `{"type":"` + typ + `","action":"` + action + `"` + more + `}`
-	}
-	v4 := `,"ip":["192.0.2.1"]`
-	gb := `,"country":["GB"]`
-	for _, tc := range []struct {
-		name, rules string
-		want        []string
-		withoutDB   []string // in addition
-	}{
-		{"none", ``, nil, nil},
-		{"empty", `[]`, nil, nil},
-		{"blocks all", `[` + rule("any", "block", "") + `]`, nil, nil},
-		{"allows all", `[` + rule("any", "allow", "") + `]`, []string{open}, nil},
-		{"allows some without a final block", `[` + rule("ip.geoip.country", "allow", gb) + `]`, []string{open}, []string{country}},
-		{"allows some and blocks the rest", `[` + rule("ip.geoip.country", "allow", gb) + `,` + rule("any", "block", "") + `]`, nil, []string{country}},
-		{"allows some, and all", `[` + rule("ip.geoip.country", "allow", gb) + `,` + rule("any", "allow", "") + `]`, []string{open}, []string{country}},
-		{"blocks some", `[` + rule("ip.geoip.country", "block", gb) + `]`, nil, []string{country}},
-		{"blocks some and allows the rest", `[` + rule("ip.geoip.country", "block", gb) + `,` + rule("any", "allow", "") + `]`, nil, []string{country}},
-		{"blocks some, then allows others", `[` + rule("ip.geoip.country", "block", gb) + `,` + rule("ip.src", "allow", `,"ip":["2001:db8::/32"]`) + `]`, []string{open}, []string{country}},
-		{"IPv4 alone", `[` + rule("ip.src", "allow", v4) + `,` + rule("any", "block", "") + `]`, []string{v6}, nil},
-		{"IPv4 blocked", `[` + rule("ip.src", "block", v4) + `]`, []string{v6}, nil},
-		{"IPv4 written as IPv6", `[` + rule("ip.src", "block", `,"ip":["::ffff:192.0.2.1"]`) + `]`, []string{v6}, nil},
-		{"IPv6 alone", `[` + rule("ip.src", "block", `,"ip":["2001:db8::/32"]`) + `]`, nil, nil},
-		{"both in one rule", `[` + rule("ip.src", "block", `,"ip":["192.0.2.0/24","2001:db8::/32"]`) + `]`, nil, nil},
-		{"both in two rules", `[` + rule("ip.src", "block", v4) + `,` + rule("ip.src", "block", `,"ip":["2001:db8::/32"]`) + `]`, nil, nil},
-		{"country of a rule of another type", `[` + rule("any", "block", gb) + `]`, nil, nil},
-		{"all at once", `[` + rule("ip.src", "allow", v4) + `,` + rule("ip.geoip.country", "allow", gb) + `]`, []string{open, v6}, []string{country}},
+	for want, lists := range map[string][]string{ // the warnings by the rules; that of the country only without a database
+		"": {
+			``, blockAll, blockV6, blockV4 + `,` + blockV6, `{"type":"ip.src","action":"block","ip":["192.0.2.0/24","2001:db8::/32"]}`,
+			`{"type":"any","action":"block","country":["GB"]}`, // ignored in a rule of this type
+		},
+		country:                         {allowGB + `,` + blockAll, blockGB, blockGB + `,` + allowAll},
+		open:                            {allowAll},
+		open + "," + country:            {allowGB, allowGB + `,` + allowAll, blockGB + `,` + allowV6},
+		v6:                              {allowV4 + `,` + blockAll, blockV4, `{"type":"ip.src","action":"block","ip":["::ffff:192.0.2.1"]}`},
+		open + "," + v6 + "," + country: {allowV4 + `,` + allowGB},
 	} {
-		var raw json.RawMessage
-		if tc.rules != "" {
-			raw = json.RawMessage(tc.rules)
-		}
-		for _, app := range []*App{{}, {countries: new(geo.Database)}} {
-			got, err := app.checkRules(raw)
-			want := tc.want
-			if app.countries == nil {
-				want = slices.Concat(want, tc.withoutDB)
-			}
-			for _, text := range want {
-				if !slices.ContainsFunc(got, func(warning string) bool { return strings.Contains(warning, text) }) {
-					t.Errorf("%s: there is no warning of %q: %q", tc.name, text, got)
+		for _, list := range lists {
+			for _, app := range []*App{{}, {countries: new(geo.Database)}} {
+				words := strings.FieldsFunc(want, func(r rune) bool { return r == ',' })
+				words = slices.DeleteFunc(words, func(word string) bool { return word == country && app.countries != nil })
+				got, err := app.checkRules(json.RawMessage(`[` + list + `]`))
+				for _, word := range words {
+					if !slices.ContainsFunc(got, func(warning string) bool { return strings.Contains(warning, word) }) {
+						t.Errorf("%s: no warning with %q: %q", list, word, got)
+					}
+				}
+				if err != nil || len(got) != len(words) {
+					t.Errorf("%s: %d warnings, %v, want %d: %q", list, len(got), err, len(words), got)
 				}
 			}
-			if err != nil || len(got) != len(want) {
-				t.Errorf("%s: %d warnings, %v, want %d: %q", tc.name, len(got), err, len(want), got)
-			}
 		}
 	}
-	for _, refused := range []string{"{}", "[null]", `[` + rule("ip.src", "block", "") + `]`, `[` + rule("ip.geoip.asnum", "allow", "") + `]`} {
+	if got, err := new(App).checkRules(nil); err != nil || got != nil {
+		t.Errorf("without rules: %q, %v", got, err)
+	}
+	for _, refused := range []string{"{}", "[null]", `[{"type":"ip.src","action":"block"}]`, `[{"type":"ip.geoip.asnum","action":"allow"}]`} {
 		if warnings, err := new(App).checkRules(json.RawMessage(refused)); err == nil || warnings != nil {
 			t.Errorf("checkRules(%s) = %q, %v, want an error", refused, warnings, err)
 		}
