@@ -244,8 +244,8 @@ func (a *hostileAPI) guess(t *testing.T) {
 		t.Errorf("A3 the owner at the guesser's address got %d: %s", owner.StatusCode, owner.body)
 	}
 	viewers.leave(t)
-	if got := strings.Count(a.log.String(), "again and again"); got != 1 {
-		t.Errorf("A3 the log warns %d times of one guesser", got)
+	if got := strings.Count(a.log.String(), "many wrong credentials"); got != 1 {
+		t.Errorf("A3 the log has %d warnings of one guesser, want 1", got)
 	}
 }
 
