@@ -76,6 +76,18 @@ type App struct {
 	// Placeholders are resolved.
 	StoreURL string `json:"store_url,omitempty"`
 
+	// A secret that authenticates what is in the store and encrypts the signing
+	// key, so that write access to the store alone neither makes a key nor changes
+	// a setting: at least 32 characters, the same on all nodes. An object that it
+	// does not authenticate is damaged, and what depends on it is refused.
+	// Placeholders are resolved. Default: none, so objects have a checksum only.
+	// Permitted: `{env.STORE_SECRET}`. Not permitted: `changeme`.
+	StoreSecret string `json:"store_secret,omitempty"`
+
+	// Earlier values of `store_secret`, whose objects are accepted and rewritten
+	// with the present one, or `plain` for objects without one. Default: none.
+	EarlierStoreSecrets []string `json:"earlier_store_secrets,omitempty"`
+
 	// Settings for videos without settings of their own.
 	VideoSettings
 

@@ -197,6 +197,7 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    token_cache_size    <size>
 //	    public_url          <url>
 //	    store               caddy | redis <url>
+//	    store_secret        <secret> [<earlier secret>|plain]...
 //	    video <id> {
 //	        require_signed_urls on|off
 //	        allowed_origins     <pattern>...
@@ -233,6 +234,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return located(d, err)
 	}
 	options["store"] = a.parseStore
+	options["store_secret"] = a.parseStoreSecret
 	options["video"] = a.parseVideo
 	return parseBlock(d, options)
 }
@@ -282,6 +284,15 @@ func (a *App) parseStore(d *caddyfile.Dispenser) error {
 	default:
 		return d.Err("store takes `caddy`, or `redis` and a URL")
 	}
+	return nil
+}
+
+func (a *App) parseStoreSecret(d *caddyfile.Dispenser) error {
+	secrets := d.RemainingArgs()
+	if len(secrets) == 0 || slices.Contains(secrets, "") {
+		return d.Err("store_secret takes a secret, and perhaps earlier ones, none of them empty")
+	}
+	a.StoreSecret, a.EarlierStoreSecrets = secrets[0], secrets[1:]
 	return nil
 }
 

@@ -1,10 +1,12 @@
 package signedplayback
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
@@ -33,6 +35,27 @@ type sharedState struct {
 // openStore opens a store on a Caddy storage, or with the help of one.
 type openStore func(storage func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error)
 
+// storeSecrets returns the secrets of the store, nil without any. Errors contain no
+// secret.
+func (a *App) storeSecrets() (secrets *store.Secrets, fingerprint string, err error) {
+	if a.StoreSecret == "" && len(a.EarlierStoreSecrets) > 0 {
+		return nil, "", errors.New("earlier_store_secrets: they need a store_secret that takes their place")
+	}
+	if a.StoreSecret == "" {
+		return nil, "", nil
+	}
+	all := append([]string{a.StoreSecret}, a.EarlierStoreSecrets...)
+	for i, text := range all {
+		if all[i], err = resolveSecret(text); err != nil {
+			return nil, "", fmt.Errorf("store_secret: secret %d: %w", i+1, err)
+		}
+	}
+	if secrets, err = store.NewSecrets(all...); err != nil {
+		return nil, "", fmt.Errorf("store_secret: %w", err)
+	}
+	return secrets, fmt.Sprintf(" %x", sha256.Sum256([]byte(strings.Join(all, "\x00")))), nil
+}
+
 // provisionState opens the store, or takes over the state of the previous
 // config.
 func (a *App) provisionState(ctx caddy.Context) error {
@@ -40,21 +63,25 @@ func (a *App) provisionState(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
+	secrets, fingerprint, err := a.storeSecrets()
+	if err != nil {
+		return err
+	}
 	a.storage = ctx.Storage()
 	switch {
 	case a.Store == "redis" && address == "":
 		return errors.New("store redis: it needs the URL of the Redis, like redis://127.0.0.1:6379/0")
 	case a.Store == "redis":
-		err = a.acquireState("redis "+address, func(storage func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error) {
-			return store.NewRedis(address, storage, logger)
+		err = a.acquireState("redis "+address+fingerprint, func(storage func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error) {
+			return store.NewRedis(address, storage, logger, secrets)
 		})
 	case a.Store != "" && a.Store != "caddy":
 		return fmt.Errorf("store %q: want caddy or redis", a.Store)
 	case address != "":
 		return errors.New("store caddy takes no URL; the global option `storage` says where Caddy keeps its files")
 	default:
-		err = a.acquireState("caddy "+storageIdentity(a.storage), func(storage func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error) {
-			return store.NewCaddy(storage, logger), nil
+		err = a.acquireState("caddy "+storageIdentity(a.storage)+fingerprint, func(storage func() certmagic.Storage, logger func() *zap.Logger) (store.Store, error) {
+			return store.NewCaddy(storage, logger, secrets), nil
 		})
 	}
 	if err != nil {
@@ -84,7 +111,7 @@ func (a *App) acquireState(poolKey string, open openStore) error {
 		if err != nil {
 			return nil, err
 		}
-		s.State = state.New(state.Config{Store: opened, Logger: logger, CountError: a.metrics.countStoreError})
+		s.State = state.New(state.Config{Store: opened, Renew: len(a.EarlierStoreSecrets) > 0, Logger: logger, CountError: a.metrics.countStoreError})
 		return s, nil
 	})
 	if err != nil {

@@ -366,3 +366,85 @@ func TestHostileStorageReplaced(t *testing.T) {
 
 // quiet keeps the log of a test short that makes very many requests.
 const quiet = "level INFO"
+
+// The attack: somebody can write into Redis, and adds a key, opens a private video, and
+// reads the key with which the gateway mints tokens. With store_secret, all of that is
+// damage. Without it, the attack succeeds, which shows that it is one.
+func TestStoreSecret(t *testing.T) {
+	t.Parallel()
+	const secret = "store_secret {env.STORE_SECRET}"
+	env := []string{"STORE_SECRET=0123456789abcdef0123456789abcdef"}
+	for _, tc := range []struct {
+		name, option string
+		want         verdict
+		readable     bool // the signing key
+	}{
+		{"without a secret", "", plays, true},
+		{"with a secret", secret, unavailable, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			redis := startRedis(t)
+			c := config{app: redis.option() + "\n" + tc.option, api: withAPI, env: env}
+			g := start(t, startOrigin(t, nil), c)
+			g.edit(t, "private", `{"requireSignedURLs":true}`)
+			own := g.mintToken(t, "private", "")
+			attacker := newSigningKey("attacker", privateKey())
+			jwk, err := attacker.Public().JWK()
+			if err != nil {
+				t.Fatal(err)
+			}
+			const dates = `"created":"2026-01-02T15:04:05Z"`
+			redis.do(t, "HSET", "{signed_playback}:keys", "attacker", sealedObject("keys", "attacker", `{"id":"attacker",`+dates+`,"jwk":`+string(jwk)+`}`))
+			redis.do(t, "HSET", "{signed_playback}:videos", "opened", sealedObject("videos", "opened", `{"uid":"opened",`+dates+`,"modified":"2026-01-02T15:04:05Z","requireSignedURLs":false}`))
+			signing := redis.do(t, "HGET", "{signed_playback}:signing", "current")
+			if got := strings.Contains(signing, `"pem"`); got != tc.readable {
+				t.Errorf("the signing key can be read in Redis: %t, want %t", got, tc.readable)
+			}
+			g.stop(t)
+			g = startAgain(t, startOrigin(t, nil), g, c) // which reads everything
+			for path, want := range map[string]verdict{
+				segment(tokenOf(t, attacker, "private")): tc.want,
+				segment("opened"):                        tc.want,
+				segment("private"):                       tokenNeeded,
+				segment(own):                             plays,
+			} {
+				if got := g.get(t, path).verdict(); got != want {
+					t.Errorf("%.40s: %v, want %v", path, got, want)
+				}
+			}
+		})
+	}
+}
+
+// A secret is introduced on a store without one, and replaced, with nothing lost.
+func TestStoreSecretIsReplaced(t *testing.T) {
+	t.Parallel()
+	redis := startRedis(t)
+	o := startOrigin(t, nil)
+	c := config{app: redis.option(), api: withAPI, env: []string{
+		"FIRST=0123456789abcdef0123456789abcdef", "SECOND=fedcba9876543210fedcba9876543210",
+	}}
+	g := start(t, o, c)
+	key := g.createKey(t)
+	g.edit(t, "open", `{"requireSignedURLs":false}`)
+	own := g.mintToken(t, "demo", "")
+	for _, secrets := range []string{"{env.FIRST} plain", "{env.FIRST}", "{env.SECOND} {env.FIRST}", "{env.SECOND}"} {
+		g.stop(t)
+		c.app = redis.option() + "\nstore_secret " + secrets
+		g = startAgain(t, o, g, c)
+		for _, path := range []string{segment(signWith(t, key, "demo")), segment("open"), segment(own), segment(g.mintToken(t, "demo", ""))} {
+			if got := g.get(t, path).verdict(); got != plays {
+				t.Errorf("%.40s with store_secret %s: %v", path, secrets, got)
+			}
+		}
+		if strings.Contains(secrets, " ") && !g.log.await("has written every object", startTimeout) {
+			t.Fatalf("not all objects are rewritten with store_secret %s", secrets)
+		}
+	}
+}
+
+// sealedObject is an object as the gateway writes it without a secret.
+func sealedObject(collection, id, data string) string {
+	return fmt.Sprintf(`{"signed_playback":1,"name":"%s/%s","sha256":"%x","data":%s}`, collection, id, sha256.Sum256([]byte(data)), data)
+}

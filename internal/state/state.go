@@ -65,6 +65,10 @@ const MaxTokenLifetime = 24 * time.Hour
 type Config struct {
 	Store store.Store
 
+	// Renew has Start rewrite the objects that an earlier secret of the store, or
+	// none, has written.
+	Renew bool
+
 	// Logger returns the logger of the config in force, which a State outlives.
 	Logger func() *zap.Logger
 
@@ -79,6 +83,7 @@ type Config struct {
 // State is the state of one store. It is safe for concurrent use, except Sync.
 type State struct {
 	store      store.Store
+	renewing   bool
 	logger     func() *zap.Logger
 	countError func(operation string)
 	now        func() time.Time
@@ -119,7 +124,7 @@ func New(config Config) *State {
 		config.Now = time.Now
 	}
 	s := &State{
-		store: config.Store, logger: config.Logger, countError: config.CountError, now: config.Now,
+		store: config.Store, renewing: config.Renew, logger: config.Logger, countError: config.CountError, now: config.Now,
 		newKey:  func() (*token.SigningKey, error) { return token.GenerateSigningKey("") },
 		making:  queue.New(semaphore.NewWeighted(1), maxWaitingForKey, maxWaitForKey),
 		waiting: queue.New(semaphore.NewWeighted(maxCatchingUp), 0, 0),
@@ -143,6 +148,9 @@ func (s *State) Start() {
 	s.started.Do(func() {
 		s.store.Start()
 		go s.watch()
+		if s.renewing {
+			go s.renewAll()
+		}
 	})
 }
 

@@ -46,6 +46,7 @@ type Caddy struct {
 	*start
 	storage func() certmagic.Storage
 	logger  func() *zap.Logger
+	secrets *Secrets
 	reads   *queue.Queue
 	lookups lookups
 	writes  *queue.Queue
@@ -57,12 +58,13 @@ type Caddy struct {
 // NewCaddy returns a Store on a Caddy storage, which it does not touch yet. The
 // store outlives configs, so it asks for the storage and the logger of the
 // config in force each time that it needs them.
-func NewCaddy(storage func() certmagic.Storage, logger func() *zap.Logger) *Caddy {
+func NewCaddy(storage func() certmagic.Storage, logger func() *zap.Logger, secrets *Secrets) *Caddy {
 	start := newStart()
 	return &Caddy{
 		start:   start,
 		storage: start.guard(storage),
 		logger:  logger,
+		secrets: secrets,
 		reads:   newCalls(maxReads),
 		writes:  newCalls(maxWrites),
 		lookups: newLookups(maxViews),
@@ -89,7 +91,7 @@ func (s *Caddy) load(ctx context.Context, name Name) (Object, error) {
 		if raw == nil {
 			raw = []byte{} // an empty file is damage
 		}
-		return decode(name, raw), nil
+		return s.secrets.decode(name, raw), nil
 	case errors.Is(err, fs.ErrNotExist):
 		return Object{Name: name}, s.stillThere(ctx)
 	case concernsOneFile(err):
@@ -167,7 +169,7 @@ func (s *Caddy) write(ctx context.Context, name Name, data []byte) error {
 		}
 		return nil
 	}
-	raw, err := encode(name, data)
+	raw, err := s.secrets.encode(name, data)
 	if err != nil {
 		return err
 	}

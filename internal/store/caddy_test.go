@@ -27,7 +27,7 @@ import (
 // logged opens a store and returns its log, too.
 func logged(storage certmagic.Storage, level zapcore.Level) (*Caddy, *observer.ObservedLogs) {
 	core, logs := observer.New(level)
-	s := NewCaddy(as(storage), as(zap.New(core)))
+	s := NewCaddy(as(storage), as(zap.New(core)), nil)
 	s.Start()
 	return s, logs
 }

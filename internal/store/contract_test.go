@@ -46,7 +46,7 @@ func as[T any](value T) func() T { return func() T { return value } }
 
 // quiet opens a store whose log goes nowhere.
 func quiet(storage certmagic.Storage) *Caddy {
-	s := NewCaddy(as(storage), zap.NewNop)
+	s := NewCaddy(as(storage), zap.NewNop, nil)
 	s.Start()
 	return s
 }

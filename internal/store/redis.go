@@ -47,6 +47,7 @@ type Redis struct {
 	options rueidis.ClientOption
 	memory  memory
 	logger  func() *zap.Logger
+	secrets *Secrets
 	wake    chan struct{}
 
 	opening singleflight.Group
@@ -69,12 +70,12 @@ type Redis struct {
 //
 // The address is redis://, rediss:// (with TLS) or unix://, as rueidis.ParseURL
 // takes it. It may contain a password, so errors do not quote it.
-func NewRedis(address string, local func() certmagic.Storage, logger func() *zap.Logger) (*Redis, error) {
+func NewRedis(address string, local func() certmagic.Storage, logger func() *zap.Logger, secrets *Secrets) (*Redis, error) {
 	options, err := parseAddress(address)
 	if err != nil {
 		return nil, err
 	}
-	r := &Redis{start: newStart(), options: options, logger: logger, calls: newCalls(maxCalls), lookups: newLookups(maxCalls)}
+	r := &Redis{start: newStart(), options: options, logger: logger, secrets: secrets, calls: newCalls(maxCalls), lookups: newLookups(maxCalls)}
 	place := fmt.Sprintf("%s/%d", strings.Join(options.InitAddress, ","), options.SelectDB)
 	if set := options.Sentinel.MasterSet; set != "" {
 		place = set + "@" + place
@@ -165,7 +166,7 @@ func (r *Redis) get(ctx context.Context, calls *queue.Queue, name Name) (Object,
 	if err != nil {
 		return Object{}, err
 	}
-	return decode(name, raw), nil
+	return r.secrets.decode(name, raw), nil
 }
 
 // read returns the value under a name, nil if there is none.
@@ -190,14 +191,14 @@ func (r *Redis) Update(ctx context.Context, name Name, change Change) error {
 		return err
 	}
 	for range maxAttempts {
-		present := decode(name, raw)
+		present := r.secrets.decode(name, raw)
 		data, err := change(present)
 		if err != nil {
 			return err
 		}
 		var next []byte
 		if data != nil {
-			if next, err = encode(name, data); err != nil {
+			if next, err = r.secrets.encode(name, data); err != nil {
 				return err
 			}
 		}
@@ -248,7 +249,7 @@ func (r *Redis) All(ctx context.Context, collection Collection) iter.Seq2[Object
 					continue
 				}
 				met[id] = true
-				if name, err := NewName(collection, id); err == nil && !yield(decode(name, []byte(raw)), nil) {
+				if name, err := NewName(collection, id); err == nil && !yield(r.secrets.decode(name, []byte(raw)), nil) {
 					return
 				}
 			}

@@ -176,7 +176,7 @@ func loggedRedis(t *testing.T, address string, local *memStorage) (*Redis, *obse
 
 func unstartedRedis(t *testing.T, address string, local certmagic.Storage, logger *zap.Logger) *Redis {
 	t.Helper()
-	r, err := NewRedis(address, as(local), as(logger))
+	r, err := NewRedis(address, as(local), as(logger), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -722,7 +722,7 @@ func TestRedisPasswordIsSecret(t *testing.T) {
 		"redis://:1#hunter2@host", "redis://:1?hunter2@host", "redis://:1/hunter2@host", "redis:hunter2@host",
 		"redis://host/hunter2", "redis://host?db=hunter2", "redis://host?hunter2", "unix://hunter2/socket", "unix://",
 	} {
-		_, err := NewRedis(address, as[certmagic.Storage](newMemStorage()), zap.NewNop)
+		_, err := NewRedis(address, as[certmagic.Storage](newMemStorage()), zap.NewNop, nil)
 		if err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%q: error %v, want one that does not quote it", address, err)
 		}

@@ -22,7 +22,7 @@ func TestNothingIsWrittenBeforeTheStart(t *testing.T) {
 			t.Run(name+" "+kind, func(t *testing.T) {
 				t.Parallel()
 				storage, server := newMemStorage(), (*redisServer)(nil)
-				open := func() Store { return NewCaddy(as[certmagic.Storage](storage), zap.NewNop) }
+				open := func() Store { return NewCaddy(as[certmagic.Storage](storage), zap.NewNop, nil) }
 				if redis {
 					server = startRedis(t)
 					open = func() Store { return unstartedRedis(t, server.address(), storage, zap.NewNop()) }

@@ -28,6 +28,9 @@ const (
 
 var collections = []Collection{Keys, Videos, Signing}
 
+// Collections returns all collections.
+func Collections() []Collection { return slices.Clone(collections) }
+
 // Name names one object. NewName is the only way to make one, so no text from
 // outside reaches a storage path or a Redis command unchecked. Names are
 // comparable. The zero Name names nothing.
@@ -83,6 +86,10 @@ type Object struct {
 	Name   Name
 	Data   []byte // nil if there is no such object
 	Damage error  // wraps ErrDamaged: there is something under this name that cannot be trusted
+
+	// An earlier secret, or none, has written the object. An Update with the same
+	// data has the present one write it.
+	Outdated bool
 }
 
 // Exists reports whether there is something under the name, damaged or not.

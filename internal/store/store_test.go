@@ -72,7 +72,7 @@ func TestForeignBytesAreDamage(t *testing.T) {
 	}
 	envelopeOf := func(change func(*envelope)) []byte {
 		data := json.RawMessage(`{"uid":"v"}`)
-		s := envelope{format, name.String(), digest(data), data}
+		s := envelope{Format: digested, Name: name.String(), SHA256: digest(data), Data: data}
 		change(&s)
 		raw, err := json.Marshal(s)
 		if err != nil {
@@ -95,7 +95,8 @@ func TestForeignBytesAreDamage(t *testing.T) {
 		"of another object":             envelopeOf(func(s *envelope) { s.Name = "videos/w" }),
 		"of another collection":         envelopeOf(func(s *envelope) { s.Name = "keys/v" }),
 		"without a name":                envelopeOf(func(s *envelope) { s.Name = "" }),
-		"of a later version":            envelopeOf(func(s *envelope) { s.Format = 2 }),
+		"of a later version":            envelopeOf(func(s *envelope) { s.Format = 3 }),
+		"authenticated, but not here":   envelopeOf(func(s *envelope) { s.Format = authenticated }),
 		"of no version":                 envelopeOf(func(s *envelope) { s.Format = 0 }),
 		"digest of something else":      envelopeOf(func(s *envelope) { s.SHA256 = digest([]byte("{}")) }),
 		"digest in capitals":            envelopeOf(func(s *envelope) { s.SHA256 = strings.ToUpper(s.SHA256) }),
@@ -234,3 +235,5 @@ func checkPath(t *testing.T, name Name) {
 		}
 	}
 }
+
+var encode, decode = (*Secrets)(nil).encode, (*Secrets)(nil).decode // without a secret
