@@ -582,43 +582,10 @@ func TestCORS(t *testing.T) {
 			if diff := gocmp.Diff(tc.want, got); diff != "" {
 				t.Errorf("the script sees (-want +got):\n%s", diff)
 			}
-			preflight, ok := w.tap.first(http.MethodOptions, segment)
-			if ok != tc.preflight {
+			if _, ok := w.tap.first(http.MethodOptions, segment); ok != tc.preflight {
 				t.Errorf("a preflight: %t, want %t", ok, tc.preflight)
-			}
-			if ok {
-				checkPreflight(t, preflight)
 			}
 			checkCORS(t, w.tap.recorded())
 		})
-	}
-
-	t.Run("what players read", func(t *testing.T) {
-		const read = `fetch(%q, {headers: {Range: "bytes=0-9"}}).then(r =>
-			["Content-Length", "Content-Range", "Accept-Ranges", "Date", "Content-Type", "Server"].filter(name => r.headers.has(name)))`
-		got := evaluate[[]string](t, tabs["www.example.test"], fmt.Sprintf(read, w.media(good)))
-		want := []string{"Content-Length", "Content-Range", "Accept-Ranges", "Date", "Content-Type"}
-		if diff := gocmp.Diff(want, got); diff != "" {
-			t.Errorf("readable headers (-want +got):\n%s", diff)
-		}
-	})
-}
-
-func checkPreflight(t *testing.T, e exchange) {
-	t.Helper()
-	got := make(http.Header)
-	for name, values := range e.response {
-		if strings.HasPrefix(name, "Access-Control-") {
-			got[name] = values
-		}
-	}
-	want := http.Header{
-		"Access-Control-Allow-Origin":  {"*"},
-		"Access-Control-Allow-Methods": {"GET, HEAD"},
-		"Access-Control-Allow-Headers": {"Range, If-Range, If-None-Match, If-Modified-Since, Cache-Control"},
-		"Access-Control-Max-Age":       {"86400"},
-	}
-	if diff := gocmp.Diff(want, got); diff != "" || e.status != http.StatusNoContent {
-		t.Errorf("the preflight: %d (-want +got):\n%s", e.status, diff)
 	}
 }

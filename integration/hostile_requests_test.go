@@ -27,13 +27,8 @@ func (h *hostileServer) tryHosts(t *testing.T) {
 	target := "/" + mint(t, "vidA", nil) + "/seg.ts"
 	for name, header := range map[string][]string{
 		"H1 two lines":           {"Host: gw.test", "Host: evil.test"},
-		"H1 two equal lines":     {"Host: gw.test", "Host: gw.test"},
 		"H1 two lines in cases":  {"Host: gw.test", "hOsT: evil.test"},
 		"H1 a list with a space": {"Host: gw.test, evil.test"},
-		"H1 userinfo":            {"Host: gw@evil.test"},
-		"H1 a path":              {"Host: gw.test/x"},
-		"H1 a backslash":         {`Host: gw.test\x`},
-		"H1 a space":             {"Host: gw.test evil"},
 		"H1 NUL":                 {"Host: gw.test\x00"},
 		"H1 empty":               {"Host:"},
 	} {
@@ -87,8 +82,6 @@ func (h *hostileServer) tryUpgrades(t *testing.T) {
 			"Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 		},
 		"h2c":                       {"Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"},
-		"TLS":                       {"Connection: Upgrade", "Upgrade: TLS/1.0"},
-		"anything":                  {"Connection: keep-alive, Upgrade", "Upgrade: foo"},
 		"two protocols":             {"Connection: Upgrade", "Upgrade: websocket", "Upgrade: h2c"},
 		"no Connection header":      {"Upgrade: websocket"},
 		"Connection in two lines":   {"Connection: close", "Connection: Upgrade", "Upgrade: websocket"},
@@ -155,7 +148,6 @@ func (h *hostileServer) tryBodies(t *testing.T) {
 	}{
 		{"Content-Length", "GET", []string{length}, smuggled, 200},
 		{"chunked", "GET", []string{"Transfer-Encoding: chunked"}, chunk, 200},
-		{"chunked in capitals", "GET", []string{"Transfer-Encoding: CHUNKED"}, chunk, 200},
 		{"HEAD", "HEAD", []string{length}, smuggled, 200},
 		{"OPTIONS", "OPTIONS", []string{length}, smuggled, 204},
 		{"POST", "POST", []string{length}, smuggled, 405},
@@ -169,21 +161,13 @@ func (h *hostileServer) tryBodies(t *testing.T) {
 		{"a chunk extension", "GET", []string{"Transfer-Encoding: chunked"}, "5;\n=x\r\nhello\r\n0\r\n\r\n" + smuggled, 200},
 		{"a chunk that is none", "GET", []string{"Transfer-Encoding: chunked"}, "0x5\r\n" + smuggled, 200},
 		{"two encodings", "GET", []string{"Transfer-Encoding: chunked, identity"}, chunk, 501},
-		{"identity", "GET", []string{"Transfer-Encoding: identity"}, smuggled, 501},
-		{"an empty encoding first", "GET", []string{"Transfer-Encoding: ,chunked"}, chunk, 501},
 		{"an encoding that is not one", "GET", []string{"Transfer-Encoding: xchunked"}, chunk, 501},
-		{"two encoding lines", "GET", []string{"Transfer-Encoding: chunked", "Transfer-Encoding: chunked"}, chunk, 501},
-		{"gzip, chunked", "GET", []string{"Transfer-Encoding: gzip, chunked"}, chunk, 501},
 		{"a vertical tab", "GET", []string{"Transfer-Encoding:\vchunked"}, chunk, 400},
 		{"a space before the colon", "GET", []string{"Transfer-Encoding : chunked"}, chunk, 400},
-		{"a plus sign", "GET", []string{"Content-Length: +5"}, smuggled, 400},
-		{"a negative length", "GET", []string{"Content-Length: -1"}, smuggled, 400},
 		{"two lengths", "GET", []string{"Content-Length: 5", "Content-Length: 6"}, smuggled, 400},
-		{"a list of lengths", "GET", []string{"Content-Length: 5, 6"}, smuggled, 400},
 		{"a hexadecimal length", "GET", []string{"Content-Length: 0x5"}, smuggled, 400},
 		{"a folded header", "GET", []string{"X-Test: a\r\n Transfer-Encoding: chunked", length}, smuggled, 200},
 		{"a line break in a header", "GET", []string{"X-Test: a\rTransfer-Encoding: chunked", length}, smuggled, 400},
-		{"a header without a name", "GET", []string{": x", length}, smuggled, 400},
 	} {
 		t.Run("H8 "+row.name, func(t *testing.T) {
 			lines := append([]string{row.method + " /" + T + "/seg.ts HTTP/1.1", "Host: media.example.com"}, row.header...)

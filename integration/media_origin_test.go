@@ -83,7 +83,6 @@ var clips = []clip{
 	}},
 	{name: "byterange", entry: "master.m3u8", make: func(p *packager) {
 		p.hls([]string{"-i", "../big.mp4", "-c", "copy"}, "-hls_flags", "single_file", "-hls_segment_filename", "all.ts", "media.m3u8")
-		p.iFrames()
 	}},
 	{name: "ll", entry: "master.m3u8", live: true, make: func(p *packager) {
 		for _, rendition := range []string{"big", "small"} {
@@ -198,27 +197,6 @@ func (p *packager) read(name string) []byte {
 func (p *packager) edit(name, before, after string, times int) {
 	p.t.Helper()
 	p.write(name, bytes.Replace(p.read(name), []byte(before), []byte(after), times))
-}
-
-// iFrames adds a playlist of the keyframes of all.ts, which ffmpeg does not
-// write.
-func (p *packager) iFrames() {
-	p.t.Helper()
-	probed := execute(p.t, p.dir, "", tool(p.t, "ffprobe"), "-v", "error", "-select_streams", "v", "-show_entries", "packet=pos,flags", "-of", "default=nk=1:nw=1", "all.ts")
-	playlist := "#EXTM3U\n#EXT-X-VERSION:4\n#EXT-X-TARGETDURATION:1\n#EXT-X-PLAYLIST-TYPE:VOD\n#EXT-X-I-FRAMES-ONLY\n"
-	fields := strings.Fields(probed.stdout)
-	for i := 0; i+3 < len(fields); i += 2 {
-		from, err1 := strconv.Atoi(fields[i])
-		next, err2 := strconv.Atoi(fields[i+2])
-		if err1 != nil || err2 != nil {
-			p.t.Fatalf("ffprobe: %+v", probed)
-		}
-		if strings.HasPrefix(fields[i+1], "K") {
-			playlist += fmt.Sprintf("#EXTINF:0.5,\n#EXT-X-BYTERANGE:%d@%d\nall.ts\n", next-from, from)
-		}
-	}
-	p.write("iframes.m3u8", []byte(playlist+"#EXT-X-ENDLIST\n"))
-	p.edit("master.m3u8", "#EXT-X-STREAM-INF", `#EXT-X-I-FRAME-STREAM-INF:BANDWIDTH=50000,RESOLUTION=320x180,CODECS="`+videoCodec+`",URI="iframes.m3u8"`+"\n#EXT-X-STREAM-INF", 1)
 }
 
 // partsPerSegment is how many parts of a low-latency stream are a segment.

@@ -25,6 +25,8 @@ import (
 func TestProductionExample(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	p := startProduction(t)
+	slow := make(chan error, 1)
+	go func() { slow <- drip(p.plain, "GET / HTTP/1.1\r\nX-Slow: ", "a", startTimeout/2) }() // less than Caddy's own minute
 	for _, step := range []struct {
 		name  string
 		check func(*testing.T)
@@ -37,6 +39,11 @@ func TestProductionExample(t *testing.T) {
 		{"metrics", p.checkMetrics},
 		{"a sick origin", p.checkHealth},
 		{"a dead origin", p.checkFailover},
+		{"a header that never ends", func(t *testing.T) {
+			if err := <-slow; err != nil {
+				t.Error(err)
+			}
+		}},
 		{"SIGTERM", p.checkStop},
 	} {
 		t.Run(step.name, step.check)

@@ -155,18 +155,14 @@ func TestProtocols(t *testing.T) {
 		{"GET", http.MethodGet, "", answer{http.StatusOK, int64(size), ""}, segment},
 		{"HEAD", http.MethodHead, "", answer{http.StatusOK, int64(size), ""}, nil},
 		{"first bytes", http.MethodGet, "Range: bytes=0-99", answer{http.StatusPartialContent, 100, fmt.Sprintf("bytes 0-99/%d", size)}, segment[:100]},
-		{"one byte", http.MethodGet, "Range: bytes=7-7", answer{http.StatusPartialContent, 1, fmt.Sprintf("bytes 7-7/%d", size)}, segment[7:8]},
 		{"from the middle on", http.MethodGet, "Range: bytes=1000-", answer{http.StatusPartialContent, int64(size - 1000), fmt.Sprintf("bytes 1000-%d/%d", size-1, size)}, segment[1000:]},
-		{"last bytes", http.MethodGet, "Range: bytes=-500", answer{http.StatusPartialContent, 500, fmt.Sprintf("bytes %d-%d/%d", size-500, size-1, size)}, segment[size-500:]},
 		{"past the end", http.MethodGet, fmt.Sprintf("Range: bytes=%d-", size), answer{http.StatusRequestedRangeNotSatisfiable, -1, fmt.Sprintf("bytes */%d", size)}, nil},
-		{"HEAD with a range", http.MethodHead, "Range: bytes=0-99", answer{http.StatusPartialContent, 100, fmt.Sprintf("bytes 0-99/%d", size)}, nil},
 	}
 
 	rules := func(country string) string {
 		return "/" + mint(t, "demo", withRules(`[{"type":"ip.geoip.country","country":["`+country+`"],"action":"block"}]`))
 	}
 	expired := "/" + mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Second) })
-	early := "/" + mint(t, "demo", func(c *token.Claims) { c.NotBefore = time.Now().Add(30 * time.Minute) })
 	unknown := "/" + signRaw(privateKey(), `{"alg":"RS256","kid":"other"}`, goodPayloadOf("demo"))
 	forged := good[:len(good)-20] + strings.Repeat("A", 18) + good[len(good)-2:]
 	refused := []struct {
@@ -175,17 +171,13 @@ func TestProtocols(t *testing.T) {
 		reason             string
 	}{
 		{"no token", http.MethodGet, "/demo/manifest/video.m3u8", http.StatusUnauthorized, "token_required"},
-		{"not a token", http.MethodGet, "/a.b.c/manifest/video.m3u8", http.StatusUnauthorized, "token_malformed"},
 		{"a forged token", http.MethodGet, forged + "/manifest/video.m3u8", http.StatusUnauthorized, "signature_invalid"},
 		{"an unknown key", http.MethodGet, unknown + "/manifest/video.m3u8", http.StatusUnauthorized, "key_unknown"},
 		{"an expired token", http.MethodGet, expired + "/manifest/video.m3u8", http.StatusUnauthorized, "token_expired"},
-		{"an expired token, HEAD", http.MethodHead, expired + "/video/180p/001.m4s", http.StatusUnauthorized, "token_expired"},
-		{"a token for later", http.MethodGet, early + "/manifest/video.m3u8", http.StatusUnauthorized, "token_not_yet_valid"},
 		{"a blocked country", http.MethodGet, rules("US") + "/manifest/video.m3u8", http.StatusForbidden, "rule_blocked"},
 		{"a download", http.MethodGet, good + "/downloads/default.mp4", http.StatusForbidden, "download_not_allowed"},
 		{"a dot segment", http.MethodGet, good + "/%2e%2e/other/video.m3u8", http.StatusBadRequest, "path_invalid"},
 		{"POST", http.MethodPost, path, http.StatusMethodNotAllowed, "method_not_allowed"},
-		{"DELETE", http.MethodDelete, path, http.StatusMethodNotAllowed, "method_not_allowed"},
 	}
 
 	for _, protocol := range protocols {

@@ -318,9 +318,6 @@ var invalids = []invalid{
 	{"an address that is taken", "address already in use", 4, func(th *theater, caddyfile string) string {
 		return caddyfile + "\nhttp://" + th.origin.addr() + " {\n\trespond taken\n}\n"
 	}},
-	{"an origin with a scheme", "must not specify protocol", 1, func(_ *theater, caddyfile string) string {
-		return strings.ReplaceAll(caddyfile, "allowed_origins ", "allowed_origins https://")
-	}},
 }
 
 // refuse has the server refuse a config, which may have no effect at all.

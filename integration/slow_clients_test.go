@@ -63,7 +63,7 @@ func TestSlowHeadersEnd(t *testing.T) {
 		results := make(chan error, each)
 		ended[name] = results
 		for range each {
-			go func() { results <- drip(g.addr, way.start, way.drip) }()
+			go func() { results <- drip(g.addr, way.start, way.drip, startTimeout) }()
 		}
 	}
 	others := newBystanders(t, g.url(""))
@@ -83,14 +83,14 @@ func TestSlowHeadersEnd(t *testing.T) {
 }
 
 // drip sends some bytes at first and some each half second, until the server closes
-// the connection. It fails if the server does not.
-func drip(addr, first, more string) error {
+// the connection. It fails if the server does not do so in time.
+func drip(addr, first, more string, within time.Duration) error {
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(startTimeout))
+	_ = conn.SetDeadline(time.Now().Add(within))
 	closed := make(chan error, 1)
 	go func() {
 		_, err := io.Copy(io.Discard, conn)
@@ -105,7 +105,7 @@ func drip(addr, first, more string) error {
 			_, _ = io.WriteString(conn, more)
 		case err := <-closed:
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				return fmt.Errorf("%q and %q are not at an end after %s", first, more, startTimeout)
+				return fmt.Errorf("%q and %q are not at an end after %s", first, more, within)
 			}
 			return nil // a reset is an end, too
 		}
