@@ -10,12 +10,11 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 )
 
-// members are the members of a body that a call knows, with the functions that
-// read them. A member with a nil function is ignored.
+// members are the known members of a body, with the functions that read them. A member
+// with a nil function is ignored.
 type members map[string]func(strictjson.Value) error
 
-// read reads a body. A member that the call does not know is an error: it may be
-// the one that was to keep somebody out.
+// read reads a body. An unknown member is an error: it may be a misspelled restriction.
 func (m members) read(body strictjson.Value) error {
 	for name, value := range body.Members() {
 		read, known := m[string(name)]
@@ -48,8 +47,8 @@ func (m members) unknown(name string) error {
 	return badRequest("unknown member %.80q; known are %s", name, strings.Join(settable, ", "))
 }
 
-// member returns a function that reads one member into a variable. want says
-// which values parse accepts.
+// member returns a function that reads one member into a variable. want describes
+// the values that parse accepts.
 func member[T any](name string, into *T, parse func(strictjson.Value) (T, bool), want string) func(strictjson.Value) error {
 	return func(v strictjson.Value) (err error) {
 		var ok bool
@@ -64,7 +63,7 @@ func boolMember(name string, into *bool) func(strictjson.Value) error {
 	return member(name, into, strictjson.Value.Bool, "true or false")
 }
 
-// dateMember reads Unix seconds. 0 means that the date is not set.
+// dateMember reads Unix seconds. 0 means no date.
 func dateMember(name string, into *time.Time) func(strictjson.Value) error {
 	return member(name, into, func(v strictjson.Value) (date time.Time, ok bool) {
 		seconds, err := strconv.ParseInt(string(v.Raw()), 10, 64)

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// An address may fail this often at once, and then so often a second.
+	// The failures of an address that are answered: a burst, and a rate for each second.
 	failureBurst = 60
 	failureRate  = 1
 

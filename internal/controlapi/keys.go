@@ -11,7 +11,7 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 )
 
-// createdKey is a key as the API returns it, once. The gateway keeps only the
+// createdKey is a new key as the API returns it, once. The gateway keeps only the
 // public half.
 type createdKey struct {
 	ID      string `json:"id"`
@@ -30,9 +30,9 @@ type listedKey struct {
 // formatTime returns RFC 3339 with microseconds, like Cloudflare's lists.
 func formatTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000Z07:00") }
 
-// createKey makes a signing key. A call that repeats another one
-// (Idempotency-Key) replaces its key: the private half is not kept, so the lost
-// answer cannot be repeated.
+// createKey makes a signing key. A repeated call (Idempotency-Key) replaces the key of
+// the call before: the gateway does not keep the private half, so it cannot repeat the
+// lost answer.
 func (c *call) createKey(body strictjson.Value) (any, error) {
 	if err := (members{}).read(body); err != nil {
 		return nil, err
@@ -61,7 +61,7 @@ func (c *call) requestDigest() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// listKeys lists the keys that the API has made and that are not revoked.
+// listKeys lists the keys that the API has made and not revoked.
 func (c *call) listKeys(strictjson.Value) (any, error) {
 	if !c.State.KeysKnown() {
 		return nil, state.ErrUnavailable
@@ -75,8 +75,7 @@ func (c *call) listKeys(strictjson.Value) (any, error) {
 	return list, nil
 }
 
-// deleteKey revokes a key of any origin: a key of a key file or of the remote key
-// set does not verify from now on either.
+// deleteKey revokes a key of any origin, also of a key file or of the remote key set.
 func (c *call) deleteKey(strictjson.Value) (any, error) {
 	keyID := c.subject
 	if !state.ValidKeyID(keyID) {

@@ -18,7 +18,7 @@ import (
 
 const maxListed = 1000
 
-var errTooManyLists = errors.New("too many lists are being made at once; try again in a moment")
+var errTooManyLists = errors.New("too many lists are being made at the same time; try again in a moment")
 
 // listCounts are the members of a list with include_counts.
 type listCounts struct {
@@ -88,7 +88,7 @@ func parseVideoFilter(query string) (*videoFilter, error) {
 }
 
 // parameter returns a function that reads one parameter into a variable. want
-// says which values parse accepts.
+// describes the values that parse accepts.
 func parameter[T any](into *T, parse func(string) (T, error), want string) func(string) error {
 	return func(s string) (err error) {
 		if *into, err = parse(s); err != nil {

@@ -55,8 +55,8 @@ type Config struct {
 	// Account is the only account id that is answered, "" for any.
 	Account string
 
-	// LookupKey finds a key of any origin, nil if there is none. authoritative
-	// is false if the key may be where it cannot be read now.
+	// LookupKey finds a key of any origin, or returns nil. authoritative is false if
+	// the key may exist in a place that cannot be read now.
 	LookupKey func(keyID string) (key *token.PublicKey, authoritative bool)
 
 	// Revocable reports whether there is a key to revoke, of any origin. It may
@@ -226,14 +226,13 @@ func (c *call) serve(w http.ResponseWriter) (result any, err error) {
 	return found.handle(c, body)
 }
 
-// route is one call of the API. body is the zero Value if there is none.
+// route is one call of the API. For a call without a body, body is the zero Value.
 type route struct {
 	name   string
 	handle func(c *call, body strictjson.Value) (result any, err error)
 }
 
-// routes are the calls by method and by the path below .../stream, in which *
-// stands for an id.
+// routes are the calls by method and by the path below .../stream. A * is an id.
 var routes = map[string]route{
 	"GET ":              {"videos.list", (*call).listVideos},
 	"GET /keys":         {"keys.list", (*call).listKeys},
@@ -296,8 +295,8 @@ func CheckAccount(account string) error {
 	return nil
 }
 
-// body reads the body as one JSON object, whatever its Content-Type: the curl
-// lines of Cloudflare's documentation send a form's.
+// body reads the body as one JSON object and ignores its Content-Type: the curl lines
+// of Cloudflare's documentation send that of a form.
 func (c *call) body(w http.ResponseWriter) (strictjson.Value, error) {
 	data, err := io.ReadAll(http.MaxBytesReader(w, c.request.Body, maxBodyBytes))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {

@@ -14,7 +14,7 @@ import (
 const (
 	maxLifetime       = state.MaxTokenLifetime
 	defaultLifetime   = time.Hour
-	defaultBackdating = time.Hour // of nbf, for clocks that are behind
+	defaultBackdating = time.Hour // of nbf, for clocks that are slow
 )
 
 // mintRequest is the body of a call that mints a token.
@@ -99,7 +99,7 @@ func (c *call) parseMintRequest(body strictjson.Value) (*mintRequest, error) {
 	return m, nil
 }
 
-// secretMember reads a string that no error repeats: it may be a private key.
+// secretMember reads a string that no error quotes: it may be a private key.
 func secretMember(name string, into *string) func(strictjson.Value) error {
 	return func(v strictjson.Value) error {
 		text, ok := v.Text()
@@ -110,8 +110,8 @@ func secretMember(name string, into *string) func(strictjson.Value) error {
 	}
 }
 
-// checkFlags accepts flags that ask for nothing: the gateway transforms no media,
-// so there is no other version than the origin's.
+// checkFlags accepts flags that are false. The gateway transforms no media, so it has
+// only the origin's version.
 func checkFlags(v strictjson.Value) error {
 	if !v.IsObject() {
 		return badRequest("flags is not an object")
@@ -124,7 +124,7 @@ func checkFlags(v strictjson.Value) error {
 	return nil
 }
 
-// claims checks the dates and fills in those that are not set.
+// claims checks the dates and adds the defaults.
 func (m *mintRequest) claims(videoID string, now time.Time) (token.Claims, error) {
 	expires, notBefore := m.expires, m.notBefore
 	if expires.IsZero() {
@@ -150,8 +150,8 @@ func (m *mintRequest) claims(videoID string, now time.Time) (token.Claims, error
 	}, nil
 }
 
-// mintingKey returns the key that signs: the client's, if the gateway knows it,
-// else the gateway's own.
+// mintingKey returns the key that signs: the client's, which the gateway must know, or
+// the gateway's own.
 func (c *call) mintingKey(m *mintRequest) (*token.SigningKey, error) {
 	if m.keyID == "" {
 		key, err := c.State.SigningKey(c.ctx())

@@ -15,13 +15,13 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// maxAncestorsBytes keeps the frame-ancestors of the allowed origins within the
-// size that servers accept as a header.
+// maxAncestorsBytes limits the allowed origins, so that their frame-ancestors fit into a
+// header.
 const maxAncestorsBytes = 8 << 10
 
-// reservedVideos are resources of the API, and of Cloudflare's that this one does
-// not have, in the place of a video id. A call of such a resource must not become
-// settings of a video with that name.
+// reservedVideos are names of other resources in the place of a video id, in this API
+// or in Cloudflare's. A call of such a resource must not become settings of a video with
+// that name.
 var reservedVideos = []string{
 	"audio", "clip", "copy", "direct_upload", "keys", "live_inputs", "storage-usage", "videos", "watermarks", "webhook",
 }
@@ -38,8 +38,8 @@ func (c *call) checkVideo() error {
 	return nil
 }
 
-// describingMembers are the members that describe a video and decide nothing,
-// with their value while nobody has set them, and the values that they may have.
+// describingMembers are the members that describe a video and decide nothing, with
+// their unset values and the values that fit.
 var describingMembers = map[string]struct {
 	unset string
 	fits  func(strictjson.Value) bool
@@ -143,7 +143,7 @@ func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
 		return nil, badRequest("allowedOrigins is not an array")
 	}
 	patterns := []string{}
-	length := 0 // of what is stored, repeated patterns included
+	length := 0 // of the stored patterns, repeated ones included
 	for element := range v.Elements() {
 		text, ok := element.Text()
 		if !ok {
@@ -184,7 +184,7 @@ func applyEdit(edit, doc *state.VideoDocument) {
 	}
 }
 
-// getVideo returns the settings of a video: the defaults if nobody has set any.
+// getVideo returns the settings of a video, or the defaults.
 func (c *call) getVideo(strictjson.Value) (any, error) {
 	if own, ok := c.Videos[c.subject]; ok {
 		return c.describe(&state.VideoDocument{UID: c.subject}, own), nil
@@ -201,7 +201,7 @@ func (c *call) getVideo(strictjson.Value) (any, error) {
 
 const damagedVideo = "the settings of the video %q in the store are damaged, so it is refused to viewers; DELETE forgets them"
 
-// videoError tells the client about damage, which DELETE repairs.
+// videoError describes damage to the client, because DELETE repairs it.
 func (c *call) videoError(err error) error {
 	if errors.Is(err, state.ErrDamaged) {
 		return refuse(http.StatusServiceUnavailable, codeUnavailable, damagedVideo, c.subject)

@@ -67,7 +67,7 @@ type countries struct {
 }
 
 // newCountries finds the schema by the first record that has a country. If no
-// record had one, country rules would match nobody, so such a database is an
+// record had one, country rules would match no client, so such a database is an
 // error.
 func newCountries(db *maxminddb.Reader) (*countries, error) {
 	for record := range db.Networks() {

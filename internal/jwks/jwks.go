@@ -49,7 +49,7 @@ type version struct {
 // errURL does not contain the URL, which may contain a credential.
 var errURL = errors.New("want an absolute http or https URL")
 
-// New returns the key set at an absolute http or https URL. It asks nobody
+// New returns the key set at an absolute http or https URL. It sends no request
 // before Start or Load. Start refreshes the set at the interval. The logger is
 // asked for whenever something is logged, because a set can outlive the config
 // whose logger it uses. Call Stop when the set is no longer needed.

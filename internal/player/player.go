@@ -1,9 +1,8 @@
 // Package player is the page that plays a video in an iframe.
 //
-// The page is one document without anything to load but the video, and hls.js
-// for browsers without HLS of their own. It is the same for every video and
-// every viewer: what it plays and how, it finds out from its own address, so
-// nothing that a viewer writes is ever put into it here.
+// The page is one document that loads only the video, and hls.js in browsers without
+// native HLS. It is the same document for every video and every viewer. It finds the video
+// by its own address, so the server never writes a viewer's input into the page.
 package player
 
 import (
@@ -35,7 +34,7 @@ var (
 type Page struct {
 	html     []byte
 	policy   string // the Content-Security-Policy less frame-ancestors
-	hlsJS    []byte // nil: there is none
+	hlsJS    []byte // nil without hls.js
 	hlsJSTag string
 }
 
@@ -77,8 +76,8 @@ func New(hlsJS []byte) (*Page, error) {
 // moduleExport is how an ES module ends, which a page cannot load as a script.
 var moduleExport = regexp.MustCompile(`(?:^|[;}\s])export\s*(?:\{|default\b)`)
 
-// checkHLSJS finds the files that operators name by mistake, for viewers would
-// see no more than that nothing plays.
+// checkHLSJS refuses files that operators configure by mistake. With such a file nothing
+// would play, and viewers would not see why.
 func checkHLSJS(hlsJS []byte) error {
 	switch {
 	case hlsJS == nil:
@@ -93,9 +92,8 @@ func checkHLSJS(hlsJS []byte) error {
 	return nil
 }
 
-// asParsed returns text with the line ends that a browser's parser makes of
-// it, for it is what the parser sees that the browser hashes. A checkout may
-// have brought others.
+// asParsed returns text with the line ends of a browser's parser, because the browser
+// hashes the parsed text. A checkout may have other line ends.
 func asParsed(text string) string {
 	return strings.ReplaceAll(text, "\r\n", "\n")
 }
@@ -119,12 +117,12 @@ func (p *Page) ServePage(w http.ResponseWriter, r *http.Request, frameAncestors 
 	h.Set("Content-Length", strconv.Itoa(len(p.html)))
 	w.WriteHeader(http.StatusOK)
 	if r.Method != http.MethodHead {
-		_, _ = w.Write(p.html) // the viewer has gone; nobody is left to tell
+		_, _ = w.Write(p.html) // the client has cancelled
 	}
 }
 
-// policyWith adds frame-ancestors to the policy. A value that would end the
-// directive, and so perhaps allow more than it says, allows nobody.
+// policyWith adds frame-ancestors to the policy. A value that would end the directive,
+// and could allow more sites, allows none.
 func (p *Page) policyWith(frameAncestors string) string {
 	if frameAncestors == "" {
 		return p.policy
@@ -135,7 +133,7 @@ func (p *Page) policyWith(frameAncestors string) string {
 	return p.policy + "; frame-ancestors " + frameAncestors
 }
 
-// ServeHLSJS serves hls.js, or answers 404 if there is none.
+// ServeHLSJS serves hls.js, or 404 without hls.js.
 func (p *Page) ServeHLSJS(w http.ResponseWriter, r *http.Request) {
 	if p.hlsJS == nil {
 		http.NotFound(w, r)

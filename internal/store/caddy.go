@@ -21,13 +21,13 @@ import (
 const (
 	root = "signed_playback"
 
-	// How many operations of a storage may be under way at once.
+	// The largest numbers of simultaneous operations of a storage.
 	maxReads  = 64
 	maxWrites = 16
 	maxViews  = 64
 
-	// finishTimeout is how long a write that has begun may take to end, however
-	// little time its caller has left.
+	// finishTimeout is how long a write that has begun may take, also if its caller has
+	// less time left.
 	finishTimeout = 30 * time.Second
 )
 
@@ -39,9 +39,9 @@ const (
 //	signed_playback/signing/<id>.json
 //	signed_playback/stamps/<collection>
 //
-// A storage tells nobody what changes in it, and it cannot append. So each write
-// ends with a new stamp of its collection, and the other nodes read the
-// collection again when they find a stamp that they do not know.
+// A Caddy storage has no notifications and cannot append. So each write ends with a new
+// stamp of its collection, and a node that finds an unknown stamp reads the collection
+// again.
 type Caddy struct {
 	*start
 	storage func() certmagic.Storage
@@ -100,9 +100,9 @@ func (s *Caddy) load(ctx context.Context, name Name) (Object, error) {
 	return Object{}, fmt.Errorf("%w: reading %s: %w", ErrUnavailable, name, err)
 }
 
-// stillThere tells a storage without a certain file from one that has vanished,
-// like a network folder that is no longer mounted: the empty folder in its place
-// would make every video one without settings.
+// stillThere returns an error if the storage has vanished, like a network folder that is
+// no longer mounted. In the empty folder that remains, every video would be without
+// settings.
 func (s *Caddy) stillThere(ctx context.Context) error {
 	if !s.seen.Load() {
 		return nil
@@ -205,7 +205,7 @@ func (s *Caddy) Changes(ctx context.Context) ([]Collection, error) {
 	return changed, nil
 }
 
-// stamp reads a stamp, "" if there is none.
+// stamp reads a stamp, or returns "" if it is missing.
 func (s *Caddy) stamp(ctx context.Context, collection Collection) (string, error) {
 	raw, err := s.storage().Load(ctx, stampPath(collection))
 	switch {
@@ -215,7 +215,7 @@ func (s *Caddy) stamp(ctx context.Context, collection Collection) (string, error
 	case errors.Is(err, fs.ErrNotExist):
 		return "", s.stillThere(ctx)
 	case concernsOneFile(err):
-		return rand.Text(), nil // as long as that lasts, the collection counts as changed
+		return rand.Text(), nil // meanwhile the collection counts as changed
 	}
 	return "", fmt.Errorf("%w: reading the stamp of %s: %w", ErrUnavailable, collection, err)
 }

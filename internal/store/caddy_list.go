@@ -15,8 +15,7 @@ import (
 )
 
 const (
-	// maxListings is how often a folder is listed again because it has changed
-	// meanwhile.
+	// maxListings is how often a folder that changes meanwhile is listed again.
 	maxListings = 100
 
 	// readsOfAll is how many objects All reads at a time. On a storage in the
@@ -24,8 +23,8 @@ const (
 	// in time.
 	readsOfAll = maxReads / 2
 
-	// objectTimeout bounds how long All waits for one object, so that one that
-	// hangs does not hold up the others.
+	// objectTimeout bounds how long All waits for one object, so that an object that
+	// hangs does not delay the others.
 	objectTimeout = 800 * time.Millisecond
 )
 
@@ -110,7 +109,7 @@ func (s *Caddy) getAll(ctx context.Context, names []Name) ([]Object, []error) {
 	return objects, errs
 }
 
-// answers reports whether the storage answers, when it could not read an object.
+// answers reports whether the storage answers, after it has failed to read an object.
 func (s *Caddy) answers(ctx context.Context, collection Collection) bool {
 	if ctx.Err() != nil {
 		return false
@@ -135,9 +134,9 @@ func (s *Caddy) list(ctx context.Context, folder string) ([]string, error) {
 			case !errors.Is(err, fs.ErrNotExist), attempt == maxListings, ctx.Err() != nil:
 				return nil, fmt.Errorf("%w: listing %s: %w", ErrUnavailable, folder, err)
 			}
-			// File storage also says so, and returns a part of the list, when a
-			// file vanishes meanwhile: a temporary file that somebody is just
-			// writing. The missing part may contain a revocation.
+			// File storage returns the same error, and a part of the list, if a file
+			// vanishes meanwhile, such as the temporary file of a write. The missing
+			// part may contain a revocation.
 			_, err = s.storage().Stat(ctx, folder)
 			switch {
 			case errors.Is(err, fs.ErrNotExist):

@@ -63,7 +63,7 @@ func (s *Caddy) lock(ctx context.Context, storage certmagic.Storage, lock string
 // its owner has died, and releases it. File storage breaks an empty lock, which a
 // full disk leaves, after two seconds of waiting. It also refreshes a lock for seconds
 // after its release, even if by then the lock belongs to another node that has died.
-// So a lock that nobody has released in finishTimeout is broken: no write takes longer.
+// So clearLock breaks a lock that is not released in finishTimeout: no write takes longer.
 func (s *Caddy) clearLock(ctx context.Context, storage certmagic.Storage, lock string) {
 	if _, already := s.stuck.LoadOrStore(lock, struct{}{}); already {
 		return

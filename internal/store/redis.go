@@ -37,11 +37,10 @@ const (
 //	{signed_playback}:keys   #epoch, and the objects by id; videos and signing
 //	                         are the same
 //
-// A Redis can lose everything in an instant, or only some keys by eviction, and
-// then answers as if nothing had ever been there. For a gate that would mean
-// that no key has been revoked and no video has settings. So there is an epoch
-// in every hash, each read asks for it, and a node remembers which one it has
-// seen.
+// A Redis can lose all its data in an instant, or some keys by eviction, and then answers
+// as if they had never existed. For a gate, no key would be revoked and no video would
+// have settings. So each hash contains an epoch, each read asks for it, and a node
+// remembers the epoch that it has seen.
 type Redis struct {
 	*start
 	options rueidis.ClientOption
@@ -94,8 +93,8 @@ func NewRedis(address string, local func() certmagic.Storage, logger func() *zap
 // servers that do not offer client-side caching, nothing wakes a node.
 func (r *Redis) Wake() <-chan struct{} { return r.wake }
 
-// invalidated is called when a key has changed, and without keys when all may
-// have: after FLUSHALL, and when the connection ends.
+// invalidated is called when a key has changed. After FLUSHALL, and when the connection
+// ends, it is called without keys: any key may have changed.
 func (r *Redis) invalidated([]rueidis.RedisMessage) {
 	select {
 	case r.wake <- struct{}{}:
@@ -103,14 +102,14 @@ func (r *Redis) invalidated([]rueidis.RedisMessage) {
 	}
 }
 
-// question is one exchange with Redis.
+// question is a request to Redis.
 type question struct {
 	keys    []string // the reply begins with their epochs
 	answers int      // how many values follow
 	ask     func(context.Context, *session) rueidis.RedisResult
 }
 
-// ask asks a question and returns the answers, if they are from the data that
+// ask returns the answers to a question, or an error if they are not from the data that
 // this node knows.
 func (r *Redis) ask(ctx context.Context, calls *queue.Queue, q question) ([]rueidis.RedisMessage, error) {
 	s, err := r.connected(ctx)
@@ -142,7 +141,7 @@ func (r *Redis) ask(ctx context.Context, calls *queue.Queue, q question) ([]ruei
 	return reply[len(q.keys):], nil
 }
 
-// value returns a string as Redis has it, nil if there is none.
+// value returns a string of Redis, or nil.
 func value(m rueidis.RedisMessage) []byte {
 	text, err := m.ToString()
 	if err != nil {
@@ -169,7 +168,7 @@ func (r *Redis) get(ctx context.Context, calls *queue.Queue, name Name) (Object,
 	return r.secrets.decode(name, raw), nil
 }
 
-// read returns the value under a name, nil if there is none.
+// read returns the value under a name, or nil.
 func (r *Redis) read(ctx context.Context, calls *queue.Queue, name Name) ([]byte, error) {
 	key := hashOf(name.collection)
 	answers, err := r.ask(ctx, calls, question{[]string{key}, 1, func(ctx context.Context, s *session) rueidis.RedisResult {
@@ -225,7 +224,7 @@ func (r *Redis) swap(ctx context.Context, name Name, present, next []byte) (swap
 	return string(value(answers[0])) == swappedAnswer, value(answers[1]), nil
 }
 
-// optional tells a script an empty value from a missing one.
+// optional encodes a value, so that a script can distinguish an empty from a missing one.
 func optional(raw []byte) string {
 	if raw == nil {
 		return ""

@@ -18,10 +18,10 @@ import (
 
 const (
 	// redisTimeout bounds a dial and a handshake. A connection without traffic
-	// is pinged as often, and given up when the answer takes as long.
+	// is pinged after this time, and closed if the answer takes as long.
 	redisTimeout = time.Second
 
-	// callTimeout is how long a call may go on after its caller has gone.
+	// callTimeout is how long a call may continue without its caller.
 	callTimeout = 5 * time.Second
 
 	// maxCalls is how many calls may be under way at once: so many of viewers, and
@@ -71,7 +71,7 @@ func parseAddress(address string) (rueidis.ClientOption, error) {
 	}
 	o.Dialer.KeepAlive = redisTimeout
 	o.PipelineMultiplex = -1 // one connection
-	o.DisableRetry = true    // notice at once that a server is away
+	o.DisableRetry = true    // report an unavailable server at once
 	o.DisableCache = o.DisableCache || o.AlwaysRESP2
 	return o, nil
 }
@@ -87,7 +87,7 @@ func (r *Redis) Close() {
 	}
 	go func() {
 		// A call that dials while the client is being closed would leave its
-		// connection open for good. So wait until no call is under way; none
+		// connection open for ever. So wait until no call is under way; none
 		// takes longer than callTimeout.
 		for calls, all := range map[*queue.Queue]int64{r.calls: maxCalls, r.lookups.viewers: maxCalls, r.lookups.strangers: maxStrangers} {
 			if calls.Enter(context.Background(), all) == nil {

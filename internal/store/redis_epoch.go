@@ -37,7 +37,7 @@ local answer = {redis.call('HGET', KEYS[1], 'epoch')}
 for i = 2, 4 do answer[i] = redis.call('HGET', KEYS[i], '#epoch') end
 `
 
-	// adoptScript takes all keys and an epoch for the data if there is none.
+	// adoptScript takes all keys, and an epoch for data without one.
 	adoptScript = rueidis.NewLuaScriptNoSha(`
 if redis.call('EXISTS', unpack(KEYS)) == 0 then
 	for i = 2, 4 do redis.call('HSET', KEYS[i], '#epoch', ARGV[1]) end
@@ -83,8 +83,8 @@ return {redis.call('HGET', KEYS[1], '#epoch'), page[1], page[2]}`)
 
 const swappedAnswer = "swapped"
 
-// memory is a file in which a node keeps the epoch that it has seen, so that it
-// notices lost data after a restart, too.
+// memory is a file with the epoch that a node has seen. With it, the node also notices
+// lost data after a restart.
 type memory struct {
 	storage func() certmagic.Storage
 	key     string
@@ -98,7 +98,7 @@ type remembered struct {
 	Hint  string `json:"hint"`
 }
 
-// load returns the epoch, "" if there is none.
+// load returns the epoch, or "" if the node has seen none.
 func (m memory) load(ctx context.Context) (string, error) {
 	raw, err := m.storage().Load(ctx, m.key)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -146,15 +146,14 @@ type Store interface {
 	// before the next poll is due. It is nil if the store cannot tell.
 	Wake() <-chan struct{}
 
-	// Close gives up connections. Nothing may be called after it.
+	// Close closes the connections. No method may be called after it.
 	Close()
 }
 
-// stamps are random texts, one for each collection, that each write replaces
-// after it has written its object. A node that finds another stamp than before
-// knows that something in the collection has been written. Whatever order
-// concurrent writes end in, the last stamp is a new one, so no node misses one.
-// A restored backup brings other stamps back, too.
+// stamps are random texts, one for each collection. Each write replaces the stamp after it
+// has written its object. A node that finds a new stamp knows that the collection has
+// changed. Simultaneous writes always end with a new stamp, in any order, so no node
+// misses a write. A restored backup has other stamps, too.
 type stamps map[Collection]string
 
 // changed returns the collections whose stamp is not the known one. The known
