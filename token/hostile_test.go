@@ -569,7 +569,7 @@ func TestAudience(t *testing.T) {
 		``: false, `,"aud":"media"`: false, `,"iss":"media"`: false, `,"aud":"media","iss":"shop"`: false, `,"aud":"shop","iss":"media"`: false,
 		`,"x":{"aud":"media","iss":"media"}`: false,
 	} {
-		check(members, token.Policy{Audience: values, Issuer: values}, allowed)
+		check(members, token.Policy{Audience: values[:1], Issuer: values[1:]}, allowed)
 	}
 }
 

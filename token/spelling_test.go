@@ -40,8 +40,8 @@ func TestMisspeltClaims(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"accessrules", "NBF", "access_rules", "start-by", "acessRules", "accessRule", "downloadble", "notBefore", "not_before",
-		"ACCESS.RULES", " exp", "$uid", "c-limit", "ſub", "\u212aid", "access\u200bRules", "aссessRules", "n\u0411f", "jt\u0131", "＿ｎｂｆ",
+		"accessrules", "NBF", "access_rules", "start-by", "acessRules", "accessRule", "downloadablle", "notBefore", "not_before",
+		"ACCESS.RULES", " exp", "$uid", "c-limit", "ſub", "\u212aid", "access\u200bRules", "aссessRules", "n\u0411f", "jt\u0131", "＿ｎｂｆ", "жlжmжt",
 	} {
 		refuse(t, forge(goodHeader, fmt.Sprintf(`{"sub":"demo","exp":1800003600,%q:1}`, name)), token.ErrMalformed)
 	}
@@ -109,7 +109,7 @@ func TestOtherClaims(t *testing.T) {
 		hd firebase user_id cognito:username cognito:groups token_use event_id origin_jti jti_origin
 		realm_access resource_access session_state allowed-origins typ org_id permissions https://example.com/roles
 		role uuid guid user uid_number subject expires_in video season limits tags start startsAt starts_at stop access access_token rules
-		download downloads downloadUrl limitless issuer audience key kind ids user-id x a b é имя 姓名 prénom größe`)
+		startedBy accessRulesV2 uid2 жlжжжt download downloads downloadUrl limitless issuer audience key kind ids user-id x a b é имя 姓名 prénom größe`)
 	for _, name := range append(names, restricting[6:]...) { // TestVerify has the first six
 		if err := parseClaim(string(must(json.Marshal(name)))); err != nil {
 			t.Errorf("a claim %q: %v", name, err)
