@@ -566,8 +566,8 @@ func TestAudience(t *testing.T) {
 	}
 	for members, allowed := range map[string]bool{
 		`,"aud":"media","iss":"https://media.example"`: true,
-		``: false, `,"aud":"media"`: false, `,"iss":"media"`: false, `,"aud":"media","iss":"shop"`: false, `,"aud":"shop","iss":"media"`: false,
-		`,"x":{"aud":"media","iss":"media"}`: false,
+		``: false, `,"aud":"media"`: false, `,"iss":"https://media.example"`: false, `,"aud":"media","iss":"shop"`: false,
+		`,"aud":"shop","iss":"https://media.example"`: false, `,"x":{"aud":"media","iss":"https://media.example"}`: false,
 	} {
 		check(members, token.Policy{Audience: values[:1], Issuer: values[1:]}, allowed)
 	}

@@ -25,8 +25,7 @@ func (s *scanner) next() byte {
 
 // accept skips the next byte if it is one of set.
 func (s *scanner) accept(set string) bool {
-	c := s.next()
-	if c == 0 || strings.IndexByte(set, c) < 0 {
+	if strings.IndexByte(set, s.next()) < 0 {
 		return false
 	}
 	s.at++

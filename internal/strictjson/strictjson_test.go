@@ -51,6 +51,8 @@ func TestParse(t *testing.T) {
 		{"open object", `{"a":1`, ErrSyntax},
 		{"open string", `["a`, ErrSyntax},
 		{"open escape", `["a\`, ErrSyntax},
+		{"open code unit", `["\u12`, ErrSyntax},
+		{"exponents alone", `[e5,-e5,.e5]`, ErrSyntax},
 		{"open surrogate", `["\ud83d\`, ErrEncoding},
 		{"surrogate before something else", `["\ud83d\n"]`, ErrEncoding},
 		{"a code unit with a sign", `["\u+123"]`, ErrSyntax},
