@@ -1,19 +1,14 @@
 package integration
 
 import (
-	"bufio"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -175,19 +170,6 @@ func (a *hostileAPI) tryCredentials(t *testing.T) {
 			t.Errorf("got %d: %s", res.StatusCode, res.body)
 		}
 	})
-	t.Run("A1 a space behind, in HTTP/2", func(t *testing.T) { // HTTP/1.1 takes it for optional white space
-		for value, wanted := range map[string]int{"Bearer " + apiSecret: http.StatusOK, "Bearer " + apiSecret + " ": http.StatusUnauthorized} {
-			conn, err := net.Dial("tcp", a.api)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			res := startHTTP2(t, conn).exchange(t, ":method", "GET", ":scheme", "http", ":authority", a.api, ":path", keys, "authorization", value)
-			if res == nil || res.StatusCode != wanted {
-				t.Errorf("%q: got %v, want %d", value[len(value)-3:], res, wanted)
-			}
-		}
-	})
 	header := []string{"authorization: \t Bearer " + otherSecret + " \t", "x-auth-email: " + apiPairEmail, "x-auth-key: " + apiPairKey} // RFC 9110 section 5.5
 	if res := a.onAPI().raw(t, a.apiRequest(http.MethodGet, keys, "", header...)); res.StatusCode != http.StatusOK {
 		t.Errorf("the other secret, with white space, and a pair: got %d: %s", res.StatusCode, res.body)
@@ -195,58 +177,32 @@ func (a *hostileAPI) tryCredentials(t *testing.T) {
 	wantSameTree(t, a.storage(), a.files)
 }
 
-// guess guesses credentials on many connections, with another X-Forwarded-For each
-// time. Few guesses of one address are heard; others do not notice, nor viewers.
+// guess guesses credentials, with another X-Forwarded-For each time. Few guesses of one
+// address are heard, and neither others nor viewers notice. Package controlapi has the
+// limits.
 func (a *hostileAPI) guess(t *testing.T) {
-	const guesser, connections, guesses, burst = "127.0.3.1", 8, 40, 60
+	const guesser, guesses = "127.0.3.1", 2000
 	viewers := seat(t, []*gateway{a.gateway}, map[string]string{"a viewer": segment(mint(t, "demo", nil))})
-	begun := time.Now()
-	var mu sync.Mutex
-	statuses := make(map[int]int)
-	var guessing sync.WaitGroup
-	for connection := range connections {
-		guessing.Go(func() {
-			conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(guesser)}}).Dial("tcp", a.api)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer conn.Close()
-			_ = conn.SetDeadline(time.Now().Add(startTimeout))
-			for i, reader := 0, bufio.NewReader(conn); i < guesses; i++ {
-				fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer guess-%d-%d\r\nX-Forwarded-For: 203.0.113.%d\r\n\r\n",
-					ofAccount("stream/keys"), a.api, connection, i, i)
-				res, err := http.ReadResponse(reader, nil)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				_, _ = io.Copy(io.Discard, res.Body)
-				if (res.StatusCode == http.StatusTooManyRequests) != (res.Header.Get("Retry-After") != "") {
-					t.Errorf("A3 status %d with Retry-After %q", res.StatusCode, res.Header.Get("Retry-After"))
-				}
-				mu.Lock()
-				statuses[res.StatusCode]++
-				mu.Unlock()
-			}
-		})
+	keys := ofAccount("stream/keys")
+	limited := false
+	for i := 0; i < guesses && !limited; i++ {
+		header := []string{fmt.Sprintf("Authorization: Bearer guess-%d", i), fmt.Sprintf("X-Forwarded-For: 203.0.113.%d", i%256)}
+		res := a.onAPI().rawFrom(t, guesser, a.apiRequest(http.MethodGet, keys, "", header...))
+		limited = res.StatusCode == http.StatusTooManyRequests
+		if limited != (res.Header.Get("Retry-After") != "") || !limited && res.StatusCode != http.StatusUnauthorized {
+			t.Errorf("A3 status %d with Retry-After %q", res.StatusCode, res.Header.Get("Retry-After"))
+		}
 	}
-	guessing.Wait()
-	heard, most := statuses[http.StatusUnauthorized], burst+int(time.Since(begun).Seconds())+1
-	if heard < burst || heard > most || heard+statuses[http.StatusTooManyRequests] != connections*guesses {
-		t.Errorf("A3 %d guesses got %v; want %d to %d times 401 and then 429", connections*guesses, statuses, burst, most)
+	if !limited {
+		t.Errorf("A3 all of %d guesses were heard", guesses)
 	}
-	neighbour := a.onAPI().rawFrom(t, "127.0.3.2", a.apiRequest(http.MethodGet, ofAccount("stream/keys"), ""))
+	neighbour := a.onAPI().rawFrom(t, "127.0.3.2", a.apiRequest(http.MethodGet, keys, ""))
 	wantAPIError(t, readAPIResponse(t, neighbour), http.StatusUnauthorized, codeCredential)
 	// The owner may have a key to revoke, although somebody guesses at that address.
-	owner := a.onAPI().rawFrom(t, guesser, a.apiRequest(http.MethodGet, ofAccount("stream/keys"), "", authorized))
-	if owner.StatusCode != http.StatusOK {
+	if owner := a.onAPI().rawFrom(t, guesser, a.apiRequest(http.MethodGet, keys, "", authorized)); owner.StatusCode != http.StatusOK {
 		t.Errorf("A3 the owner at the guesser's address got %d: %s", owner.StatusCode, owner.body)
 	}
 	viewers.leave(t)
-	if got := strings.Count(a.log.String(), "many wrong credentials"); got != 1 {
-		t.Errorf("A3 the log has %d warnings of one guesser, want 1", got)
-	}
 }
 
 // tryCalls has calls of the owner that are refused, or that must not get as far as
@@ -280,21 +236,6 @@ func (a *hostileAPI) tryCalls(t *testing.T) {
 			}
 		})
 	}
-	t.Run("A5 less than announced", func(t *testing.T) {
-		conn, err := net.Dial("tcp", a.api)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(startTimeout))
-		fmt.Fprint(conn, rawRequest("POST", video, "Host: "+a.api, authorized, "Content-Length: 100")+`{"requireSignedURLs":false}`)
-		_ = conn.(*net.TCPConn).CloseWrite()
-		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		wantAPIError(t, readAPIResponse(t, readResponse(t, res)), http.StatusBadRequest, codeBadRequest)
-	})
 	// Caddy's file storage removes whole trees, so no id may name a folder.
 	for _, id := range []string{
 		"", "..", "%2e%2e", "%252e%252e", "a%2fb", `a\b`, "../keys", "demo/..", "demo%00", "demo.json", "%c0%ae%c0%ae", strings.Repeat("a", 300),

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -102,41 +101,9 @@ func TestReportOnly(t *testing.T) {
 		o.wantPassed(t, g.get(t, "/"+mint(t, "demo", nil)+"/video/1.ts"), "/demo/video/1.ts")
 		g.wantLogged(t, map[string]string{"video": "demo", "result": "allowed", "reason": ""})
 	})
-	t.Run("a flood of forged tokens, and a reload", g.flood)
 }
 
 // forgedSegment is a segment's path with a forged token.
 func forgedSegment() string {
 	return segment(b64(goodHeader()) + "." + b64(goodPayload("demo")) + "." + b64(strings.Repeat("x", 256)))
-}
-
-// flood sends forged tokens, of which none is refused until the gate begins to, by a
-// reload. From then on it refuses each.
-func (r *reporting) flood(t *testing.T) {
-	sending := repeat(t, r.gateway, 8, func(int64) string { return requestFrom(forgedSegment(), "203.0.113.7") })
-	eventually(t, "a flood", func() bool { return sending.count.Load() > 200 })
-	if answers := sending.stop(); len(answers) != 1 || answers[plays] == 0 {
-		t.Errorf("the flood was answered with %v, want nothing refused", answers)
-	}
-	path := filepath.Join(r.dir, "Caddyfile")
-	before, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, path, []byte(strings.Replace(string(before), "enforce off", "enforce on", 1)))
-	if err := r.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
-		t.Fatal(err)
-	}
-	// A reload closes connections, which is an error to the request that comes next.
-	eventually(t, "the gate refuses", func() bool {
-		got, err := r.tryGet(segment("demo"))
-		return err == nil && got == tokenNeeded
-	})
-	eventually(t, "an answer to a forged token", func() bool {
-		got, err := r.tryGet(forgedSegment())
-		if err == nil && got != signatureInvalid && got != verificationLimited {
-			t.Errorf("got %v for a forged token", got)
-		}
-		return err == nil
-	})
 }
