@@ -194,7 +194,7 @@ func (c *http2Conn) exchange(t testing.TB, fields ...string) *response {
 // tryMounts has sites that remove a prefix in front of the gate, which must not
 // remove a check with it: the decision is about what the origin is asked for.
 func (h *hostileServer) tryMounts(t *testing.T) {
-	T := mint(t, "vidA", nil)
+	T, own := mint(t, "vidA", nil), mint(t, "port", nil)
 
 	t.Run("P18 where it belongs", func(t *testing.T) {
 		for _, addr := range []string{h.handlePath, h.stripPrefix} {
@@ -203,6 +203,8 @@ func (h *hostileServer) tryMounts(t *testing.T) {
 			h.want(t, rawTo(t, addr, rawGet("/play/vidA/seg.ts")), "token_required", "")
 			h.want(t, rawTo(t, addr, rawGet("/play/"+T+"/a%2fb")), "path_invalid", "")
 			h.want(t, rawTo(t, addr, rawGet("/play/"+T+"/seg;x")), "path_invalid", "")
+			h.want(t, rawTo(t, addr, rawGet("/play/"+own+"/seg.ts", "Referer: http://media.example.com/play/"+own+"/iframe")), "", "/port/seg.ts")
+			h.want(t, rawTo(t, addr, rawGet("/play/"+own+"/seg.ts", "Referer: http://media.example.com/"+own+"/iframe")), "origin_not_allowed", "")
 		}
 		h.want(t, rawTo(t, h.plain.addr, rawGet("/play/"+T+"/seg.ts")), "path_invalid", "")
 	})

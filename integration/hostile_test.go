@@ -285,6 +285,7 @@ func originThreats(t *testing.T) []threat {
 		return rawGet("/"+mint(t, video, nil)+"/seg.ts", header...)
 	}
 	iframe := func(header ...string) string { return rawGet("/"+mint(t, "site", nil)+"/iframe", header...) }
+	T := mint(t, "port", nil)
 	return []threat{
 		{"R1 a name behind a hyphen", from("site", "Referer: https://evil-example.com/"), "origin_not_allowed", ""},
 		{"R2 a name that ends like a wildcard's", from("site", "Origin: https://evilexample.org"), "origin_not_allowed", ""},
@@ -297,7 +298,9 @@ func originThreats(t *testing.T) []threat {
 		{"R8 neither header, within an iframe", iframe("Sec-Fetch-Dest: iframe"), "", "/site/iframe"},
 		{"R9 other Origin, good Referer", from("site", "Origin: https://evil.com", "Referer: https://example.com/"), "origin_not_allowed", ""},
 		{"R11 the host that X-Forwarded-Host names", from("port", "Origin: https://evil.com", "X-Forwarded-Host: evil.com"), "origin_not_allowed", ""},
-		{"R11 the gate's own page, a segment", from("port", "Referer: https://media.example.com/x/iframe"), "", "/port/seg.ts"},
+		{"R11 the gate's own page, a segment", rawGet("/"+T+"/seg.ts", "Referer: https://media.example.com/"+T+"/iframe"), "", "/port/seg.ts"},
+		{"R12 a page of another video on the gate's host", rawGet("/"+T+"/seg.ts", "Referer: https://media.example.com/vidA/iframe"), "origin_not_allowed", ""},
+		{"R12 the gate's host alone", rawGet("/"+T+"/seg.ts", "Origin: https://media.example.com"), "origin_not_allowed", ""},
 	}
 }
 
@@ -421,6 +424,27 @@ func (h *hostileServer) checkOriginHeaders(t *testing.T) {
 			}
 		})
 	}
+	t.Run("H14 headers and parameters that nobody has listed", func(t *testing.T) {
+		header := []string{"Cookie: id=secret-1", "Authorization: Bearer secret-2", "X-Request-Id: " + T, "User-Agent: player", "CMCD-Session: sid=1"}
+		for range 20 {
+			header = append(header, fmt.Sprintf("X-%x: secret-%x", rand.Text(), rand.Text()))
+		}
+		for first, query := range map[string]string{T: "?a=1&CMCD=bl%3D2100&u=%2F" + T + "%2Fx&b", "open": "?CMCD=bl%3D2100&a=1&b"} {
+			h.plain.raw(t, rawGet("/"+first+"/seg.ts"+query, header...))
+			requests := h.take()
+			if len(requests) != 1 || !strings.HasSuffix(requests[0].uri, "/seg.ts?a=1&b") {
+				t.Fatalf("the origin saw %v", requests)
+			}
+			for name, values := range requests[0].header {
+				if text := strings.Join(values, ","); strings.Contains(text, "secret") || first == T && strings.Contains(text, T) {
+					t.Errorf("the origin saw %s: %q", name, values)
+				}
+			}
+			if got := requests[0].header.Get("User-Agent") + requests[0].header.Get("CMCD-Session"); got != "playersid=1" {
+				t.Errorf("the origin saw the listed headers %q", got)
+			}
+		}
+	})
 	t.Run("H9 1,000 ranges, H10 validators", func(t *testing.T) {
 		request := rawGet("/"+T+"/seg.ts", "Range: bytes="+strings.TrimSuffix(strings.Repeat("0-0,", 1000), ","), `If-None-Match: "v1"`)
 		h.plain.raw(t, request)
