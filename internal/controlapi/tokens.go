@@ -1,7 +1,6 @@
 package controlapi
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -19,12 +18,9 @@ const (
 
 // mintRequest is the body of a call that mints a token.
 type mintRequest struct {
-	keyID, pem   string
-	expires      time.Time // zero if it is not set
-	notBefore    time.Time // the same
-	downloadable bool
-	rules        json.RawMessage
-	warnings     []string // about the rules
+	keyID, pem string
+	claims     token.Claims // a zero date is not set
+	warnings   []string     // about the rules
 }
 
 type createdToken struct {
@@ -37,9 +33,9 @@ func (c *call) createToken(body strictjson.Value) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := c.Now()
-	claims, err := mint.claims(c.subject, now)
-	if err != nil {
+	now, claims := c.Now(), mint.claims
+	claims.VideoID = c.subject
+	if err := setDates(&claims, now); err != nil {
 		return nil, err
 	}
 	// The gate refuses other tokens.
@@ -71,16 +67,16 @@ func (c *call) parseMintRequest(body strictjson.Value) (*mintRequest, error) {
 	err := members{
 		"id":           secretMember("id", &m.keyID),
 		"pem":          secretMember("pem", &m.pem),
-		"exp":          dateMember("exp", &m.expires),
-		"nbf":          dateMember("nbf", &m.notBefore),
-		"downloadable": boolMember("downloadable", &m.downloadable),
+		"exp":          dateMember("exp", &m.claims.ExpiresAt),
+		"nbf":          dateMember("nbf", &m.claims.NotBefore),
+		"downloadable": boolMember("downloadable", &m.claims.Downloadable),
 		"flags":        checkFlags,
 		"accessRules": func(v strictjson.Value) (err error) {
 			if string(v.Raw()) == "null" {
 				return nil
 			}
-			m.rules = v.Raw()
-			if m.warnings, err = c.CheckRules(m.rules); err != nil {
+			m.claims.AccessRules = v.Raw()
+			if m.warnings, err = c.CheckRules(m.claims.AccessRules); err != nil {
 				return badRequest("%v", err)
 			}
 			return nil
@@ -124,30 +120,24 @@ func checkFlags(v strictjson.Value) error {
 	return nil
 }
 
-// claims checks the dates and adds the defaults.
-func (m *mintRequest) claims(videoID string, now time.Time) (token.Claims, error) {
-	expires, notBefore := m.expires, m.notBefore
-	if expires.IsZero() {
-		expires = now.Add(defaultLifetime)
+// setDates adds the default dates and checks all dates.
+func setDates(claims *token.Claims, now time.Time) error {
+	if claims.ExpiresAt.IsZero() {
+		claims.ExpiresAt = now.Add(defaultLifetime)
 	}
-	if notBefore.IsZero() {
-		notBefore = now.Add(-defaultBackdating)
+	if claims.NotBefore.IsZero() {
+		claims.NotBefore = now.Add(-defaultBackdating)
 	}
-	switch { // in seconds, because durations between distant times overflow
-	case expires.Unix() <= now.Unix():
-		return token.Claims{}, badRequest("exp is %s, which is in the past", expires.UTC().Format(time.RFC3339))
-	case expires.Unix() > now.Add(maxLifetime).Unix():
-		return token.Claims{}, badRequest("exp is %d, which is more than %.0f hours ahead; it is in Unix seconds", expires.Unix(), maxLifetime.Hours())
-	case notBefore.Unix() >= expires.Unix():
-		return token.Claims{}, badRequest("nbf is %d, which is not before exp (%d)", notBefore.Unix(), expires.Unix())
+	// In seconds, because durations between distant times overflow.
+	switch expires, notBefore := claims.ExpiresAt.Unix(), claims.NotBefore.Unix(); {
+	case expires <= now.Unix():
+		return badRequest("exp is %s, which is in the past", claims.ExpiresAt.UTC().Format(time.RFC3339))
+	case expires > now.Add(maxLifetime).Unix():
+		return badRequest("exp is %d, which is more than %.0f hours ahead; it is in Unix seconds", expires, maxLifetime.Hours())
+	case notBefore >= expires:
+		return badRequest("nbf is %d, which is not before exp (%d)", notBefore, expires)
 	}
-	return token.Claims{
-		VideoID:      videoID,
-		ExpiresAt:    expires,
-		NotBefore:    notBefore,
-		Downloadable: m.downloadable,
-		AccessRules:  m.rules,
-	}, nil
+	return nil
 }
 
 // mintingKey returns the key that signs: the client's, which the gateway must know, or
