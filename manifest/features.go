@@ -27,8 +27,8 @@ const (
 )
 
 // kindOf returns the kind of an element of the MPD schema (ISO/IEC 23009-1, fifth
-// edition with its amendment, and RequestParam and SegmentSequenceProperties of the
-// sixth). Its name counts with any prefix: players ignore namespaces.
+// edition with its amendment, and what players know of the sixth). Its name counts
+// with any prefix: players ignore namespaces.
 func kindOf(name []byte) elementKind {
 	switch string(name) {
 	case "MPD", "Patch":
@@ -37,7 +37,7 @@ func kindOf(name []byte) elementKind {
 		return known | operation
 	case "BaseURL":
 		return known | base
-	case "Location", "PatchLocation":
+	case "Location", "PatchLocation", "ImportedMPD":
 		return known | location
 	case "SegmentTemplate":
 		return known | template
@@ -54,7 +54,7 @@ func kindOf(name []byte) elementKind {
 		return known | open
 	case "Period", "AdaptationSet", "EmptyAdaptationSet", "Representation", "SubRepresentation", "ContentComponent", "Preselection",
 		"Subset", "GroupLabel", "Label", "InitializationGroup", "InitializationPresentation", "ServiceDescription", "Latency",
-		"PlaybackRate", "OperatingQuality", "OperatingBandwidth", "QualityLatency", "LeapSecondInformation", "SegmentBase", "SegmentList",
+		"PlaybackRate", "OperatingQuality", "OperatingBandwidth", "QualityLatency", "PlaybackRestrictions", "LeapSecondInformation", "SegmentBase", "SegmentList",
 		"SegmentTimeline", "S", "Pattern", "P", "SegmentSequenceProperties", "Initialization", "RepresentationIndex",
 		"BitstreamSwitching", "FailoverContent", "FCS", "Switching", "RandomAccess", "Resync", "ExtendedBandwidth", "ModelPair",
 		"ContentPopularityRate", "PR", "ProducerReferenceTime", "RequestParam", "Title", "Source", "Copyright", "SelectionInfo", "Selection":

@@ -198,7 +198,7 @@ func FuzzDASH(f *testing.F) {
 
 var (
 	quotedURI   = regexp.MustCompile(`([ \t\r\n](?:media|index|initialization|bitstreamSwitching|sourceURL|value|[^\s"'=<>]*:href)[ \t\r\n]*=[ \t\r\n]*)("[^"]*"|'[^']*')`)
-	elementText = regexp.MustCompile(`(BaseURL|Location|ContentSteering)$`)
+	elementText = regexp.MustCompile(`(BaseURL|Location|ImportedMPD|ContentSteering)$`)
 )
 
 // cutURIs removes everything from an MPD that could be a URI.

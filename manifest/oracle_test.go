@@ -285,7 +285,7 @@ func mpdURIs(n *node, document spot) (found []finding, rest string, ok bool) {
 			case opaqueInside || !ok:
 			case c.name == "BaseURL":
 				text = ""
-			case c.name == "Location", c.name == "PatchLocation":
+			case c.name == "Location", c.name == "PatchLocation", c.name == "ImportedMPD":
 				add(text, []spot{document})
 				text = ""
 			case c.name == "ContentSteering":
