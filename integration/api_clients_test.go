@@ -325,78 +325,48 @@ func TestDocumentWorkers(t *testing.T) {
 	}
 }
 
-// The commands of the document, in which a shell sees one line each, with the
-// two that it describes in words.
-const (
-	curlRequire = `curl -X POST -H "Authorization: Bearer $TOKEN" "https://api.cloudflare.com/client/v4/accounts/$ACCOUNT/stream/$VIDEOID"
--H "Content-Type: application/json"
--d "{\"uid\": \"$VIDEOID\", \"requireSignedURLs\": true }"`
-
-	curlOrigins = `curl -X POST \
--d "{\"uid\": \"$VIDEOID\", \"allowedOrigins\": [\"example.com\"]}" \
-
-https://api.cloudflare.com/client/v4/accounts/$ACCOUNT/stream/$VIDEOID`
-
-	curlRevoke = `curl -X DELETE -H "Authorization: Bearer $TOKEN"  "https://api.cloudflare.com/client/v4/accounts/$ACCOUNT/stream/keys/$KEYID"`
-
-	curlCreate = `curl -X POST -H "Authorization: Bearer $TOKEN" "https://api.cloudflare.com/client/v4/accounts/$ACCOUNT/stream/keys"`
-	curlMint   = `curl -X POST -H "Authorization: Bearer $TOKEN" "https://api.cloudflare.com/client/v4/accounts/$ACCOUNT/stream/$VIDEOID/token"`
-)
-
-// The document's curl commands work with only the host, the account and the
+// The curl commands of the document work with only the host, the account and the
 // credential replaced, also the one that sends JSON and says that it is a form.
 func TestDocumentCurl(t *testing.T) {
 	t.Parallel()
 	o := startOrigin(t, nil)
 	g := start(t, o, config{api: withAPI})
 	tool(t, "curl")
-	const video, bearer = "vid", `-H "Authorization: Bearer $TOKEN" `
+	const video, manifest, base = "vid", "/vid/manifest/video.m3u8", "https://api.cloudflare.com/client/v4/accounts/$ACCOUNT/stream"
 	variables := "ACCOUNT=" + account + " VIDEOID=" + video + " TOKEN=" + apiSecret + "; "
 	run := func(command string, result any) {
 		t.Helper()
-		if !strings.Contains(command, bearer) { // that line has no credential in the document
-			command = strings.Replace(command, "curl ", "curl "+bearer, 1)
-		}
-		command = strings.NewReplacer(cloudflareHost, "http://"+g.api, "\\\n", " ", "\n", " ").Replace(command)
-		ran := execute(t, "", "", "sh", "-c", variables+command)
+		command = strings.NewReplacer(cloudflareHost, "http://"+g.api, "\n", " ").Replace(command)
+		ran := execute(t, "", "", "sh", "-c", variables+`curl -H "Authorization: Bearer $TOKEN" `+command)
 		var answer apiResponse
-		if err := json.Unmarshal([]byte(ran.stdout), &answer); err != nil || ran.code != 0 || !answer.Success {
+		if err := json.Unmarshal([]byte(ran.stdout), &answer); err != nil || ran.code != 0 || !answer.Success || json.Unmarshal(answer.Result, result) != nil {
 			t.Fatalf("%s: exit status %d: %v\n%s%s", command, ran.code, err, ran.stdout, ran.stderr)
 		}
-		if err := json.Unmarshal(answer.Result, result); err != nil {
-			t.Fatalf("%s: %v: %s", command, err, answer.Result)
-		}
 	}
-	const manifest = "/" + video + "/manifest/video.m3u8"
-
-	g.edit(t, video, `{"requireSignedURLs":false}`)
-	o.wantPassed(t, g.get(t, manifest), manifest)
 	var got sdk.Video
-	if run(curlRequire, &got); !got.RequireSignedURLs || got.UID != video {
-		t.Errorf("the answer is of the video %q, with requireSignedURLs %v", got.UID, got.RequireSignedURLs)
-	}
+	g.edit(t, video, `{"requireSignedURLs":false}`)
+	run(`-X POST "`+base+`/$VIDEOID"
+-H "Content-Type: application/json"
+-d "{\"uid\": \"$VIDEOID\", \"requireSignedURLs\": true }"`, &got)
 	o.wantRefused(t, g.get(t, manifest), http.StatusUnauthorized, "token_required")
 
 	var minted sdk.TokenNewResponse
-	run(curlMint, &minted)
+	run(`-X POST "`+base+`/$VIDEOID/token"`, &minted)
 	path := "/" + minted.Token + "/manifest/video.m3u8"
-	o.wantPassed(t, g.get(t, path), manifest)
-
-	if run(curlOrigins, &got); !slices.Equal(got.AllowedOrigins, []string{"example.com"}) || !got.RequireSignedURLs {
-		t.Errorf("the answer has allowedOrigins %q and requireSignedURLs %v", got.AllowedOrigins, got.RequireSignedURLs)
+	run(`-X POST -d "{\"uid\": \"$VIDEOID\", \"allowedOrigins\": [\"example.com\"]}"  `+base+`/$VIDEOID`, &got)
+	if !slices.Equal(got.AllowedOrigins, []string{"example.com"}) || !got.RequireSignedURLs || got.UID != video {
+		t.Errorf("the video is %+v", got)
 	}
 	o.wantPassed(t, g.get(t, path, "Origin: https://example.com"), manifest)
-	if got, want := g.get(t, path, "Origin: https://example.net").verdict(), (verdict{http.StatusForbidden, "origin_not_allowed"}); got != want {
-		t.Errorf("from another origin: %v, want %v", got, want)
-	}
+	wantVerdict(t, g, path, refusedFor("origin_not_allowed"), "Origin: https://example.net")
 
 	var key sdk.Keys
-	run(curlCreate, &key)
+	run(`-X POST "`+base+`/keys"`, &key)
 	signed := "/" + signInGo(t, key.ID, key.Pem) + "/video/1.ts"
 	o.wantPassed(t, g.get(t, signed), "/demo/video/1.ts")
 	variables = "KEYID=" + key.ID + " " + variables
 	var result string
-	if run(curlRevoke, &result); result != "Revoked" {
+	if run(`-X DELETE "`+base+`/keys/$KEYID"`, &result); result != "Revoked" {
 		t.Errorf("the result of a revocation is %q", result)
 	}
 	o.wantRefused(t, g.get(t, signed), http.StatusUnauthorized, "key_unknown")

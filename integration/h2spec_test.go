@@ -14,10 +14,10 @@ import (
 	"time"
 )
 
-// h2specVersion is the newest that the module proxy has.
+// h2specVersion is the newest version that the Go module proxy has.
 const h2specVersion = "v2.2.1+incompatible"
 
-// specCase is a test of h2spec.
+// specCase is one conformance test of h2spec.
 type specCase struct {
 	Section string `xml:"package,attr"`
 	Name    string `xml:"classname,attr"`
@@ -27,9 +27,8 @@ type specCase struct {
 
 func (c specCase) fails() bool { return strings.TrimSpace(c.Failure+c.Error) != "" }
 
-// h2spec runs the conformance tests of RFC 7540 and RFC 7541 against a server,
-// all of them or those of a section. It returns the results by the names of the
-// cases.
+// h2spec runs the conformance tests of RFC 7540 and RFC 7541 against a server, or only
+// the tests of one section. It returns the results by section and name.
 func h2spec(t testing.TB, addr, path string, section ...string) map[string]specCase {
 	t.Helper()
 	installed := execute(t, "..", "", "./.ci/tool", "github.com/summerwind/h2spec/cmd/h2spec", h2specVersion)
@@ -59,19 +58,18 @@ func h2spec(t testing.TB, addr, path string, section ...string) map[string]specC
 	return cases
 }
 
-// The gate must not change how its server speaks HTTP/2, whether it passes a
-// request on, rewrites the response or refuses: h2spec finds nothing that it does
-// not find in bare Caddy, in the same process.
+// The gate does not change how its server speaks HTTP/2, for a request that passes, a
+// response that is rewritten, and a refusal. h2spec must find nothing that it does not
+// also find in Caddy without the gate, in the same process.
 //
-// Many cases send a request and then a frame that is an error. If the answer to the
-// request came first, the server would have closed the stream, and would ignore the
-// frame, as it may (RFC 9113 section 8.1). So forward_auth delays every answer, and
-// every answer has a body, which cases hold back by a window of zero.
+// Many cases send a request and then an invalid frame. A server that has already answered
+// the request may ignore the frame (RFC 9113 section 8.1). So forward_auth delays every
+// answer, and every answer has a body, which many cases hold back with a window of zero.
 func TestH2spec(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	const (
 		least    = 140 // of 145 cases; some have the same name
-		attempts = 3   // of a case that fails, because what cases expect has to come in time
+		attempts = 3   // for a case that fails, because h2spec gives up after --timeout
 		delay    = 300 * time.Millisecond
 	)
 	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

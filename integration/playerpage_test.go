@@ -451,7 +451,6 @@ func TestPlayerPageKeyboard(t *testing.T) {
 		p.await(t, "playback", isPlaying)
 		p.do(t, chromedp.KeyEvent("K"))
 		p.await(t, "a pause", paused)
-
 		before := position(p)
 		p.do(t, chromedp.KeyEvent(kb.ArrowRight))
 		p.await(t, "five seconds on", near(before+5))

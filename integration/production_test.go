@@ -19,9 +19,9 @@ import (
 	"testing"
 )
 
-// The config for production does what its comments say, with its own names, over TLS
-// and HTTP/1.1, 2 and 3. Only ports, addresses, paths and the authority that certifies
-// are replaced. TestLongPausedPlayers plays with its timeouts.
+// The config for production does what its comments say, with the names in it, over TLS
+// and HTTP/1.1, 2 and 3. The test replaces only ports, addresses, paths and the
+// certificate authority. TestLongPausedPlayers tests the timeouts for responses.
 func TestProductionExample(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	p := startProduction(t)
@@ -64,8 +64,8 @@ const (
 // allowedSite is a header of one of the sites that may embed the videos.
 const allowedSite = "Origin: https://www.example.com"
 
-// production runs the example. 127.0.0.1 is the private network, 127.0.0.2 the world, and
-// 127.0.0.3 the load balancer.
+// production is a server that runs the example. 127.0.0.1 is the private network,
+// 127.0.0.2 the internet, and 127.0.0.3 the load balancer.
 type production struct {
 	*gateway
 	first, second  *pooledOrigin
@@ -112,7 +112,7 @@ func (p *production) awaitCertificates(t *testing.T) {
 	}
 }
 
-// adapt returns the example with ports, addresses and paths of this machine.
+// adapt returns the example with the test's own ports, addresses and paths.
 func (p *production) adapt(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("../examples/Caddyfile.production")
@@ -121,7 +121,7 @@ func (p *production) adapt(t *testing.T) string {
 	}
 	adapted := string(text)
 	for _, change := range [][2]string{
-		// No authority would certify the names of the example.
+		// No public authority issues certificates for these names.
 		{"email ops@example.com", "email ops@example.com\n\tlocal_certs\n\tskip_install_trust\n\tdefault_bind 127.0.0.1\n" +
 			"\thttp_port " + port(p.plain) + "\n\thttps_port " + port(p.addr)},
 		{"unix//run/caddy/admin.sock", "unix/" + p.socket},
@@ -137,12 +137,12 @@ func (p *production) adapt(t *testing.T) string {
 	return adapted
 }
 
-// site is a site of the example, for clients of the other helpers.
+// site returns one site of the example, for functions that take a tlsGateway.
 func (p *production) site(name string) *tlsGateway {
 	return &tlsGateway{p.gateway, &tls.Config{RootCAs: p.authority, ServerName: name, MinVersion: tls.VersionTLS12}}
 }
 
-// from makes a client with an address of its own.
+// from returns a client whose requests come from an address.
 func (p *production) from(t testing.TB, address, name string) *http.Client {
 	t.Helper()
 	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
@@ -195,7 +195,8 @@ func (p *production) mintToken(t testing.TB, body string) string {
 	return minted.Token
 }
 
-// The admin API is behind a socket that nobody else may write to, and reloads.
+// The admin API listens on a socket that only the server's user may open, and reloads
+// the config.
 func (p *production) checkAdmin(t *testing.T) {
 	info, err := os.Stat(p.socket)
 	if err != nil {
@@ -230,7 +231,7 @@ func (p *production) checkViewers(t *testing.T) {
 	}
 }
 
-// checkViewer does what a viewer does, over any version of HTTP.
+// checkViewer makes the requests of one viewer, over one version of HTTP.
 func (p *production) checkViewer(t *testing.T, viewer *http.Client, version string) {
 	if got := p.get(t, viewer, "/healthz"); got.StatusCode != http.StatusNoContent || got.Proto != version {
 		t.Errorf("/healthz: status %d over %s, want 204 without a token", got.StatusCode, got.Proto)
@@ -261,7 +262,7 @@ func (p *production) checkViewer(t *testing.T, viewer *http.Client, version stri
 	}
 }
 
-// A request without the s of https is redirected, and the log does not say where to.
+// A plain HTTP request is redirected to HTTPS, and the log does not contain the token.
 func (p *production) checkRedirect(t *testing.T) {
 	target := segment(p.mintToken(t, ""))
 	got := rawTo(t, p.plain, rawGet(target))
@@ -270,7 +271,7 @@ func (p *production) checkRedirect(t *testing.T) {
 	}
 }
 
-// The control API and the metrics are for the private network.
+// Only the private network reaches the control API and the metrics.
 func (p *production) checkStrangers(t *testing.T) {
 	for name, url := range map[string]string{
 		"control API": "https://" + apiName + "/client/v4/accounts/any/stream", "metrics": "http://" + p.metrics + "/metrics",
@@ -287,7 +288,7 @@ func (p *production) checkStrangers(t *testing.T) {
 	}
 }
 
-// The load balancer alone says which address a viewer has.
+// Only the load balancer can tell the gate the address of a viewer.
 func (p *production) checkAddresses(t *testing.T) {
 	target := segment(p.mintToken(t, `{"accessRules":[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]}`))
 	blocked := verdict{http.StatusForbidden, "rule_blocked"}
@@ -315,8 +316,8 @@ func (p *production) checkMetrics(t *testing.T) {
 	}
 }
 
-// spread asks for segments, which must all play, and returns how many of them
-// either origin was asked for.
+// spread requests 40 segments, which must all play, and returns how many requests each
+// origin got.
 func (p *production) spread(t *testing.T) (first, second int) {
 	t.Helper()
 	p.take()
@@ -329,8 +330,7 @@ func (p *production) spread(t *testing.T) (first, second int) {
 	return len(p.first.asked()), len(p.second.asked())
 }
 
-// An origin that reports itself unhealthy is left out, although it would answer, until it
-// is healthy again.
+// An origin that reports itself unhealthy gets no requests until it is healthy again.
 func (p *production) checkHealth(t *testing.T) {
 	var first, second int
 	eventually(t, "each origin is asked for the same segments again", func() bool {
@@ -358,8 +358,7 @@ func (p *production) checkFailover(t *testing.T) {
 	}
 }
 
-// A download that is under way when the server is told to end is finished, and a paused
-// player does not keep the server.
+// A server that gets SIGTERM finishes its downloads, and does not wait for a paused player.
 func (p *production) checkStop(t *testing.T) {
 	target := "/" + p.mintToken(t, "") + "/movie.mp4"
 	bodies := make(map[string]io.ReadCloser)
@@ -405,7 +404,7 @@ type pooledOrigin struct {
 	sick atomic.Bool
 }
 
-// movieBytes is more than all buffers on the way hold.
+// movieBytes is larger than all buffers between origin and viewer.
 const movieBytes = 24 << 20
 
 func startPooledOrigin(t *testing.T) *pooledOrigin {

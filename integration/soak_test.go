@@ -306,61 +306,40 @@ func (s *soak) run(done <-chan struct{}, interval time.Duration) {
 	workers.Wait()
 }
 
-// trend is the growth of values per second, by Theil and Sen: the median of the
-// slopes between any two, which no outlier moves.
-func trend(times []time.Duration, values []float64) float64 {
-	var slopes []float64
-	for i := range values {
-		for j := range i {
-			slopes = append(slopes, (values[i]-values[j])/(times[i]-times[j]).Seconds())
-		}
-	}
-	slices.Sort(slopes)
-	return slopes[len(slopes)/2]
-}
-
-// memorySample is what the server has taken of memory at a time.
-type memorySample struct {
-	at             time.Duration
-	heap, resident float64
-}
+// memorySample is how much memory the server uses at one time, in bytes.
+type memorySample struct{ heap, resident float64 }
 
 // watchMemory takes samples until done is closed.
 func (s *soak) watchMemory(every time.Duration, done <-chan struct{}) (samples []memorySample) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	for began := time.Now(); ; {
+	for {
 		select {
 		case <-done:
 			return samples
 		case <-tick.C:
-			heap := s.gateway.heap(s.t, s.admin)
-			samples = append(samples, memorySample{time.Since(began), heap, float64(s.gateway.memory(s.t)["VmRSS"])})
+			samples = append(samples, memorySample{s.gateway.heap(s.t, s.admin), float64(s.gateway.memory(s.t)["VmRSS"])})
 		}
 	}
 }
 
-// wantFlat checks that memory has not grown over some samples by more than it
-// may, however long they have taken and however many requests there were.
+// wantFlat checks that the memory of the last quarter is that of the third quarter. The
+// first half is to warm up, and the least value of a quarter has the least garbage in it.
 func (s *soak) wantFlat(samples []memorySample) {
 	s.t.Helper()
-	const heapNoise, residentNoise = 512 << 10, 8 << 20
-	var times []time.Duration
-	var heap, resident []float64
-	for _, sample := range samples {
-		times, heap, resident = append(times, sample.at), append(heap, sample.heap), append(resident, sample.resident)
-	}
-	lasted := (times[len(times)-1] - times[0]).Seconds()
-	for _, memory := range []struct {
-		name  string
-		sizes []float64
-		most  float64
-	}{{"the heap", heap, heapNoise}, {"resident memory", resident, residentNoise}} {
-		growth := trend(times, memory.sizes) * lasted
-		s.t.Logf("%s of up to %.0f KiB has grown by %.0f KiB in %.0f s", memory.name, slices.Max(memory.sizes)/1024, growth/1024, lasted)
-		if growth > memory.most {
-			s.t.Errorf("%s has grown by %.0f bytes, want at most %.0f: %.0f", memory.name, growth, memory.most, memory.sizes)
+	least := func(samples []memorySample) (m memorySample) {
+		m = samples[0]
+		for _, sample := range samples {
+			m = memorySample{min(m.heap, sample.heap), min(m.resident, sample.resident)}
 		}
+		return m
+	}
+	const heapNoise, residentNoise = 512 << 10, 8 << 20
+	quarter := len(samples) / 4
+	before, after := least(samples[2*quarter:3*quarter]), least(samples[3*quarter:])
+	s.t.Logf("in the third quarter %+v, in the last %+v", before, after)
+	if after.heap-before.heap > heapNoise || after.resident-before.resident > residentNoise {
+		s.t.Errorf("memory has grown from %+v to %+v: %+v", before, after, samples)
 	}
 }
 
@@ -400,7 +379,7 @@ func TestLongSoak(t *testing.T) {
 		s.run(over, interval)
 	}()
 	taken := s.watchMemory(duration/samples, done)
-	s.wantFlat(taken[len(taken)/2:]) // the rest is to warm up
+	s.wantFlat(taken)
 	s.wantRight()
 	s.gateway.rest(t, s.admin, s.clients)
 	s.gateway.wantReleased(t, s.admin, before, atRest)
