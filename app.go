@@ -78,7 +78,7 @@ type App struct {
 
 	// A secret that authenticates what is in the store and encrypts the signing
 	// key, so that write access to the store alone neither makes a key nor changes
-	// a setting: at least 32 characters, the same on all nodes. An object that it
+	// a setting: at least 16 characters, the same on all nodes. An object that it
 	// does not authenticate is damaged, and what depends on it is refused.
 	// Placeholders are resolved. Default: none, so objects have a checksum only.
 	// Permitted: `{env.STORE_SECRET}`. Not permitted: `changeme`.

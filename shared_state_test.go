@@ -447,7 +447,7 @@ func TestStoreSecretIsChecked(t *testing.T) {
 	}{
 		"good":                   {App{StoreSecret: good}, ""},
 		"an earlier one":         {App{StoreSecret: good, EarlierStoreSecrets: []string{other, store.Plain}}, ""},
-		"short":                  {App{StoreSecret: "hunter2"}, "7 characters: want at least 32"},
+		"short":                  {App{StoreSecret: "hunter2"}, "7 characters: want at least 16"},
 		"plain":                  {App{StoreSecret: store.Plain}, "5 characters"},
 		"an earlier one, short":  {App{StoreSecret: good, EarlierStoreSecrets: []string{"hunter2"}}, "secret 2 has 7 characters"},
 		"unset":                  {App{StoreSecret: "{env.NO_SUCH_STORE_SECRET}"}, "{env.NO_SUCH_STORE_SECRET} is empty or unknown"},

@@ -15,7 +15,7 @@ import (
 const (
 	// MinSecret is the minimum length of a secret, in bytes. A secret of 64
 	// hexadecimal digits has 256 bits.
-	MinSecret = 32
+	MinSecret = 16
 
 	// Plain, in the place of an earlier secret, accepts objects that no secret
 	// authenticates.

@@ -187,8 +187,8 @@ func TestNewSecrets(t *testing.T) {
 	for want, secrets := range map[string][]string{
 		"secret 1 has 0 characters":  {""},
 		"secret 1 has 5 characters":  {Plain}, // which is no secret
-		"secret 1 has 31 characters": {short},
-		"secret 2 has 31 characters": {secretA, short},
+		"secret 1 has 15 characters": {short},
+		"secret 2 has 15 characters": {secretA, short},
 		"secret 2 is repeated":       {secretA, secretA},
 		"secret 3 is repeated":       {secretA, secretB, secretB},
 	} {
