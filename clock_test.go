@@ -1,24 +1,14 @@
 package signedplayback
 
 import (
-	"errors"
-	"net/netip"
 	"testing"
 	"time"
 	"unsafe"
 
-	"golang.org/x/sync/semaphore"
-
-	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 const year = 365 * 24 * time.Hour
-
-// clockJumps are by how much somebody sets the clock.
-var clockJumps = map[string]time.Duration{
-	"an hour ahead": time.Hour, "an hour back": -time.Hour, "ten years ahead": 10 * year, "ten years back": -10 * year,
-}
 
 // afterJump is what time.Now returns at a time, after somebody has set the clock:
 // the date has moved, and the monotonic clock has not.
@@ -67,46 +57,5 @@ func TestTokensFollowTheDate(t *testing.T) {
 		if a.reason != step.want || step.want == "" && !a.allowed() {
 			t.Errorf("%s: %d %q, want %q", step.name, a.status, a.reason, step.want)
 		}
-	}
-}
-
-// S9 A network that has sent forged tokens stays limited for the same time, however
-// the clock is set meanwhile.
-func TestClockJumpsDoNotHoldNetworksBack(t *testing.T) {
-	t.Parallel()
-	client := clientNetworks{own: netip.MustParsePrefix("198.51.100.0/24")}
-	for name, by := range clockJumps {
-		t.Run(name, func(t *testing.T) {
-			l := newVerificationLimit()
-			now := time.Now()
-			l.failures.now = func() time.Time { return now }
-			start := now
-			enter := func(after time.Duration) error {
-				now = afterJump(start.Add(after), by)
-				leave, err := l.enter(t.Context(), client)
-				if err == nil {
-					leave()
-				}
-				return err
-			}
-			for range failedBurst {
-				l.failures.spend(client)
-			}
-			if err := enter(time.Millisecond); !errors.Is(err, errNetworkLimited) {
-				t.Errorf("at once, the network gets %v", err)
-			}
-			if err := enter(time.Second); err != nil {
-				t.Errorf("a second later, the network gets %v", err)
-			}
-			full := semaphore.NewWeighted(1)
-			_ = full.TryAcquire(1)
-			l.failed = queue.New(full, 0, 0)
-			if err := enter(failedMemory - 1); !errors.Is(err, errQueueLimited) {
-				t.Errorf("just before the failures are forgotten, the network gets %v", err)
-			}
-			if err := enter(failedMemory); err != nil {
-				t.Errorf("after that, the network gets %v", err)
-			}
-		})
 	}
 }

@@ -318,33 +318,43 @@ func TestForgedTokensAreLimitedByNetwork(t *testing.T) {
 }
 
 // Attack: networks that have sent forged tokens fill the queue of new viewers.
-// After failedMemory a network waits with the others again, because a company's
-// one player with an old key must not set it back for good.
-func TestVerificationQueues(t *testing.T) {
+// Such a network is limited, then it waits in a queue of its own until failedMemory
+// is over, because a company's one player with an old key must not set it back for
+// good. S9: the times are the same, however the clock is set meanwhile.
+func TestNetworksWithFailures(t *testing.T) {
 	t.Parallel()
-	l := newVerificationLimit()
-	now := testTime
-	l.failures.now = func() time.Time { return now }
-	suspect := clientNetworks{own: netip.MustParsePrefix("198.51.100.0/24")}
-	l.failures.spend(suspect)
-	for _, tc := range []struct {
-		name    string
-		network clientNetworks
-		after   time.Duration
-		failed  bool
-	}{
-		{"a network with a failure", suspect, 0, true},
-		{"just before it is forgotten", suspect, failedMemory - time.Second, true},
-		{"a failure that is forgotten", suspect, failedMemory, false},
-		{"a network without failures", clientNetworks{own: netip.MustParsePrefix("203.0.113.0/24")}, 0, false},
-	} {
-		now = testTime.Add(tc.after)
-		turns := semaphore.NewWeighted(1)
-		_ = turns.TryAcquire(1) // nobody gets a turn, and nobody may wait
-		l.trusted, l.failed = queue.New(semaphore.NewWeighted(1), 0, 0), queue.New(turns, 0, 0)
-		_, err := l.enter(t.Context(), tc.network)
-		if failed := errors.Is(err, errQueueLimited); failed != tc.failed {
-			t.Errorf("%s: in the queue of failed networks: %t, want %t", tc.name, failed, tc.failed)
+	failing, other := clientNetworks{own: netip.MustParsePrefix("198.51.100.0/24")}, clientNetworks{own: netip.MustParsePrefix("203.0.113.0/24")}
+	for _, jump := range []time.Duration{0, time.Hour, -time.Hour, 10 * year, -10 * year} {
+		l := newVerificationLimit()
+		start := time.Now()
+		now := start
+		l.failures.now = func() time.Time { return now }
+		full := semaphore.NewWeighted(1)
+		_ = full.TryAcquire(1)
+		l.failed = queue.New(full, 0, 0) // nobody gets a turn in it, and nobody may wait
+		for range failedBurst {
+			l.failures.spend(failing)
+		}
+		for _, tc := range []struct {
+			network clientNetworks
+			after   time.Duration
+			want    error
+		}{
+			{failing, time.Millisecond, errNetworkLimited},
+			{other, time.Millisecond, nil},
+			{failing, time.Second, errQueueLimited},
+			{failing, failedMemory - 1, errQueueLimited},
+			{other, failedMemory - 1, nil},
+			{failing, failedMemory, nil},
+		} {
+			now = afterJump(start.Add(tc.after), jump)
+			leave, err := l.enter(t.Context(), tc.network)
+			if err == nil {
+				leave()
+			}
+			if !errors.Is(err, tc.want) {
+				t.Errorf("%s later, the clock set by %s: the network %s gets %v, want %v", tc.after, jump, tc.network.own, err, tc.want)
+			}
 		}
 	}
 }
