@@ -152,6 +152,7 @@ func TestKeysThatAreNotKnown(t *testing.T) {
 	c := control(t, nil)
 	m := newMemStore()
 	m.Intercept(storetest.Down, nil)
+	c.Revocable = func(string) bool { return false }
 	c.State = state.New(state.Config{Store: m.Node, Logger: zap.NewNop, CountError: func(string) {}})
 	for _, tc := range []struct{ method, path string }{{"GET", "keys"}, {"POST", "keys"}, {"DELETE", "keys/k1"}} {
 		wantReply(t, tc.method, c.call(t, tc.method, tc.path, ""), 503, codeUnavailable)

@@ -124,11 +124,8 @@ func (s *Set) refresh() {
 		} else if s.ctx.Err() == nil {
 			wait = min(retryWait, s.interval)
 			retryWait = 2 * wait
-			consequence := "the last good set stays in force"
-			if !s.Loaded() {
-				consequence = "tokens with its keys are refused until it succeeds"
-			}
-			s.logger().Error("loading keys failed; "+consequence, zap.Error(err), zap.Duration("retry_in", wait))
+			s.logger().Error("loading keys failed; the last good set stays in force, and without one, tokens with its keys are refused",
+				zap.Error(err), zap.Duration("retry_in", wait))
 		}
 		select {
 		case <-time.After(wait):
@@ -159,12 +156,12 @@ func (s *Set) Load() error {
 func (s *Set) fetch() ([]byte, error) {
 	req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, s.address, nil)
 	if err != nil {
-		return nil, fmt.Errorf("making the request: %w", withoutURL(err))
+		return nil, fmt.Errorf("making the request: %w", errors.Unwrap(err)) // a *url.Error, which contains the URL
 	}
 	req.Header.Set("Accept", "application/jwk-set+json, application/json")
 	res, err := s.client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("fetching keys: %w", withoutURL(err))
+		return nil, fmt.Errorf("fetching keys: %w", errors.Unwrap(err)) // the same
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
@@ -178,12 +175,4 @@ func (s *Set) fetch() ([]byte, error) {
 		return nil, fmt.Errorf("reading keys: more than %d bytes", maxBytes)
 	}
 	return data, nil
-}
-
-// withoutURL drops the URL that net/http puts into its errors.
-func withoutURL(err error) error {
-	if urlErr, ok := errors.AsType[*url.Error](err); ok {
-		return urlErr.Err
-	}
-	return err
 }

@@ -115,7 +115,6 @@ func (p *Page) ServePage(w http.ResponseWriter, r *http.Request, frameAncestors 
 	h.Set("Referrer-Policy", "same-origin")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(p.html)))
-	w.WriteHeader(http.StatusOK)
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(p.html) // the client has cancelled
 	}

@@ -90,10 +90,9 @@ func (m *memStorage) Exists(_ context.Context, key string) bool {
 	return err == nil
 }
 
+// List returns a part of the list with an error, as file storage does.
 func (m *memStorage) List(_ context.Context, folder string, recursive bool) ([]string, error) {
-	if err := m.begin("list", folder); err != nil {
-		return nil, err
-	}
+	err := m.begin("list", folder)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	listed := make(map[string]bool)
@@ -107,10 +106,14 @@ func (m *memStorage) List(_ context.Context, folder string, recursive bool) ([]s
 		}
 		listed[folder+"/"+rest] = true
 	}
-	if len(listed) == 0 {
+	entries := slices.Sorted(maps.Keys(listed))
+	switch {
+	case err != nil:
+		return entries[:len(entries)/2], err
+	case len(entries) == 0:
 		return nil, &fs.PathError{Op: "lstat", Path: folder, Err: fs.ErrNotExist}
 	}
-	return slices.Sorted(maps.Keys(listed)), nil
+	return entries, nil
 }
 
 func (m *memStorage) Stat(_ context.Context, key string) (certmagic.KeyInfo, error) {
