@@ -53,8 +53,8 @@ type decision struct {
 	reason reason // of a refusal, or of one that is only reported; else ""
 
 	logged   bool
-	response response // part of the decision, as values is, so that all are one allocation
-	values   headerValues
+	response response // part of the decision, so that both are one allocation
+	own      *ownHeaders
 }
 
 func newDecision(g *Gate, r *http.Request, o stepObserver) *decision {

@@ -121,7 +121,7 @@ func (w *response) holdManifest() {
 		w.pass()
 	default:
 		w.state = holding
-		w.manifest = manifestBuffer{memory: w.d.app.manifests, start: time.Now(), compressed: coding != ""}
+		w.manifest = &manifestBuffer{memory: w.d.app.manifests, start: time.Now(), compressed: coding != ""}
 		if err == nil {
 			w.manifest.length = int(length)
 		}
@@ -316,8 +316,11 @@ func (b *manifestBuffer) shrinkTo(bytes int64) (left bool) {
 	return b.reserved > 0
 }
 
-// release gives back the body and all memory.
+// release gives back the body and all memory. b may be nil.
 func (b *manifestBuffer) release() {
+	if b == nil {
+		return
+	}
 	b.body = nil
 	b.shrinkTo(0)
 }

@@ -139,30 +139,30 @@ func (p originPolicy) setFrameAncestors(h http.Header) {
 // exposedHeaders lists the headers that a page on another origin may read.
 const exposedHeaders = "Content-Length, Content-Range, Accept-Ranges, Date, " + reasonHeader
 
-// setCORS lets the requesting site, which check has accepted, read the response.
-// Without allowed origins, any site may read it. The origin server cannot change
-// that.
-func (p originPolicy) setCORS(h http.Header, values *headerValues, requestOrigin string) {
-	dropCORS(h)
+// setCORS lets the requesting site, which check has accepted, read a response
+// without CORS headers. Without allowed origins, any site may read it.
+func (p originPolicy) setCORS(h http.Header, own *ownHeaders, requestOrigin string) {
 	if p.allowed == nil {
 		requestOrigin = "*"
 	} else {
 		h.Add("Vary", "Origin")
 	}
 	if requestOrigin != "" {
-		values.set(h, "Access-Control-Allow-Origin", requestOrigin)
-		values.set(h, "Access-Control-Expose-Headers", exposedHeaders)
+		own.set(h, "Access-Control-Allow-Origin", requestOrigin)
+		own.set(h, "Access-Control-Expose-Headers", exposedHeaders)
 	}
 }
 
-// dropCORS removes the CORS headers of the origin server.
+// dropCORS removes the CORS headers of earlier handlers.
 func dropCORS(h http.Header) {
 	for name := range h {
-		if strings.HasPrefix(name, "Access-Control-") {
+		if isCORSHeader(name) {
 			delete(h, name)
 		}
 	}
 }
+
+func isCORSHeader(name string) bool { return strings.HasPrefix(name, "Access-Control-") }
 
 // setRefusalCORS lets a player on any site read the reason of a refusal. A
 // refusal contains no secret.

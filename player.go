@@ -45,12 +45,17 @@ func (c *PlayerConfig) provision() (*player.Page, error) {
 // servePlayer answers a request for the player page or its script after the
 // pipeline has let it pass. It reports whether it has answered.
 func (g *Gate) servePlayer(w http.ResponseWriter, d *decision) bool {
+	h := w.Header()
+	d.own = newOwnHeaders()
 	switch d.target.suffix.decoded {
 	case iframeSuffix:
-		d.setAccessHeaders(w.Header())
+		dropCORS(h)
+		d.setAccessHeaders(h)
 		g.player.ServePage(w, d.request, d.settings.origins.allowed.FrameAncestors())
 	case hlsJSSuffix:
-		d.setAccessHeaders(w.Header())
+		dropCORS(h)
+		d.setAccessHeaders(h)
+		setSandbox(h)
 		g.player.ServeHLSJS(w, d.request)
 	default:
 		return false

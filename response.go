@@ -20,12 +20,10 @@ type response struct {
 	d        *decision
 	state    responseState
 	status   int
-	sniffed  []byte // the first bytes of a body that may be a manifest
-	manifest manifestBuffer
-	err      error // why the response is denied
-
-	earlier     []header // headers that are not the origin's
-	earlierRoom [4]header
+	sized    bool            // whether the headers tell the length of the body
+	sniffed  []byte          // the first bytes of a body that may be a manifest
+	manifest *manifestBuffer // nil unless one is held
+	err      error           // why the response is denied
 }
 
 type responseState int
@@ -124,6 +122,7 @@ func (w *response) pass() {
 	}
 	w.setDefaultType()
 	w.setHeaders()
+	w.sized = len(w.Header()["Content-Length"]) > 0
 	if w.d.download && w.status < 300 {
 		setFilename(w.Header(), w.d.query, w.d.target.suffix.decoded)
 	}

@@ -53,7 +53,7 @@ func parseResponseHeader(name string) (string, error) {
 		return "", fmt.Errorf("pass_response_headers %q: a file of one video would have browsers store or report something about the whole host; "+
 			"if the host needs this header, set it with the directive `header` before the gate", name)
 	}
-	if strings.HasPrefix(canonical, "Access-Control-") || strings.HasPrefix(canonical, "Signed-Playback-") {
+	if isCORSHeader(canonical) || strings.HasPrefix(canonical, "Signed-Playback-") {
 		return "", fmt.Errorf("pass_response_headers %q: the gate sets this header itself", name)
 	}
 	return canonical, nil
@@ -75,10 +75,35 @@ func parseResponseHeaders(names []string) (headerNames, error) {
 	return set, nil
 }
 
+// ownHeaders are the headers of one response that are not the origin's. It has room
+// for the usual number, so that all cost one allocation.
+type ownHeaders struct {
+	earlier []header // that Caddy and earlier handlers have set, and an origin may not
+	values  []string // that the gate sets
+
+	room struct {
+		earlier [2]header
+		values  [5]string
+	}
+}
+
 // header is a header with its values.
 type header struct {
 	name   string
 	values []string
+}
+
+func newOwnHeaders() *ownHeaders {
+	o := new(ownHeaders)
+	o.earlier, o.values = o.room.earlier[:0], o.room.values[:0]
+	return o
+}
+
+// set replaces the values of a header by one.
+func (o *ownHeaders) set(h http.Header, name, value string) {
+	o.values = append(o.values, value)
+	n := len(o.values)
+	h[name] = o.values[n-1 : n : n]
 }
 
 // passes reports whether a header of the origin reaches the viewer of this
@@ -88,14 +113,15 @@ func (w *response) passes(name string) bool {
 }
 
 // rememberHeaders notes the headers that Caddy and earlier handlers have set and
-// that an origin may not. Usually there are so few that it allocates nothing.
+// that an origin may not. CORS is for the gate alone to set.
 func (w *response) rememberHeaders() {
-	w.earlier = w.earlierRoom[:0]
+	own := newOwnHeaders()
 	for name, values := range w.Header() {
-		if !w.passes(name) {
-			w.earlier = append(w.earlier, header{name, values})
+		if !w.passes(name) && !isCORSHeader(name) {
+			own.earlier = append(own.earlier, header{name, values})
 		}
 	}
+	w.d.own = own
 }
 
 // dropOriginHeaders drops the origin's headers that may not pass. It restores the
@@ -107,7 +133,7 @@ func (w *response) dropOriginHeaders() {
 			delete(h, name)
 		}
 	}
-	for _, e := range w.earlier {
+	for _, e := range w.d.own.earlier {
 		h[e.name] = e.values
 	}
 }
@@ -118,33 +144,19 @@ func (w *response) dropOriginHeaders() {
 // not pass.
 func (w *response) dropLateHeaders() {
 	h := w.Header()
-	if w.state == denied {
+	switch {
+	case w.state == denied:
 		dropEntityHeaders(h)
 		w.dropOriginHeaders()
+		return
+	case w.sized && len(h["Content-Length"]) > 0 && w.d.request.ProtoMajor == 1:
+		return // HTTP/1.1 has trailers after a body of unknown length only
 	}
 	for name := range h {
 		if strings.HasPrefix(name, http.TrailerPrefix) {
 			delete(h, name)
 		}
 	}
-}
-
-// headerValues has room for the values of headers that the gate sets, so that they
-// cost no allocation each.
-type headerValues struct {
-	room [5]string
-	used int
-}
-
-// set replaces the values of a header by one.
-func (v *headerValues) set(h http.Header, name, value string) {
-	if v.used == len(v.room) {
-		h[name] = []string{value}
-		return
-	}
-	v.room[v.used] = value
-	v.used++
-	h[name] = v.room[v.used-1 : v.used : v.used]
 }
 
 const (
@@ -177,25 +189,25 @@ func setSandbox(h http.Header) {
 // begins with.
 func isPlayable(contentType string) bool {
 	mediaType, _, _ := strings.Cut(contentType, ";")
-	if strings.Contains(mediaType, "+") {
-		return false
-	}
-	return strings.HasPrefix(mediaType, "video/") || strings.HasPrefix(mediaType, "audio/") || mediaType == hlsType
+	main, sub, _ := strings.Cut(mediaType, "/")
+	isMedia := strings.EqualFold(main, "video") || strings.EqualFold(main, "audio")
+	return isMedia && !strings.Contains(sub, "+") || mediaType == hlsType
 }
 
 // setDocumentHeaders says what the response may do as a document of the gate's
 // origin. A browser enforces each policy, also those that earlier handlers have
 // set.
 func (d *decision) setDocumentHeaders(h http.Header) {
-	d.values.set(h, nosniffHeader, "nosniff")
+	d.own.set(h, nosniffHeader, "nosniff")
 	if !d.trustsPage() {
-		policy := sandboxPolicy
-		if isPlayable(h.Get("Content-Type")) {
+		policy, earlier := sandboxPolicy, h[cspHeader]
+		if types := h["Content-Type"]; len(types) > 0 && isPlayable(types[0]) {
 			policy = mediaSandboxPolicy
 		}
-		earlier := h[cspHeader]
-		d.values.set(h, cspHeader, policy)
-		h[cspHeader] = append(h[cspHeader], earlier...)
+		d.own.set(h, cspHeader, policy)
+		if len(earlier) > 0 {
+			h[cspHeader] = append(h[cspHeader], earlier...)
+		}
 	}
 	if d.kind == kindIframe {
 		d.settings.origins.setFrameAncestors(h)
@@ -219,7 +231,7 @@ func (w *response) setDefaultType() {
 		delete(h, "Content-Type") // it would be that of the cached response
 		return
 	}
-	w.d.values.set(h, "Content-Type", defaultType)
+	w.d.own.set(h, "Content-Type", defaultType)
 }
 
 // isMediaType reports whether a Content-Type means the same to all browsers
@@ -239,12 +251,12 @@ func isMediaType(contentType string) bool {
 
 // setAccessHeaders says who may read and cache a response.
 func (d *decision) setAccessHeaders(h http.Header) {
-	d.settings.origins.setCORS(h, &d.values, d.requestOrigin)
+	d.settings.origins.setCORS(h, d.own, d.requestOrigin)
 	switch {
 	case d.verified != nil:
-		setPrivateCaching(h, &d.values, d.verified.expiresAt().Sub(d.app.now()))
+		setPrivateCaching(h, d.own, d.verified.expiresAt().Sub(d.app.now()))
 	case d.settings.origins.allowed != nil:
-		setPrivateCaching(h, &d.values, time.Duration(1<<63-1))
+		setPrivateCaching(h, d.own, time.Duration(1<<63-1))
 	}
 }
 
@@ -274,8 +286,8 @@ var sharedCacheHeaders = []string{"Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Con
 // viewer, and every cache from treating it as fresh after the token has expired.
 // Otherwise the origin's directives stay. Without any, caches revalidate each
 // time, because a heuristic lifetime could be too long.
-func setPrivateCaching(h http.Header, values *headerValues, lifetime time.Duration) {
-	values.set(h, "Cache-Control", privateCacheControl(h["Cache-Control"], lifetime))
+func setPrivateCaching(h http.Header, own *ownHeaders, lifetime time.Duration) {
+	own.set(h, "Cache-Control", privateCacheControl(h["Cache-Control"], lifetime))
 	dropSharedCaching(h)
 }
 

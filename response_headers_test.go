@@ -113,6 +113,7 @@ func TestOriginHeadersPassByAList(t *testing.T) {
 		usual        bool // whether all usual headers pass
 	}{
 		{"media", "a.mp4", origin(200, segment, "media of some length"), 200, true},
+		{"media of known length", "a.mp4", origin(200, http.Header{"Content-Type": {"video/mp4"}, "Content-Length": {"20"}}, "media of some length"), 200, true},
 		{"a part of media", "a.mp4", origin(206, segment, "media of some length"), 206, true},
 		{"an image", "poster.jpg", origin(200, none, "an image of some length"), 200, true},
 		{"a page", "iframe", origin(200, text, "a page of some length"), 200, true},
@@ -192,6 +193,7 @@ func TestUploadsAreNoDocuments(t *testing.T) {
 		{"the origin's page", "iframe", 200, []string{"text/html"}, page, "text/html", bare},
 		{"a redirect with a page", "a.ts", 302, nil, page, neutral, bare},
 		{"video", "a.mp4", 200, []string{`video/mp4; codecs="avc1.4d401f,mp4a.40.2"`}, page, `video/mp4; codecs="avc1.4d401f,mp4a.40.2"`, media},
+		{"video in capitals", "a.mp4", 200, []string{"Video/MP4"}, page, "Video/MP4", media},
 		{"audio", "a.mp3", 206, []string{"audio/mpeg"}, page, "audio/mpeg", media},
 		{"a playlist as HTML", "a.m3u8", 200, []string{"text/html"}, absolutePlaylist, "application/vnd.apple.mpegurl", media},
 		{"a playlist without a type", "a", 200, nil, absolutePlaylist, "application/vnd.apple.mpegurl", media},
