@@ -38,6 +38,7 @@ func TestStrangersLookups(t *testing.T) {
 		{name: "a known video", known: "v public", refused: true, store: limited, want: "public"},
 		{name: "a known video that has changed", known: "v public", changed: "v private", refused: true, store: limited, want: "private", asked: "get"},
 		{name: "a video known to have none", known: "other public", refused: true, store: limited, want: "unset"},
+		{name: "one that has some now, others not admitted", known: "other public", changed: "v private", refused: true, want: "private", asked: "stranger"},
 		{name: "one that has some now", known: "other public", changed: "v private", want: "private", asked: "stranger"},
 		{name: "one that has some now, the queue full", known: "other public", changed: "v private", store: limited, want: "limited", asked: "stranger"},
 	} {

@@ -105,8 +105,8 @@ func (s *State) Video(ctx context.Context, videoID string) (*Video, error) {
 }
 
 // VideoForStranger is Video for a request without a valid token. Anybody can send
-// those, for any id. So before the store is asked about a video that is not known
-// to have settings, admit may refuse that. Errors are those of admit, wrap
+// those, for any id. So before the store is asked about an unknown video, admit may
+// refuse that, and no viewer waits for the answer. Errors are those of admit, wrap
 // ErrLimited, or are those of Video.
 func (s *State) VideoForStranger(ctx context.Context, videoID string, admit func() error) (*Video, error) {
 	return s.videos.get(ctx, videoID, admit)
@@ -126,7 +126,7 @@ func (v *videos) get(ctx context.Context, videoID string, admit func() error) (*
 	case unavailable:
 		return nil, errNoAnswer
 	}
-	if stranger {
+	if stranger && !ok {
 		if err := admit(); err != nil {
 			return nil, err
 		}

@@ -22,9 +22,9 @@ const (
 	root = "signed_playback"
 
 	// The largest numbers of simultaneous operations of a storage.
-	maxReads  = 64
-	maxWrites = 16
-	maxViews  = 64
+	maxReads   = 64
+	maxWrites  = 16
+	maxLookups = 64
 
 	// finishTimeout is how long a write that has begun may take, also if its caller has
 	// less time left.
@@ -67,7 +67,7 @@ func NewCaddy(storage func() certmagic.Storage, logger func() *zap.Logger, secre
 		secrets: secrets,
 		reads:   newCalls(maxReads),
 		writes:  newCalls(maxWrites),
-		lookups: newLookups(maxViews),
+		lookups: newLookups(maxLookups),
 	}
 }
 

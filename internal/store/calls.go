@@ -18,12 +18,9 @@ const (
 	// maxWait is longer than any caller waits: their contexts end before.
 	maxWait = time.Minute
 
-	// maxStrangers is how many lookups of strangers may be under way at once, and
-	// so many more may wait, each for so long. Anybody can cause lookups, by asking
-	// for videos that nobody has asked for before.
-	maxStrangers        = 32
-	maxStrangersWaiting = 64
-	maxStrangersWait    = 400 * time.Millisecond
+	// strangersPatience is how long a stranger waits. Anybody can cause lookups, by
+	// asking for videos that nobody has asked for before.
+	strangersPatience = 400 * time.Millisecond
 )
 
 // newCalls bounds how many calls of a storage may be under way at once. A call
@@ -36,10 +33,12 @@ func newCalls(atOnce int64) *queue.Queue {
 // lookups bounds the calls that requests for videos cause.
 type lookups struct{ viewers, strangers *queue.Queue }
 
+// newLookups permits half as many lookups of strangers as of viewers at once, and
+// has few of them wait.
 func newLookups(atOnce int64) lookups {
 	return lookups{
 		viewers:   newCalls(atOnce),
-		strangers: queue.New(semaphore.NewWeighted(maxStrangers), maxStrangersWaiting, maxStrangersWait),
+		strangers: queue.New(semaphore.NewWeighted(atOnce/2), 2*atOnce, strangersPatience),
 	}
 }
 

@@ -15,7 +15,8 @@ import (
 // not notice, and the strangers beyond the queue are told so at once.
 func TestStrangersKeepNobodyWaiting(t *testing.T) {
 	t.Parallel()
-	const strangers = 10 * (maxStrangers + maxStrangersWaiting)
+	const atOnce, waiting = maxLookups/ 2, 2 * maxLookups
+	const strangers = 10 * (atOnce + waiting)
 	storage := newMemStorage()
 	s := quiet(storage)
 	write(t, s, named(Keys, "k"), "1")
@@ -32,7 +33,7 @@ func TestStrangersKeepNobodyWaiting(t *testing.T) {
 			}
 		})
 	}
-	for told.Load() < strangers-maxStrangers-maxStrangersWaiting {
+	for told.Load() < strangers-atOnce-waiting {
 		select {
 		case <-time.After(time.Millisecond):
 		case <-ctx.Done():
@@ -46,8 +47,8 @@ func TestStrangersKeepNobodyWaiting(t *testing.T) {
 	wantAll(t, s, Keys, map[string]string{"k": "1"})
 	follow(t, s)
 	write(t, s, named(Keys, "k"), "2")
-	if peak := reads.peak(); peak > maxStrangers {
-		t.Errorf("%d lookups of strangers at once, want at most %d", peak, maxStrangers)
+	if peak := reads.peak(); peak > atOnce {
+		t.Errorf("%d lookups of strangers at once, want at most %d", peak, atOnce)
 	}
 	close(reads.release)
 	group.Wait()

@@ -89,7 +89,7 @@ func (r *Redis) Close() {
 		// A call that dials while the client is being closed would leave its
 		// connection open for ever. So wait until no call is under way; none
 		// takes longer than callTimeout.
-		for calls, all := range map[*queue.Queue]int64{r.calls: maxCalls, r.lookups.viewers: maxCalls, r.lookups.strangers: maxStrangers} {
+		for calls, all := range map[*queue.Queue]int64{r.calls: maxCalls, r.lookups.viewers: maxCalls, r.lookups.strangers: maxCalls / 2} {
 			if calls.Enter(context.Background(), all) == nil {
 				defer calls.Leave(all)
 			}
