@@ -22,6 +22,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/spf13/cobra"
 
@@ -32,21 +33,21 @@ import (
 func explainCommand() *cobra.Command {
 	opts := explainOptions{now: time.Now}
 	cmd := &cobra.Command{
-		Use:   "explain --config <file> --url <url> [--ip <address>] [--origin <origin>] [--referer <url>] [--at <time>]",
+		Use:   "explain <url> --config <file> [--ip <address>] [--origin <origin>] [--referer <url>] [--at <time>]",
 		Short: "Shows why a request is allowed or refused",
 		Long: `
 Replays a request against a config and prints each check of the gate with its
 outcome and the values that decided it. It starts no server, writes nothing and
-sends nothing to the origin. The matchers, rewrites and trusted proxies of the config apply, and
-the gate decides with the code that serves viewers. Keys, key sets, the geo
-database and the store are read as the server reads them.
+sends nothing to the origin. The ports, matchers, rewrites and trusted proxies of
+the config apply, and the gate decides with the code that serves viewers. Keys, key
+sets, the geo database and the store are read as the server reads them.
 
 It also shows the checks after the one that refuses, as far as they can be made.
-The exit status is 0 for a request that is allowed (also in report-only mode),
-else 1.
+The exit status is 0 for a request that is allowed (also in report-only mode), 1
+for one that is refused, and 2 for an error.
 
 	$ caddy signed-playback explain --config /etc/caddy/Caddyfile \
-		--url 'https://media.example.com/eyJhbGci…/manifest/video.m3u8' \
+		'https://media.example.com/eyJhbGci…/manifest/video.m3u8' \
 		--ip 203.0.113.7 --origin https://www.example.com
 	…
 	origins   pass    Origin "https://www.example.com"
@@ -54,24 +55,25 @@ else 1.
 	                  rule 2 of 2: any block: match: block
 	…
 	refused with 403 rule_blocked, for 203.0.113.7 at 2030-01-31T12:00:00Z
-	$ pbpaste | caddy signed-playback explain --url - --ip 203.0.113.7
+	$ pbpaste | caddy signed-playback explain - --ip 203.0.113.7
 
 Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return fmt.Errorf("explain takes no arguments, not %q; give the URL with --url", redact.Each(args))
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.stdin = cmd.InOrStdin()
-			return withoutTokens(explain(opts, cmd.OutOrStdout()))
+			err := opts.takeURL(args)
+			if err == nil {
+				err = explain(opts, cmd.OutOrStdout())
+			}
+			if err == nil || errors.Is(err, errRefused) {
+				return err
+			}
+			return exitWithError(cmd, err)
 		},
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return withoutTokens(err) })
+	cmd.SetFlagErrorFunc(exitWithError)
 	flags := cmd.Flags()
 	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
-	flags.StringVar(&opts.url, "url", "", "the `URL` that the viewer requested, or - for standard input")
+	flags.StringVar(&opts.url, "url", "", "the `URL` that the viewer requested, or - for standard input; it may stand without --url")
 	flags.StringVar(&opts.ip, "ip", "", "the viewer's `address` (default: 127.0.0.1)")
 	flags.StringVar(&opts.origin, "origin", "", "the `Origin` header (default: none)")
 	flags.StringVar(&opts.referer, "referer", "", "the `Referer` header (default: none)")
@@ -82,13 +84,25 @@ Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
 	return cmd
 }
 
-// withoutTokens removes tokens from an error, so that a URL in the wrong flag does
-// not get into terminals and tickets.
-func withoutTokens(err error) error {
-	if err == nil || errors.Is(err, errRefused) {
-		return err
+// exitWithError prints an error and ends the command with exit status 2. The error
+// contains no token, so that a URL in the wrong flag does not get into terminals and
+// tickets.
+func exitWithError(cmd *cobra.Command, err error) error {
+	cmd.PrintErrln("Error:", redact.Tokens(err.Error()))
+	cmd.SilenceErrors = true
+	return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return 2, nil })(cmd, nil)
+}
+
+// takeURL takes the URL that stands without --url.
+func (o *explainOptions) takeURL(args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case len(args) > 1 || o.url != "":
+		return fmt.Errorf("explain takes one URL, not also %q; quote a URL with & in it", redact.Each(args))
 	}
-	return errors.New(redact.Tokens(err.Error()))
+	o.url = args[0]
+	return nil
 }
 
 type explainOptions struct {
@@ -231,6 +245,7 @@ type replay struct {
 	app     *App
 	servers map[string]*caddyhttp.Server
 	notes   []string
+	whole   bool // no handler was left out
 }
 
 // loadReplay provisions the parts of a config that decide about requests.
@@ -263,7 +278,7 @@ func loadReplay(file string) (*replay, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	found := &replay{app.(*App), server.(*caddyhttp.App).Servers, p.notes()}
+	found := &replay{app.(*App), server.(*caddyhttp.App).Servers, p.notes(), len(p.left) == 0}
 	if found.app.lacksKeys() {
 		found.notes = append(found.notes, noKeys)
 	}
@@ -388,57 +403,48 @@ func (p *pruned) notes() (notes []string) {
 	return notes
 }
 
-// serve replays a request on the servers that listen on its port. If there are
-// none, a proxy may have changed the port, so it tries all servers.
+// serve replays a request on the server that listens on its port.
 func (p *replay) serve(r *http.Request) (*trace, error) {
-	var answers []string
-	for _, name := range p.order(r) {
-		found := new(trace)
-		w := &unread{header: make(http.Header)}
-		ctx := context.WithValue(r.Context(), traceKey{}, found)
-		p.servers[name].ServeHTTP(w, r.Clone(ctx))
-		if found.decision != nil {
-			return found, nil
-		}
-		if by := w.header.Get(answeredBy); by != "" {
-			answers = append(answers, by)
-		}
-	}
-	if len(answers) > 0 {
-		return nil, fmt.Errorf("no gate is reached: %s answers %q, so check the matchers of the site", strings.Join(answers, ", "), r.Host)
-	}
-	return nil, fmt.Errorf("no gate is reached: no site with signed_playback is for the host %q", r.Host)
-}
-
-func (p *replay) order(r *http.Request) (names []string) {
-	var others []string
-	for name, server := range p.servers {
-		if listensOn(server, r) {
-			names = append(names, name)
-		} else {
-			others = append(others, name)
-		}
-	}
-	if len(names) == 0 {
-		names = others
-	}
-	slices.Sort(names)
-	return names
-}
-
-func listensOn(server *caddyhttp.Server, r *http.Request) bool {
-	_, text, err := net.SplitHostPort(r.Host)
-	port, _ := strconv.ParseUint(text, 10, 16)
+	server, err := p.listening(r)
 	if err != nil {
-		port = uint64(weborigin.DefaultPort(r.TLS != nil))
+		return nil, err
 	}
-	for _, listener := range server.Listen {
-		address, err := caddy.ParseNetworkAddress(listener)
-		if err == nil && uint64(address.StartPort) <= port && port <= uint64(address.EndPort) {
-			return true
+	found := new(trace)
+	w := &unread{header: make(http.Header)}
+	server.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), traceKey{}, found)))
+	by := w.header.Get(answeredBy)
+	switch {
+	case found.decision != nil && found.passed && by == "" && p.whole:
+		p.notes = append(p.notes, "no handler behind the gate answers the request, so the server answers 502")
+	case found.decision != nil:
+	case by != "":
+		return nil, fmt.Errorf("no gate is reached: %s answers %q, so check the matchers of the site", by, r.Host)
+	default:
+		return nil, fmt.Errorf("no gate is reached: no site with signed_playback is for the host %q", r.Host)
+	}
+	return found, nil
+}
+
+// listening returns the server that listens on the port of a request.
+func (p *replay) listening(r *http.Request) (*caddyhttp.Server, error) {
+	_, text, err := net.SplitHostPort(r.Host)
+	if err != nil {
+		text = strconv.Itoa(int(weborigin.DefaultPort(r.TLS != nil)))
+	}
+	port, _ := strconv.ParseUint(text, 10, 16) // nothing listens on an invalid one
+	var addresses []string
+	for _, server := range p.servers {
+		for _, listener := range server.Listen {
+			address, err := caddy.ParseNetworkAddress(listener)
+			if err == nil && uint64(address.StartPort) <= port && port <= uint64(address.EndPort) {
+				return server, nil
+			}
+			addresses = append(addresses, listener)
 		}
 	}
-	return false
+	slices.Sort(addresses)
+	return nil, fmt.Errorf("no server of the config listens on port %s, but on %s (and perhaps on port 80 to redirect to HTTPS); "+
+		"if a proxy in front changes the port, give the URL that it requests", text, strings.Join(addresses, " "))
 }
 
 // unread is a response writer that keeps only the headers.

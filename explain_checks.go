@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -26,6 +29,7 @@ type trace struct {
 	refusal  error // the first refusal with which the request ends
 	reported error // the first refusal in report-only mode
 	assumed  bool  // the claims count although the signature is not valid
+	passed   bool  // the request goes on to the handlers after the gate
 }
 
 // explainedCheck is a check with its outcome.
@@ -45,10 +49,23 @@ const (
 	verdictSkip   verdict = "skipped" // not decided, because a check before it refuses
 )
 
-// follow decides on a request.
-func (t *trace) follow(d *decision) {
-	t.decision = d
+// follow decides on a request. If it may pass, it goes on to the handlers after the
+// gate, which do not answer: another gate may be among them.
+func (t *trace) follow(d *decision, w http.ResponseWriter, next caddyhttp.Handler) error {
+	if t.decision == nil {
+		t.decision = d
+	} else {
+		t.passed = false
+		t.add("gate", verdictPass, nil, fmt.Sprintf("another gate%s gets the path %q", prefixed(" at ", d.gate.Source), d.request.URL.Path))
+	}
 	_ = d.decide() // stepDone has seen each error
+	if t.refusal != nil || d.result == resultPreflight || d.gate.player != nil && d.gate.servePlayer(w, d) {
+		return nil
+	}
+	t.passed = true
+	r, done := d.gate.originRequest(d.request, d)
+	defer done()
+	return next.ServeHTTP(w, r)
 }
 
 // stepDone implements stepObserver.

@@ -20,14 +20,16 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// explainedBy returns a gate's explanation of a request. The gate must not serve
-// the request.
+// explainedBy returns a gate's explanation of a request. The gate must not answer
+// the request, and only an allowed one reaches the next handler.
 func explainedBy(t *testing.T, g *Gate, r *http.Request) explanation {
 	t.Helper()
 	found := new(trace)
 	w := httptest.NewRecorder()
 	_ = g.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), traceKey{}, found)), caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error {
-		t.Errorf("%s is explained and served", shortened(r))
+		if found.refusal != nil {
+			t.Errorf("%s is refused and handed on", shortened(r))
+		}
 		return nil
 	}))
 	if w.Body.Len() > 0 {

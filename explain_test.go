@@ -175,18 +175,57 @@ func TestExplainFindsNoGate(t *testing.T) {
 	t.Parallel()
 	config := siteFile(t)
 	for address, want := range map[string]string{
-		"http://media.example.net/health":        `static_response answers "media.example.net"`,
-		"http://media.example.net/a.b/x.ts":      `static_response answers "media.example.net"`,
-		"https://media.example.net/elsewhere":    `static_response answers "media.example.net"`,
-		"https://nowhere.example.com/demo/x.ts":  `the host "nowhere.example.com"`,
-		"https://a.b.example.org/demo/x.ts":      `the host "a.b.example.org"`,
-		"http://media.example.net.evil.com/x.ts": `the host "media.example.net.evil.com"`,
-		"https://any.example.com:8443/demo/x.ts": `the host "any.example.com:8443"`,
+		"http://media.example.net/health":          `static_response answers "media.example.net"`,
+		"http://media.example.net/a.b/x.ts":        `static_response answers "media.example.net"`,
+		"https://media.example.net/elsewhere":      `static_response answers "media.example.net"`,
+		"https://nowhere.example.com/demo/x.ts":    `the host "nowhere.example.com"`,
+		"https://a.b.example.org/demo/x.ts":        `the host "a.b.example.org"`,
+		"http://media.example.net.evil.com/x.ts":   `the host "media.example.net.evil.com"`,
+		"https://media.example.net:8443/demo/x.ts": `port 8443, but on :443 :80 :8080`,
+		"http://media.example.net:0/demo/x.ts":     `port 0, but on`,
+		"http://media.example.net:99999/demo/x.ts": `port 99999, but on`,
+		"http://media.example.net:8080x/demo/x.ts": `port 8080x, but on`,
 	} {
 		out, err := explaining(config, address, nil)
 		if err == nil || !strings.Contains(err.Error(), want) || out != "" {
 			t.Errorf("%s: %v and %q, want an error with %q and nothing", address, err, out, want)
 		}
+	}
+}
+
+// explain follows an allowed request to the handlers after the gate, as the server does:
+// to another gate, which gets the origin's path, or to none.
+func TestExplainGoesOn(t *testing.T) {
+	t.Parallel()
+	key := writeFile(t, "key.json", publicJWK(testKey()))
+	for name, tc := range map[string]struct {
+		site string
+		want told
+		text string
+	}{
+		"one gate":             {"signed_playback\nreverse_proxy 127.0.0.1:1", told{true, resultAllowed, "", 0}, "allowed,"},
+		"another gate":         {"route {\nsigned_playback\n@a path *.ts\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{false, resultRefused, reasonTokenRequired, 401}, `another gate at `},
+		"not the other gate":   {"route {\nsigned_playback\n@a path *.m4s\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{true, resultAllowed, "", 0}, "allowed,"},
+		"nothing":              {"signed_playback", told{true, resultAllowed, "", 0}, "the server answers 502"},
+		"nothing at this path": {"signed_playback\nreverse_proxy /other/* 127.0.0.1:1", told{true, resultAllowed, "", 0}, "the server answers 502"},
+		"the player page":      {"signed_playback {\nplayer\n}", told{true, resultAllowed, "", 0}, "allowed,"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := writeFile(t, "Caddyfile", "{\nsigned_playback {\nkey_file "+key+"\n}\n}\nhttp://media.example.net {\n"+tc.site+"\n}\n")
+			path := "/x.ts"
+			if strings.Contains(tc.site, "player") {
+				path = "/iframe"
+			}
+			e := explanationOf(t, config, "http://media.example.net/"+plainToken()+path, nil)
+			text := printed(t, e, false)
+			if diff := cmp.Diff(tc.want, told{e.Allowed, e.Result, e.Reason, e.Status}); diff != "" || !strings.Contains(text, tc.text) || strings.Contains(text, "502") != strings.Contains(tc.text, "502") {
+				t.Errorf("(-want +got):\n%s%s", diff, text)
+			}
+		})
+	}
+	config := writeFile(t, "Caddyfile", "http://media.example.net {\nsigned_playback\nsigned_playback {\nplayer\n}\nreverse_proxy 127.0.0.1:1\n}\n")
+	if _, err := explaining(config, "http://media.example.net/demo/x.ts", nil); err == nil || !strings.Contains(err.Error(), "two gates in one chain") {
+		t.Errorf("a config that does not load: %v", err)
 	}
 }
 
@@ -373,7 +412,7 @@ func TestExplainReadsKeySetAndStore(t *testing.T) {
 	of := func(key *token.SigningKey) string {
 		return must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, key))
 	}
-	const text = "{\n\tstorage file_system %s\n\tsigned_playback {\n\t\tjwks_url %s\n\t}\n}\n\nhttp://media.example.net {\n\tsigned_playback\n}\n"
+	const text = "{\n\tstorage file_system %s\n\tsigned_playback {\n\t\tjwks_url %s\n\t}\n}\n\nhttp://media.example.net {\n\tsigned_playback\n\trespond ok\n}\n"
 	config := writeFile(t, "Caddyfile", fmt.Sprintf(text, folder, keys.URL))
 	for _, tc := range []struct {
 		name, compact string

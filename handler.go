@@ -39,8 +39,7 @@ var pipeline = [...]pipelineStep{
 // pass.
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if trace, ok := r.Context().Value(traceKey{}).(*trace); ok {
-		trace.follow(newDecision(g, r, trace))
-		return nil
+		return trace.follow(newDecision(g, r, trace), w, next)
 	}
 	dropBody(w, r)
 	d := newDecision(g, r, silentObserver{})

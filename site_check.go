@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -612,22 +611,6 @@ func prefixed(prefix, text string) string {
 		return ""
 	}
 	return prefix + text
-}
-
-// configServers returns the servers of a config in JSON.
-func configServers(config []byte) (map[string]configServer, error) {
-	var c struct {
-		Apps struct {
-			HTTP struct {
-				Servers map[string]configServer `json:"servers"`
-			} `json:"http"`
-		} `json:"apps"`
-	}
-	err := json.Unmarshal(config, &c)
-	if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		err = nil // a handler has a field of the same name and another type
-	}
-	return c.Apps.HTTP.Servers, err
 }
 
 // serverConfig returns a server in the form of the JSON config. The routes of a server

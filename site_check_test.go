@@ -1,6 +1,8 @@
 package signedplayback
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -12,6 +14,22 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 )
+
+// configServers returns the servers of a config in JSON.
+func configServers(config []byte) (map[string]configServer, error) {
+	var c struct {
+		Apps struct {
+			HTTP struct {
+				Servers map[string]configServer `json:"servers"`
+			} `json:"http"`
+		} `json:"apps"`
+	}
+	err := json.Unmarshal(config, &c)
+	if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		err = nil // a handler has a field of the same name and another type
+	}
+	return c.Apps.HTTP.Servers, err
+}
 
 // sitesOf returns the warnings about the sites of a Caddyfile, and the error.
 func sitesOf(t *testing.T, adapted string) (warnings []string, err error) {
