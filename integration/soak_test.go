@@ -142,7 +142,7 @@ func (r soakRequest) refusal(at time.Time) string {
 	case r.token != nil && !at.Before(r.token.expires):
 		return "token_expired"
 	}
-	missing := r.source.header == nil && (video.allowMissing || r.frame && r.path == "/iframe")
+	missing := r.source.header == nil && (video.allowMissing || r.frame && strings.HasPrefix(r.path, "/iframe"))
 	if video.restricted && !video.reports && !missing && r.source.reason != "" {
 		return r.source.reason
 	}
@@ -182,12 +182,9 @@ type soak struct {
 	wrong  []string
 }
 
-// requestNumber is a header that the gate does not know.
-const requestNumber = "Soak-Request"
-
 // ServeHTTP implements http.Handler, for the origin. It allows every cache everything.
 func (s *soak) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.uris.Store(r.Header.Get(requestNumber), r.RequestURI)
+	s.uris.Store(r.URL.Query().Get("n"), r.RequestURI)
 	w.Header().Set("Cache-Control", "public, max-age=31536000")
 	_, _ = io.WriteString(w, "#EXTM3U\n#EXTINF:2,\nseg_1.ts\n")
 }
@@ -249,8 +246,9 @@ func (s *soak) ask(random *mathrand.Rand, c *http.Client) {
 		s.t.Error(err)
 		return
 	}
+	r.path += either(strings.Contains(r.path, "?"), "&n=", "?n=") + number
 	req.URL.Opaque = "/" + first + r.path
-	req.Header = http.Header{"X-Forwarded-For": {r.viewer}, requestNumber: {number}}
+	req.Header = http.Header{"X-Forwarded-For": {r.viewer}}
 	maps.Copy(req.Header, r.source.header)
 	if r.frame {
 		req.Header.Set("Sec-Fetch-Dest", "iframe")
