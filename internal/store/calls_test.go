@@ -15,7 +15,7 @@ import (
 // not notice, and the strangers beyond the queue are told so at once.
 func TestStrangersKeepNobodyWaiting(t *testing.T) {
 	t.Parallel()
-	const atOnce, waiting = maxLookups/ 2, 2 * maxLookups
+	const atOnce, waiting = maxLookups / 2, 2 * maxLookups
 	const strangers = 10 * (atOnce + waiting)
 	storage := newMemStorage()
 	s := quiet(storage)
