@@ -1,6 +1,7 @@
 package controlapi
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strconv"
@@ -32,19 +33,11 @@ func (m members) read(body strictjson.Value) error {
 }
 
 func (m members) unknown(name string) error {
-	var settable []string
-	for _, known := range slices.Sorted(maps.Keys(m)) {
-		if strings.EqualFold(known, name) {
-			return badRequest("unknown member %.80q: did you mean %q?", name, known)
-		}
-		if m[known] != nil {
-			settable = append(settable, known)
-		}
+	settable := slices.DeleteFunc(slices.Sorted(maps.Keys(m)), func(known string) bool { return m[known] == nil })
+	if i := slices.IndexFunc(settable, func(known string) bool { return strings.EqualFold(known, name) }); i >= 0 {
+		return badRequest("unknown member %.80q: did you mean %q?", name, settable[i])
 	}
-	if len(settable) == 0 {
-		return badRequest("unknown member %.80q: this call takes none", name)
-	}
-	return badRequest("unknown member %.80q; known are %s", name, strings.Join(settable, ", "))
+	return badRequest("unknown member %.80q; known: %s", name, cmp.Or(strings.Join(settable, ", "), "none"))
 }
 
 // member returns a function that reads one member into a variable. want describes
