@@ -30,7 +30,7 @@ func (t target) first() string { return cmp.Or(t.token, t.videoID) }
 // suffix is the part of a playback path after the first segment, without a
 // leading slash. The gate validates it and never repairs it.
 type suffix struct {
-	escaped string // as the viewer wrote it
+	escaped string // as the viewer wrote it, except for raw brackets
 	decoded string // escaped, percent-decoded once
 }
 
@@ -157,6 +157,7 @@ func parseSuffix(escaped string) (suffix, error) {
 	}
 	decoded := escaped
 	if special {
+		escaped = brackets.Replace(escaped)
 		if decoded, err = decodeSuffix(escaped); err != nil {
 			return suffix{}, err
 		}
@@ -175,12 +176,12 @@ func parseSuffix(escaped string) (suffix, error) {
 
 // checkSuffixBytes checks that a suffix consists of pchar (RFC 3986 section 3.3)
 // without `;`, after which some origins see path parameters and others a file
-// name, and without `:`. special reports whether it contains a byte that
-// decodeSuffix or checkNames must look at.
+// name, and without `:`. Brackets pass, because browsers do not encode them. special
+// reports whether it contains a byte that needs a second look.
 func checkSuffixBytes(s string) (special bool, err error) {
 	for i := range len(s) {
 		switch c := s[i]; {
-		case c == '%' || c == '~':
+		case c == '%' || c == '~' || c == '[' || c == ']':
 			special = true
 		case c == ':':
 			return false, errPathName
@@ -190,6 +191,9 @@ func checkSuffixBytes(s string) (special bool, err error) {
 	}
 	return special, nil
 }
+
+// brackets encodes what RFC 3986 section 3.2.2 reserves for IP addresses.
+var brackets = strings.NewReplacer("[", "%5B", "]", "%5D")
 
 // checkSegments refuses dot segments, empty segments, except for one trailing
 // slash, and segments whose last dot Windows drops. It may read the escaped form,
@@ -269,7 +273,12 @@ func parseOriginPath(template string) (originPath, error) {
 		return originPath{}, fmt.Errorf("origin_path %q: %w", template, errPathSegment)
 	}
 	// The operator knows the file system, so a colon may be in the template.
-	if _, err := parseSuffix(strings.ReplaceAll(example, ":", "-")); err != nil {
+	example = strings.ReplaceAll(example, ":", "-")
+	parsed, err := parseSuffix(example)
+	if err == nil && parsed.escaped != example {
+		err = errPathByte
+	}
+	if err != nil {
 		return originPath{}, fmt.Errorf("origin_path %q: %w", template, err)
 	}
 	return p, nil
