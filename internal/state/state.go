@@ -111,9 +111,8 @@ type State struct {
 	missingRevocations []string                  // revoked keys that the store has lost
 	rereadAt           time.Time
 	since              time.Time // of the last success
-	failing            bool
 
-	unavailable atomic.Bool   // failing, for requests
+	unavailable atomic.Bool   // the last look has failed
 	answers     atomic.Uint64 // how many calls the store has answered
 }
 
@@ -231,19 +230,16 @@ func (s *State) Sync(ctx context.Context) {
 		return
 	}
 	if err == nil {
-		if s.failing {
+		if s.unavailable.Swap(false) {
 			s.logger().Info("the store can be read again", zap.Time("unavailable_since", s.since))
 		}
-		s.failing, s.since = false, s.now()
-		s.unavailable.Store(false)
+		s.since = s.now()
 		s.restoreRevocations(ctx)
 		return
 	}
-	if !s.failing {
+	if !s.unavailable.Swap(true) {
 		s.logger().Error("the store cannot be read; the last known keys and settings stay in force, and what is not known is refused", zap.Error(err))
 	}
-	s.failing = true
-	s.unavailable.Store(true)
 	if s.now().Sub(s.since) > maxStale && s.KeysKnown() {
 		s.logger().Error("the store has been unavailable for too long; from now on everything that depends on it is refused",
 			zap.Time("since", s.since))
