@@ -27,6 +27,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/routecheck"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
 
@@ -383,7 +384,7 @@ func (p *pruned) routes(routes any) {
 			case slices.Contains(replayedHandlers, name):
 				p.routes(handler["routes"])
 				kept = append(kept, handler)
-			case slices.Contains(answeringHandlers, name) || slices.Contains(mediaHandlers, name) && handler["handle_response"] == nil: // with one, it only asks another server
+			case routecheck.AnswersAlone(name) || routecheck.ServesMedia(name) && handler["handle_response"] == nil: // with one, it only asks another server
 				kept = append(kept, map[string]any{
 					"handler": "static_response",
 					"headers": map[string]any{answeredBy: []any{name}},

@@ -56,7 +56,7 @@ func (t *trace) follow(d *decision, w http.ResponseWriter, next caddyhttp.Handle
 		t.decision = d
 	} else {
 		t.passed = false
-		t.add("gate", verdictPass, nil, fmt.Sprintf("another gate%s gets the path %q", prefixed(" at ", d.gate.Source), d.request.URL.Path))
+		t.add("gate", verdictPass, nil, fmt.Sprintf("%s gets the path %q", strings.TrimSuffix("another gate at "+d.gate.Source, " at "), d.request.URL.Path))
 	}
 	_ = d.decide() // stepDone has seen each error
 	if t.refusal != nil || d.result == resultPreflight || d.gate.player != nil && d.gate.servePlayer(w, d) {

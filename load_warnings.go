@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"encoding/json"
 	"net/netip"
 	"net/url"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/routecheck"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -28,25 +30,78 @@ func (a *App) checkServer(ctx caddy.Context) error {
 		a.checked = make(map[*caddyhttp.Server]bool)
 	}
 	a.checked[server] = true
-	check, err := checkSites(serverConfig(server))
+	report, err := routecheck.Check(serverConfig(server))
 	if err != nil {
 		return err
 	}
-	for _, w := range check.warnings() {
-		a.logger.Warn(w.text, zap.String("site", w.site), zap.String("gate", w.source))
+	for _, w := range report.Warnings {
+		a.logger.Warn(w.Text, zap.String("site", w.Site), zap.String("gate", w.Source))
 	}
 	app, err := ctx.App("http")
 	if err != nil {
 		return err
 	}
 	core := ctx.Logger(app.(caddy.Module)).Core()
-	for _, g := range check.order {
-		if logs := unredactedLogs(core, server.Logs, g.site); len(logs) > 0 {
+	for _, g := range report.Gates {
+		if logs := unredactedLogs(core, server.Logs, g.Site); len(logs) > 0 {
 			a.logger.Warn("playback URLs, and with them tokens, get into logs; set `format signed_playback` in their log blocks",
-				zap.String("site", g.site), zap.String("gate", g.Source), zap.Strings("logs", logs))
+				zap.String("site", g.Site), zap.String("gate", g.Source), zap.Strings("logs", logs))
 		}
 	}
 	return nil
+}
+
+// serverConfig returns a server in the form of the JSON config. The routes of a server
+// whose gate is being provisioned are provisioned in part: the others are still JSON.
+func serverConfig(server *caddyhttp.Server) routecheck.Server {
+	config := routecheck.Server{Listen: server.Listen, Routes: configRoutes(server.Routes), NamedRoutes: make(map[string]routecheck.Route)}
+	for name, route := range server.NamedRoutes {
+		config.NamedRoutes[name] = configRoutes(caddyhttp.RouteList{*route})[0]
+	}
+	return config
+}
+
+// configRoutes returns routes in the form of the JSON config.
+func configRoutes(routes caddyhttp.RouteList) (list []routecheck.Route) {
+	for _, r := range routes {
+		route := routecheck.Route{Group: r.Group, Terminal: r.Terminal, Match: configMatchers(r.MatcherSets)}
+		for _, set := range r.MatcherSetsRaw {
+			route.Match = append(route.Match, set)
+		}
+		for _, raw := range r.HandlersRaw {
+			h := new(routecheck.Handler)
+			_ = json.Unmarshal(raw, h) // other handlers may have fields of these names and other types
+			route.Handle = append(route.Handle, h)
+		}
+		for _, provisioned := range r.Handlers {
+			h := new(routecheck.Handler)
+			raw, _ := json.Marshal(provisioned)
+			_ = json.Unmarshal(raw, h)
+			h.Handler = caddy.GetModuleName(provisioned)
+			if subroute, ok := provisioned.(*caddyhttp.Subroute); ok {
+				h.Routes = configRoutes(subroute.Routes)
+			}
+			route.Handle = append(route.Handle, h)
+		}
+		list = append(list, route)
+	}
+	return list
+}
+
+// configMatchers returns provisioned matchers in the form of the JSON config.
+func configMatchers(sets caddyhttp.MatcherSets) (list []map[string]json.RawMessage) {
+	for _, set := range sets {
+		matchers := make(map[string]json.RawMessage)
+		for _, m := range set {
+			var config any = m
+			if not, ok := m.(*caddyhttp.MatchNot); ok {
+				config = configMatchers(not.MatcherSets)
+			}
+			matchers[caddy.GetModuleName(m)], _ = json.Marshal(config)
+		}
+		list = append(list, matchers)
+	}
+	return list
 }
 
 // unredactedLogs returns the names of the loggers of a site whose lines some log

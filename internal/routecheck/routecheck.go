@@ -1,4 +1,12 @@
-package signedplayback
+// Package routecheck finds mistakes in the routes of a server that has gates:
+// requests that get past a gate, a gate that no request reaches, and two gates in
+// one chain.
+//
+// It follows a request with unknown properties through the routes of the JSON
+// config. At each matcher it goes both ways, unless the matchers before it have
+// decided. It knows Caddy's config and not Caddy's code, so it can check a config that
+// is provisioned in part.
+package routecheck
 
 import (
 	"bytes"
@@ -8,31 +16,22 @@ import (
 	"maps"
 	"slices"
 	"strings"
-
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// The routes of a server are checked when its first gate is provisioned, so that
-// `caddy validate` shows mistakes too: requests that get past a gate, a gate that
-// no request reaches, and two gates in one chain. The check follows a request with
-// unknown properties through the routes. At each matcher it goes both ways, unless
-// the matchers before it have decided.
-
-// configRoute is a route as the JSON config has it.
-type configRoute struct {
+// Route is a route as the JSON config has it.
+type Route struct {
 	Group    string                       `json:"group"`
 	Terminal bool                         `json:"terminal"`
 	Match    []map[string]json.RawMessage `json:"match"`
-	Handle   []*configHandler             `json:"handle"`
+	Handle   []*Handler                   `json:"handle"`
 }
 
-// configHandler has the fields of handlers that decide where a request goes.
-type configHandler struct {
-	Handler string        `json:"handler"`
-	Routes  []configRoute `json:"routes"` // of subroute
-	Name    string        `json:"name"`   // of invoke
-	Root    string        `json:"root"`   // of vars
+// Handler has the fields of handlers that decide where a request goes.
+type Handler struct {
+	Handler string  `json:"handler"`
+	Routes  []Route `json:"routes"` // of subroute
+	Name    string  `json:"name"`   // of invoke
+	Root    string  `json:"root"`   // of vars
 
 	// Of reverse_proxy.
 	Upstreams []struct {
@@ -70,61 +69,93 @@ var (
 	mediaHandlers     = []string{"file_server", "reverse_proxy"}
 )
 
-// checkSites checks the gates of a server. It is an error if no request can pass.
-func checkSites(s configServer) (*siteCheck, error) {
-	c := &siteCheck{configServer: s, gates: make(map[*configHandler]*gateCheck), media: make(map[string]*mediaHandler)}
+const (
+	gateHandler      = "signed_playback"
+	videoPlaceholder = "{video}" // of origin_path
+)
+
+// AnswersAlone reports whether a handler answers every request that reaches it, and
+// not with media.
+func AnswersAlone(handler string) bool { return slices.Contains(answeringHandlers, handler) }
+
+// ServesMedia reports whether a handler is made to answer with media.
+func ServesMedia(handler string) bool { return slices.Contains(mediaHandlers, handler) }
+
+// Report has the gates of a server, in the order of the config, and the mistakes.
+type Report struct {
+	Gates    []Gate
+	Warnings []Warning
+}
+
+// Check checks the gates of a server. It returns an error if a gate refuses every
+// request that another one lets pass.
+func Check(s Server) (Report, error) {
+	c := &checker{Server: s, gates: make(map[*Handler]*gate), media: make(map[string]*mediaHandler)}
 	for _, name := range slices.Sorted(maps.Keys(s.NamedRoutes)) {
-		c.collect([]configRoute{s.NamedRoutes[name]}, "")
+		c.collect([]Route{s.NamedRoutes[name]}, "")
 	}
 	c.collect(s.Routes, "")
 	c.routes(s.Routes, requestState{}, func(requestState) {})
-	return c, c.err
+	if c.err != nil {
+		return Report{}, c.err
+	}
+	report := Report{Warnings: c.warnings()}
+	for _, g := range c.order {
+		report.Gates = append(report.Gates, g.Gate)
+	}
+	return report, nil
 }
 
-// configServer is a server as the JSON config has it.
-type configServer struct {
-	Listen      []string               `json:"listen"`
-	Routes      []configRoute          `json:"routes"`
-	NamedRoutes map[string]configRoute `json:"named_routes"`
+// Server is a server as the JSON config has it.
+type Server struct {
+	Listen      []string         `json:"listen"`
+	Routes      []Route          `json:"routes"`
+	NamedRoutes map[string]Route `json:"named_routes"`
 }
 
 // name names a site of the server that has no hosts.
-func (s configServer) name() string { return strings.Join(s.Listen, " ") }
+func (s Server) name() string { return strings.Join(s.Listen, " ") }
 
-// siteWarning is a mistake in a site. The source is the line of the gate, if the
-// config comes from a Caddyfile.
-type siteWarning struct{ site, source, text string }
+// Gate is where a gate is: the hosts of its site, or the addresses of the server, and
+// its file and line, if the config comes from a Caddyfile.
+type Gate struct{ Site, Source string }
 
-func (w siteWarning) String() string {
-	return strings.TrimPrefix(strings.Join([]string{w.site, w.source, w.text}, ": "), ": ")
+// Warning is a mistake at a gate.
+type Warning struct {
+	Gate
+	Text string
 }
 
-// siteCheck follows requests through the routes of a server.
-type siteCheck struct {
-	configServer
+func (w Warning) String() string {
+	return strings.TrimPrefix(strings.Join([]string{w.Site, w.Source, w.Text}, ": "), ": ")
+}
+
+// checker follows requests through the routes of a server.
+type checker struct {
+	Server
 	steps int
-	gates map[*configHandler]*gateCheck
-	order []*gateCheck // the gates in the order of the config
+	gates map[*Handler]*gate
+	order []*gate // the gates in the order of the config
 	media map[string]*mediaHandler
 	err   error
 }
 
-// gateCheck is what the requests that reach a gate meet.
-type gateCheck struct {
-	*configHandler
-	site     string
+// gate is what the requests that reach a gate meet.
+type gate struct {
+	Gate
+	folder   string // of the origin, up to the video
 	reached  bool
 	answered bool   // a handler is behind the gate
 	chain    string // how a request gets here that has passed another gate
 }
 
 // collect finds the gates in routes.
-func (c *siteCheck) collect(routes []configRoute, site string) {
+func (c *checker) collect(routes []Route, site string) {
 	for _, r := range routes {
 		site := cmp.Or(site, r.hosts())
 		for _, h := range r.Handle {
-			if h.Handler == appID {
-				c.gates[h] = &gateCheck{configHandler: h, site: cmp.Or(site, c.name())}
+			if h.Handler == gateHandler {
+				c.gates[h] = &gate{Gate: Gate{cmp.Or(site, c.name()), h.Source}, folder: h.folder()}
 				c.order = append(c.order, c.gates[h])
 			}
 			c.collect(h.Routes, site)
@@ -132,7 +163,13 @@ func (c *siteCheck) collect(routes []configRoute, site string) {
 	}
 }
 
-func (r configRoute) hosts() string {
+// folder returns the beginning of the paths at which the origin of a gate has videos.
+func (h *Handler) folder() string {
+	folder, _, _ := strings.Cut(cmp.Or(h.OriginPath, "/"+videoPlaceholder), videoPlaceholder)
+	return folder
+}
+
+func (r Route) hosts() string {
 	var all []string
 	for _, set := range r.Match {
 		var hosts []string
@@ -159,10 +196,10 @@ type requestState struct {
 	// How often a handler has changed the path, and its end.
 	prefixes, suffixes int
 
-	gate      *gateCheck // the gate that the request has passed
-	atGate    *fact      // what was known there
-	pathKnown bool       // the path is still the one that the gate has made
-	guessed   bool       // the path has such a name only if a video has it
+	gate      *gate // the gate that the request has passed
+	atGate    *fact // what was known there
+	pathKnown bool  // the path is still the one that the gate has made
+	guessed   bool  // the path has such a name only if a video has it
 }
 
 // fact is whether a request has a property, and the facts before it.
@@ -196,7 +233,7 @@ type follow func(requestState)
 
 // routes follows a request through a list of routes, as RouteList.Compile of Caddy
 // chains them.
-func (c *siteCheck) routes(list []configRoute, s requestState, next follow) {
+func (c *checker) routes(list []Route, s requestState, next follow) {
 	if len(list) == 0 {
 		next(s)
 		return
@@ -225,15 +262,15 @@ func (c *siteCheck) routes(list []configRoute, s requestState, next follow) {
 }
 
 // changesNothing reports whether it does not matter if the route matches.
-func (r configRoute) changesNothing() bool {
-	return r.Group == "" && !r.Terminal && !slices.ContainsFunc(r.Handle, func(h *configHandler) bool {
+func (r Route) changesNothing() bool {
+	return r.Group == "" && !r.Terminal && !slices.ContainsFunc(r.Handle, func(h *Handler) bool {
 		return !slices.Contains(passingHandlers, h.Handler) && (h.Handler != "vars" || h.Root != "")
 	})
 }
 
 // match follows a request that one of the matcher sets matches, and one that none
 // does. Without sets, every request matches.
-func (c *siteCheck) match(sets []map[string]json.RawMessage, s requestState, yes, no follow) {
+func (c *checker) match(sets []map[string]json.RawMessage, s requestState, yes, no follow) {
 	if len(sets) == 0 {
 		yes(s)
 		return
@@ -244,7 +281,7 @@ func (c *siteCheck) match(sets []map[string]json.RawMessage, s requestState, yes
 }
 
 // matchAny follows a request that has one of n properties, and one that has none.
-func (c *siteCheck) matchAny(n int, s requestState, yes, no follow, one func(i int, s requestState, yes, no follow)) {
+func (c *checker) matchAny(n int, s requestState, yes, no follow, one func(i int, s requestState, yes, no follow)) {
 	var from func(i int, s requestState)
 	from = func(i int, s requestState) {
 		if i == n {
@@ -256,7 +293,7 @@ func (c *siteCheck) matchAny(n int, s requestState, yes, no follow, one func(i i
 	from(0, s)
 }
 
-func (c *siteCheck) matchAll(set map[string]json.RawMessage, names []string, s requestState, yes, no follow) {
+func (c *checker) matchAll(set map[string]json.RawMessage, names []string, s requestState, yes, no follow) {
 	if len(names) == 0 {
 		yes(s)
 		return
@@ -264,7 +301,7 @@ func (c *siteCheck) matchAll(set map[string]json.RawMessage, names []string, s r
 	c.matcher(names[0], set[names[0]], s, func(s requestState) { c.matchAll(set, names[1:], s, yes, no) }, no)
 }
 
-func (c *siteCheck) matcher(name string, config json.RawMessage, s requestState, yes, no follow) {
+func (c *checker) matcher(name string, config json.RawMessage, s requestState, yes, no follow) {
 	var sets []map[string]json.RawMessage
 	var values []string
 	switch {
@@ -303,7 +340,7 @@ func (p property) ofPathEnd() bool {
 
 // branch follows a request that has a property, and one that has it not, unless it is
 // known.
-func (c *siteCheck) branch(p property, s requestState, yes, no follow) {
+func (c *checker) branch(p property, s requestState, yes, no follow) {
 	if c.steps++; c.steps > maxSiteSteps {
 		return
 	}
@@ -347,79 +384,27 @@ func (s requestState) knows(p property) (value, known bool) {
 		}
 	}
 	if text, start, end, _ := pathPattern(p.value); s.pathKnown && p.matcher == "path" && !start && end {
-		folder, _, _ := strings.Cut(cmp.Or(s.gate.OriginPath, "/"+videoPlaceholder), videoPlaceholder)
-		if strings.HasPrefix(strings.ToLower(folder), text) {
+		if strings.HasPrefix(strings.ToLower(s.gate.folder), text) {
 			return true, true
 		}
 	}
 	return false, false
 }
 
-// pathPattern is a pattern of Caddy's path matcher, which has * at its start, at
-// its end, at both, or nowhere. Other patterns are not ok.
-func pathPattern(pattern string) (text string, start, end, ok bool) {
-	text, start = strings.CutPrefix(pattern, "*")
-	text, end = strings.CutSuffix(text, "*")
-	return text, start, end, !strings.ContainsAny(text, "*?[%")
-}
-
-// coversPath reports whether a pattern surely matches every path that another one
-// matches.
-func coversPath(pattern, other string) bool {
-	text, start, end, ok := pathPattern(pattern)
-	otherText, otherStart, otherEnd, otherOK := pathPattern(other)
-	switch {
-	case pattern == other:
-		return true
-	case !ok || !otherOK:
-		return false
-	case start && end:
-		return strings.Contains(otherText, text)
-	case start:
-		return !otherEnd && strings.HasSuffix(otherText, text)
-	case end:
-		return !otherStart && strings.HasPrefix(otherText, text)
-	default:
-		return false
-	}
-}
-
-// excludesPath reports whether surely no path matches both patterns.
-func excludesPath(pattern, other string) bool {
-	text, start, end, ok := pathPattern(pattern)
-	otherText, otherStart, otherEnd, otherOK := pathPattern(other)
-	switch {
-	case !ok || !otherOK || pattern == other:
-		return false
-	case !start && !end && !otherStart && !otherEnd:
-		return true
-	case !start && !end:
-		return !coversPath(other, pattern)
-	case !otherStart && !otherEnd:
-		return !coversPath(pattern, other)
-	case !start && !otherStart:
-		return !strings.HasPrefix(text, otherText) && !strings.HasPrefix(otherText, text)
-	case !end && !otherEnd:
-		return !strings.HasSuffix(text, otherText) && !strings.HasSuffix(otherText, text)
-	default:
-		return false
-	}
-}
-
 // handlers follows a request through the handlers of a route.
-func (c *siteCheck) handlers(list []*configHandler, s requestState, next follow) {
+func (c *checker) handlers(list []*Handler, s requestState, next follow) {
 	if len(list) == 0 {
 		next(s)
 		return
 	}
 	h, after := list[0], func(s requestState) { c.handlers(list[1:], s, next) }
 	switch {
-	case h.Handler == appID:
+	case h.Handler == gateHandler:
 		c.gate(h, s, after)
 	case h.Handler == "subroute":
 		c.routes(h.Routes, s, after)
 	case h.Handler == "invoke":
-		c.routes([]configRoute{c.NamedRoutes[h.Name]}, s, after)
+		c.routes([]Route{c.NamedRoutes[h.Name]}, s, after)
 	case h.Handler == "rewrite":
 		after(s.rewritten(h))
 	case h.Handler == "vars":
@@ -434,7 +419,7 @@ func (c *siteCheck) handlers(list []*configHandler, s requestState, next follow)
 	}
 }
 
-func (s requestState) rewritten(h *configHandler) requestState {
+func (s requestState) rewritten(h *Handler) requestState {
 	prefix, suffix := h.StripPrefix != "", h.URI != "" || h.StripSuffix != "" || h.Substrings != nil || h.RegularExpression != nil
 	if prefix || suffix {
 		s.prefixes++
@@ -454,7 +439,7 @@ func (s requestState) answer() {
 }
 
 // gate follows a request through a gate, which changes the first part of its path.
-func (c *siteCheck) gate(h *configHandler, s requestState, after follow) {
+func (c *checker) gate(h *Handler, s requestState, after follow) {
 	g := c.gates[h]
 	g.reached = true
 	if s.gate == nil {
@@ -476,7 +461,7 @@ func (c *siteCheck) gate(h *configHandler, s requestState, after follow) {
 
 // twoGatesError is the error of a chain in which every request that passes a gate
 // comes to another one.
-type twoGatesError struct{ first, second *gateCheck }
+type twoGatesError struct{ first, second *gate }
 
 func (e twoGatesError) Error() string {
 	return fmt.Sprintf("two gates in one chain, %s and %s: the second one gets the origin's path, which has no token, and refuses every request; "+
@@ -484,12 +469,12 @@ func (e twoGatesError) Error() string {
 }
 
 // place names a gate.
-func (g *gateCheck) place() string {
-	return "in the site " + g.site + prefixed(" at ", g.Source)
+func (g *gate) place() string {
+	return strings.TrimSuffix("in the site "+g.Site+" at "+g.Source, " at ")
 }
 
 // serve notes that a request reaches a handler that may serve media.
-func (c *siteCheck) serve(h *configHandler, s requestState, after follow) {
+func (c *checker) serve(h *Handler, s requestState, after follow) {
 	passes := !slices.Contains(mediaHandlers, h.Handler) || h.PassThrough
 	if h.handsSuccessOn() { // forward_auth, which asks another server whether the viewer may pass
 		after(s)
@@ -530,7 +515,7 @@ func (s requestState) exactPath() bool {
 
 // handsSuccessOn reports whether a reverse_proxy hands the request on when the
 // upstream answers with success.
-func (h *configHandler) handsSuccessOn() bool {
+func (h *Handler) handsSuccessOn() bool {
 	for _, response := range h.HandleResponse {
 		if response.Match == nil || slices.ContainsFunc(response.Match.StatusCode, func(status int) bool { return status == 2 || status/100 == 2 }) {
 			return true
@@ -540,7 +525,7 @@ func (h *configHandler) handsSuccessOn() bool {
 }
 
 // origin names the upstreams of a reverse_proxy.
-func (h *configHandler) origin() string {
+func (h *Handler) origin() string {
 	var addresses []string
 	for _, upstream := range h.Upstreams {
 		addresses = append(addresses, upstream.Dial)
@@ -579,13 +564,13 @@ func (s requestState) request() string {
 	return strings.Join(parts, ", ")
 }
 
-func (c *siteCheck) warnings() (warnings []siteWarning) {
+func (c *checker) warnings() (warnings []Warning) {
 	if c.steps > maxSiteSteps {
-		return []siteWarning{{c.name(), "", "the routes have too many matchers to check whether requests get past a gate"}}
+		return []Warning{{Gate{Site: c.name()}, "the routes have too many matchers to check whether requests get past a gate"}}
 	}
 	for _, key := range slices.Sorted(maps.Keys(c.media)) {
 		if m := c.media[key]; m.gated != nil && m.exempt != nil {
-			w := siteWarning{m.gated.gate.site, m.gated.gate.Source, fmt.Sprintf(
+			w := Warning{m.gated.gate.Gate, fmt.Sprintf(
 				"requests get past the gate to %s without a token (%s); give both the same matcher, or put them into one handle block", m.name, m.exempt.request())}
 			if !slices.Contains(warnings, w) { // one for each host
 				warnings = append(warnings, w)
@@ -595,73 +580,13 @@ func (c *siteCheck) warnings() (warnings []siteWarning) {
 	for _, g := range c.order {
 		switch {
 		case !g.reached:
-			warnings = append(warnings, siteWarning{g.site, g.Source, "no request reaches the gate: a handler before it answers them all, or a matcher never matches; " +
+			warnings = append(warnings, Warning{g.Gate, "no request reaches the gate: a handler before it answers them all, or a matcher never matches; " +
 				"in a route block, directives run in the order in which they are written"})
 		case g.chain != "":
-			warnings = append(warnings, siteWarning{g.site, g.Source, g.chain})
+			warnings = append(warnings, Warning{g.Gate, g.chain})
 		case !g.answered:
-			warnings = append(warnings, siteWarning{g.site, g.Source, "nothing is behind the gate, so it answers 502; add reverse_proxy or file_server after it"})
+			warnings = append(warnings, Warning{g.Gate, "nothing is behind the gate, so it answers 502; add reverse_proxy or file_server after it"})
 		}
 	}
 	return warnings
-}
-
-func prefixed(prefix, text string) string {
-	if text == "" {
-		return ""
-	}
-	return prefix + text
-}
-
-// serverConfig returns a server in the form of the JSON config. The routes of a server
-// whose gate is being provisioned are provisioned in part: the others are still JSON.
-func serverConfig(server *caddyhttp.Server) configServer {
-	config := configServer{server.Listen, configRoutes(server.Routes), make(map[string]configRoute)}
-	for name, route := range server.NamedRoutes {
-		config.NamedRoutes[name] = configRoutes(caddyhttp.RouteList{*route})[0]
-	}
-	return config
-}
-
-// configRoutes returns routes in the form of the JSON config.
-func configRoutes(routes caddyhttp.RouteList) (list []configRoute) {
-	for _, r := range routes {
-		route := configRoute{Group: r.Group, Terminal: r.Terminal, Match: configMatchers(r.MatcherSets)}
-		for _, set := range r.MatcherSetsRaw {
-			route.Match = append(route.Match, set)
-		}
-		for _, raw := range r.HandlersRaw {
-			h := new(configHandler)
-			_ = json.Unmarshal(raw, h) // other handlers may have fields of these names and other types
-			route.Handle = append(route.Handle, h)
-		}
-		for _, provisioned := range r.Handlers {
-			h := new(configHandler)
-			raw, _ := json.Marshal(provisioned)
-			_ = json.Unmarshal(raw, h)
-			h.Handler = caddy.GetModuleName(provisioned)
-			if subroute, ok := provisioned.(*caddyhttp.Subroute); ok {
-				h.Routes = configRoutes(subroute.Routes)
-			}
-			route.Handle = append(route.Handle, h)
-		}
-		list = append(list, route)
-	}
-	return list
-}
-
-// configMatchers returns provisioned matchers in the form of the JSON config.
-func configMatchers(sets caddyhttp.MatcherSets) (list []map[string]json.RawMessage) {
-	for _, set := range sets {
-		matchers := make(map[string]json.RawMessage)
-		for _, m := range set {
-			var config any = m
-			if not, ok := m.(*caddyhttp.MatchNot); ok {
-				config = configMatchers(not.MatcherSets)
-			}
-			matchers[caddy.GetModuleName(m)], _ = json.Marshal(config)
-		}
-		list = append(list, matchers)
-	}
-	return list
 }

@@ -13,14 +13,16 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/routecheck"
 )
 
 // configServers returns the servers of a config in JSON.
-func configServers(config []byte) (map[string]configServer, error) {
+func configServers(config []byte) (map[string]routecheck.Server, error) {
 	var c struct {
 		Apps struct {
 			HTTP struct {
-				Servers map[string]configServer `json:"servers"`
+				Servers map[string]routecheck.Server `json:"servers"`
 			} `json:"http"`
 		} `json:"apps"`
 	}
@@ -39,11 +41,11 @@ func sitesOf(t *testing.T, adapted string) (warnings []string, err error) {
 		t.Fatalf("%v: %s", decodeErr, adapted)
 	}
 	for _, s := range servers {
-		check, serverErr := checkSites(s)
+		report, serverErr := routecheck.Check(s)
 		if serverErr != nil {
 			return nil, serverErr
 		}
-		for _, w := range check.warnings() {
+		for _, w := range report.Warnings {
 			warnings = append(warnings, w.String())
 		}
 	}
@@ -220,7 +222,7 @@ func TestSitesAreCheckedAtLoad(t *testing.T) {
 		}
 		var got []string
 		for _, w := range warned {
-			got = append(got, siteWarning{w.Site, w.Gate, w.Msg}.String())
+			got = append(got, routecheck.Warning{Gate: routecheck.Gate{Site: w.Site, Source: w.Gate}, Text: w.Msg}.String())
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s: the warnings (-want +got):\n%s", site, diff)
