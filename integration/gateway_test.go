@@ -332,30 +332,37 @@ func readResponse(t testing.TB, res *http.Response) *response {
 
 func (r *response) reason() string { return r.Header.Get("Signed-Playback-Reason") }
 
-// nextPort counts through ports below those that systems give to connections, from a
-// random start, so that neither a connection nor another run of the tests is likely
-// to take a port between freeAddr and the server that is told to listen on it.
+// Tests use ports below those that systems give to connections, from a random start.
 const (
 	firstPort = 10_000
 	ports     = 20_000
 )
 
-var nextPort = func() *atomic.Int64 {
-	counter := new(atomic.Int64)
-	counter.Store(rand.Int64N(ports))
-	return counter
-}()
+var (
+	nextPort = func() *atomic.Int64 {
+		counter := new(atomic.Int64)
+		counter.Store(rand.Int64N(ports))
+		return counter
+	}()
+	reserved sync.Map // listeners that reserve a port, by their names
+)
 
-// freeAddr returns an address on loopback that nobody listens on, a new one each
-// time.
+// freeAddr returns an address on loopback on which nothing listens, a new one each time.
+// Until this process ends, other runs of the tests on this machine do not get it.
 func freeAddr(t testing.TB) string {
 	t.Helper()
 	for range ports {
 		addr := fmt.Sprintf("127.0.0.1:%d", firstPort+nextPort.Add(1)%ports)
+		reservation, err := net.Listen("unix", "@signed-playback-tests-"+addr) // abstract, so it leaves no file
+		if err != nil {
+			continue
+		}
 		if listener, err := net.Listen("tcp", addr); err == nil {
 			listener.Close()
+			reserved.Store(addr, reservation)
 			return addr
 		}
+		reservation.Close()
 	}
 	t.Fatal("no port is free")
 	return ""
