@@ -45,7 +45,7 @@ func startRedis(t *testing.T, args ...string) *redisServer {
 // another port.
 func startCluster(t *testing.T) (*redisServer, string) {
 	t.Helper()
-	for {
+	for range 20 {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -61,6 +61,8 @@ func startCluster(t *testing.T) (*redisServer, string) {
 			return s, "redis://127.0.0.1:" + port
 		}
 	}
+	t.Fatal("redis-server has exited on each of 20 ports")
+	return nil, ""
 }
 
 // start runs the server until it answers, perhaps with an error.
