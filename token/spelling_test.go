@@ -107,6 +107,8 @@ func TestOtherClaims(t *testing.T) {
 		aio appid appidacr idp idtyp in_corp ipaddr oid onprem_sid puid pwd_exp pwd_url rh scp tid unique_name upn uti ver wids xms_cc
 		xms_tcdt hasgroups ctry fwd verified_primary_email
 		hd firebase user_id cognito:username cognito:groups token_use event_id origin_jti jti_origin
+		ref sha repository repository_owner actor workflow job_workflow_ref runner_environment namespace_id project_path pipeline_id
+		kubernetes.io cid tfp emails newUser extension_plan nonce_supported real_user_status attributes entitlement plan quota
 		realm_access resource_access session_state allowed-origins typ org_id permissions https://example.com/roles
 		role uuid guid user uid_number subject expires_in video season limits tags start startsAt starts_at stop access access_token rules
 		startedBy accessRulesV2 uid2 жlжжжt download downloads downloadUrl limitless issuer audience key kind ids user-id x a b é имя 姓名 prénom größe`)
