@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
@@ -90,9 +91,7 @@ func TestOriginHeadersPassByAList(t *testing.T) {
 			w.Header().Set("Trailer", "X-Announced, Server-Timing")
 			w.WriteHeader(http.StatusEarlyHints)
 			w.WriteHeader(http.StatusProcessing)
-			for name, values := range h {
-				w.Header()[name] = values
-			}
+			maps.Copy(w.Header(), h)
 			if status == 0 {
 				return caddyhttp.Error(http.StatusBadGateway, io.ErrUnexpectedEOF)
 			}
@@ -267,10 +266,31 @@ func TestTrustedPage(t *testing.T) {
 func TestResponseHeadersThatCannotPass(t *testing.T) {
 	t.Parallel()
 	for _, names := range [][]string{
-		{"Access-Control-Allow-Origin"}, {"access-control-" + rand.Text()}, {"Signed-Playback-Reason"}, {"X-Content-Type-Options"},
-		{"content-security-policy"}, {"Content-Security-Policy-Report-Only"}, {"Connection"}, {"Trailer"}, {"Transfer-Encoding"}, {"Upgrade"},
-		{"SET-COOKIE"}, {"NEL"}, {"Report-To"}, {"Reporting-Endpoints"}, {"Service-Worker-Allowed"}, {"Clear-Site-Data"},
-		{"Refresh"}, {"WWW-Authenticate"}, {"Referrer-Policy"}, {""}, {"*"}, {"X-*"}, {"X Y"}, {"X:"}, {"X-Cache", "x-cache"},
+		{"Access-Control-Allow-Origin"},
+		{"access-control-" + rand.Text()},
+		{"Signed-Playback-Reason"},
+		{"X-Content-Type-Options"},
+		{"content-security-policy"},
+		{"Content-Security-Policy-Report-Only"},
+		{"Connection"},
+		{"Trailer"},
+		{"Transfer-Encoding"},
+		{"Upgrade"},
+		{"SET-COOKIE"},
+		{"NEL"},
+		{"Report-To"},
+		{"Reporting-Endpoints"},
+		{"Service-Worker-Allowed"},
+		{"Clear-Site-Data"},
+		{"Refresh"},
+		{"WWW-Authenticate"},
+		{"Referrer-Policy"},
+		{""},
+		{"*"},
+		{"X-*"},
+		{"X Y"},
+		{"X:"},
+		{"X-Cache", "x-cache"},
 	} {
 		last := names[len(names)-1]
 		if _, err := parseResponseHeaders(names); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%q", last)) {
