@@ -14,13 +14,13 @@ const (
 	// maxLimitedNetworks bounds the memory for networks that have spent anything.
 	maxLimitedNetworks = 100_000
 
-	// siteShare is how many networks' budgets a site has together. Whoever has a
-	// /48 has 256 of the networks that the gate takes for one client's.
+	// siteShare is how many budgets of networks a whole site has. A site with a /48
+	// has 256 networks, and an attacker could use one after the other.
 	siteShare = 4
 )
 
-// networkLimit rations the work that the clients of a network may cause before
-// the gate knows them for viewers. It is safe for concurrent use.
+// networkLimit limits the work that the clients of a network may cause before the
+// gate knows that they are viewers. It is safe for concurrent use.
 type networkLimit struct {
 	perSecond rate.Limit // what a network gets back of its budget
 	burst     int        // its whole budget

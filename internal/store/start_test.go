@@ -62,8 +62,12 @@ func TestNothingIsWrittenBeforeTheStart(t *testing.T) {
 				}
 
 				written = nil
+				waiting := make(chan error, 1)
+				go func() { waiting <- tryWrite(t.Context(), s, key, `"after"`) }()
 				s.Start()
-				write(t, s, key, `"after"`)
+				if err := <-waiting; err != nil {
+					t.Errorf("an Update that waits for the start: %v", err)
+				}
 				node := open()
 				wantObject(t, node, key, `"after"`)
 				if written == nil {
