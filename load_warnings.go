@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/routecheck"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -161,9 +162,9 @@ func writesUnredacted(core zapcore.Core, line zapcore.Entry) bool {
 	if core.Check(line, nil) == nil {
 		return false
 	}
-	probe := new(logProbe)
-	core.With([]zapcore.Field{probe.field()}) // encodes the field and writes nothing
-	return probe.redacted < probe.encoders
+	probe := new(redact.Probe)
+	core.With([]zapcore.Field{probe.Field()}) // encodes the field and writes nothing
+	return probe.Redacted < probe.Encoders
 }
 
 // warnOfExposure logs which secrets others can read or replace.

@@ -1,18 +1,14 @@
 package signedplayback
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/logging"
-	"go.uber.org/zap"
 	"go.uber.org/zap/buffer"
 	"go.uber.org/zap/zapcore"
 
@@ -37,8 +33,8 @@ type LogEncoder struct {
 	// the log goes to a terminal.
 	WrappedRaw json.RawMessage `json:"wrap,omitempty" caddy:"namespace=caddy.logging.encoders inline_key=format"`
 
-	redactedObject // for the fields that a logger adds before the line
-	wrapped        zapcore.Encoder
+	redact.Object // for the fields that a logger adds before the line
+	wrapped       zapcore.Encoder
 }
 
 // CaddyModule returns the Caddy module information.
@@ -66,7 +62,7 @@ func (e *LogEncoder) Provision(ctx caddy.Context) error {
 }
 
 func (e *LogEncoder) wrap(encoder zapcore.Encoder) {
-	e.wrapped, e.redactedObject = encoder, redactedObject{encoder}
+	e.wrapped, e.Object = encoder, redact.Object{ObjectEncoder: encoder}
 }
 
 // ConfigureDefaultFormat implements caddy.ConfiguresFormatterDefault.
@@ -116,7 +112,7 @@ func (e *LogEncoder) Clone() zapcore.Encoder {
 func (e *LogEncoder) EncodeEntry(entry zapcore.Entry, fields []zapcore.Field) (*buffer.Buffer, error) {
 	entry.Message = redact.Tokens(entry.Message)
 	entry.Stack = redact.Tokens(entry.Stack)
-	line, err := e.wrapped.EncodeEntry(entry, []zapcore.Field{redactFields(fields...)})
+	line, err := e.wrapped.EncodeEntry(entry, []zapcore.Field{redact.Fields(fields...)})
 	if err != nil {
 		return nil, errors.New(redact.Tokens(err.Error())) // zap writes it to standard error
 	}
@@ -129,148 +125,6 @@ func (e *LogEncoder) EncodeEntry(entry zapcore.Entry, fields []zapcore.Field) (*
 	return line, nil
 }
 
-// redactFields returns a field that writes the fields to an encoder, redacted.
-func redactFields(fields ...zapcore.Field) zapcore.Field {
-	return zap.Inline(zapcore.ObjectMarshalerFunc(func(to zapcore.ObjectEncoder) error {
-		for i := range fields {
-			fields[i].AddTo(redactedObject{to})
-		}
-		return nil
-	}))
-}
-
-// credentialHeaders are the headers with credentials: those that Caddy redacts
-// itself unless it is told to log them, and those of the control API.
-var credentialHeaders = []string{
-	"Authorization", "Cookie", "Proxy-Authorization", "Set-Cookie", "X-Auth-Key", "X-Auth-User-Service-Key",
-}
-
-const redactedCredential = "REDACTED" // as Caddy writes it
-
-// isCredential recognizes the name of a header, also as FastCGI spells it.
-func isCredential(name string) bool {
-	if variable, ok := strings.CutPrefix(name, "HTTP_"); ok {
-		name = strings.ReplaceAll(variable, "_", "-")
-	}
-	return slices.ContainsFunc(credentialHeaders, func(header string) bool { return strings.EqualFold(header, name) })
-}
-
-// redactedObject passes an object to an encoder and redacts its text. Numbers,
-// times and other values without text pass as they are.
-type redactedObject struct {
-	zapcore.ObjectEncoder `json:"-"`
-}
-
-// AddString implements zapcore.ObjectEncoder, as the methods below do.
-func (o redactedObject) AddString(key, value string) {
-	if isCredential(key) {
-		value = redactedCredential
-	}
-	o.ObjectEncoder.AddString(redact.Tokens(key), redact.Tokens(value))
-}
-
-func (o redactedObject) AddByteString(key string, value []byte) {
-	o.AddString(key, string(value))
-}
-
-func (o redactedObject) AddBinary(key string, value []byte) {
-	o.ObjectEncoder.AddBinary(redact.Tokens(key), []byte(redact.Tokens(string(value))))
-}
-
-func (o redactedObject) AddArray(key string, value zapcore.ArrayMarshaler) error {
-	if isCredential(key) {
-		return o.ObjectEncoder.AddReflected(key, []string{redactedCredential})
-	}
-	return o.ObjectEncoder.AddArray(redact.Tokens(key), redactArray(value))
-}
-
-func (o redactedObject) AddObject(key string, value zapcore.ObjectMarshaler) error {
-	return o.ObjectEncoder.AddObject(redact.Tokens(key), redactObject(value))
-}
-
-func (o redactedObject) AddReflected(key string, value any) error {
-	if probe, ok := value.(*logProbe); ok {
-		probe.redacted++
-		return nil
-	}
-	if isCredential(key) {
-		value = []string{redactedCredential}
-	}
-	return o.ObjectEncoder.AddReflected(redact.Tokens(key), redactReflected(value))
-}
-
-func redactObject(value zapcore.ObjectMarshaler) zapcore.ObjectMarshaler {
-	return zapcore.ObjectMarshalerFunc(func(to zapcore.ObjectEncoder) error {
-		return value.MarshalLogObject(redactedObject{to})
-	})
-}
-
-func redactArray(value zapcore.ArrayMarshaler) zapcore.ArrayMarshaler {
-	return zapcore.ArrayMarshalerFunc(func(to zapcore.ArrayEncoder) error {
-		return value.MarshalLogArray(redactedElements{to})
-	})
-}
-
-// redactedElements is redactedObject for the elements of an array.
-type redactedElements struct{ zapcore.ArrayEncoder }
-
-func (e redactedElements) AppendString(value string) {
-	e.ArrayEncoder.AppendString(redact.Tokens(value))
-}
-
-func (e redactedElements) AppendByteString(value []byte) { e.AppendString(string(value)) }
-
-func (e redactedElements) AppendArray(value zapcore.ArrayMarshaler) error {
-	return e.ArrayEncoder.AppendArray(redactArray(value))
-}
-
-func (e redactedElements) AppendObject(value zapcore.ObjectMarshaler) error {
-	return e.ArrayEncoder.AppendObject(redactObject(value))
-}
-
-func (e redactedElements) AppendReflected(value any) error {
-	return e.ArrayEncoder.AppendReflected(redactReflected(value))
-}
-
-// redactReflected redacts a value that encoders write as JSON.
-func redactReflected(value any) any {
-	var decoded any
-	data, err := json.Marshal(value)
-	if err == nil {
-		decoder := json.NewDecoder(bytes.NewReader(data))
-		decoder.UseNumber()
-		err = decoder.Decode(&decoded)
-	}
-	if err != nil {
-		return redact.Tokens(fmt.Sprint(value))
-	}
-	return redactJSON(decoded)
-}
-
-// redactJSON redacts the text in a value from encoding/json.
-func redactJSON(value any) any {
-	switch value := value.(type) {
-	case string:
-		return redact.Tokens(value)
-	case []any:
-		for i, element := range value {
-			value[i] = redactJSON(element)
-		}
-	case map[string]any:
-		redacted := make(map[string]any, len(value))
-		for key, element := range value {
-			if isCredential(key) {
-				element = []string{redactedCredential}
-			} else {
-				element = redactJSON(element)
-			}
-			redacted[redact.Tokens(key)] = element
-		}
-		return redacted
-	}
-	return value
-}
-
 // Interface guards
 var (
 	_ zapcore.Encoder                  = (*LogEncoder)(nil)
@@ -278,16 +132,3 @@ var (
 	_ caddy.ConfiguresFormatterDefault = (*LogEncoder)(nil)
 	_ caddyfile.Unmarshaler            = (*LogEncoder)(nil)
 )
-
-// logProbe finds out whether a log redacts the URI of a request.
-type logProbe struct{ encoders, redacted int }
-
-// field returns a field for the log.
-func (p *logProbe) field() zapcore.Field {
-	return zap.Inline(zapcore.ObjectMarshalerFunc(func(to zapcore.ObjectEncoder) error {
-		p.encoders++
-		return to.AddObject("request", zapcore.ObjectMarshalerFunc(func(to zapcore.ObjectEncoder) error {
-			return to.AddReflected("uri", p) // redactedObject recognizes it
-		}))
-	}))
-}

@@ -54,7 +54,7 @@ func (*LogFilter) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 // Filter implements logging.LogFieldFilter.
-func (LogFilter) Filter(in zapcore.Field) zapcore.Field { return redactFields(in) }
+func (LogFilter) Filter(in zapcore.Field) zapcore.Field { return redact.Fields(in) }
 
 // redactPanic returns the value to panic with again after a handler has
 // panicked. Servers log it and traces record it as a message, which no filter
