@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
 
@@ -201,6 +202,7 @@ func TestExplainedChecks(t *testing.T) {
 	t.Parallel()
 	refusing, reporting := newGate(t, testApp(), new(Gate)), newGate(t, testApp(), &Gate{Enforcement: reporting("token", "rules")})
 	without := newGate(t, new(App), new(Gate)) // no geo database
+	limited := newGate(t, &App{MaxTokenLifetime: caddy.Duration(time.Minute)}, new(Gate))
 	twoRules := `[{"type":"ip.src","ip":["198.51.100.0/24","2001:db8::/32"],"action":"block"},` +
 		`{"type":"ip.geoip.country","country":["GB","FR"],"action":"allow"},{"type":"any","action":"block"}]`
 	expired := signed(func(c *token.Claims) {
@@ -257,6 +259,9 @@ func TestExplainedChecks(t *testing.T) {
 		}},
 		{"expired", refusing, expired, "/x.ts", nil, []string{
 			`dates refuse: nbf 2027-01-15T07:00:00Z, 1h0m0s ago, exp 2027-01-15T07:58:30Z, 1m30s ago; token_expired`,
+		}},
+		{"expires too late", limited, plainToken(), "/x.ts", nil, []string{
+			`dates refuse: exp 2027-01-15T09:00:00Z, in 1h0m0s; token_lifetime_exceeded`,
 		}},
 		{"no token", refusing, "demo", "/x.ts", nil, noToken(`path pass: "x.ts", kind segment, of the video "demo", without a token`,
 			`settings refuse: video "demo" requires a token, allows any origin (by the global options); token_required`)},
