@@ -57,7 +57,9 @@ func (a *App) checkServer(ctx caddy.Context) error {
 func serverConfig(server *caddyhttp.Server) routecheck.Server {
 	config := routecheck.Server{Listen: server.Listen, Routes: configRoutes(server.Routes), NamedRoutes: make(map[string]routecheck.Route)}
 	for name, route := range server.NamedRoutes {
-		config.NamedRoutes[name] = configRoutes(caddyhttp.RouteList{*route})[0]
+		if route != nil {
+			config.NamedRoutes[name] = configRoutes(caddyhttp.RouteList{*route})[0]
+		}
 	}
 	return config
 }
@@ -70,14 +72,11 @@ func configRoutes(routes caddyhttp.RouteList) (list []routecheck.Route) {
 			route.Match = append(route.Match, set)
 		}
 		for _, raw := range r.HandlersRaw {
-			h := new(routecheck.Handler)
-			_ = json.Unmarshal(raw, h) // other handlers may have fields of these names and other types
-			route.Handle = append(route.Handle, h)
+			route.Handle = append(route.Handle, decodeHandler(raw))
 		}
 		for _, provisioned := range r.Handlers {
-			h := new(routecheck.Handler)
 			raw, _ := json.Marshal(provisioned)
-			_ = json.Unmarshal(raw, h)
+			h := decodeHandler(raw)
 			h.Handler = caddy.GetModuleName(provisioned)
 			if subroute, ok := provisioned.(*caddyhttp.Subroute); ok {
 				h.Routes = configRoutes(subroute.Routes)
@@ -89,16 +88,21 @@ func configRoutes(routes caddyhttp.RouteList) (list []routecheck.Route) {
 	return list
 }
 
+func decodeHandler(raw json.RawMessage) (h routecheck.Handler) {
+	_ = json.Unmarshal(raw, &h) // other handlers may have fields of these names and other types
+	return h
+}
+
 // configMatchers returns provisioned matchers in the form of the JSON config.
 func configMatchers(sets caddyhttp.MatcherSets) (list []map[string]json.RawMessage) {
 	for _, set := range sets {
 		matchers := make(map[string]json.RawMessage)
 		for _, m := range set {
-			var config any = m
+			raw, _ := json.Marshal(m)
 			if not, ok := m.(*caddyhttp.MatchNot); ok {
-				config = configMatchers(not.MatcherSets)
+				raw, _ = json.Marshal(configMatchers(not.MatcherSets))
 			}
-			matchers[caddy.GetModuleName(m)], _ = json.Marshal(config)
+			matchers[caddy.GetModuleName(m)] = raw
 		}
 		list = append(list, matchers)
 	}
@@ -153,7 +157,7 @@ func writesUnredacted(core zapcore.Core, line zapcore.Entry) bool {
 	// The type of several cores together, which zapcore does not export.
 	if cores := reflect.ValueOf(core); cores.Kind() == reflect.Slice {
 		for i := range cores.Len() {
-			if one, ok := cores.Index(i).Interface().(zapcore.Core); ok && writesUnredacted(one, line) {
+			if one, ok := reflect.TypeAssert[zapcore.Core](cores.Index(i)); ok && writesUnredacted(one, line) {
 				return true
 			}
 		}

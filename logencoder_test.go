@@ -118,10 +118,14 @@ func TestRedactedFields(t *testing.T) {
 		"a token as a header's name": {zap.Object("f", caddyhttp.LoggableHTTPHeader{Header: http.Header{compact: is("a")}}), `{"f":{"` + id + `":["a"]}}`},
 		"a token as a map's key":     {zap.Any("f", map[string]any{compact: 1}), `{"f":{"` + id + `":1}}`},
 		"escapes of JSON":            {zap.Any("f", json.RawMessage(`"`+strings.ReplaceAll(compact, ".", `\u002e`)+`"`)), `{"f":"` + id + `"}`},
-		"logged credentials": {zap.Object("f", caddyhttp.LoggableHTTPHeader{Header: http.Header{"Authorization": is("Bearer x"), "Cookie": is("a=b", "c=d")}, ShouldLogCredentials: true}),
-			`{"f":{"Authorization":["REDACTED"],"Cookie":["REDACTED"]}}`},
-		"credentials as FastCGI has them": {zap.Any("f", map[string]string{"HTTP_X_AUTH_KEY": "secret", "HTTP_AUTHORIZATION": "Bearer x", "HTTP_X_AUTH_EMAIL": "a"}),
-			`{"f":{"HTTP_X_AUTH_KEY":["REDACTED"],"HTTP_AUTHORIZATION":["REDACTED"],"HTTP_X_AUTH_EMAIL":"a"}}`},
+		"logged credentials": {
+			zap.Object("f", caddyhttp.LoggableHTTPHeader{Header: http.Header{"Authorization": is("Bearer x"), "Cookie": is("a=b", "c=d")}, ShouldLogCredentials: true}),
+			`{"f":{"Authorization":["REDACTED"],"Cookie":["REDACTED"]}}`,
+		},
+		"credentials as FastCGI has them": {
+			zap.Any("f", map[string]string{"HTTP_X_AUTH_KEY": "secret", "HTTP_AUTHORIZATION": "Bearer x", "HTTP_X_AUTH_EMAIL": "a"}),
+			`{"f":{"HTTP_X_AUTH_KEY":["REDACTED"],"HTTP_AUTHORIZATION":["REDACTED"],"HTTP_X_AUTH_EMAIL":"a"}}`,
+		},
 		"a credential as text":     {zap.String("x-auth-key", "secret"), `{"x-auth-key":"REDACTED"}`},
 		"a marshaler that fails":   {zap.Object("f", zapcore.ObjectMarshalerFunc(func(zapcore.ObjectEncoder) error { return errors.New("no " + compact) })), `{"f":{},"fError":"no ` + id + `"}`},
 		"a value that is not JSON": {zap.Any("f", map[string]any{"a": (func())(nil), "b": compact}), `{"f":"map[a:<nil> b:` + id + `]"}`},

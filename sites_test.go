@@ -100,13 +100,13 @@ var sitesWithMistakes = map[string]string{
 	"handle {\nreverse_proxy o:1\n}\nhandle {\nsigned_playback\nreverse_proxy o:1\n}": unreached,
 
 	// Two gates.
-	"signed_playback\nsigned_playback {\nplayer\n}\nreverse_proxy o:1":                                        chain,
+	"signed_playback {\nplayer\n}\nsigned_playback\nreverse_proxy o:1":                                        chain,
 	"@m path *.ts\nsigned_playback @m\nsigned_playback @m\nreverse_proxy @m o:1":                              chain,
 	"signed_playback /v/* {\norigin_path /v/{video}\n}\nhandle /v/* {\nsigned_playback\nreverse_proxy o:1\n}": chain,
 	"signed_playback\nhandle {\nsigned_playback\nreverse_proxy o:1\n}":                                        chain,
 	"route {\nsigned_playback\nroute {\nsigned_playback\nfile_server\n}\n}":                                   chain,
 	"signed_playback\ninvoke gated":                                                                           chain,
-	"@a header X-A *\nsigned_playback\nsigned_playback @a\nreverse_proxy o:1":                                 chain,
+	"@a header X-A *\nsigned_playback @a\nsigned_playback\nreverse_proxy o:1":                                 chain,
 	"route {\n@a header X-A *\nsigned_playback\nsigned_playback @a\nreverse_proxy o:1\n}":                     mayChain,
 
 	// Nothing to serve.
@@ -185,6 +185,21 @@ func TestSitesWithoutMistakes(t *testing.T) {
 }
 
 const namedSite = "http://media.example.com"
+
+// A config with named routes that invoke each other, or with null for a handler, is an
+// error of Caddy and no endless loop.
+func TestSitesWithoutEnd(t *testing.T) {
+	t.Parallel()
+	for _, routes := range []string{`"routes": [{"handle": [{"handler": "invoke", "name": "a"}]}]`, `"routes": [{"handle": [null, {"handler": "subroute", "routes": null}]}, null]`} {
+		servers, err := configServers([]byte(`{"apps": {"http": {"servers": {"one": {` + routes + `, "named_routes": {"a": {"handle": [{"handler": "invoke", "name": "b"}]}, "b": {"handle": [{"handler": "invoke", "name": "a"}]}}}}}}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := routecheck.Check(servers["one"]); err != nil {
+			t.Error(err)
+		}
+	}
+}
 
 // The examples are quiet.
 func TestSitesOfExamples(t *testing.T) {

@@ -23,7 +23,7 @@ type Route struct {
 	Group    string                       `json:"group"`
 	Terminal bool                         `json:"terminal"`
 	Match    []map[string]json.RawMessage `json:"match"`
-	Handle   []*Handler                   `json:"handle"`
+	Handle   []Handler                    `json:"handle"`
 }
 
 // Handler has the fields of handlers that decide where a request goes.
@@ -153,7 +153,8 @@ type gate struct {
 func (c *checker) collect(routes []Route, site string) {
 	for _, r := range routes {
 		site := cmp.Or(site, r.hosts())
-		for _, h := range r.Handle {
+		for i := range r.Handle {
+			h := &r.Handle[i]
 			if h.Handler == gateHandler {
 				c.gates[h] = &gate{Gate: Gate{cmp.Or(site, c.name()), h.Source}, folder: h.folder()}
 				c.order = append(c.order, c.gates[h])
@@ -185,7 +186,7 @@ type mediaHandler struct {
 	gated, exempt *requestState // through a gate, and past every gate
 }
 
-const maxSiteSteps = 200_000
+const maxSiteSteps = 100_000
 
 // requestState is what is known about a request. It is never changed, only copied.
 type requestState struct {
@@ -263,7 +264,7 @@ func (c *checker) routes(list []Route, s requestState, next follow) {
 
 // changesNothing reports whether it does not matter if the route matches.
 func (r Route) changesNothing() bool {
-	return r.Group == "" && !r.Terminal && !slices.ContainsFunc(r.Handle, func(h *Handler) bool {
+	return r.Group == "" && !r.Terminal && !slices.ContainsFunc(r.Handle, func(h Handler) bool {
 		return !slices.Contains(passingHandlers, h.Handler) && (h.Handler != "vars" || h.Root != "")
 	})
 }
@@ -392,12 +393,15 @@ func (s requestState) knows(p property) (value, known bool) {
 }
 
 // handlers follows a request through the handlers of a route.
-func (c *checker) handlers(list []*Handler, s requestState, next follow) {
+func (c *checker) handlers(list []Handler, s requestState, next follow) {
+	if c.steps++; c.steps > maxSiteSteps { // also where named routes invoke each other
+		return
+	}
 	if len(list) == 0 {
 		next(s)
 		return
 	}
-	h, after := list[0], func(s requestState) { c.handlers(list[1:], s, next) }
+	h, after := &list[0], func(s requestState) { c.handlers(list[1:], s, next) }
 	switch {
 	case h.Handler == gateHandler:
 		c.gate(h, s, after)
@@ -451,21 +455,13 @@ func (c *checker) gate(h *Handler, s requestState, after follow) {
 	}
 	s.answer()
 	switch {
-	case s.facts == s.atGate:
-		c.err = cmp.Or(c.err, error(twoGatesError{s.gate, g}))
-	case !s.guessed:
+	case s.facts != s.atGate && !s.guessed:
 		g.chain = cmp.Or(g.chain, fmt.Sprintf("a request may pass two gates, and the second one refuses it, because its path is the origin's and has no token: the first one is %s (%s)",
 			s.gate.place(), s.request()))
+	case s.facts == s.atGate && c.err == nil:
+		c.err = fmt.Errorf("two gates in one chain, %s and %s: the second one gets the origin's path, which has no token, and refuses every request; "+
+			"remove one, or put each into a handle block of its own", s.gate.place(), g.place())
 	}
-}
-
-// twoGatesError is the error of a chain in which every request that passes a gate
-// comes to another one.
-type twoGatesError struct{ first, second *gate }
-
-func (e twoGatesError) Error() string {
-	return fmt.Sprintf("two gates in one chain, %s and %s: the second one gets the origin's path, which has no token, and refuses every request; "+
-		"remove one, or put each into a handle block of its own", e.first.place(), e.second.place())
 }
 
 // place names a gate.
