@@ -393,7 +393,7 @@ func (th *theater) watch(v *viewer) error {
 	floor := th.floor.Load()
 	compact, name := th.tokens[v.random.IntN(len(th.tokens))], segmentName(v.random.IntN(100))
 	play := func() (string, error) {
-		ctx, cancel := context.WithTimeout(th.patience, startTimeout/4)
+		ctx, cancel := context.WithTimeout(th.patience, 15*time.Second)
 		defer cancel()
 		return th.archive.play(ctx, th.gateway, v.client, compact, name)
 	}
