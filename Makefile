@@ -28,7 +28,7 @@ run: bin/caddy ## Serve the example clip behind the gate and print signed URLs
 .PHONY: test
 test: test-tools unit fuzz integration ## Run all tests but the long ones, installing the Debian packages that they need
 
-# About an hour and a half: 20 minutes of fuzzing, and the tests whose names
+# About an hour: 20 minutes of fuzzing, 20 of the soak, and the other tests whose names
 # begin with TestLong, with the race detector in the tests themselves, too.
 .PHONY: test-long
 test-long: test-tools bin/caddy bin/caddy-race ## Long tests: soak, 200 reloads, floods, fuzzing, all players with all clips
