@@ -44,7 +44,7 @@ func FuzzCredentials(f *testing.F) {
 		"Authorization:Token first-secret", "Authorization:Bearer %66irst-secret", `Authorization:Bearer "first-secret"`, // other spellings
 		bearer + ", Bearer x", bearer + " second-secret", bearer + ",second-secret", // lists
 		bearer + "\nAuthorization:Bearer x", "Authorization:Bearer x\n" + bearer, bearer + "\n" + bearer, // two lines
-		"Authorization:Bearer " + hex.EncodeToString(digest[:]), "Authorization:Bearer " + string(digest[:]), `Authorization:Bearer a@example.com" "key-a`,
+		"Authorization:Bearer " + hex.EncodeToString(digest[:]), "Authorization:Bearer " + string(digest[:]), `Authorization:Bearer a@example.com" "key-a`, "Authorization:Bearer a@example.com key-a",
 		"Authorization:Bearer a@example.com\x00key-a", "Authorization:Bearer key-a", email + "\nAuthorization:Bearer key-a", email + "\nX-Auth-Key:first-secret", // in the wrong place
 		"Cookie:Authorization=Bearer first-secret; token=first-secret", "X-Auth-User-Service-Key:first-secret\nProxy-Authorization:Bearer first-secret",
 		email, key, "X-Auth-Email:\nX-Auth-Key:", email + "\nX-Auth-Key:", email + "\nX-Auth-Key:key-", // half a pair
