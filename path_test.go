@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/text/unicode/norm"
 
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -486,4 +487,33 @@ func suffixOf(requestTarget string) string {
 		return "iframe"
 	}
 	return strings.NewReplacer("[", "%5B", "]", "%5D").Replace(suffix)
+}
+
+// For each letter: an accepted name has one form on file systems that ignore how
+// letters are composed, and a glob guards it in all its cases.
+func TestEachLetterHasOneName(t *testing.T) {
+	t.Parallel()
+	refused := 0
+	for r := rune(0x80); r <= unicode.MaxRune; r++ {
+		if !unicode.IsPrint(r) {
+			continue
+		}
+		name := "x" + string(r)
+		if checkNames(name) != nil {
+			refused++
+			continue
+		}
+		if composed := norm.NFC.String(norm.NFD.String(name)); composed != name {
+			t.Errorf("%q (%U) is %q elsewhere", name, r, composed)
+		}
+		glob := pathGlobs{must(parsePathGlob(name))}
+		for other := unicode.SimpleFold(r); other != r; other = unicode.SimpleFold(other) {
+			if !glob.match("x" + string(other)) {
+				t.Errorf("the glob %q does not guard %q (%U)", name, "x"+string(other), other)
+			}
+		}
+	}
+	if refused < 1000 || refused > 20_000 {
+		t.Errorf("%d letters are refused", refused)
+	}
 }

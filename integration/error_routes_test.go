@@ -49,9 +49,9 @@ func TestErrorRoutes(t *testing.T) {
 	sites := "&(other) {\nreverse_proxy " + other.addr() + "\n}\n"
 	for name, directives := range errorRoutes {
 		addresses[name] = freeAddr(t)
-		sites += site(addresses[name], route.Replace(directives)+"\nsigned_playback\nreverse_proxy "+freeAddr(t))
+		sites += site(addresses[name], "log\n"+route.Replace(directives)+"\nsigned_playback\nreverse_proxy "+freeAddr(t))
 	}
-	start(t, startOrigin(t, nil), config{sites: sites, env: []string{"OTEL_TRACES_EXPORTER=none"}})
+	g := start(t, startOrigin(t, nil), config{sites: sites, env: []string{"OTEL_TRACES_EXPORTER=none"}})
 	good := mint(t, "demo", nil)
 	expired := mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Unix(1, 0) })
 	for name, addr := range addresses {
@@ -79,6 +79,15 @@ func TestErrorRoutes(t *testing.T) {
 				}
 			}
 		})
+	}
+	logged := 0
+	for line := range strings.Lines(g.log.String()) {
+		if strings.Contains(line, "handled request") && strings.Contains(line, `"uri":"/demo/manifest/video.m3u8?from=`) {
+			logged++
+		}
+	}
+	if logged != len(errorRoutes) {
+		t.Errorf("the access log has the client's request %d times, want %d", logged, len(errorRoutes))
 	}
 }
 
