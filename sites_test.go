@@ -87,6 +87,8 @@ var sitesWithMistakes = map[string]string{
 	"signed_playback /v/*\nhandle {\nroute {\nencode gzip\nreverse_proxy o:1\n}\n}":                                       past,
 	"signed_playback /v/*\nreverse_proxy o:1 {\n@down status 5xx\nhandle_response @down {\nrespond down\n}\n}":            past,
 	"signed_playback /v/*\ninvoke proxied":                                                                                past,
+	"handle /v/* {\nsigned_playback\n}\nreverse_proxy o:1":                                                                past,
+	"signed_playback /v/*\nreverse_proxy o:1 {\n@ok status 200\nhandle_response @ok {\ncopy_response\n}\n}":               past,
 	"signed_playback /v/* {\norigin_path /v/{video}\n}\nreverse_proxy /v* o:1":                                            past,
 	"signed_playback /v/*\ntry_files {path} /index.html\nfile_server":                                                     past,
 
@@ -139,6 +141,8 @@ var sitesWithoutMistakes = []string{
 	"@hls path *.m3u8 *.ts\n@dash path *.mpd *.m4s\nsigned_playback @hls\nsigned_playback @dash {\nplayer\n}\nreverse_proxy @hls o:1\nreverse_proxy @dash o:1",
 	"forward_auth auth:1 {\nuri /check\n}\nsigned_playback\nreverse_proxy o:1",
 	"basic_auth {\nu $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n}\nsigned_playback\nreverse_proxy o:1",
+	"signed_playback\nreverse_proxy o:1 {\nhandle_response {\ncopy_response_headers\ncopy_response\n}\n}",
+	"forward_auth auth:1 {\nuri /check\ncopy_headers Remote-User\n}\n@v not path /healthz\nrespond /healthz ok\nsigned_playback @v\nreverse_proxy o:1",
 	"redir /old /new\nrespond /ping ok\nabort /secret\nsigned_playback\nreverse_proxy o:1",
 	"@blocked remote_ip 192.0.2.0/24\nabort @blocked\nsigned_playback\nreverse_proxy o:1",
 	"route {\nhandle /static/* {\nroot * /srv/static\nfile_server\n}\nsigned_playback\nreverse_proxy o:1\n}",

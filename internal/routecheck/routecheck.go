@@ -42,6 +42,7 @@ type Handler struct {
 		Match *struct {
 			StatusCode []int `json:"status_code"`
 		} `json:"match"`
+		Routes []Route `json:"routes"`
 	} `json:"handle_response"`
 
 	PassThrough bool `json:"pass_thru"` // of file_server
@@ -514,10 +515,18 @@ func (s requestState) exactPath() bool {
 func (h *Handler) handsSuccessOn() bool {
 	for _, response := range h.HandleResponse {
 		if response.Match == nil || slices.ContainsFunc(response.Match.StatusCode, func(status int) bool { return status == 2 || status/100 == 2 }) {
-			return true
+			return !slices.ContainsFunc(response.Routes, Route.answers)
 		}
 	}
 	return false
+}
+
+// answers reports whether a handler of the route answers requests.
+func (r Route) answers() bool {
+	return slices.ContainsFunc(r.Handle, func(h Handler) bool {
+		return slices.ContainsFunc(h.Routes, Route.answers) ||
+			!slices.Contains(passingHandlers, h.Handler) && !slices.Contains([]string{"subroute", "rewrite", "vars"}, h.Handler)
+	})
 }
 
 // origin names the upstreams of a reverse_proxy.
