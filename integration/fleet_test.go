@@ -274,26 +274,6 @@ func spreadSettings(t *testing.T, f *fleet) {
 	f.await(t, "private again", path, tokenNeeded, here)
 }
 
-// insist posts until no other writer is busy with the same.
-func (g *gateway) insist(resource, body string) error {
-	for started := time.Now(); ; {
-		res, err := g.tryCall(http.MethodPost, resource, body)
-		if err != nil {
-			return err
-		}
-		answer, err := io.ReadAll(res.Body)
-		res.Body.Close()
-		switch {
-		case err != nil:
-			return err
-		case res.StatusCode == http.StatusOK:
-			return nil
-		case res.StatusCode != http.StatusServiceUnavailable || time.Since(started) > startTimeout:
-			return fmt.Errorf("status %d: %s", res.StatusCode, answer)
-		}
-	}
-}
-
 // audience is viewers who keep asking for the same.
 type audience struct {
 	stop    chan struct{}
