@@ -109,7 +109,7 @@ var sitesWithMistakes = map[string]string{
 	"route {\nsigned_playback\nroute {\nsigned_playback\nfile_server\n}\n}":                                   chain,
 	"signed_playback\ninvoke gated":                                                                           chain,
 	"@a header X-A *\nsigned_playback @a\nsigned_playback\nreverse_proxy o:1":                                 chain,
-	"route {\n@a header X-A *\nsigned_playback\nsigned_playback @a\nreverse_proxy o:1\n}":                     mayChain,
+	"route {\nsigned_playback\n@a header X-A *\nsigned_playback @a\nreverse_proxy o:1\n}":                     mayChain,
 
 	// Nothing to serve.
 	"signed_playback": nothing,

@@ -172,13 +172,14 @@ func (h *Handler) folder() string {
 }
 
 func (r Route) hosts() string {
-	var all []string
+	var lists []string
 	for _, set := range r.Match {
 		var hosts []string
-		_ = json.Unmarshal(set["host"], &hosts)
-		all = append(all, hosts...)
+		if json.Unmarshal(set["host"], &hosts) == nil {
+			lists = append(lists, strings.Join(hosts, " "))
+		}
 	}
-	return strings.Join(all, " ")
+	return strings.Join(lists, " ")
 }
 
 // mediaHandler is a handler that may serve media, and the requests that reach it.
@@ -531,7 +532,7 @@ func (r Route) answers() bool {
 
 // origin names the upstreams of a reverse_proxy.
 func (h *Handler) origin() string {
-	var addresses []string
+	addresses := make([]string, 0, len(h.Upstreams))
 	for _, upstream := range h.Upstreams {
 		addresses = append(addresses, upstream.Dial)
 	}
