@@ -398,6 +398,7 @@ func TestExplainReadsKeySetAndStore(t *testing.T) {
 	folder := t.TempDir()
 	app := loaded(t, folder, new(App))
 	app.state.Start()
+	defer app.Cleanup()
 	stored, _, err := app.state.CreateKey(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
