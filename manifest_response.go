@@ -35,6 +35,7 @@ var (
 	errManifestSize       = fmt.Errorf("the manifest is larger than %d bytes", manifest.MaxSize)
 	errManifestLength     = errors.New("the origin sends more than it has told")
 	errManifestForm       = errors.New("the origin's response is neither HLS nor DASH")
+	errManifestStart      = errors.New("the playlist does not begin with #EXTM3U in UTF-8")
 	errManifestEncoding   = errors.New("the origin compressed what may be a manifest by other means than gzip")
 	errRedirect           = errors.New("the origin redirects to a place outside the video's folder")
 )
@@ -74,8 +75,14 @@ func standardType(format manifest.Format, contentType string) string {
 	return dashType
 }
 
-// sniffLength is how many bytes tell a playlist in any encoding.
-const sniffLength = 32
+const (
+	// sniffLength is how many bytes tell a playlist in any encoding.
+	sniffLength = 32
+
+	// maxPrologLength is how many bytes of an XML document the gate reads to find its
+	// root element. It holds a document with a longer prolog like a manifest.
+	maxPrologLength = 4 << 10
+)
 
 // beginsLikeHLS recognizes a playlist by its first bytes, whatever its name and
 // type, as players do. Some ignore white space. Browsers decode UTF-16 and
@@ -102,7 +109,8 @@ func (w *response) isManifest() bool {
 	return w.d.manifest || manifestType(w.Header().Get("Content-Type")) != ""
 }
 
-// holdManifest begins to buffer a manifest, or what may be one but is compressed.
+// holdManifest begins to buffer a manifest, or what may be one but is compressed or
+// has a long prolog.
 func (w *response) holdManifest() {
 	length, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64)
 	coding := contentCoding(w.Header())
@@ -148,7 +156,7 @@ func (w *response) hold(p []byte) (int, error) {
 // the bytes of the original.
 func (w *response) sendManifest() error {
 	rewritten, format, err := w.rewrite()
-	if errors.Is(err, errManifestForm) && w.manifest.compressed && !w.isManifest() {
+	if errors.Is(err, errManifestForm) && !w.isManifest() {
 		w.pass()
 		_, err = w.ResponseWriterWrapper.Write(w.manifest.body)
 		return err
@@ -182,7 +190,11 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 			return nil, 0, err
 		}
 	}
-	if format = manifest.Sniff(body); format == 0 {
+	format = manifest.Sniff(body)
+	switch {
+	case format == 0 && beginsLikeHLS(body):
+		return nil, 0, errManifestStart
+	case format == 0:
 		return nil, 0, errManifestForm
 	}
 	start := time.Now()

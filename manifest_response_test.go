@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/rand"
 	"errors"
 	"io"
 	"net/http"
@@ -139,6 +140,41 @@ func TestManifestsAreRewritten(t *testing.T) {
 	}
 }
 
+// An MPD has many names, types and prologs, and is one with all of them, however the
+// origin cuts it. Otherwise its reports reach the players that an uploader lures to it.
+func TestMPDsUnderOtherNames(t *testing.T) {
+	t.Parallel()
+	const in, want = `MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Metrics/><BaseURL>/demo/video/</BaseURL></`, `MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>../video/</BaseURL></`
+	invented := rand.Text()
+	for _, prolog := range []string{
+		"", "\ufeff", " \r\n", `<?xml version="1.0" encoding="utf-8"?>`, "<!-- " + strings.Repeat(invented+" <svg> ", 100) + "-->\n",
+		"<!--" + strings.Repeat(" ", maxPrologLength) + "-->", "<?x y='z'?>" + strings.Repeat("\n", 2*maxPrologLength),
+	} {
+		for _, prefix := range []string{"", "x:"} {
+			for suffix, contentType := range map[string]string{"stream.php": "application/xml", "x/" + invented: "text/plain", "x/a.vtt": "x/" + invented, "x/1.m4s": "video/mp4"} {
+				body := prolog + "<" + prefix + in + prefix + "MPD>"
+				bytewise := func(w http.ResponseWriter, _ *http.Request) error {
+					w.Header().Set("Content-Type", contentType)
+					for i := range len(body) {
+						_, _ = io.WriteString(w, body[i:i+1])
+					}
+					return nil
+				}
+				wanted := prolog + "<" + prefix + want + prefix + "MPD>"
+				if suffix == "stream.php" {
+					wanted = strings.Replace(wanted, "../", "", 1)
+				}
+				for _, origin := range []func(http.ResponseWriter, *http.Request) error{reply(200, body, "Content-Type: "+contentType), bytewise} {
+					e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/"+suffix, nil), origin)
+					if e.status != 200 || e.body != wanted || e.header.Get("Content-Type") != dashType {
+						t.Errorf("%s after %.20q got %d %q, %s:\n%.300q", suffix, prolog, e.status, e.reason, e.header.Get("Content-Type"), e.body)
+					}
+				}
+			}
+		}
+	}
+}
+
 // H9, H10: a part of a manifest, or the origin's word for it that nothing has
 // changed, is about other bytes than those that the viewer has.
 func TestManifestRequests(t *testing.T) {
@@ -246,6 +282,12 @@ func TestManifestsThatAreRefused(t *testing.T) {
 		{"M10 playlist in UTF-16 of the other order", "a.vtt", reply(200, "\x00"+strings.Join(strings.Split("#EXTM3U\n", ""), "\x00"), "Content-Type: text/vtt; charset=utf-16be")},
 		{"M10 playlist with an escape sequence", "a.ts", reply(200, "\x1b(B#EXT\x1b(JM3U\n", "Content-Type: text/plain; charset=iso-2022-jp")},
 		{"M10 playlist after white space, which Shaka ignores", "a.ts", reply(200, "\n \ufeff#EXTM3U\n")},
+		{"M10 playlist after white space, compressed", "a.ts", reply(200, zipped("\n#EXTM3U\n"), "Content-Encoding: gzip")},
+		{"M10 short MPD that ends early", "x", reply(200, "<MPD>")},
+		{"M10 MPD in UTF-16", "x", reply(200, "\xff\xfe"+strings.Join(strings.Split("<MPD xmlns='urn:x'></MPD>", ""), "\x00")+"\x00", "Content-Type: application/xml")},
+		{"M10 MPD in UTF-16 of the other order", "x", reply(200, "\x00"+strings.Join(strings.Split(" <!-- --><MPD></MPD>", ""), "\x00"), "Content-Type: text/plain; charset=utf-16be")},
+		{"M10 MPD after a long document type", "x.php", reply(200, "<!DOCTYPE x [<!-- "+strings.Repeat("'", 5000)+" -->]><MPD/>", "Content-Type: text/plain")},
+		{"M10 MPD with an escape sequence", "x", reply(200, "<M\x1b(BPD/>"+strings.Repeat(" ", 40), "Content-Type: text/plain; charset=iso-2022-jp")},
 		{"M7 document type", "a.mpd", reply(200, `<?xml version="1.0"?><!DOCTYPE MPD [<!ENTITY x "y">]><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>`)},
 		{"M10 redirect to another host", "a.ts", reply(302, "", "Location: https://evil.example/x")},
 		{"M10 redirect to the admin API", "a.m3u8", reply(307, "", "Location: http://127.0.0.1:2019/load")},
@@ -286,6 +328,12 @@ func TestOtherResponsesPass(t *testing.T) {
 		{"segment", "a.m4s", 200, media, []string{`Etag: "origin"`, "Accept-Ranges: bytes"}},
 		{"part of a segment", "a.m4s", 206, media, []string{"Content-Range: bytes 5-9/100"}},
 		{"compressed subtitles", "a.vtt", 200, zipped("WEBVTT\n"), []string{"Content-Encoding: gzip"}},
+		{"image", "a.svg", 200, "<?xml version='1.0' encoding='iso-8859-1'?>\n<!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN' 'x'>\n<svg>\xe4</svg>", []string{"Content-Type: image/svg+xml", `Etag: "origin"`}},
+		{"image after a long comment", "a.svg", 200, "<!--" + strings.Repeat(" ", 2*maxPrologLength) + "--><svg/>", []string{"Content-Type: image/svg+xml", `Etag: "origin"`}},
+		{"image with entities", "a.svg", 200, "<!DOCTYPE svg [<!ENTITY a 'b'>" + strings.Repeat("\n", 2*maxPrologLength) + "]><svg/>", []string{`Etag: "origin"`}},
+		{"captions in XML", "a.ttml", 200, "<tt xml:lang='en'><body><p>MPD</p></body></tt>", []string{"Content-Type: application/ttml+xml"}},
+		{"part of captions", "a.ttml", 206, "<tt xml:lang='en'><body><p>MPD</p></body></tt>", []string{"Content-Range: bytes 0-44/100"}},
+		{"page", "a.html", 200, "<!doctype html><title>MPD</title>" + strings.Repeat("<p>", 2000), []string{"Content-Type: text/html"}},
 		{"short body", "a.key", 200, "0123456", nil},
 		{"empty body", "a.ts", 200, "", nil},
 		{"no manifest there", "a.m3u8", 404, "not found", []string{"Content-Type: text/plain"}},

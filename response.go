@@ -9,6 +9,8 @@ import (
 	"net/http"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
 // response is the response writer that the handlers after the gate see. It
@@ -155,15 +157,19 @@ func (w *response) Write(p []byte) (int, error) {
 // sniff waits for enough bytes of the body to recognize a manifest.
 func (w *response) sniff(p []byte) (int, error) {
 	start := p
-	if len(w.sniffed) > 0 || len(p) < sniffLength {
+	if len(w.sniffed) > 0 {
 		w.sniffed = append(w.sniffed, p...)
 		start = w.sniffed
 	}
+	undecided := manifest.Undecided(start)
 	switch {
 	case beginsLikeHLS(start):
 		w.holdManifest()
-	case len(start) < sniffLength:
+	case len(start) < sniffLength, undecided && len(start) < maxPrologLength:
+		w.sniffed = append(w.sniffed[:0], start...)
 		return len(p), nil
+	case undecided, manifest.Sniff(start) != 0:
+		w.holdManifest()
 	default:
 		w.pass()
 	}
@@ -224,9 +230,15 @@ func (w *response) finish() error {
 			return caddyhttp.Error(http.StatusBadGateway, errNothingBehind)
 		}
 	case sniffing:
-		w.pass()
-		_, err := w.ResponseWriterWrapper.Write(w.sniffed)
-		return err
+		if manifest.Sniff(w.sniffed) != 0 {
+			w.holdManifest()
+		} else {
+			w.pass()
+		}
+		if _, err := w.Write(w.sniffed); err != nil || w.state == passing {
+			return err
+		}
+		return w.finish()
 	case holding:
 		return w.sendManifest()
 	case denied:

@@ -39,6 +39,7 @@ var hostileManifests = []struct {
 	{"steering of an MPD", "shaka", "video.mpd", []string{"<Period ", pathwayA + `<ContentSteering defaultServiceLocation="A">steering.json</ContentSteering>$0`}},
 	{"steering of an MPD", "dash.js", "video.mpd", []string{"<Period ", pathwayA + `<x:ContentSteering xmlns:x="urn:x" defaultServiceLocation="A" queryBeforeStart="true">EVIL/steering.json</x:ContentSteering>$0`}},
 	{"metrics", "dash.js", "video.mpd", []string{"<Period ", metrics + "$0"}},
+	{"metrics under a name that tells nothing", "dash.js", "stream.php", []string{"<MPD", "<!-- " + strings.Repeat("x ", 3000) + "-->$0", "<Period ", metrics + "$0"}},
 	{"metrics by another name", "dash.js", "video.mpd", []string{"<Period ", strings.NewReplacer("<Metrics", `<SupplementalProperty nodeName="Metrics"`, "/Metrics", "/SupplementalProperty").Replace(metrics) + "$0"}},
 	{"metrics in a comment", "dash.js", "video.mpd", []string{"<Period ", "<!-->" + metrics + "-->$0"}},
 	{"metrics in an instruction", "dash.js", "video.mpd", []string{"<Period ", "<?x >" + metrics + "?>$0"}},
@@ -68,7 +69,7 @@ func hostileMedia(evil string) http.Handler {
 		name := path.Base(file)
 		text := map[string]string{"steering.json": steering, "patch.xml": patch}[name]
 		if number, err := strconv.Atoi(strings.TrimPrefix(folder, "hostile")); err == nil && name == hostileManifests[number].suffix {
-			data, _ := os.ReadFile("../examples/media/demo/" + file)
+			data, _ := os.ReadFile("../examples/media/demo/" + strings.Replace(file, "stream.php", "video.mpd", 1))
 			text = string(data)
 			for pair := range slices.Chunk(hostileManifests[number].replaced, 2) {
 				text = regexp.MustCompile(pair[0]).ReplaceAllString(text, pair[1])

@@ -12,7 +12,7 @@ const (
 	maxAttributes = 64 // of an element
 )
 
-// mpd rewrites an MPD or a patch to an MPD.
+// mpd rewrites an MPD, a patch to an MPD, or remote elements.
 type mpd struct {
 	*mapper
 	editor
@@ -22,7 +22,7 @@ type mpd struct {
 	document []*baseURI // the base URI of the manifest itself
 	allowed  Features
 	open     []element
-	hasRoot  bool // the root element has begun
+	root     elementKind // zero until the root element has begun
 	stats    Stats
 
 	// collecting is set in the first pass, which only finds the BaseURLs: they
@@ -65,9 +65,10 @@ const (
 	documentURI                // relative to the manifest itself
 )
 
-// rewriteDASH rewrites an MPD or a patch. References that a patch adds to an MPD
-// are resolved as if the MPD were in the folder of the patch and had no BaseURLs
-// except those of the patch, because the MPD is not available.
+// rewriteDASH rewrites an MPD, a patch, or the remote elements to which an xlink:href
+// leads (ISO/IEC 23009-1 section 5.5). References that a patch or a remote element adds
+// to an MPD are resolved as if the MPD were in the same folder and had no BaseURLs except
+// those of the patch or element, because the MPD is not available.
 func rewriteDASH(dst, src []byte, at Location, allowed Features) ([]byte, Stats, error) {
 	m := newMapper(at)
 	d := &mpd{mapper: m, src: src, document: []*baseURI{m.document()}, allowed: allowed}
@@ -96,7 +97,7 @@ func (d *mpd) pass(dst, src []byte) (err error) {
 		return err
 	}
 	d.editor = newEditor(dst, src)
-	d.stats, d.hasRoot = Stats{}, false
+	d.stats, d.root = Stats{}, 0
 	d.open, d.bases.next = d.open[:0], 0
 	for {
 		t, err := d.scanner.next()
@@ -105,7 +106,7 @@ func (d *mpd) pass(dst, src []byte) (err error) {
 		}
 		switch t.kind {
 		case tokenEnd:
-			if len(d.open) > 0 || !d.hasRoot {
+			if len(d.open) > 0 || d.root == 0 {
 				return d.invalid("the document ends early")
 			}
 			return nil
@@ -144,12 +145,13 @@ func (d *mpd) begin(t xmlToken) error {
 		e.opaque = parent.opaque || parent.kind&opaque != 0
 		e.open = parent.open || parent.kind&open != 0
 		e.removed = parent.removed || !d.passes(kind, e.open)
-	case d.hasRoot:
+	case d.root != 0 && (d.root|kind)&root != 0:
 		return d.invalid("a second root element")
-	case kind&root == 0:
-		return d.invalid("the root element is neither MPD nor Patch")
+	case kind&(root|remote) == 0:
+		return d.invalid("the root element is not that of an MPD, a patch or a remote element")
+	default:
+		d.root = kind
 	}
-	d.hasRoot = true
 	if err := d.checkAttributes(); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ type elementKind uint16
 const (
 	known elementKind = 1 << iota
 	root
+	remote    // may be the root of a document to which an xlink:href leads
 	operation // of a patch
 	base      // BaseURL
 	location
@@ -44,18 +45,21 @@ func kindOf(name []byte) elementKind {
 	case "SegmentURL":
 		return known | segment
 	case "InitializationSet":
-		return known | initialization
+		return known | initialization | remote
 	case "UTCTiming":
 		return known | timing | open
-	case "ContentProtection", "EventStream":
+	case "ContentProtection":
 		return known | open | opaque
+	case "EventStream":
+		return known | open | opaque | remote
+	case "Period", "AdaptationSet", "EmptyAdaptationSet", "Representation", "Preselection", "SegmentList", "ServiceDescription",
+		"InitializationGroup", "InitializationPresentation":
+		return known | remote
 	case "ProgramInformation", "Event", "InbandEventStream", "AssetIdentifier", "OutputProtection", "EssentialProperty",
 		"SupplementalProperty", "Accessibility", "Role", "Rating", "Viewpoint", "Scope", "FramePacking", "AudioChannelConfiguration":
 		return known | open
-	case "Period", "AdaptationSet", "EmptyAdaptationSet", "Representation", "SubRepresentation", "ContentComponent", "Preselection",
-		"Subset", "GroupLabel", "Label", "InitializationGroup", "InitializationPresentation", "ServiceDescription", "Latency",
-		"PlaybackRate", "OperatingQuality", "OperatingBandwidth", "QualityLatency", "PlaybackRestrictions", "LeapSecondInformation", "SegmentBase", "SegmentList",
-		"SegmentTimeline", "S", "Pattern", "P", "SegmentSequenceProperties", "Initialization", "RepresentationIndex",
+	case "SubRepresentation", "ContentComponent", "Subset", "GroupLabel", "Label", "Latency", "PlaybackRate", "OperatingQuality", "OperatingBandwidth", "QualityLatency", "PlaybackRestrictions", "LeapSecondInformation",
+		"SegmentBase", "SegmentTimeline", "S", "Pattern", "P", "SegmentSequenceProperties", "Initialization", "RepresentationIndex",
 		"BitstreamSwitching", "FailoverContent", "FCS", "Switching", "RandomAccess", "Resync", "ExtendedBandwidth", "ModelPair",
 		"ContentPopularityRate", "PR", "ProducerReferenceTime", "RequestParam", "Title", "Source", "Copyright", "SelectionInfo", "Selection":
 		return known

@@ -45,10 +45,12 @@ package manifest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // MaxSize is the maximum size in bytes of a manifest that Rewrite accepts.
@@ -165,31 +167,141 @@ func (at Location) valid() bool {
 
 var byteOrderMark = []byte("\ufeff")
 
-// Sniff recognizes a manifest by its first bytes, whatever its content type is. body
-// may be a prefix that extends to the root element. Sniff returns 0 for anything else,
-// also for a document type declaration, which no manifest needs.
+// Sniff recognizes a manifest by its first bytes, whatever its name and content type
+// are. body may be a prefix that extends to the end of the name of the root element.
+// Sniff returns 0 for anything else. Rewrite refuses some manifests that Sniff
+// recognizes, for example in UTF-16 or with a document type declaration.
 func Sniff(body []byte) Format {
-	body = bytes.TrimPrefix(body, byteOrderMark)
-	if bytes.HasPrefix(body, []byte("#EXTM3U")) {
-		return HLS
+	f, _ := sniff(body)
+	return f
+}
+
+// Undecided reports whether body may be the beginning of an XML document whose root
+// element is still to come, so that Sniff needs more of it.
+func Undecided(body []byte) bool {
+	_, undecided := sniff(body)
+	return undecided
+}
+
+func sniff(body []byte) (f Format, undecided bool) {
+	body = decodeUTF16(body)
+	if bytes.HasPrefix(bytes.TrimPrefix(body, byteOrderMark), []byte("#EXTM3U")) {
+		return HLS, false
 	}
 	for {
-		body = bytes.TrimLeft(body, " \t\r\n")
-		var end string
+		body = bytes.TrimLeft(body, " \t\r\n\ufeff")
+		var length int
 		switch {
+		case len(body) == 0:
+			return 0, true
+		case body[0] == escape:
+			length = min(len(body), escapeLength)
+			body = body[length:]
+			continue
+		case body[0] != '<':
+			return 0, false
 		case bytes.HasPrefix(body, []byte("<?")):
-			end = "?>"
+			length = lengthTo(body, "?>")
 		case bytes.HasPrefix(body, []byte("<!--")):
-			end = "-->"
-		case bytes.HasPrefix(body, []byte("<")) && kindOf(local(body[1:1+nameByte.prefixLength(body[1:])]))&root != 0:
-			return DASH
+			length = lengthTo(body, "-->")
+		case bytes.HasPrefix(body, []byte("<!")):
+			length = declarationLength(body)
+			if length == 0 && hasRootTag(body) {
+				return DASH, false
+			}
+		default:
+			length = 1 + nameByte.prefixLength(body[1:])
+			undecided = length == len(body)
+			if isRoot(body[1:length]) || !undecided && body[length] == escape {
+				return DASH, undecided
+			}
+			return 0, undecided
 		}
-		_, rest, found := bytes.Cut(body, []byte(end))
-		if end == "" || !found {
-			return 0
+		switch {
+		case length == 0:
+			return 0, true
+		case bytes.IndexByte(body[:length], escape) >= 0:
+			// The prolog can end elsewhere for browsers that decode ISO-2022-JP.
+			return DASH, false
 		}
-		body = rest
+		body = body[length:]
 	}
+}
+
+// Browsers decode ISO-2022-JP if the content type says so. They drop its escape
+// sequences, which can be anywhere.
+const (
+	escape       = '\x1b'
+	escapeLength = len("\x1b(B")
+)
+
+// isRoot reports whether a document with this root element is an MPD, a patch or a
+// remote element.
+func isRoot(name []byte) bool { return kindOf(local(name))&(root|remote) != 0 }
+
+// lengthTo returns the length of body up to and with end, or 0.
+func lengthTo(body []byte, end string) int {
+	if i := bytes.Index(body, []byte(end)); i >= 0 {
+		return i + len(end)
+	}
+	return 0
+}
+
+// declarationLength returns the length of a document type declaration. It is 0 if the
+// end is missing or declarations are inside, among which the end is hard to find.
+func declarationLength(body []byte) int {
+	var quote byte
+	for i, c := range body {
+		switch {
+		case c == quote:
+			quote = 0
+		case quote != 0:
+		case c == '"' || c == '\'':
+			quote = c
+		case c == '[':
+			return 0
+		case c == '>':
+			return i + 1
+		}
+	}
+	return 0
+}
+
+// hasRootTag reports whether the start tag of a root element is anywhere in body.
+func hasRootTag(body []byte) bool {
+	for {
+		_, after, found := bytes.Cut(body, []byte("<"))
+		if !found {
+			return false
+		}
+		if isRoot(after[:nameByte.prefixLength(after)]) {
+			return true
+		}
+		body = after
+	}
+}
+
+// decodeUTF16 returns in UTF-8 what may be an XML document in UTF-16, with or without
+// a byte order mark, and anything else as it is.
+func decodeUTF16(body []byte) []byte {
+	begins := func(first, second byte) bool {
+		return len(body) > 1 && body[0] == first && body[1] == second
+	}
+	mayBegin := func(c byte) bool { return c == '<' || xmlSpace[c] }
+	var order binary.ByteOrder
+	switch {
+	case begins(0xfe, 0xff), len(body) > 1 && body[0] == 0 && mayBegin(body[1]):
+		order = binary.BigEndian
+	case begins(0xff, 0xfe), len(body) > 1 && body[1] == 0 && mayBegin(body[0]):
+		order = binary.LittleEndian
+	default:
+		return body
+	}
+	decoded := make([]byte, 0, len(body))
+	for ; len(body) > 1; body = body[2:] {
+		decoded = utf8.AppendRune(decoded, rune(order.Uint16(body)))
+	}
+	return decoded
 }
 
 func invalid(format string, args ...any) error {

@@ -2,12 +2,16 @@ package manifest_test
 
 import (
 	"bytes"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -105,7 +109,19 @@ func TestSniff(t *testing.T) {
 		{"not at the start", "\n#EXTM3U\n", 0},
 		{"MPD", "<MPD/>", manifest.DASH},
 		{"MPD with everything that may come before", "\ufeff<?xml version=\"1.0\"?>\n<!-- <html> -->\n<?x y?>\r\n\t<MPD xmlns=\"a\">", manifest.DASH},
-		{"M7 MPD after a document type", "<!DOCTYPE MPD [<!ENTITY a \"]>\"><!ENTITY b 'c'>]><MPD>", 0},
+		{"M7 MPD after a document type", "<!DOCTYPE MPD [<!ENTITY a \"]>\"><!ENTITY b 'c'>]><MPD>", manifest.DASH},
+		{"M7 MPD after a document type with a quote", "<!DOCTYPE html SYSTEM '>'><MPD>", manifest.DASH},
+		{"MPD after byte order marks and an escape sequence of ISO-2022-JP", "\ufeff\n\ufeff\x1b(B<MPD>", manifest.DASH},
+		{"MPD with an escape sequence in its name", "<M\x1b(BPD>", manifest.DASH},
+		{"comment that ends in a Japanese character", "<!-- \x1b$B-->\x1b(B --><MPD>", manifest.DASH},
+		{"MPD in UTF-16", inUTF16(binary.LittleEndian, "\ufeff<?xml version='1.0' encoding='UTF-16'?>\n<MPD>"), manifest.DASH},
+		{"MPD in UTF-16 of the other order without a mark", inUTF16(binary.BigEndian, " <!-- \u2d2d> --><MPD>"), manifest.DASH},
+		{"remote element", "<?xml version='1.0'?><x:Period>", manifest.DASH},
+		{"remote events", "<EventStream/>", manifest.DASH},
+		{"SVG", "<?xml version='1.0'?><!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN' 'x'><svg/>", 0},
+		{"SVG with entities", "<!DOCTYPE svg [<!ENTITY a 'b'>]><svg/>", 0},
+		{"SVG in UTF-16", inUTF16(binary.LittleEndian, "\ufeff<svg/>"), 0},
+		{"TTML", "<tt:tt>", 0},
 		{"M7 prefixed MPD", "<dash:MPD xmlns:dash='a'>", manifest.DASH},
 		{"patch", "<Patch mpdId=\"1\">", manifest.DASH},
 		{"longer name", "<MPDX>", 0},
@@ -122,6 +138,43 @@ func TestSniff(t *testing.T) {
 				t.Errorf("Sniff(%q) = %d, want %d", tc.body, got, tc.want)
 			}
 		})
+	}
+}
+
+func inUTF16(order binary.ByteOrder, text string) string {
+	var encoded []byte
+	for _, unit := range utf16.Encode([]rune(text)) {
+		encoded = append(encoded, 0, 0)
+		order.PutUint16(encoded[len(encoded)-2:], unit)
+	}
+	return string(encoded)
+}
+
+// Every beginning of a manifest with an invented prolog asks for more bytes, until the
+// name of its root element is there. Other documents are decided at the same place,
+// and binary bodies at their first byte.
+func TestUndecided(t *testing.T) {
+	for range 50 {
+		name := "e" + rand.Text()
+		prolog := fmt.Sprintf("\ufeff<?xml version=\"1.0\"?>\r\n<!-- %[1]s <a> --><?%[1]s a='b'?>\t<!DOCTYPE %[1]s SYSTEM \"%[1]s>\"> <!---->", name)
+		for _, root := range []string{"MPD", name + ":MPD", "Patch", "Period", name, "html"} {
+			doc := prolog + "<" + root
+			for i := 3; i <= len(doc); i++ {
+				if !manifest.Undecided([]byte(doc[:i])) {
+					t.Fatalf("%q is decided", doc[:i])
+				}
+			}
+			f := manifest.Sniff([]byte(doc + " "))
+			if manifest.Undecided([]byte(doc+" ")) || (f == manifest.DASH) != (root != name && root != "html") {
+				t.Errorf("%q is undecided or %d", doc, f)
+			}
+		}
+	}
+	for _, prefix := range []string{"G@", "\x00\x00\x00\x18ftyp", "ID3", "\xff\xf1P", "\x1aE\xdf\xa3", "\xff\xd8\xff", "WEBVTT", "{}", "\x89PNG"} {
+		body := []byte(prefix)
+		if manifest.Undecided(body) || testing.AllocsPerRun(10, func() { manifest.Undecided(body) }) > 0 {
+			t.Errorf("%q is undecided, or allocates", body)
+		}
 	}
 }
 
