@@ -62,6 +62,7 @@ const (
 	markup      content = iota // not a URI
 	baseText                   // a BaseURL
 	elementURI                 // relative to the base URI of the element
+	xlinkURI                   // the same, of a remote element
 	documentURI                // relative to the manifest itself
 )
 
@@ -194,7 +195,9 @@ func patched(selector, attribute string) content {
 	name, isAttribute := strings.CutPrefix(step, "@")
 	local := local([]byte(name))
 	switch kind := kindOf(local); {
-	case isAttribute && (string(local) == "href" || isURI(template, local)), !isAttribute && isText && kind&(base|steering) != 0:
+	case isAttribute && string(local) == "href":
+		return xlinkURI
+	case isAttribute && isURI(template, local), !isAttribute && isText && kind&(base|steering) != 0:
 		return elementURI
 	case !isAttribute && isText && kind&location != 0:
 		return documentURI
@@ -239,7 +242,10 @@ func (d *mpd) rewriteAttributes(kind elementKind, bases []*baseURI) error {
 			if strings.HasPrefix(d.value("schemeIdUri"), "urn:mpeg:dash:utc:http-") {
 				err = d.rewriteList(a.value, bases)
 			}
-		case isURI(kind, a.name):
+		case isXLink(a.name) && d.leadsAbroad(a.value, attributeValue, bases):
+			d.stats.Removed++
+			err = d.replace(a.from, a.value.to+len(`"`))
+		case isXLink(a.name) || isURI(kind, a.name):
 			err = d.rewrite(a.value, attributeValue, bases)
 		}
 		if err != nil {
@@ -249,14 +255,18 @@ func (d *mpd) rewriteAttributes(kind elementKind, bases []*baseURI) error {
 	return nil
 }
 
-// isURI reports whether an attribute contains a URI or a template of URIs. An href
-// with any prefix counts as XLink: players ignore namespaces. In templates,
-// identifiers such as $Number%05d$ stay as they are. The values of $RepresentationID$
-// are not checked: one that leads out of the folder leads to a path without a token.
+// isXLink reports whether an attribute is the href of a remote element. Any prefix
+// counts: players ignore namespaces.
+func isXLink(name []byte) bool {
+	colon := len(name) - len(":href")
+	return colon > 0 && string(name[colon:]) == ":href"
+}
+
+// isURI reports whether an attribute contains a URI or a template of URIs. In
+// templates, identifiers such as $Number%05d$ stay as they are. The values of
+// $RepresentationID$ are not checked: one that leads out of the folder leads to a
+// path without a token.
 func isURI(kind elementKind, name []byte) bool {
-	if colon := len(name) - len(":href"); colon > 0 && string(name[colon:]) == ":href" {
-		return true
-	}
 	switch string(name) {
 	case "sourceURL":
 		return true
@@ -342,7 +352,9 @@ func (d *mpd) end(name []byte) error {
 		return d.rewriteBase(parent.base-1, parent.outer)
 	case d.collecting || e.text.to == 0:
 		return nil
-	case e.content == elementURI:
+	case e.content == xlinkURI && d.leadsAbroad(e.text, e.value, e.outer):
+		return d.remove(e)
+	case e.content == elementURI, e.content == xlinkURI:
 		return d.rewrite(e.text, e.value, e.outer)
 	case e.content == documentURI:
 		// BaseURLs do not apply: players resolve it against the URL of the

@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -109,4 +110,15 @@ func (d *mpd) leadsToMPD(e *element) bool {
 	result := d.follow(d.document[0], ref)
 	ending := string(bytes.ToLower(d.path[max(0, len(d.path)-4):]))
 	return (result == unchanged || result == rewritten) && (ending == ".mpd" || ending == ".mpp")
+}
+
+// leadsAbroad reports whether the URI of a remote element leads to another host, and
+// must not: that host could add to the MPD what is taken out here. A URN, such as
+// urn:mpeg:dash:resolve-to-zero:2013, has a meaning and no document.
+func (d *mpd) leadsAbroad(uri span, kind valueKind, bases []*baseURI) bool {
+	_, ref, _ := d.decode(uri, kind)
+	if d.allowed&Steering != 0 || len(ref) >= len("urn:") && bytes.EqualFold(ref[:len("urn:")], []byte("urn:")) {
+		return false
+	}
+	return slices.ContainsFunc(bases, func(base *baseURI) bool { return d.follow(base, ref) == foreignURI })
 }

@@ -85,9 +85,9 @@ type Features uint8
 
 const (
 	// Steering lets a server choose from which hosts a player loads the video:
-	// content steering, and in DASH a Location, PatchLocation or ImportedMPD that does
-	// not lead to an .mpd or .mpp of the folder, because the player would then follow
-	// an MPD that this package never sees.
+	// content steering, and in DASH an xlink:href to another host, and a Location,
+	// PatchLocation or ImportedMPD that does not lead to an .mpd or .mpp of the folder.
+	// The player would then follow markup that this package never sees.
 	Steering Features = 1 << iota
 
 	// Reporting has a player tell a server what it loads: in DASH, Metrics,

@@ -30,6 +30,7 @@ type xmlToken struct {
 }
 
 type xmlAttribute struct {
+	from  int    // offset of the name
 	name  []byte // with its prefix
 	value span   // without the quotes; its references are valid
 }
@@ -179,6 +180,7 @@ func (s *scanner) readAttributes() error {
 // xmlAttribute if there is no attribute.
 func (s *scanner) attribute() (a xmlAttribute, err error) {
 	separated := s.space()
+	a.from = s.pos
 	if a.name = s.name(); len(a.name) == 0 {
 		return a, nil
 	}
