@@ -438,7 +438,7 @@ func TestStoreSecretIsReplaced(t *testing.T) {
 				t.Errorf("%.40s with store_secret %s: %v", path, secrets, got)
 			}
 		}
-		if strings.Contains(secrets, " ") && !g.log.await("has written every object", startTimeout) {
+		if strings.Contains(secrets, " ") && !g.log.await("authenticates every object", startTimeout) {
 			t.Fatalf("not all objects are rewritten with store_secret %s", secrets)
 		}
 	}

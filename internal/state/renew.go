@@ -16,7 +16,7 @@ func (s *State) renewAll() {
 	for {
 		renewed, err := s.renew(s.ctx)
 		if err == nil {
-			s.logger().Info("the present store_secret has written every object in the store; once all nodes have it, you can remove the earlier ones from the config",
+			s.logger().Info("the first secret of store_secret authenticates every object in the store; once all nodes use it first, the config needs no other one",
 				zap.Int("rewritten", renewed))
 			return
 		}

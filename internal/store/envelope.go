@@ -62,7 +62,7 @@ func (s *Secrets) decode(name Name, raw []byte) Object {
 	case e.Format == authenticated && s == nil:
 		return damaged("a store_secret authenticates it, and the config has none")
 	case e.Format == digested && s != nil && !s.plain:
-		return damaged("no store_secret authenticates it")
+		return damaged("no store_secret authenticates it; if it is from before the config had one, put `plain` after the secret until it has been rewritten")
 	case e.Format != digested && e.Format != authenticated:
 		return damaged("format %d: want %d or %d", e.Format, digested, authenticated)
 	case e.Name != name.String():
