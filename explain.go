@@ -246,7 +246,7 @@ type replay struct {
 	app     *App
 	servers map[string]*caddyhttp.Server
 	notes   []string
-	whole   bool // no handler was left out
+	https   bool // Caddy may redirect from port 80
 }
 
 // loadReplay provisions the parts of a config that decide about requests.
@@ -279,7 +279,7 @@ func loadReplay(file string) (*replay, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	found := &replay{app.(*App), server.(*caddyhttp.App).Servers, p.notes(), len(p.left) == 0}
+	found := &replay{app: app.(*App), servers: server.(*caddyhttp.App).Servers, https: p.https}
 	if found.app.lacksKeys() {
 		found.notes = append(found.notes, noKeys)
 	}
@@ -327,7 +327,7 @@ func dropIDs(value any) {
 // pruned removes from a config everything that listens, writes logs, obtains
 // certificates, sends requests or answers them.
 type pruned struct {
-	left []string // handlers that were removed
+	https bool // a server has TLS, or the port for it
 }
 
 func (p *pruned) prune(config map[string]any) error {
@@ -349,6 +349,8 @@ func (p *pruned) prune(config map[string]any) error {
 		if !ok {
 			return errors.New("a server of the http app is no object")
 		}
+		listen, _ := s["listen"].([]any)
+		p.https = p.https || s["tls_connection_policies"] != nil || slices.Contains(listen, any(":443"))
 		for _, name := range []string{"listener_wrappers", "packet_conn_wrappers", "tls_connection_policies", "logs", "errors", "strict_sni_host", "metrics"} {
 			delete(s, name)
 		}
@@ -366,7 +368,11 @@ func (p *pruned) prune(config map[string]any) error {
 // replayedHandlers are the handlers that only change what the gate sees.
 var replayedHandlers = []string{"signed_playback", "subroute", "rewrite", "vars", "map", "headers", "invoke"}
 
-const answeredBy = "X-Answered-By"
+// The headers of a response that name the handlers which a request has met.
+const (
+	answeredBy  = "X-Answered-By"
+	notReplayed = "X-Not-Replayed"
+)
 
 func (p *pruned) routes(routes any) {
 	list, _ := routes.([]any)
@@ -389,19 +395,15 @@ func (p *pruned) routes(routes any) {
 					"handler": "static_response",
 					"headers": map[string]any{answeredBy: []any{name}},
 				})
-			case !slices.Contains(p.left, name) && name != "encode":
-				p.left = append(p.left, name)
+			case name != "encode":
+				kept = append(kept, map[string]any{
+					"handler":  "headers",
+					"response": map[string]any{"add": map[string]any{notReplayed: []any{name}}},
+				})
 			}
 		}
 		fields["handle"] = kept
 	}
-}
-
-func (p *pruned) notes() (notes []string) {
-	for _, name := range p.left {
-		notes = append(notes, fmt.Sprintf("the handler %s was not replayed; if it comes before the gate, it may answer or change the request", name))
-	}
-	return notes
 }
 
 // serve replays a request on the server that listens on its port.
@@ -414,16 +416,65 @@ func (p *replay) serve(r *http.Request) (*trace, error) {
 	w := &unread{header: make(http.Header)}
 	server.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), traceKey{}, found)))
 	by := w.header.Get(answeredBy)
+	left := slices.Compact(slices.Sorted(slices.Values(w.header[notReplayed])))
+	for _, name := range left {
+		p.notes = append(p.notes, fmt.Sprintf("the handler %s was not replayed; if it comes before the gate, it may answer or change the request", name))
+	}
 	switch {
-	case found.decision != nil && found.passed && by == "" && p.whole:
+	case found.decision != nil && found.passed && by == "" && len(left) == 0:
 		p.notes = append(p.notes, "no handler behind the gate answers the request, so the server answers 502")
 	case found.decision != nil:
-	case by != "":
-		return nil, fmt.Errorf("no gate is reached: %s answers %q, so check the matchers of the site", by, r.Host)
 	default:
-		return nil, fmt.Errorf("no gate is reached: no site with signed_playback is for the host %q", r.Host)
+		return nil, noGateReached(server, r, by)
 	}
 	return found, nil
+}
+
+// noGateReached says why a request reaches no gate. A handler may have answered it.
+func noGateReached(server *caddyhttp.Server, r *http.Request, by string) error {
+	gates, err := gatesOf(server, r)
+	if err != nil {
+		return err
+	}
+	places := strings.Join(gates, ", ")
+	switch {
+	case places == "" && by == "":
+		return fmt.Errorf("no gate is reached: no site with signed_playback is for the host %q", r.Host)
+	case places == "":
+		return fmt.Errorf("no gate is reached: no site with signed_playback is for the host %q, and %s answers", r.Host, by)
+	case by == "":
+		return fmt.Errorf("no gate is reached: each gate of the site for %q (%s) has a matcher, or one of a block around it, that does not match the request", r.Host, places)
+	default:
+		return fmt.Errorf("no gate is reached: %s answers %q; each gate of the site (%s) comes after that handler, or has a matcher, or one of a block around it, that does not match the request",
+			by, r.Host, places)
+	}
+}
+
+// gatesOf returns the places of the gates of the sites that are for the host of a
+// request.
+func gatesOf(server *caddyhttp.Server, r *http.Request) (places []string, err error) {
+	config := serverConfig(server)
+	report, err := routecheck.Check(config)
+	if err != nil {
+		return nil, err
+	}
+	r = r.WithContext(context.WithValue(r.Context(), caddy.ReplacerCtxKey, caddy.NewReplacer()))
+	for _, g := range report.Gates {
+		hosts := caddyhttp.MatchHost(strings.Fields(g.Site))
+		matches := g.Site == strings.Join(config.Listen, " ") // without hosts
+		if !matches {
+			if err := hosts.Provision(caddy.Context{}); err != nil {
+				return nil, err
+			}
+			if matches, err = hosts.MatchWithError(r); err != nil {
+				return nil, err
+			}
+		}
+		if matches {
+			places = append(places, cmp.Or(g.Source, g.Site))
+		}
+	}
+	return places, nil
 }
 
 // listening returns the server that listens on the port of a request.
@@ -444,8 +495,12 @@ func (p *replay) listening(r *http.Request) (*caddyhttp.Server, error) {
 		}
 	}
 	slices.Sort(addresses)
-	return nil, fmt.Errorf("no server of the config listens on port %s, but on %s (and perhaps on port 80 to redirect to HTTPS); "+
-		"if a proxy in front changes the port, give the URL that it requests", text, strings.Join(addresses, " "))
+	redirects := ""
+	if p.https {
+		redirects = " (and perhaps on port 80 to redirect to HTTPS)"
+	}
+	return nil, fmt.Errorf("no server of the config listens on port %s, but on %s%s; "+
+		"if a proxy in front changes the port, give the URL that it requests", text, strings.Join(addresses, ", "), redirects)
 }
 
 // unread is a response writer that keeps only the headers.

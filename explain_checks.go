@@ -52,13 +52,18 @@ const (
 // follow decides on a request. If it may pass, it goes on to the handlers after the
 // gate, which do not answer: another gate may be among them.
 func (t *trace) follow(d *decision, w http.ResponseWriter, next caddyhttp.Handler) error {
-	if t.decision == nil {
+	row := len(t.checks)
+	other := t.decision != nil
+	if !other {
 		t.decision = d
 	} else {
 		t.passed = false
 		t.add("gate", verdictPass, nil, fmt.Sprintf("%s gets the path %q", strings.TrimSuffix("another gate at "+d.gate.Source, " at "), d.request.URL.Path))
 	}
 	_ = d.decide() // stepDone has seen each error
+	if other && t.refusal != nil {
+		t.checks[row].Outcome = verdictRefuse
+	}
 	if t.refusal != nil || d.result == resultPreflight || d.gate.player != nil && d.gate.servePlayer(w, d) {
 		return nil
 	}

@@ -176,12 +176,15 @@ func TestExplainFindsNoGate(t *testing.T) {
 	config := siteFile(t)
 	for address, want := range map[string]string{
 		"http://media.example.net/health":          `static_response answers "media.example.net"`,
-		"http://media.example.net/a.b/x.ts":        `static_response answers "media.example.net"`,
+		"http://media.example.net/a.b/x.ts":        `each gate of the site (`,
+		"https://media.example.net/other/x.ts":     `Caddyfile:68) comes after that handler, or has a matcher`,
+		"https://www.example.net/demo/x.ts":        `no site with signed_playback is for the host "www.example.net", and static_response answers`,
+		"https://bare.example.net/other/x.ts":      `Caddyfile:90) has a matcher, or one of a block around it, that does not match the request`,
 		"https://media.example.net/elsewhere":      `static_response answers "media.example.net"`,
 		"https://nowhere.example.com/demo/x.ts":    `the host "nowhere.example.com"`,
 		"https://a.b.example.org/demo/x.ts":        `the host "a.b.example.org"`,
 		"http://media.example.net.evil.com/x.ts":   `the host "media.example.net.evil.com"`,
-		"https://media.example.net:8443/demo/x.ts": `port 8443, but on :443 :80 :8080`,
+		"https://media.example.net:8443/demo/x.ts": `port 8443, but on :443, :80, :8080 (and perhaps on port 80`,
 		"http://media.example.net:0/demo/x.ts":     `port 0, but on`,
 		"http://media.example.net:99999/demo/x.ts": `port 99999, but on`,
 		"http://media.example.net:8080x/demo/x.ts": `port 8080x, but on`,
@@ -204,7 +207,8 @@ func TestExplainGoesOn(t *testing.T) {
 		text string
 	}{
 		"one gate":             {"signed_playback\nreverse_proxy 127.0.0.1:1", told{true, resultAllowed, "", 0}, "allowed,"},
-		"another gate":         {"route {\nsigned_playback\n@a path *.ts\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{false, resultRefused, reasonTokenRequired, 401}, `gets the path "/demo/x.ts"`},
+		"another gate":         {"route {\nsigned_playback\n@a path *.ts\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{false, resultRefused, reasonTokenRequired, 401}, "gate       refuse"},
+		"another gate's path":  {"route {\nsigned_playback\n@a path *.ts\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{false, resultRefused, reasonTokenRequired, 401}, `gets the path "/demo/x.ts"`},
 		"not the other gate":   {"route {\nsigned_playback\n@a path *.m4s\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{true, resultAllowed, "", 0}, "allowed,"},
 		"nothing":              {"signed_playback", told{true, resultAllowed, "", 0}, "the server answers 502"},
 		"nothing at this path": {"signed_playback\nreverse_proxy /other/* 127.0.0.1:1", told{true, resultAllowed, "", 0}, "the server answers 502"},
@@ -238,13 +242,17 @@ func TestExplainDoesNotAskOthers(t *testing.T) {
 		"request_body":   "request_body {\n\tmax_size 1\n}",
 	} {
 		t.Run(name, func(t *testing.T) {
-			config := writeFile(t, "Caddyfile", "http://media.example.net {\n"+guard+"\nsigned_playback\nfile_server\n}\n")
+			config := writeFile(t, "Caddyfile", "http://media.example.net {\n"+guard+"\nsigned_playback\nfile_server\n}\nhttp://other.example.net {\nsigned_playback\nfile_server\n}\n")
 			out, err := explaining(config, "http://media.example.net/demo/x.ts", nil)
 			if !errors.Is(err, errRefused) || !strings.Contains(out, "refused with 401 token_required") {
 				t.Errorf("explain = %v, want it refused by the gate: %s", err, out)
 			}
-			if want := "note: the handler " + name + " was not replayed"; !strings.Contains(out, want) {
+			want := "note: the handler " + name + " was not replayed"
+			if !strings.Contains(out, want) {
 				t.Errorf("explain does not mention the handler before the gate: %s", out)
+			}
+			if out, err = explaining(config, "http://other.example.net/demo/x.ts", nil); !errors.Is(err, errRefused) || strings.Contains(out, "not replayed") {
+				t.Errorf("explain = %v, and mentions a handler of another site: %s", err, out)
 			}
 		})
 	}

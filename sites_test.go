@@ -57,6 +57,7 @@ const (
 	unreached = "no request reaches the gate"
 	nothing   = "nothing is behind the gate"
 	mayChain  = "a request may pass two gates"
+	noTokens  = "no request with a token passes the gate"
 	chain     = "two gates in one chain" // an error
 )
 
@@ -94,6 +95,18 @@ var sitesWithMistakes = map[string]string{
 
 	"signed_playback /videos/*\nhandle /videos/* {\nreverse_proxy o:1\n}\nhandle {\nreverse_proxy app:1\n}": past,
 
+	// A gate whose matcher demands a prefix where the token is expected.
+	"signed_playback /v/*\nreverse_proxy /v/* o:1":                                 "one block handle_path /v/*",
+	"signed_playback /v/*\nreverse_proxy o:1":                                      "; put the gate, without a matcher, and the handler behind it into one block handle_path /v/*",
+	"signed_playback /Videos*\nreverse_proxy /Videos* o:1":                         "one block handle_path /videos/*",
+	"signed_playback /a/b/c*\nreverse_proxy /a/b/* o:1":                            "one block handle_path /a/b/*",
+	"signed_playback /eu/*\nreverse_proxy /eu/* o:1":                               noTokens,
+	"@v path /v/* /w/*\nsigned_playback @v\nreverse_proxy @v o:1":                  noTokens,
+	"handle /v/* {\nsigned_playback\nreverse_proxy o:1\n}":                         noTokens,
+	"handle_path /v/* {\nsigned_playback /w/*\nreverse_proxy /w/* o:1\n}":          noTokens,
+	"signed_playback /v/* {\norigin_path /v/{video}\n}\nreverse_proxy /v/hd/* o:1": noTokens,
+	"signed_playback /a/* {\norigin_path /a/{video}\n}\nsigned_playback /b/* {\norigin_path /b/{video}\n}\n@v path /a/* /b/*\nreverse_proxy @v o:1": noTokens,
+
 	// A gate too late.
 	"route {\nreverse_proxy o:1\nsigned_playback\n}":                                  unreached,
 	"route {\nfile_server\nsigned_playback\nreverse_proxy o:1\n}":                     unreached,
@@ -110,6 +123,10 @@ var sitesWithMistakes = map[string]string{
 	"signed_playback\ninvoke gated":                                                                           chain,
 	"@a header X-A *\nsigned_playback @a\nsigned_playback\nreverse_proxy o:1":                                 chain,
 	"route {\nsigned_playback\n@a header X-A *\nsigned_playback @a\nreverse_proxy o:1\n}":                     mayChain,
+
+	"@a path *.m3u8\n@b path /demo/*\nsigned_playback @a\nsigned_playback @b\nreverse_proxy o:1":    mayChain,
+	"@a path *.m3u8\nsigned_playback @a\nhandle_path /v/* {\nsigned_playback\nreverse_proxy o:1\n}": mayChain,
+	"signed_playback /a/*\nhandle /a/b/* {\nsigned_playback\nreverse_proxy o:1\n}":                  mayChain,
 
 	// Nothing to serve.
 	"signed_playback": nothing,
@@ -137,7 +154,8 @@ var sitesWithoutMistakes = []string{
 	"handle_path /v/* {\nsigned_playback\nreverse_proxy o:1\n}\nhandle {\nreverse_proxy app:1\n}",
 	"handle /v/* {\nuri strip_prefix /v\nsigned_playback\nreverse_proxy o:1\n}\nroot * /srv/www\nfile_server",
 	"handle_path /a/* {\nsigned_playback\nreverse_proxy o:1\n}\nhandle_path /b/* {\nsigned_playback {\nplayer\n}\nreverse_proxy o:1\n}",
-	"signed_playback /a/* {\norigin_path /a/{video}\n}\nsigned_playback /b/* {\norigin_path /b/{video}\n}\n@v path /a/* /b/*\nreverse_proxy @v o:1",
+	"@a not path /v/*\nsigned_playback @a\nhandle_path /v/* {\nsigned_playback\nreverse_proxy o:1\n}\nhandle {\nreverse_proxy o:2\n}",
+	"@tokens path /ey*\nsigned_playback @tokens\nreverse_proxy @tokens o:1",
 	"@hls path *.m3u8 *.ts\n@dash path *.mpd *.m4s\nsigned_playback @hls\nsigned_playback @dash {\nplayer\n}\nreverse_proxy @hls o:1\nreverse_proxy @dash o:1",
 	"forward_auth auth:1 {\nuri /check\n}\nsigned_playback\nreverse_proxy o:1",
 	"basic_auth {\nu $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n}\nsigned_playback\nreverse_proxy o:1",
@@ -149,7 +167,6 @@ var sitesWithoutMistakes = []string{
 	"invoke gated",
 	"metrics /metrics\nsigned_playback\nreverse_proxy o:1",
 	"@m path *.m3u8\nsigned_playback @m\nreverse_proxy @m o:1",
-	"signed_playback /v/* {\norigin_path /v/{video}\n}\nreverse_proxy /v/hd/* o:1",
 	"@get method GET HEAD OPTIONS\n@other not method GET HEAD OPTIONS\nrespond @other 405\nsigned_playback @get\nreverse_proxy o:1",
 	"reverse_proxy o:1",
 	strings.Repeat("header *.ts X-A b\n", 40) + "signed_playback\nreverse_proxy o:1",

@@ -1,5 +1,5 @@
 // Package routecheck finds mistakes in the routes of a server that has gates:
-// requests that get past a gate, a gate that no request reaches, and two gates in
+// requests that get past a gate, a gate that no request or no token reaches, and two gates in
 // one chain.
 //
 // It follows a request with unknown properties through the routes of the JSON
@@ -148,6 +148,8 @@ type gate struct {
 	reached  bool
 	answered bool   // a handler is behind the gate
 	chain    string // how a request gets here that has passed another gate
+	tokens   bool   // a request gets here whose path may begin with a token
+	prefix   string // that matchers demand of the other requests
 }
 
 // collect finds the gates in routes.
@@ -203,6 +205,7 @@ type requestState struct {
 	atGate    *fact // what was known there
 	pathKnown bool  // the path is still the one that the gate has made
 	guessed   bool  // the path has such a name only if a video has it
+	foreign   bool  // that name is not in the path that the viewer requested
 }
 
 // fact is whether a request has a property, and the facts before it.
@@ -356,7 +359,12 @@ func (c *checker) branch(p property, s requestState, yes, no follow) {
 		return
 	}
 	no(s.with(p, false))
-	s.guessed = s.guessed || s.pathKnown && strings.HasPrefix(p.matcher, "path") && !p.ofPathEnd()
+	if s.pathKnown && strings.HasPrefix(p.matcher, "path") && !p.ofPathEnd() {
+		requested := p
+		requested.version--
+		value, known := s.knows(requested)
+		s.guessed, s.foreign = true, s.foreign || known && !value
+	}
 	yes(s.with(p, true))
 }
 
@@ -448,6 +456,9 @@ func (s requestState) answer() {
 func (c *checker) gate(h *Handler, s requestState, after follow) {
 	g := c.gates[h]
 	g.reached = true
+	prefix := s.prefix()
+	g.tokens = g.tokens || s.gate != nil || prefix == ""
+	g.prefix = cmp.Or(g.prefix, prefix)
 	if s.gate == nil {
 		s.gate, s.atGate = g, s.facts
 		s.prefixes++
@@ -457,13 +468,33 @@ func (c *checker) gate(h *Handler, s requestState, after follow) {
 	}
 	s.answer()
 	switch {
-	case s.facts != s.atGate && !s.guessed:
+	case s.facts != s.atGate && !s.foreign:
 		g.chain = cmp.Or(g.chain, fmt.Sprintf("a request may pass two gates, and the second one refuses it, because its path is the origin's and has no token: the first one is %s (%s)",
 			s.gate.place(), s.request()))
 	case s.facts == s.atGate && c.err == nil:
 		c.err = fmt.Errorf("two gates in one chain, %s and %s: the second one gets the origin's path, which has no token, and refuses every request; "+
 			"remove one, or put each into a handle block of its own", s.gate.place(), g.place())
 	}
+}
+
+// prefix returns the prefix of the path that a matcher demands and no token begins
+// with, or "".
+func (s requestState) prefix() string {
+	for f := s.facts; f != nil; f = f.before {
+		text, start, end, ok := pathPattern(f.property.value)
+		if f.matcher != "path" || !f.value || f.version != s.prefixes || start || !end || !ok || !strings.HasPrefix(text, "/") {
+			continue
+		}
+		folder := text[:strings.LastIndexByte(text, '/')]
+		first, _, _ := strings.Cut(text[1:], "/")
+		switch {
+		case folder != "" && strings.Count(first, ".") != 2:
+			return folder
+		case folder == "" && first != "" && !strings.HasPrefix(first, "e"): // a token begins with the code of {
+			return text
+		}
+	}
+	return ""
 }
 
 // place names a gate.
@@ -576,14 +607,18 @@ func (c *checker) warnings() (warnings []Warning) {
 	}
 	for _, key := range slices.Sorted(maps.Keys(c.media)) {
 		if m := c.media[key]; m.gated != nil && m.exempt != nil {
-			w := Warning{m.gated.gate.Gate, fmt.Sprintf(
-				"requests get past the gate to %s without a token (%s); give both the same matcher, or put them into one handle block", m.name, m.exempt.request())}
+			w := Warning{m.gated.gate.Gate, fmt.Sprintf("requests get past the gate to %s without a token (%s); %s",
+				m.name, m.exempt.request(), m.gated.gate.advice())}
 			if !slices.Contains(warnings, w) { // one for each host
 				warnings = append(warnings, w)
 			}
 		}
 	}
 	for _, g := range c.order {
+		if g.reached && !g.tokens {
+			warnings = append(warnings, Warning{g.Gate, fmt.Sprintf("no request with a token passes the gate: matchers demand a path that begins with %s, where the gate expects the token; "+
+				"%s, which removes the prefix", g.prefix, g.advice())})
+		}
 		switch {
 		case !g.reached:
 			warnings = append(warnings, Warning{g.Gate, "no request reaches the gate: a handler before it answers them all, or a matcher never matches; " +
@@ -595,4 +630,12 @@ func (c *checker) warnings() (warnings []Warning) {
 		}
 	}
 	return warnings
+}
+
+// advice says how the gate and the handler behind it get the same requests.
+func (g *gate) advice() string {
+	if g.tokens {
+		return "give both the same matcher, or put them into one handle block"
+	}
+	return fmt.Sprintf("put the gate, without a matcher, and the handler behind it into one block handle_path %s/*", g.prefix)
 }
