@@ -76,7 +76,7 @@ func standardType(format manifest.Format, contentType string) string {
 }
 
 const (
-	// sniffLength is how many bytes tell a playlist in any encoding.
+	// sniffLength is how many bytes tell most bodies from manifests.
 	sniffLength = 32
 
 	// maxPrologLength is how many bytes of an XML document the gate reads to find its
@@ -87,8 +87,9 @@ const (
 // beginsLikeHLS recognizes a playlist by its first bytes, whatever its name and
 // type, as players do. Some ignore white space. Browsers decode UTF-16 and
 // ISO-2022-JP first, whose byte order marks, zeros and escape sequences count for
-// nothing here; such a playlist is then refused.
-func beginsLikeHLS(body []byte) bool {
+// nothing here; such a playlist is then refused. undecided is true if body ends within
+// the first tag.
+func beginsLikeHLS(body []byte) (yes, undecided bool) {
 	const start = "#EXTM3U"
 	found := 0
 	for i := 0; i < len(body) && found < len(start); i++ {
@@ -98,10 +99,10 @@ func beginsLikeHLS(body []byte) bool {
 		case c == '\x1b':
 			i += 2 // the rest of an escape sequence
 		case c > ' ' && c < utf8.RuneSelf:
-			return false
+			return false, false
 		}
 	}
-	return found == len(start)
+	return found == len(start), found > 0
 }
 
 // isManifest reports whether its name or type says that this is a manifest.
@@ -190,11 +191,10 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 			return nil, 0, err
 		}
 	}
-	format = manifest.Sniff(body)
-	switch {
-	case format == 0 && beginsLikeHLS(body):
-		return nil, 0, errManifestStart
-	case format == 0:
+	if format = manifest.Sniff(body); format == 0 {
+		if isHLS, _ := beginsLikeHLS(body); isHLS {
+			return nil, 0, errManifestStart
+		}
 		return nil, 0, errManifestForm
 	}
 	start := time.Now()

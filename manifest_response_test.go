@@ -140,6 +140,29 @@ func TestManifestsAreRewritten(t *testing.T) {
 	}
 }
 
+// Shaka removes white space before a playlist, however long it is and however the
+// origin cuts it. The gate refuses what it cannot rewrite.
+func TestPlaylistsAfterWhiteSpace(t *testing.T) {
+	t.Parallel()
+	for _, blank := range []string{"\n", " \t\r\n", "\v\f", "\u00a0", "\u2003", "\u3000", "\ufeff", "\x1b(B"} {
+		for _, count := range []int{1, 7, 11, 40, maxPrologLength} {
+			body := strings.Repeat(blank, count) + "#EXTM3U\n#EXT-X-CONTENT-STEERING:SERVER-URI=\"//evil.test\"\nx.ts\n"
+			for cut := range []int{0, 1, 2, 3} {
+				pieces := func(w http.ResponseWriter, _ *http.Request) error {
+					at := max(0, strings.Index(body, "#")+cut-1)
+					_, _ = io.WriteString(w, body[:at])
+					_, _ = w.(io.ReaderFrom).ReadFrom(strings.NewReader(body[at:]))
+					return nil
+				}
+				e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/x/ws.txt", nil), pieces)
+				if strings.Contains(e.body, "STEERING") {
+					t.Errorf("%d times %q, cut at %d: %d %q", count, blank, cut, e.status, e.reason)
+				}
+			}
+		}
+	}
+}
+
 // An MPD has many names, types and prologs, and is one with all of them, however the
 // origin cuts it. Otherwise its reports reach the players that an uploader lures to it.
 func TestMPDsUnderOtherNames(t *testing.T) {

@@ -161,9 +161,10 @@ func (w *response) sniff(p []byte) (int, error) {
 		w.sniffed = append(w.sniffed, p...)
 		start = w.sniffed
 	}
-	undecided := manifest.Undecided(start)
+	isHLS, undecided := beginsLikeHLS(start)
+	undecided = undecided || manifest.Undecided(start)
 	switch {
-	case beginsLikeHLS(start):
+	case isHLS:
 		w.holdManifest()
 	case len(start) < sniffLength, undecided && len(start) < maxPrologLength:
 		w.sniffed = append(w.sniffed[:0], start...)

@@ -189,10 +189,10 @@ func sniff(body []byte) (f Format, undecided bool) {
 		return HLS, false
 	}
 	for {
-		body = bytes.TrimLeft(body, " \t\r\n\ufeff")
+		body = bytes.TrimLeftFunc(body, func(r rune) bool { return r != 0 && r != escape && isBlank(r) })
 		var length int
 		switch {
-		case len(body) == 0:
+		case !utf8.FullRune(body): // or empty
 			return 0, true
 		case body[0] == escape:
 			length = min(len(body), escapeLength)
