@@ -1,9 +1,12 @@
 package signedplayback
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -43,14 +46,21 @@ func hideOriginalURL(r *http.Request) {
 	}
 }
 
-// holdStatus keeps error routes from answering a refusal with success, which a
-// reverse_proxy does if its upstream has a page under every path. Error routes write
-// to the server's own response writer, in which the one for idle timeouts is the
-// place for a wrapper. Without that timeout, errorPath alone protects the origin.
-func holdStatus(w http.ResponseWriter, status int) {
+// guardErrorRoutes limits what error routes can answer, because they write to the
+// server's own response writer. It finds that writer inside the one for idle timeouts,
+// which a server has unless write_idle is negative.
+func (g *Gate) guardErrorRoutes(w http.ResponseWriter, err error) {
+	guard := &errorWriter{gate: g}
+	if why, ok := errors.AsType[*refusal](err); ok {
+		guard.refused = why.reason.status()
+	}
+	for name, values := range w.Header() {
+		guard.earlier = append(guard.earlier, header{name, values})
+	}
 	for {
 		if idle, ok := w.(*caddyhttp.IdleTimeoutWriter); ok {
-			idle.ResponseWriter = &refusalWriter{ResponseWriter: idle.ResponseWriter, status: status}
+			guard.ResponseWriter = idle.ResponseWriter
+			idle.ResponseWriter = guard
 			return
 		}
 		wrapper, ok := w.(interface{ Unwrap() http.ResponseWriter })
@@ -61,29 +71,52 @@ func holdStatus(w http.ResponseWriter, status int) {
 	}
 }
 
-// refusalWriter is the response writer of a refused request.
-type refusalWriter struct {
+// errorWriter is the response writer of error routes. A refusal stays one, even if a
+// reverse_proxy there asks a server that has a page under every path. The headers of
+// such a server pass by the same list as those of the origin: the browser shows the
+// answer under the viewer's URL.
+type errorWriter struct {
 	http.ResponseWriter
-	status int
-	sent   bool // the status
+	gate    *Gate
+	refused int      // the status of a refusal, 0 after an error behind the gate
+	earlier []header // from before the error route
+	sent    bool     // the status
 }
 
 // WriteHeader implements http.ResponseWriter. Redirects pass, to a login page for
 // example.
-func (w *refusalWriter) WriteHeader(status int) {
-	if status >= 200 && status < 300 || status == http.StatusNotModified {
-		status = w.status
+func (w *errorWriter) WriteHeader(status int) {
+	if w.refused != 0 && (status >= 200 && status < 300 || status == http.StatusNotModified) {
+		status = w.refused
 	}
+	w.dropHeaders()
 	w.sent = w.sent || status >= 200
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *refusalWriter) Write(p []byte) (int, error) {
+// dropHeaders drops the headers of the error route that may not pass, and restores the
+// earlier ones that it has replaced. It may have removed some.
+func (w *errorWriter) dropHeaders() {
+	h := w.Header()
+	for name := range h {
+		if isOriginHeader(name) || w.gate.passResponse[name] {
+			continue
+		}
+		i := slices.IndexFunc(w.earlier, func(e header) bool { return e.name == name })
+		if i < 0 {
+			delete(h, name)
+			continue
+		}
+		h[name] = w.earlier[i].values
+	}
+}
+
+func (w *errorWriter) Write(p []byte) (int, error) {
 	if !w.sent {
-		w.WriteHeader(w.status)
+		w.WriteHeader(cmp.Or(w.refused, http.StatusOK))
 	}
 	return w.ResponseWriter.Write(p)
 }
 
 // Unwrap lets http.ResponseController find the methods of the server's writer.
-func (w *refusalWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func (w *errorWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

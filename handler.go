@@ -53,6 +53,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 	err := g.answer(w, d, next)
 	if err != nil {
 		g.hideRequest(r, d)
+		g.guardErrorRoutes(w, err)
 	}
 	return err
 }

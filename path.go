@@ -97,13 +97,29 @@ func containsToken(decoded string) bool {
 	for run := range strings.FieldsFuncSeq(decoded, notInToken) {
 		parts := strings.Split(run, ".")
 		for _, part := range parts[:max(0, len(parts)-2)] {
-			// `eyJ` is `{"` in base64. Text may be in front of it.
-			if encodesObject(part) || encodesObject(part[max(0, strings.Index(part, "eyJ")):]) {
+			if endsInObject(part) {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// endsInObject reports whether a part, or its end, encodes a JSON object. Text may be in
+// front of it.
+func endsInObject(part string) bool {
+	const start = "eyJ" // `{"` in base64
+	const most = 32     // no file name has so many, and each costs time
+	found := encodesObject(part)
+	for range most {
+		at := strings.Index(part, start)
+		if found || at < 0 {
+			return found
+		}
+		found = encodesObject(part[at:])
+		part = part[at+1:]
+	}
+	return true
 }
 
 func encodesObject(part string) bool {

@@ -79,6 +79,7 @@ var hostilePaths = []struct {
 	{"P9 encoded, in the suffix", errPathEscape, []string{"/T/x%23y", "/T/x%3Fy"}},
 	{"P9 encoded, at the token", token.ErrMalformed, []string{"/T%23", "/T%3f/x?y"}},
 	{"P10 a token in the suffix, which the origin would log", errPathToken, []string{
+		"/T/eyJ-T", "/T/eyJeyJ.eyJ_T/a.ts", "/T/" + strings.Repeat("eyJ", 40) + "T",
 		"/T/T/seg.ts", "/T/a/x-T-y.ts", "/a.b.c/%61.b.c/seg.ts", "/vidA/T", "/vidA/T/seg.ts", "/vidA/a/T.ts", "/vidA/x-T/seg.ts",
 		"/vidA/token=T,x/seg.ts", "/vidA/%65y" + plainToken()[3:] + "/seg.ts", "/T/e30.b.c/seg.ts", "/vidA/eyAgfQ.b.c.d.e", "/media/v1.T",
 	}},

@@ -146,6 +146,5 @@ func deny(w http.ResponseWriter, err error) error {
 	case http.StatusTooManyRequests:
 		h.Set("Retry-After", "1")
 	}
-	holdStatus(w, status)
 	return caddyhttp.Error(status, why)
 }

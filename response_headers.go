@@ -112,8 +112,8 @@ func (w *response) passes(name string) bool {
 	return isOriginHeader(name) || w.d.gate.passResponse[name] || name == cspHeader && w.d.trustsPage()
 }
 
-// rememberHeaders notes the headers that Caddy and earlier handlers have set and
-// that an origin may not. CORS is for the gate alone to set.
+// rememberHeaders notes the headers of Caddy and earlier handlers that an origin may
+// not replace. Only the gate sets CORS headers.
 func (w *response) rememberHeaders() {
 	own := newOwnHeaders()
 	for name, values := range w.Header() {

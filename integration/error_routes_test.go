@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"crypto/rand"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,12 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
+
+// reportingHeaders would have the browser report or store the viewer's URL.
+var reportingHeaders = []string{
+	"Nel", "Report-To", "Reporting-Endpoints", "Content-Security-Policy", "Referrer-Policy", "Set-Cookie", "Service-Worker-Allowed",
+	"Signed-Playback-Reason", "X-" + rand.Text(),
+}
 
 // errorRoutes are ways to use handle_errors by which a server could answer a refused
 // request after all. OTHER is a server that has a playlist under every path.
@@ -37,6 +44,9 @@ func TestErrorRoutes(t *testing.T) {
 	t.Parallel()
 	other := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/login" {
+			for _, name := range reportingHeaders {
+				w.Header().Set(name, "planted")
+			}
 			_, _ = w.Write([]byte("#EXTM3U\n"))
 		}
 	}))
@@ -61,6 +71,11 @@ func TestErrorRoutes(t *testing.T) {
 				res := rawTo(t, addr, rawGet(target+"?from="+target, "Referer: http://"+addr+target, "X-Original-URL: "+target, "X-Request-Id: "+target))
 				if reason != "" && (res.StatusCode != reasonStatus[reason] || res.reason() != reason) {
 					t.Errorf("got %d %q, want %q", res.StatusCode, res.reason(), reason)
+				}
+				for _, name := range reportingHeaders {
+					if values := res.Header.Values(name); strings.Contains(strings.Join(values, ""), "planted") {
+						t.Errorf("after %q, the page's %s passes", reason, name)
+					}
 				}
 				if strings.Contains(string(res.body), "#EXTINF") {
 					t.Errorf("%s is answered with the playlist", reason)
