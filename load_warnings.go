@@ -61,6 +61,7 @@ func serverConfig(server *caddyhttp.Server) routecheck.Server {
 			config.NamedRoutes[name] = configRoutes(caddyhttp.RouteList{*route})[0]
 		}
 	}
+	config.Errors = configErrors(server.Errors)
 	return config
 }
 
@@ -79,13 +80,20 @@ func configRoutes(routes caddyhttp.RouteList) (list []routecheck.Route) {
 			h := decodeHandler(raw)
 			h.Handler = caddy.GetModuleName(provisioned)
 			if subroute, ok := provisioned.(*caddyhttp.Subroute); ok {
-				h.Routes = configRoutes(subroute.Routes)
+				h.Routes, h.Errors = configRoutes(subroute.Routes), configErrors(subroute.Errors)
 			}
 			route.Handle = append(route.Handle, h)
 		}
 		list = append(list, route)
 	}
 	return list
+}
+
+func configErrors(errors *caddyhttp.HTTPErrorConfig) (config routecheck.Errors) {
+	if errors != nil {
+		config.Routes = configRoutes(errors.Routes)
+	}
+	return config
 }
 
 func decodeHandler(raw json.RawMessage) (h routecheck.Handler) {

@@ -95,6 +95,22 @@ var sitesWithMistakes = map[string]string{
 
 	"signed_playback /videos/*\nhandle /videos/* {\nreverse_proxy o:1\n}\nhandle {\nreverse_proxy app:1\n}": past,
 
+	// The same upstream in another spelling, or in another pool.
+	"handle /pub/* {\nreverse_proxy http://127.0.0.1:1\n}\nhandle {\nsigned_playback\nreverse_proxy [::1]:1\n}":           past,
+	"handle /pub/* {\nreverse_proxy LocalHost:1\n}\nhandle {\nsigned_playback\nreverse_proxy tcp/[::ffff:127.0.0.1]:1\n}": past,
+	"handle /pub/* {\nreverse_proxy :1\n}\nhandle {\nsigned_playback\nreverse_proxy 0.0.0.0:1\n}":                         past,
+	"handle /pub/* {\nreverse_proxy O.example:1\n}\nhandle {\nsigned_playback\nreverse_proxy o.example.:1\n}":             past,
+	"handle /pub/* {\nreverse_proxy [2001:db8:0::1]:1\n}\nhandle {\nsigned_playback\nreverse_proxy [2001:DB8::1]:1\n}":    past,
+	"handle /pub/* {\nreverse_proxy o:1\n}\nhandle {\nsigned_playback\nreverse_proxy o:1 o:2\n}":                          past,
+	"handle /pub/* {\nreverse_proxy o:3 o:2\n}\nhandle {\nsigned_playback\nreverse_proxy o:1 o:2\n}":                      past,
+
+	// Error routes, which get requests with their path after an error before the gate.
+	"basic_auth {\nu $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n}\nsigned_playback\nreverse_proxy o:1\nhandle_errors {\nreverse_proxy o:1\n}": past,
+	"request_body {\nmax_size 1\n}\nsigned_playback\nreverse_proxy o:1\nhandle_errors 4xx {\nreverse_proxy o:2 o:1\n}":                                           past,
+	"root * /srv\nsigned_playback\nfile_server\nhandle_errors {\nfile_server\n}":                                                                                 past,
+	"root * /srv\nsigned_playback\nfile_server\nhandle_errors {\nrewrite * /public{uri}\nfile_server\n}":                                                         past,
+	"signed_playback\nroot * /srv\nfile_server\nhandle_errors {\nroot * /srv\nfile_server\n}":                                                                    past,
+
 	// A gate whose matcher demands a prefix where the token is expected.
 	"signed_playback /v/*\nreverse_proxy /v/* o:1":                                 "one block handle_path /v/*",
 	"signed_playback /v/*\nreverse_proxy o:1":                                      "; put the gate, without a matcher, and the handler behind it into one block handle_path /v/*",
@@ -143,6 +159,10 @@ var sitesWithoutMistakes = []string{
 	"signed_playback\nencode gzip\nheader X-A b\nlog\ntracing\nreverse_proxy o:1\nhandle_errors {\nreverse_proxy o:2\n}",
 	"signed_playback\ntry_files {path} /none\nfile_server",
 	"signed_playback\nrespond ok",
+	"handle /pub/* {\nreverse_proxy localhost:2 127.0.0.2.example:1\n}\nhandle {\nsigned_playback\nreverse_proxy 127.0.0.1:1\n}",
+	"handle /pub/* {\nreverse_proxy unix//run/A\n}\nhandle {\nsigned_playback\nreverse_proxy unix//run/a\n}",
+	"root * /srv\nsigned_playback\nfile_server\nhandle_errors {\nrewrite * /{err.status_code}.html\nfile_server\n}",
+	"root * /srv\nsigned_playback\nfile_server\nhandle_errors {\nroot * /errors\nfile_server\n}",
 	"signed_playback\nreverse_proxy /demo/* o:1\nreverse_proxy o:2",
 	"signed_playback\n@hls path *.m3u8\nreverse_proxy @hls o:1\nfile_server",
 	"@playback not path /healthz\nrespond /healthz 204\nsigned_playback @playback\nreverse_proxy o:1",

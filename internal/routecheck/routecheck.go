@@ -14,6 +14,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -26,10 +28,16 @@ type Route struct {
 	Handle   []Handler                    `json:"handle"`
 }
 
+// Errors has the routes that get a request after an error (handle_errors).
+type Errors struct {
+	Routes []Route `json:"routes"`
+}
+
 // Handler has the fields of handlers that decide where a request goes.
 type Handler struct {
 	Handler string  `json:"handler"`
 	Routes  []Route `json:"routes"` // of subroute
+	Errors  Errors  `json:"errors"` // of subroute
 	Name    string  `json:"name"`   // of invoke
 	Root    string  `json:"root"`   // of vars
 
@@ -91,12 +99,17 @@ type Report struct {
 // Check checks the gates of a server. It returns an error if a gate refuses every
 // request that another one lets pass.
 func Check(s Server) (Report, error) {
-	c := &checker{Server: s, gates: make(map[*Handler]*gate), media: make(map[string]*mediaHandler)}
+	c := &checker{Server: s, gates: make(map[*Handler]*gate), media: make(map[mediaKey]*mediaHandler)}
 	for _, name := range slices.Sorted(maps.Keys(s.NamedRoutes)) {
 		c.collect([]Route{s.NamedRoutes[name]}, "")
 	}
 	c.collect(s.Routes, "")
+	c.collect(s.Errors.Routes, "")
 	c.routes(s.Routes, requestState{}, func(requestState) {})
+	for _, failed := range append(c.rooted, requestState{}) {
+		failed.failed = true
+		c.routes(s.Errors.Routes, failed, func(requestState) {})
+	}
 	if c.err != nil {
 		return Report{}, c.err
 	}
@@ -112,6 +125,7 @@ type Server struct {
 	Listen      []string         `json:"listen"`
 	Routes      []Route          `json:"routes"`
 	NamedRoutes map[string]Route `json:"named_routes"`
+	Errors      Errors           `json:"errors"`
 }
 
 // name names a site of the server that has no hosts.
@@ -137,8 +151,11 @@ type checker struct {
 	steps int
 	gates map[*Handler]*gate
 	order []*gate // the gates in the order of the config
-	media map[string]*mediaHandler
-	err   error
+	media map[mediaKey]*mediaHandler
+	// Requests that have got a root and passed no gate. Error routes keep the root,
+	// and get the client's path.
+	rooted []requestState
+	err    error
 }
 
 // gate is what the requests that reach a gate meet.
@@ -163,6 +180,7 @@ func (c *checker) collect(routes []Route, site string) {
 				c.order = append(c.order, c.gates[h])
 			}
 			c.collect(h.Routes, site)
+			c.collect(h.Errors.Routes, site)
 		}
 	}
 }
@@ -183,6 +201,9 @@ func (r Route) hosts() string {
 	}
 	return strings.Join(lists, " ")
 }
+
+// mediaKey is where a handler gets media from.
+type mediaKey struct{ site, handler, target string }
 
 // mediaHandler is a handler that may serve media, and the requests that reach it.
 type mediaHandler struct {
@@ -206,6 +227,9 @@ type requestState struct {
 	pathKnown bool  // the path is still the one that the gate has made
 	guessed   bool  // the path has such a name only if a video has it
 	foreign   bool  // that name is not in the path that the viewer requested
+
+	failed bool // the request is in error routes
+	fixed  bool // a rewrite has given it a path that does not depend on the client
 }
 
 // fact is whether a request has a property, and the facts before it.
@@ -417,12 +441,17 @@ func (c *checker) handlers(list []Handler, s requestState, next follow) {
 		c.gate(h, s, after)
 	case h.Handler == "subroute":
 		c.routes(h.Routes, s, after)
+		if len(h.Errors.Routes) > 0 {
+			s.failed = true
+			c.routes(h.Errors.Routes, s, after)
+		}
 	case h.Handler == "invoke":
 		c.routes([]Route{c.NamedRoutes[h.Name]}, s, after)
 	case h.Handler == "rewrite":
 		after(s.rewritten(h))
 	case h.Handler == "vars":
 		s.root = cmp.Or(h.Root, s.root)
+		c.keepRoot(s)
 		after(s)
 	case slices.Contains(passingHandlers, h.Handler):
 		after(s)
@@ -431,6 +460,21 @@ func (c *checker) handlers(list []Handler, s requestState, next follow) {
 	default:
 		c.serve(h, s, after)
 	}
+}
+
+// keepRoot notes the root with which a request may get to error routes.
+func (c *checker) keepRoot(s requestState) {
+	known := slices.ContainsFunc(c.rooted, func(other requestState) bool { return other.root == s.root && other.site() == s.site() })
+	if s.gate != nil || s.failed || known {
+		return
+	}
+	kept := requestState{root: s.root}
+	for _, f := range s.facts.all() {
+		if f.matcher == "host" {
+			kept = kept.with(f.property, f.value)
+		}
+	}
+	c.rooted = append(c.rooted, kept)
 }
 
 func (s requestState) rewritten(h *Handler) requestState {
@@ -442,6 +486,7 @@ func (s requestState) rewritten(h *Handler) requestState {
 	if suffix {
 		s.suffixes++
 	}
+	s.fixed = s.fixed || strings.HasPrefix(h.URI, "/") && !strings.Contains(strings.ReplaceAll(h.URI, "{http.error.status_code}", ""), "{")
 	return s
 }
 
@@ -510,21 +555,19 @@ func (c *checker) serve(h *Handler, s requestState, after follow) {
 		return
 	}
 	s.answer()
-	root := ""
-	if h.Handler == "file_server" {
-		root = cmp.Or(strings.TrimPrefix(h.Root, "{http.vars.root}"), s.root)
-	}
-	key := strings.Join([]string{s.site(), h.Handler, root, h.origin()}, "\n")
-	m := c.media[key]
-	if m == nil {
-		m = &mediaHandler{name: strings.TrimSpace(h.Handler + " " + h.origin())}
-		c.media[key] = m
-	}
-	switch {
-	case s.gate != nil && !s.guessed:
-		m.gated = cmp.Or(m.gated, &s)
-	case s.gate == nil && !s.exactPath():
-		m.exempt = cmp.Or(m.exempt, &s)
+	for _, target := range h.targets(s) {
+		key := mediaKey{s.site(), h.Handler, target}
+		m := c.media[key]
+		if m == nil {
+			m = &mediaHandler{name: strings.TrimSpace(h.Handler + " " + h.origin())}
+			c.media[key] = m
+		}
+		switch {
+		case s.gate != nil && !s.guessed:
+			m.gated = cmp.Or(m.gated, &s)
+		case s.gate == nil && !s.exactPath() && (!s.failed || !s.fixed):
+			m.exempt = cmp.Or(m.exempt, &s)
+		}
 	}
 	if passes {
 		after(s)
@@ -559,6 +602,48 @@ func (r Route) answers() bool {
 		return slices.ContainsFunc(h.Routes, Route.answers) ||
 			!slices.Contains(passingHandlers, h.Handler) && !slices.Contains([]string{"subroute", "rewrite", "vars"}, h.Handler)
 	})
+}
+
+// targets returns where a handler gets media from: the root of a file_server, or each
+// upstream, because another handler may have only one of them.
+func (h *Handler) targets(s requestState) []string {
+	if h.Handler == "file_server" {
+		return []string{cmp.Or(strings.TrimPrefix(h.Root, "{http.vars.root}"), s.root)}
+	}
+	targets := make([]string, 0, len(h.Upstreams)+1)
+	for _, upstream := range h.Upstreams {
+		targets = append(targets, dialAddress(upstream.Dial))
+	}
+	if h.Dynamic != nil || len(targets) == 0 {
+		targets = append(targets, string(h.Dynamic))
+	}
+	return targets
+}
+
+// dialAddress returns the address of an upstream in the one spelling in which addresses
+// are compared. An empty or unspecified host is this machine, as for net.Dial.
+func dialAddress(dial string) string {
+	network, address, found := strings.Cut(dial, "/")
+	if found && !strings.HasPrefix(strings.ToLower(network), "tcp") { // the path of a socket
+		return dial
+	}
+	if !found {
+		address = dial
+	}
+	host, port, err := net.SplitHostPort(strings.ToLower(address))
+	if err != nil {
+		return strings.ToLower(address)
+	}
+	host = strings.TrimSuffix(host, ".")
+	ip, err := netip.ParseAddr(host)
+	ip = ip.Unmap()
+	switch {
+	case host == "" || strings.HasSuffix("."+host, ".localhost") || err == nil && (ip.IsLoopback() || ip.IsUnspecified()):
+		host = "localhost"
+	case err == nil:
+		host = ip.String()
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // origin names the upstreams of a reverse_proxy.
@@ -605,15 +690,7 @@ func (c *checker) warnings() (warnings []Warning) {
 	if c.steps > maxSiteSteps {
 		return []Warning{{Gate{Site: c.name()}, "the routes have too many matchers to check whether requests get past a gate"}}
 	}
-	for _, key := range slices.Sorted(maps.Keys(c.media)) {
-		if m := c.media[key]; m.gated != nil && m.exempt != nil {
-			w := Warning{m.gated.gate.Gate, fmt.Sprintf("requests get past the gate to %s without a token (%s); %s",
-				m.name, m.exempt.request(), m.gated.gate.advice())}
-			if !slices.Contains(warnings, w) { // one for each host
-				warnings = append(warnings, w)
-			}
-		}
-	}
+	warnings = c.pastGates()
 	for _, g := range c.order {
 		if g.reached && !g.tokens {
 			warnings = append(warnings, Warning{g.Gate, fmt.Sprintf("no request with a token passes the gate: matchers demand a path that begins with %s, where the gate expects the token; "+
@@ -630,6 +707,43 @@ func (c *checker) warnings() (warnings []Warning) {
 		}
 	}
 	return warnings
+}
+
+// pastGates warns of media that requests get through a gate and past every gate.
+func (c *checker) pastGates() (warnings []Warning) {
+	keys := slices.SortedFunc(maps.Keys(c.media), func(a, b mediaKey) int {
+		return cmp.Or(cmp.Compare(a.site, b.site), cmp.Compare(a.handler, b.handler), cmp.Compare(a.target, b.target))
+	})
+	for _, key := range keys {
+		m := c.media[key]
+		for _, other := range keys {
+			exempt := c.media[other].exempt
+			if m.gated == nil || exempt == nil || !exempt.shares(key, other) {
+				continue
+			}
+			w := Warning{m.gated.gate.Gate, exempt.pastGate(m)}
+			if !slices.Contains(warnings, w) { // one for each host
+				warnings = append(warnings, w)
+			}
+			break
+		}
+	}
+	return warnings
+}
+
+// shares reports whether a request past every gate gets media that is gated.
+func (s *requestState) shares(gated, exempt mediaKey) bool {
+	anySite := s.failed && !slices.ContainsFunc(s.facts.all(), func(f *fact) bool { return f.matcher == "host" })
+	return (anySite || gated.site == exempt.site) && gated.handler == exempt.handler && gated.target == exempt.target
+}
+
+// pastGate says how the request gets past the gate to a handler.
+func (s *requestState) pastGate(m *mediaHandler) string {
+	if s.failed {
+		return fmt.Sprintf("requests get past the gate to %s without a token, in error routes (handle_errors) after an error before the gate; "+
+			"let error routes answer with something else than the gate's media", m.name)
+	}
+	return fmt.Sprintf("requests get past the gate to %s without a token (%s); %s", m.name, s.request(), m.gated.gate.advice())
 }
 
 // advice says how the gate and the handler behind it get the same requests.
