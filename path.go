@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -96,10 +97,8 @@ func containsToken(decoded string) bool {
 	notInToken := func(c rune) bool { return c >= utf8.RuneSelf || c != '.' && !base64url[byte(c)] }
 	for run := range strings.FieldsFuncSeq(decoded, notInToken) {
 		parts := strings.Split(run, ".")
-		for _, part := range parts[:max(0, len(parts)-2)] {
-			if endsInObject(part) {
-				return true
-			}
+		if slices.ContainsFunc(parts[:max(0, len(parts)-2)], endsInObject) {
+			return true
 		}
 	}
 	return false
