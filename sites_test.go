@@ -58,6 +58,7 @@ const (
 	nothing   = "nothing is behind the gate"
 	mayChain  = "a request may pass two gates"
 	noTokens  = "no request with a token passes the gate"
+	executes  = "templates behind the gate"
 	chain     = "two gates in one chain" // an error
 )
 
@@ -111,6 +112,13 @@ var sitesWithMistakes = map[string]string{
 	"root * /srv\nsigned_playback\nfile_server\nhandle_errors {\nrewrite * /public{uri}\nfile_server\n}":                                                         past,
 	"signed_playback\nroot * /srv\nfile_server\nhandle_errors {\nroot * /srv\nfile_server\n}":                                                                    past,
 
+	// The attack: an uploader's file has template actions.
+	"signed_playback\ntemplates\nreverse_proxy o:1":                                     executes,
+	"signed_playback\nroot * /srv\ntemplates *.html\nfile_server":                       executes,
+	"handle_path /v/* {\nsigned_playback\nhandle {\ntemplates\nreverse_proxy o:1\n}\n}": executes,
+	"templates {\nmime text/vtt\n}\nsigned_playback\nphp_fastcgi o:1":                   executes,
+	"signed_playback\ntemplates\nforward_auth a:1 {\nuri /\n}\nreverse_proxy o:1":       executes,
+
 	// A gate whose matcher demands a prefix where the token is expected.
 	"signed_playback /v/*\nreverse_proxy /v/* o:1":                                 "one block handle_path /v/*",
 	"signed_playback /v/*\nreverse_proxy o:1":                                      "; put the gate, without a matcher, and the handler behind it into one block handle_path /v/*",
@@ -159,6 +167,10 @@ var sitesWithoutMistakes = []string{
 	"signed_playback\nencode gzip\nheader X-A b\nlog\ntracing\nreverse_proxy o:1\nhandle_errors {\nreverse_proxy o:2\n}",
 	"signed_playback\ntry_files {path} /none\nfile_server",
 	"signed_playback\nrespond ok",
+	"signed_playback\ntemplates\nrespond ok",
+	"signed_playback\nreverse_proxy o:1\nhandle_errors {\ntemplates\nrewrite * /error.html\nfile_server\n}",
+	"handle_path /v/* {\nsigned_playback\nreverse_proxy o:1\n}\ntemplates\nfile_server",
+	"route {\ntemplates\nsigned_playback\nreverse_proxy o:1\n}",
 	"handle /pub/* {\nreverse_proxy localhost:2 127.0.0.2.example:1\n}\nhandle {\nsigned_playback\nreverse_proxy 127.0.0.1:1\n}",
 	"handle /pub/* {\nreverse_proxy unix//run/A\n}\nhandle {\nsigned_playback\nreverse_proxy unix//run/a\n}",
 	"root * /srv\nsigned_playback\nfile_server\nhandle_errors {\nrewrite * /{err.status_code}.html\nfile_server\n}",

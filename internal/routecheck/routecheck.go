@@ -72,7 +72,7 @@ type Handler struct {
 var (
 	passingHandlers = []string{
 		"acme_server", "authentication", "copy_response_headers", "encode", "headers", "intercept", "log_append", "map", "push",
-		"request_body", "signed_playback_api", "templates", "timeouts", "tracing",
+		"request_body", "signed_playback_api", "timeouts", "tracing",
 	}
 	answeringHandlers = []string{"copy_response", "error", "metrics", "static_response"}
 	mediaHandlers     = []string{"file_server", "reverse_proxy"}
@@ -80,6 +80,7 @@ var (
 
 const (
 	gateHandler      = "signed_playback"
+	templatesHandler = "templates"
 	videoPlaceholder = "{video}" // of origin_path
 )
 
@@ -165,6 +166,7 @@ type gate struct {
 	reached  bool
 	answered bool   // a handler is behind the gate
 	chain    string // how a request gets here that has passed another gate
+	executes bool   // templates execute the media
 	tokens   bool   // a request gets here whose path may begin with a token
 	prefix   string // that matchers demand of the other requests
 }
@@ -227,6 +229,8 @@ type requestState struct {
 	pathKnown bool  // the path is still the one that the gate has made
 	guessed   bool  // the path has such a name only if a video has it
 	foreign   bool  // that name is not in the path that the viewer requested
+
+	executed bool // by templates behind the gate
 
 	failed bool // the request is in error routes
 	fixed  bool // a rewrite has given it a path that does not depend on the client
@@ -447,6 +451,9 @@ func (c *checker) handlers(list []Handler, s requestState, next follow) {
 		}
 	case h.Handler == "invoke":
 		c.routes([]Route{c.NamedRoutes[h.Name]}, s, after)
+	case h.Handler == templatesHandler:
+		s.executed = s.gate != nil && !s.failed
+		after(s)
 	case h.Handler == "rewrite":
 		after(s.rewritten(h))
 	case h.Handler == "vars":
@@ -555,6 +562,9 @@ func (c *checker) serve(h *Handler, s requestState, after follow) {
 		return
 	}
 	s.answer()
+	if s.executed {
+		s.gate.executes = true
+	}
 	for _, target := range h.targets(s) {
 		key := mediaKey{s.site(), h.Handler, target}
 		m := c.media[key]
@@ -600,7 +610,7 @@ func (h *Handler) handsSuccessOn() bool {
 func (r Route) answers() bool {
 	return slices.ContainsFunc(r.Handle, func(h Handler) bool {
 		return slices.ContainsFunc(h.Routes, Route.answers) ||
-			!slices.Contains(passingHandlers, h.Handler) && !slices.Contains([]string{"subroute", "rewrite", "vars"}, h.Handler)
+			!slices.Contains(passingHandlers, h.Handler) && !slices.Contains([]string{"subroute", "rewrite", "vars", templatesHandler}, h.Handler)
 	})
 }
 
@@ -692,6 +702,10 @@ func (c *checker) warnings() (warnings []Warning) {
 	}
 	warnings = c.pastGates()
 	for _, g := range c.order {
+		if g.executes {
+			warnings = append(warnings, Warning{g.Gate, "templates behind the gate execute the files of the origin, so an uploader's file can read environment variables, files and the viewer's URL; " +
+				"remove templates, or put them into a handle block that serves only your own files"})
+		}
 		if g.reached && !g.tokens {
 			warnings = append(warnings, Warning{g.Gate, fmt.Sprintf("no request with a token passes the gate: matchers demand a path that begins with %s, where the gate expects the token; "+
 				"%s, which removes the prefix", g.prefix, g.advice())})
