@@ -38,6 +38,12 @@ func (a *App) checkServer(ctx caddy.Context) error {
 	for _, w := range report.Warnings {
 		a.logger.Warn(w.Text, zap.String("site", w.Site), zap.String("gate", w.Source))
 	}
+	for _, g := range report.Gates {
+		if report.ErrorRoutes && server.WriteIdleTimeout < 0 {
+			a.logger.Warn("without write_idle, error routes (handle_errors) can turn a refusal of the gate into a success, and nothing filters their headers; "+
+				"give write_idle in the server's timeouts a positive value", zap.String("site", g.Site), zap.String("gate", g.Source))
+		}
+	}
 	app, err := ctx.App("http")
 	if err != nil {
 		return err

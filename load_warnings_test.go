@@ -111,6 +111,31 @@ func TestLogsWithoutTheFormat(t *testing.T) {
 	}
 }
 
+// The attack: a page that error routes get with success hides the gate's refusal. Without
+// the server's writer for idle timeouts the gate cannot keep its status.
+func TestErrorRoutesWithoutWriteIdle(t *testing.T) {
+	dir := t.TempDir()
+	const errors = "handle_errors {\nreverse_proxy o:2\n}"
+	for name, tc := range map[string]struct {
+		timeout, site string
+		want          int
+	}{
+		"off":                 {"-1s", "signed_playback\nreverse_proxy o:1\n" + errors, 1},
+		"off, no error route": {"-1s", "signed_playback\nreverse_proxy o:1", 0},
+		"off, no gate":        {"-1s", "reverse_proxy o:1\n" + errors, 0},
+		"default":             {"0s", "signed_playback\nreverse_proxy o:1\n" + errors, 0},
+		"on":                  {"10m", "signed_playback\nreverse_proxy o:1\n" + errors, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := fmt.Sprintf("{\nservers {\ntimeouts {\nwrite_idle %s\n}\n}\n}\nhttp://media.example.com {\n%s\n}\n", tc.timeout, tc.site)
+			warnings, err := validateWarnings(t, adapt(t, formatted(text)), filepath.Join(dir, strings.ReplaceAll(name, " ", "-")))
+			if err != nil || len(warnings) != tc.want {
+				t.Errorf("%v %+v, want %d warnings", err, warnings, tc.want)
+			}
+		})
+	}
+}
+
 // The attack: somebody on the network, or with read access to the gate, gets a key with
 // which they sign tokens. Connections within the machine are no reason to warn. No
 // password gets into the log.

@@ -93,8 +93,9 @@ func ServesMedia(handler string) bool { return slices.Contains(mediaHandlers, ha
 
 // Report has the gates of a server, in the order of the config, and the mistakes.
 type Report struct {
-	Gates    []Gate
-	Warnings []Warning
+	Gates       []Gate
+	Warnings    []Warning
+	ErrorRoutes bool // the server has some (handle_errors)
 }
 
 // Check checks the gates of a server. It returns an error if a gate refuses every
@@ -114,7 +115,7 @@ func Check(s Server) (Report, error) {
 	if c.err != nil {
 		return Report{}, c.err
 	}
-	report := Report{Warnings: c.warnings()}
+	report := Report{Warnings: c.warnings(), ErrorRoutes: c.errorRoutes || len(s.Errors.Routes) > 0}
 	for _, g := range c.order {
 		report.Gates = append(report.Gates, g.Gate)
 	}
@@ -155,8 +156,9 @@ type checker struct {
 	media map[mediaKey]*mediaHandler
 	// Requests that have got a root and passed no gate. Error routes keep the root,
 	// and get the client's path.
-	rooted []requestState
-	err    error
+	rooted      []requestState
+	errorRoutes bool // of a subroute
+	err         error
 }
 
 // gate is what the requests that reach a gate meet.
@@ -183,6 +185,7 @@ func (c *checker) collect(routes []Route, site string) {
 			}
 			c.collect(h.Routes, site)
 			c.collect(h.Errors.Routes, site)
+			c.errorRoutes = c.errorRoutes || len(h.Errors.Routes) > 0
 		}
 	}
 }
