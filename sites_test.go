@@ -105,6 +105,16 @@ var sitesWithMistakes = map[string]string{
 	"handle /pub/* {\nreverse_proxy o:1\n}\nhandle {\nsigned_playback\nreverse_proxy o:1 o:2\n}":                          past,
 	"handle /pub/* {\nreverse_proxy o:3 o:2\n}\nhandle {\nsigned_playback\nreverse_proxy o:1 o:2\n}":                      past,
 
+	// A root that contains the gate's root, or is inside of it.
+	"handle_path /static/* {\nroot * /srv\nfile_server\n}\nhandle {\nroot * /srv/videos\nsigned_playback\nfile_server\n}":                                                          past,
+	"handle_path /static/* {\nroot * /srv/videos/\nfile_server\n}\nhandle {\nroot * /srv/./videos\nsigned_playback\nfile_server\n}":                                                past,
+	"handle_path /static/* {\nfile_server {\nroot /srv/videos/hd\n}\n}\nhandle {\nroot * /srv/videos\nsigned_playback\nfile_server\n}":                                             past,
+	"handle_path /static/* {\nroot * /\nfile_server\n}\nhandle {\nroot * /srv/videos\nsigned_playback\nfile_server\n}":                                                             past,
+	"handle_path /static/* {\nfile_server\n}\nhandle {\nroot * videos\nsigned_playback\nfile_server\n}":                                                                            past,
+	"handle /videos/* {\nroot * /srv\nfile_server\n}\nhandle {\nroot * /srv/videos\nsigned_playback\nfile_server\n}":                                                               past,
+	"@x header X *\nhandle @x {\nroot * /srv\nfile_server\n}\nhandle_path /videos/* {\nroot * /srv/videos\nsigned_playback\nfile_server\n}\nhandle {\nroot * /srv\nfile_server\n}": past,
+	"handle_path /v/* {\nroot * /srv/videos\nsigned_playback\nfile_server\n}\nhandle {\nroot * /srv\nfile_server\n}":                                                               past,
+
 	// Error routes, which get requests with their path after an error before the gate.
 	"basic_auth {\nu $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n}\nsigned_playback\nreverse_proxy o:1\nhandle_errors {\nreverse_proxy o:1\n}": past,
 	"request_body {\nmax_size 1\n}\nsigned_playback\nreverse_proxy o:1\nhandle_errors 4xx {\nreverse_proxy o:2 o:1\n}":                                           past,
@@ -167,6 +177,12 @@ var sitesWithoutMistakes = []string{
 	"signed_playback\nencode gzip\nheader X-A b\nlog\ntracing\nreverse_proxy o:1\nhandle_errors {\nreverse_proxy o:2\n}",
 	"signed_playback\ntry_files {path} /none\nfile_server",
 	"signed_playback\nrespond ok",
+	"handle_path /videos* {\nroot * /srv/videos\nsigned_playback\nfile_server\n}\nhandle {\nroot * /srv\nfile_server\n}",
+	"handle_path /videos/* {\nroot * /srv/videos\nsigned_playback\nfile_server\n}\nhandle {\nroot * /srv\nfile_server\n}",
+	"handle_path /static/* {\nroot * /srv/static\nfile_server\n}\nhandle {\nroot * /srv/videos\nsigned_playback\nfile_server\n}",
+	"handle_path /static/* {\nroot * /srv/videos-public\nfile_server\n}\nhandle {\nroot * /srv/videos\nsigned_playback\nfile_server\n}",
+	"handle /static/* {\nroot * /srv\nfile_server\n}\nhandle {\nroot * /srv/videos\nsigned_playback\nfile_server\n}",
+	"handle_path /static/* {\nroot * www\nfile_server\n}\nhandle {\nroot * /srv/videos\nsigned_playback\nfile_server\n}",
 	"signed_playback\ntemplates\nrespond ok",
 	"signed_playback\nreverse_proxy o:1\nhandle_errors {\ntemplates\nrewrite * /error.html\nfile_server\n}",
 	"handle_path /v/* {\nsigned_playback\nreverse_proxy o:1\n}\ntemplates\nfile_server",

@@ -16,6 +16,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 )
@@ -208,7 +209,10 @@ func (r Route) hosts() string {
 }
 
 // mediaKey is where a handler gets media from.
-type mediaKey struct{ site, handler, target string }
+type mediaKey struct {
+	site, handler, target string
+	hidden                string // folders of the root that matchers keep requests from, one a line
+}
 
 // mediaHandler is a handler that may serve media, and the requests that reach it.
 type mediaHandler struct {
@@ -569,7 +573,10 @@ func (c *checker) serve(h *Handler, s requestState, after follow) {
 		s.gate.executes = true
 	}
 	for _, target := range h.targets(s) {
-		key := mediaKey{s.site(), h.Handler, target}
+		key := mediaKey{site: s.site(), handler: h.Handler, target: target}
+		if h.Handler == "file_server" && s.gate == nil {
+			key.target, key.hidden = s.folders(target)
+		}
 		m := c.media[key]
 		if m == nil {
 			m = &mediaHandler{name: strings.TrimSpace(h.Handler + " " + h.origin())}
@@ -621,7 +628,7 @@ func (r Route) answers() bool {
 // upstream, because another handler may have only one of them.
 func (h *Handler) targets(s requestState) []string {
 	if h.Handler == "file_server" {
-		return []string{cmp.Or(strings.TrimPrefix(h.Root, "{http.vars.root}"), s.root)}
+		return []string{path.Clean(cmp.Or(strings.TrimPrefix(h.Root, "{http.vars.root}"), s.root))}
 	}
 	targets := make([]string, 0, len(h.Upstreams)+1)
 	for _, upstream := range h.Upstreams {
@@ -631,6 +638,40 @@ func (h *Handler) targets(s requestState) []string {
 		targets = append(targets, string(h.Dynamic))
 	}
 	return targets
+}
+
+// folders returns the folder of a root in which a matcher demands that the path is, and
+// those in which it is not, one a line.
+func (s requestState) folders(root string) (demanded, hidden string) {
+	demanded = root
+	for f := s.facts; f != nil; f = f.before {
+		text, start, end, ok := pathPattern(f.property.value)
+		if f.matcher != "path" || f.version != s.prefixes || !ok || start || !strings.HasPrefix(text, "/") {
+			continue
+		}
+		folder := path.Join(root, text[:strings.LastIndexByte(text, '/')])
+		switch {
+		case f.value && len(folder) > len(demanded):
+			demanded = folder
+		case !f.value && end:
+			hidden += path.Join(root, text) + "\n"
+		}
+	}
+	return demanded, hidden
+}
+
+// containsFolder reports whether a folder is another one, or contains it. Some file
+// systems ignore case, and matchers do.
+func containsFolder(folder, other string) bool {
+	folder, other = strings.ToLower(folder), strings.ToLower(other)
+	switch folder {
+	case ".":
+		return !path.IsAbs(other)
+	case other:
+		return true
+	default:
+		return strings.HasPrefix(other, strings.TrimSuffix(folder, "/")+"/")
+	}
 }
 
 // dialAddress returns the address of an upstream in the one spelling in which addresses
@@ -729,7 +770,7 @@ func (c *checker) warnings() (warnings []Warning) {
 // pastGates warns of media that requests get through a gate and past every gate.
 func (c *checker) pastGates() (warnings []Warning) {
 	keys := slices.SortedFunc(maps.Keys(c.media), func(a, b mediaKey) int {
-		return cmp.Or(cmp.Compare(a.site, b.site), cmp.Compare(a.handler, b.handler), cmp.Compare(a.target, b.target))
+		return cmp.Or(cmp.Compare(a.site, b.site), cmp.Compare(a.handler, b.handler), cmp.Compare(a.target, b.target), cmp.Compare(a.hidden, b.hidden))
 	})
 	for _, key := range keys {
 		m := c.media[key]
@@ -751,7 +792,19 @@ func (c *checker) pastGates() (warnings []Warning) {
 // shares reports whether a request past every gate gets media that is gated.
 func (s *requestState) shares(gated, exempt mediaKey) bool {
 	anySite := s.failed && !slices.ContainsFunc(s.facts.all(), func(f *fact) bool { return f.matcher == "host" })
-	return (anySite || gated.site == exempt.site) && gated.handler == exempt.handler && gated.target == exempt.target
+	switch {
+	case !anySite && gated.site != exempt.site || gated.handler != exempt.handler:
+		return false
+	case gated.handler == "file_server":
+		for folder := range strings.Lines(exempt.hidden) {
+			if containsFolder(strings.TrimSpace(folder), gated.target) {
+				return false
+			}
+		}
+		return containsFolder(gated.target, exempt.target) || containsFolder(exempt.target, gated.target)
+	default:
+		return gated.target == exempt.target
+	}
 }
 
 // pastGate says how the request gets past the gate to a handler.
