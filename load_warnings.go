@@ -11,6 +11,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/intercept"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -85,14 +87,26 @@ func configRoutes(routes caddyhttp.RouteList) (list []routecheck.Route) {
 			raw, _ := json.Marshal(provisioned)
 			h := decodeHandler(raw)
 			h.Handler = caddy.GetModuleName(provisioned)
-			if subroute, ok := provisioned.(*caddyhttp.Subroute); ok {
-				h.Routes, h.Errors = configRoutes(subroute.Routes), configErrors(subroute.Errors)
+			switch provisioned := provisioned.(type) {
+			case *caddyhttp.Subroute:
+				h.Routes, h.Errors = configRoutes(provisioned.Routes), configErrors(provisioned.Errors)
+			case *intercept.Intercept:
+				setResponseRoutes(h, provisioned.HandleResponse)
+			case *reverseproxy.Handler:
+				setResponseRoutes(h, provisioned.HandleResponse)
 			}
 			route.Handle = append(route.Handle, h)
 		}
 		list = append(list, route)
 	}
 	return list
+}
+
+// setResponseRoutes sets the routes in which a provisioned handler handles responses.
+func setResponseRoutes(h routecheck.Handler, responses []caddyhttp.ResponseHandler) {
+	for i := range h.HandleResponse {
+		h.HandleResponse[i].Routes = configRoutes(responses[i].Routes)
+	}
 }
 
 func configErrors(errors *caddyhttp.HTTPErrorConfig) (config routecheck.Errors) {

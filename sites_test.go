@@ -115,6 +115,12 @@ var sitesWithMistakes = map[string]string{
 	"@x header X *\nhandle @x {\nroot * /srv\nfile_server\n}\nhandle_path /videos/* {\nroot * /srv/videos\nsigned_playback\nfile_server\n}\nhandle {\nroot * /srv\nfile_server\n}": past,
 	"handle_path /v/* {\nroot * /srv/videos\nsigned_playback\nfile_server\n}\nhandle {\nroot * /srv\nfile_server\n}":                                                               past,
 
+	// Routes that answer in place of the gate.
+	"route {\nintercept {\nhandle_response {\nreverse_proxy o:1\n}\n}\nsigned_playback\nreverse_proxy o:1\n}":                                   past,
+	"route {\nintercept {\n@no status 403\nhandle_response @no {\nroot * /srv\nfile_server\n}\n}\nsigned_playback\nroot * /srv\nfile_server\n}": past,
+	"handle /free/* {\nintercept {\nhandle_response {\nreverse_proxy o:1\n}\n}\nrespond ok\n}\nhandle {\nsigned_playback\nreverse_proxy o:1\n}": past,
+	"handle /free/* {\nreverse_proxy o:1 {\nhandle_response {\ncopy_response\n}\n}\n}\nhandle {\nsigned_playback\nreverse_proxy o:1\n}":         past,
+
 	// Error routes, which get requests with their path after an error before the gate.
 	"basic_auth {\nu $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n}\nsigned_playback\nreverse_proxy o:1\nhandle_errors {\nreverse_proxy o:1\n}": past,
 	"request_body {\nmax_size 1\n}\nsigned_playback\nreverse_proxy o:1\nhandle_errors 4xx {\nreverse_proxy o:2 o:1\n}":                                           past,
@@ -177,6 +183,8 @@ var sitesWithoutMistakes = []string{
 	"signed_playback\nencode gzip\nheader X-A b\nlog\ntracing\nreverse_proxy o:1\nhandle_errors {\nreverse_proxy o:2\n}",
 	"signed_playback\ntry_files {path} /none\nfile_server",
 	"signed_playback\nrespond ok",
+	"route {\nintercept {\nhandle_response {\nreverse_proxy o:2\n}\n}\nsigned_playback\nreverse_proxy o:1\n}",
+	"signed_playback\nintercept {\nhandle_response {\nreverse_proxy o:1\n}\n}\nreverse_proxy o:1",
 	"handle_path /videos* {\nroot * /srv/videos\nsigned_playback\nfile_server\n}\nhandle {\nroot * /srv\nfile_server\n}",
 	"handle_path /videos/* {\nroot * /srv/videos\nsigned_playback\nfile_server\n}\nhandle {\nroot * /srv\nfile_server\n}",
 	"handle_path /static/* {\nroot * /srv/static\nfile_server\n}\nhandle {\nroot * /srv/videos\nsigned_playback\nfile_server\n}",

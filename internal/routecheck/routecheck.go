@@ -42,7 +42,7 @@ type Handler struct {
 	Name    string  `json:"name"`   // of invoke
 	Root    string  `json:"root"`   // of vars
 
-	// Of reverse_proxy.
+	// Of reverse_proxy, and HandleResponse of intercept too.
 	Upstreams []struct {
 		Dial string `json:"dial"`
 	} `json:"upstreams"`
@@ -72,7 +72,7 @@ type Handler struct {
 // mediaHandlers answer with media. Every other handler may do that or hand on.
 var (
 	passingHandlers = []string{
-		"acme_server", "authentication", "copy_response_headers", "encode", "headers", "intercept", "log_append", "map", "push",
+		"acme_server", "authentication", "copy_response_headers", "encode", "headers", "log_append", "map", "push",
 		"request_body", "signed_playback_api", "timeouts", "tracing",
 	}
 	answeringHandlers = []string{"copy_response", "error", "metrics", "static_response"}
@@ -82,6 +82,7 @@ var (
 const (
 	gateHandler      = "signed_playback"
 	templatesHandler = "templates"
+	interceptHandler = "intercept"
 	videoPlaceholder = "{video}" // of origin_path
 )
 
@@ -458,6 +459,13 @@ func (c *checker) handlers(list []Handler, s requestState, next follow) {
 		}
 	case h.Handler == "invoke":
 		c.routes([]Route{c.NamedRoutes[h.Name]}, s, after)
+	case h.Handler == interceptHandler:
+		for _, response := range h.HandleResponse {
+			if s.gate == nil { // they answer in place of a gate after it
+				c.routes(response.Routes, s, func(requestState) {})
+			}
+		}
+		after(s)
 	case h.Handler == templatesHandler:
 		s.executed = s.gate != nil && !s.failed
 		after(s)
@@ -620,7 +628,7 @@ func (h *Handler) handsSuccessOn() bool {
 func (r Route) answers() bool {
 	return slices.ContainsFunc(r.Handle, func(h Handler) bool {
 		return slices.ContainsFunc(h.Routes, Route.answers) ||
-			!slices.Contains(passingHandlers, h.Handler) && !slices.Contains([]string{"subroute", "rewrite", "vars", templatesHandler}, h.Handler)
+			!slices.Contains(passingHandlers, h.Handler) && !slices.Contains([]string{"subroute", "rewrite", "vars", templatesHandler, interceptHandler}, h.Handler)
 	})
 }
 
