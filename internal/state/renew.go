@@ -29,7 +29,7 @@ func (s *State) renewAll() {
 	}
 }
 
-// renew leaves damaged objects alone: no secret says what they were.
+// renew does not touch damaged objects, because it cannot read them.
 func (s *State) renew(ctx context.Context) (renewed int, failure error) {
 	for _, collection := range store.Collections() {
 		for object, err := range s.store.All(ctx, collection) {
