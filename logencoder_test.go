@@ -162,8 +162,8 @@ func TestRedactedFields(t *testing.T) {
 	}
 }
 
-// The encoder redacts what is no field, too. What it replaces cannot become syntax of
-// the line.
+// The encoder also redacts text outside of fields. The replacement cannot become syntax
+// of the line.
 func TestRedactedLines(t *testing.T) {
 	t.Parallel()
 	compact := plainToken()

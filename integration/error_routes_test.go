@@ -106,8 +106,8 @@ func TestErrorRoutes(t *testing.T) {
 	}
 }
 
-// A page for refusals has any form, from wherever it comes. The status of a refusal
-// stays.
+// A page for refusals can come from a file, a template or another server. The status of
+// the refusal stays.
 func TestErrorPages(t *testing.T) {
 	t.Parallel()
 	pages := t.TempDir()

@@ -112,8 +112,8 @@ func (d *mpd) leadsToMPD(e *element) bool {
 	return (result == unchanged || result == rewritten) && (ending == ".mpd" || ending == ".mpp")
 }
 
-// leadsAbroad reports whether the URI of a remote element leads to another host, and
-// must not: that host could add to the MPD what is taken out here. A URN, such as
+// leadsAbroad reports whether the URI of a remote element leads to another host
+// although Steering is not allowed: that host could add the removed features to the MPD. A URN, such as
 // urn:mpeg:dash:resolve-to-zero:2013, has a meaning and no document.
 func (d *mpd) leadsAbroad(uri span, kind valueKind, bases []*baseURI) bool {
 	_, ref, _ := d.decode(uri, kind)

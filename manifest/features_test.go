@@ -63,8 +63,8 @@ var featureCases = []struct{ name, in, want string }{
 	{"attribute that renames it in patches", `<Patch><add sel="/MPD"><Role tagName="Metrics"/></add></Patch>`, refused},
 }
 
-// No manifest has a player report what it loads, or ask a server from where to load.
-// The attacks are text that only loose parsers read so.
+// No manifest makes a player report its requests, or ask a server which host to load
+// from. The attacks are texts that only loose parsers read as such a feature.
 func TestFeatures(t *testing.T) {
 	t.Parallel()
 	for _, tc := range featureCases {

@@ -90,8 +90,8 @@ func escaped(name string) string {
 	return `"` + quoted.String() + `"`
 }
 
-// Claims of other programs are ignored: those that are registered for JSON Web
-// Tokens, and those of common identity providers.
+// The gate ignores the claims of other programs: the claims registered for JSON Web
+// Tokens, and the claims of common identity providers.
 func TestOtherClaims(t *testing.T) {
 	t.Parallel()
 	names := strings.Fields(`

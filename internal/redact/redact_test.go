@@ -109,7 +109,7 @@ func escapeAll(text, set, format string) string {
 
 const tokenAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_."
 
-// A token is replaced by its id wherever it is, and the text around it stays. T and
+// The id of a token replaces it at every place, and the text around it stays. T and
 // O are two tokens.
 func TestTokensAreRedacted(t *testing.T) {
 	t.Parallel()

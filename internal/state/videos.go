@@ -98,16 +98,16 @@ func (v *videos) generation(videoID string) *atomic.Uint32 {
 
 // Video returns the settings of a video, nil if the store has none, for a request
 // with a valid token. It waits only for a video that is not known or has changed,
-// and never while the store is unavailable. Errors wrap ErrDamaged or
-// ErrUnavailable, or are those of the context.
+// and never while the store is unavailable. An error wraps ErrDamaged,
+// ErrUnavailable or the error of the context.
 func (s *State) Video(ctx context.Context, videoID string) (*Video, error) {
 	return s.videos.get(ctx, videoID, nil)
 }
 
 // VideoForStranger is Video for a request without a valid token. Anybody can send
 // those, for any id. So before the store is asked about an unknown video, admit may
-// refuse that, and no viewer waits for the answer. Errors are those of admit, wrap
-// ErrLimited, or are those of Video.
+// refuse that, and no viewer waits for the answer. An error is the one of admit,
+// wraps ErrLimited, or is one of Video.
 func (s *State) VideoForStranger(ctx context.Context, videoID string, admit func() error) (*Video, error) {
 	return s.videos.get(ctx, videoID, admit)
 }
