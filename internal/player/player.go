@@ -8,7 +8,7 @@ package player
 import (
 	"bytes"
 	"crypto/sha256"
-	_ "embed"
+	"embed"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -20,14 +20,33 @@ import (
 	"unicode/utf8"
 )
 
-var (
-	//go:embed page.html
-	pageHTML string
-	//go:embed page.css
-	pageCSS string
-	//go:embed page.js
-	pageJS string
-)
+//go:embed page
+var files embed.FS
+
+// scriptFiles are the parts of the page's script in their order: a part may use at once
+// what the parts before it declare.
+var scriptFiles = []string{"options", "words", "playback", "failures", "controls", "messages", "start"}
+
+// read returns the text of a file of the page.
+func read(name string) string {
+	text, err := files.ReadFile("page/" + name)
+	if err != nil {
+		panic(err) // the file is missing in the binary
+	}
+	return asParsed(string(text))
+}
+
+// script joins the parts of the page's script. They share one scope, and nothing of it is
+// global.
+func script() string {
+	var b strings.Builder
+	b.WriteString("(() => {\n'use strict';\n")
+	for _, name := range scriptFiles {
+		b.WriteString(read(name + ".js"))
+	}
+	b.WriteString("})();")
+	return b.String()
+}
 
 // Page is the player page with the headers it must be served with. It is
 // immutable.
@@ -44,7 +63,7 @@ func New(hlsJS []byte) (*Page, error) {
 	if err := checkHLSJS(hlsJS); err != nil {
 		return nil, err
 	}
-	style, script := asParsed(pageCSS), asParsed(pageJS)
+	style, script := read("page.css"), script()
 	hasHLSJS, scripts := "no", hashSource(script)
 	if hlsJS != nil {
 		hasHLSJS, scripts = "yes", scripts+" 'self'"
@@ -53,7 +72,7 @@ func New(hlsJS []byte) (*Page, error) {
 		"{{hls.js}}", hasHLSJS,
 		"{{style}}", style,
 		"{{script}}", script,
-	).Replace(asParsed(pageHTML))
+	).Replace(read("page.html"))
 	tag := sha256.Sum256(hlsJS)
 	return &Page{
 		html: []byte(html),

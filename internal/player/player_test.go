@@ -190,8 +190,8 @@ func TestReasonsHaveWords(t *testing.T) {
 		"origin_required", "origin_not_allowed", "download_not_allowed", "client_ip_unknown", "too_early",
 		"verification_limited", "manifest_invalid", "state_unavailable", "country_unavailable",
 	} {
-		if !strings.Contains(pageJS, "\n    "+reason+": ") {
-			t.Errorf("page.js has no words for %s", reason)
+		if !strings.Contains(read("words.js"), "\n  "+reason+": ") {
+			t.Errorf("words.js has no words for %s", reason)
 		}
 	}
 }

@@ -1,0 +1,14 @@
+applyOptions();
+notifyOfMedia();
+toggle.addEventListener('click', togglePlay);
+document.addEventListener('keydown', onKey);
+video.addEventListener('click', () => { if (!options.controls) togglePlay(); });
+video.addEventListener('play', onPlay);
+video.addEventListener('loadedmetadata', onMetadata);
+video.addEventListener('waiting', onWaiting);
+video.addEventListener('playing', stopWaiting);
+for (const name of ['pause', 'ended']) video.addEventListener(name, onPause);
+video.addEventListener('error', () => { if (video.error) fail(); });
+window.addEventListener('message', onMessage);
+window.addEventListener('online', () => { if (failure?.reason === 'network_error') load(); });
+load();
