@@ -84,6 +84,12 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		{"origin_path of the request", `{}`, `{"origin_path":"/{http.request.host}/{video}"}`, []string{"origin_path", "{http.request.host}"}},
 		{"manifest_features unknown", `{}`, `{"manifest_features":["steering","all"]}`, []string{`manifest feature "all"`, "reporting"}},
 		{"manifest_features repeated", `{}`, `{"manifest_features":["steering","steering"]}`, []string{`manifest_features: "steering" is repeated`}},
+		{"manifest in another folder", `{}`, `{"manifest":"../b/index.m3u8"}`, []string{`manifest "../b/index.m3u8"`, "dot segment"}},
+		{"manifest with an encoded slash", `{}`, `{"manifest":"a%2Findex.m3u8"}`, []string{`manifest "a%2Findex.m3u8"`}},
+		{"manifest with half a percent-encoding", `{}`, `{"manifest":"50% off.m3u8"}`, []string{`manifest "50% off.m3u8"`, "%25"}},
+		{"manifest that is the page itself", `{}`, `{"manifest":"/iframe"}`, []string{`manifest "/iframe"`}},
+		{"manifest that is a folder", `{}`, `{"manifest":"hls/"}`, []string{`manifest "hls/"`}},
+		{"manifest that the page cannot play", `{}`, `{"player":{},"manifest":"video.MPD"}`, []string{`manifest "video.MPD"`, "HLS"}},
 		{"downloads", `{}`, `{"downloads":["ok","a%20b"]}`, []string{"downloads", "a%20b"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -109,7 +115,8 @@ func TestConfigsThatAreAccepted(t *testing.T) {
 			"geoip_database": "testdata/flat.mmdb", "require_signed_urls": false, "allowed_origins": ["*.example.com", "*"],
 			"missing_origin": "allow", "leeway": "0s", "max_token_lifetime": "24h", "audience": ["a", "b"], "issuer": ["c"],
 			"video": {"demo": {"require_signed_urls": true, "allowed_origins": ["localhost:3000"], "missing_origin": "deny"}}
-		}`, `{"origin_path": "/media/{video}", "downloads": ["*.mp4"]}`},
+		}`, `{"origin_path": "/media/{video}", "downloads": ["*.mp4"], "manifest": "/a folder/épisode 1.m3u8"}`},
+		{"manifest of DASH, without a page", `{}`, `{"manifest": "video.mpd"}`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if err := validate(tc.app, tc.gate); err != nil {

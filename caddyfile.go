@@ -62,6 +62,7 @@ func knownOptions(options map[string]option) string {
 //	    origin_path           <template>
 //	    player                [<path to hls.js file>]
 //	    downloads             <path glob>...
+//	    manifest              <path>
 //	    manifest_hosts        <host[:port]>...
 //	    manifest_features     steering|reporting...
 //	    pass_request_headers  <name>...
@@ -71,7 +72,8 @@ func knownOptions(options map[string]option) string {
 //	    report_only           <check>...
 //	}
 //
-// The default of origin_path is /{video}, and of downloads, downloads/*. Without
+// The default of origin_path is /{video}, of downloads, downloads/*, and of manifest,
+// manifest/video.m3u8. Without
 // player there is no player page. Without enforce and report_only, the global
 // option decides.
 func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
@@ -97,6 +99,13 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return nil
 			}
 			return oneArg(d, &g.Player.HLSJS)
+		},
+		"manifest": func(d *caddyfile.Dispenser) error {
+			if err := oneArg(d, &g.Manifest); err != nil || hasPlaceholder(g.Manifest) {
+				return err // Provision resolves and checks placeholders
+			}
+			_, err := g.resolveManifest()
+			return located(d, err)
 		},
 		"manifest_hosts":        parsedArgs(&g.ManifestHosts, parseManifestHost),
 		"manifest_features":     parsedArgs(&g.ManifestFeatures, parseManifestFeature),

@@ -103,11 +103,11 @@ func keygen(keyID string, out io.Writer) error {
 func signCommand() *cobra.Command {
 	opts := signOptions{now: time.Now}
 	cmd := &cobra.Command{
-		Use:   "sign --key <file> --sub <video> [--kid <id>] [--exp <time>] [--nbf <time>] [--downloadable] [--rules <json>] [--aud <value>] [--iss <value>] [--url <base>]",
+		Use:   "sign --key <file> --sub <video> [--kid <id>] [--exp <time>] [--nbf <time>] [--downloadable] [--rules <json>] [--aud <value>] [--iss <value>] [--url <base> [--path <manifest>]]",
 		Short: "Signs a token or a playback URL",
 		Long: `
 Signs a token for a video and prints it. With --url it prints the URL of the
-video's HLS manifest:
+video's manifest:
 
 	$ caddy signed-playback sign --key key.json --sub demo --exp 12h --url https://media.example.com
 	https://media.example.com/eyJhbGciOiJSUzI1NiIsImtpZCI6…/manifest/video.m3u8
@@ -137,6 +137,7 @@ may play, by address and country:
 	flags.StringVar(&opts.audience, "aud", "", "the `value` of the claim aud, if the gate has the option audience")
 	flags.StringVar(&opts.issuer, "iss", "", "the `value` of the claim iss, if the gate has the option issuer")
 	flags.StringVar(&opts.baseURL, "url", "", "print a playback URL below this `address` of the gate")
+	flags.StringVar(&opts.path, "path", defaultManifest, "the `manifest` that the playback URL leads to")
 	return cmd
 }
 
@@ -147,7 +148,7 @@ type signOptions struct {
 	downloadable       bool
 	rules              string
 	audience, issuer   string
-	baseURL            string
+	baseURL, path      string
 	stdin              io.Reader
 	now                func() time.Time
 }
@@ -172,11 +173,15 @@ func sign(opts signOptions, out io.Writer) error {
 		_, err = fmt.Fprintln(out, compact)
 		return err
 	}
+	manifestPath, err := parseManifestPath(opts.path)
+	if err != nil {
+		return fmt.Errorf("--path %q: %w", opts.path, err)
+	}
 	base, err := url.Parse(opts.baseURL)
 	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
 		return fmt.Errorf("--url %q: give an address like https://media.example.com", opts.baseURL)
 	}
-	_, err = fmt.Fprintln(out, base.JoinPath(compact, "manifest/video.m3u8"))
+	_, err = fmt.Fprintln(out, base.JoinPath(compact, manifestPath.escaped))
 	return err
 }
 

@@ -32,7 +32,7 @@ import (
 func proxyCommand() *cobra.Command {
 	opts := proxyOptions{now: time.Now, claim: claimAddress, reach: reachOrigin}
 	cmd := &cobra.Command{
-		Use:   "proxy --to <origin> [--from <address>] [--key <file>] [--sub <video>] [--exp <time>] [--allowed-origins <pattern>...] [--geoip-database <file>] [--player [--hls-js <file>]] [--access-log] [--debug]",
+		Use:   "proxy --to <origin> [--from <address>] [--key <file>] [--sub <video>] [--exp <time>] [--allowed-origins <pattern>...] [--geoip-database <file>] [--path <manifest>] [--player [--hls-js <file>]] [--access-log] [--debug]",
 		Short: "Runs a gateway without a config file and prints a signed URL",
 		Long: `
 Runs the gate in front of an origin and prints a first signed URL, until you
@@ -76,6 +76,7 @@ too. The log contains no tokens.`,
 	flags.StringVar(&opts.expires, "exp", "1h", "the `time` when the first URL expires")
 	flags.StringSliceVar(&opts.allowedOrigins, "allowed-origins", nil, "a `pattern` for sites that may play the videos, like *.example.com; may be repeated (default: any site)")
 	flags.StringVar(&opts.geoIPDatabase, "geoip-database", "", "the `file` with the countries of addresses, for tokens with country rules")
+	flags.StringVar(&opts.path, "path", defaultManifest, "the `manifest` of the videos")
 	flags.BoolVar(&opts.player, "player", false, "serve a player page")
 	flags.StringVar(&opts.hlsJS, "hls-js", "", "the `file` with hls.js, for browsers that do not play HLS themselves")
 	flags.BoolVar(&opts.accessLog, "access-log", false, "log each request")
@@ -87,6 +88,7 @@ type proxyOptions struct {
 	from, to         string
 	key              string // "" for a new one
 	video, expires   string
+	path             string // of the manifest
 	allowedOrigins   []string
 	geoIPDatabase    string
 	player           bool
@@ -165,6 +167,11 @@ func proxy(opts proxyOptions, out io.Writer) ([]byte, error) {
 	if err := opts.check(); err != nil {
 		return nil, err
 	}
+	manifestPath, err := parseManifestPath(opts.path)
+	if err != nil {
+		return nil, fmt.Errorf("--path %q: %w", opts.path, err)
+	}
+	opts.path = manifestPath.escaped
 	if err := opts.claim(site.listen()); err != nil {
 		return nil, fmt.Errorf("--from %q: %w; give a port that no other server has and that this user may listen on, like :8080", opts.from, err)
 	}
@@ -313,6 +320,7 @@ var proxyCaddyfile = template.Must(template.New("proxy").Funcs(template.FuncMap{
 	{{if .AccessLog}}log{{end}}
 	signed_playback {
 		origin_path {{.OriginPath}}
+		manifest {{.Path}}
 		manifest_hosts {{.ManifestHost}}
 		{{if .Player}}player {{with .HLSJS}}{{quote .}}{{end}}{{end}}
 	}
@@ -340,7 +348,7 @@ func (opts proxyOptions) check() error {
 	if opts.hlsJS != "" && !opts.player {
 		return fmt.Errorf("--hls-js %q is for the player page; add --player", opts.hlsJS)
 	}
-	if _, err := (&PlayerConfig{HLSJS: opts.hlsJS}).provision(); err != nil {
+	if _, err := (&PlayerConfig{HLSJS: opts.hlsJS}).provision(defaultManifest); err != nil {
 		return fmt.Errorf("--hls-js %q: %w; give dist/hls.min.js of the npm package hls.js", opts.hlsJS, err)
 	}
 	if _, err := weborigin.Compile(opts.allowedOrigins); err != nil {
@@ -363,7 +371,7 @@ func (opts proxyOptions) caddyfile(site proxySite, origin proxyOrigin) ([]byte, 
 	var text bytes.Buffer
 	err := proxyCaddyfile.Execute(&text, map[string]any{
 		"HTTPS": site.HTTPS, "Address": address, "Bind": site.bind,
-		"Upstream": origin.String(), "ManifestHost": origin.Address(), "OriginPath": origin.template,
+		"Upstream": origin.String(), "ManifestHost": origin.Address(), "OriginPath": origin.template, "Path": opts.path,
 		"PublicKey": opts.publicKey, "AllowedOrigins": opts.allowedOrigins, "GeoIPDatabase": opts.geoIPDatabase,
 		"Player": opts.player, "HLSJS": opts.hlsJS, "AccessLog": opts.accessLog, "Debug": opts.debug,
 	})
@@ -405,7 +413,7 @@ func (opts proxyOptions) describe(out io.Writer, site proxySite, origin proxyOri
 	if opts.player {
 		fmt.Fprintf(out, "  Page  %s/%s/%s\n", base, compact, iframeSuffix)
 	}
-	fmt.Fprintf(out, "  HLS   %s/%s/manifest/video.m3u8\n", base, compact)
+	fmt.Fprintf(out, "  HLS   %s/%s/%s\n", base, compact, opts.path)
 	if len(opts.allowedOrigins) > 0 {
 		fmt.Fprintf(out, "It plays on the allowed sites only, the page in an iframe there. With curl, add\n  -H 'Origin: %s'\n", exampleOrigin(opts.allowedOrigins[0]))
 	}

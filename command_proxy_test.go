@@ -114,7 +114,7 @@ func proxying(t *testing.T, change func(*proxyOptions)) (opts proxyOptions, warn
 	warnings = new(bytes.Buffer)
 	opts = proxyOptions{
 		from: "http://127.0.0.1:8080", to: "127.0.0.1:8081",
-		key: "-", stdin: strings.NewReader(must(testKey().JWK())), video: "demo", expires: "1h",
+		key: "-", stdin: strings.NewReader(must(testKey().JWK())), video: "demo", expires: "1h", path: defaultManifest,
 		publicKey: filepath.Join(t.TempDir(), "public.json"), warnings: warnings,
 		now:   func() time.Time { return testTime },
 		claim: func(string) error { return nil },
@@ -156,6 +156,7 @@ https://media.example.com {
 	log
 	signed_playback {
 		origin_path /videos/{video}
+		manifest hls/master%20playlist.m3u8
 		manifest_hosts origin.example.com:443
 		player 'hls.min.js'
 	}
@@ -165,6 +166,7 @@ https://media.example.com {
 	opts, _ := proxying(t, func(o *proxyOptions) {
 		o.from, o.to = "media.example.com", "https://origin.example.com/videos"
 		o.allowedOrigins, o.geoIPDatabase = []string{"*.example.com", "localhost:3000"}, "testdata/country.mmdb"
+		o.path = "hls/master%20playlist.m3u8"
 		o.player, o.hlsJS, o.accessLog, o.debug = true, "hls.min.js", true, true
 	})
 	got := strings.NewReplacer(opts.publicKey, "PUBLIC", "`", "'").Replace(caddyfileOf(t, opts))

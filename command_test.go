@@ -130,7 +130,7 @@ func TestKeygenSignAndGate(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := writeFile(t, "key.json", key.String())
-	opts := signOptions{key: file, video: "demo", expires: "1h", baseURL: "https://media.example.net", now: func() time.Time { return testTime }}
+	opts := signOptions{key: file, video: "demo", expires: "1h", baseURL: "https://media.example.net", path: defaultManifest, now: func() time.Time { return testTime }}
 	if err := sign(opts, &url); err != nil {
 		t.Fatal(err)
 	}
@@ -184,11 +184,11 @@ func TestDefaultsOfFlags(t *testing.T) {
 		want    map[string]string
 	}{
 		{keygenCommand(), map[string]string{"kid": ""}},
-		{signCommand(), map[string]string{"key": "", "sub": "", "exp": "1h", "nbf": "", "kid": "", "rules": "", "aud": "", "iss": "", "url": "", "downloadable": "false"}},
+		{signCommand(), map[string]string{"key": "", "sub": "", "exp": "1h", "nbf": "", "kid": "", "rules": "", "aud": "", "iss": "", "url": "", "path": "manifest/video.m3u8", "downloadable": "false"}},
 		{inspectCommand(), map[string]string{"key": ""}},
 		{explainCommand(), map[string]string{"config": "Caddyfile", "url": "", "ip": "", "origin": "", "referer": "", "header": "[]", "method": "GET", "at": "", "json": "false"}},
 		{proxyCommand(), map[string]string{
-			"from": "localhost", "to": "", "key": "", "sub": "demo", "exp": "1h", "allowed-origins": "[]", "geoip-database": "", "player": "false", "hls-js": "", "access-log": "false", "debug": "false",
+			"from": "localhost", "to": "", "key": "", "sub": "demo", "exp": "1h", "path": "manifest/video.m3u8", "allowed-origins": "[]", "geoip-database": "", "player": "false", "hls-js": "", "access-log": "false", "debug": "false",
 		}},
 	} {
 		for flag, want := range tc.want {

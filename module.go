@@ -13,6 +13,7 @@
 package signedplayback
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -62,6 +63,12 @@ type Gate struct {
 	// Serve a player page at /<token>/iframe instead of asking the origin for
 	// it. Default: none.
 	Player *PlayerConfig `json:"player,omitempty"`
+
+	// The HLS playlist with which a player begins, relative to the video: the player
+	// page plays it. It is written as the file is called or percent-encoded. Default:
+	// `manifest/video.m3u8`. Permitted: `master.m3u8`, `hls/index.m3u8`. Not
+	// permitted: `video.mpd` (the page plays HLS).
+	Manifest string `json:"manifest,omitempty"`
 
 	// Host names, with the port if it is not the default one, that belong to
 	// this origin. The gate rewrites absolute URIs with these hosts in manifests
@@ -150,11 +157,15 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if g.passResponse, err = parseResponseHeaders(g.PassResponseHeaders); err != nil {
 		return err
 	}
+	manifestPath, err := g.resolveManifest()
+	if err != nil {
+		return err
+	}
 	if g.Player != nil {
 		if g.TrustOriginIframe {
 			return errTwoPages
 		}
-		if g.player, err = g.Player.provision(); err != nil {
+		if g.player, err = g.Player.provision(manifestPath.escaped); err != nil {
 			return err
 		}
 	}
@@ -222,6 +233,22 @@ func (g *Gate) resolveOriginPath() (originPath, error) {
 		}
 	}
 	return parseOriginPath(strings.Join(literals, videoPlaceholder))
+}
+
+// resolveManifest returns the path of the manifest with which players begin.
+func (g *Gate) resolveManifest() (suffix, error) {
+	path, err := resolve(cmp.Or(g.Manifest, defaultManifest))
+	if err != nil {
+		return suffix{}, fmt.Errorf("manifest: %w", err)
+	}
+	parsed, err := parseManifestPath(path)
+	if err == nil && g.Player != nil && extension(parsed.decoded) == "mpd" {
+		err = errManifestOfPage
+	}
+	if err != nil {
+		return suffix{}, fmt.Errorf("manifest %q: %w", path, err)
+	}
+	return parsed, nil
 }
 
 // Interface guards

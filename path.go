@@ -162,6 +162,49 @@ var plain = func() (set [256]bool) {
 	return set
 }()
 
+// defaultManifest is where Cloudflare Stream has the HLS manifest of a video.
+const defaultManifest = "manifest/video.m3u8"
+
+// parseManifestPath reads the path of a manifest, relative to the video, from the
+// configuration or a flag.
+func parseManifestPath(text string) (suffix, error) {
+	escaped, err := escapePath(strings.TrimPrefix(text, "/"))
+	if err != nil {
+		return suffix{}, err
+	}
+	parsed, err := parseSuffix(escaped)
+	if err == nil && (parsed.decoded == iframeSuffix || strings.HasSuffix(parsed.decoded, "/")) {
+		err = errManifestPath
+	}
+	return parsed, err
+}
+
+var errManifestPath = errors.New("it is not the path of a manifest; give one like master.m3u8")
+
+// escapePath returns the one spelling of a path that an operator has written as the
+// files are called, or percent-encoded.
+func escapePath(path string) (string, error) {
+	escaped := make([]byte, 0, len(path))
+	for i := 0; i < len(path); i++ {
+		c := path[i]
+		if c == '%' {
+			octet, ok := percent.Octet(path[i:])
+			if !ok || octet == '/' {
+				return "", errPathPercent
+			}
+			c, i = octet, i+2
+		}
+		if c == '/' || pchar[c] {
+			escaped = append(escaped, c)
+		} else {
+			escaped = fmt.Appendf(escaped, "%%%02X", c)
+		}
+	}
+	return string(escaped), nil
+}
+
+var errPathPercent = errors.New("it contains a percent sign that does not begin a percent-encoding, or encodes a slash; for a percent sign write %25")
+
 func parseSuffix(escaped string) (suffix, error) {
 	if escaped == "" {
 		return suffix{iframeSuffix, iframeSuffix}, nil

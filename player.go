@@ -19,14 +19,17 @@ type PlayerConfig struct {
 
 var errTwoPages = errors.New("trust_origin_iframe: `player` serves a page of its own at /iframe; remove one of the two")
 
+var errManifestOfPage = errors.New("the player page plays HLS; give the path of a playlist, like master.m3u8")
+
 // hlsJSSuffix is the suffix at which the player page loads hls.js. Like everything
 // that the page loads, it is below the viewer's own token or id.
 const hlsJSSuffix = "iframe/hls.js"
 
-// provision loads hls.js and prepares the page.
-func (c *PlayerConfig) provision() (*player.Page, error) {
+// provision loads hls.js and prepares the page. manifestPath is the escaped path of the
+// manifest that the page plays, relative to the video.
+func (c *PlayerConfig) provision(manifestPath string) (*player.Page, error) {
 	if c.HLSJS == "" {
-		return player.New(nil)
+		return player.New(nil, manifestPath)
 	}
 	path, err := resolve(c.HLSJS)
 	if err != nil {
@@ -39,7 +42,7 @@ func (c *PlayerConfig) provision() (*player.Page, error) {
 	if len(script) == 0 {
 		return nil, fmt.Errorf("player: %q is empty", path)
 	}
-	return player.New(script)
+	return player.New(script, manifestPath)
 }
 
 // servePlayer answers a request for the player page or its script after the

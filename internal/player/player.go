@@ -12,6 +12,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"html"
 	"net/http"
 	"regexp"
 	"strconv"
@@ -58,8 +59,9 @@ type Page struct {
 }
 
 // New prepares the page. hlsJS is the content of the hls.js file that the
-// operator configured, nil for none.
-func New(hlsJS []byte) (*Page, error) {
+// operator configured, nil for none. manifestPath is the escaped path of the playlist that
+// the page plays, relative to the video: manifest/video.m3u8.
+func New(hlsJS []byte, manifestPath string) (*Page, error) {
 	if err := checkHLSJS(hlsJS); err != nil {
 		return nil, err
 	}
@@ -68,14 +70,15 @@ func New(hlsJS []byte) (*Page, error) {
 	if hlsJS != nil {
 		hasHLSJS, scripts = "yes", scripts+" 'self'"
 	}
-	html := strings.NewReplacer(
+	document := strings.NewReplacer(
 		"{{hls.js}}", hasHLSJS,
+		"{{manifest}}", html.EscapeString(manifestPath),
 		"{{style}}", style,
 		"{{script}}", script,
 	).Replace(read("page.html"))
 	tag := sha256.Sum256(hlsJS)
 	return &Page{
-		html: []byte(html),
+		html: []byte(document),
 		policy: strings.Join([]string{
 			"default-src 'none'",
 			"script-src " + scripts,

@@ -19,7 +19,7 @@ const fakeHLSJS = "/*! hls.js */ globalThis.Hls = class {};\n"
 
 func newPage(t *testing.T, hlsJS []byte) *Page {
 	t.Helper()
-	p, err := New(hlsJS)
+	p, err := New(hlsJS, "a'&b/video.m3u8")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestPageHeaders(t *testing.T) {
 			if diff := cmp.Diff(want, res.Header); diff != "" || res.StatusCode != http.StatusOK {
 				t.Errorf("frame ancestors %q, hls.js %s: status %d, headers (-want +got):\n%s", frameAncestors, hasHLSJS, res.StatusCode, diff)
 			}
-			if !strings.Contains(html, `<html lang="en" data-hls-js="`+hasHLSJS+`">`) {
+			if !strings.Contains(html, `<html lang="en" data-hls-js="`+hasHLSJS+`" data-manifest="a&#39;&amp;b/video.m3u8">`) {
 				t.Errorf("the page does not say that it has hls.js: %s", hasHLSJS)
 			}
 		}
@@ -234,7 +234,7 @@ func TestNewRefuses(t *testing.T) {
 		"", "Hls\xff\xfe", "<!DOCTYPE html><title>404</title>", "class Hls{};export{Hls as default};",
 		"class Hls {}\nexport { Hls as default };\n", "export default class Hls {}",
 	} {
-		if p, err := New([]byte(hlsJS)); err == nil || p != nil {
+		if p, err := New([]byte(hlsJS), "manifest/video.m3u8"); err == nil || p != nil {
 			t.Errorf("%q: accepted", hlsJS)
 		}
 	}

@@ -9,7 +9,7 @@ const [video, titleBar, busy, toggle, failureBox] =
 // begins with two slashes would name another host.
 const path = location.pathname;
 const base = location.origin + (/[^/]\/iframe$/.test(path) ? path.slice(0, -'iframe'.length) : path.replace(/\/?$/, '/'));
-const manifest = base + 'manifest/video.m3u8';
+const manifest = base + root.dataset.manifest;
 
 const NATIVE_TYPE = 'application/vnd.apple.mpegurl';
 const CONNECT_TIMEOUT = 15_000;
