@@ -26,7 +26,7 @@ var files embed.FS
 
 // scriptFiles are the parts of the page's script in their order: a part may use at once
 // what the parts before it declare.
-var scriptFiles = []string{"options", "words", "playback", "failures", "controls", "messages", "start"}
+var scriptFiles = []string{"address", "options", "words", "playback", "failures", "controls", "messages", "start"}
 
 // read returns the text of a file of the page.
 func read(name string) string {

@@ -10,7 +10,7 @@ const canRetry = ({ reason, status }) =>
 // elements and scripts do not tell; a cached manifest would not know.
 async function askWhy() {
   try {
-    const response = await fetch(manifest, { cache: 'no-store', signal: AbortSignal.timeout?.(CONNECT_TIMEOUT) });
+    const response = await fetch(manifest(), { cache: 'no-store', signal: AbortSignal.timeout?.(CONNECT_TIMEOUT) });
     response.body?.cancel().catch(() => {});
     if (response.ok) return null;
     const reason = response.headers.get('Signed-Playback-Reason') ?? '';

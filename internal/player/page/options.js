@@ -1,15 +1,7 @@
-// The elements and the addresses of the page, and the options of its query.
+// The elements of the page, and the options of its query.
 
-const root = document.documentElement;
 const [video, titleBar, busy, toggle, failureBox] =
   ['video', 'title', 'busy', 'toggle', 'failure'].map((id) => document.getElementById(id));
-
-// The page stands at <base>iframe, or at <base> without its final slash, and
-// does not know what comes before. The origin is spelled out, for a path that
-// begins with two slashes would name another host.
-const path = location.pathname;
-const base = location.origin + (/[^/]\/iframe$/.test(path) ? path.slice(0, -'iframe'.length) : path.replace(/\/?$/, '/'));
-const manifest = base + root.dataset.manifest;
 
 const NATIVE_TYPE = 'application/vnd.apple.mpegurl';
 const CONNECT_TIMEOUT = 15_000;

@@ -22,7 +22,7 @@ function load() {
   failureBox.replaceChildren();
   refresh();
   if (native) {
-    video.src = manifest;
+    video.src = manifest();
     resume();
   } else if (hasHLSJS) {
     loadWithHLSJS(attempt);
@@ -94,14 +94,14 @@ function attach(instance) {
     fail();
   });
   hls.attachMedia(video);
-  if (options.preload !== 'none' || resumePlaying || started) hls.loadSource(manifest);
+  if (options.preload !== 'none' || resumePlaying || started) hls.loadSource(manifest());
 }
 
 function onPlay() {
   started = wantsPlay = true;
   if (hls) {
     hls.config.maxMaxBufferLength = 600;
-    if (!hls.url) hls.loadSource(manifest);
+    if (!hls.url) hls.loadSource(manifest());
   }
   refresh();
 }
