@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -31,6 +32,21 @@ func init() {
 // option parses one subdirective, whose name has been consumed.
 type option func(d *caddyfile.Dispenser) error
 
+// optionPlace is a block of the Caddyfile that has options of this module.
+type optionPlace struct {
+	name    string
+	options func() map[string]option
+}
+
+func optionPlaces() []optionPlace {
+	return []optionPlace{
+		{"the global option signed_playback, in the block { … } at the top of the Caddyfile", new(App).options},
+		{"a video block of the global option signed_playback", new(VideoSettings).videoOptions},
+		{"the directive signed_playback in a site", new(Gate).options},
+		{"the directive signed_playback_api in a site", new(API).options},
+	}
+}
+
 // parseBlock parses each subdirective of a block. Unknown and repeated ones are
 // errors: an option that is silently ignored may be one that restricts access.
 func parseBlock(d *caddyfile.Dispenser, options map[string]option) error {
@@ -39,7 +55,7 @@ func parseBlock(d *caddyfile.Dispenser, options map[string]option) error {
 		name := d.Val()
 		parse, known := options[name]
 		if !known {
-			return d.Errf("unrecognized option %q; known are %s", name, knownOptions(options))
+			return d.Errf("unrecognized option %q%s; known are %s", name, hintAt(name, options), knownOptions(options))
 		}
 		if seen[name] && name != "video" && name != "auth_key" {
 			return d.Errf("option %q is repeated; give it once", name)
@@ -54,6 +70,32 @@ func parseBlock(d *caddyfile.Dispenser, options map[string]option) error {
 
 func knownOptions(options map[string]option) string {
 	return strings.Join(slices.Sorted(maps.Keys(options)), ", ")
+}
+
+// hintAt says where a name that a block does not know belongs, or what the user
+// has probably meant by it.
+func hintAt(name string, here map[string]option) string {
+	places := make(map[string][]string) // by option
+	for _, place := range optionPlaces() {
+		for known := range place.options() {
+			places[known] = append(places[known], place.name)
+		}
+	}
+	_, notDirective := caddy.GetModule("http.handlers." + name)
+	meant := cmp.Or(closest(name, slices.Sorted(maps.Keys(here))), closest(name, slices.Sorted(maps.Keys(places))))
+	belongs := func(option string) string { return "it belongs to " + strings.Join(places[option], ", or to ") }
+	switch {
+	case places[name] != nil:
+		return ": " + belongs(name)
+	case notDirective == nil:
+		return ": it is a directive of Caddy and belongs to a site, outside of this block"
+	case here[meant] != nil:
+		return fmt.Sprintf(": did you mean %q?", meant)
+	case meant != "":
+		return fmt.Sprintf(": did you mean %q? If so, %s", meant, belongs(meant))
+	default:
+		return ""
+	}
 }
 
 // UnmarshalCaddyfile sets up the gate from Caddyfile tokens. Syntax:
@@ -82,6 +124,10 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("unexpected argument %q; put the options of signed_playback into a block", d.Val())
 	}
+	return parseBlock(d, g.options())
+}
+
+func (g *Gate) options() map[string]option {
 	options := map[string]option{
 		"origin_path": func(d *caddyfile.Dispenser) error {
 			if err := oneArg(d, &g.OriginPath); err != nil {
@@ -126,7 +172,7 @@ func (g *Gate) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		},
 	}
 	maps.Copy(options, g.Enforcement.options())
-	return parseBlock(d, options)
+	return options
 }
 
 func parseGate(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
@@ -150,7 +196,17 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("unexpected argument; put the options of signed_playback_api into a block")
 	}
-	err := parseBlock(d, map[string]option{
+	if err := parseBlock(d, a.options()); err != nil {
+		return err
+	}
+	if len(a.BearerTokens)+len(a.AuthKeys) == 0 {
+		return located(d, controlapi.ErrNoCredential)
+	}
+	return nil
+}
+
+func (a *API) options() map[string]option {
+	return map[string]option{
 		"bearer_token": func(d *caddyfile.Dispenser) error {
 			a.BearerTokens = d.RemainingArgs()
 			if len(a.BearerTokens) == 0 || slices.Contains(a.BearerTokens, "") {
@@ -172,14 +228,7 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 			return located(d, controlapi.CheckAccount(a.Account))
 		},
-	})
-	if err != nil {
-		return err
 	}
-	if len(a.BearerTokens)+len(a.AuthKeys) == 0 {
-		return located(d, controlapi.ErrNoCredential)
-	}
-	return nil
 }
 
 func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
@@ -223,6 +272,10 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("unexpected argument %q; put the options of signed_playback into a block", d.Val())
 	}
+	return parseBlock(d, a.options())
+}
+
+func (a *App) options() map[string]option {
 	options := a.videoOptions()
 	options["key_file"] = func(d *caddyfile.Dispenser) error { return someArgs(d, &a.KeyFiles, nil) }
 	options["jwks_url"] = a.parseJWKSURL
@@ -245,7 +298,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	options["store"] = a.parseStore
 	options["store_secret"] = a.parseStoreSecret
 	options["video"] = a.parseVideo
-	return parseBlock(d, options)
+	return options
 }
 
 func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {

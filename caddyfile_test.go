@@ -107,3 +107,48 @@ func checkGolden(t *testing.T, file, text, got string) {
 		t.Errorf("the error does not name line %s: %s", wantLine, got)
 	}
 }
+
+// An option in the wrong block is an error that names the right blocks. A misspelt one is
+// an error that names the option, and its blocks if they are others.
+func TestUnknownOptionsHaveHints(t *testing.T) {
+	t.Parallel()
+	right := make(map[string][]string) // the places of each option
+	for _, place := range optionPlaces() {
+		for name := range place.options() {
+			right[name] = append(right[name], place.name)
+		}
+	}
+	for _, place := range optionPlaces() {
+		here := place.options()
+		for name, places := range right {
+			middle := len(name) / 2
+			misspelt := []string{
+				name[:middle] + name[middle+1:], name + "s", strings.ToUpper(name), strings.ReplaceAll(name, "_", ""), strings.ReplaceAll(name, "_", "-"),
+				name[:middle] + name[middle+1:middle+2] + name[middle:middle+1] + name[middle+2:],
+			}
+			for _, word := range append(misspelt, name) {
+				if here[word] != nil {
+					continue
+				}
+				hint := hintAt(word, here)
+				var wants []string
+				if here[name] == nil {
+					wants = append(wants, places...)
+				}
+				if word != name {
+					wants = append(wants, `did you mean "`+name+`"`)
+				}
+				for _, want := range wants {
+					if !strings.Contains(hint, want) {
+						t.Errorf("%s in %s: the hint is %q, want one with %q", word, place.name, hint, want)
+					}
+				}
+			}
+		}
+		for word, want := range map[string]string{"reverse_proxy": "directive of Caddy", "zzz": "", "log_level_of_the_server": ""} {
+			if hint := hintAt(word, here); !strings.Contains(hint, want) || want == "" && hint != "" {
+				t.Errorf("%s in %s: the hint is %q, want %q", word, place.name, hint, want)
+			}
+		}
+	}
+}
