@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -52,7 +54,8 @@ func hideOriginalURL(r *http.Request) {
 func (g *Gate) guardErrorRoutes(w http.ResponseWriter, err error) {
 	guard := &errorWriter{gate: g}
 	if why, ok := errors.AsType[*refusal](err); ok {
-		guard.refused = why.reason.status()
+		guard.refused, guard.body = why.reason.status(), why.Error()+"\n"
+		dropEntityHeaders(w.Header())
 	}
 	for name, values := range w.Header() {
 		guard.earlier = append(guard.earlier, header{name, values})
@@ -79,6 +82,7 @@ type errorWriter struct {
 	http.ResponseWriter
 	gate    *Gate
 	refused int      // the status of a refusal, 0 after an error behind the gate
+	body    string   // of a refusal, unless an error route writes one
 	earlier []header // from before the error route
 	sent    bool     // the status
 }
@@ -89,9 +93,27 @@ func (w *errorWriter) WriteHeader(status int) {
 	if w.refused != 0 && (status >= 200 && status < 300 || status == http.StatusNotModified) {
 		status = w.refused
 	}
+	if _, hasBody := w.Header()["Content-Type"]; !hasBody && status == w.refused && !w.sent {
+		w.writeReason()
+		return
+	}
+	w.send(status)
+}
+
+func (w *errorWriter) send(status int) {
 	w.dropHeaders()
 	w.sent = w.sent || status >= 200
 	w.ResponseWriter.WriteHeader(status)
+}
+
+// writeReason answers a refusal that no error route has answered: Caddy then sends
+// the status alone, and handlers that write a body have set its type before.
+func (w *errorWriter) writeReason() {
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("Content-Length", strconv.Itoa(len(w.body)))
+	w.send(w.refused)
+	_, _ = io.WriteString(w.ResponseWriter, w.body) // the client has cancelled
 }
 
 // dropHeaders drops the headers of the error route that may not pass, and restores the
@@ -113,7 +135,7 @@ func (w *errorWriter) dropHeaders() {
 
 func (w *errorWriter) Write(p []byte) (int, error) {
 	if !w.sent {
-		w.WriteHeader(cmp.Or(w.refused, http.StatusOK))
+		w.send(cmp.Or(w.refused, http.StatusOK))
 	}
 	return w.ResponseWriter.Write(p)
 }

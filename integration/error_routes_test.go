@@ -125,7 +125,9 @@ func TestErrorPages(t *testing.T) {
 		"file":        {"root " + pages + "\nrewrite /error.html\ntemplates\nfile_server", http.StatusUnauthorized, "page 401 token_required"},
 		"proxied":     {"rewrite /error.html\nreverse_proxy " + server.addr(), http.StatusUnauthorized, "page {{placeholder"},
 		"success":     {`respond "fine" 200`, http.StatusUnauthorized, "fine"},
-		"empty":       {`header X-Page 1`, http.StatusUnauthorized, ""},
+		"no page":     {`header X-Page 1`, http.StatusUnauthorized, "token_required: "},
+		"other error": {"@gone expression {err.status_code} == 404\nrespond @gone gone", http.StatusUnauthorized, "token_required: "},
+		"empty":       {"respond 401", http.StatusUnauthorized, ""},
 		"no content":  {"respond 204", http.StatusUnauthorized, ""},
 		"not changed": {"respond 304", http.StatusUnauthorized, ""},
 	}

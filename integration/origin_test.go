@@ -119,8 +119,10 @@ func (o *origin) wantRefused(t testing.TB, res *response, status int, reason str
 	if requests := o.take(); len(requests) != 0 {
 		t.Errorf("the origin was asked for %q", requests[0].uri)
 	}
-	if len(res.body) != 0 {
-		t.Errorf("the refusal has a body: %.100q", res.body)
+	line := string(res.body)
+	isReason := strings.HasPrefix(line, reason+": ") && strings.Index(line, "\n") == len(line)-1 && strings.HasPrefix(res.Header.Get("Content-Type"), "text/plain")
+	if isHead := res.Request != nil && res.Request.Method == http.MethodHead; isHead != (line == "") || !isHead && !isReason || strings.Contains(line, "eyJ") {
+		t.Errorf("the body is %.200q, want one line of text with %s and without a token", line, reason)
 	}
 }
 
