@@ -383,21 +383,16 @@ func TestShellWord(t *testing.T) {
 // So a port that is in use is refused, and a free port stays free.
 func TestClaimAddress(t *testing.T) {
 	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	if err := claimAddress(address); err == nil || !strings.Contains(err.Error(), address) {
-		t.Errorf("claimAddress of a port in use = %v, want an error that names it", err)
-	}
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
+	address := reservedAddr(t.Cleanup)
 	for range 2 {
 		if err := claimAddress(address); err != nil {
 			t.Errorf("claimAddress of a free port = %v", err)
 		}
+	}
+	listener := must(net.Listen("tcp", address))
+	defer listener.Close()
+	if err := claimAddress(address); err == nil || !strings.Contains(err.Error(), address) {
+		t.Errorf("claimAddress of a port in use = %v, want an error that names it", err)
 	}
 }
 

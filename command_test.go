@@ -31,9 +31,8 @@ func TestCommands(t *testing.T) {
 			taken := must(net.Listen("tcp", "127.0.0.1:0"))
 			env.Defer(func() { _ = taken.Close() })
 			env.Setenv("TAKEN", taken.Addr().String())
-			free := must(net.Listen("tcp", "127.0.0.1:0"))
-			env.Setenv("FREE", free.Addr().String())
-			return free.Close()
+			env.Setenv("FREE", reservedAddr(env.Defer))
+			return nil
 		},
 		Cmds:                scriptCommands,
 		RequireExplicitExec: false,

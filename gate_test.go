@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -90,6 +92,18 @@ func writeFile(t testing.TB, name, content string) (path string) {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// reservedAddr returns an address for a server. A socket that does not listen is bound to
+// it until cleanup, so the system gives the port to no program that lets it choose one.
+func reservedAddr(cleanup func(func())) string {
+	socket := must(syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0))
+	cleanup(func() { _ = syscall.Close(socket) })
+	err := syscall.SetsockoptInt(socket, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)
+	if err = errors.Join(err, syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})); err != nil {
+		panic(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", must(syscall.Getsockname(socket)).(*syscall.SockaddrInet4).Port)
 }
 
 func publicJWK(key *token.SigningKey) string { return string(must(key.Public().JWK())) }

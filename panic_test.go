@@ -3,7 +3,6 @@ package signedplayback
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -115,9 +114,7 @@ const panickingServer = `{
 // either version of HTTP, and the log still says who has panicked, and where.
 func TestPanicIsLoggedWithoutTheToken(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "log")
-	listener := must(net.Listen("tcp", "127.0.0.1:0"))
-	addr := listener.Addr().String()
-	_ = listener.Close()
+	addr := reservedAddr(t.Cleanup)
 	app := httpAppOf(t, fmt.Sprintf(panickingServer, file, writeFile(t, "key.json", publicJWK(testKey())), addr))
 	if err := app.Start(); err != nil {
 		t.Fatal(err)
