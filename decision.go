@@ -36,6 +36,7 @@ type decision struct {
 	target   target
 	kind     kind
 	manifest bool // by its name; a download can be a manifest too
+	media    bool // by its name, which is not that of a manifest or of WebVTT
 	download bool // needs the claim `downloadable`; the iframe can too
 
 	// From the token and the store.

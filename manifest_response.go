@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/sync/semaphore"
@@ -105,9 +106,27 @@ func beginsLikeHLS(body []byte) (yes, undecided bool) {
 	return found == len(start), found > 0
 }
 
+// isManifestStart recognizes a manifest by the first bytes of a body. undecided is true
+// if more bytes are needed.
+func isManifestStart(start []byte) (found, undecided bool) {
+	found, undecided = beginsLikeHLS(start)
+	return found || manifest.Sniff(start) != 0, undecided || manifest.Undecided(start)
+}
+
+// isText reports whether the first bytes of a body may be text. Segments and keys begin
+// with bytes that no text has.
+func isText(start []byte) bool {
+	for cut := range min(utf8.UTFMax, len(start)+1) { // the last character may be cut
+		if text := start[:len(start)-cut]; utf8.Valid(text) {
+			return !bytes.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && !unicode.IsSpace(r) })
+		}
+	}
+	return false
+}
+
 // isManifest reports whether its name or type says that this is a manifest.
 func (w *response) isManifest() bool {
-	return w.d.manifest || manifestType(w.Header().Get("Content-Type")) != ""
+	return w.d.manifest || !w.media && manifestType(w.Header().Get("Content-Type")) != ""
 }
 
 // holdManifest begins to buffer a manifest, or what may be one but is compressed or
@@ -117,7 +136,7 @@ func (w *response) holdManifest() {
 	coding := contentCoding(w.Header())
 	switch {
 	case w.status == http.StatusPartialContent:
-		w.refuse(errManifestPartial)
+		w.repeat(whole)
 	case err == nil && length > manifest.MaxSize:
 		w.refuse(errManifestSize)
 	case coding != "" && coding != "gzip" && coding != "x-gzip":
@@ -158,8 +177,8 @@ func (w *response) hold(p []byte) (int, error) {
 func (w *response) sendManifest() error {
 	rewritten, format, err := w.rewrite()
 	if errors.Is(err, errManifestForm) && !w.isManifest() {
-		w.pass()
-		_, err = w.ResponseWriterWrapper.Write(w.manifest.body)
+		w.passMedia()
+		_, err = w.Write(w.manifest.body)
 		return err
 	}
 	if err != nil {

@@ -14,12 +14,15 @@ func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Requ
 	g.requestHeaders.clean(r.Header, d.target.token)
 	limitRanges(r.Header)
 	limitCoding(r.Header)
-	switch {
-	case d.manifest:
+	if d.manifest {
 		return prepareManifestRequest(r)
-	case d.kind == kindOther:
-		// It may turn out to be a manifest.
-		askForWhole(r.Header)
+	}
+	if r.Method == http.MethodHead {
+		dropRange(r.Header) // RFC 9110 section 14.2
+	}
+	if d.kind == kindOther || len(r.Header["Range"]) > 0 {
+		// It may turn out to be a manifest, or a part of one.
+		r.Header["Accept-Encoding"] = identityCoding
 	}
 	return r, func() {}
 }
@@ -51,9 +54,13 @@ const maxRanges = 8
 func limitRanges(h http.Header) {
 	ranges := h["Range"]
 	if len(ranges) > 1 || len(ranges) == 1 && strings.Count(ranges[0], ",") >= maxRanges {
-		delete(h, "Range")
-		delete(h, "If-Range")
+		dropRange(h)
 	}
+}
+
+func dropRange(h http.Header) {
+	delete(h, "Range")
+	delete(h, "If-Range")
 }
 
 // prepareManifestRequest asks the origin for the whole manifest, uncompressed and
@@ -73,8 +80,7 @@ func prepareManifestRequest(r *http.Request) (*http.Request, context.CancelFunc)
 
 // askForWhole asks the origin for the whole resource, uncompressed.
 func askForWhole(h http.Header) {
-	delete(h, "Range")
-	delete(h, "If-Range")
+	dropRange(h)
 	h["Accept-Encoding"] = identityCoding
 }
 

@@ -7,10 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-
-	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
 // response is the response writer that the handlers after the gate see. It
@@ -22,25 +21,32 @@ type response struct {
 	d        *decision
 	state    responseState
 	status   int
+	media    bool            // no manifest, by its name or by its beginning
 	sized    bool            // whether the headers tell the length of the body
 	sniffed  []byte          // the first bytes of a body that may be a manifest
 	manifest *manifestBuffer // nil unless one is held
 	err      error           // why the response is denied
+
+	// Of a request for a range:
+	extent   extent // how much the origin is asked for
+	attempts int
+	skipped  int // bytes of an answer that the viewer does not get
 }
 
 type responseState int
 
 const (
-	waiting  responseState = iota // until the status is known
-	sniffing                      // until the first bytes show whether this is a manifest
-	holding                       // until the manifest is complete
+	waiting   responseState = iota // until the status is known
+	sniffing                       // until the first bytes show whether this is a manifest
+	holding                        // until the manifest is complete
+	repeating                      // until the handler returns and is asked for something else
 	passing
 	denied
 )
 
 // start prepares the writer for a request that the gate lets pass.
 func (w *response) start(to http.ResponseWriter, d *decision) *response {
-	w.ResponseWriter, w.d = to, d
+	w.ResponseWriter, w.d, w.media = to, d, d.media
 	w.rememberHeaders()
 	return w
 }
@@ -52,10 +58,8 @@ func (w *response) setHeaders() {
 	w.d.setDocumentHeaders(w.Header())
 }
 
-// serve has the next handler answer. Its error is a refusal if no viewer may get
-// the answer.
-func (w *response) serve(next caddyhttp.Handler, r *http.Request) (err error) {
-	defer w.dropLateHeaders()
+// attempt has the next handler answer once.
+func (w *response) attempt(next caddyhttp.Handler, r *http.Request) (err error) {
 	defer func() {
 		w.manifest.release()
 		// reverse_proxy panics with this value when it cannot read or write a
@@ -65,13 +69,13 @@ func (w *response) serve(next caddyhttp.Handler, r *http.Request) (err error) {
 				errors.Is(r.Context().Err(), context.Canceled) {
 				panic(p)
 			}
-			if w.state != denied {
+			if w.state != denied && w.state != repeating {
 				w.refuse(errManifestIncomplete)
 			}
 			err = w.err
 		}
 	}()
-	if err := next.ServeHTTP(w, r); err != nil && w.state != denied {
+	if err := next.ServeHTTP(w, r); err != nil && w.state != denied && w.state != repeating {
 		w.abandon()
 		return err
 	}
@@ -104,15 +108,18 @@ func (w *response) WriteHeader(status int) {
 	w.status = status
 	// Players accept a manifest with any of these statuses.
 	ok := status >= 200 && status < 300 && status != http.StatusNoContent && status != http.StatusResetContent
+	isHead := w.d.request.Method == http.MethodHead
 	switch {
 	case len(w.Header()["Location"]) > 0 && status >= 300 && status < 400:
 		w.redirect()
-	case ok && (w.isManifest() || contentCoding(w.Header()) != "" && w.d.request.Method != http.MethodHead):
-		w.holdManifest()
-	case ok:
-		w.state = sniffing
-	default:
+	case !ok:
 		w.pass()
+	case w.d.manifest || isHead && w.isManifest() || !isHead && contentCoding(w.Header()) != "":
+		w.holdManifest()
+	case !w.media && status == http.StatusPartialContent && !strings.HasPrefix(w.Header().Get("Content-Range"), "bytes 0-"):
+		w.repeat(whole)
+	default:
+		w.state = sniffing
 	}
 }
 
@@ -149,6 +156,8 @@ func (w *response) Write(p []byte) (int, error) {
 		return w.sniff(p)
 	case holding:
 		return w.hold(p)
+	case repeating:
+		return w.skip(p)
 	default:
 		return 0, w.err
 	}
@@ -161,24 +170,41 @@ func (w *response) sniff(p []byte) (int, error) {
 		w.sniffed = append(w.sniffed, p...)
 		start = w.sniffed
 	}
-	isHLS, undecided := beginsLikeHLS(start)
-	undecided = undecided || manifest.Undecided(start)
-	switch {
-	case isHLS:
-		w.holdManifest()
-	case len(start) < sniffLength, undecided && len(start) < maxPrologLength:
+	found, undecided := isManifestStart(start)
+	if !found && (len(start) < sniffLength || undecided && len(start) < maxPrologLength) {
 		w.sniffed = append(w.sniffed[:0], start...)
 		return len(p), nil
-	case undecided, manifest.Sniff(start) != 0:
-		w.holdManifest()
-	default:
-		w.pass()
 	}
 	w.sniffed = nil
+	w.decide(start, found || undecided)
 	if _, err := w.Write(start); err != nil {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// decide knows the first bytes of a body, and whether it is or may be a manifest.
+func (w *response) decide(start []byte, manifest bool) {
+	if manifest || w.isManifest() && isText(start) {
+		w.holdManifest()
+	} else {
+		w.passMedia()
+	}
+}
+
+// passMedia passes what is no manifest, or has the origin asked for the part of it that
+// the viewer wants. A segment or a key that the origin gives the type of a playlist gets
+// a neutral one.
+func (w *response) passMedia() {
+	if w.attempts > 0 && (w.extent == whole || w.extent == beginning && w.status == http.StatusPartialContent) {
+		w.media = true
+		w.repeat(requested)
+		return
+	}
+	if h := w.Header(); manifestType(h.Get("Content-Type")) != "" {
+		delete(h, "Content-Type")
+	}
+	w.pass()
 }
 
 // ReadFrom implements io.ReaderFrom.
@@ -231,11 +257,8 @@ func (w *response) finish() error {
 			return caddyhttp.Error(http.StatusBadGateway, errNothingBehind)
 		}
 	case sniffing:
-		if manifest.Sniff(w.sniffed) != 0 {
-			w.holdManifest()
-		} else {
-			w.pass()
-		}
+		found, undecided := isManifestStart(w.sniffed)
+		w.decide(w.sniffed, found || undecided && !w.media && w.status == http.StatusPartialContent)
 		if _, err := w.Write(w.sniffed); err != nil || w.state == passing {
 			return err
 		}
@@ -244,7 +267,7 @@ func (w *response) finish() error {
 		return w.sendManifest()
 	case denied:
 		return w.err
-	case passing:
+	case passing, repeating:
 	}
 	return nil
 }
