@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -29,43 +31,153 @@ Makes keys and signs playback URLs with them, shows the content of a token,
 explains the decision of a gate about a request, and runs a gate without a config
 file. No command needs a running server.`,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.Args = cobra.NoArgs
-			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+			cmd.Use, cmd.Args = cmd.Name(), cobra.ArbitraryArgs
+			cmd.SetHelpTemplate(`{{with or .Long .Short}}{{. | trimTrailingWhitespaces}}
+
+{{end}}{{if or .Runnable .HasSubCommands}}{{.UsageString}}{{end}}
+The guide and the reference are at
+https://github.com/signed-playback/caddy-signed-playback
+`)
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				if len(args) > 0 {
+					return unknownCommand(cmd, args[0])
+				}
+				return cmd.Help()
+			}
 			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand(), explainCommand(), proxyCommand())
+			for _, each := range append(cmd.Commands(), cmd) {
+				prepare(each)
+			}
 		},
 	})
 }
 
+// prepare gives a command what all commands have in common: how they refuse flags and
+// arguments, and how they fail.
+func prepare(cmd *cobra.Command) {
+	cmd.DisableFlagsInUseLine = true
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return fail(cmd, withMeantFlag(cmd, err)) })
+	args, run := cmd.Args, cmd.RunE
+	cmd.Args = func(cmd *cobra.Command, words []string) error { return fail(cmd, args(cmd, words)) }
+	cmd.RunE = func(cmd *cobra.Command, words []string) error {
+		err := refuseEmptyFlags(cmd)
+		if err == nil {
+			err = run(cmd, words)
+		}
+		return fail(cmd, err)
+	}
+}
+
+func unknownCommand(cmd *cobra.Command, word string) error {
+	var names []string
+	for _, sub := range cmd.Commands() {
+		names = append(names, sub.Name())
+	}
+	hint := ""
+	if meant := closest(word, names); meant != "" {
+		hint = fmt.Sprintf("; did you mean %q?", meant)
+	}
+	return fmt.Errorf("unknown command %q%s; known are %s", word, hint, strings.Join(names, ", "))
+}
+
+// withMeantFlag adds the flag that the user has probably meant by an unknown one.
+func withMeantFlag(cmd *cobra.Command, err error) error {
+	unknown, ok := errors.AsType[*pflag.NotExistError](err)
+	if !ok {
+		return err
+	}
+	var names []string
+	cmd.Flags().VisitAll(func(flag *pflag.Flag) { names = append(names, flag.Name) })
+	word, _, _ := strings.Cut(cmp.Or(unknown.GetSpecifiedShortnames(), unknown.GetSpecifiedName()), "=")
+	if meant := closest(word, names); meant != "" {
+		return fmt.Errorf("%w; did you mean --%s?", err, meant)
+	}
+	return fmt.Errorf("%w; known are --%s", err, strings.Join(names, ", --"))
+}
+
+// refuseEmptyFlags refuses --rules "$RULES" without that variable: a token without
+// the rules would play everywhere.
+func refuseEmptyFlags(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(flag *pflag.Flag) {
+		if flag.Value.String() == "" {
+			err = fmt.Errorf("--%s \"\": it is empty; give it a value or leave it out", flag.Name)
+		}
+	})
+	return err
+}
+
+// fail prints the error of a command and sets the exit status: 1 for a request or a
+// token that is refused, 2 for other errors. It prints no token, so that a URL in the
+// wrong place does not get into terminals and tickets.
+func fail(cmd *cobra.Command, err error) error {
+	if err == nil {
+		return nil
+	}
+	cmd.SilenceErrors = true
+	if !errors.Is(err, errRefused) { // which is explained already
+		cmd.PrintErrln("Error:", redact.Tokens(err.Error()))
+	}
+	if _, refused := errors.AsType[*refusal](err); refused || errors.Is(err, errRefused) {
+		return err
+	}
+	return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return 2, nil })(cmd, nil)
+}
+
+// noArguments refuses arguments of a command that takes flags alone.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%s takes no argument, not %q: write each value after its flag", cmd.Name(), redact.Each(args))
+	}
+	return nil
+}
+
+// oneURL returns the URL of a command, which may stand without --url.
+func oneURL(cmd *cobra.Command, flag string, args []string) (string, error) {
+	switch {
+	case len(args) > 1 || len(args) == 1 && flag != "":
+		return "", fmt.Errorf("%s takes one URL, not also %q; quote a URL with & in it", cmd.Name(), redact.Each(args))
+	case len(args) == 1:
+		return args[0], nil
+	case flag == "":
+		return "", fmt.Errorf("the URL is missing: %s", cmd.UseLine())
+	}
+	return flag, nil
+}
+
+// writeJSON writes a value as users read it.
+func writeJSON(out io.Writer, value any) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(value)
+}
+
 func keygenCommand() *cobra.Command {
-	keyID := ""
+	var opts keygenOptions
 	cmd := &cobra.Command{
-		Use:   "keygen [--kid <id>]",
+		Use:   "keygen [--kid <id>] [--output <file>] [--public <file>]",
 		Short: "Makes a key pair",
 		Long: `
-Makes an RSA-2048 key pair and prints it as JSON:
+Makes an RSA-2048 key pair. The private key is for those who sign, the public key
+for key_file of the gate:
 
-	$ (umask 077; caddy signed-playback keygen > key.json)
-	$ cat key.json
-	{
-	  "id": "6b2d0c4a9f5e4d7c8b1a3e5f7d9c0b2a",
-	  "pem": "LS0tLS1CRUdJTi…",
-	  "jwk": "eyJkIjoiQmZs…",
-	  "jwks": {"keys": [{"alg": "RS256", "e": "AQAB", …}]}
+	$ caddy signed-playback keygen -o key.json --public public.json
+
+keygen does not overwrite files. Only you can read the file with the private key
+(mode 0600). It has the members id, pem and jwk in the form in which the keys API
+returns a new key, and jwks, which is the content of the other file. Without -o,
+keygen prints it.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error { return keygen(opts, cmd.OutOrStdout()) },
 	}
-	$ jq .jwks key.json > public.json
-
-key.json contains the private key. The gate needs only the public key, which is
-the member jwks. The members id, pem and jwk have the form in which the keys API
-returns a new key.
-
-Both --key of sign and key_file of the gate take the whole file; the gate drops
-the private key.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return keygen(keyID, cmd.OutOrStdout()) },
-	}
-	cmd.Flags().StringVar(&keyID, "kid", "", "the key's `id` (default: 32 random hexadecimal digits)")
+	flags := cmd.Flags()
+	flags.StringVar(&opts.keyID, "kid", "", "the key's `id` (default: 32 random hexadecimal digits)")
+	flags.StringVarP(&opts.output, "output", "o", "", "the new `file` for the private key (default: standard output)")
+	flags.StringVar(&opts.public, "public", "", "the new `file` for the public key, a JWKS (default: none)")
 	return cmd
 }
+
+type keygenOptions struct{ keyID, output, public string }
 
 // generatedKey is the output of keygen: a key in the form of the keys API, and
 // its public key.
@@ -81,8 +193,8 @@ type publicKeySet struct {
 	Keys []json.RawMessage `json:"keys"`
 }
 
-func keygen(keyID string, out io.Writer) error {
-	key, err := token.GenerateSigningKey(keyID)
+func keygen(opts keygenOptions, out io.Writer) error {
+	key, err := token.GenerateSigningKey(opts.keyID)
 	if err != nil {
 		return err
 	}
@@ -95,9 +207,37 @@ func keygen(keyID string, out io.Writer) error {
 		return err
 	}
 	generated.JWKS.Keys = []json.RawMessage{public}
-	enc := json.NewEncoder(out)
-	enc.SetIndent("", "  ")
-	return enc.Encode(generated)
+	if opts.public != "" {
+		if err := writeNewFile(opts.public, 0o644, generated.JWKS); err != nil {
+			return fmt.Errorf("--public %q: %w", opts.public, err)
+		}
+	}
+	if opts.output == "" {
+		return writeJSON(out, generated)
+	}
+	if err := writeNewFile(opts.output, 0o600, generated); err != nil {
+		if opts.public != "" {
+			_ = os.Remove(opts.public)
+		}
+		return fmt.Errorf("--output %q: %w", opts.output, err)
+	}
+	return nil
+}
+
+// writeNewFile writes a value as JSON to a file that does not exist.
+func writeNewFile(path string, mode os.FileMode, value any) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return errors.New("the file exists, and its key may be in use; name a new file")
+	}
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(writeJSON(file, value), file.Close()); err != nil {
+		_ = os.Remove(path)
+		return err
+	}
+	return nil
 }
 
 func signCommand() *cobra.Command {
@@ -120,9 +260,9 @@ may play, by address and country:
 
 	$ caddy signed-playback sign --key key.json --sub demo \
 		--rules '[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]'`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			opts.stdin = cmd.InOrStdin()
+			opts.stdin, opts.warnings = cmd.InOrStdin(), cmd.ErrOrStderr()
 			return sign(opts, cmd.OutOrStdout())
 		},
 	}
@@ -150,12 +290,16 @@ type signOptions struct {
 	audience, issuer   string
 	baseURL, path      string
 	stdin              io.Reader
+	warnings           io.Writer
 	now                func() time.Time
 }
 
 func sign(opts signOptions, out io.Writer) error {
-	if opts.key == "" || opts.video == "" {
-		return errors.New("sign needs --key and --sub")
+	if opts.key == "" {
+		return errors.New("--key is missing: name the file with the private key; `caddy signed-playback keygen -o key.json` makes one")
+	}
+	if opts.video == "" {
+		return errors.New("--sub is missing: name the video that the token opens")
 	}
 	key, err := readSigningKey(opts)
 	if err != nil {
@@ -168,6 +312,16 @@ func sign(opts signOptions, out io.Writer) error {
 	compact, err := token.Sign(claims, key)
 	if err != nil {
 		return err
+	}
+	if !claims.ExpiresAt.After(opts.now()) {
+		fmt.Fprintf(opts.warnings, "warning: --exp %q is in the past, so the token does not play\n", opts.expires)
+	}
+	rules, err := compileRules(claims.AccessRules)
+	if err != nil {
+		return err
+	}
+	for _, warning := range rules.warnings(true) {
+		fmt.Fprintf(opts.warnings, "warning: --rules: %s\n", warning)
 	}
 	if opts.baseURL == "" {
 		_, err = fmt.Fprintln(out, compact)
@@ -210,8 +364,10 @@ func readKeyFile(path string, stdin io.Reader) (data []byte, id string, err erro
 		data, err = io.ReadAll(stdin)
 		return data, "", err
 	}
-	data, err = os.ReadFile(path)
-	return data, keyIDOfFile(path), err
+	if data, err = os.ReadFile(path); err != nil {
+		return nil, "", fmt.Errorf("--key: %w", err)
+	}
+	return data, keyIDOfFile(path), nil
 }
 
 func (opts signOptions) claims() (claims token.Claims, err error) {
@@ -255,150 +411,6 @@ func readRules(text string) (rules []byte, err error) {
 		return nil, fmt.Errorf("--rules: %w", err)
 	}
 	return rules, nil
-}
-
-func inspectCommand() *cobra.Command {
-	opts := inspectOptions{now: time.Now}
-	cmd := &cobra.Command{
-		Use:   "inspect <token or URL> [--key <file>]",
-		Short: "Shows the content of a token",
-		Long: `
-Shows the header and the claims of a token. Give the token alone, in a playback
-URL, or as - on standard input. With --key, a file in any form that key_file
-takes, inspect also verifies the token as the gate does:
-
-	$ caddy signed-playback inspect https://media.example.com/eyJhbGci… --key public.json
-	token id:   5d1b0a3c8f2e6479
-	header:     {"alg":"RS256","kid":"6b2d0c4a9f5e4d7c8b1a3e5f7d9c0b2a"}
-	payload:    {"sub":"demo","kid":"6b2d0c4a9f5e4d7c8b1a3e5f7d9c0b2a","exp":1896091200}
-	video:      demo
-	key id:     6b2d0c4a9f5e4d7c8b1a3e5f7d9c0b2a
-	expires:    2030-01-31T12:00:00Z (in 11h59m58s)
-	rules:      0
-	signature:  valid, and so are the dates
-
-The exit status is 0 if the token is well-formed and, with --key, verifies now;
-otherwise it is 1.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			opts.token, opts.stdin = args[0], cmd.InOrStdin()
-			return inspect(opts, cmd.OutOrStdout())
-		},
-	}
-	cmd.Flags().StringVar(&opts.key, "key", "", "the `file` with the verification key, or - for standard input")
-	return cmd
-}
-
-type inspectOptions struct {
-	token string
-	key   string
-	stdin io.Reader
-	now   func() time.Time
-}
-
-// inspect prints the content of a token, as far as it can be read. Its error is
-// the reason why the gate would refuse the token.
-func inspect(opts inspectOptions, out io.Writer) error {
-	compact, err := findToken(opts)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(out, "token id:   %s\n", redact.TokenID(compact))
-	parsed, err := token.Parse(compact)
-	if err != nil {
-		return err
-	}
-	header, payload := parsed.Documents()
-	claims := parsed.Unverified()
-	now := opts.now()
-	fmt.Fprintf(out, "header:     %s\n", header)
-	fmt.Fprintf(out, "payload:    %s\n", payload)
-	fmt.Fprintf(out, "video:      %s\n", claims.VideoID)
-	fmt.Fprintf(out, "key id:     %s\n", claims.KeyID)
-	fmt.Fprintf(out, "expires:    %s\n", relativeTime(claims.ExpiresAt, now))
-	if !claims.NotBefore.IsZero() {
-		fmt.Fprintf(out, "not before: %s\n", relativeTime(claims.NotBefore, now))
-	}
-	if claims.Audience != nil {
-		fmt.Fprintf(out, "audience:   %q\n", claims.Audience)
-	}
-	if claims.Issuer != "" {
-		fmt.Fprintf(out, "issuer:     %q\n", claims.Issuer)
-	}
-	rules, err := compileRules(claims.AccessRules)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(out, "rules:      %d\n", len(rules))
-	if opts.key == "" {
-		fmt.Fprintln(out, "signature:  not checked; give --key")
-		return nil
-	}
-	keys, err := readKeySet(opts)
-	if err != nil {
-		return err
-	}
-	_, err = token.Verify(compact, keys, now, token.Policy{Leeway: defaultLeeway})
-	if errors.Is(err, token.ErrKeyUnknown) {
-		return fmt.Errorf("%w: the token's key id is %q, and --key has %q", err, claims.KeyID, keys.IDs())
-	}
-	if err != nil {
-		return err
-	}
-	fmt.Fprintln(out, "signature:  valid, and so are the dates")
-	return nil
-}
-
-func readKeySet(opts inspectOptions) (*token.KeySet, error) {
-	data, id, err := readKeyFile(opts.key, opts.stdin)
-	if err != nil {
-		return nil, fmt.Errorf("--key: %w", err)
-	}
-	keys, err := token.ParsePublicKeys(data, id)
-	if err != nil {
-		return nil, fmt.Errorf("--key %q: %w", opts.key, err)
-	}
-	return token.NewKeySet(keys...)
-}
-
-// findToken returns the token on the command line or on standard input: the
-// whole text, or the segment of a URL's path that has two dots.
-func findToken(opts inspectOptions) (string, error) {
-	text := opts.token
-	if text == "-" {
-		if opts.key == "-" {
-			return "", errors.New("the token and --key cannot both come from standard input")
-		}
-		data, err := io.ReadAll(io.LimitReader(opts.stdin, 4*token.MaxLength))
-		if err != nil {
-			return "", err
-		}
-		text = string(data)
-	}
-	text = strings.TrimSpace(text)
-	if !strings.Contains(text, "/") {
-		return text, nil
-	}
-	if _, rest, ok := strings.Cut(text, "://"); ok {
-		_, text, _ = strings.Cut(rest, "/")
-	}
-	path, _, _ := strings.Cut(text, "?")
-	var found string
-	for segment := range strings.SplitSeq(path, "/") {
-		if strings.Count(segment, ".") != 2 || segment == ".." {
-			continue
-		}
-		if _, err := token.Parse(segment); err == nil {
-			return segment, nil
-		}
-		// This may be the host of a URL without its scheme, or a malformed
-		// token that the user asks about.
-		found = cmp.Or(found, segment)
-	}
-	if found == "" {
-		return "", errors.New("the URL contains no token: no segment of its path has exactly two dots")
-	}
-	return found, nil
 }
 
 func relativeTime(t, now time.Time) string {

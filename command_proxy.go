@@ -62,7 +62,7 @@ stops. The gate itself gets only the public key.
 
 Keys and settings that the control API has stored on this machine apply here
 too. The log contains no tokens.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts.stdin, opts.warnings = cmd.InOrStdin(), cmd.ErrOrStderr()
 			return serveProxy(opts, cmd.OutOrStdout())

@@ -41,20 +41,16 @@ func TestCommands(t *testing.T) {
 }
 
 var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
-	// fails 'text' <arguments>: `caddy signed-playback <arguments>` ends with status 1, or 2
-	// for explain. Its standard output is empty, so a pipe gets no result. Its error
-	// contains the text and no private key.
+	// fails 'text' <arguments>: `caddy signed-playback <arguments>` ends with status 2. Its
+	// standard output is empty, so a pipe gets no result. Its error contains the text and no
+	// private key.
 	"fails": func(ts *testscript.TestScript, _ bool, args []string) {
 		err := ts.Exec("caddy", append([]string{"signed-playback"}, args[1:]...)...)
-		status := 1
-		if args[1] == "explain" { // for which 1 is a refused request
-			status = 2
-		}
-		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != status {
-			ts.Fatalf("the command ends with %v, want exit status %d", err, status)
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 2 {
+			ts.Fatalf("the command ends with %v, want exit status 2", err)
 		}
 		stdout, stderr := ts.ReadFile("stdout"), ts.ReadFile("stderr")
-		if stdout != "" || !strings.Contains(stderr, args[0]) || strings.Contains(stderr, "PRIVATE KEY") || strings.Contains(stderr, `"d"`) {
+		if stdout != "" || !strings.Contains(stderr, args[0]) || strings.Contains(stderr, "PRIVATE KEY-----") || strings.Contains(stderr, `"d"`) {
 			ts.Fatalf("standard output %q, standard error %q; want no output, and an error with %q and without a private key", stdout, stderr, args[0])
 		}
 	},
@@ -104,19 +100,14 @@ func TestCommandErrors(t *testing.T) {
 		for _, word := range regexp.MustCompile(`'[^']*'|\S+`).FindAllString(row[2], -1) {
 			words = append(words, strings.Trim(word, "'"))
 		}
-		root := &cobra.Command{Use: "signed-playback"}
-		caddycmd.Commands()["signed-playback"].CobraFunc(root)
-		out, err := run(root, "", words...)
-		if err != nil && words[0] == "explain" { // which prints its errors itself
-			out, err = "", errors.New(out)
-		}
+		stdout, stderr, err := run(words...)
 		switch {
-		case err == nil || !strings.Contains(err.Error(), row[1]):
-			t.Errorf("%s: %v, want an error with %s", row[2], err, row[1])
-		case out != "" && words[0] != "inspect":
-			t.Errorf("%s: %v, and the output %q, want none", row[2], err, out)
-		case strings.Contains(err.Error(), "PRIVATE KEY") || strings.Contains(err.Error(), plainToken()):
-			t.Errorf("%.40s: the error contains a secret: %v", row[2], err)
+		case err == nil || !strings.Contains(stderr, row[1]):
+			t.Errorf("%s: %v and %q, want an error with %s", row[2], err, stderr, row[1])
+		case stdout != "" && words[0] != "inspect":
+			t.Errorf("%s: the output is %q, want none", row[2], stdout)
+		case strings.Contains(stderr, "PRIVATE KEY-----") || strings.Contains(stderr, plainToken()):
+			t.Errorf("%.40s: the error contains a secret: %s", row[2], stderr)
 		}
 	}
 }
@@ -125,7 +116,7 @@ func TestCommandErrors(t *testing.T) {
 // not keep the private key.
 func TestKeygenSignAndGate(t *testing.T) {
 	var key, url bytes.Buffer
-	if err := keygen("fresh", &key); err != nil {
+	if err := keygen(keygenOptions{keyID: "fresh"}, &key); err != nil {
 		t.Fatal(err)
 	}
 	file := writeFile(t, "key.json", key.String())
@@ -182,9 +173,9 @@ func TestDefaultsOfFlags(t *testing.T) {
 		command *cobra.Command
 		want    map[string]string
 	}{
-		{keygenCommand(), map[string]string{"kid": ""}},
+		{keygenCommand(), map[string]string{"kid": "", "output": "", "public": ""}},
 		{signCommand(), map[string]string{"key": "", "sub": "", "exp": "1h", "nbf": "", "kid": "", "rules": "", "aud": "", "iss": "", "url": "", "path": "manifest/video.m3u8", "downloadable": "false"}},
-		{inspectCommand(), map[string]string{"key": ""}},
+		{inspectCommand(), map[string]string{"url": "", "key": "", "json": "false"}},
 		{explainCommand(), map[string]string{"config": "Caddyfile", "url": "", "ip": "", "origin": "", "referer": "", "header": "[]", "method": "GET", "at": "", "json": "false"}},
 		{proxyCommand(), map[string]string{
 			"from": "localhost", "to": "", "key": "", "sub": "demo", "exp": "1h", "path": "manifest/video.m3u8", "allowed-origins": "[]", "geoip-database": "", "player": "false", "hls-js": "", "access-log": "false", "debug": "false",
@@ -198,14 +189,16 @@ func TestDefaultsOfFlags(t *testing.T) {
 	}
 }
 
-// run executes a command as the command line does.
-func run(cmd *cobra.Command, stdin string, args ...string) (string, error) {
-	var out bytes.Buffer
-	cmd.SetIn(strings.NewReader(stdin))
-	cmd.SetOut(&out)
-	cmd.SetErr(&out)
-	cmd.SetArgs(args)
-	cmd.SilenceUsage, cmd.SilenceErrors = true, true
-	err := cmd.Execute()
-	return out.String(), err
+// run executes `caddy signed-playback` with arguments as the command line does. stderr is
+// what a failing command prints.
+func run(args ...string) (stdout, stderr string, err error) {
+	root := &cobra.Command{Use: "signed-playback", SilenceUsage: true}
+	caddycmd.Commands()["signed-playback"].CobraFunc(root)
+	var out, errors bytes.Buffer
+	root.SetIn(strings.NewReader(""))
+	root.SetOut(&out)
+	root.SetErr(&errors)
+	root.SetArgs(args)
+	err = root.Execute()
+	return out.String(), errors.String(), err
 }

@@ -22,7 +22,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
-	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/spf13/cobra"
 
@@ -59,19 +58,15 @@ for one that is refused, and 2 for an error.
 	$ pbpaste | caddy signed-playback explain - --ip 203.0.113.7
 
 Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			opts.stdin = cmd.InOrStdin()
-			err := opts.takeURL(args)
-			if err == nil {
-				err = explain(opts, cmd.OutOrStdout())
-			}
-			if err == nil || errors.Is(err, errRefused) {
+			if opts.url, err = oneURL(cmd, opts.url, args); err != nil {
 				return err
 			}
-			return exitWithError(cmd, err)
+			return explain(opts, cmd.OutOrStdout())
 		},
 	}
-	cmd.SetFlagErrorFunc(exitWithError)
 	flags := cmd.Flags()
 	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
 	flags.StringVar(&opts.url, "url", "", "the `URL` that the viewer requested, or - for standard input; it may stand without --url")
@@ -83,27 +78,6 @@ Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
 	flags.StringVar(&opts.at, "at", "", "the `time` of the request (default: now)")
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	return cmd
-}
-
-// exitWithError prints an error and ends the command with exit status 2. The error
-// contains no token, so that a URL in the wrong flag does not get into terminals and
-// tickets.
-func exitWithError(cmd *cobra.Command, err error) error {
-	cmd.PrintErrln("Error:", redact.Tokens(err.Error()))
-	cmd.SilenceErrors = true
-	return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return 2, nil })(cmd, nil)
-}
-
-// takeURL takes the URL that stands without --url.
-func (o *explainOptions) takeURL(args []string) error {
-	switch {
-	case len(args) == 0:
-		return nil
-	case len(args) > 1 || o.url != "":
-		return fmt.Errorf("explain takes one URL, not also %q; quote a URL with & in it", redact.Each(args))
-	}
-	o.url = args[0]
-	return nil
 }
 
 type explainOptions struct {
@@ -295,7 +269,7 @@ func loadReplay(file string) (*replay, error) {
 func adaptConfig(file string) (config map[string]any, err error) {
 	raw, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("--config: %w", err)
+		return nil, fmt.Errorf("--config: %w; name the config of the server, like --config /etc/caddy/Caddyfile", err)
 	}
 	if filepath.Ext(file) != ".json" {
 		if raw, _, err = caddyconfig.GetAdapter("caddyfile").Adapt(raw, map[string]any{"filename": file}); err != nil {
@@ -541,10 +515,7 @@ func (t *trace) explanation(at time.Time) explanation {
 
 func (e explanation) print(out io.Writer, asJSON bool) error {
 	if asJSON {
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "\t")
-		enc.SetEscapeHTML(false)
-		return enc.Encode(e)
+		return writeJSON(out, e)
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, check := range e.Checks {

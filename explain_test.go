@@ -488,9 +488,9 @@ func TestExplainShowsNoToken(t *testing.T) {
 		if !slices.Contains(args, "--config") {
 			args = append([]string{"--config", config}, args...)
 		}
-		out, err := run(explainCommand(), "", args...)
+		stdout, stderr, err := run(append([]string{"explain"}, args...)...)
 		for segment := range strings.SplitSeq(compact, ".") {
-			if text := fmt.Sprintf("%s\n%v", out, err); strings.Contains(text, segment) {
+			if text := fmt.Sprintf("%s\n%s\n%v", stdout, stderr, err); strings.Contains(text, segment) {
 				t.Errorf("%.300q: a part of the token is printed: %.300s", args, text)
 				break
 			}

@@ -182,7 +182,7 @@ func TestProxyCommandRevokedKey(t *testing.T) {
 	stateHome(t, dir)
 	got := execute(t, dir, "", binary(t), "signed-playback", "proxy",
 		"--from", "http://"+freeAddr(t), "--to", o.addr(), "--key", "key.json")
-	if want := fmt.Sprintf("has revoked the key %q", key.ID); got.code != 1 || got.stdout != "" || !strings.Contains(got.stderr, want) {
-		t.Errorf("exit status %d, standard output %q, standard error %q; want 1, nothing and a text with %q", got.code, got.stdout, got.stderr, want)
+	if want := fmt.Sprintf("has revoked the key %q", key.ID); got.code != 2 || got.stdout != "" || !strings.Contains(got.stderr, want) {
+		t.Errorf("exit status %d, standard output %q, standard error %q; want 2, nothing and a text with %q", got.code, got.stdout, got.stderr, want)
 	}
 }

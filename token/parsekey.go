@@ -3,6 +3,9 @@ package token
 import (
 	"bytes"
 	"cmp"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
@@ -120,7 +123,25 @@ func newKeyMaterial(id string, parsed any) (keyMaterial, error) {
 	case *rsa.PrivateKey:
 		return keyMaterial{id: id, public: &key.PublicKey, private: key}, nil
 	}
-	return keyMaterial{}, fmt.Errorf("it contains a %T: want RSA", parsed)
+	return keyMaterial{}, fmt.Errorf("it is %s: want RSA with %d to %d bits", keyType(parsed), minModulusBits, maxModulusBits)
+}
+
+// keyType names the type of a key as users know it.
+func keyType(parsed any) string {
+	switch key := parsed.(type) {
+	case *ecdsa.PublicKey:
+		return fmt.Sprintf("an EC key (%s)", key.Params().Name)
+	case *ecdsa.PrivateKey:
+		return fmt.Sprintf("an EC key (%s)", key.Params().Name)
+	case ed25519.PublicKey, ed25519.PrivateKey:
+		return "an Ed25519 key"
+	case *ecdh.PublicKey, *ecdh.PrivateKey:
+		return "a key for key agreement"
+	case []byte:
+		return "a symmetric key"
+	default:
+		return fmt.Sprintf("a key of type %T", parsed)
+	}
 }
 
 func parseKeyMaterials(data []byte) ([]keyMaterial, error) {
@@ -256,6 +277,7 @@ var pemParsers = map[string]func(der []byte) (any, error){
 	"RSA PUBLIC KEY":  func(der []byte) (any, error) { return x509.ParsePKCS1PublicKey(der) },
 	"PRIVATE KEY":     x509.ParsePKCS8PrivateKey,
 	"RSA PRIVATE KEY": func(der []byte) (any, error) { return x509.ParsePKCS1PrivateKey(der) },
+	"EC PRIVATE KEY":  func(der []byte) (any, error) { return x509.ParseECPrivateKey(der) },
 	"CERTIFICATE": func(der []byte) (any, error) {
 		certificate, err := x509.ParseCertificate(der)
 		if err != nil {
@@ -269,9 +291,12 @@ func parsePEMBlock(block *pem.Block) (keyMaterial, error) {
 	if block.Headers["DEK-Info"] != "" || block.Type == "ENCRYPTED PRIVATE KEY" {
 		return keyMaterial{}, errors.New("the key is encrypted; decrypt it, or use the public key")
 	}
+	if block.Type == "OPENSSH PRIVATE KEY" {
+		return keyMaterial{}, errors.New("the key is in the format of OpenSSH; convert a copy of an RSA key with `ssh-keygen -p -m PEM -f <file>`")
+	}
 	parse, ok := pemParsers[block.Type]
 	if !ok {
-		return keyMaterial{}, errors.New("want a public key, a private key or a certificate")
+		return keyMaterial{}, fmt.Errorf("want an RSA key of %d to %d bits, or its certificate", minModulusBits, maxModulusBits)
 	}
 	parsed, err := parse(block.Bytes)
 	if err != nil {

@@ -1,0 +1,227 @@
+package signedplayback
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+func inspectCommand() *cobra.Command {
+	opts := inspectOptions{now: time.Now}
+	cmd := &cobra.Command{
+		Use:   "inspect <token or URL> [--key <file>] [--json]",
+		Short: "Shows the content of a token",
+		Long: `
+Shows the header and the claims of a token. Give the token alone, in a playback
+URL, or as - on standard input. With --key, a file in any form that key_file
+takes, inspect also verifies the token as the gate does:
+
+	$ caddy signed-playback inspect https://media.example.com/eyJhbGci… --key public.json
+	token id:   5d1b0a3c8f2e6479
+	header:     {"alg":"RS256","kid":"6b2d0c4a9f5e4d7c8b1a3e5f7d9c0b2a"}
+	payload:    {"sub":"demo","kid":"6b2d0c4a9f5e4d7c8b1a3e5f7d9c0b2a","exp":1896091200}
+	video:      demo
+	key id:     6b2d0c4a9f5e4d7c8b1a3e5f7d9c0b2a
+	expires:    2030-01-31T12:00:00Z (in 11h59m58s)
+	rules:      0
+	signature:  valid, and so are the dates
+
+The exit status is 0 for a token that is well-formed and, with --key, verifies now,
+1 for another token, and 2 for an error.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			opts.stdin = cmd.InOrStdin()
+			if opts.token, err = oneURL(cmd, opts.token, args); err != nil {
+				return err
+			}
+			return inspect(opts, cmd.OutOrStdout())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&opts.token, "url", "", "the token or the `URL`, or - for standard input; it may stand without --url")
+	flags.StringVar(&opts.key, "key", "", "the `file` with the verification key, or - for standard input")
+	flags.BoolVar(&opts.json, "json", false, "print JSON")
+	return cmd
+}
+
+type inspectOptions struct {
+	token string
+	key   string
+	json  bool
+	stdin io.Reader
+	now   func() time.Time
+}
+
+// inspection is the output of inspect, as far as the token can be read.
+type inspection struct {
+	TokenID   string          `json:"token_id"`
+	Header    json.RawMessage `json:"header,omitempty"`
+	Payload   json.RawMessage `json:"payload,omitempty"`
+	Video     string          `json:"video,omitempty"`
+	KeyID     string          `json:"key_id,omitempty"`
+	Expires   *time.Time      `json:"expires,omitempty"`
+	NotBefore *time.Time      `json:"not_before,omitempty"`
+	Audience  []string        `json:"audience,omitempty"`
+	Issuer    string          `json:"issuer,omitempty"`
+	Rules     *int            `json:"rules,omitempty"`
+	Verified  bool            `json:"verified"`         // with --key, and the dates are valid too
+	Reason    reason          `json:"reason,omitempty"` // why the gate would refuse the token
+	Warnings  []string        `json:"warnings,omitempty"`
+}
+
+// inspect prints the content of a token, as far as it can be read. Its error is
+// the reason why the gate would refuse the token, or why inspect cannot tell.
+func inspect(opts inspectOptions, out io.Writer) error {
+	compact, err := findToken(opts)
+	if err != nil {
+		return err
+	}
+	var keys *token.KeySet
+	if opts.key != "" {
+		if keys, err = readKeySet(opts); err != nil {
+			return err
+		}
+	}
+	found := inspection{TokenID: redact.TokenID(compact)}
+	err = found.read(compact, keys, opts.now())
+	if why, ok := errors.AsType[*refusal](err); ok {
+		found.Reason = why.reason
+	}
+	if opts.json {
+		return errors.Join(writeJSON(out, found), err)
+	}
+	found.print(out, keys != nil, opts.now())
+	return err
+}
+
+// read takes what a token says, and verifies it if there are keys. Its error is a
+// refusal.
+func (i *inspection) read(compact string, keys *token.KeySet, now time.Time) error {
+	parsed, err := token.Parse(compact)
+	if err != nil {
+		return refuse(tokenReason(err), err)
+	}
+	header, payload := parsed.Documents()
+	i.Header, i.Payload = json.RawMessage(header), json.RawMessage(payload)
+	claims := parsed.Unverified()
+	i.Video, i.KeyID, i.Audience, i.Issuer = claims.VideoID, claims.KeyID, claims.Audience, claims.Issuer
+	i.Expires = new(claims.ExpiresAt.UTC())
+	if !claims.NotBefore.IsZero() {
+		i.NotBefore = new(claims.NotBefore.UTC())
+	}
+	rules, err := compileRules(claims.AccessRules)
+	if err != nil {
+		return refuse(reasonRulesInvalid, err)
+	}
+	i.Rules, i.Warnings = new(len(rules)), rules.warnings(true)
+	if keys == nil {
+		return nil
+	}
+	_, err = token.Verify(compact, keys, now, token.Policy{Leeway: defaultLeeway})
+	if errors.Is(err, token.ErrKeyUnknown) {
+		err = fmt.Errorf("%w: the token's key id is %q, and --key has %q", err, claims.KeyID, keys.IDs())
+	}
+	if err != nil {
+		return refuse(tokenReason(err), err)
+	}
+	i.Verified = true
+	return nil
+}
+
+func (i *inspection) print(out io.Writer, hasKey bool, now time.Time) {
+	fmt.Fprintf(out, "token id:   %s\n", i.TokenID)
+	if i.Expires == nil {
+		return
+	}
+	fmt.Fprintf(out, "header:     %s\n", i.Header)
+	fmt.Fprintf(out, "payload:    %s\n", i.Payload)
+	fmt.Fprintf(out, "video:      %s\n", i.Video)
+	fmt.Fprintf(out, "key id:     %s\n", i.KeyID)
+	fmt.Fprintf(out, "expires:    %s\n", relativeTime(*i.Expires, now))
+	if i.NotBefore != nil {
+		fmt.Fprintf(out, "not before: %s\n", relativeTime(*i.NotBefore, now))
+	}
+	if i.Audience != nil {
+		fmt.Fprintf(out, "audience:   %q\n", i.Audience)
+	}
+	if i.Issuer != "" {
+		fmt.Fprintf(out, "issuer:     %q\n", i.Issuer)
+	}
+	if i.Rules == nil {
+		return
+	}
+	fmt.Fprintf(out, "rules:      %d\n", *i.Rules)
+	for _, warning := range i.Warnings {
+		fmt.Fprintf(out, "warning:    %s\n", warning)
+	}
+	switch {
+	case !hasKey:
+		fmt.Fprintln(out, "signature:  not checked; give --key")
+	case i.Verified:
+		fmt.Fprintln(out, "signature:  valid, and so are the dates")
+	}
+}
+
+func readKeySet(opts inspectOptions) (*token.KeySet, error) {
+	data, id, err := readKeyFile(opts.key, opts.stdin)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := token.ParsePublicKeys(data, id)
+	if err != nil {
+		return nil, fmt.Errorf("--key %q: %w", opts.key, err)
+	}
+	return token.NewKeySet(keys...)
+}
+
+// findToken returns the token on the command line or on standard input: the
+// whole text, or the segment of a URL's path that has two dots.
+func findToken(opts inspectOptions) (string, error) {
+	text := opts.token
+	if text == "-" {
+		if opts.key == "-" {
+			return "", errors.New("the token and --key cannot both come from standard input")
+		}
+		data, err := io.ReadAll(io.LimitReader(opts.stdin, 4*token.MaxLength))
+		if err != nil {
+			return "", err
+		}
+		text = string(data)
+	}
+	text = strings.TrimSpace(text)
+	if !strings.Contains(text, "/") {
+		if strings.Count(text, ".") != 2 {
+			return "", fmt.Errorf("%q is neither a token, which has three parts with dots between them, nor a URL with one", redact.Tokens(text))
+		}
+		return text, nil
+	}
+	if _, rest, ok := strings.Cut(text, "://"); ok {
+		_, text, _ = strings.Cut(rest, "/")
+	}
+	path, _, _ := strings.Cut(text, "?")
+	var found string
+	for segment := range strings.SplitSeq(path, "/") {
+		if strings.Count(segment, ".") != 2 || segment == ".." {
+			continue
+		}
+		if _, err := token.Parse(segment); err == nil {
+			return segment, nil
+		}
+		// This may be the host of a URL without its scheme, or a malformed
+		// token that the user asks about.
+		found = cmp.Or(found, segment)
+	}
+	if found == "" {
+		return "", errors.New("the URL contains no token: no segment of its path has exactly two dots")
+	}
+	return found, nil
+}
