@@ -150,28 +150,15 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.metrics.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
-	if err := a.provisionPolicy(); err != nil {
-		return err
-	}
-	if err := a.provisionSettings(); err != nil {
-		return err
-	}
-	if err := a.provisionPublicURL(); err != nil {
-		return err
-	}
-	if err := a.provisionState(ctx); err != nil {
-		return err
-	}
-	if err := a.provisionKeys(); err != nil {
-		return err
+	for _, provision := range []func() error{
+		a.provisionPolicy, a.provisionSettings, a.provisionPublicURL, func() error { return a.provisionState(ctx) },
+		a.provisionKeys, a.provisionVerifier, a.provisionCountries,
+	} {
+		if err := provision(); err != nil {
+			return err
+		}
 	}
 	a.warnOfExposure()
-	if err := a.provisionVerifier(); err != nil {
-		return err
-	}
-	if err := a.provisionCountries(); err != nil {
-		return err
-	}
 	return registerGauges(ctx.GetMetricsRegistry(), a)
 }
 

@@ -33,23 +33,11 @@ const (
 // come first.
 const reportableChecks = methodCheck
 
-func (c check) String() string {
-	switch c {
-	case tokenCheck:
-		return "token"
-	case originsCheck:
-		return "origins"
-	case rulesCheck:
-		return "rules"
-	case downloadsCheck:
-		return "downloads"
-	case methodCheck:
-		return "method"
-	case pathCheck:
-		return "path"
-	}
-	return fmt.Sprintf("check %d", int(c))
+var namesOfChecks = [...]string{
+	tokenCheck: "token", originsCheck: "origins", rulesCheck: "rules", downloadsCheck: "downloads", methodCheck: "method", pathCheck: "path",
 }
+
+func (c check) String() string { return namesOfChecks[c] }
 
 // checkSet is a set of checks in report-only mode.
 type checkSet uint8
@@ -111,10 +99,8 @@ func (e *Enforcement) compile() (enforcement, error) {
 }
 
 func parseCheck(name string) (check, error) {
-	for c := range reportableChecks {
-		if name == c.String() {
-			return c, nil
-		}
+	if i := slices.Index(namesOfChecks[:reportableChecks], name); i >= 0 {
+		return check(i), nil
 	}
 	return 0, fmt.Errorf("report_only %q: want some of %s", name, allChecks)
 }
@@ -222,13 +208,9 @@ func (d *decision) applyReportOnly() {
 	if d.reports(originsCheck) {
 		d.settings.origins = originPolicy{}
 	}
-	if d.result == resultWouldRefuse {
-		d.logReport()
+	if d.result != resultWouldRefuse {
+		return
 	}
-}
-
-// logReport logs a request that passes because of report-only mode.
-func (d *decision) logReport() {
 	d.log()
 	if entry := d.gate.reportLog.Check(zapcore.WarnLevel, "would refuse: "+string(d.reason)); entry != nil {
 		fields := []zap.Field{zap.Inline(d)}

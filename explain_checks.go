@@ -281,10 +281,7 @@ func explainDate(now, date time.Time) string {
 
 // explainSettings shows what the video requires, and where that is configured.
 func (t *trace) explainSettings(d *decision, became verdict, err error) {
-	id := d.video
-	if id == "" {
-		id = d.target.videoID
-	}
+	id := d.namedVideo()
 	if id == "" {
 		t.add("settings", became, err)
 		return

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,24 +72,15 @@ func (k *keyring) revocable(keyID string) bool {
 
 // count returns the number of keys that verify.
 func (k *keyring) count() int {
-	ids := make(map[string]struct{})
-	for _, keyID := range k.fixed.IDs() {
-		ids[keyID] = struct{}{}
-	}
+	ids := k.fixed.IDs()
 	for _, key := range k.state.LiveKeys() {
-		ids[key.ID] = struct{}{}
+		ids = append(ids, key.ID)
 	}
 	if k.remote != nil {
-		for _, keyID := range k.remote.IDs() {
-			ids[keyID] = struct{}{}
-		}
+		ids = append(ids, k.remote.IDs()...)
 	}
-	for keyID := range ids {
-		if k.Lookup(keyID) == nil {
-			delete(ids, keyID)
-		}
-	}
-	return len(ids)
+	slices.Sort(ids)
+	return len(slices.DeleteFunc(slices.Compact(ids), func(keyID string) bool { return k.Lookup(keyID) == nil }))
 }
 
 // loadKeyFiles reads the keys of all files into one set.

@@ -18,8 +18,8 @@ import (
 // the URL, and so the token, and headers that differ between viewers defeat the
 // caches in front of an origin.
 type requestHeaders struct {
-	more map[string]bool // in canonical form
-	all  bool            // all that name no path or method
+	more headerNames
+	all  bool // all that name no path or method
 }
 
 // anyHeader is the name in pass_request_headers that means all headers.
@@ -27,19 +27,8 @@ const anyHeader = "*"
 
 // parseRequestHeaders compiles the option pass_request_headers.
 func parseRequestHeaders(names []string) (requestHeaders, error) {
-	h := requestHeaders{more: make(map[string]bool, len(names))}
-	for _, name := range names {
-		canonical, err := parseRequestHeader(name)
-		if err != nil {
-			return requestHeaders{}, err
-		}
-		if h.more[canonical] {
-			return requestHeaders{}, fmt.Errorf("pass_request_headers: %q is repeated", name)
-		}
-		h.more[canonical] = true
-	}
-	h.all = h.more[anyHeader]
-	return h, nil
+	more, err := parseHeaderNames("pass_request_headers", names, parseRequestHeader)
+	return requestHeaders{more, more[anyHeader]}, err
 }
 
 // parseRequestHeader returns the canonical form of a name in pass_request_headers.
@@ -57,12 +46,12 @@ func parseRequestHeader(name string) (string, error) {
 // neverPassed are the headers that contain the viewer's URL by definition, those
 // that belong to a connection, and those of a body, which no playback request has.
 // An upgraded connection would outlive the token.
-var neverPassed = []string{
-	"Origin", "Referer", "Host",
-	"Connection", "Expect", "Http2-Settings", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
-	"Te", "Trailer", "Transfer-Encoding", "Upgrade",
-	"Content-Length",
-}
+var neverPassed = append([]string{
+	"Origin", "Referer", "Host", "Expect", "Http2-Settings", "Proxy-Authenticate", "Proxy-Authorization", "Content-Length",
+}, connectionHeaders...)
+
+// connectionHeaders belong to one connection (RFC 9110 section 7.6.1).
+var connectionHeaders = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
 
 // passes reports whether a header reaches the origin, if its value may.
 func (h requestHeaders) passes(name string, values []string) bool {

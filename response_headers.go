@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,12 +43,13 @@ func parseResponseHeader(name string) (string, error) {
 		return "", fmt.Errorf("pass_response_headers %q: want the full name of a header", name)
 	}
 	canonical := textproto.CanonicalMIMEHeaderKey(name)
+	if slices.Contains(connectionHeaders, canonical) {
+		return "", fmt.Errorf("pass_response_headers %q: the header is about one connection and cannot pass", name)
+	}
 	switch canonical {
 	case cspHeader, cspHeader + "-Report-Only", nosniffHeader:
 		return "", fmt.Errorf("pass_response_headers %q: the gate sets this header itself; "+
 			"trust_origin_iframe passes the policy of the origin's page at /iframe", name)
-	case "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
-		return "", fmt.Errorf("pass_response_headers %q: the header is about one connection and cannot pass", name)
 	case "Set-Cookie", "Set-Cookie2", "Clear-Site-Data", "Service-Worker-Allowed", "Nel", "Report-To", "Reporting-Endpoints",
 		"Refresh", "Referrer-Policy", "Www-Authenticate", "Proxy-Authenticate":
 		return "", fmt.Errorf("pass_response_headers %q: a file of one video would have browsers store or report something about the whole host; "+
@@ -61,14 +63,19 @@ func parseResponseHeader(name string) (string, error) {
 
 // parseResponseHeaders compiles the option pass_response_headers.
 func parseResponseHeaders(names []string) (headerNames, error) {
+	return parseHeaderNames("pass_response_headers", names, parseResponseHeader)
+}
+
+// parseHeaderNames compiles an option. parse returns the canonical form of a name.
+func parseHeaderNames(option string, names []string, parse func(string) (string, error)) (headerNames, error) {
 	set := make(headerNames, len(names))
 	for _, name := range names {
-		canonical, err := parseResponseHeader(name)
+		canonical, err := parse(name)
 		if err != nil {
 			return nil, err
 		}
 		if set[canonical] {
-			return nil, fmt.Errorf("pass_response_headers: %q is repeated", name)
+			return nil, fmt.Errorf("%s: %q is repeated", option, name)
 		}
 		set[canonical] = true
 	}

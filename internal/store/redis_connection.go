@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"slices"
 	"strconv"
@@ -190,4 +191,25 @@ func (r *Redis) unavailable(err error) error {
 		text = strings.ReplaceAll(text, r.options.Password, "***")
 	}
 	return fmt.Errorf("%w: redis: %s", ErrUnavailable, text)
+}
+
+// RedisExposure says why others on the network can read and change what goes to the
+// Redis of an address, and names its host. The reason is "" if they cannot, and for an
+// invalid address.
+func RedisExposure(address string, isLoopback func(host string) bool) (host, why string) {
+	options, err := rueidis.ParseURL(address)
+	if err != nil || options.DialCtxFn != nil { // a Unix socket
+		return "", ""
+	}
+	for _, server := range options.InitAddress {
+		host, _, _ := net.SplitHostPort(server)
+		switch {
+		case isLoopback(host):
+		case options.TLSConfig == nil:
+			return server, "the connection is not encrypted"
+		case options.TLSConfig.InsecureSkipVerify:
+			return server, "skip_verify accepts the certificate of any server"
+		}
+	}
+	return "", ""
 }
