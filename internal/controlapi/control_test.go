@@ -111,6 +111,8 @@ func control(t testing.TB, change func(*Config)) controlled {
 		PublicURL:     "https://media.example.com/v",
 		ClientAddress: clientAddress,
 		Logger:        zap.New(core),
+		SampledLogger: zap.New(core),
+		Resolve:       verbatim,
 		Now:           now,
 	}
 	if change != nil {
@@ -123,6 +125,8 @@ func control(t testing.TB, change func(*Config)) controlled {
 	logs.TakeAll()
 	return controlled{server, m, logs, &clock}
 }
+
+func verbatim(text string) (string, error) { return text, nil }
 
 func clientAddress(r *http.Request) netip.Addr {
 	address, _ := netip.ParseAddrPort(r.RemoteAddr)

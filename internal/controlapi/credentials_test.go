@@ -29,7 +29,7 @@ func withCredentials(config *Config) {
 // A1: a request is authorized if and only if it has a configured credential, byte by
 // byte, in the one header for it. A header in the fuzz input is a line `Name:value`.
 func FuzzCredentials(f *testing.F) {
-	config := Config{Logger: zap.NewNop(), Resolve: func(text string) (string, error) { return text, nil }}
+	config := Config{Logger: zap.NewNop(), Resolve: verbatim}
 	withCredentials(&config)
 	known := must(newCredentials(config))
 	digest := sha256.Sum256([]byte("first-secret"))
@@ -110,9 +110,9 @@ func from(address string) func(*http.Request) {
 // error contains a secret. A short secret is accepted with a warning.
 func TestSecrets(t *testing.T) {
 	t.Parallel()
-	bearer := func(secrets ...string) Config { return Config{BearerTokens: secrets} }
+	bearer := func(secrets ...string) Config { return Config{BearerTokens: secrets, Resolve: verbatim} }
 	pair := func(email, key string) Config {
-		return Config{BearerTokens: []string{"a-long-good-secret"}, AuthKeys: []AuthKey{{email, key}}}
+		return Config{BearerTokens: []string{"a-long-good-secret"}, AuthKeys: []AuthKey{{email, key}}, Resolve: verbatim}
 	}
 	const good = "hunter2-secret-that-is-long"
 	for want, configs := range map[string][]Config{ // by a part of the error
@@ -139,7 +139,7 @@ func TestSecrets(t *testing.T) {
 		{bearer("hunter2-from-a-file\r\n"), "hunter2-from-a-file", 0},
 		{bearer("hunter2-letters"), "hunter2-letters", 1},
 		{bearer("hunter2-letters-"), "hunter2-letters-", 0},
-		{Config{BearerTokens: []string{"hunter2", "x"}, AuthKeys: []AuthKey{{"a@b.c", "short"}, {"a@b.c", "a-key-that-is-long-enough"}}}, "hunter2", 3},
+		{Config{BearerTokens: []string{"hunter2", "x"}, AuthKeys: []AuthKey{{"a@b.c", "short"}, {"a@b.c", "a-key-that-is-long-enough"}}, Resolve: verbatim}, "hunter2", 3},
 	} {
 		core, logs := observer.New(zap.WarnLevel)
 		tc.config.Logger = zap.New(core)
@@ -159,7 +159,7 @@ func TestSecrets(t *testing.T) {
 // time, byte by byte, so each server has a key of its own.
 func TestClientsCannotComputeDigests(t *testing.T) {
 	t.Parallel()
-	config := Config{BearerTokens: []string{"one-secret-of-the-tests", "other-secret-of-the-tests"}, AuthKeys: []AuthKey{{"a@example.com", "key-of-the-tests"}}}
+	config := Config{BearerTokens: []string{"one-secret-of-the-tests", "other-secret-of-the-tests"}, AuthKeys: []AuthKey{{"a@example.com", "key-of-the-tests"}}, Resolve: verbatim}
 	one, other := must(New(config)).credentials, must(New(config)).credentials
 	if len(one.digests) != 3 {
 		t.Errorf("%d digests, want one for each of 3 credentials", len(one.digests))

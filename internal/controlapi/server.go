@@ -40,14 +40,14 @@ const (
 	maxWaitForList  = time.Minute
 )
 
-// Config is what a Server gets from its host. State, LookupKey, Revocable,
-// CheckRules, ClientAddress and Logger are required, and at least one credential.
+// Config is what a Server gets from its host. All functions and loggers are required, and
+// at least one credential.
 type Config struct {
 	State *state.State
 
 	// BearerTokens authorize as `Authorization: Bearer <secret>`, AuthKeys as
 	// `X-Auth-Email` and `X-Auth-Key`. Resolve replaces placeholders in them. Its
-	// errors must not contain a secret. Default: none are replaced.
+	// errors must not contain a secret.
 	BearerTokens []string
 	AuthKeys     []AuthKey
 	Resolve      func(string) (string, error)
@@ -80,10 +80,10 @@ type Config struct {
 
 	ClientAddress func(*http.Request) netip.Addr
 	Logger        *zap.Logger
-	Now           func() time.Time // default: time.Now
+	Now           func() time.Time
 
 	// SampledLogger is for lines that anybody can cause. It keeps only some of
-	// them. Default: Logger.
+	// them.
 	SampledLogger *zap.Logger
 }
 
@@ -104,15 +104,6 @@ type Server struct {
 
 // New returns a Server. Errors name the option that is wrong, and no secret.
 func New(config Config) (*Server, error) {
-	if config.Now == nil {
-		config.Now = time.Now
-	}
-	if config.SampledLogger == nil {
-		config.SampledLogger = config.Logger
-	}
-	if config.Resolve == nil {
-		config.Resolve = func(text string) (string, error) { return text, nil }
-	}
 	if config.Account != "" {
 		if err := CheckAccount(config.Account); err != nil {
 			return nil, err

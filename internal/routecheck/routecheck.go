@@ -225,15 +225,15 @@ const maxSiteSteps = 100_000
 
 // requestState is what is known about a request. It is never changed, only copied.
 type requestState struct {
-	facts  *fact
-	groups *fact // that a route has matched
+	facts  []fact   // in the order in which they were found out
+	groups []string // of which a route has matched
 	root   string
 
 	// How often a handler has changed the path, and its end.
 	prefixes, suffixes int
 
 	gate      *gate // the gate that the request has passed
-	atGate    *fact // what was known there
+	atGate    int   // how many facts were known there
 	pathKnown bool  // the path is still the one that the gate has made
 	guessed   bool  // the path has such a name only if a video has it
 	foreign   bool  // that name is not in the path that the viewer requested
@@ -244,11 +244,10 @@ type requestState struct {
 	fixed  bool // a rewrite has given it a path that does not depend on the client
 }
 
-// fact is whether a request has a property, and the facts before it.
+// fact is whether a request has a property.
 type fact struct {
 	property
-	value  bool
-	before *fact
+	value bool
 }
 
 // property is what a matcher looks for.
@@ -258,17 +257,8 @@ type property struct {
 }
 
 func (s requestState) with(p property, value bool) requestState {
-	s.facts = &fact{p, value, s.facts}
+	s.facts = append(slices.Clip(s.facts), fact{p, value})
 	return s
-}
-
-// all returns the facts in the order in which they were found out.
-func (f *fact) all() (facts []*fact) {
-	for ; f != nil; f = f.before {
-		facts = append(facts, f)
-	}
-	slices.Reverse(facts)
-	return facts
 }
 
 type follow func(requestState)
@@ -285,15 +275,13 @@ func (c *checker) routes(list []Route, s requestState, next follow) {
 		rest(s)
 		return
 	}
-	for f := s.groups; f != nil; f = f.before {
-		if route.Group != "" && f.matcher == route.Group {
-			rest(s)
-			return
-		}
+	if slices.Contains(s.groups, route.Group) {
+		rest(s)
+		return
 	}
 	c.match(route.Match, s, func(s requestState) {
 		if route.Group != "" {
-			s.groups = &fact{property: property{matcher: route.Group}, before: s.groups}
+			s.groups = append(slices.Clip(s.groups), route.Group)
 		}
 		after := rest
 		if route.Terminal {
@@ -409,7 +397,7 @@ func (s requestState) knows(p property) (value, known bool) {
 	if p.matcher == "path" && strings.Trim(p.value, "*") == "" || p.value == "/*" {
 		return true, true
 	}
-	for f := s.facts; f != nil; f = f.before {
+	for _, f := range slices.Backward(s.facts) {
 		if f.property == p {
 			return f.value, true
 		}
@@ -491,7 +479,7 @@ func (c *checker) keepRoot(s requestState) {
 		return
 	}
 	kept := requestState{root: s.root}
-	for _, f := range s.facts.all() {
+	for _, f := range s.facts {
 		if f.matcher == "host" {
 			kept = kept.with(f.property, f.value)
 		}
@@ -527,7 +515,7 @@ func (c *checker) gate(h *Handler, s requestState, after follow) {
 	g.tokens = g.tokens || s.gate != nil || prefix == ""
 	g.prefix = cmp.Or(g.prefix, prefix)
 	if s.gate == nil {
-		s.gate, s.atGate = g, s.facts
+		s.gate, s.atGate = g, len(s.facts)
 		s.prefixes++
 		s.pathKnown = true
 		after(s)
@@ -535,10 +523,10 @@ func (c *checker) gate(h *Handler, s requestState, after follow) {
 	}
 	s.answer()
 	switch {
-	case s.facts != s.atGate && !s.foreign:
+	case len(s.facts) != s.atGate && !s.foreign:
 		g.chain = cmp.Or(g.chain, fmt.Sprintf("a request may pass two gates, and the second one refuses it, because its path is the origin's and has no token: the first one is %s (%s)",
 			s.gate.place(), s.request()))
-	case s.facts == s.atGate && c.err == nil:
+	case len(s.facts) == s.atGate && c.err == nil:
 		c.err = fmt.Errorf("two gates in one chain, %s and %s: the second one gets the origin's path, which has no token, and refuses every request; "+
 			"remove one, or put each into a handle block of its own", s.gate.place(), g.place())
 	}
@@ -547,7 +535,7 @@ func (c *checker) gate(h *Handler, s requestState, after follow) {
 // prefix returns the prefix of the path that a matcher demands and no token begins
 // with, or "".
 func (s requestState) prefix() string {
-	for f := s.facts; f != nil; f = f.before {
+	for _, f := range slices.Backward(s.facts) {
 		text, start, end, ok := pathPattern(f.property.value)
 		if f.matcher != "path" || !f.value || f.version != s.prefixes || start || !end || !ok || !strings.HasPrefix(text, "/") {
 			continue
@@ -605,7 +593,7 @@ func (c *checker) serve(h *Handler, s requestState, after follow) {
 // exactPath reports whether a matcher has demanded one path, like /healthz. The
 // operator has then exempted that path on purpose.
 func (s requestState) exactPath() bool {
-	for f := s.facts; f != nil; f = f.before {
+	for _, f := range slices.Backward(s.facts) {
 		if f.matcher == "path" && f.value && f.version == s.prefixes && !strings.ContainsAny(f.property.value, "*?[%") {
 			return true
 		}
@@ -652,7 +640,7 @@ func (h *Handler) targets(s requestState) []string {
 // those in which it is not, one a line.
 func (s requestState) folders(root string) (demanded, hidden string) {
 	demanded = root
-	for f := s.facts; f != nil; f = f.before {
+	for _, f := range slices.Backward(s.facts) {
 		text, start, end, ok := pathPattern(f.property.value)
 		if f.matcher != "path" || f.version != s.prefixes || !ok || start || !strings.HasPrefix(text, "/") {
 			continue
@@ -720,7 +708,7 @@ func (h *Handler) origin() string {
 // site names the site of a request by the hosts that its matchers demand.
 func (s requestState) site() string {
 	var hosts []string
-	for _, f := range s.facts.all() {
+	for _, f := range s.facts {
 		if f.matcher == "host" && f.value {
 			hosts = append(hosts, f.property.value)
 		}
@@ -732,7 +720,7 @@ func (s requestState) site() string {
 // does not match.
 func (s requestState) request() string {
 	parts := []string{}
-	for _, f := range s.facts.all() {
+	for _, f := range s.facts {
 		if f.matcher == "host" {
 			continue // as the site says
 		}
@@ -799,7 +787,7 @@ func (c *checker) pastGates() (warnings []Warning) {
 
 // shares reports whether a request past every gate gets media that is gated.
 func (s *requestState) shares(gated, exempt mediaKey) bool {
-	anySite := s.failed && !slices.ContainsFunc(s.facts.all(), func(f *fact) bool { return f.matcher == "host" })
+	anySite := s.failed && !slices.ContainsFunc(s.facts, func(f fact) bool { return f.matcher == "host" })
 	switch {
 	case !anySite && gated.site != exempt.site || gated.handler != exempt.handler:
 		return false
