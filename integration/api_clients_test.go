@@ -62,7 +62,8 @@ func TestOfficialTypeScriptClient(t *testing.T) {
 	noDownload, early := refusedFor("download_not_allowed"), refusedFor("token_not_yet_valid")
 	want := map[string][2]verdict{ // for a manifest in the US, and for a download in GB
 		"nothing": {plays, noDownload}, "early": {early, early}, "zeros": {plays, noDownload},
-		"ruled": {refusedFor("rule_blocked"), plays}, "signed": {plays, noDownload},
+		"original": {plays, noDownload},
+		"ruled":    {refusedFor("rule_blocked"), plays}, "signed": {plays, noDownload},
 	}
 	got := make(map[string][2]verdict)
 	for name, compact := range minted {
@@ -108,6 +109,7 @@ func TestOfficialGoClient(t *testing.T) {
 	}
 	minted := must(c.Token.New(t.Context(), "demo", sdk.TokenNewParams{
 		AccountID: id, ID: cloudflare.F(other.ID), Pem: cloudflare.F(other.PEM), Exp: cloudflare.F(time.Now().Unix() + 3600),
+		Flags: cloudflare.F(sdk.TokenNewParamsFlags{Original: cloudflare.F(true)}),
 		AccessRules: cloudflare.F([]sdk.TokenNewParamsAccessRule{{
 			Type:   cloudflare.F(sdk.TokenNewParamsAccessRulesTypeIPSrc),
 			IP:     cloudflare.F([]string{"127.0.0.1", "2400:cb00::/32"}),

@@ -53,5 +53,6 @@ var (
 	errNoKeyID         = fmt.Errorf("%w: the token has no kid", ErrKeyUnknown)
 	errAudience        = fmt.Errorf("%w: aud", ErrAudience)
 	errIssuer          = fmt.Errorf("%w: iss", ErrAudience)
+	errOriginal        = fmt.Errorf("%w: flags.original is not true or false", ErrMalformed)
 	errSignatureLength = fmt.Errorf("%w: wrong length", ErrSignature)
 )

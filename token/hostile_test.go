@@ -380,6 +380,7 @@ func TestPayloadForm(t *testing.T) {
 		nested(16), nested(2800), nested(9990), nested(20000), `"x":` + strings.Repeat(`{"a":`, 16) + `1` + strings.Repeat(`}`, 16), // J24
 		`"x":"` + "\xff" + `"`, `"x":"` + "\xc0\xaf" + `"`, `"x":"\udc00"`, `"x":01`, ``,
 		`"downloadable":"true"`, `"downloadable":1`, `"downloadable":0`, `"downloadable":null`, `"downloadable":[]`, `"downloadable":{}`, `"downloadable":""`,
+		`"flags":{"original":"true"}`, `"flags":{"original":1}`, `"flags":{"original":null}`, `"flags":{"hd":true,"original":[]}`,
 	} {
 		rows.add(token.ErrMalformed, fmt.Sprintf("J21, J24 with %.60q", members), forge(goodHeader, `{"sub":"demo","exp":1800003600,`+members+`}`))
 	}

@@ -29,6 +29,7 @@ type signedPayload struct {
 	NotBefore    any             `json:"nbf,omitempty"` // as ExpiresAt
 	Downloadable bool            `json:"downloadable,omitempty"`
 	AccessRules  json.RawMessage `json:"accessRules,omitempty"`
+	Flags        map[string]bool `json:"flags,omitempty"`
 	Audience     any             `json:"aud,omitempty"` // a string or an array of strings
 	Issuer       string          `json:"iss,omitempty"`
 }
@@ -79,6 +80,9 @@ func sign(claims Claims, key *SigningKey, textDates bool) (string, error) {
 		payload.Audience = claims.Audience[0]
 	default:
 		payload.Audience = claims.Audience
+	}
+	if claims.Original {
+		payload.Flags = map[string]bool{"original": true}
 	}
 	if !claims.NotBefore.IsZero() {
 		payload.NotBefore = unix(claims.NotBefore)

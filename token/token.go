@@ -84,6 +84,11 @@ type Claims struct {
 	// Downloadable is the `downloadable` claim. Default: false.
 	Downloadable bool
 
+	// Original is the claim `original` in the object `flags`: the viewer gets the video
+	// as it was uploaded. A gate changes no media, so it serves the same files with and
+	// without it. Default: false.
+	Original bool
+
 	// Audience is the `aud` claim: the programs for which the token is. In the
 	// payload, it is a string or an array of strings (RFC 7519 section 4.1.3).
 	// Nil if there is no such claim, or one of another type.
@@ -302,9 +307,7 @@ func parsePayload(payload []byte) (c Claims, err error) {
 		case "iss":
 			c.Issuer, _ = value.Text()
 		case "flags":
-			for flag := range value.Members() {
-				err = cmp.Or(err, checkSpelling(flag, flagSpellings))
-			}
+			c.Original, err = parseFlags(value)
 		default:
 			err = checkSpelling(name, claimSpellings)
 		}
@@ -319,6 +322,21 @@ func parsePayload(payload []byte) (c Claims, err error) {
 		return Claims{}, errNoExpiry
 	}
 	return c, nil
+}
+
+// parseFlags reads the claim `flags`. Another claim of this name has no such member.
+func parseFlags(flags strictjson.Value) (original bool, err error) {
+	for flag, value := range flags.Members() {
+		if string(flag) != "original" {
+			err = cmp.Or(err, checkSpelling(flag, flagSpellings))
+			continue
+		}
+		var ok bool
+		if original, ok = value.Bool(); !ok {
+			return false, errOriginal
+		}
+	}
+	return original, err
 }
 
 // audience reads a string or an array of strings. Any other value is no audience:

@@ -97,8 +97,8 @@ var accepted = []struct {
 	},
 	{
 		"every claim", goodHeader,
-		`{"sub":"demo","exp":1800003600,"nbf":1800000000,"downloadable":true,"accessRules":[{"type":"any","action":"block"}]}`,
-		token.Claims{NotBefore: now, Downloadable: true, AccessRules: json.RawMessage(`[{"type":"any","action":"block"}]`)},
+		`{"sub":"demo","exp":1800003600,"nbf":1800000000,"downloadable":true,"accessRules":[{"type":"any","action":"block"}],"flags":{"original":true,"hd":1}}`,
+		token.Claims{NotBefore: now, Downloadable: true, Original: true, AccessRules: json.RawMessage(`[{"type":"any","action":"block"}]`)},
 	},
 	{
 		"access rules keep their bytes", goodHeader, `{"accessRules": [ { "type" : "\u0061ny" } ] ,"sub":"demo","exp":1800003600}`,
@@ -117,6 +117,8 @@ var accepted = []struct {
 		token.Claims{Audience: []string{"a", "", "b"}},
 	},
 	{"audiences of which one is no string", goodHeader, `{"sub":"demo","exp":1800003600,"aud":["a",1]}`, token.Claims{}},
+	{"flags.original false", goodHeader, `{"sub":"demo","exp":1800003600,"flags":{"original":false}}`, token.Claims{}},
+	{"flags of another kind", goodHeader, `{"sub":"demo","exp":1800003600,"flags":["original"]}`, token.Claims{}},
 	{"downloadable false", goodHeader, `{"sub":"demo","exp":1800003600,"downloadable":false}`, token.Claims{}},
 	{
 		"other claims", goodHeader,
@@ -213,8 +215,8 @@ func TestSign(t *testing.T) {
 		{"required claims", token.Claims{}, ""},
 		{
 			"every claim",
-			token.Claims{NotBefore: now, Downloadable: true, AccessRules: rules},
-			`,"nbf":1800000000,"downloadable":true,"accessRules":` + string(rules),
+			token.Claims{NotBefore: now, Downloadable: true, Original: true, AccessRules: rules},
+			`,"nbf":1800000000,"downloadable":true,"accessRules":` + string(rules) + `,"flags":{"original":true}`,
 		},
 		{"dates are cut to seconds", token.Claims{ExpiresAt: hour.Add(999 * time.Millisecond), NotBefore: now.Add(1)}, `,"nbf":1800000000`},
 		{"the start of 1970 is a date", token.Claims{NotBefore: time.Unix(0, 0)}, `,"nbf":0`},

@@ -47,6 +47,7 @@ async function tokens() {
     nothing: {},
     early: { exp: now + 7200, nbf: now + 3600 },
     zeros: { exp: 0, nbf: 0, downloadable: false, flags: { original: false } },
+    original: { flags: { original: true } },
     ruled: {
       downloadable: true,
       accessRules: [

@@ -70,7 +70,12 @@ func (c *call) parseMintRequest(body strictjson.Value) (*mintRequest, error) {
 		"exp":          dateMember("exp", &m.claims.ExpiresAt),
 		"nbf":          dateMember("nbf", &m.claims.NotBefore),
 		"downloadable": boolMember("downloadable", &m.claims.Downloadable),
-		"flags":        checkFlags,
+		"flags": func(v strictjson.Value) error {
+			if !v.IsObject() {
+				return badRequest("flags is not an object")
+			}
+			return members{"original": boolMember("flags.original", &m.claims.Original)}.read(v)
+		},
 		"accessRules": func(v strictjson.Value) (err error) {
 			if string(v.Raw()) == "null" {
 				return nil
@@ -104,20 +109,6 @@ func secretMember(name string, into *string) func(strictjson.Value) error {
 		}
 		return nil
 	}
-}
-
-// checkFlags accepts flags that are false. The gateway transforms no media, so it has
-// only the origin's version.
-func checkFlags(v strictjson.Value) error {
-	if !v.IsObject() {
-		return badRequest("flags is not an object")
-	}
-	for name, value := range v.Members() {
-		if set, ok := value.Bool(); !ok || set {
-			return badRequest("flags.%.40s is not supported", name)
-		}
-	}
-	return nil
 }
 
 // setDates adds the default dates and checks all dates.

@@ -37,8 +37,9 @@ func TestMintRequestsThatAreRefused(t *testing.T) {
 		"no key":              {`{"id":"` + pem + `","pem":"` + pem + `"}`, `{"id":"` + pem + `","pem":"k1"}`}, // the answer must not repeat the private key
 		"go together":         {`{"id":"k1"}`, `{"pem":"x"}`, `{"id":"","pem":"x"}`, `{"id":"k1","pem":""}`},
 		"flags is not":        {`{"flags":true}`, `{"flags":null}`, `{"flags":[]}`},
-		"flags.original":      {`{"flags":{"original":true}}`, `{"flags":{"original":"false"}}`, `{"flags":{"original":null}}`},
-		"flags.other":         {`{"flags":{"other":true}}`, `{"flags":{"original":false,"other":1}}`},
+		"flags.original":      {`{"flags":{"original":"true"}}`, `{"flags":{"original":null}}`, `{"flags":{"original":1}}`, `{"flags":{"original":{}}}`},
+		`unknown member "hd"`: {`{"flags":{"hd":true}}`, `{"flags":{"original":true,"hd":false}}`},
+		`mean "original"`:     {`{"flags":{"Original":true}}`},
 		"refused by the gate": {`{"accessRules":[{"type":"refused by the gate"}]}`},
 		"unknown member": {
 			`{"sub":"other"}`, `{"kid":"k1"}`, `{"iat":1}`, `{"alg":"none"}`, `{"aud":"x"}`, `{"Exp":1800003600}`, `{"EXP":1800003600}`, `{"exp ":1800003600}`,
@@ -65,12 +66,13 @@ func TestMintRequests(t *testing.T) {
 	rules := `[ {"type":"any", "action":"block"} ]`
 	wanted := map[string]mintRequest{
 		`{"exp":1800003600,"nbf":1}`:    {claims: token.Claims{ExpiresAt: time.Unix(1800003600, 0), NotBefore: time.Unix(1, 0)}},
+		`{"flags":{"original":true}}`:   {claims: token.Claims{Original: true}},
 		`{"downloadable":true}`:         {claims: token.Claims{Downloadable: true}},
 		`{"accessRules":` + rules + `}`: {claims: token.Claims{AccessRules: json.RawMessage(rules)}, warnings: []string{"a warning"}},
 		`{"id":"k1","pem":"abc"}`:       {keyID: "k1", pem: "abc"},
 	}
 	for _, nothing := range []string{
-		`{}`, `{"exp":0,"nbf":0}`, `{"exp":-0}`, `{"downloadable":false}`, `{"flags":{}}`, `{"flags":{"original":false,"later":false}}`, `{"accessRules":null}`,
+		`{}`, `{"exp":0,"nbf":0}`, `{"exp":-0}`, `{"downloadable":false}`, `{"flags":{}}`, `{"flags":{"original":false}}`, `{"accessRules":null}`,
 		`{"id":"","pem":""}`,
 	} {
 		wanted[nothing] = mintRequest{}
@@ -170,6 +172,7 @@ func TestMintedTokens(t *testing.T) {
 	}{
 		{"", `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800003600","nbf":"1799996400"}`, 0},
 		{`{"exp":1800007200}`, `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800007200","nbf":"1799996400"}`, 0},
+		{`{"flags":{"original":true}}`, `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800003600","nbf":"1799996400","flags":{"original":true}}`, 0},
 		{`{"exp":1800007201}`, `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800007201","nbf":"1799996400"}`, 1},
 		{
 			`{"downloadable":true,"accessRules":[ {"type":"any"} ],"id":"k1","pem":"` + testKey().PEM() + `","exp":1800007201}`, `{"alg":"RS256","kid":"k1"}`,
