@@ -9,12 +9,14 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
 	"math/big"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -186,6 +188,25 @@ func keyForms() []keyForm {
 		{"PKCS#1 private PEM", forms.pkcs1Private, "given", "given", "given"},
 		{"certificate", forms.certificate, "given", "given", ""},
 		{"PEM with white space", "\r\n" + strings.ReplaceAll(forms.pkix, "\n", "\r\n") + "\r\n", "given", "given", ""},
+		{"PEM with literal \\n", strings.ReplaceAll(forms.pkcs8, "\n", `\n`), "given", "given", "given"},
+		{"PEM with literal \\r\\n, twice escaped", strings.ReplaceAll(forms.pkcs8, "\n", `\\r\\n`), "given", "given", "given"},
+		{"PEM in quotes", `"` + strings.ReplaceAll(forms.pkcs8, "\n", `\n`) + `"` + "\n", "given", "given", "given"},
+		{"PEM in single quotes", "'" + forms.pkix + "'", "given", "given", ""},
+		{"PEM of an environment file", "# the key\nexport STREAM_PEM=\"" + strings.ReplaceAll(forms.pkcs8, "\n", `\n`) + "\"\n", "given", "given", "given"},
+		{"PEM in one line with blanks", strings.ReplaceAll(forms.pkcs8, "\n", " "), "given", "given", "given"},
+		{"PEM that is indented, in YAML", "key: |\n" + regexp.MustCompile("(?m)^").ReplaceAllString(forms.pkcs8, "  \t"), "given", "given", "given"},
+		{"PEM in lines of source code", regexp.MustCompile("(?m)^(.+)$").ReplaceAllString(forms.pkix, "\t\"$1\\n\"\\"), "given", "given", ""},
+		{"PEM after the attributes of a PKCS#12 file", "Bag Attributes\n    localKeyID: 01 \nKey Attributes: <No Attributes>\n" + forms.pkcs8, "given", "given", "given"},
+		{"PEM with a byte order mark", "\ufeff" + forms.pkix, "given", "given", ""},
+		{"PEM with a byte order mark within quotes", "\"\ufeff" + forms.pkix + "\"", "given", "given", ""},
+		{"PEM in UTF-16, of PowerShell", utf16Text("\ufeff"+strings.ReplaceAll(forms.pkix, "\n", "\r\n"), binary.LittleEndian), "given", "given", ""},
+		{"PEM in UTF-16, big endian", utf16Text("\ufeff"+forms.pkix, binary.BigEndian), "given", "given", ""},
+		{"PEM with old line ends", strings.ReplaceAll(forms.pkix, "\n", "\r"), "given", "given", ""},
+		{"PEM with blanks at the ends of lines", strings.ReplaceAll(forms.pkix, "\n", " \u00a0\t\n\n"), "given", "given", ""},
+		{"JSON with a byte order mark", "\ufeff" + jwk(true, nil), "given", "k1", "k1"},
+		{"JSON in quotes", "'" + jwk(false, nil) + "'\n", "given", "k1", ""},
+		{"base64 in quotes, with literal \\n", `"` + strings.ReplaceAll(inLines(signingKey().PEM()), "\n", `\n`) + `"`, "given", "given", "given"},
+		{"API object with a pem that has literal \\n", `{"id":"k1","pem":` + string(must(json.Marshal(strings.ReplaceAll(forms.pkcs8, "\n", `\n`)))) + `}`, "given", "k1", "k1"},
 		{"PEM with the pair in two blocks", forms.pkcs1Private + "\n" + forms.pkix, "given", "given,given", "given"},
 		{"PEM of a certificate and its key", forms.certificate + forms.pkcs8, "given", "given,given", "given"},
 		{"base64 of a JWK, as the API's jwk", must(signingKey().JWK()), "", "k1", "k1"},
@@ -204,6 +225,14 @@ func keyForms() []keyForm {
 		{"keygen output with the public JWKS", strings.TrimSuffix(apiKey("id", "pem", "jwk"), "}") + `,"keys":[` + jwk(false, nil) + `]}`, "", "k1", "k1"},
 		{"keygen output in base64", wrap(apiKey("id", "pem", "jwk")), "", "k1", "k1"},
 	}
+}
+
+func utf16Text(text string, order binary.AppendByteOrder) string {
+	var encoded []byte
+	for _, c := range text {
+		encoded = order.AppendUint16(encoded, uint16(c))
+	}
+	return string(encoded)
 }
 
 type keyForm struct{ name, data, id, public, signing string }
@@ -302,7 +331,7 @@ func TestParseKeysRefuses(t *testing.T) {
 			wrap(x509.MarshalPKCS1PrivateKey(k1)), wrap(must(signingKey().JWK())), "====", strings.TrimRight(wrap(forms.pkix), "="),
 			signingKey().PEM()[:501], "-" + signingKey().PEM()[1:],
 		},
-		"JSON that is cut, or has something around it": {jwk(true, nil)[:700], jwk(true, nil) + jwk(true, nil), "\ufeff" + jwk(true, nil)},
+		"JSON that is cut, or has something around it": {jwk(true, nil)[:700], jwk(true, nil) + jwk(true, nil), `KEY=` + jwk(true, nil)},
 		"JWKS of no keys, or of something else": {
 			`{"keys":[]}`, `{"keys":[null]}`, `{"keys":["` + must(signingKey().JWK()) + `"]}`, `{"keys":[{"keys":[` + jwk(true, nil) + `]}]}`,
 			`{"keys":` + jwk(true, nil) + `}`, `{"keys":[` + jwk(true, nil) + `,` + with("use", "enc") + `]}`,
@@ -335,7 +364,9 @@ func TestParseKeysRefuses(t *testing.T) {
 		"PEM that is damaged": {
 			strings.Replace(forms.pkix, "MIIB", "!!!!", 1) + forms.pkcs1Private, forms.pkix[:200] + "\n" + forms.pkcs1Private,
 			forms.pkcs1Private[:900], strings.Replace(forms.pkcs1Private, "\n", "\n!", 3), forms.pkix + forms.pkcs1Private[:900],
-			forms.pkcs1Private + "garbage", forms.pkcs1Private + "-----BEGIN RSA PRIVATE KEY-----\n", "key:\n" + forms.pkcs1Private,
+			forms.pkcs1Private + jwk(true, nil), forms.pkcs1Private + "-----BEGIN RSA PRIVATE KEY-----\n", forms.pkix[5:] + forms.pkcs1Private,
+			forms.pkix + strings.Replace(forms.pkcs1Private, "-----B", "----B", 1), strings.Replace(forms.pkix, "END PUBLIC", "END RSA PUBLIC", 1),
+			strings.ReplaceAll(forms.pkix, "\n", `\x`), strings.ReplaceAll(forms.pkix, "\n", "|"),
 		},
 		"PEM of two keys and one id": {forms.pkix + pemsOf(k2).pkix},
 		"no id":                      {forms.pkix, forms.certificate, forms.pkcs8, signingKey().PEM(), apiKey("pem"), with("kid", nil), with("kid", "")},

@@ -9,11 +9,13 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
+	"unicode/utf8"
 
 	"github.com/lestrrat-go/jwx/v3/jwk"
 )
@@ -29,12 +31,14 @@ type keyMaterial struct {
 // ParsePublicKeys reads verification keys. It accepts:
 //
 //   - a JWK Set or a JWK (RFC 7517)
-//   - PEM: PKIX, PKCS#1, PKCS#8 or a certificate, one or several blocks
+//   - PEM: PKIX, PKCS#1, PKCS#8 or a certificate, one or several blocks; with `\n`
+//     for line breaks, too
 //   - a value `jwk` or `pem` of the keys API, which is base64 of the forms above
 //   - the JSON object in which the keys API and the keygen command return them,
 //     with or without the envelope of the API
 //
-// It drops private keys and keeps their public keys. A key without a `kid` gets
+// A byte order mark, and blanks and quotes around the text, do not matter. It drops
+// private keys and keeps their public keys. A key without a `kid` gets
 // the given id. Errors wrap ErrKey.
 func ParsePublicKeys(data []byte, id string) ([]*PublicKey, error) {
 	materials, err := parseKeyMaterials(data)
@@ -145,13 +149,13 @@ func keyType(parsed any) string {
 }
 
 func parseKeyMaterials(data []byte) ([]keyMaterial, error) {
-	data = bytes.TrimSpace(data)
+	data = keyText(data)
 	if !isJSON(data) && !isPEM(data) {
-		unwrapped, err := base64.StdEncoding.DecodeString(string(bytes.Join(bytes.Fields(data), nil)))
+		unwrapped, err := base64.StdEncoding.DecodeString(string(keyFiller.ReplaceAll(data, nil)))
 		if err != nil {
 			return nil, errKeyForm
 		}
-		data = bytes.TrimSpace(unwrapped)
+		data = keyText(unwrapped)
 	}
 	switch {
 	case isJSON(data):
@@ -162,8 +166,28 @@ func parseKeyMaterials(data []byte) ([]keyMaterial, error) {
 	return nil, errKeyForm
 }
 
+// keyText returns the text of a key in UTF-8 without what editors, shells and
+// configuration files put around it: a byte order mark, blanks and quotes.
+func keyText(data []byte) []byte {
+	switch {
+	case bytes.HasPrefix(data, []byte{0xff, 0xfe}):
+		data = decodeUTF16(data, binary.LittleEndian)
+	case bytes.HasPrefix(data, []byte{0xfe, 0xff}):
+		data = decodeUTF16(data, binary.BigEndian)
+	}
+	return bytes.Trim(bytes.TrimPrefix(data, []byte("\ufeff")), " \t\r\n\"'`")
+}
+
+// decodeUTF16 decodes the files that a redirection in PowerShell writes.
+func decodeUTF16(data []byte, order binary.ByteOrder) (text []byte) {
+	for ; len(data) > 1; data = data[2:] {
+		text = utf8.AppendRune(text, rune(order.Uint16(data))) // keys have no surrogates
+	}
+	return text
+}
+
 func isJSON(data []byte) bool { return bytes.HasPrefix(data, []byte("{")) }
-func isPEM(data []byte) bool  { return bytes.HasPrefix(data, []byte("-----BEGIN ")) }
+func isPEM(data []byte) bool  { return bytes.Contains(data, []byte("-----BEGIN ")) }
 
 // parseJSONKeys reads a JWKS, a JWK or a response of the keys API. With envelope
 // set, the response may have its envelope. More than one is refused: a thousand
@@ -247,26 +271,29 @@ func parseJWK(data []byte) (keyMaterial, error) {
 	return m, nil
 }
 
+// pemBlock matches a block of a PEM text (RFC 7468). Text around blocks explains them.
+var pemBlock = regexp.MustCompile(`(?s)-----BEGIN ([^-]*)-----(.*?)-----END ([^-]*)-----`)
+
+// keyFiller matches what may be between the digits of base64: environment variables
+// and JSON have `\n` for a line break, and source code has quotes.
+var keyFiller = regexp.MustCompile(`\\+[nrt]|[\s\x{a0}\\"']`)
+
 // parsePEM reads all blocks of a PEM text. Each must be a usable key, because an
 // operator would miss a key that is skipped silently.
-func parsePEM(data []byte) ([]keyMaterial, error) {
-	blocks := bytes.Count(data, []byte("-----BEGIN "))
-	var materials []keyMaterial
-	for len(bytes.TrimSpace(data)) > 0 {
-		block, rest := pem.Decode(data)
-		if block == nil {
-			return nil, fmt.Errorf("%w: broken PEM", ErrKey)
+func parsePEM(data []byte) (materials []keyMaterial, err error) {
+	if around := pemBlock.ReplaceAll(data, nil); bytes.Contains(around, []byte("---")) || bytes.Contains(around, []byte("{")) {
+		return nil, fmt.Errorf("%w: broken PEM: a -----BEGIN or -----END line is damaged or missing, or there is JSON beside it", ErrKey)
+	}
+	for _, match := range pemBlock.FindAllSubmatch(data, -1) {
+		begin, body, end := string(match[1]), match[2], string(match[3])
+		if begin != end {
+			return nil, fmt.Errorf("%w: broken PEM: block %q ends as %q", ErrKey, begin, end)
 		}
-		m, err := parsePEMBlock(block)
+		m, err := parsePEMBlock(begin, body)
 		if err != nil {
-			return nil, fmt.Errorf("%w: PEM block %q: %w", ErrKey, block.Type, err)
+			return nil, fmt.Errorf("%w: PEM block %q: %w", ErrKey, begin, err)
 		}
 		materials = append(materials, m)
-		data = rest
-	}
-	if len(materials) != blocks {
-		// pem.Decode skips a damaged block before a good one.
-		return nil, fmt.Errorf("%w: broken PEM: it has %d blocks, of which %d can be read", ErrKey, blocks, len(materials))
 	}
 	return materials, nil
 }
@@ -287,18 +314,22 @@ var pemParsers = map[string]func(der []byte) (any, error){
 	},
 }
 
-func parsePEMBlock(block *pem.Block) (keyMaterial, error) {
-	if block.Headers["DEK-Info"] != "" || block.Type == "ENCRYPTED PRIVATE KEY" {
+func parsePEMBlock(blockType string, body []byte) (keyMaterial, error) {
+	if blockType == "ENCRYPTED PRIVATE KEY" || bytes.Contains(body, []byte("ENCRYPTED")) {
 		return keyMaterial{}, errors.New("the key is encrypted; decrypt it, or use the public key")
 	}
-	if block.Type == "OPENSSH PRIVATE KEY" {
+	if blockType == "OPENSSH PRIVATE KEY" {
 		return keyMaterial{}, errors.New("the key is in the format of OpenSSH; convert a copy of an RSA key with `ssh-keygen -p -m PEM -f <file>`")
 	}
-	parse, ok := pemParsers[block.Type]
+	parse, ok := pemParsers[blockType]
 	if !ok {
 		return keyMaterial{}, fmt.Errorf("want an RSA key of %d to %d bits, or its certificate", minModulusBits, maxModulusBits)
 	}
-	parsed, err := parse(block.Bytes)
+	der, err := base64.StdEncoding.DecodeString(string(keyFiller.ReplaceAll(body, nil)))
+	if err != nil {
+		return keyMaterial{}, errors.New("it is not base64")
+	}
+	parsed, err := parse(der)
 	if err != nil {
 		return keyMaterial{}, err
 	}
