@@ -35,6 +35,8 @@ type baseURLs struct {
 	list []baseURL
 	next int // the first one whose element has not begun yet
 
+	ofLevels bool // some belong to levels below a Period
+
 	adopting bool // this pass has adopted some, so another pass is needed
 	settled  bool // no more BaseURLs are adopted
 }
@@ -49,9 +51,17 @@ type baseURL struct {
 
 func (b baseURL) text() span { return span{int(b.from), int(b.to)} }
 
-// add records a BaseURL. Offsets are below MaxSize.
-func (b *baseURLs) add(owner int, text span, kind valueKind) {
-	b.list = append(b.list, baseURL{owner: int32(owner), from: int32(text.from), to: int32(text.to), kind: kind})
+// add records a BaseURL of an element. Offsets are below MaxSize.
+func (b *baseURLs) add(owner, e *element) {
+	b.list = append(b.list, baseURL{owner: int32(owner.end), from: int32(e.text.from), to: int32(e.text.to), kind: e.value})
+	b.ofLevels = b.ofLevels || owner.kind&level != 0
+}
+
+// skip skips the BaseURLs of the element whose start tag ends at owner.
+func (b *baseURLs) skip(owner int) {
+	for b.next < len(b.list) && int(b.list[b.next].owner) == owner {
+		b.next++
+	}
 }
 
 // sort puts the BaseURLs in the order in which their elements begin.
@@ -94,6 +104,10 @@ func (d *mpd) enter(owner int, outer []*baseURI) (index int, inner []*baseURI, e
 				return 0, nil, d.invalid("a BaseURL is too long")
 			}
 			if !base.foreign && b.adopted { // for all alternatives alike
+				if !strings.HasSuffix(base.path, "/") {
+					// It may be the media of a Representation.
+					return 0, nil, d.invalid("URIs lead into the folder from a BaseURL that is a file outside of it")
+				}
 				base.view = d.ownFolder()
 			}
 			if !slices.ContainsFunc(inner, func(other *baseURI) bool { return alike(base, other) }) {
@@ -124,11 +138,13 @@ func alike(p, q *baseURI) bool {
 // rewriteBase rewrites a BaseURL.
 func (d *mpd) rewriteBase(index int, bases []*baseURI) error {
 	b := d.bases.list[index]
-	if !b.adopted {
+	switch {
+	case !b.adopted:
 		return d.rewrite(b.text(), b.kind, bases)
+	case d.bases.adopting:
+		return nil // another pass follows
 	}
 	in, _, suffix := d.decode(b.text(), b.kind)
-	d.other = d.other[:0]
 	for i, base := range bases {
 		if base.view == "" {
 			return d.invalid("a BaseURL that leads into the folder is below one that leads to another host or out of the folder")
@@ -139,8 +155,11 @@ func (d *mpd) rewriteBase(index int, bases []*baseURI) error {
 		}
 		d.other = append(d.other[:0], d.out...)
 	}
-	d.stats.Rewritten++
-	return d.write(in, b.kind, suffix)
+	text, err := d.encode(b.kind, suffix)
+	if err != nil {
+		return err
+	}
+	return d.put(in, text, rewritten)
 }
 
 const whyAlternatives = "a URI would need different rewritings for alternative BaseURLs"

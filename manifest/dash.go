@@ -24,14 +24,28 @@ type mpd struct {
 	open     []element
 	root     elementKind // zero until the root element has begun
 	stats    Stats
+	stage    stage
 
-	// collecting is set in the first pass, which only finds the BaseURLs: they
-	// apply to their siblings before and after them.
-	collecting bool
+	levels    []levelInfo // from 1 on; none if no URI is inherited to another base URI
+	level     int         // index of the last level that has begun
+	inherits  bool        // a level within inherits segment information
+	splitting bool        // units were split
+	moved     bool        // they were copied to the levels that use them
 
-	decoded []byte // reused memory
-	other   []byte // reused memory
+	inherited, levelBases, movedBytes int // amounts of work and memory
+
+	decoded, other, written, shared []byte // reused memory
 }
+
+// stage is what a pass does.
+type stage uint8
+
+const (
+	collecting stage = iota // finds BaseURLs and levels, which apply to what is before and after them
+	resolving               // finds the base URIs of levels
+	moving                  // copies what levels need in different spellings
+	writing
+)
 
 // element is an open element.
 type element struct {
@@ -44,6 +58,10 @@ type element struct {
 	// base URIs if BaseURLs are alternatives.
 	outer, inner []*baseURI
 	base         int // index of the next BaseURL of the element
+
+	level int   // index of a level
+	owner int   // index of the level whose segment information it is, or belongs to
+	unit  units // of a child of an element with segment information
 
 	content content
 	text    span // of a URI; zero if there is none
@@ -72,23 +90,45 @@ const (
 // those of the patch or element, because the MPD is not available.
 func rewriteDASH(dst, src []byte, at Location, allowed Features) ([]byte, Stats, error) {
 	m := newMapper(at)
-	d := &mpd{mapper: m, src: src, document: []*baseURI{m.document()}, allowed: allowed}
+	d := &mpd{mapper: m, src: src, document: []*baseURI{m.document()}, allowed: allowed, levels: make([]levelInfo, 1)}
 	dst = slices.Grow(dst, len(src)) // once for all passes
-	d.collecting = bytes.Contains(src, []byte("BaseURL"))
+	if !bytes.Contains(src, []byte("BaseURL")) {
+		d.stage, d.levels = writing, nil
+	}
 	for {
 		if err := d.pass(dst, src); err != nil {
 			return nil, Stats{}, err
 		}
-		switch {
-		case d.collecting:
-			d.collecting = false
-			d.bases.sort()
-		case d.bases.adopting:
-			// This pass has found the BaseURLs to adopt.
-			d.bases.adopting, d.bases.settled = false, true
-		default:
+		if d.stage == writing && !d.bases.adopting && (!d.splitting || d.moved) {
 			return d.finish(), d.stats, nil
 		}
+		d.nextStage()
+	}
+}
+
+// nextStage chooses what the next pass does.
+func (d *mpd) nextStage() {
+	switch {
+	case d.stage == collecting:
+		d.bases.sort()
+		if !d.inherits || !d.bases.ofLevels {
+			d.levels = nil
+		}
+		d.stage = resolving
+	case d.bases.adopting:
+		// This pass has found the BaseURLs to adopt.
+		d.bases.adopting, d.bases.settled, d.splitting = false, true, false
+		for i := range d.levels {
+			d.levels[i].split = 0
+		}
+		d.stage = resolving
+	case d.splitting && !d.moved:
+		d.stage, d.moved = moving, true
+	default:
+		d.stage = writing
+	}
+	if d.stage == resolving && d.levels == nil {
+		d.stage = writing
 	}
 }
 
@@ -100,6 +140,7 @@ func (d *mpd) pass(dst, src []byte) (err error) {
 	d.editor = newEditor(dst, src)
 	d.stats, d.root = Stats{}, 0
 	d.open, d.bases.next = d.open[:0], 0
+	d.level, d.inherited, d.levelBases = 0, 0, 0
 	for {
 		t, err := d.scanner.next()
 		if err != nil {
@@ -113,10 +154,10 @@ func (d *mpd) pass(dst, src []byte) (err error) {
 			return nil
 		case tokenStart, tokenEmpty:
 			if err = d.begin(t); err == nil && t.kind == tokenEmpty {
-				err = d.end(t.name)
+				err = d.end(t)
 			}
 		case tokenClose:
-			err = d.end(t.name)
+			err = d.end(t)
 		case tokenText, tokenVerbatim:
 			err = d.text(t)
 		case tokenOther:
@@ -157,7 +198,7 @@ func (d *mpd) begin(t xmlToken) error {
 		return err
 	}
 	e.inner = e.outer
-	if e.opaque || e.removed {
+	if e.removed || e.opaque && kind&alternative == 0 {
 		return nil
 	}
 	switch {
@@ -170,14 +211,34 @@ func (d *mpd) begin(t xmlToken) error {
 	case kind&steering != 0:
 		e.content = elementURI
 	}
-	if d.collecting {
-		return nil
+	return d.process(e)
+}
+
+// process does with a start tag what this pass is for.
+func (d *mpd) process(e *element) error {
+	parent := &element{}
+	if depth := len(d.open) - 1; depth > 0 {
+		parent = &d.open[depth-1]
 	}
-	var err error
-	if e.base, e.inner, err = d.enter(e.end, e.outer); err != nil {
+	if err := d.placeInLevels(e, parent); err != nil || d.stage == collecting {
 		return err
 	}
-	return d.rewriteAttributes(kind, e.outer)
+	if err := d.enterLevel(e); err != nil || d.stage == resolving {
+		return err
+	}
+	if d.stage == moving {
+		return d.move(e)
+	}
+	if e.owner == 0 || e.kind&information == 0 {
+		return d.rewriteAttributes(e)
+	}
+	if err := d.writeMovedAttributes(e); err != nil {
+		return err
+	}
+	if err := d.rewriteAttributes(e); err != nil {
+		return err
+	}
+	return d.writeMovedChildren(e)
 }
 
 // predicate is a predicate of a step in a selector.
@@ -234,19 +295,24 @@ func (d *mpd) checkAttributes() error {
 }
 
 // rewriteAttributes rewrites the URIs in the attributes of the last start tag.
-func (d *mpd) rewriteAttributes(kind elementKind, bases []*baseURI) error {
+func (d *mpd) rewriteAttributes(e *element) error {
 	for _, a := range d.attributes {
 		var err error
 		switch {
-		case kind&timing != 0 && string(a.name) == "value":
+		case e.kind&timing != 0 && string(a.name) == "value":
 			if strings.HasPrefix(d.value("schemeIdUri"), "urn:mpeg:dash:utc:http-") {
-				err = d.rewriteList(a.value, bases)
+				err = d.rewriteList(a.value, e.outer)
 			}
-		case isXLink(a.name) && d.leadsAbroad(a.value, attributeValue, bases):
+		case isXLink(a.name) && d.leadsAbroad(a.value, attributeValue, e.outer):
 			d.stats.Removed++
 			err = d.replace(a.from, a.value.to+len(`"`))
-		case isXLink(a.name) || isURI(kind, a.name):
-			err = d.rewrite(a.value, attributeValue, bases)
+		case isXLink(a.name):
+			err = d.rewrite(a.value, attributeValue, e.outer)
+		case !isURI(e.kind, a.name):
+		case e.unitOf(a.name) != 0:
+			err = d.rewriteInherited(a.value, e.owner, e.unitOf(a.name))
+		default:
+			err = d.rewrite(a.value, attributeValue, e.outer)
 		}
 		if err != nil {
 			return err
@@ -330,9 +396,9 @@ func (d *mpd) trimSpace(text span) span {
 }
 
 // end closes the innermost element.
-func (d *mpd) end(name []byte) error {
+func (d *mpd) end(t xmlToken) error {
 	depth := len(d.open) - 1
-	if depth < 0 || !bytes.Equal(d.open[depth].name, name) {
+	if depth < 0 || !bytes.Equal(d.open[depth].name, t.name) {
 		return d.invalid("an end tag without its start tag")
 	}
 	e, parent := &d.open[depth], &d.open[max(depth-1, 0)]
@@ -340,18 +406,18 @@ func (d *mpd) end(name []byte) error {
 	switch {
 	case e.removed && !parent.removed:
 		return d.remove(e)
+	case d.stage == collecting && e.level > 0:
+		d.leaveLevel(e)
+	case d.stage == collecting && e.content == baseText:
+		d.bases.add(parent, e)
+	case d.stage != writing:
+	case e.level > 0:
+		return d.writeMovedElements(e, t.from)
 	case e.content == baseText:
-		if d.collecting {
-			d.bases.add(parent.end, e.text, e.value)
-			return nil
+		if parent.base++; e.text.to > 0 {
+			return d.rewriteBase(parent.base-1, parent.outer)
 		}
-		parent.base++
-		if e.text.to == 0 {
-			return nil
-		}
-		return d.rewriteBase(parent.base-1, parent.outer)
-	case d.collecting || e.text.to == 0:
-		return nil
+	case e.text.to == 0:
 	case e.content == xlinkURI && d.leadsAbroad(e.text, e.value, e.outer):
 		return d.remove(e)
 	case e.content == elementURI, e.content == xlinkURI:
@@ -369,41 +435,67 @@ func (d *mpd) end(name []byte) error {
 
 // rewrite rewrites a URI, for all base URIs against which it may be resolved.
 func (d *mpd) rewrite(in span, kind valueKind, bases []*baseURI) error {
-	in, ref, suffix := d.decode(in, kind)
-	if beginsBlank(ref) {
-		return d.invalid(whyBlank)
+	in = d.trimSpace(in)
+	text, result, err := d.spell(in, kind, bases)
+	if err != nil {
+		return err
 	}
-	replaced, anyOutside := false, false
-	for i, base := range bases {
-		result := d.follow(base, ref)
-		switch result {
-		case unreachable:
-			if !d.bases.adopt(base) {
-				return d.invalid("a URI that leads into the folder is below a BaseURL that leads out of it")
-			}
-			continue
-		case misleading:
-			return d.invalid("some URIs below the same BaseURL lead into the folder, others out of it")
-		case foreignURI, outside, unchanged, rewritten:
-		}
-		if i > 0 && !d.bases.adopting && (replaced != (result == rewritten) || replaced && !bytes.Equal(d.out, d.other)) {
-			return d.invalid(whyAlternatives)
-		}
-		if replaced = result == rewritten; replaced && len(bases) > 1 {
-			d.other = append(d.other[:0], d.out...)
-		}
-		anyOutside = anyOutside || result == outside
-	}
-	switch {
-	case replaced:
+	return d.put(in, text, result)
+}
+
+// put replaces and counts a URI.
+func (d *mpd) put(in span, text []byte, result outcome) error {
+	switch result {
+	case rewritten:
 		d.stats.Rewritten++
-		return d.write(in, kind, suffix)
-	case anyOutside:
+		return d.replace(in.from, in.to, text)
+	case outside:
 		d.stats.Outside++
 	default:
 		d.stats.Left++
 	}
 	return nil
+}
+
+// spell returns the spelling of a URI that all these base URIs need, and for the URI
+// itself what it is: rewritten, outside, or left as it is.
+func (d *mpd) spell(in span, kind valueKind, bases []*baseURI) (text []byte, result outcome, err error) {
+	in, ref, suffix := d.decode(in, kind)
+	if beginsBlank(ref) {
+		return nil, 0, d.invalid(whyBlank)
+	}
+	all := unchanged
+	fromFolder := d.fromFolder
+	d.fromFolder = fromFolder || len(bases) > 1
+	defer func() { d.fromFolder = fromFolder }()
+	for i, base := range bases {
+		result := d.follow(base, ref)
+		switch result {
+		case unreachable:
+			if !d.bases.adopt(base) {
+				return nil, 0, d.invalid("a URI that leads into the folder is below a BaseURL that leads out of it")
+			}
+			continue
+		case misleading:
+			return nil, 0, d.invalid("some URIs below the same BaseURL lead into the folder, others out of it")
+		case foreignURI, outside, unchanged, rewritten:
+		}
+		same := (all == rewritten) == (result == rewritten) && (result != rewritten || bytes.Equal(d.out, d.other))
+		if i > 0 && !same && !d.bases.adopting {
+			return nil, 0, d.invalid(whyAlternatives)
+		}
+		if result == rewritten && len(bases) > 1 {
+			d.other = append(d.other[:0], d.out...)
+		}
+		if i == 0 || result == rewritten || result == outside {
+			all = result
+		}
+	}
+	if all != rewritten {
+		return d.src[in.from:in.to], all, nil
+	}
+	text, err = d.encode(kind, suffix)
+	return text, all, err
 }
 
 // decode decodes the reference of a URI, without the white space around it. suffix
@@ -414,15 +506,15 @@ func (d *mpd) decode(in span, kind valueKind) (trimmed span, ref, suffix []byte)
 	return in, trimReference(d.decoded, len(suffix) > 0), suffix
 }
 
-// write replaces a URI by the output of the mapper.
-func (d *mpd) write(in span, kind valueKind, suffix []byte) error {
+// encode returns the output of the mapper as it is written into the document.
+func (d *mpd) encode(kind valueKind, suffix []byte) ([]byte, error) {
 	if kind != verbatimValue {
-		d.other = appendEscaped(d.other[:0], d.out)
-		return d.replace(in.from, in.to, d.other, suffix)
+		d.written = append(appendEscaped(d.written[:0], d.out), suffix...)
+		return d.written, nil
 	}
-	d.other = append(append(d.other[:0], d.out...), suffix...)
-	if bytes.Contains(d.other, []byte("]]>")) {
-		return d.invalid("a rewritten URI would end its CDATA section")
+	d.written = append(append(d.written[:0], d.out...), suffix...)
+	if bytes.Contains(d.written, []byte("]]>")) {
+		return nil, d.invalid("a rewritten URI would end its CDATA section")
 	}
-	return d.replace(in.from, in.to, d.other)
+	return d.written, nil
 }

@@ -9,7 +9,7 @@ import (
 
 // elementKind is what this package has to know of an element. It is zero for an
 // element that the MPD schema does not have.
-type elementKind uint16
+type elementKind uint32
 
 const (
 	known elementKind = 1 << iota
@@ -18,14 +18,19 @@ const (
 	operation // of a patch
 	base      // BaseURL
 	location
-	template
+	level          // its BaseURLs and its segment information apply to all Representations within
+	representation // a level too
+	information    // SegmentBase, SegmentList or SegmentTemplate
+	template       // a SegmentTemplate
 	segment
 	initialization
 	timing
-	open      // may contain elements of other parties
-	opaque    // contains data of other parties, which stay even if they look like those of an MPD
-	steering  // goes unless Steering is allowed
-	reporting // goes unless Reporting is allowed
+	descriptor  // its scheme says what its value is
+	alternative // leads to another MPD, from an event
+	open        // may contain elements of other parties
+	opaque      // contains data of other parties, which stay even if they look like those of an MPD
+	steering    // goes unless Steering is allowed
+	reporting   // goes unless Reporting is allowed
 )
 
 // kindOf returns the kind of an element of the MPD schema (ISO/IEC 23009-1, fifth
@@ -42,7 +47,11 @@ func kindOf(name []byte) elementKind {
 	case "Location", "PatchLocation", "ImportedMPD":
 		return known | location
 	case "SegmentTemplate":
-		return known | template
+		return known | information | template
+	case "SegmentList":
+		return known | information | remote
+	case "SegmentBase":
+		return known | information
 	case "SegmentURL":
 		return known | segment
 	case "InitializationSet":
@@ -53,14 +62,21 @@ func kindOf(name []byte) elementKind {
 		return known | open | opaque
 	case "EventStream":
 		return known | open | opaque | remote
-	case "Period", "AdaptationSet", "EmptyAdaptationSet", "Representation", "Preselection", "SegmentList", "ServiceDescription",
-		"InitializationGroup", "InitializationPresentation":
+	case "Period", "AdaptationSet", "EmptyAdaptationSet":
+		return known | level | remote
+	case "Representation":
+		return known | level | representation | remote
+	case "Preselection", "ServiceDescription", "InitializationGroup", "InitializationPresentation":
 		return known | remote
-	case "ProgramInformation", "Event", "InbandEventStream", "AssetIdentifier", "OutputProtection", "EssentialProperty",
-		"SupplementalProperty", "Accessibility", "Role", "Rating", "Viewpoint", "Scope", "FramePacking", "AudioChannelConfiguration":
+	case "InsertPresentation", "ReplacePresentation", "AlternativeMPD":
+		return known | alternative
+	case "EssentialProperty", "SupplementalProperty":
+		return known | descriptor | open
+	case "ProgramInformation", "Event", "InbandEventStream", "AssetIdentifier", "OutputProtection", "Accessibility",
+		"Role", "Rating", "Viewpoint", "Scope", "FramePacking", "AudioChannelConfiguration":
 		return known | open
 	case "SubRepresentation", "ContentComponent", "Subset", "GroupLabel", "Label", "Latency", "PlaybackRate", "OperatingQuality", "OperatingBandwidth", "QualityLatency", "PlaybackRestrictions", "LeapSecondInformation",
-		"SegmentBase", "SegmentTimeline", "S", "Pattern", "P", "SegmentSequenceProperties", "Initialization", "RepresentationIndex",
+		"SegmentTimeline", "S", "Pattern", "P", "SegmentSequenceProperties", "Initialization", "RepresentationIndex",
 		"BitstreamSwitching", "FailoverContent", "FCS", "Switching", "RandomAccess", "Resync", "ExtendedBandwidth", "ModelPair",
 		"ContentPopularityRate", "PR", "ProducerReferenceTime", "RequestParam", "Title", "Source", "Copyright", "SelectionInfo", "Selection":
 		return known
@@ -96,7 +112,7 @@ func isOutsideName(r rune) bool { return r < utf8.RuneSelf && !nameByte[r] }
 
 // remove removes an element whose end tag was scanned last.
 func (d *mpd) remove(e *element) error {
-	if d.collecting {
+	if d.stage != writing {
 		return nil
 	}
 	d.stats.Removed++

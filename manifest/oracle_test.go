@@ -231,9 +231,9 @@ type finding struct {
 	base bool // a BaseURL
 }
 
-// mpdURIs returns the URIs of an MPD, and the MPD without them. ok is false
-// if there are too many alternatives to follow.
-func mpdURIs(n *node, document spot) (found []finding, rest string, ok bool) {
+// mpdURIs returns the URIs of an MPD, except for those that Representations inherit.
+// ok is false if there are too many alternatives to follow.
+func mpdURIs(n *node, document spot) (found []finding, ok bool) {
 	ok = true
 	add := func(uri string, from []spot) []spot {
 		f := finding{uri: strings.TrimFunc(uri, func(r rune) bool { return r <= ' ' })}
@@ -243,29 +243,22 @@ func mpdURIs(n *node, document spot) (found []finding, rest string, ok bool) {
 		found = append(found, f)
 		return f.at
 	}
-	var b strings.Builder
-	var walk func(n *node, outer []spot, opaque bool)
-	walk = func(n *node, outer []spot, opaque bool) {
-		b.WriteString("<" + n.name)
+	var walk func(n *node, outer []spot, opaque, inherited bool)
+	walk = func(n *node, outer []spot, opaque, inherited bool) {
 		for _, a := range n.attrs {
-			value := a.Value
 			isTime := n.name == "UTCTiming" && a.Name.Local == "value" && slices.ContainsFunc(n.attrs, func(a xml.Attr) bool {
 				return a.Name.Local == "schemeIdUri" && strings.HasPrefix(a.Value, "urn:mpeg:dash:utc:http-")
 			})
 			switch {
 			case opaque:
 			case isTime:
-				for uri := range strings.FieldsSeq(value) {
+				for uri := range strings.FieldsSeq(a.Value) {
 					add(uri, outer)
 				}
-				value = ""
-			case isMPDAttribute(n.name, a.Name):
-				add(value, outer)
-				value = ""
+			case isMPDAttribute(n.name, a.Name) && (!inherited || a.Name.Space != ""):
+				add(a.Value, outer)
 			}
-			b.WriteString(" " + a.Name.Space + ":" + a.Name.Local + "=" + value)
 		}
-		b.WriteString(">")
 		opaqueInside := opaque || n.name == "ContentProtection" || n.name == "EventStream"
 		inner := outer
 		var bases []spot
@@ -279,28 +272,23 @@ func mpdURIs(n *node, document spot) (found []finding, rest string, ok bool) {
 			inner = bases
 		}
 		ok = ok && len(inner) < 256
+		isLevel := slices.Contains([]string{"Period", "AdaptationSet", "EmptyAdaptationSet", "Representation"}, n.name)
 		for _, c := range n.children {
-			text := c.text
 			switch {
 			case opaqueInside || !ok:
-			case c.name == "BaseURL":
-				text = ""
 			case c.name == "Location", c.name == "PatchLocation", c.name == "ImportedMPD":
-				add(text, []spot{document})
-				text = ""
+				add(c.text, []spot{document})
 			case c.name == "ContentSteering":
-				add(text, inner)
-				text = ""
+				add(c.text, inner)
 			}
-			b.WriteString(strings.TrimSpace(text))
+			isInformation := isLevel && slices.Contains([]string{"SegmentBase", "SegmentList", "SegmentTemplate"}, c.name)
 			if ok {
-				walk(c, inner, opaqueInside)
+				walk(c, inner, opaqueInside, inherited || isInformation)
 			}
 		}
-		b.WriteString("</>")
 	}
-	walk(n, []spot{document}, false)
-	return found, b.String(), ok
+	walk(n, []spot{document}, false, false)
+	return found, ok
 }
 
 func isMPDAttribute(element string, name xml.Name) bool {

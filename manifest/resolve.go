@@ -6,6 +6,8 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"golang.org/x/net/idna"
+
 	"github.com/signed-playback/caddy-signed-playback/internal/percent"
 )
 
@@ -44,8 +46,13 @@ type mapper struct {
 	at     Location
 	folder []byte
 	out    []byte // the replacement of the last rewritten reference
-	path   []byte // to which the last reference leads
-	clean  []byte
+
+	// fromFolder writes references by way of the folder itself, which is the same
+	// spelling for all base URIs of one depth.
+	fromFolder bool
+
+	path  []byte // to which the last reference leads
+	clean []byte
 }
 
 func newMapper(at Location) *mapper {
@@ -224,7 +231,11 @@ func cutScheme(ref []byte) (scheme, rest []byte, ok bool) {
 // default port, and nothing else: an authority with userinfo, percent-encoding or
 // a trailing dot is foreign, so its URIs stay as they are.
 func (m *mapper) isOrigin(scheme, authority string) bool {
-	authority = strings.TrimSuffix(strings.ToLower(authority), ":")
+	authority = strings.ToLower(authority)
+	if strings.ContainsFunc(authority, func(r rune) bool { return r >= utf8.RuneSelf }) {
+		authority = toASCII(authority)
+	}
+	authority = strings.TrimSuffix(authority, ":")
 	for _, own := range m.at.Hosts {
 		// Without a scheme, the viewer's own scheme decides. Both are possible.
 		if !strings.EqualFold(scheme, "http") && trimPort(authority, ":443") == trimPort(own, ":443") ||
@@ -233,6 +244,19 @@ func (m *mapper) isOrigin(scheme, authority string) bool {
 		}
 	}
 	return false
+}
+
+// toASCII writes an authority with an internationalized host as DNS has it (RFC 5891).
+func toASCII(authority string) string {
+	host, port, hasPort := strings.Cut(authority, ":")
+	ascii, err := idna.Lookup.ToASCII(strings.Clone(host))
+	switch {
+	case err != nil:
+		return authority
+	case hasPort:
+		return ascii + ":" + port
+	}
+	return ascii
 }
 
 // trimPort removes a port, but not the end of an IPv6 address.
@@ -345,7 +369,7 @@ func octet(path []byte) (value, size int) {
 func (m *mapper) writeRelative(from string, name []byte) {
 	dir := from[len(m.folder) : strings.LastIndexByte(from, '/')+1]
 	common := 0
-	for i := 0; i < len(dir) && i < len(name) && dir[i] == name[i]; i++ {
+	for i := 0; i < len(dir) && i < len(name) && dir[i] == name[i] && !m.fromFolder; i++ {
 		if dir[i] == '/' {
 			common = i + 1
 		}

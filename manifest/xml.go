@@ -25,7 +25,7 @@ const (
 
 type xmlToken struct {
 	kind tokenKind
-	span        // of the text or the content of the CDATA section; from the start of a start tag
+	span        // of the text or the content of the CDATA section; from the start of a tag
 	name []byte // of a tag, with its prefix
 }
 
@@ -111,13 +111,14 @@ func (s *scanner) text() (xmlToken, error) {
 }
 
 func (s *scanner) endTag() (xmlToken, error) {
+	from := s.pos
 	s.pos += len("</")
 	name := s.name()
 	s.space()
 	if len(name) == 0 || !s.skip('>') {
 		return xmlToken{}, s.invalid("a malformed end tag")
 	}
-	return xmlToken{kind: tokenClose, name: name}, nil
+	return xmlToken{kind: tokenClose, span: span{from: from}, name: name}, nil
 }
 
 // markup reads a comment or a CDATA section.
