@@ -3,6 +3,7 @@ package manifest
 import (
 	"bytes"
 	"cmp"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -163,3 +164,47 @@ func (d *mpd) rewriteBase(index int, bases []*baseURI) error {
 }
 
 const whyAlternatives = "a URI would need different rewritings for alternative BaseURLs"
+
+// An attribute or an element that this package does not know may contain a relative URI,
+// which would lead elsewhere from an adopted BaseURL.
+const whyUnknown = "what may be a relative URI is in an unknown place below a BaseURL that has to change"
+
+// areAdopted reports whether relative URIs that this package does not rewrite lead
+// elsewhere from one of these base URIs.
+func areAdopted(bases []*baseURI) bool {
+	return slices.ContainsFunc(bases, func(base *baseURI) bool { return base.view != "" && base.view != base.path })
+}
+
+func (d *mpd) checkUnknownAttribute(e *element, a xmlAttribute) error {
+	if !areAdopted(e.outer) && !areAdopted(e.inner) || bytes.HasPrefix(a.name, []byte("xmlns")) ||
+		slices.Contains(plainAttributes, string(local(a.name))) || !d.mayBeRelative(a.value, attributeValue) {
+		return nil
+	}
+	return d.invalid(whyUnknown)
+}
+
+func (d *mpd) checkUnknownText(e *element, text span) error {
+	if d.stage == writing && e.kind == 0 && !e.opaque && !e.removed && areAdopted(e.inner) && d.mayBeRelative(text, textValue) {
+		return d.invalid(whyUnknown)
+	}
+	return nil
+}
+
+// mayBeRelative reports whether a value looks like a path or the name of a file.
+func (d *mpd) mayBeRelative(in span, kind valueKind) bool {
+	_, ref, suffix := d.decode(in, kind)
+	if _, _, hasScheme := cutScheme(ref); hasScheme {
+		return false
+	}
+	return len(suffix) > 0 || bytes.IndexByte(ref, '/') >= 0 || fileName.Match(ref)
+}
+
+// fileName matches a name with an ending, but no number, date or duration.
+var fileName = regexp.MustCompile(`(^|[^0-9])\.[0-9A-Za-z]|\.[A-Za-z]`)
+
+// plainAttributes are the attributes of the MPD schema and of extensions whose values are
+// no URIs, although they may look like one.
+var plainAttributes = strings.Fields(`audioSamplingRate availabilityTimeOffset byteRange codecs supplementalCodecs supplementalProfiles containerProfiles
+	default_KID fontFamily frameRate id indexRange label lang maxFrameRate mediaPresentationDuration mediaRange messageData
+	mimeType minBufferTime minFrameRate par profiles range ref refId robustness sar schemaLocation schemeIdUri segmentProfiles
+	selectionInfo serviceLocation source_description tag type queryTemplate queryString defaultServiceLocation`)

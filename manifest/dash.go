@@ -198,7 +198,7 @@ func (d *mpd) begin(t xmlToken) error {
 		return err
 	}
 	e.inner = e.outer
-	if e.removed || e.opaque && kind&alternative == 0 {
+	if e.removed || e.opaque && kind&event == 0 {
 		return nil
 	}
 	switch {
@@ -299,16 +299,17 @@ func (d *mpd) rewriteAttributes(e *element) error {
 	for _, a := range d.attributes {
 		var err error
 		switch {
-		case e.kind&timing != 0 && string(a.name) == "value":
-			if strings.HasPrefix(d.value("schemeIdUri"), "urn:mpeg:dash:utc:http-") {
-				err = d.rewriteList(a.value, e.outer)
-			}
 		case isXLink(a.name) && d.leadsAbroad(a.value, attributeValue, e.outer):
 			d.stats.Removed++
 			err = d.replace(a.from, a.value.to+len(`"`))
 		case isXLink(a.name):
 			err = d.rewrite(a.value, attributeValue, e.outer)
+		case string(a.name) == "value" && e.kind&(timing|descriptor) != 0 && hasURIs(d.value("schemeIdUri")):
+			err = d.rewriteList(a.value, e.outer)
+		case string(a.name) == "initializationPrincipal":
+			err = d.rewrite(a.value, attributeValue, e.inner)
 		case !isURI(e.kind, a.name):
+			err = d.checkUnknownAttribute(e, a)
 		case e.unitOf(a.name) != 0:
 			err = d.rewriteInherited(a.value, e.owner, e.unitOf(a.name))
 		default:
@@ -319,6 +320,17 @@ func (d *mpd) rewriteAttributes(e *element) error {
 		}
 	}
 	return nil
+}
+
+// hasURIs reports whether the value of a descriptor of this scheme consists of URIs: of
+// servers that tell the time (ISO/IEC 23009-1 section 5.8.4.11), or of the MPDs that
+// players play next (5.11.2) or instead of this one (5.11.3).
+func hasURIs(scheme string) bool {
+	switch scheme {
+	case "urn:mpeg:dash:chaining:2016", "urn:mpeg:dash:mpd-chaining:2016", "urn:mpeg:dash:fallback:2016":
+		return true
+	}
+	return strings.HasPrefix(scheme, "urn:mpeg:dash:utc:http-")
 }
 
 // isXLink reports whether an attribute is the href of a remote element. Any prefix
@@ -334,7 +346,7 @@ func isXLink(name []byte) bool {
 // path without a token.
 func isURI(kind elementKind, name []byte) bool {
 	switch string(name) {
-	case "sourceURL":
+	case "sourceURL", "moreInformationURL", "contactURL", "proxyServerURL":
 		return true
 	case "media", "index":
 		return kind&(template|segment) != 0
@@ -342,8 +354,12 @@ func isURI(kind elementKind, name []byte) bool {
 		return kind&(template|initialization) != 0
 	case "bitstreamSwitching":
 		return kind&template != 0
+	case "uri", "url":
+		return kind&event != 0
 	}
-	return false
+	// ETSI TS 103 285 sections 7.2.1 and 10.12.3
+	name, isPrefixed := local(name), len(local(name)) < len(name)
+	return isPrefixed && (string(name) == "url" && kind&descriptor != 0 || string(name) == "reportingUrl" && kind&reporting != 0)
 }
 
 // rewriteList rewrites a list of URIs that white space separates.
@@ -374,8 +390,11 @@ func (d *mpd) text(t xmlToken) error {
 		return nil
 	}
 	e := &d.open[len(d.open)-1]
-	if e.content == markup || text.from == text.to {
+	switch {
+	case text.from == text.to:
 		return nil
+	case e.content == markup:
+		return d.checkUnknownText(e, text)
 	}
 	if e.text.to > 0 {
 		return d.invalid("a URI consists of several pieces of text")

@@ -25,12 +25,12 @@ const (
 	segment
 	initialization
 	timing
-	descriptor  // its scheme says what its value is
-	alternative // leads to another MPD, from an event
-	open        // may contain elements of other parties
-	opaque      // contains data of other parties, which stay even if they look like those of an MPD
-	steering    // goes unless Steering is allowed
-	reporting   // goes unless Reporting is allowed
+	descriptor // its scheme says what its value is
+	event      // of an Event: its URI is that of another presentation or of a picture
+	open       // may contain elements of other parties
+	opaque     // contains data of other parties, which stay even if they look like those of an MPD
+	steering   // goes unless Steering is allowed
+	reporting  // goes unless Reporting is allowed
 )
 
 // kindOf returns the kind of an element of the MPD schema (ISO/IEC 23009-1, fifth
@@ -68,8 +68,8 @@ func kindOf(name []byte) elementKind {
 		return known | level | representation | remote
 	case "Preselection", "ServiceDescription", "InitializationGroup", "InitializationPresentation":
 		return known | remote
-	case "InsertPresentation", "ReplacePresentation", "AlternativeMPD":
-		return known | alternative
+	case "InsertPresentation", "ReplacePresentation", "AlternativeMPD", "OverlayEvent", "Background":
+		return known | event
 	case "EssentialProperty", "SupplementalProperty":
 		return known | descriptor | open
 	case "ProgramInformation", "Event", "InbandEventStream", "AssetIdentifier", "OutputProtection", "Accessibility",
