@@ -68,7 +68,7 @@ func kindOf(name []byte) elementKind {
 		return known | level | representation | remote
 	case "Preselection", "ServiceDescription", "InitializationGroup", "InitializationPresentation":
 		return known | remote
-	case "InsertPresentation", "ReplacePresentation", "AlternativeMPD", "OverlayEvent", "Background":
+	case "InsertPresentation", "ReplacePresentation", "AlternativeMPD", "OverlayEvent", "Background", "SelectionInfo":
 		return known | event
 	case "EssentialProperty", "SupplementalProperty":
 		return known | descriptor | open
@@ -78,7 +78,7 @@ func kindOf(name []byte) elementKind {
 	case "SubRepresentation", "ContentComponent", "Subset", "GroupLabel", "Label", "Latency", "PlaybackRate", "OperatingQuality", "OperatingBandwidth", "QualityLatency", "PlaybackRestrictions", "LeapSecondInformation",
 		"SegmentTimeline", "S", "Pattern", "P", "SegmentSequenceProperties", "Initialization", "RepresentationIndex",
 		"BitstreamSwitching", "FailoverContent", "FCS", "Switching", "RandomAccess", "Resync", "ExtendedBandwidth", "ModelPair",
-		"ContentPopularityRate", "PR", "ProducerReferenceTime", "RequestParam", "Title", "Source", "Copyright", "SelectionInfo", "Selection":
+		"ContentPopularityRate", "PR", "ProducerReferenceTime", "RequestParam", "Title", "Source", "Copyright", "Selection":
 		return known
 	case "ContentSteering":
 		return steering
