@@ -118,21 +118,6 @@ func (g *gateway) mintToken(t testing.TB, video, body string) string {
 	return minted.Token
 }
 
-// A token of the gateway's own key plays until the key is revoked.
-func TestMintPlayRevoke(t *testing.T) {
-	o := startOrigin(t, nil)
-	g := start(t, o, config{api: withAPI})
-	minted := g.mintToken(t, "demo", "")
-	o.wantPassed(t, g.get(t, "/"+minted+"/video/1.ts"), "/demo/video/1.ts")
-	g.mustCall(t, http.MethodDelete, "stream/keys/"+keyIDOf(t, minted), "", nil)
-	o.wantRefused(t, g.get(t, "/"+minted+"/video/2.ts"), http.StatusUnauthorized, "key_unknown")
-	again := g.mintToken(t, "demo", "")
-	if keyIDOf(t, again) == keyIDOf(t, minted) {
-		t.Error("a token was minted with a revoked key")
-	}
-	o.wantPassed(t, g.get(t, "/"+again+"/video/3.ts"), "/demo/video/3.ts")
-}
-
 // keyIDOf returns the `kid` of a token.
 func keyIDOf(t testing.TB, compact string) string {
 	t.Helper()

@@ -168,11 +168,7 @@ func checkDemo(t *testing.T, d *demo) {
 		if playback == "" {
 			continue
 		}
-		res, err := client.Get(playback)
-		if err != nil {
-			t.Fatal(err)
-		}
-		answered := readResponse(t, res)
+		answered := send(t, client, http.MethodGet, playback, "")
 		if answered.verdict() != want || want == plays && !startsLike(answered.body, playback) {
 			t.Errorf("%s answers with %v and %.60q, want %v", strings.TrimSpace(line), answered.verdict(), answered.body, want)
 		}

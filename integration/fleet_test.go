@@ -516,7 +516,7 @@ func TestHostileOldConnectionAfterReload(t *testing.T) {
 	viewers, dials := make([]*http.Client, len(protocols)), make([]*atomic.Int32, len(protocols))
 	ask := func(i int, path string, want verdict) {
 		t.Helper()
-		res := readResponse(t, g.ask(t, viewers[i], http.MethodGet, path))
+		res := g.ask(t, viewers[i], http.MethodGet, path)
 		if got := res.verdict(); got != want {
 			t.Errorf("%s: got %v, want %v", protocols[i].name, got, want)
 		}

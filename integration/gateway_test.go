@@ -262,7 +262,13 @@ var client = &http.Client{
 // get asks the gateway for a path, with header fields as "Name: value".
 func (g *gateway) get(t testing.TB, path string, header ...string) *response {
 	t.Helper()
-	req, err := http.NewRequest(http.MethodGet, g.url(path), nil)
+	return send(t, client, http.MethodGet, g.url(path), "", header...)
+}
+
+// send sends a request, with header fields as "Name: value".
+func send(t testing.TB, c *http.Client, method, url, body string, header ...string) *response {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +276,7 @@ func (g *gateway) get(t testing.TB, path string, header ...string) *response {
 		name, value, _ := strings.Cut(line, ": ")
 		req.Header.Add(name, value)
 	}
-	res, err := client.Do(req)
+	res, err := c.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ func TestManifestRequests(t *testing.T) {
 				{http.MethodGet, `If-Match: "other"`},
 				{http.MethodHead, "Range: bytes=0-"},
 			} {
-				got := readResponse(t, g.ask(t, c, tc.method, target, tc.header))
+				got := g.ask(t, c, tc.method, target, tc.header)
 				what := tc.method + " with " + tc.header
 				if got.StatusCode != http.StatusOK || got.ContentLength != int64(len(rewrittenPlaylist)) {
 					t.Errorf("%s: %d, length %d, want 200 and %d", what, got.StatusCode, got.ContentLength, len(rewrittenPlaylist))

@@ -227,13 +227,9 @@ func makeTraffic(t *testing.T, full, bare *gateway) {
 // read adds the metrics at an address.
 func (m families) read(t testing.TB, address string) {
 	t.Helper()
-	res, err := client.Get(address)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var name string
 	label := regexp.MustCompile(`[{,](\w+)="([^"]*)"`)
-	for line := range strings.Lines(string(readResponse(t, res).body)) {
+	for line := range strings.Lines(string(send(t, client, http.MethodGet, address, "").body)) {
 		if declared, ok := strings.CutPrefix(line, "# TYPE "); ok {
 			var kind string
 			name, kind, _ = strings.Cut(strings.TrimSpace(declared), " ")

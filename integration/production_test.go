@@ -161,30 +161,13 @@ func (p *production) from(t testing.TB, address, name string) *http.Client {
 
 func (p *production) get(t testing.TB, c *http.Client, path string, header ...string) *response {
 	t.Helper()
-	return askSite(t, c, http.MethodGet, "https://"+mediaName+path, "", header...)
-}
-
-func askSite(t testing.TB, c *http.Client, method, url, body string, header ...string) *response {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, line := range header {
-		name, value, _ := strings.Cut(line, ": ")
-		req.Header.Set(name, value)
-	}
-	res, err := c.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return readResponse(t, res)
+	return send(t, c, http.MethodGet, "https://"+mediaName+path, "", header...)
 }
 
 // mintToken has the example's control API mint a token for the video demo.
 func (p *production) mintToken(t testing.TB, body string) string {
 	t.Helper()
-	res := readAPIResponse(t, askSite(t, p.from(t, "127.0.0.1", apiName), http.MethodPost,
+	res := readAPIResponse(t, send(t, p.from(t, "127.0.0.1", apiName), http.MethodPost,
 		"https://"+apiName+"/client/v4/accounts/any/stream/demo/token", body, "Authorization: Bearer "+apiSecret))
 	var minted struct {
 		Token string `json:"token"`
@@ -211,7 +194,7 @@ func (p *production) checkAdmin(t *testing.T) {
 			return new(net.Dialer).DialContext(ctx, "unix", p.socket)
 		},
 	}}
-	if got := askSite(t, overSocket, http.MethodGet, "http://localhost/config/apps/signed_playback/public_url", ""); !strings.Contains(string(got.body), mediaName) {
+	if got := send(t, overSocket, http.MethodGet, "http://localhost/config/apps/signed_playback/public_url", ""); !strings.Contains(string(got.body), mediaName) {
 		t.Errorf("it answers with %d %q", got.StatusCode, got.body)
 	}
 	reload := exec.CommandContext(t.Context(), binary(t), "reload", "--config", "Caddyfile", "--force")

@@ -111,22 +111,9 @@ func connectQUIC(t testing.TB, g *tlsGateway) (*http.Client, *atomic.Int32) {
 }
 
 // ask sends a request without a body, with header fields as "Name: value".
-func (g *tlsGateway) ask(t testing.TB, c *http.Client, method, path string, header ...string) *http.Response {
+func (g *tlsGateway) ask(t testing.TB, c *http.Client, method, path string, header ...string) *response {
 	t.Helper()
-	_, port, _ := net.SplitHostPort(g.addr)
-	req, err := http.NewRequest(method, "https://localhost:"+port+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, line := range header {
-		name, value, _ := strings.Cut(line, ": ")
-		req.Header.Add(name, value)
-	}
-	res, err := c.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res
+	return send(t, c, method, "https://localhost:"+port(g.addr)+path, "", header...)
 }
 
 // What the gate promises does not depend on the version of HTTP.
@@ -190,7 +177,7 @@ func TestProtocols(t *testing.T) {
 					if tc.header != "" {
 						header = []string{tc.header}
 					}
-					res := readResponse(t, g.ask(t, c, tc.method, path, header...))
+					res := g.ask(t, c, tc.method, path, header...)
 					got := answer{res.StatusCode, res.ContentLength, res.Header.Get("Content-Range")}
 					if tc.want.Length < 0 {
 						got.Length = tc.want.Length // an error's text is the origin's affair
@@ -212,12 +199,12 @@ func TestProtocols(t *testing.T) {
 			}
 			t.Run("a country that is not blocked", func(t *testing.T) {
 				o.take()
-				o.wantPassed(t, readResponse(t, g.ask(t, c, http.MethodGet, rules("GB")+"/manifest/video.mpd")), "/demo/manifest/video.mpd")
+				o.wantPassed(t, g.ask(t, c, http.MethodGet, rules("GB")+"/manifest/video.mpd"), "/demo/manifest/video.mpd")
 			})
 			for _, tc := range refused {
 				t.Run(tc.name, func(t *testing.T) {
 					o.take()
-					o.wantRefused(t, readResponse(t, g.ask(t, c, tc.method, tc.path)), tc.status, tc.reason)
+					o.wantRefused(t, g.ask(t, c, tc.method, tc.path), tc.status, tc.reason)
 				})
 			}
 			if n := dials.Load(); n != 1 {

@@ -446,7 +446,7 @@ func (th *theater) probe(what string, c *http.Client, all []probe) (unknown int)
 		return served == number
 	})
 	for _, p := range all {
-		res := readResponse(th.t, th.gateway.ask(th.t, c, http.MethodGet, p.path, p.header...))
+		res := th.gateway.ask(th.t, c, http.MethodGet, p.path, p.header...)
 		if got, want := res.verdict(), p.want(th.present); got != want {
 			th.t.Errorf("%s: %s: got %v, want %v under %+v", what, p.what, got, want, th.present)
 		}

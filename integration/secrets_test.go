@@ -428,11 +428,7 @@ func (s *guarded) askAdmin() string {
 		"/config/", "/metrics", "/reverse_proxy/upstreams", "/debug/vars", "/debug/pprof/cmdline",
 		"/debug/pprof/goroutine?debug=1", "/debug/pprof/goroutine?debug=2", "/debug/pprof/heap?debug=1", "/debug/pprof/allocs?debug=1",
 	} {
-		res, err := client.Get("http://" + s.admin + path)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		answer := readResponse(s.t, res)
+		answer := send(s.t, client, http.MethodGet, "http://"+s.admin+path, "")
 		if all.Write(answer.body); answer.StatusCode != http.StatusOK {
 			s.t.Errorf("%s of the admin API: %d", path, answer.StatusCode)
 		}

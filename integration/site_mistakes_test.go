@@ -22,19 +22,11 @@ func TestSiteMistakes(t *testing.T) {
 			t.Errorf("the server does not say %q at its start", want)
 		}
 	}
-	res, err := client.Get("http://" + past + "/demo/k.key")
-	if err != nil {
-		t.Fatal(err)
-	}
-	readResponse(t, res)
+	(&gateway{addr: past}).get(t, "/demo/k.key")
 	if seen := o.take(); len(seen) != 1 || seen[0].uri != "/demo/k.key" {
 		t.Errorf("the origin gets %+v: the warning was for nothing", seen)
 	}
-	res, err = client.Get("http://" + g.addr + "/" + mint(t, "demo", nil) + "/x.ts")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if readResponse(t, res); res.StatusCode != http.StatusBadGateway {
+	if res := g.get(t, "/"+mint(t, "demo", nil)+"/x.ts"); res.StatusCode != http.StatusBadGateway {
 		t.Errorf("nothing behind the gate: status %d, want 502", res.StatusCode)
 	}
 	if !g.log.await("no handler behind the gate answers the request", startTimeout) {

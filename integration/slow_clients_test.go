@@ -48,6 +48,7 @@ func TestSlowHeadersEnd(t *testing.T) {
 	admin := freeAddr(t)
 	g := start(t, o, config{global: "admin " + admin + "\n" + shortTimeouts})
 	before := g.holds(t, admin)
+	others := seat(t, []*gateway{g}, otherViewers(t))
 	target := "/" + mint(t, "vidA", nil) + "/seg.m4s"
 	request := "GET " + target + " HTTP/1.1\r\nHost: media.example.com\r\n"
 	ways := map[string]struct{ start, drip string }{
@@ -66,8 +67,6 @@ func TestSlowHeadersEnd(t *testing.T) {
 			go func() { results <- drip(g.addr, way.start, way.drip) }()
 		}
 	}
-	others := newBystanders(t, g.url(""))
-	others.watch(t, 2*time.Second)
 	for name, results := range ended {
 		for range each {
 			if err := <-results; err != nil {
@@ -75,11 +74,22 @@ func TestSlowHeadersEnd(t *testing.T) {
 			}
 		}
 	}
+	others.leave(t)
 	g.wantReleased(t, admin, before, func() bool {
-		others.client.CloseIdleConnections()
+		client.CloseIdleConnections()
 		o.server.CloseClientConnections()
 		return true
 	})
+}
+
+// otherViewers are the paths of viewers who must not notice an attack.
+func otherViewers(t testing.TB) map[string]string {
+	t.Helper()
+	paths := make(map[string]string)
+	for _, video := range []string{"good-1", "good-2"} {
+		paths["a viewer of "+video] = segment(mint(t, video, nil))
+	}
+	return paths
 }
 
 // drip sends some bytes at first and some each half second, until the server closes
@@ -174,7 +184,6 @@ type slowGateway struct {
 	origin *patientOrigin
 	plain  string // host:port of the site without TLS
 	admin  string
-	others *bystanders
 }
 
 func startForSlowClients(t *testing.T) *slowGateway {
@@ -185,13 +194,20 @@ func startForSlowClients(t *testing.T) *slowGateway {
 		quick: true, log: quiet, global: "admin " + s.admin,
 		sites: site(s.plain, "signed_playback\nreverse_proxy "+o.addr()),
 	})
-	s.others = newBystanders(t, "http://"+s.plain)
 	return s
+}
+
+// watch has other viewers watch for a while.
+func (s *slowGateway) watch(t testing.TB, while time.Duration) {
+	t.Helper()
+	others := seat(t, []*gateway{{addr: s.plain}}, otherViewers(t))
+	<-time.After(while)
+	others.leave(t)
 }
 
 // settle closes idle connections and reports whether no others are left.
 func (s *slowGateway) settle() bool {
-	s.others.client.CloseIdleConnections()
+	client.CloseIdleConnections()
 	if s.origin.serving.Load() > 0 {
 		return false
 	}
@@ -203,7 +219,7 @@ func (s *slowGateway) settle() bool {
 // it has served clients and none is left.
 func (s *slowGateway) baseline(t testing.TB) (held holding, memory int) {
 	t.Helper()
-	s.others.watch(t, time.Second)
+	s.watch(t, time.Second)
 	eventually(t, "the server is idle", func() bool {
 		last := held
 		s.settle()
@@ -242,7 +258,7 @@ func TestLongStalledClients(t *testing.T) {
 			if cost > crowd.costs<<10 {
 				t.Errorf("each of %d costs %d KiB, want %d at most", crowd.size, cost>>10, crowd.costs)
 			}
-			s.others.watch(t, 2*time.Second)
+			s.watch(t, 2*time.Second)
 			leave()
 			s.wantReleased(t, s.admin, held, s.settle)
 		})
@@ -366,7 +382,7 @@ func TestLongHTTP2Floods(t *testing.T) {
 					}
 				})
 			}
-			s.others.watch(t, time.Second)
+			s.watch(t, time.Second)
 			all.Wait()
 			growth, asked := s.resident(t)-memory, int(s.origin.hanging.Swap(0))
 			t.Logf("the server has grown by %d KiB, the origin was asked %d times", growth>>10, asked)
