@@ -42,12 +42,19 @@ func (l *attributes) read() (a attribute, more bool, err error) {
 		return attribute{}, false, errAttributeName
 	}
 	l.next++
+	value, err := l.readValue()
+	value.name = a.name
+	return value, err == nil, err
+}
+
+// readValue reads the value of an attribute, and the comma after it.
+func (l *attributes) readValue() (a attribute, err error) {
 	l.skipSpace()
 	if a.quoted = l.next < len(l.src) && l.src[l.next] == '"'; a.quoted {
 		l.next++
-		length = bytes.IndexByte(l.src[l.next:], '"')
+		length := bytes.IndexByte(l.src[l.next:], '"')
 		if length < 0 {
-			return attribute{}, false, errAttributeQuote
+			return a, errAttributeQuote
 		}
 		a.from, a.to = l.next, l.next+length
 		l.next = a.to + 1
@@ -61,11 +68,11 @@ func (l *attributes) read() (a attribute, more bool, err error) {
 	}
 	if l.next < len(l.src) {
 		if l.src[l.next] != ',' {
-			return attribute{}, false, errAttributeQuote
+			return a, errAttributeQuote
 		}
 		l.next++
 	}
-	return a, true, nil
+	return a, nil
 }
 
 func (l *attributes) skipSpace() { l.next += attributeSpace.prefixLength(l.src[l.next:]) }
@@ -100,6 +107,17 @@ func (set *byteSet) prefixLength(b []byte) int {
 	return len(b)
 }
 
+// suffixLength returns the length of the longest suffix of b that has only bytes of the
+// set.
+func (set *byteSet) suffixLength(b []byte) int {
+	for i := len(b); i > 0; i-- {
+		if !set[b[i-1]] {
+			return len(b) - i
+		}
+	}
+	return len(b)
+}
+
 // uriAttributes are the attributes that contain a URI in any tag. X-URI is from
 // com.apple.hls.preload.
 var uriAttributes = [...]string{"URI", "SERVER-URI", "X-ASSET-URI", "X-ASSET-LIST", "X-URI"}
@@ -111,25 +129,6 @@ func uriAttribute(name []byte) int {
 // endsInURI reports whether an attribute may contain a URI because of its name.
 // ExoPlayer looks only at the end of the name.
 func endsInURI(name []byte) bool { return bytes.HasSuffix(name, []byte("URI")) }
-
-// mentionsURI reports whether a player could find a URI attribute in the value of
-// an unknown tag.
-func mentionsURI(value []byte) bool {
-	if !bytes.Contains(value, []byte("URI")) && !bytes.Contains(value, []byte("X-ASSET-LIST")) {
-		return false
-	}
-	for rest := value; ; {
-		before, after, found := bytes.Cut(rest, []byte{'='})
-		if !found {
-			return false
-		}
-		name := bytes.TrimFunc(before[bytes.LastIndexByte(before, ',')+1:], isBlank)
-		if uriAttribute(name) >= 0 || endsInURI(name) && bytes.HasPrefix(bytes.TrimLeftFunc(after, isBlank), []byte{'"'}) {
-			return true
-		}
-		rest = after
-	}
-}
 
 // isBlank reports whether a player may remove r at the ends of a name. Players in
 // JavaScript remove all Unicode white space and the byte order mark, which is more

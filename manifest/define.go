@@ -27,6 +27,11 @@ type variables struct {
 	query  string
 	params map[string]variable // of the query, parsed on first use
 	values map[string]variable
+
+	// unreadable is set by a definition that each player reads differently. Then the
+	// value of no variable is known.
+	unreadable bool
+
 	budget int    // how many bytes of replaced URIs are left
 	out    []byte // reused memory
 }
@@ -50,7 +55,8 @@ func (p *playlist) define(from, to int) error {
 	for list := (attributes{src: p.src[:to], next: from}); ; {
 		a, more, err := list.read()
 		if err != nil {
-			return p.invalid(err.Error())
+			p.variables.unreadable = true
+			return nil
 		}
 		if !more {
 			break
@@ -135,7 +141,7 @@ func (v *variables) expand(ref []byte) ([]byte, error) {
 			continue
 		}
 		value, ok := v.values[string(after[:end])]
-		if !ok || !value.known {
+		if !ok || !value.known || v.unreadable {
 			return nil, errUnknown
 		}
 		out = append(out, value.value...)

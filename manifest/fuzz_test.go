@@ -124,6 +124,9 @@ func FuzzHLS(f *testing.F) {
 		}
 		for i := range before[1:] {
 			line, written := before[i+1], after[i+1]
+			if nameInQuotes.MatchString(line) {
+				continue // judged by the tables
+			}
 			uris, rest := hlsURIs(line)
 			written2, rest2 := hlsURIs(written)
 			if len(uris) == 0 && line != written {
@@ -136,12 +139,13 @@ func FuzzHLS(f *testing.F) {
 				t.Fatalf("%q became %q: more than URIs changed", line, written)
 			}
 			for j, uri := range uris {
-				if path, _, _ := strings.Cut(uri, "?"); strings.Contains(path, "{$") {
+				before, after := uri.text, written2[j].text
+				if path, _, _ := strings.Cut(before, "?"); strings.Contains(path, "{$") || uri.may && before == after {
 					continue
 				}
-				origin, viewer := visit(originSpot(here), uri), visit(viewerSpot(here), written2[j])
-				if why := judge(here, origin, viewer, uri, written2[j]); why != "" {
-					t.Errorf("%q became %q: %s", uri, written2[j], why)
+				origin, viewer := visit(originSpot(here), before), visit(viewerSpot(here), after)
+				if why := judge(here, origin, viewer, before, after); why != "" {
+					t.Errorf("%q became %q: %s", before, after, why)
 				}
 			}
 		}
@@ -196,6 +200,9 @@ func FuzzDASH(f *testing.F) {
 		}
 	})
 }
+
+// nameInQuotes is the name of an attribute in the value of another, for some players.
+var nameInQuotes = regexp.MustCompile(`=[ \t]*"[^"]*(URI|X-ASSET-LIST)\s*=[ \t]*"`)
 
 var (
 	quotedURI   = regexp.MustCompile(`([ \t\r\n](?:media|index|initialization|bitstreamSwitching|sourceURL|value|[^\s"'=<>]*:href)[ \t\r\n]*=[ \t\r\n]*)("[^"]*"|'[^']*')`)

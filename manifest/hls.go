@@ -122,9 +122,8 @@ func (p *playlist) rewriteComment(from, to int) error {
 	if start < 0 {
 		return nil
 	}
-	colon := bytes.IndexByte(p.src[from+start:to], ':')
-	if value := from + start + colon + 1; colon >= 0 && mentionsURI(p.src[value:to]) {
-		return p.rewriteAttributes(value, to)
+	if colon := bytes.IndexByte(p.src[from+start:to], ':'); colon >= 0 {
+		return p.rewriteAttributes(from+start+colon+1, to, standardTag)
 	}
 	return nil
 }
@@ -138,10 +137,7 @@ func (p *playlist) rewriteTag(from, to int) error {
 	}
 	if line[end] != ':' {
 		// Some players compare only the beginning of a line with the names of tags.
-		if bytes.Contains(line, []byte(`URI="`)) || mentionsURI(line[bytes.IndexByte(line, ':')+1:]) {
-			return p.invalid("a tag with a URI has no colon after its name")
-		}
-		return nil
+		return p.rewriteQuotedURIs(from, to)
 	}
 	value := from + end + 1
 	switch string(line[:end]) {
@@ -155,14 +151,12 @@ func (p *playlist) rewriteTag(from, to int) error {
 	case "#EXT-X-KEY", "#EXT-X-SESSION-KEY", "#EXT-X-MAP", "#EXT-X-MEDIA", "#EXT-X-STREAM-INF",
 		"#EXT-X-I-FRAME-STREAM-INF", "#EXT-X-IMAGE-STREAM-INF", "#EXT-X-PART", "#EXT-X-PRELOAD-HINT",
 		"#EXT-X-RENDITION-REPORT", "#EXT-X-SESSION-DATA", "#EXT-X-CONTENT-STEERING", "#EXT-X-DATERANGE":
-	default:
-		// Tags without attributes, of vendors and of future versions. Unless they
-		// contain what looks like a URI, they may have any value.
-		if !mentionsURI(line[end+1:]) {
-			return nil
-		}
+		return p.rewriteAttributes(value, to, standardTag)
 	}
-	return p.rewriteAttributes(value, to)
+	if done, err := p.rewriteIfInside(value, to); done || err != nil {
+		return err
+	}
+	return p.rewriteAttributes(value, to, otherTag)
 }
 
 // checkDuration refuses an EXTINF without a comma whose duration is followed by
@@ -182,36 +176,96 @@ func (p *playlist) checkDuration(value []byte) error {
 	return nil
 }
 
-// rewriteAttributes rewrites the URIs of an attribute list. It refuses a list that
-// RFC 8216bis section 4.2 does not allow, because each player reads such a list
-// differently.
-func (p *playlist) rewriteAttributes(from, to int) error {
+// tagKind tells whose names the attributes of a tag have.
+type tagKind bool
+
+const (
+	standardTag tagKind = false // those of RFC 8216bis, and those of clients, which begin with X-
+	otherTag    tagKind = true
+)
+
+// rewriteAttributes rewrites the URIs of an attribute list. Where the list is not as RFC
+// 8216bis section 4.2 defines it, players read it differently. Then only what some player
+// takes for the attribute of a URI counts.
+func (p *playlist) rewriteAttributes(from, to int, kind tagKind) error {
 	var seen [len(uriAttributes)]bool
 	for list := (attributes{src: p.src[:to], next: from}); ; {
+		start := list.next
 		a, more, err := list.read()
 		if err != nil {
-			return p.invalid(err.Error())
+			return p.rewriteQuotedURIs(start, to)
 		}
 		if !more {
 			return nil
 		}
 		which := uriAttribute(a.name)
 		switch {
-		case which < 0:
-			if !a.quoted || !endsInURI(a.name) {
-				continue
-			}
-		case seen[which]:
+		case which >= 0 && seen[which]:
 			return p.invalid("a URI attribute occurs twice")
-		case !a.quoted:
+		case which >= 0 && !a.quoted:
 			return p.invalid("a URI attribute is not quoted")
-		default:
+		case which >= 0:
 			seen[which] = true
+			err = p.rewriteURI(a.from, a.to)
+		case a.quoted && endsInURI(a.name):
+			err = p.rewriteURI(a.from, a.to)
+		case a.quoted && (kind == otherTag || bytes.HasPrefix(a.name, []byte("X-"))):
+			_, err = p.rewriteIfInside(a.from, a.to)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// rewriteQuotedURIs rewrites the URIs in text in which players can find attributes, but not
+// the same ones: some search for a name, others skip what they do not understand. All that
+// find a URI read it up to the next quote. Text without such a name stays.
+func (p *playlist) rewriteQuotedURIs(from, to int) error {
+	for next := from; ; {
+		before, _, found := bytes.Cut(p.src[next:to], []byte{'='})
+		if !found {
+			return nil
+		}
+		next += len(before) + 1
+		name := bytes.TrimRightFunc(before, isBlank)
+		start := len(name) - attributeNameByte.suffixLength(name)
+		isURI := uriAttribute(name[start:]) >= 0 && (start == 0 || mayEndAttribute(name[start-1]))
+		if !isURI && !endsInURI(name) {
+			continue
+		}
+		list := attributes{src: p.src[:to], next: next}
+		if list.skipSpace(); !isURI && (list.next == to || p.src[list.next] != '"') {
+			continue
+		}
+		a, err := list.readValue()
+		switch {
+		case err == nil && !a.quoted:
+			return p.invalid("a URI attribute is not quoted")
+		case err != nil && (isURI || a.to == 0):
+			return p.invalid(err.Error())
 		}
 		if err := p.rewriteURI(a.from, a.to); err != nil {
 			return err
 		}
+		next = a.to
 	}
+}
+
+// mayEndAttribute reports whether some player reads a new name after this byte.
+func mayEndAttribute(c byte) bool { return c <= ' ' || c == ',' || c == '"' || c >= utf8.RuneSelf }
+
+// rewriteIfInside rewrites text that players take for a URI or not, as they like, if all of it is
+// one that leads into the folder from the root. Other text stays byte by byte.
+func (p *playlist) rewriteIfInside(from, to int) (done bool, err error) {
+	text := trim(p.src[from:to])
+	if len(text) == 0 || !bytes.Contains([]byte(`/\.hH`), text[:1]) || bytes.ContainsFunc(text, isBlank) || bytes.ContainsAny(text, `"{`) {
+		return false, nil
+	}
+	if ref, _ := cutSuffix(text); p.follow(p.base, ref) != rewritten {
+		return false, nil
+	}
+	return true, p.rewriteURI(from, to)
 }
 
 // rewriteURI rewrites the URI at src[from:to], with white space around it.

@@ -46,7 +46,7 @@ func TestGolden(t *testing.T) {
 		query string
 		want  manifest.Stats
 	}{
-		{file: "tags.m3u8", at: here, want: manifest.Stats{Rewritten: 51, Left: 37, Outside: 17}},
+		{file: "tags.m3u8", at: here, want: manifest.Stats{Rewritten: 57, Left: 37, Outside: 17}},
 		{file: "master.m3u8", at: here, want: manifest.Stats{Rewritten: 9, Left: 4}},
 		{file: "media.m3u8", at: here, want: manifest.Stats{Rewritten: 5, Left: 4}},
 		{file: "lowlatency.m3u8", at: here, want: manifest.Stats{Rewritten: 9, Left: 8}},
@@ -239,10 +239,23 @@ func TestWorkIsLinear(t *testing.T) {
 	t.Parallel()
 	chain := strings.Repeat("../", 2_700_000)
 	for _, uri := range []string{chain, chain + "library/vidA/v1/x", strings.Repeat("a/../", 1_600_000), strings.Repeat("/", 8_000_000)} {
-		for _, format := range []string{"#EXTM3U\n%\n", `<MPD><SegmentTemplate media="%"/></MPD>`, `<MPD><BaseURL>%</BaseURL></MPD>`} {
+		for _, format := range []string{"#EXTM3U\n%\n", "#EXTM3U\n#EXT-X-PREFETCH:%\n", `<MPD><SegmentTemplate media="%"/></MPD>`, `<MPD><BaseURL>%</BaseURL></MPD>`} {
 			body := []byte(strings.Replace(format, "%", uri, 1))
 			if _, _, err := manifest.Rewrite(nil, body, manifest.Sniff(body), here, "", allowed); err != nil {
 				t.Errorf("%.20s of %.20s: %v", uri, format, err)
+			}
+		}
+	}
+}
+
+// The attack: a list with mistakes, in which every name ends in URI.
+func TestWorkOnListsIsLinear(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"xURI=", "xURI =\t", "=", ",", "a=\"", "xURI=\"\"", "xURI=\"a\"b", "?URI=", "/x"} {
+		for _, tag := range []string{"#EXT-X-MEDIA:,,", "#EXT-X-ACME:/", "#EXT-X-MAP ", "# #EXT-X-A:,,"} {
+			body := []byte("#EXTM3U\n" + tag + strings.Repeat(text, manifest.MaxSize/4/len(text)))
+			if _, _, err := manifest.Rewrite(nil, body, manifest.HLS, here, "", allowed); err != nil && !errors.Is(err, manifest.ErrInvalid) {
+				t.Errorf("%s%s: %v", tag, text, err)
 			}
 		}
 	}

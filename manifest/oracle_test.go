@@ -125,49 +125,52 @@ func judge(at manifest.Location, origin, viewer spot, before, after string) stri
 
 func blank(r rune) bool { return r <= ' ' || unicode.IsSpace(r) || r == 0xFEFF }
 
+// hlsURI is text of a playlist that is a URI for players, or may be one.
+type hlsURI struct {
+	text string
+	may  bool // only if it leads into the folder
+}
+
+// quotedText is an attribute for a player that searches for a name and quotes.
+var quotedText = regexp.MustCompile(`([^=",]*)=[ \t]*"([^"]*)"`)
+
 // hlsURIs returns the URIs of an HLS line, and the line without them.
-func hlsURIs(line string) (uris []string, rest string) {
+func hlsURIs(line string) (uris []hlsURI, rest string) {
 	line = strings.TrimSuffix(line, "\r")
 	before := line[:len(line)-len(strings.TrimLeftFunc(line, blank))]
 	line = line[len(before):]
+	trim := func(s string) string { return strings.TrimFunc(s, func(r rune) bool { return r <= ' ' }) }
 	if !strings.HasPrefix(line, "#") {
-		uri := strings.TrimFunc(line, func(r rune) bool { return r <= ' ' })
+		uri := trim(line)
 		if uri == "" {
 			return nil, before + line
 		}
-		return []string{uri}, before + strings.Replace(line, uri, "", 1)
+		return []hlsURI{{text: uri}}, before + strings.Replace(line, uri, "", 1)
 	}
 	if !strings.HasPrefix(line, "#EXT") || strings.HasPrefix(line+":", "#EXTINF:") || strings.HasPrefix(line, "#EXTM3U ") {
-		free, found, ok := strings.Cut(line, "#EXT-X-")
-		if !ok {
+		_, found, ok := strings.Cut(line, "#EXT-X-")
+		_, list, hasColon := strings.Cut(found, ":")
+		if !ok || !hasColon {
 			return nil, before + line
 		}
-		before, line = before+free, "#EXT-X-"+found
+		before, line = before+strings.TrimSuffix(line, list), list
 	}
-	tag, list, ok := strings.Cut(line, ":")
-	if !ok {
+	if strings.HasPrefix(line, "#EXT-X-DEFINE:") {
 		return nil, before + line
 	}
-	rest = before + tag
-	quoted := false
-	items := strings.FieldsFunc(list, func(r rune) bool {
-		if r == '"' {
-			quoted = !quoted
-		}
-		return r == ',' && !quoted
-	})
-	for _, item := range items {
-		name, value, _ := strings.Cut(item, "=")
-		if name = strings.TrimSpace(name); strings.HasSuffix(name, "URI") || name == "X-ASSET-LIST" {
-			if quoted := strings.Trim(value, " \t"); len(quoted) >= 2 && quoted[0] == '"' {
-				uri := strings.TrimFunc(strings.Trim(quoted, `"`), func(r rune) bool { return r <= ' ' })
-				uris = append(uris, uri)
-				item = name + "=" + strings.Replace(value, uri, "", 1)
-			}
-		}
-		rest += "," + item
+	at := quotedText.FindAllStringSubmatchIndex(line, -1)
+	if _, value, ok := strings.Cut(line, ":"); ok && len(at) == 0 && !strings.Contains(value, `"`) {
+		text := trim(value)
+		return []hlsURI{{text, true}}, before + strings.TrimSuffix(line, value) + strings.Replace(value, text, "", 1)
 	}
-	return uris, rest
+	end := 0
+	for _, m := range at {
+		name, text := strings.TrimRightFunc(line[m[2]:m[3]], blank), trim(line[m[4]:m[5]])
+		uris = append(uris, hlsURI{text, !strings.HasSuffix(name, "URI") && !strings.HasSuffix(name, "X-ASSET-LIST")})
+		rest += line[end:m[4]] + strings.Replace(line[m[4]:m[5]], text, "", 1)
+		end = m[5]
+	}
+	return uris, before + rest + line[end:]
 }
 
 // node is an element of an MPD.
