@@ -390,10 +390,20 @@ func TestPreflights(t *testing.T) {
 	cors := http.Header{
 		"Access-Control-Allow-Origin":  is("*"),
 		"Access-Control-Allow-Methods": is("GET, HEAD"),
-		"Access-Control-Allow-Headers": is("Range, If-Range, If-None-Match, If-Modified-Since, Cache-Control"),
 		"Access-Control-Max-Age":       is("86400"),
 	}
 	maps.Copy(cors, plain)
+	asking := func(names ...string) func(*http.Request) {
+		return func(r *http.Request) {
+			r.Method, r.Header["Access-Control-Request-Headers"] = http.MethodOptions, names
+			r.Header.Set("Access-Control-Request-Method", "GET")
+		}
+	}
+	granting := func(names string) http.Header {
+		granted := cors.Clone()
+		granted["Access-Control-Allow-Headers"] = is(names)
+		return granted
+	}
 	preflight := func(method string) func(*http.Request) {
 		return func(r *http.Request) {
 			r.Method = http.MethodOptions
@@ -413,6 +423,14 @@ func TestPreflights(t *testing.T) {
 		{"video id", "/demo/x.ts", preflight("GET"), cors},
 		{"token that is none", "/a.b.c/x.ts", preflight("GET"), cors},
 		{"H5 PUT is not granted", "/" + plainToken() + "/x.ts", preflight("PUT"), cors},
+		{"headers of tracing and CMCD", "/demo/x.ts", asking("traceparent, cmcd-session, pragma, x-requested-with"), granting("traceparent, cmcd-session, pragma, x-requested-with")},
+		{"Authorization, which * would not grant", "/demo/x.ts", asking("authorization,range"), granting("authorization,range")},
+		{"headers in two lines", "/demo/x.ts", asking("range", "x-a\t, x-b"), granting("range,x-a\t, x-b")},
+		{"the longest list", "/demo/x.ts", asking(strings.Repeat("x", 4096)), granting(strings.Repeat("x", 4096))},
+		{"a longer list", "/demo/x.ts", asking(strings.Repeat("x", 4097)), cors},
+		{"H5 text that is no name", "/demo/x.ts", asking("range, x y"), cors},
+		{"H5 another header", "/demo/x.ts", asking("range\r\nSet-Cookie: a=b"), cors},
+		{"H5 markup", "/demo/x.ts", asking("<script>"), cors},
 		{"no preflight", "/" + plainToken() + "/x.ts", preflight(""), plain},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
@@ -173,6 +174,25 @@ func setRefusalCORS(h http.Header) {
 	h.Add("Vary", "Origin")
 }
 
+// maxRequestedHeaders bounds the list of header names that a preflight repeats.
+const maxRequestedHeaders = 4 << 10
+
+// requestedHeaders returns the headers that a preflight asks to send, "" unless they are
+// a list of names. Players, tracing and CMCD add headers of their own. The gate reads no
+// credentials, and the origin gets headers by a list.
+func requestedHeaders(h http.Header) string {
+	names := strings.Join(h["Access-Control-Request-Headers"], ",")
+	if len(names) > maxRequestedHeaders {
+		return ""
+	}
+	for name := range strings.SplitSeq(names, ",") {
+		if !httpguts.ValidHeaderFieldName(strings.Trim(name, " \t")) {
+			return ""
+		}
+	}
+	return names
+}
+
 // answerPreflight answers OPTIONS without the origin server. It allows requests
 // that read, from any site. Whether the site may read the response depends on
 // the request that follows, so a preflight needs neither token nor settings.
@@ -183,7 +203,9 @@ func answerPreflight(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Access-Control-Request-Method") != "" {
 		h.Set("Access-Control-Allow-Origin", "*")
 		h.Set("Access-Control-Allow-Methods", "GET, HEAD")
-		h.Set("Access-Control-Allow-Headers", "Range, If-Range, If-None-Match, If-Modified-Since, Cache-Control")
+		if names := requestedHeaders(r.Header); names != "" {
+			h.Set("Access-Control-Allow-Headers", names)
+		}
 		h.Set("Access-Control-Max-Age", "86400")
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -494,6 +494,7 @@ func TestOwnPlayer(t *testing.T) {
 	}{
 		{name: "native", site: "www.example.test", how: "native", want: playing},
 		{name: "hls.js", site: "www.example.test", how: "hls.js", want: playing},
+		{name: "hls.js with CMCD and tracing in headers", site: "www.example.test", how: "hls.js with headers", want: playing},
 		{name: "native on another site", site: "evil.test", how: "native", want: refused(native, notAllowed, notAllowed)},
 		{name: "hls.js on another site", site: "evil.test", how: "hls.js", want: refused(hls, notAllowed, notAllowed)},
 
@@ -567,7 +568,7 @@ func TestCORS(t *testing.T) {
 		{"a range", "www.example.test", good, `{headers: {Range: "bytes=0-9"}}`, false, partial},
 		{"ranges", "www.example.test", good, `{headers: {Range: "bytes=0-1,5-9"}}`, true, partial},
 		{"HEAD", "www.example.test", good, `{method: "HEAD"}`, false, plays},
-		{"a header of no use", "www.example.test", good, `{headers: {"X-Custom": "1"}}`, true, kept},
+		{"headers that the gate does not know", "www.example.test", good, `{headers: {"X-Custom": "1", Pragma: "no-cache", Authorization: "Basic eDp5"}}`, true, plays},
 		{"PUT", "www.example.test", good, `{method: "PUT"}`, true, kept},
 		{"POST", "www.example.test", good, `{method: "POST"}`, false, verdict{405, "method_not_allowed"}},
 		{"credentials", "www.example.test", good, `{credentials: "include"}`, false, kept},

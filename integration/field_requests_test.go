@@ -21,3 +21,32 @@ func TestKeyOfAnEnvironmentFile(t *testing.T) {
 	}
 	o.take()
 }
+
+// The pages of apps made with Capacitor, Tauri and others have origins of their own schemes.
+func TestOriginsOfApps(t *testing.T) {
+	t.Parallel()
+	o := startOrigin(t, nil)
+	g := start(t, o, config{gate: "player", app: "video listed {\nallowed_origins capacitor://localhost android-app://com.example\n}\nvideo any {\nallowed_origins *\n}"})
+	for _, tc := range []struct{ video, header, reason string }{
+		{"listed", "Origin: capacitor://localhost", ""},
+		{"listed", "Referer: android-app://com.example/", ""},
+		{"listed", "Origin: tauri://localhost", "origin_not_allowed"},
+		{"listed", "Origin: http://localhost", "origin_not_allowed"},
+		{"any", "Origin: tauri://localhost", ""},
+		{"any", "Referer: android-app://com.example.other/", ""},
+		{"any", "Origin: null", "origin_not_allowed"},
+		{"any", "Origin: file://", "origin_not_allowed"},
+	} {
+		res := g.raw(t, rawGet("/"+mint(t, tc.video, nil)+"/iframe", tc.header))
+		if res.reason() != tc.reason {
+			t.Errorf("%s for %q: %d %q, want %q", tc.header, tc.video, res.StatusCode, res.reason(), tc.reason)
+		}
+		name, origin, _ := strings.Cut(tc.header, ": ")
+		if got := res.Header.Get("Access-Control-Allow-Origin"); name == "Origin" && tc.reason == "" && got != origin {
+			t.Errorf("%s for %q: Access-Control-Allow-Origin %q", tc.header, tc.video, got)
+		}
+		if csp := res.Header.Get("Content-Security-Policy"); tc.reason == "" && !strings.Contains(csp, " capacitor:") {
+			t.Errorf("%s for %q: the policy is %q", tc.header, tc.video, csp)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,6 +18,7 @@ var fuzzedPatterns = [][]string{
 	{"*.example.com", "xn--e1afmkfd.example", "[::1]:8080", "[::ffff:127.0.0.1]", "127.0.0.1"},
 	{"*.com"},
 	{"*"},
+	{"capacitor://localhost", "app://example.com:80"},
 }
 
 // FuzzOrigins checks two relations. A header that is allowed names an allowed
@@ -75,10 +77,10 @@ func checkPattern(t *testing.T, text string) {
 		t.Fatalf("frame-ancestors of %q is %q", text, ancestors)
 	}
 	origins := []string{p.Example().String()}
-	if isASCII(text) && !p.wildcard && !p.any {
+	if isASCII(text) && !p.wildcard && !p.any && p.app == "" {
 		origins = append(origins, "https://"+text, "http://"+text)
 	}
-	if p.wildcard && len(p.host) < 250 {
+	if p.wildcard && len(p.host) < 250 && p.app == "" {
 		origins = append(origins, "https://a."+JoinHostPort(p.host, p.port))
 	}
 	for _, origin := range origins {
@@ -102,7 +104,8 @@ func referenceAllows(patterns []string, header string, isOrigin bool) bool {
 	}
 	defaults := map[string]string{"http": "80", "https": "443"}
 	if defaults[u.Scheme] == "" {
-		return false
+		app := u.Scheme + "://" + u.Host
+		return slices.Contains(patterns, app) || slices.Contains(patterns, "*") && appOrigin.MatchString(app)
 	}
 	port := u.Port()
 	if port == "" {
@@ -116,6 +119,9 @@ func referenceAllows(patterns []string, header string, isOrigin bool) bool {
 	}
 	return false
 }
+
+// appOrigin matches origins that no site, file or document has.
+var appOrigin = regexp.MustCompile(`^[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:[1-9][0-9]*)?$`)
 
 // withoutPath cuts a URL off where the URL standard's authority state ends.
 // What follows may be anything, also what net/url does not read.
@@ -133,6 +139,9 @@ func withoutPath(header string) string {
 func referenceCovers(pattern, host, port, defaultPort string) bool {
 	if pattern == "*" {
 		return true
+	}
+	if strings.Contains(pattern, "://") {
+		return false
 	}
 	rest, wildcard := strings.CutPrefix(pattern, "*.")
 	parts, err := url.Parse("https://" + rest)

@@ -3,8 +3,9 @@
 //
 // # Patterns
 //
-// A pattern is "*" or has the form [*.]host[:port]. It has no scheme: it covers
-// http and https alike. Without a port it covers the default ports, 80 for http
+// A pattern is "*" or has the form [*.]host[:port]. It has no scheme, or that of an
+// app whose pages have such origins. Without a scheme, it covers http and https alike.
+// Without a port it covers the default ports, 80 for http
 // and 443 for https. A wildcard covers the domain itself and all subdomains.
 // These rules follow "Allowed origins" in the documentation of Cloudflare
 // Stream.
@@ -19,11 +20,14 @@
 //	192.0.2.1              an IPv4 address
 //	[2001:db8::1]:8443     an IPv6 address in brackets
 //	пример.example         the same host as xn--e1afmkfd.example
-//	*                      every http and https origin
+//	capacitor://localhost  the pages of an app
+//	android-app://com.a.b  links in an Android app
+//	*                      every origin of a site or an app
 //
 // Prohibited:
 //
-//	https://example.com    a scheme
+//	https://example.com    a scheme of the web
+//	file://                a scheme that every file has
 //	example.com/videos     a path
 //	www.*.example          a wildcard that is not the first label
 //	*.192.0.2.1            a wildcard below an IP address
@@ -40,11 +44,12 @@
 // request. They check the length first, and an error does not repeat the
 // text. They accept no more than the URL standard
 // (https://url.spec.whatwg.org/) does. Each pattern without a wildcard, with
-// "https://" in front, is an origin that the pattern covers; a fuzz test checks
+// "https://" in front unless it has a scheme, is an origin that the pattern covers; a fuzz test checks
 // that.
 package weborigin
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"strconv"
@@ -57,22 +62,23 @@ import (
 // Origin is a scheme, a host and a port (RFC 6454). Origins are equal if they
 // are equal with ==.
 type Origin struct {
+	App   string // the scheme of an app's pages, in lower case: capacitor; "" for http and https
 	HTTPS bool   // false: http
-	Host  string // in lower case without a trailing dot, or an IP address in its canonical form, without brackets
-	Port  uint16 // never 0
+	Host  string // in lower case without a trailing dot, or an IP address in its canonical form, without brackets; an app's as it is
+	Port  uint16 // 0 only for an app
 }
 
 // String returns the origin as a URL without a path. It leaves out the default
 // port.
 func (o Origin) String() string {
-	scheme := "http://"
+	scheme := cmp.Or(o.App, "http")
 	if o.HTTPS {
-		scheme = "https://"
+		scheme = "https"
 	}
-	if o.Port == DefaultPort(o.HTTPS) {
+	if o.App == "" && o.Port == DefaultPort(o.HTTPS) {
 		o.Port = 0
 	}
-	return scheme + o.Address()
+	return scheme + "://" + o.Address()
 }
 
 // Address returns host:port, to dial or to listen on.
@@ -90,13 +96,13 @@ func DefaultPort(https bool) uint16 {
 var (
 	ErrMissing  = errors.New("the request has neither Origin nor Referer")
 	ErrRepeated = errors.New("the header is repeated")
-	ErrForm     = errors.New("the header is not an http or https origin")
+	ErrForm     = errors.New("the header is not the origin of a site or an app")
 )
 
 // FromHeader returns the origin of the page that made a request: the value of
 // Origin if it was sent, else the origin of Referer. A header that cannot be
 // read is never treated as missing: [ErrRepeated] if either was sent twice,
-// [ErrForm] if it is no http or https origin, as with "null". [ErrMissing] means
+// [ErrForm] if it is no origin of a site or an app, as with "null". [ErrMissing] means
 // that neither was sent.
 func FromHeader(header map[string][]string) (Origin, error) {
 	origins, referers := header["Origin"], header["Referer"]
@@ -123,14 +129,46 @@ func ParseOrigin(s string) (Origin, error) {
 	}
 	scheme, authority, ok := strings.Cut(s, "://")
 	https := strings.EqualFold(scheme, "https")
-	if !ok || !isASCII(scheme) || !https && !strings.EqualFold(scheme, "http") {
+	if !ok || !isASCII(scheme) {
 		return Origin{}, ErrForm
 	}
-	o, err := ParseAuthority(authority, https)
+	parse := func() (Origin, error) { return ParseAuthority(authority, https) }
+	if !https && !strings.EqualFold(scheme, "http") {
+		parse = func() (Origin, error) { return parseAppOrigin(scheme, authority) }
+	}
+	o, err := parse()
 	if err != nil {
 		return Origin{}, ErrForm
 	}
 	return o, nil
+}
+
+// parseAppOrigin reads an origin whose scheme belongs to an app. By the URL standard,
+// its host is opaque: a package name or an extension's id, in which capitals matter.
+func parseAppOrigin(scheme, authority string) (Origin, error) {
+	host, port, err := SplitHostPort(authority)
+	switch {
+	case !isAppScheme(scheme):
+		return Origin{}, errAppScheme
+	case err != nil:
+		return Origin{}, err
+	case host == "" || !isASCII(host) || strings.Trim(strings.ToLower(host), labelCharacters+".") != "":
+		return Origin{}, errAppHost
+	}
+	return Origin{App: strings.ToLower(scheme), Host: host, Port: port}, nil
+}
+
+// isAppScheme reports whether pages with a scheme belong to an app. Sites have the
+// other schemes, and so have files and documents that anybody can make.
+func isAppScheme(scheme string) bool {
+	scheme = strings.ToLower(scheme)
+	switch scheme {
+	case "ws", "wss", "ftp", "file", "filesystem", "data", "blob", "about", "javascript", "view-source":
+		return false
+	}
+	return scheme != "" && 'a' <= scheme[0] && scheme[0] <= 'z' &&
+		strings.Trim(scheme, "abcdefghijklmnopqrstuvwxyz0123456789+-.") == "" &&
+		strings.Trim(scheme, "htps") != "" // http, https and their misspellings
 }
 
 // ParseReferer reads the origin of the URL in a Referer header. All errors are
@@ -164,11 +202,13 @@ func ParseAuthority(s string, https bool) (Origin, error) {
 }
 
 var (
-	errPort     = errors.New("the port is not a number from 1 to 65535")
-	errHost     = errors.New("want letters, digits, hyphens and dots, or an IP address")
-	errIPv6     = errors.New("want an IPv6 address in brackets")
-	errIPv4     = errors.New("want an IPv4 address of four decimal numbers")
-	errPunycode = errors.New("it contains invalid Punycode")
+	errAppScheme = errors.New("the scheme is not an app's")
+	errAppHost   = errors.New("want the name of an app of letters, digits, dots, hyphens and underscores")
+	errPort      = errors.New("the port is not a number from 1 to 65535")
+	errHost      = errors.New("want letters, digits, hyphens and dots, or an IP address")
+	errIPv6      = errors.New("want an IPv6 address in brackets")
+	errIPv4      = errors.New("want an IPv4 address of four decimal numbers")
+	errPunycode  = errors.New("it contains invalid Punycode")
 )
 
 // SplitHostPort splits host[:port] without a look at the host. An IPv6 address

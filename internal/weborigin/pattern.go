@@ -13,8 +13,9 @@ import (
 
 // Pattern is one allowed origin. The zero value covers no origin.
 type Pattern struct {
+	app      string // as in Origin
 	host     string // as in Origin
-	port     uint16 // 0: the default port of the origin's scheme
+	port     uint16 // 0: the default port of the origin's scheme; for an app, none
 	any      bool   // "*", with neither host nor port
 	wildcard bool   // covers subdomains of host too
 }
@@ -26,7 +27,16 @@ func ParsePattern(text string) (Pattern, error) {
 	if text == "*" {
 		return Pattern{any: true}, nil
 	}
-	if strings.Contains(text, "://") || strings.HasPrefix(text, "//") {
+	scheme, rest, hasScheme := strings.Cut(text, "://")
+	if hasScheme && isAppScheme(scheme) {
+		rest, wildcard := strings.CutPrefix(rest, "*.")
+		o, err := parseAppOrigin(scheme, rest)
+		if err != nil {
+			return Pattern{}, fmt.Errorf("allowed origin %q is not <scheme>://[*.]host[:port]: %w", text, err)
+		}
+		return Pattern{app: o.App, host: o.Host, port: o.Port, wildcard: wildcard}, nil
+	}
+	if hasScheme || strings.HasPrefix(text, "//") {
 		// Cloudflare Stream uses the same words, and its clients know them.
 		return Pattern{}, fmt.Errorf("allowed origin must not specify protocol: %q", text)
 	}
@@ -66,20 +76,26 @@ func parseHostPattern(text string) (p Pattern, err error) {
 
 // String returns the canonical spelling of the pattern.
 func (p Pattern) String() string {
-	switch text := JoinHostPort(p.host, p.port); {
+	text := JoinHostPort(p.host, p.port)
+	if p.wildcard {
+		text = "*." + text
+	}
+	switch {
 	case p.any:
 		return "*"
-	case p.wildcard:
-		return "*." + text
-	default:
-		return text
+	case p.app != "":
+		return p.app + "://" + text
 	}
+	return text
 }
 
 // Example returns an origin that the pattern covers.
 func (p Pattern) Example() Origin {
 	if p.any {
 		p.host = "www.example.com"
+	}
+	if p.app != "" {
+		return Origin{App: p.app, Host: p.host, Port: p.port}
 	}
 	return Origin{HTTPS: true, Host: p.host, Port: cmp.Or(p.port, DefaultPort(true))}
 }
@@ -88,7 +104,7 @@ func (p Pattern) covers(o Origin) bool {
 	if p.any {
 		return true
 	}
-	if o.Port != p.port && (p.port != 0 || o.Port != DefaultPort(o.HTTPS)) {
+	if o.App != p.app || o.Port != p.port && (p.app != "" || p.port != 0 || o.Port != DefaultPort(o.HTTPS)) {
 		return false
 	}
 	if !p.wildcard || len(o.Host) <= len(p.host) {
@@ -102,17 +118,21 @@ func (p Pattern) covers(o Origin) bool {
 // sources returns the pattern as host-sources of a Content-Security-Policy. An
 // http source covers https too, and one without a port covers the default ports
 // of both (CSP level 3, section 6.7.2.8). A wildcard source does not cover the
-// domain itself.
+// domain itself, and * no origin of an app.
 func (p Pattern) sources() string {
-	switch text := p.String(); {
-	case p.any:
-		return text
-	case p.wildcard:
-		return "http://" + JoinHostPort(p.host, p.port) + " http://" + text
-	default:
-		return "http://" + text
+	if p.any {
+		return "*" + appSources
 	}
+	scheme, text := cmp.Or(p.app, "http")+"://", JoinHostPort(p.host, p.port)
+	if p.wildcard {
+		return scheme + text + " " + scheme + "*." + text
+	}
+	return scheme + text
 }
+
+// appSources are the schemes of frameworks and browsers whose apps have pages that can
+// embed others.
+const appSources = " app: capacitor: chrome-extension: ionic: moz-extension: safari-web-extension: tauri: vscode-webview: wails:"
 
 // MaxPatterns bounds a [List]. The header with its frame-ancestors must stay
 // within the size that servers and browsers accept.

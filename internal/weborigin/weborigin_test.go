@@ -17,7 +17,14 @@ var goodPatterns = []struct {
 	want      Pattern
 	ancestors string
 }{
-	{"*", Pattern{any: true}, "*"},
+	{"*", Pattern{any: true}, "*" + appSources},
+	{"capacitor://localhost", Pattern{app: "capacitor", host: "localhost"}, "capacitor://localhost"},
+	{"Tauri://localhost:1420", Pattern{app: "tauri", host: "localhost", port: 1420}, "tauri://localhost:1420"},
+	{"android-app://com.example.MyApp_2", Pattern{app: "android-app", host: "com.example.MyApp_2"}, "android-app://com.example.MyApp_2"},
+	{"app://.", Pattern{app: "app", host: "."}, "app://."},
+	{"wails://*.localhost", Pattern{app: "wails", host: "localhost", wildcard: true}, "wails://localhost wails://*.localhost"},
+	{"chrome-extension://abcdefghijklmnopabcdefghijklmnop", Pattern{app: "chrome-extension", host: "abcdefghijklmnopabcdefghijklmnop"}, "chrome-extension://abcdefghijklmnopabcdefghijklmnop"},
+	{"moz-extension://1c8d1f7a-9b1e-4b7e-8a55-0f6c3d0c2b11", Pattern{app: "moz-extension", host: "1c8d1f7a-9b1e-4b7e-8a55-0f6c3d0c2b11"}, "moz-extension://1c8d1f7a-9b1e-4b7e-8a55-0f6c3d0c2b11"},
 	{"example.com", exactly("example.com", 0), "http://example.com"},
 	{"example.com:8443", exactly("example.com", 8443), "http://example.com:8443"},
 	{"example.com:80", exactly("example.com", 80), "http://example.com:80"},
@@ -86,6 +93,11 @@ func TestPatterns(t *testing.T) {
 var badPatterns = map[string][]string{
 	"R12 scheme": {
 		"https://example.com", "http://example.com", "https://*", "https://*.example.com", "ftp://example.com", "//example.com", "https:example.com",
+		"htps://example.com", "HTTPSS://example.com", "file://", "file://localhost", "data://x", "blob://x", "ws://example.com", "1app://x", "://x", "a b://x", "äpp://x",
+	},
+	"R12 app": {
+		"capacitor:localhost", "tauri:", "android-app://com.example/path", "ionic://", "ionic://*", "ionic://user@localhost", "app://a b", "app://[::1]",
+		"app://localhost:0", "app://x;script-src", "app://x,y", "app://x'", "app://%61", "app://exämple", "app://*.*.x",
 	},
 	"R12 path": {"example.com/path", "example.com/*", "example.com/", "192.0.2.0/24"},
 	"R12 wildcard in another place": {
@@ -126,7 +138,7 @@ func TestProhibitedPatterns(t *testing.T) {
 			}
 			// Cloudflare's API uses the same words for a scheme.
 			const scheme = "allowed origin must not specify protocol"
-			if got, want := strings.Contains(err.Error(), scheme), strings.Contains(pattern, "//"); got != want {
+			if got, want := strings.Contains(err.Error(), scheme), strings.Contains(pattern, "//") && attack != "R12 app"; got != want {
 				t.Errorf("%s: ParsePattern(%q) = %v; mentions the protocol: %t, want %t", attack, pattern, err, got, want)
 			}
 			if list, err := Compile([]string{"example.com", pattern}); err == nil || list != nil {
@@ -167,12 +179,12 @@ func TestOriginAsText(t *testing.T) {
 		origin       Origin
 		url, address string
 	}{
-		{Origin{true, "example.com", 443}, "https://example.com", "example.com:443"},
-		{Origin{true, "example.com", 80}, "https://example.com:80", "example.com:80"},
-		{Origin{false, "example.com", 80}, "http://example.com", "example.com:80"},
-		{Origin{false, "example.com", 443}, "http://example.com:443", "example.com:443"},
-		{Origin{false, "::1", 8080}, "http://[::1]:8080", "[::1]:8080"},
-		{Origin{true, "::1", 443}, "https://[::1]", "[::1]:443"},
+		{Origin{HTTPS: true, Host: "example.com", Port: 443}, "https://example.com", "example.com:443"},
+		{Origin{HTTPS: true, Host: "example.com", Port: 80}, "https://example.com:80", "example.com:80"},
+		{Origin{HTTPS: false, Host: "example.com", Port: 80}, "http://example.com", "example.com:80"},
+		{Origin{HTTPS: false, Host: "example.com", Port: 443}, "http://example.com:443", "example.com:443"},
+		{Origin{HTTPS: false, Host: "::1", Port: 8080}, "http://[::1]:8080", "[::1]:8080"},
+		{Origin{HTTPS: true, Host: "::1", Port: 443}, "https://[::1]", "[::1]:443"},
 	} {
 		if tc.origin.String() != tc.url || tc.origin.Address() != tc.address {
 			t.Errorf("%+v is %s at %s, want %s at %s", tc.origin, tc.origin, tc.origin.Address(), tc.url, tc.address)
@@ -277,9 +289,20 @@ var siteCases = []struct {
 	)},
 	// Any site can make a sandboxed frame or a data: URL.
 	{"R7 opaque origin", "*", is("https://evil.com:8443", "http://[2001:db8::1]"), is(
-		"null", "NULL", "", "about:blank", "file://", "data:text/html,x", "javascript:1", "blob:https://example.com", "android-app://example.com",
-		"chrome-extension://example.com", "moz-extension://example.com", "https://user@example.com",
+		"null", "NULL", "", "about:blank", "file://", "file://localhost", "data:text/html,x", "javascript:1", "blob:https://example.com",
+		"https://user@example.com", "filesystem:https://example.com", "capacitor:localhost", "capacitor://", "app://user@localhost", "capacitor://a, tauri://b", "app://\u0130",
 	)},
+	{"an app of any framework", "*", is(
+		"capacitor://localhost", "tauri://localhost", "ionic://localhost", "android-app://com.example", "ios-app://123", "app://obsidian.md", "app://.", "wails://wails.localhost:34115",
+		"chrome-extension://abcdefghijklmnopabcdefghijklmnop", "vscode-webview://0a1b2c", "ms-appx-web://my.app_1", "httpsionic://localhost",
+	), nil},
+	{"an app", "capacitor://localhost android-app://com.example tauri://localhost:80", is(
+		"capacitor://localhost", "CAPACITOR://localhost", "android-app://com.example", "tauri://localhost:80",
+	), is(
+		"http://localhost", "https://localhost", "ionic://localhost", "capacitor://localhost:80", "capacitor://localhost.", "capacitor://a.localhost", "capacitor://Localhost",
+		"capacitor://evil", "capacitor://localhost@evil", "android-app://com.example.evil", "android-app://com.Example", "android-app://com_example", "tauri://localhost", "capacitor-x://localhost",
+	)},
+	{"a site of an app's name", "localhost *.example.com", nil, is("capacitor://localhost", "tauri://example.com", "app://a.example.com:80", "app://localhost:80")},
 	{"R10 another scheme", "example.com", nil, is(
 		"ftp://example.com", "ws://example.com", "file://example.com", "httpss://example.com", "httpsx://example.com", "xhttps://example.com",
 		"http+unix://example.com", "http\u017f://example.com", "//example.com", "https:example.com", "example.com", "://example.com", "https://",
@@ -328,6 +351,7 @@ var headerCases = []struct {
 	// The attack: repeated headers, of which two programs read different ones.
 	{"R9 two Referers", nil, is("https://example.com/", "https://evil.com/"), refused},
 	{"R9 the same Referer twice", nil, is("https://example.com/", "https://example.com/"), refused},
+	{"R9 an app's Origin and a site's", is("capacitor://localhost", "https://example.com"), nil, refused},
 	{"R9 two Origins", is("https://example.com", "https://evil.com"), nil, refused},
 	{"R9 two Origins in one header", is("https://example.com, https://evil.com"), nil, refused},
 	{"R9 two Origins with a space", is("https://example.com https://example.org"), nil, refused},
