@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var update = flag.Bool("update", false, "write what Caddyfiles adapt to into testdata/caddyfile")
+var update = flag.Bool("update", false, "write what the tests expect into testdata")
 
 // separator stands between a Caddyfile and what becomes of it: JSON or an
 // error. It is the format of Caddy's own tests.

@@ -244,39 +244,14 @@ func ask(t testing.TB, g *Gate, r *http.Request) answer {
 	return a
 }
 
-// refusals are the statuses that the reasons promise to players and operators.
-var refusals = map[string]int{
-	"path_invalid":               400,
-	"token_required":             401,
-	"token_malformed":            401,
-	"algorithm_not_allowed":      401,
-	"key_unknown":                401,
-	"signature_invalid":          401,
-	"audience_not_allowed":       401,
-	"token_expired":              401,
-	"token_not_yet_valid":        401,
-	"token_lifetime_exceeded":    401,
-	"rules_invalid":              401,
-	"rule_blocked":               403,
-	"origin_required":            403,
-	"origin_not_allowed":         403,
-	"download_not_allowed":       403,
-	"client_ip_unknown":          403,
-	"service_worker_not_allowed": 403,
-	"method_not_allowed":         405,
-	"too_early":                  425,
-	"verification_limited":       429,
-	"state_unavailable":          503,
-	"country_unavailable":        503,
-}
-
 // wantRefusal holds that a request was refused for a reason, with all that
 // every refusal carries, and that neither the origin nor an error's text has
 // seen anything of it.
-func wantRefusal(t testing.TB, r *http.Request, a answer, reason string) {
+func wantRefusal(t testing.TB, r *http.Request, a answer, why string) {
 	t.Helper()
-	if a.reason != reason || a.status != refusals[reason] {
-		t.Errorf("%s %s = %d %q, want %d %q", r.Method, shortened(r), a.status, a.reason, refusals[reason], reason)
+	// docs/reasons.md has the statuses, too.
+	if status := reason(why).status(); a.reason != why || a.status != status {
+		t.Errorf("%s %s = %d %q, want %d %q", r.Method, shortened(r), a.status, a.reason, status, why)
 	}
 	if len(a.origin) != 0 {
 		t.Errorf("%s %s was refused, and the origin saw it", r.Method, shortened(r))
