@@ -21,7 +21,7 @@ bin/caddy-race:
 	go build -race -o $@ ./cmd/caddy
 
 .PHONY: run
-run: bin/caddy ## Serve the example clip behind the gate and print signed URLs
+run: bin/caddy ## Serve the example clip behind the gate, with a page of signed links
 	@examples/run.sh bin/caddy
 
 # At most 12 minutes on 2 processors, once everything has been compiled.

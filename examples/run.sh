@@ -1,66 +1,66 @@
 #!/usr/bin/env bash
-# Starts examples/Caddyfile with a key of its own and prints signed URLs to try.
+# Starts examples/Caddyfile with a new key and a page of signed links.
 # Usage: examples/run.sh <caddy binary>. Ctrl-C ends it.
 set -eu
 caddy=$(realpath "$1")
 cd "$(dirname "$0")/.."
+gate=http://localhost:8080 origin=http://localhost:8081
 
 # Two servers of Caddy can share a port, and each would get half of the requests.
-for port in 8080 8081; do
+for port in "${gate##*:}" "${origin##*:}"; do
 	if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
 		echo "Port $port is in use, and the demo needs it. Is another one running?" >&2
 		exit 1
 	fi
 done
 
-key=examples/key.json
-[ -s "$key" ] || (umask 077 && "$caddy" signed-playback keygen >"$key")
-export SIGNED_PLAYBACK_KEY_FILE=$key
+made=bin/demo
+mkdir -p "$made/page"
+rm -f "$made/key.json" "$made/public.json"
+"$caddy" signed-playback keygen -o "$made/key.json" --public "$made/public.json"
+export SIGNED_PLAYBACK_KEY_FILE=$made/public.json SIGNED_PLAYBACK_HLS_JS=$made/hls.min.js
 
-"$caddy" run --config examples/Caddyfile &
+# Many browsers do not play HLS without hls.js, which is not part of this repository.
+if [ ! -s "$SIGNED_PLAYBACK_HLS_JS" ]; then
+	if ! npm pack hls.js@1.7.4 --pack-destination "$made" --fetch-retries=0 >/dev/null 2>&1 ||
+		! tar -xzf "$made/hls.js-1.7.4.tgz" -C "$made" --strip-components=2 package/dist/hls.min.js; then
+		SIGNED_PLAYBACK_HLS_JS=
+		echo "npm cannot fetch hls.js, so the page plays only in browsers with HLS of their own: Safari, Chrome from 142 on." >&2
+	fi
+	rm -f "$made/hls.js-1.7.4.tgz"
+fi
+
+token() {
+	"$caddy" signed-playback sign --key "$made/key.json" --sub demo "$@"
+}
+only_gb='[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]'
+page=$(<examples/page.html)
+page=${page//PLAYS/$(token --exp 12h --downloadable)}
+page=${page//EXPIRED/$(token --exp=-1h 2>/dev/null)}
+page=${page//BLOCKED/$(token --exp 12h --rules "$only_gb")}
+page=${page//GATE/$gate}
+echo "${page//ORIGIN/$origin}" >"$made/page/index.html"
+
+"$caddy" run --config examples/Caddyfile 2>"$made/log" &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
+trap 'exit 0' INT TERM
 
 # The port is probed by bash itself, because a fresh machine need not have curl.
-until (exec 3<>/dev/tcp/127.0.0.1/8080) 2>/dev/null; do
+until (exec 3<>"/dev/tcp/127.0.0.1/${gate##*:}") 2>/dev/null; do
 	if ! kill -0 "$server" 2>/dev/null; then
-		wait "$server"
+		cat "$made/log" >&2
 		exit 1
 	fi
 	sleep 0.1
 done
-sign() {
-	"$caddy" signed-playback sign --key "$key" --sub demo --url http://localhost:8080 "$@"
-}
-only_gb='[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]'
-plays=$(sign --exp 12h --downloadable)
-base=${plays%/manifest/video.m3u8}
 
-cat <<URLS
+cat <<TEXT
 
-The gate listens on http://localhost:8080, in front of the origin on port 8081.
-Open the page in a browser that plays HLS (Safari, Chrome from 142 on, Edge), the others in a player (VLC, ffplay), or
-ask with curl -i.
+Open $gate to see a video that plays, and links that the gate refuses.
 
-These play for the next 12 hours:
-  Page  $base/iframe
-  HLS   $plays
-  TS    $base/manifest/ts.m3u8
-  DASH  $base/manifest/video.mpd
-  MP4   $base/downloads/default.mp4
-
-This one has expired (401 token_expired):
-  $(sign --exp=-1h)
-
-This one is for viewers in GB only, and this machine counts as in the US (403 rule_blocked):
-  $(sign --rules "$only_gb")
-
-Without a token (401 token_required):
-  http://localhost:8080/demo/manifest/video.m3u8
-
-Sign more with
-  $1 signed-playback sign --key $key --sub demo --url http://localhost:8080
+Sign more links:  $1 signed-playback sign --key $made/key.json --sub demo --url $gate
+The server's log: $made/log
 Stop with Ctrl-C.
-
-URLS
+TEXT
 wait "$server"

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"errors"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -11,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,8 +75,8 @@ type demo struct {
 	ended        chan error // gets the outcome of the shell
 }
 
-// startDemo runs the demo on ports of its own, in a copy without the key of an earlier
-// run, and waits until it has printed its URLs.
+// startDemo runs the demo on ports of its own, in a copy that has hls.js already, and
+// waits until it has printed the address of its page.
 func startDemo(t *testing.T) *demo {
 	t.Helper()
 	root := t.TempDir()
@@ -85,9 +85,10 @@ func startDemo(t *testing.T) *demo {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Remove(filepath.Join(root, "examples/key.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.MkdirAll(filepath.Join(root, "bin/demo"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	writeFile(t, filepath.Join(root, "bin/demo/hls.min.js"), []byte(readText(t, hlsJS(t))))
 	d := &demo{gate: freeAddr(t), origin: freeAddr(t), output: newLogBuffer(), ended: make(chan error, 1)}
 	ports := strings.NewReplacer(demoPorts[0], port(d.gate), demoPorts[1], port(d.origin))
 	script := filepath.Join(root, "examples/run.sh")
@@ -105,7 +106,7 @@ func startDemo(t *testing.T) *demo {
 	d.pid = cmd.Process.Pid
 	go func() { d.ended <- cmd.Wait() }()
 	t.Cleanup(func() { _ = syscall.Kill(-d.pid, syscall.SIGKILL) }) // if the test fails before it stops the demo
-	eventually(t, "the demo prints its URLs", func() bool {
+	eventually(t, "the demo prints its address", func() bool {
 		select {
 		case err := <-d.ended:
 			t.Fatalf("the demo has ended with %v:\n%s", err, d.output)
@@ -116,7 +117,8 @@ func startDemo(t *testing.T) *demo {
 	return d
 }
 
-// The demo prints URLs that do what its text says, and leaves no process and no listener.
+// The demo prints one short address, whose page shows a clip that plays and links that are
+// refused. It ends without an error, a process or a listener.
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	for name, stop := range map[string]func(pid int) error{
@@ -130,7 +132,9 @@ func TestDemo(t *testing.T) {
 			if err := stop(d.pid); err != nil {
 				t.Fatal(err)
 			}
-			_ = await(t, d.ended, "the end of the demo")
+			if err := await(t, d.ended, "the end of the demo"); err != nil {
+				t.Errorf("the demo ends with %v", err)
+			}
 			eventually(t, "the processes of the demo end", func() bool {
 				return errors.Is(syscall.Kill(-d.pid, 0), syscall.ESRCH)
 			})
@@ -139,50 +143,50 @@ func TestDemo(t *testing.T) {
 					t.Errorf("something still listens on %s", addr)
 				}
 			}
-			for _, never := range []string{"DATA RACE", "panic"} {
-				if strings.Contains(d.output.String(), never) {
-					t.Errorf("%q in the output:\n%s", never, d.output)
+			for line := range strings.Lines(d.output.String()) {
+				if len(line) > 200 || strings.Contains(line, `"level"`) || strings.Contains(line, "rror") {
+					t.Errorf("the demo prints %.200s", line)
 				}
 			}
 		})
 	}
 }
 
-// checkDemo asks for each URL that the demo prints, and compares the answer with the text.
+// checkDemo asks for each link of the demo's page, and compares the answer with the page.
 func checkDemo(t *testing.T, d *demo) {
 	t.Helper()
-	// Each paragraph of the text says what the URLs below it do.
-	promised := regexp.MustCompile(`\((\d{3}) (\w+)\)`)
-	address := regexp.MustCompile(`http://localhost:` + port(d.gate) + `/\S+`)
-	want := plays
+	address := "http://localhost:" + port(d.gate)
+	html := string(send(t, client, http.MethodGet, address+"/", "").body)
 	got := make(map[verdict]int)
-	_, text, _ := strings.Cut(d.output.String(), "The gate listens") // after the server's log
-	for line := range strings.Lines(text) {
-		if strings.Contains(line, "These play") {
-			want = plays
-		}
-		if m := promised.FindStringSubmatch(line); m != nil {
-			want = verdict{map[string]int{"401": http.StatusUnauthorized, "403": http.StatusForbidden}[m[1]], m[2]}
-		}
-		playback := address.FindString(line)
-		if playback == "" {
-			continue
-		}
+	ask := func(playback string, want verdict) {
+		t.Helper()
 		answered := send(t, client, http.MethodGet, playback, "")
 		if answered.verdict() != want || want == plays && !startsLike(answered.body, playback) {
-			t.Errorf("%s answers with %v and %.60q, want %v", strings.TrimSpace(line), answered.verdict(), answered.body, want)
+			t.Errorf("%s answers with %v and %.60q, want %v", playback, answered.verdict(), answered.body, want)
 		}
 		got[answered.verdict()]++
 	}
+	for _, m := range regexp.MustCompile(`href="(/[^"]+)"`).FindAllStringSubmatch(html, -1) {
+		ask(address+m[1], plays)
+	}
+	for _, m := range regexp.MustCompile(`curl -i "([^"]+)" # (\d+) ?(\w*)`).FindAllStringSubmatch(html, -1) {
+		status, _ := strconv.Atoi(m[2])
+		ask(m[1], verdict{status, m[3]})
+	}
 	wantAll := map[verdict]int{
-		plays: 5, // page, HLS, TS, DASH, MP4
+		plays: 6, // page, HLS, TS, DASH, MP4, and the first command
 		{http.StatusUnauthorized, "token_expired"}:  1,
 		{http.StatusForbidden, "rule_blocked"}:      1,
 		{http.StatusUnauthorized, "token_required"}: 1,
 	}
 	if diff := cmp.Diff(wantAll, got); diff != "" {
-		t.Errorf("the URLs of the demo (-want +got):\n%s\n%s", diff, d.output)
+		t.Errorf("the links of the demo (-want +got):\n%s\n%s", diff, html)
 	}
+	page := openTab(t, watchPolicy, noNativeHLS)
+	page.open(t, address)
+	eventually(t, "the first of four frames shows a picture", func() bool {
+		return evaluate[bool](t, page, `frames.length === 4 && frames[0].document.querySelector("video")?.readyState >= 2`)
+	})
 }
 
 func listens(addr string) bool {
