@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -197,6 +198,25 @@ func TestMPDsUnderOtherNames(t *testing.T) {
 						t.Errorf("%s after %.20q got %d %q, %s:\n%.300q", suffix, prolog, e.status, e.reason, e.header.Get("Content-Type"), e.body)
 					}
 				}
+			}
+		}
+	}
+}
+
+// What an xlink:href leads to is rewritten as a manifest is: every element that can be
+// remote, one or several of them, under any name.
+func TestRemoteElements(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{
+		"Period", "AdaptationSet", "EmptyAdaptationSet", "Representation", "Preselection", "SegmentBase", "SegmentList", "SegmentTemplate",
+		"EventStream", "InitializationSet", "InitializationGroup", "InitializationPresentation", "ServiceDescription",
+	} {
+		format := "<x:%[1]s xmlns:x='urn:x' l:href='%[2]snext.xml'><Metrics/></x:%[1]s>\n"
+		in, want := fmt.Sprintf(format, name, "/demo/"), strings.Replace(fmt.Sprintf(format, name, ""), "<Metrics/>", "", 1)
+		for suffix, contentType := range map[string]string{"remote.mpd": "application/dash+xml", "remote.xml": "application/xml", "remote": "", "r.php": "text/html"} {
+			e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/"+suffix, nil), reply(200, "\ufeff<!-- -->"+in+in, "Content-Type: "+contentType))
+			if e.status != 200 || e.body != "\ufeff<!-- -->"+want+want {
+				t.Errorf("%s as %s: %d %q %q", name, suffix, e.status, e.reason, e.body)
 			}
 		}
 	}

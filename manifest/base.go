@@ -31,7 +31,8 @@ const (
 // there. Such a BaseURL is adopted: it is rewritten so that it leads to the folder
 // of the manifest, and the references below it are rewritten so that they lead
 // from there to the same files as before. That is correct only if all of them lead
-// into the folder. A manifest with other references below it is refused.
+// into the folder. A manifest with other references below it is refused. Alternatives
+// that need different spellings of a reference are adopted too.
 type baseURLs struct {
 	list []baseURL
 	next int // the first one whose element has not begun yet
@@ -72,14 +73,14 @@ func (b *baseURLs) sort() {
 
 // adopt marks the BaseURLs that led to a base URI. It reports whether that helps.
 func (b *baseURLs) adopt(base *baseURI) bool {
-	if b.settled || base.foreign {
+	if b.settled || base.parent == nil {
 		return false
 	}
-	for ; base != nil && base.view == ""; base = base.parent {
+	for adopted := false; !adopted || base.view == "" && base.parent != nil; base = base.parent {
 		if base.foreign {
 			return false
 		}
-		b.list[base.entry].adopted = true
+		b.list[base.entry].adopted, adopted = true, true
 	}
 	b.adopting = true
 	return true

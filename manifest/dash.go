@@ -500,7 +500,7 @@ func (d *mpd) spell(in span, kind valueKind, bases []*baseURI) (text []byte, res
 		case foreignURI, outside, unchanged, rewritten:
 		}
 		same := (all == rewritten) == (result == rewritten) && (result != rewritten || bytes.Equal(d.out, d.other))
-		if i > 0 && !same && !d.bases.adopting {
+		if i > 0 && !same && !d.bases.adopting && (!d.bases.adopt(bases[0]) || !d.bases.adopt(base)) {
 			return nil, 0, d.invalid(whyAlternatives)
 		}
 		if result == rewritten && len(bases) > 1 {

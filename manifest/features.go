@@ -47,11 +47,9 @@ func kindOf(name []byte) elementKind {
 	case "Location", "PatchLocation", "ImportedMPD":
 		return known | location
 	case "SegmentTemplate":
-		return known | information | template
-	case "SegmentList":
+		return known | information | template | remote
+	case "SegmentList", "SegmentBase":
 		return known | information | remote
-	case "SegmentBase":
-		return known | information
 	case "SegmentURL":
 		return known | segment
 	case "InitializationSet":
@@ -66,7 +64,7 @@ func kindOf(name []byte) elementKind {
 		return known | level | remote
 	case "Representation":
 		return known | level | representation | remote
-	case "Preselection", "ServiceDescription", "InitializationGroup", "InitializationPresentation":
+	case "Preselection", "ServiceDescription", "InitializationGroup", "InitializationPresentation", "UrlQueryInfo", "ExtUrlQueryInfo", "ExtHttpHeaderInfo":
 		return known | remote
 	case "InsertPresentation", "ReplacePresentation", "AlternativeMPD", "OverlayEvent", "Background", "SelectionInfo":
 		return known | event

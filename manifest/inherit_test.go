@@ -323,7 +323,8 @@ func randomMPD(r *rand.Rand, tame bool) string {
 			return "<" + names[0] + "/>"
 		})
 	}
-	return "<MPD>" + bases() + level("Period", "AdaptationSet", "Representation") + "</MPD>"
+	location := pick("", "<Location>/library/vidA/v1/manifest/next.mpd</Location>", `<Period xlink:href="/library/vidA/v1/manifest/p.xml"/>`)
+	return "<MPD>" + location + bases() + level("Period", "AdaptationSet", "Representation") + "</MPD>"
 }
 
 // For random trees, players request the same files as without the gateway. Where each
