@@ -3,9 +3,11 @@ package integration
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"math"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	"github.com/google/go-cmp/cmp"
@@ -26,14 +29,14 @@ const (
 addEventListener("securitypolicyviolation", e => violations.push(e.effectiveDirective + " " + e.blockedURI))`
 
 	// Browsers as others have them.
-	noNativeHLS     = `HTMLMediaElement.prototype.canPlayType = () => ""`
-	brokenNativeHLS = `{
+	noNativeHLS    = `HTMLMediaElement.prototype.canPlayType = () => ""`
+	noMediaSource  = `delete window.MediaSource; delete window.ManagedMediaSource; delete window.WebKitMediaSource`
+	stallingNative = `{
 	const { get, set } = Object.getOwnPropertyDescriptor(HTMLMediaElement.prototype, "src")
 	Object.defineProperty(HTMLMediaElement.prototype, "src", {
-		get, set(value) { set.call(this, value.includes("m3u8") ? location.href : value) },
+		get, set(value) { if (!value.includes("m3u8")) set.call(this, value) },
 	})
 }`
-	noMediaSource = `delete window.MediaSource; delete window.ManagedMediaSource; delete window.WebKitMediaSource`
 )
 
 // pageView is what a viewer sees and hears of the page.
@@ -60,7 +63,7 @@ func (p *tab) view(t *testing.T) pageView {
 		return {
 			Title: document.title, Heading: heading.checkVisibility() ? heading.textContent : "",
 			Position: video.currentTime, Paused: video.paused, Playing: video.currentTime > 0.3 && !video.paused,
-			Ready: video.readyState > 0, Muted: video.muted, Loop: video.loop, Controls: video.controls,
+			Ready: video.readyState > 0, Muted: video.muted, Loop: video.loop, Controls: document.getElementById("controls").checkVisibility(),
 			Alert: alert.checkVisibility() ? text("p") : "", Code: text("small"), Button: text("button"),
 			HLSJS: "Hls" in window, Violations: violations,
 		}
@@ -119,6 +122,13 @@ func TestPlayerPagePlays(t *testing.T) {
 	t.Parallel()
 	with := startPlayerWeb(t)
 	without := startWeb(t, anyVideo(), config{gate: "player"})
+	broken := startPlayerWeb(t)
+	broken.tap.diverting(func(_ http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, "/hls.js") {
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	})
 	unsupported := "This browser cannot play this video. Try another one."
 	for _, tc := range []struct {
 		name    string
@@ -128,12 +138,14 @@ func TestPlayerPagePlays(t *testing.T) {
 		told    string
 		at      string // where the page is below the token
 	}{
-		{name: "native", web: with, at: "/iframe"},
+		{name: "hls.js", web: with, hlsJS: true, at: "/iframe"},
+		{name: "hls.js in a browser without native HLS", web: with, browser: []string{noNativeHLS}, hlsJS: true, at: "/?title=x"},
+		{name: "hls.js in a browser with native HLS that stalls", web: with, browser: []string{stallingNative}, hlsJS: true, at: "/iframe#x"},
 		{name: "native, without hls.js", web: without, at: ""},
-		{name: "hls.js", web: with, browser: []string{noNativeHLS}, hlsJS: true, at: "/?title=x"},
-		{name: "hls.js after native has failed", web: with, browser: []string{brokenNativeHLS}, hlsJS: true, at: "/iframe#x"},
-		{name: "neither, for want of hls.js", web: without, browser: []string{noNativeHLS}, told: unsupported},
-		{name: "neither, for want of MediaSource", web: with, browser: []string{noNativeHLS, noMediaSource}, told: unsupported},
+		{name: "native, without MediaSource", web: with, browser: []string{noMediaSource}, at: "/iframe"},
+		{name: "native, because hls.js does not load", web: broken, at: "/iframe"},
+		{name: "neither, without hls.js", web: without, browser: []string{noNativeHLS}, told: unsupported},
+		{name: "neither, without MediaSource", web: with, browser: []string{noNativeHLS, noMediaSource}, told: unsupported},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := openTab(t, append(tc.browser, watchPolicy)...)
@@ -160,7 +172,9 @@ func TestPlayerPagePlays(t *testing.T) {
 			if got := p.await(t, "playback", isPlaying); got.HLSJS != tc.hlsJS {
 				t.Errorf("hls.js is loaded: %t, want %t", got.HLSJS, tc.hlsJS)
 			}
-			p.wantQuiet(t)
+			if tc.web != broken { // its console has the failure
+				p.wantQuiet(t)
+			}
 			tc.web.origin.take()
 		})
 	}
@@ -170,7 +184,7 @@ func TestPlayerPagePlays(t *testing.T) {
 func TestPlayerPageOptions(t *testing.T) {
 	t.Parallel()
 	w := startPlayerWeb(t)
-	tabs := map[string]*tab{"native": openTab(t, watchPolicy), "hls.js": openTab(t, watchPolicy, noNativeHLS)}
+	tabs := map[string]*tab{"native": openTab(t, watchPolicy, noMediaSource), "hls.js": openTab(t, watchPolicy)}
 	plain := pageView{Title: "Video", Paused: true, Ready: true, Controls: true, Violations: []string{}}
 	for _, tc := range []struct {
 		name, query string
@@ -196,7 +210,7 @@ func TestPlayerPageOptions(t *testing.T) {
 		{"poster", "?poster=thumbnails/thumbnail.jpg", func(*pageView) {}, `video.poster === location.href.replace(/iframe.*/, "thumbnails/thumbnail.jpg")`},
 	} {
 		for how := range tabs {
-			if how == "hls.js" && !strings.HasPrefix(tc.name, "startTime") {
+			if how == "native" && !strings.HasPrefix(tc.name, "startTime") {
 				continue // the player in use has no part in it
 			}
 			t.Run(tc.name+", "+how, func(t *testing.T) {
@@ -325,7 +339,7 @@ func TestPlayerPageFailures(t *testing.T) {
 // The viewer can try again after a temporary failure.
 func TestPlayerPageRetry(t *testing.T) {
 	t.Parallel()
-	for how, browser := range map[string]string{"native": "", "hls.js": noNativeHLS} {
+	for how, browser := range map[string]string{"native": noMediaSource, "hls.js": ""} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel() // the player waits before it gives up
 			var down atomic.Bool
@@ -358,15 +372,83 @@ func TestPlayerPageRetry(t *testing.T) {
 	}
 }
 
+// A player that gets nothing for ten seconds has failed, and says so with a reason if the
+// gate has one. A slow network is no failure.
+func TestPlayerPageStalls(t *testing.T) {
+	t.Parallel()
+	expired := mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Second) })
+	for _, tc := range []struct {
+		name, browser, code string
+		again, slow         bool
+	}{
+		{"nothing comes, hls.js", "", "media_error", true, false},
+		{"nothing comes, native", noMediaSource, "media_error", true, false},
+		{"a browser claims native HLS and stalls", noMediaSource + "\n" + stallingNative, "media_error", true, false},
+		{"the token has expired meanwhile", "", "token_expired (401)", false, false},
+		{"a slow network", "", "", false, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			w := startPlayerWeb(t)
+			var ended atomic.Bool
+			w.tap.diverting(func(rw http.ResponseWriter, r *http.Request) bool {
+				switch {
+				case strings.HasSuffix(r.URL.Path, ".m3u8") && ended.Load():
+					r.URL.Path = "/" + expired + "/manifest/video.m3u8"
+				case !strings.HasSuffix(r.URL.Path, "/002.m4s"):
+				case tc.slow:
+					serveSlowly(rw, r, "../examples/media/demo"+r.URL.Path[1+strings.IndexByte(r.URL.Path[1:], '/'):])
+					return true
+				default:
+					ended.Store(strings.HasPrefix(tc.code, "token_expired"))
+					<-r.Context().Done()
+					return true
+				}
+				return false
+			})
+			p := openTab(t, watchPolicy, tc.browser)
+			p.open(t, w.page(t, "?autoplay&muted"))
+			if tc.slow {
+				p.await(t, "playback after the slow segments", func(v pageView) bool { return v.Position > 5 || v.Alert != "" })
+			} else {
+				p.await(t, "words", isTold)
+			}
+			if got := p.view(t); got.Code != tc.code || (got.Button == "Try again") != tc.again {
+				t.Errorf("the page says %q, %q and offers %q", got.Alert, got.Code, got.Button)
+			}
+		})
+	}
+}
+
+// serveSlowly serves a file over more than ten seconds.
+func serveSlowly(w http.ResponseWriter, r *http.Request, file string) {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		panic(err)
+	}
+	w.Header().Set("Content-Type", "video/mp4")
+	for chunk := range slices.Chunk(content, len(content)/12) {
+		_, _ = w.Write(chunk)
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-time.After(time.Second):
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
 // Nothing in a link becomes markup, code, or an address that the page loads from.
 func TestPlayerPageHostileQuery(t *testing.T) {
 	t.Parallel()
 	w := startPlayerWeb(t)
 	names := []string{
-		"title", "poster", "autoplay", "muted", "loop", "controls", "preload", "startTime",
+		"title", "poster", "storyboard", "autoplay", "muted", "loop", "controls", "preload", "startTime",
 		"defaultTextTrack", "primaryColor", "letterboxColor", "src", "hlsJs", "__proto__", "constructor",
 	}
-	const skeleton = `[...document.querySelectorAll("*")].map(e => e.tagName + [...e.attributes].map(a => " " + a.name).sort().join("")).join("\n")`
+	// A bar draws its position by a style.
+	const skeleton = `[...document.querySelectorAll("*")].map(e => e.tagName + [...e.attributes].map(a => " " + a.name).
+		filter(name => name != " style" || e.tagName != "INPUT").sort().join("")).join("\n")`
 	p := openTab(t, watchPolicy)
 	p.open(t, w.page(t, ""))
 	p.await(t, "metadata", isReady)
@@ -416,9 +498,7 @@ func TestPlayerPageHostileQuery(t *testing.T) {
 			// Most of these are the relative address of a poster that is not there.
 			p.console = slices.DeleteFunc(p.console, func(line string) bool { return strings.HasPrefix(line, "Failed to load resource") })
 			for _, address := range p.requests {
-				// The browser's own controls have icons.
-				icon := address == "data:," || strings.HasPrefix(address, "data:image/svg+xml;base64,")
-				if !icon && !strings.HasPrefix(address, w.media("/")) {
+				if address != "data:," && !strings.HasPrefix(strings.TrimPrefix(address, "blob:"), w.media("/")) {
 					t.Errorf("the page asked for %.200s", address)
 				}
 			}
@@ -428,72 +508,289 @@ func TestPlayerPageHostileQuery(t *testing.T) {
 	}
 }
 
-// Everything can be done with the keyboard.
+// Everything can be done with the keyboard, and the keys are the same with and without
+// controls.
 func TestPlayerPageKeyboard(t *testing.T) {
 	t.Parallel()
 	w := startPlayerWeb(t)
-	position := func(p *tab) float64 { return p.view(t).Position }
 	paused := func(v pageView) bool { return v.Paused }
 	near := func(want float64) func(pageView) bool {
 		return func(v pageView) bool { return math.Abs(v.Position-want) < 0.01 }
 	}
-	focus := func(p *tab) string { return evaluate[string](t, p, `document.activeElement.id`) }
-
-	t.Run("without controls", func(t *testing.T) {
-		p := openTab(t, watchPolicy)
-		p.open(t, w.page(t, "?controls=0&muted"))
-		p.await(t, "metadata", isReady)
-		p.do(t, chromedp.KeyEvent(" "))
-		p.await(t, "playback", isPlaying)
-		p.do(t, chromedp.KeyEvent(" "))
-		p.await(t, "a pause", paused)
-		p.do(t, chromedp.KeyEvent("k"))
-		p.await(t, "playback", isPlaying)
-		p.do(t, chromedp.KeyEvent("K"))
-		p.await(t, "a pause", paused)
-		before := position(p)
-		p.do(t, chromedp.KeyEvent(kb.ArrowRight))
-		p.await(t, "five seconds on", near(before+5))
-		p.do(t, chromedp.KeyEvent(kb.ArrowLeft))
-		p.await(t, "five seconds back", near(before))
-		p.do(t, chromedp.KeyEvent("m"))
-		p.await(t, "sound", func(v pageView) bool { return !v.Muted })
-
-		for range 5 {
-			if focus(p) == "toggle" {
-				break
-			}
-			p.do(t, chromedp.KeyEvent(kb.Tab))
-		}
-		if got := focus(p); got != "toggle" {
-			t.Fatalf("Tab leads to %q, and not to the button", got)
-		}
-		for _, key := range []string{" ", kb.Enter} {
-			p.do(t, chromedp.KeyEvent(key))
-			p.await(t, "playback", func(v pageView) bool { return !v.Paused })
-			eventually(t, "a visible button to pause", func() bool {
-				return evaluate[bool](t, p, `getComputedStyle(toggle).opacity === "1" && toggle.ariaLabel === "Pause"`)
-			})
-			p.do(t, chromedp.KeyEvent(key))
+	for query, order := range map[string]string{
+		"?controls=0&muted": "toggle",
+		"?muted":            "seek play mute volume speed quality picture_in_picture fullscreen",
+	} {
+		t.Run(query, func(t *testing.T) {
+			p := openTab(t, watchPolicy)
+			p.open(t, w.page(t, query))
+			p.await(t, "metadata", isReady)
+			p.do(t, chromedp.KeyEvent(" "))
+			p.await(t, "playback", isPlaying)
+			p.do(t, chromedp.KeyEvent(" "))
 			p.await(t, "a pause", paused)
-		}
-		p.wantQuiet(t)
-	})
+			p.do(t, chromedp.KeyEvent("k"))
+			p.await(t, "playback", isPlaying)
+			p.do(t, chromedp.KeyEvent("K"))
+			p.await(t, "a pause", paused)
+			before := p.view(t).Position
+			p.do(t, chromedp.KeyEvent(kb.ArrowRight))
+			p.await(t, "five seconds on", near(before+5))
+			p.do(t, chromedp.KeyEvent(kb.ArrowLeft))
+			p.await(t, "five seconds back", near(before))
+			p.do(t, chromedp.KeyEvent("m"))
+			p.await(t, "sound", func(v pageView) bool { return !v.Muted })
+			for _, full := range []bool{true, false} {
+				p.do(t, chromedp.KeyEvent("f"))
+				eventually(t, "full screen, or the end of it", func() bool {
+					return evaluate[bool](t, p, `document.fullscreenElement !== null`) == full
+				})
+			}
 
-	// The browser's own keys must not be taken twice.
-	t.Run("with controls", func(t *testing.T) {
-		p := openTab(t, watchPolicy)
-		p.open(t, w.page(t, "?muted"))
-		p.await(t, "metadata", isReady)
-		p.do(t, chromedp.Click(chromedp.CSS("#toggle")))
-		p.await(t, "playback", isPlaying)
-		if got := focus(p); got != "video" {
-			t.Errorf("the focus is on %q, want the video and its controls", got)
+			for _, id := range strings.Fields(order) {
+				p.do(t, chromedp.KeyEvent(kb.Tab))
+				if got := evaluate[string](t, p, `document.activeElement.id`); got != id {
+					t.Errorf("Tab leads to %q, want %q", got, id)
+				}
+				if !evaluate[bool](t, p, `(e => e.offsetHeight <= 100 && e.ariaLabel !== "" && getComputedStyle(e).outlineStyle === "solid" &&
+					!e.closest(".idle #controls"))(document.activeElement)`) {
+					t.Errorf("%s has no name or no visible focus", id)
+				}
+			}
+			button := strings.Fields(order)[min(1, strings.Count(order, " "))]
+			for _, key := range []string{" ", kb.Enter} {
+				evaluate[bool](t, p, `document.getElementById("`+button+`").focus(), true`)
+				p.do(t, chromedp.KeyEvent(key))
+				p.await(t, "playback", func(v pageView) bool { return !v.Paused })
+				eventually(t, "a visible button to pause", func() bool {
+					return evaluate[bool](t, p, `(e => getComputedStyle(e).opacity === "1" && e.ariaLabel === "Pause")(document.activeElement)`)
+				})
+				p.do(t, chromedp.KeyEvent(key))
+				p.await(t, "a pause", paused)
+			}
+			p.wantQuiet(t)
+		})
+	}
+}
+
+// withExtras adds subtitles and a storyboard to a video.
+func withExtras(next http.Handler) http.Handler {
+	const subtitles = `#EXTM3U
+#EXT-X-MEDIA:TYPE=SUBTITLES,GROUP-ID="text",NAME="Deutsch",LANGUAGE="de",URI="text.m3u8"
+#EXT-X-MEDIA:TYPE=SUBTITLES,GROUP-ID="text",NAME="English",LANGUAGE="en",URI="text.m3u8"`
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		serve := func(contentType, text string) {
+			w.Header().Set("Content-Type", contentType)
+			_, _ = io.WriteString(w, text)
 		}
-		p.do(t, chromedp.KeyEvent(" "))
-		p.await(t, "a pause", paused)
-		p.do(t, chromedp.KeyEvent(" "))
-		p.await(t, "playback", isPlaying)
-		p.wantQuiet(t)
+		switch _, suffix, _ := strings.Cut(r.URL.Path[1:], "/"); suffix {
+		case "manifest/video.m3u8":
+			master, err := os.ReadFile("../examples/media/demo/" + suffix)
+			if err != nil {
+				panic(err)
+			}
+			serve("application/vnd.apple.mpegurl", strings.NewReplacer("#EXTM3U", subtitles, "STREAM-INF:", `STREAM-INF:SUBTITLES="text",`).Replace(string(master)))
+		case "manifest/text.m3u8":
+			serve("application/vnd.apple.mpegurl", "#EXTM3U\n#EXT-X-TARGETDURATION:12\n#EXTINF:12,\ntext.vtt\n#EXT-X-ENDLIST\n")
+		case "manifest/text.vtt":
+			serve("text/vtt", "WEBVTT\n\n00:00.000 --> 00:12.000\nGuten Tag\n")
+		case "thumbnails/storyboard.vtt":
+			serve("text/vtt", "WEBVTT\n\n00:00.000 --> 00:06.000\nthumbnail.jpg?0\n\n00:06.000 --> 00:12.000\nthumbnail.jpg?1#xywh=80,40,80,45\n")
+		default:
+			next.ServeHTTP(w, r)
+		}
 	})
+}
+
+// pointAt moves the mouse to a part of an element's width.
+func (p *tab) pointAt(t *testing.T, id string, part float64) {
+	t.Helper()
+	at := evaluate[[]float64](t, p, fmt.Sprintf(`(r => [r.x + r.width * %f, r.y + r.height / 2])(document.getElementById(%q).getBoundingClientRect())`, part, id))
+	p.do(t, chromedp.MouseEvent("mouseMoved", at[0], at[1]))
+}
+
+// The menus are used with keys and with the mouse.
+func TestPlayerPageMenus(t *testing.T) {
+	t.Parallel()
+	w := startWeb(t, withExtras(anyVideo()), config{gate: "player " + hlsJS(t)})
+	p := openTab(t, watchPolicy)
+	p.open(t, w.page(t, "?muted&preload=auto"))
+	p.await(t, "metadata", isReady)
+	opened := func() []string {
+		return evaluate[[]string](t, p, `[...document.querySelectorAll(":popover-open > *")].map(e => (e.ariaChecked === "true" ? "*" : "") + e.textContent)`)
+	}
+	for _, tc := range []struct {
+		menu  string
+		items []string
+		keys  string // to the choice
+		then  string // is true afterwards
+	}{
+		{"speed", []string{"0.5×", "0.75×", "*Normal", "1.25×", "1.5×", "1.75×", "2×"}, kb.ArrowDown, `video.playbackRate === 1.25`},
+		{"captions", []string{"*Off", "Deutsch", "English"}, kb.End + kb.ArrowUp, `[...video.textTracks].some(track => track.mode === "showing" &&
+			track.language === "de" && track.cues?.[0]?.text === "Guten Tag")`},
+		{"quality", nil, kb.End, `true`},
+	} {
+		t.Run(tc.menu, func(t *testing.T) {
+			w.origin.take()
+			eventually(t, "the button of the menu", func() bool {
+				return evaluate[bool](t, p, `document.getElementById("`+tc.menu+`").checkVisibility()`)
+			})
+			p.do(t, chromedp.Click(chromedp.CSS("#"+tc.menu)))
+			eventually(t, "an open menu", func() bool { return len(opened()) > 0 })
+			if got := opened(); tc.items != nil && !slices.Equal(got, tc.items) {
+				t.Errorf("the menu: %q, want %q", got, tc.items)
+			}
+			p.do(t, chromedp.KeyEvent(kb.Escape))
+			eventually(t, "a closed menu", func() bool { return len(opened()) == 0 })
+
+			evaluate[bool](t, p, `document.getElementById("`+tc.menu+`").focus(), true`)
+			p.do(t, chromedp.KeyEvent(kb.Enter))
+			eventually(t, "a choice with the focus", func() bool { return evaluate[bool](t, p, `document.activeElement.ariaChecked === "true"`) })
+			for _, key := range tc.keys + kb.Enter {
+				p.do(t, chromedp.KeyEvent(string(key)))
+			}
+			eventually(t, tc.then, func() bool { return evaluate[bool](t, p, `(video => `+tc.then+`)(document.getElementById("video"))`) })
+			if got := evaluate[string](t, p, `document.activeElement.id`); got != tc.menu {
+				t.Errorf("the focus is on %q, want the button of the menu", got)
+			}
+		})
+	}
+	p.do(t, chromedp.KeyEvent("k"))
+	p.await(t, "playback", isPlaying)
+	eventually(t, "a segment of the quality that was chosen", func() bool {
+		return slices.ContainsFunc(w.origin.uris(), func(uri string) bool { return strings.Contains(uri, "/90p/") })
+	})
+	p.wantQuiet(t)
+}
+
+// The storyboard is asked for when the viewer points at the seek bar, once, and nobody hears
+// of a video without one.
+func TestPlayerPagePreview(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name, query string
+		origin      http.Handler
+		picture     string // at three quarters of the video
+	}{
+		{"a storyboard", "", withExtras(anyVideo()), "thumbnails/thumbnail.jpg?1 -80px -40px 80px 45px"},
+		{"another name", "?storyboard=thumbnails/storyboard.vtt%3Fx", withExtras(anyVideo()), "thumbnails/thumbnail.jpg?1 -80px -40px 80px 45px"},
+		{"none", "", anyVideo(), ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := startWeb(t, tc.origin, config{gate: "player " + hlsJS(t)})
+			p := openTab(t, watchPolicy)
+			p.open(t, w.page(t, tc.query))
+			p.await(t, "metadata", isReady)
+			asked := func() (n int) {
+				for _, address := range p.asked() {
+					if strings.Contains(address, "/thumbnails/storyboard.vtt") {
+						n++
+					}
+				}
+				return n
+			}
+			if asked() != 0 {
+				t.Error("the storyboard is loaded before anybody needs it")
+			}
+			for _, part := range []float64{0.2, 0.3, 0.75} {
+				p.pointAt(t, "seek", part)
+				eventually(t, "a request for the storyboard", func() bool { return asked() == 1 })
+			}
+			eventually(t, "the picture and its time", func() bool {
+				return evaluate[string](t, p, `(p => p.hidden ? "" : p.src.replace(/.*(?=thumbnails)/, "") + " " + p.style.objectPosition +
+					" " + p.style.width + " " + p.style.height)(document.getElementById("picture"))`) == tc.picture &&
+					evaluate[bool](t, p, `["0:08", "0:09"].includes(document.getElementById("preview-time").textContent)`)
+			})
+			if v := p.view(t); len(v.Violations) > 0 || v.Alert != "" {
+				t.Errorf("the page: %+v", v)
+			}
+		})
+	}
+}
+
+// Controls hide while the video plays and nobody uses them.
+func TestPlayerPageControls(t *testing.T) {
+	t.Parallel()
+	w := startWeb(t, withExtras(anyVideo()), config{gate: "player " + hlsJS(t)})
+	p := openTab(t, watchPolicy)
+	opacity := func(want string) func() bool {
+		return func() bool { return evaluate[string](t, p, `getComputedStyle(controls).opacity`) == want }
+	}
+	p.open(t, w.page(t, "?muted&loop"))
+	p.await(t, "metadata", isReady)
+	p.do(t, chromedp.Click(chromedp.CSS("#play")))
+	p.await(t, "playback", isPlaying)
+	p.do(t, chromedp.MouseEvent("mouseMoved", 10, 10))
+	eventually(t, "no controls", opacity("0"))
+	p.do(t, chromedp.MouseEvent("mouseMoved", 12, 12))
+	eventually(t, "controls, because the mouse has moved", opacity("1"))
+	eventually(t, "no controls", opacity("0"))
+	p.do(t, chromedp.KeyEvent(kb.Tab))
+	eventually(t, "controls, because of the keyboard", opacity("1"))
+
+	// A click on the seek bar goes there, a click on the video pauses.
+	p.pointAt(t, "seek", 0.5)
+	p.do(t, chromedp.Click(chromedp.CSS("#seek")))
+	p.await(t, "the middle", func(v pageView) bool { return v.Position > 5.5 })
+	p.do(t, chromedp.MouseClickXY(20, 80))
+	p.await(t, "a pause", func(v pageView) bool { return v.Paused })
+	p.do(t, chromedp.Click(chromedp.CSS("#mute")))
+	p.await(t, "sound", func(v pageView) bool { return !v.Muted })
+	p.wantQuiet(t)
+}
+
+// A live stream says that it is live, and the viewer can return to its edge.
+func TestPlayerPageLive(t *testing.T) {
+	t.Parallel()
+	next := anyVideo()
+	w := startWeb(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "p.m3u8") && !strings.HasSuffix(r.URL.Path, "/audio.m3u8") {
+			next.ServeHTTP(w, r)
+			return
+		}
+		list, err := os.ReadFile("../examples/media/demo" + strings.TrimPrefix(r.URL.Path, "/live"))
+		if err != nil {
+			panic(err)
+		}
+		w.Header().Set("Content-Type", "application/vnd.apple.mpegurl")
+		_, _ = io.WriteString(w, strings.NewReplacer("#EXT-X-ENDLIST", "", "#EXT-X-PLAYLIST-TYPE:VOD\n", "").Replace(string(list)))
+	}), config{gate: "player " + hlsJS(t)})
+	p := openTab(t, watchPolicy)
+	p.open(t, w.media("/"+mint(t, "live", nil)+"/iframe?muted"))
+	p.await(t, "metadata", isReady)
+	state := func() string {
+		return evaluate[string](t, p, `[video.duration, live.checkVisibility(), live.ariaLabel, speed.checkVisibility()].join()`)
+	}
+	evaluate[bool](t, p, `document.getElementById("video").currentTime = 0.5, true`)
+	eventually(t, "a late viewer", func() bool { return state() == "Infinity,true,Go to the live picture,false" })
+	p.do(t, chromedp.Click(chromedp.CSS("#live")))
+	eventually(t, "the edge", func() bool { return state() == "Infinity,true,Live,false" && p.view(t).Position > 3 })
+	p.wantQuiet(t)
+}
+
+// The page speaks the language of the browser.
+func TestPlayerPageLanguages(t *testing.T) {
+	t.Parallel()
+	w := startPlayerWeb(t)
+	missing := startWeb(t, http.NotFoundHandler(), config{gate: "player " + hlsJS(t)})
+	for accepted, want := range map[string]string{
+		"en-US":                "en Play Quality This video does not exist, or it has been removed.",
+		"de-AT,en":             "de Abspielen Qualität Dieses Video gibt es nicht, oder es wurde entfernt.",
+		"pl,fr-CA,de":          "fr Lire Qualité Cette vidéo n’existe pas ou a été supprimée.",
+		"es-MX":                "es Reproducir Calidad Este vídeo no existe o se ha eliminado.",
+		"pl,constructor,zh-TW": "en Play Quality This video does not exist, or it has been removed.",
+	} {
+		p := openTab(t, watchPolicy)
+		_, err := chromedp.Call(p.ctx, emulation.SetUserAgentOverride, emulation.SetUserAgentOverrideParams{UserAgent: "Test", AcceptLanguage: accepted})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.open(t, w.page(t, ""))
+		p.await(t, "metadata", isReady)
+		got := evaluate[string](t, p, `[document.documentElement.lang, play.ariaLabel, quality.ariaLabel].join(" ")`)
+		p.open(t, missing.page(t, ""))
+		if got += " " + p.await(t, "words", isTold).Alert; got != want {
+			t.Errorf("%s: %q, want %q", accepted, got, want)
+		}
+	}
 }

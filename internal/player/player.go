@@ -26,7 +26,7 @@ var files embed.FS
 
 // scriptFiles are the parts of the page's script in their order: a part may use at once
 // what the parts before it declare.
-var scriptFiles = []string{"address", "options", "words", "playback", "failures", "controls", "messages", "start"}
+var scriptFiles = []string{"address", "options", "words", "playback", "failures", "controls", "menus", "preview", "messages", "start"}
 
 // read returns the text of a file of the page.
 func read(name string) string {
@@ -41,7 +41,7 @@ func read(name string) string {
 // global.
 func script() string {
 	var b strings.Builder
-	b.WriteString("(() => {\n'use strict';\n")
+	b.WriteString("(() => {\n'use strict';\nconst WORDS = " + read("words.json") + ";\n")
 	for _, name := range scriptFiles {
 		b.WriteString(read(name + ".js"))
 	}
@@ -83,7 +83,7 @@ func New(hlsJS []byte, manifestPath string) (*Page, error) {
 			"default-src 'none'",
 			"script-src " + scripts,
 			"style-src " + hashSource(style),
-			"media-src 'self' blob:",            // hls.js feeds the video from a blob
+			"media-src 'self' blob: data:",      // hls.js feeds the video from a blob, and text tracks from data
 			"img-src 'self' https: http: data:", // a poster may be anywhere
 			"connect-src 'self'",                // hls.js, and the question why a video is refused
 			"worker-src blob:",                  // hls.js

@@ -3,10 +3,14 @@ package player
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -93,7 +97,7 @@ func TestPageHeaders(t *testing.T) {
 				"Content-Length": {strconv.Itoa(len(html))},
 				"Content-Security-Policy": {"default-src 'none'; script-src " + inlineHash(t, inlineScripts, html) + self +
 					"; style-src " + inlineHash(t, inlineStyles, html) +
-					"; media-src 'self' blob:; img-src 'self' https: http: data:; connect-src 'self'; worker-src blob:" +
+					"; media-src 'self' blob: data:; img-src 'self' https: http: data:; connect-src 'self'; worker-src blob:" +
 					"; base-uri 'none'; form-action 'none'" + ancestors},
 				"Referrer-Policy":        {"same-origin"},
 				"X-Content-Type-Options": {"nosniff"},
@@ -181,17 +185,68 @@ func TestLineEnds(t *testing.T) {
 	}
 }
 
-// TestReasonsHaveWords: the page has a text for each reason of a refusal.
+// words is words.json.
+type words struct {
+	Reasons map[string]string            `json:"reasons"` // to keys of texts
+	Texts   map[string]map[string]string `json:"texts"`   // by language
+}
+
+func readWords(t *testing.T) words {
+	t.Helper()
+	var w words
+	if err := json.Unmarshal([]byte(read("words.json")), &w); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// TestReasonsHaveWords compares the texts of reasons with the table of the manual.
 func TestReasonsHaveWords(t *testing.T) {
 	t.Parallel()
-	for _, reason := range []string{
-		"path_invalid", "token_required", "token_malformed", "algorithm_not_allowed", "key_unknown", "signature_invalid",
-		"token_expired", "token_not_yet_valid", "token_lifetime_exceeded", "rules_invalid", "audience_not_allowed", "rule_blocked",
-		"origin_required", "origin_not_allowed", "download_not_allowed", "client_ip_unknown", "too_early",
-		"verification_limited", "manifest_invalid", "state_unavailable", "country_unavailable",
-	} {
-		if !strings.Contains(read("words.js"), "\n  "+reason+": ") {
-			t.Errorf("words.js has no words for %s", reason)
+	manual, err := os.ReadFile("../../docs/player.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := make(map[string]string)
+	for _, row := range regexp.MustCompile("(?m)^\\| (`[a-z_`, ]+`) \\| (.+) \\|$").FindAllStringSubmatch(string(manual), -1) {
+		for name := range strings.SplitSeq(strings.ReplaceAll(row[1], "`", ""), ", ") {
+			documented[name] = row[2]
+		}
+	}
+	w := readWords(t)
+	for reason, key := range w.Reasons {
+		if text := w.Texts["en"][key]; text == "" || documented[reason] != text {
+			t.Errorf("%s: the page says %q, the manual %q", reason, text, documented[reason])
+		}
+	}
+}
+
+// TestLanguagesAreComplete: a viewer would read "undefined".
+func TestLanguagesAreComplete(t *testing.T) {
+	t.Parallel()
+	texts := readWords(t).Texts
+	if got, want := slices.Sorted(maps.Keys(texts)), []string{"de", "en", "es", "fr"}; !slices.Equal(got, want) {
+		t.Errorf("languages %v, want %v", got, want)
+	}
+	used := make(map[string]bool)
+	for _, name := range scriptFiles {
+		for _, key := range regexp.MustCompile(`TEXTS\.(\w+)`).FindAllStringSubmatch(read(name+".js"), -1) {
+			used[key[1]] = true
+		}
+	}
+	for _, key := range readWords(t).Reasons {
+		used[key] = true
+	}
+	want := slices.Sorted(maps.Keys(used))
+	placeholder := regexp.MustCompile(`\{\w+\}`)
+	for language, of := range texts {
+		if diff := cmp.Diff(want, slices.Sorted(maps.Keys(of))); diff != "" {
+			t.Errorf("%s (-used by the page +has):\n%s", language, diff)
+		}
+		for key, text := range of {
+			if text == "" || !slices.Equal(placeholder.FindAllString(text, -1), placeholder.FindAllString(texts["en"][key], -1)) {
+				t.Errorf("%s: %s is %q", language, key, text)
+			}
 		}
 	}
 }

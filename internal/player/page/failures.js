@@ -1,5 +1,6 @@
 // Why nothing plays: how the page finds out, and how it tells the viewer.
 
+const CONNECT_TIMEOUT = 15_000; // milliseconds
 const RETRY_REASONS = ['token_not_yet_valid', 'network_error', 'media_error'];
 const RETRY_STATUSES = [425, 429, 500, 502, 503, 504];
 
@@ -20,32 +21,23 @@ async function askWhy() {
   }
 }
 
-// fail finds out why playback failed and says so.
-async function fail() {
+// fail finds out why playback failed and says so, unless the gate has no objection and
+// the failure does not persist.
+async function fail(persists = () => true) {
   if (failing || failure) return;
   failing = true;
   const current = attempt;
   const refusal = await askWhy();
   if (current !== attempt) return;
   failing = false;
-  if (!refusal && native && hasHLSJS) {
-    // The browser has promised more than it can do.
-    native = false;
-    rememberPlace();
-    load();
-    return;
-  }
-  giveUp(refusal ?? { reason: 'media_error', status: 0 });
-}
-
-function giveUp(why) {
+  if (!refusal && !persists()) return;
   rememberPlace();
-  show(why);
+  show(refusal ?? { reason: 'media_error', status: 0 });
 }
 
 function show(why) {
   failure = why;
-  stopWaiting();
+  showBusy(false);
   video.pause();
   hls?.destroy();
   hls = null;
@@ -62,10 +54,10 @@ function show(why) {
 function retryButton() {
   const button = document.createElement('button');
   button.type = 'button';
-  button.textContent = 'Try again';
+  button.textContent = TEXTS.retry;
   button.addEventListener('click', () => {
     load();
-    (toggle.hidden ? video : toggle).focus();
+    (toggle.hidden ? playButton : toggle).focus();
   });
   return button;
 }

@@ -42,7 +42,7 @@ const isBoolean = (value) => typeof value === 'boolean';
 
 const METHODS = {
   play: () => play(),
-  pause: () => video.pause(),
+  pause,
   load: () => {
     if (!failure) rememberPlace();
     load();

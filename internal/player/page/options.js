@@ -3,10 +3,6 @@
 const [video, titleBar, busy, toggle, failureBox] =
   ['video', 'title', 'busy', 'toggle', 'failure'].map((id) => document.getElementById(id));
 
-const NATIVE_TYPE = 'application/vnd.apple.mpegurl';
-const CONNECT_TIMEOUT = 15_000;
-const STALL_TIMEOUT = 10_000;
-
 // Anybody can write a link to this page, so each option is taken only in the form
 // that is expected of it, and none ever becomes markup.
 function readOptions(query) {
@@ -14,6 +10,7 @@ function readOptions(query) {
   return {
     title: readTitle(query.get('title')),
     poster: readURL(query.get('poster')),
+    storyboard: readURL(query.get('storyboard')) && query.get('storyboard'), // relative to the token of the moment
     autoplay: flag('autoplay'),
     muted: flag('muted'),
     loop: flag('loop'),
@@ -68,30 +65,27 @@ function readColor(text) {
 const options = readOptions(new URLSearchParams(location.search));
 
 function applyOptions() {
-  video.controls = options.controls;
   video.muted = options.muted;
   video.loop = options.loop;
   video.preload = options.preload;
   if (options.poster) video.poster = options.poster;
-  if (options.title) {
-    document.title = options.title;
-    video.setAttribute('aria-label', options.title);
-    titleBar.textContent = options.title;
-  }
+  root.lang = language;
+  document.title = options.title || TEXTS.video;
+  video.setAttribute('aria-label', document.title);
+  titleBar.textContent = options.title;
   if (options.primaryColor) root.style.setProperty('--primary', options.primaryColor);
   if (options.letterboxColor) root.style.setProperty('--letterbox', options.letterboxColor);
   video.textTracks.addEventListener?.('addtrack', chooseTextTrack);
 }
 
-// Tracks come one by one, so the best one is chosen anew with each, until the
+// Tracks come one by one, so each lets the page choose the best one again, until the
 // video has started: from then on the choice is the viewer's.
 function chooseTextTrack() {
   if (!options.textTrack || started) return;
-  const tracks = [...video.textTracks].filter(({ kind }) => kind === 'subtitles' || kind === 'captions');
+  const tracks = captionTracks();
   const speaks = (track, tag) => track.language.toLowerCase() === tag.toLowerCase();
-  const [language] = options.textTrack.split('-');
+  const [spoken] = options.textTrack.split('-');
   const best = tracks.find((track) => speaks(track, options.textTrack)) ??
-    tracks.find((track) => speaks({ language: track.language.split('-')[0] }, language));
-  if (!best) return;
-  for (const track of tracks) track.mode = track === best ? 'showing' : 'disabled';
+    tracks.find((track) => speaks({ language: track.language.split('-')[0] }, spoken));
+  if (best) showTrack(best);
 }

@@ -1,89 +1,67 @@
 // Loading and playing the video.
 
 let attempt = 0; // counts loads, so that what belongs to an earlier one is ignored
+let attached = null; // a promise: the video has its source
 let hls = null; // the hls.js instance in use
-let native = video.canPlayType(NATIVE_TYPE) !== '';
 let recovered = false; // hls.js has been given its one chance after a decoder error
-let failing = false; // why is being found out
+let failing = false; // the page is finding out why
 let resumeAt = options.startTime;
 let resumePlaying = options.autoplay;
 let wantsPlay = false; // as video.paused would tell, if browsers did not pause on an error
 
 const hasHLSJS = root.dataset.hlsJs === 'yes' &&
   Boolean(window.ManagedMediaSource ?? window.MediaSource ?? window.WebKitMediaSource);
+const hasNativeHLS = video.canPlayType('application/vnd.apple.mpegurl') !== '';
 
 function load() {
   attempt++;
   failing = recovered = wantsPlay = false;
   failure = null;
-  stopWaiting();
+  showBusy(false);
   hls?.destroy();
   hls = null;
   failureBox.replaceChildren();
-  refresh();
-  if (native) {
-    video.src = manifest();
-    resume();
-  } else if (hasHLSJS) {
-    loadWithHLSJS(attempt);
-  } else {
-    show({ reason: 'unsupported', status: 0 });
-  }
-}
-
-// What load is to go on with, for it forgets.
-function rememberPlace() {
-  resumeAt = video.currentTime || resumeAt;
-  resumePlaying ||= wantsPlay;
-}
-
-function resume() {
+  attached = attach(attempt);
   if (resumePlaying) play().catch(() => {});
   resumePlaying = false;
+  refresh();
 }
 
-async function play() {
-  if (failure) throw new DOMException(`there is nothing to play: ${failure.reason}`, 'InvalidStateError');
-  await video.play();
+// The browser's own HLS is the second choice: some browsers claim to have it, and then
+// stall without an error.
+async function attach(current) {
+  if (hasHLSJS) {
+    const loaded = await fetchHLSJS();
+    if (current !== attempt) return attached;
+    if (loaded && window.Hls?.isSupported()) return attachHLSJS();
+    if (!loaded && !hasNativeHLS) return fail();
+  }
+  if (!hasNativeHLS) return show({ reason: 'unsupported', status: 0 });
+  video.src = manifest();
 }
 
-async function loadWithHLSJS(current) {
-  try {
-    await fetchHLSJS();
-  } catch {
-    if (current === attempt) fail();
-    return;
-  }
-  if (current !== attempt) return;
-  if (!window.Hls?.isSupported()) {
-    show({ reason: 'unsupported', status: 0 });
-    return;
-  }
-  attach(new window.Hls({
+// fetchHLSJS reports whether the script has been loaded.
+async function fetchHLSJS() {
+  if (window.Hls) return true;
+  const script = document.createElement('script');
+  script.src = base + 'iframe/hls.js';
+  const loaded = new Promise((resolve) => {
+    script.onload = () => resolve(true);
+    script.onerror = () => resolve(false);
+  });
+  document.head.append(script);
+  if (!await loaded) script.remove();
+  return loaded;
+}
+
+function attachHLSJS() {
+  const { Events, ErrorTypes } = window.Hls;
+  const instance = hls = new window.Hls({
+    liveDurationInfinity: true, // as with native HLS
     // preload=metadata: no more than it takes to show the first picture.
     maxMaxBufferLength: options.preload === 'auto' ? 600 : 1,
     subtitlePreference: options.textTrack ? { lang: options.textTrack } : undefined,
-  }));
-  resume();
-}
-
-function fetchHLSJS() {
-  if (window.Hls) return Promise.resolve();
-  return new Promise((resolve, reject) => {
-    const script = document.createElement('script');
-    script.src = base + 'iframe/hls.js';
-    script.onload = resolve;
-    script.onerror = () => {
-      script.remove();
-      reject(new Error('hls.js has not been loaded'));
-    };
-    document.head.append(script);
   });
-}
-
-function attach(instance) {
-  const { Events, ErrorTypes } = window.Hls;
-  hls = instance;
   hls.on(Events.ERROR, (_, data) => {
     if (!data.fatal || hls !== instance) return;
     if (data.type === ErrorTypes.MEDIA_ERROR && !recovered) {
@@ -93,8 +71,37 @@ function attach(instance) {
     }
     fail();
   });
+  downloads.clear();
+  hls.on(Events.FRAG_LOADING, (_, { frag, part }) => downloads.set(frag.type, part ?? frag));
   hls.attachMedia(video);
-  if (options.preload !== 'none' || resumePlaying || started) hls.loadSource(manifest());
+  if (options.preload !== 'none' || wantsPlay || started) hls.loadSource(manifest());
+}
+
+// rememberPlace tells load where to go on.
+function rememberPlace() {
+  resumeAt = video.currentTime || resumeAt;
+  resumePlaying ||= wantsPlay;
+}
+
+async function play() {
+  wantsPlay = !failure;
+  showBusy(video.readyState < HTMLMediaElement.HAVE_FUTURE_DATA);
+  refresh();
+  await attached;
+  if (failure) throw new DOMException(`there is nothing to play: ${failure.reason}`, 'InvalidStateError');
+  if (!wantsPlay) throw new DOMException('the video has been paused', 'AbortError');
+  try {
+    await video.play();
+  } catch (error) {
+    if (video.paused && !failing) onPause(); // the browser waits for a gesture
+    throw error;
+  }
+}
+
+function pause() {
+  wantsPlay = false;
+  video.pause();
+  refresh();
 }
 
 function onPlay() {
@@ -108,7 +115,7 @@ function onPlay() {
 
 function onPause() {
   if (!video.error && !failing && !failure) wantsPlay = false;
-  stopWaiting();
+  showBusy(false);
   refresh();
 }
 
@@ -119,26 +126,28 @@ function onMetadata() {
   chooseTextTrack();
 }
 
-// A player that gets no more media may wait for it without a word. While it
-// does, the gate is asked now and then whether it still lets the viewer in.
-let stallTimer = 0;
+// A player may wait for media that never come, and no event tells. So the page looks
+// itself, once a second.
+const STALL_SECONDS = 10;
+const downloads = new Map(); // what hls.js is loading of each type of media
+let progressEvents = 0; // the browser's own player has loaded something
+let lastProgress = '';
+let stalledSeconds = 0;
 
-function onWaiting() {
-  showBusy(true);
-  clearTimeout(stallTimer);
-  stallTimer = setTimeout(checkStall, STALL_TIMEOUT);
+// progress is a text that changes when the video moves or something has been loaded, if
+// only a part of a segment over a slow network.
+function progress() {
+  const loaded = [...downloads.values()].map(({ stats }) => stats.loaded);
+  const ends = Array.from({ length: video.buffered.length }, (_, i) => video.buffered.end(i));
+  return [attempt, video.currentTime, progressEvents, ...loaded, ...ends].join();
 }
 
-async function checkStall() {
-  const timer = stallTimer;
-  const refusal = await askWhy();
-  if (timer !== stallTimer || failing || failure) return;
-  if (refusal) giveUp(refusal);
-  else stallTimer = setTimeout(checkStall, STALL_TIMEOUT);
-}
-
-function stopWaiting() {
-  showBusy(false);
-  clearTimeout(stallTimer);
-  stallTimer = 0;
+function checkProgress() {
+  const now = progress();
+  const stalls = wantsPlay && !video.ended && now === lastProgress;
+  stalledSeconds = stalls ? stalledSeconds + 1 : 0;
+  lastProgress = now;
+  if (stalledSeconds < STALL_SECONDS) return;
+  stalledSeconds = 0;
+  fail(() => progress() === now);
 }
