@@ -60,11 +60,11 @@ func kindOf(name []byte) elementKind {
 		return known | open | opaque
 	case "EventStream":
 		return known | open | opaque | remote
-	case "Period", "AdaptationSet", "EmptyAdaptationSet":
+	case "Period", "AdaptationSet":
 		return known | level | remote
 	case "Representation":
 		return known | level | representation | remote
-	case "Preselection", "ServiceDescription", "InitializationGroup", "InitializationPresentation", "UrlQueryInfo", "ExtUrlQueryInfo", "ExtHttpHeaderInfo":
+	case "EmptyAdaptationSet", "Preselection", "ServiceDescription", "InitializationGroup", "InitializationPresentation", "UrlQueryInfo", "ExtUrlQueryInfo", "ExtHttpHeaderInfo":
 		return known | remote
 	case "InsertPresentation", "ReplacePresentation", "AlternativeMPD", "OverlayEvent", "Background", "SelectionInfo":
 		return known | event

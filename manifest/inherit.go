@@ -165,8 +165,6 @@ func (d *mpd) rewriteInherited(in span, owner int, u units) error {
 		switch {
 		case err != nil:
 			return err
-		case d.inherited > maxInherited:
-			return d.invalid("too many URIs for too many Representations that inherit them")
 		case first:
 			d.shared, result = append(d.shared[:0], text...), outcome
 		case !bytes.Equal(text, d.shared):
@@ -174,6 +172,9 @@ func (d *mpd) rewriteInherited(in span, owner int, u units) error {
 			d.splitting, result = true, rewritten
 		}
 		first, last = false, l.inner
+	}
+	if d.inherited > maxInherited {
+		return d.invalid("too many URIs for too many Representations that inherit them")
 	}
 	return d.put(in, d.shared, result)
 }
@@ -185,6 +186,9 @@ func (d *mpd) move(e *element) error {
 		return d.moveChild(e)
 	}
 	for _, a := range d.attributes {
+		if split != 0 && e.kind&information != 0 && bytes.HasPrefix(a.name, []byte("xmlns")) {
+			return d.invalid("an element that Representations need in different spellings declares a namespace")
+		}
 		u := e.unitOf(a.name)
 		if split&u == 0 {
 			continue

@@ -69,8 +69,28 @@ var inheritCases = []struct{ name, in, want string }{
 		`<MPD><Period><AdaptationSet><SegmentTemplate media="/library/vidA/v1/x"/><Representation><BaseURL>a/</BaseURL><BaseURL>https://cdn.example/</BaseURL></Representation></AdaptationSet></Period></MPD>`, refused,
 	},
 	{
+		"a namespace that the copies would lack",
+		`<MPD><Period><AdaptationSet><x:SegmentTemplate xmlns:x="urn:x" media="/library/vidA/v1/x"/><Representation><BaseURL>a/</BaseURL></Representation><Representation/></AdaptationSet></Period></MPD>`, refused,
+	},
+	{
 		"a list that would grow with the square of the manifest",
 		`<MPD><Period><AdaptationSet><SegmentList>` + strings.Repeat(`<SegmentURL media="/library/vidA/v1/x"/>`, 300) + `</SegmentList>` + strings.Repeat(`<Representation/><Representation><BaseURL>a/</BaseURL></Representation>`, 300) + `</AdaptationSet></Period></MPD>`, refused,
+	},
+	{
+		"a list that would take quadratic time",
+		`<MPD><Period><AdaptationSet><SegmentList>` + strings.Repeat(`<SegmentURL media="x"/>`, 100_000) + `</SegmentList>` + strings.Repeat(`<Representation><BaseURL>a/</BaseURL></Representation>`, 50_000) + `</AdaptationSet></Period></MPD>`, refused,
+	},
+	{
+		"a list of which no Representation uses anything, in quadratic time",
+		`<MPD><Period><AdaptationSet><SegmentList>` + strings.Repeat(`<SegmentURL media="x"/>`, 100_000) + `</SegmentList>` + strings.Repeat(`<Representation><BaseURL>a/</BaseURL><SegmentList><SegmentURL/></SegmentList></Representation>`, 50_000) + `</AdaptationSet></Period></MPD>`, refused,
+	},
+	{
+		"more levels than memory",
+		`<MPD><BaseURL>a/</BaseURL><Period><AdaptationSet>` + strings.Repeat(`<Representation/>`, 100_000) + `</AdaptationSet></Period></MPD>`, refused,
+	},
+	{
+		"BaseURLs that multiply with the path above",
+		`<MPD><BaseURL>` + strings.Repeat("a/", 900) + `</BaseURL><Period><AdaptationSet><SegmentTemplate media="x"/>` + strings.Repeat(`<Representation><BaseURL>a/</BaseURL></Representation>`, 50_000) + `</AdaptationSet></Period></MPD>`, refused,
 	},
 }
 

@@ -38,7 +38,7 @@
 // tabs and line breaks anywhere, a backslash is a slash, and %2e is a dot. That is
 // the reading in which a URI can lead furthest from where it seems to lead. A
 // host is the origin only if all readings agree: without userinfo, backslashes and
-// percent-encoding. A rewritten URI is written as browsers read the original. A
+// percent-encoding. An internationalized host is compared as DNS has it. A rewritten URI is written as browsers read the original. A
 // player that read it differently now requests a path that the gate refuses, or a
 // host that the manifest names, without a token.
 package manifest

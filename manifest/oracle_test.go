@@ -10,6 +10,8 @@ import (
 	"strings"
 	"unicode"
 
+	"golang.org/x/net/idna"
+
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
@@ -55,6 +57,12 @@ func visit(from spot, uri string) spot {
 		odd := slashes != 2 || strings.ContainsAny(host, "@%") || strings.HasSuffix(uri[:len(uri)-len(path)], `\`)
 		host = host[strings.LastIndex(host, "@")+1:]
 		host = strings.TrimSuffix(strings.ToLower(host), ":")
+		if name, port, _ := strings.Cut(host, ":"); strings.ContainsFunc(host, func(r rune) bool { return r > unicode.MaxASCII }) {
+			if ascii, err := idna.Lookup.ToASCII(name); err == nil {
+				host = strings.TrimSuffix(ascii+":"+port, ":")
+			}
+			odd = true
+		}
 		if scheme != "https:" {
 			host = strings.TrimSuffix(host, ":80")
 		}
@@ -275,7 +283,7 @@ func mpdURIs(n *node, document spot) (found []finding, ok bool) {
 			inner = bases
 		}
 		ok = ok && len(inner) < 256
-		isLevel := slices.Contains([]string{"Period", "AdaptationSet", "EmptyAdaptationSet", "Representation"}, n.name)
+		isLevel := slices.Contains([]string{"Period", "AdaptationSet", "Representation"}, n.name)
 		for _, c := range n.children {
 			switch {
 			case opaqueInside || !ok:
