@@ -36,7 +36,8 @@ type decision struct {
 	target   target
 	kind     kind
 	manifest bool // by its name; a download can be a manifest too
-	media    bool // by its name, which is not that of a manifest or of WebVTT
+	media    bool // audio, video, captions or a key by its name
+	webVTT   bool // by its name
 	download bool // needs the claim `downloadable`; the iframe can too
 
 	// From the token and the store.

@@ -151,7 +151,8 @@ func checkPath(d *decision) (err error) {
 	downloads := d.gate.downloads
 	d.kind = kindOf(name)
 	d.manifest = d.kind == kindManifest
-	d.media = d.kind == kindSegment && extension(name) != "vtt"
+	d.media = d.kind == kindSegment
+	d.webVTT = extension(name) == "vtt"
 	d.download = downloads.match(name) ||
 		len(name) != len(d.target.suffix.decoded) && downloads.match(d.target.suffix.decoded)
 	if d.download && d.kind != kindIframe {

@@ -19,6 +19,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
@@ -36,6 +37,7 @@ var (
 	errManifestSize       = fmt.Errorf("the manifest is larger than %d bytes", manifest.MaxSize)
 	errManifestLength     = errors.New("the origin sends more than it has told")
 	errManifestForm       = errors.New("the origin's response is neither HLS nor DASH")
+	errUnchanged          = errors.New("captions or JSON without a URI to rewrite")
 	errManifestStart      = errors.New("the playlist does not begin with #EXTM3U in UTF-8")
 	errManifestEncoding   = errors.New("the origin compressed what may be a manifest by other means than gzip")
 	errRedirect           = errors.New("the origin redirects to a place outside the video's folder")
@@ -46,6 +48,8 @@ const (
 	hlsType       = "application/vnd.apple.mpegurl" // RFC 8216 section 10
 	dashType      = "application/dash+xml"          // ISO/IEC 23009-1
 	dashPatchType = "application/dash-patch+xml"
+	webVTTType    = "text/vtt"
+	jsonType      = "application/json"
 )
 
 // manifestType returns the standard type of a manifest for a Content-Type that names
@@ -70,6 +74,10 @@ func standardType(format manifest.Format, contentType string) string {
 	switch {
 	case format == manifest.HLS:
 		return hlsType
+	case format == manifest.WebVTT:
+		return webVTTType
+	case format == manifest.AssetList:
+		return jsonType
 	case manifestType(contentType) == dashPatchType:
 		return dashPatchType
 	}
@@ -124,9 +132,16 @@ func isText(start []byte) bool {
 	return false
 }
 
+// isOptional reports whether a body of this beginning may pass unrewritten if it is too large:
+// captions, and JSON, whose first 4 KiB need not tell whether it is an asset list.
+func isOptional(start []byte) bool {
+	return manifest.Sniff(start) == manifest.WebVTT ||
+		bytes.HasPrefix(bytes.TrimLeft(bytes.TrimPrefix(start, []byte("\ufeff")), " \t\r\n"), []byte("{"))
+}
+
 // isManifest reports whether its name or type says that this is a manifest.
 func (w *response) isManifest() bool {
-	return w.d.manifest || !w.media && manifestType(w.Header().Get("Content-Type")) != ""
+	return w.d.manifest || !w.d.media && !w.media && manifestType(w.Header().Get("Content-Type")) != ""
 }
 
 // holdManifest begins to buffer a manifest, or what may be one but is compressed or
@@ -137,6 +152,8 @@ func (w *response) holdManifest() {
 	switch {
 	case w.status == http.StatusPartialContent:
 		w.repeat(whole)
+	case err == nil && length > manifest.MaxSize && w.optional:
+		w.passMedia()
 	case err == nil && length > manifest.MaxSize:
 		w.refuse(errManifestSize)
 	case coding != "" && coding != "gzip" && coding != "x-gzip":
@@ -165,18 +182,27 @@ func contentCoding(h http.Header) string {
 }
 
 func (w *response) hold(p []byte) (int, error) {
-	if err := w.manifest.write(w.d.request.Context(), p); err != nil {
-		w.refuse(err)
-		return 0, w.err
+	err := w.manifest.write(w.d.request.Context(), p)
+	switch {
+	case err == nil:
+		return len(p), nil
+	case errors.Is(err, errManifestSize) && w.optional:
+		w.passMedia()
+		if _, err = w.Write(w.manifest.body); err != nil {
+			return 0, err
+		}
+		w.manifest.release()
+		return w.Write(p)
 	}
-	return len(p), nil
+	w.refuse(err)
+	return 0, w.err
 }
 
 // sendManifest sends the rewritten manifest. It drops all headers that describe
 // the bytes of the original.
 func (w *response) sendManifest() error {
 	rewritten, format, err := w.rewrite()
-	if errors.Is(err, errManifestForm) && !w.isManifest() {
+	if errors.Is(err, errManifestForm) && !w.isManifest() || errors.Is(err, errUnchanged) {
 		w.passMedia()
 		_, err = w.Write(w.manifest.body)
 		return err
@@ -216,10 +242,20 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 		}
 		return nil, 0, errManifestForm
 	}
+	at, optional := w.d.location(), format == manifest.WebVTT || format == manifest.AssetList
+	if optional && w.isManifest() {
+		return nil, 0, errManifestForm
+	}
+	if format == manifest.AssetList {
+		at.Base = w.d.viewerFolder()
+	}
 	start := time.Now()
-	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, w.d.location(), w.d.query, w.d.gate.features)
+	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, at, w.d.query, w.d.gate.features)
 	w.d.app.metrics.manifestSeconds.Observe(time.Since(start).Seconds())
 	w.d.app.metrics.countURIs(stats)
+	if optional && stats.Rewritten == 0 {
+		err = errUnchanged
+	}
 	return rewritten, format, err
 }
 
@@ -396,6 +432,31 @@ func (d *decision) location() manifest.Location {
 	}
 	folder := d.gate.originPath.folder(d.video) + "/"
 	return manifest.Location{Path: folder + d.target.suffix.escaped, Folder: folder, Hosts: hosts}
+}
+
+// viewerFolder returns the absolute URL that the video's folder has for the viewer. Behind a
+// proxy that terminates TLS, only public_url or a trusted X-Forwarded-Proto tells the scheme.
+func (d *decision) viewerFolder() string {
+	path := "/" + d.target.first() + "/"
+	r := d.request
+	scheme := "http"
+	switch trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool); {
+	case r.TLS != nil:
+		scheme = "https"
+	case d.app.publicURL != "":
+		return d.app.publicURL + path
+	case trusted && r.Header.Get("X-Forwarded-Proto") == "https":
+		scheme = "https"
+	}
+	// A prefix before the token, which handle_path has removed.
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		target, _, _ := strings.Cut(original.RequestURI, "?")
+		prefix, found := strings.CutSuffix(target, path+d.target.suffix.escaped)
+		if found && strings.HasPrefix(target, "/") {
+			path = prefix + path
+		}
+	}
+	return scheme + "://" + r.Host + path
 }
 
 // parseManifestHost reads host[:port] into the form that package manifest

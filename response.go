@@ -21,7 +21,8 @@ type response struct {
 	d        *decision
 	state    responseState
 	status   int
-	media    bool            // no manifest, by its name or by its beginning
+	media    bool            // nothing to rewrite, by its name or by its beginning
+	optional bool            // may pass as it is
 	sized    bool            // whether the headers tell the length of the body
 	sniffed  []byte          // the first bytes of a body that may be a manifest
 	manifest *manifestBuffer // nil unless one is held
@@ -46,7 +47,7 @@ const (
 
 // start prepares the writer for a request that the gate lets pass.
 func (w *response) start(to http.ResponseWriter, d *decision) *response {
-	w.ResponseWriter, w.d, w.media = to, d, d.media
+	w.ResponseWriter, w.d, w.media = to, d, d.media && !d.webVTT
 	w.rememberHeaders()
 	return w
 }
@@ -185,7 +186,8 @@ func (w *response) sniff(p []byte) (int, error) {
 
 // decide knows the first bytes of a body, and whether it is or may be a manifest.
 func (w *response) decide(start []byte, manifest bool) {
-	if manifest || w.isManifest() && isText(start) {
+	w.optional = !w.isManifest() && isOptional(start)
+	if manifest && !(w.optional && w.media) || w.isManifest() && isText(start) {
 		w.holdManifest()
 	} else {
 		w.passMedia()

@@ -258,11 +258,7 @@ func mayEndAttribute(c byte) bool { return c <= ' ' || c == ',' || c == '"' || c
 // rewriteIfInside rewrites text that players take for a URI or not, as they like, if all of it is
 // one that leads into the folder from the root. Other text stays byte by byte.
 func (p *playlist) rewriteIfInside(from, to int) (done bool, err error) {
-	text := trim(p.src[from:to])
-	if len(text) == 0 || !bytes.Contains([]byte(`/\.hH`), text[:1]) || bytes.ContainsFunc(text, isBlank) || bytes.ContainsAny(text, `"{`) {
-		return false, nil
-	}
-	if ref, _ := cutSuffix(text); p.follow(p.base, ref) != rewritten {
+	if text := p.src[from:to]; bytes.ContainsAny(text, `"{`) || !p.leadsInside(p.base, text) {
 		return false, nil
 	}
 	return true, p.rewriteURI(from, to)

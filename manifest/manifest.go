@@ -1,5 +1,5 @@
-// Package manifest rewrites the URIs in HLS, Low-Latency HLS and DASH manifests,
-// so that a viewer who got a manifest from below a signed path requests all other
+// Package manifest rewrites the URIs in HLS, Low-Latency HLS and DASH manifests, in the
+// asset lists of HLS interstitials and in storyboards, so that a viewer who got a manifest from below a signed path requests all other
 // files of the video below that path too.
 //
 // # Rewriting
@@ -24,7 +24,8 @@
 // # Security
 //
 // This package does not know the token, and it writes only references without a
-// scheme and without a host. Features that have a player report URLs, or build them
+// scheme and without a host. Only in asset lists it writes absolute URIs, which begin with
+// Location.Base. Features that have a player report URLs, or build them
 // by rules from elsewhere, are taken out unless the caller allows them (see
 // Features). So no manifest, however hostile, makes a player send the token to
 // another host.
@@ -70,12 +71,17 @@ type Format int
 const (
 	HLS  Format = iota + 1 // master and media playlists, RFC 8216bis
 	DASH                   // media presentation descriptions and patches to them, ISO/IEC 23009-1
+
+	// These are never invalid, and no player reports URLs because of them.
+	WebVTT    // captions and storyboards, W3C WebVTT
+	AssetList // JSON of HLS interstitials, RFC 8216bis appendix D.2
 )
 
 // Location is where a manifest is on the origin.
 type Location struct {
 	Path   string   // escaped absolute path of the manifest, without dot segments
 	Folder string   // escaped absolute path of the video's folder, with a trailing slash; a prefix of Path
+	Base   string   // for AssetList: the absolute URL that the folder has for the viewer, with a trailing slash
 	Hosts  []string // host[:port] of the origin in lower case, in all forms that absolute URIs may have
 }
 
@@ -119,7 +125,7 @@ func Rewrite(dst, src []byte, f Format, at Location, query string, allowed Featu
 	if len(src) > MaxSize {
 		return dst, Stats{}, invalid("more than %d bytes", MaxSize)
 	}
-	if bytes.IndexByte(src, 0) >= 0 {
+	if bytes.IndexByte(src, 0) >= 0 && (f == HLS || f == DASH) {
 		return dst, Stats{}, invalid("a NUL byte")
 	}
 	var out []byte
@@ -130,6 +136,10 @@ func Rewrite(dst, src []byte, f Format, at Location, query string, allowed Featu
 		out, stats, err = rewriteHLS(dst, src, at, query, allowed)
 	case DASH:
 		out, stats, err = rewriteDASH(dst, src, at, allowed)
+	case WebVTT:
+		out, stats, err = rewriteWebVTT(dst, src, at)
+	case AssetList:
+		out, stats, err = rewriteAssetList(dst, src, at)
 	default:
 		err = fmt.Errorf("manifest: unknown format %d", f)
 	}
@@ -168,7 +178,8 @@ func (at Location) valid() bool {
 var byteOrderMark = []byte("\ufeff")
 
 // Sniff recognizes a manifest by its first bytes, whatever its name and content type
-// are. body may be a prefix that extends to the end of the name of the root element.
+// are. body may be a prefix that extends to the end of the name of the root element, or to
+// the member ASSETS of an asset list.
 // Sniff returns 0 for anything else. Rewrite refuses some manifests that Sniff
 // recognizes, for example in UTF-16 or with a document type declaration.
 func Sniff(body []byte) Format {
@@ -177,7 +188,7 @@ func Sniff(body []byte) Format {
 }
 
 // Undecided reports whether body may be the beginning of an XML document whose root
-// element is still to come, so that Sniff needs more of it.
+// element is still to come, or of a JSON object, so that Sniff needs more of it.
 func Undecided(body []byte) bool {
 	_, undecided := sniff(body)
 	return undecided
@@ -185,8 +196,16 @@ func Undecided(body []byte) bool {
 
 func sniff(body []byte) (f Format, undecided bool) {
 	body = decodeUTF16(body)
-	if bytes.HasPrefix(bytes.TrimPrefix(body, byteOrderMark), []byte("#EXTM3U")) {
+	switch text := bytes.TrimPrefix(body, byteOrderMark); {
+	case bytes.HasPrefix(text, []byte("#EXTM3U")):
 		return HLS, false
+	case isWebVTT(text):
+		return WebVTT, false
+	case bytes.HasPrefix(bytes.TrimLeft(text, " \t\r\n"), []byte("{")):
+		if found, undecided := sniffAssetList(text); !found {
+			return 0, undecided
+		}
+		return AssetList, false
 	}
 	for {
 		body = bytes.TrimLeftFunc(body, func(r rune) bool { return r != 0 && r != escape && isBlank(r) })

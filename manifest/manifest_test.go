@@ -170,7 +170,7 @@ func TestUndecided(t *testing.T) {
 			}
 		}
 	}
-	for _, prefix := range []string{"G@", "\x00\x00\x00\x18ftyp", "ID3", "\xff\xf1P", "\x1aE\xdf\xa3", "\xff\xd8\xff", "WEBVTT", "{}", "\x89PNG"} {
+	for _, prefix := range []string{"G@", "\x00\x00\x00\x18ftyp", "ID3", "\xff\xf1P", "\x1aE\xdf\xa3", "\xff\xd8\xff", "WEBVTT", "\x89PNG"} {
 		body := []byte(prefix)
 		if manifest.Undecided(body) || testing.AllocsPerRun(10, func() { manifest.Undecided(body) }) > 0 {
 			t.Errorf("%q is undecided, or allocates", body)

@@ -86,6 +86,17 @@ func (m *mapper) follow(base *baseURI, ref []byte) outcome {
 	return rewritten
 }
 
+// leadsInside reports whether text that may be a URI or not is one that leads into the folder from the
+// root or from outside, and has to be rewritten. If so, m.out replaces its reference.
+func (m *mapper) leadsInside(base *baseURI, text []byte) bool {
+	text = trim(text)
+	if len(text) == 0 || bytes.IndexByte([]byte(`/\.hH`), text[0]) < 0 || bytes.ContainsFunc(text, isBlank) {
+		return false
+	}
+	ref, _ := cutSuffix(text)
+	return m.follow(base, ref) == rewritten
+}
+
 // followBase returns the base URI to which a BaseURL leads.
 func (m *mapper) followBase(base *baseURI, ref []byte) *baseURI {
 	form, rest := m.parse(base, ref)
