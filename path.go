@@ -313,12 +313,16 @@ type originPath struct {
 	literals []string
 }
 
+// folderAdvice is for origins that have the files of all videos in one folder.
+// `x-0.ts` may be a segment of x there, or a file of the video `x-0`.
+const folderAdvice = "each video needs a folder of its own at the origin, and docs/origins.md says how media servers write one"
+
 // parseOriginPath compiles an origin_path template. It must contain the video id,
 // or the token of one video would open all others.
 func parseOriginPath(template string) (originPath, error) {
 	p := originPath{strings.Split(strings.TrimSuffix(template, "/"), videoPlaceholder)}
 	if len(p.literals) < 2 {
-		return originPath{}, fmt.Errorf("origin_path %q does not contain %s", template, videoPlaceholder)
+		return originPath{}, fmt.Errorf("origin_path %q does not contain %s: %s", template, videoPlaceholder, folderAdvice)
 	}
 	example, ok := strings.CutPrefix(strings.Join(p.literals, "v"), "/")
 	if !ok {
@@ -329,6 +333,9 @@ func parseOriginPath(template string) (originPath, error) {
 	}
 	if strings.HasSuffix(example, "/") {
 		return originPath{}, fmt.Errorf("origin_path %q: %w", template, errPathSegment)
+	}
+	if kindOf(example) == kindManifest {
+		return originPath{}, fmt.Errorf("origin_path %q names a manifest: write the folder of the video, and its manifest in the option manifest; %s", template, folderAdvice)
 	}
 	// The operator knows the file system, so a colon may be in the template.
 	example = strings.ReplaceAll(example, ":", "-")

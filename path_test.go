@@ -290,6 +290,7 @@ func TestOriginPathTemplatesThatAreRefused(t *testing.T) {
 	t.Parallel()
 	for want, templates := range map[string][]string{
 		"does not contain {video}":    {"/media", "/", "", "/{vidéo}", "/{VIDEO}"},
+		"names a manifest":            {"/live/{video}.m3u8", "/{video}/index.m3u8", "/live/{video}.MPD/"},
 		"does not start with a slash": {"media/{video}", "{video}", "http://origin/{video}"},
 		"percent sign":                {"/a%2e/{video}"},
 		errPathName.Error():           {"/{video}.", "/a./{video}", "/a~1/{video}"},

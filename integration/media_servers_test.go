@@ -1,0 +1,168 @@
+package integration
+
+import (
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// secretOfTheGate is what the gate and MediaMTX share.
+const secretOfTheGate = "MTX_HLSCDNSECRET=a-secret-of-the-gate"
+
+// mediaServer is a real server with the config of its section in docs/origins.md. The
+// example clip is published to it as `demo`, again and again.
+type mediaServer struct {
+	dir, addr string
+	gate      config // the gate of the section
+}
+
+var (
+	configOfThePage = regexp.MustCompile("(?ms)^```[a-z]+ (\\S+)\n(.*?)^```$")
+	siteOfThePage   = regexp.MustCompile(`(?s)\tsigned_playback \{\n(\t\tmanifest .*?|\t\torigin_path .*?)\n\t\}\n(.*)\n\}\n$`)
+)
+
+// startMediaServer runs a program with a config of the page, and publishes to a path of
+// its RTMP server. The edits of the config replace text.
+func startMediaServer(t *testing.T, section, publish string, edits map[string]string, program ...string) *mediaServer {
+	t.Helper()
+	s, rtmp := &mediaServer{dir: t.TempDir(), addr: freeAddr(t)}, freeAddr(t)
+	pairs := []string{
+		"127.0.0.1:8888", s.addr, "127.0.0.1:8081", s.addr, "rtmpAddress: :1935", "rtmpAddress: " + rtmp, "listen 1935", "listen " + rtmp,
+		"/var/lib/hls", s.dir, "/etc/caddy/hls.min.js", hlsJS(t),
+	}
+	for before, after := range maps.All(edits) {
+		pairs = append(pairs, before, after)
+	}
+	_, text, _ := strings.Cut(readText(t, "../docs/origins.md"), "\n## "+section+"\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+	for _, m := range configOfThePage.FindAllStringSubmatch(text, -1) {
+		content := strings.NewReplacer(pairs...).Replace(m[2])
+		if site := siteOfThePage.FindStringSubmatch(content); site != nil {
+			s.gate = config{gate: site[1], site: site[2], env: []string{secretOfTheGate}}
+		}
+		writeFile(t, filepath.Join(s.dir, m[1]), []byte(content))
+	}
+	if s.gate.site == "" {
+		t.Fatalf("docs/origins.md has no gate for %s", section)
+	}
+	clip, err := filepath.Abs("../examples/media/demo/manifest/ts.m3u8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.run(t, program...)
+	eventually(t, section+" listens", func() bool { return listens(rtmp) && listens(s.addr) })
+	s.run(t, tool(t, "ffmpeg"), "-nostdin", "-v", "error", "-re", "-stream_loop", "-1", "-i", clip, "-c", "copy", "-f", "flv", "rtmp://"+rtmp+publish)
+	return s
+}
+
+// run runs a program to the end of the test.
+func (s *mediaServer) run(t *testing.T, program ...string) {
+	t.Helper()
+	output := newLogBuffer()
+	cmd := exec.Command(program[0], program[1:]...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, output, output
+	cmd.Env = append(os.Environ(), secretOfTheGate)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s:\n%s", filepath.Base(program[0]), output)
+		}
+	})
+}
+
+// wantLive checks that the stream plays through a gate, for a token of this stream only,
+// and returns the addresses that hls.js asked for.
+func wantLive(t *testing.T, g *gateway) (asked []string) {
+	t.Helper()
+	space := "/" + mint(t, "demo", nil) + "/"
+	// MediaMTX redirects to this query before it looks for the stream.
+	eventually(t, "the stream is there", func() bool { return g.get(t, space+"index.m3u8?cookieCheck=1").StatusCode == http.StatusOK })
+	wantDecoded(t, g.url(space+"index.m3u8"), liveSeconds, "-t", "4")
+	p, page := openTab(t), startPlayersPage(t)
+	p.open(t, page)
+	if got := play(t, p, "hls.js", g.url(space+"index.m3u8"), 1, liveSeconds, "{lowLatencyMode: true}"); got.End != "played" || len(got.Errors) > 0 {
+		t.Errorf("it did not play: %+v", got)
+	}
+	p.wantRequestsIn(t, g, space, page, nil)
+	if res := g.get(t, "/"+mint(t, "another", nil)+"/index.m3u8?cookieCheck=1"); res.StatusCode != http.StatusNotFound {
+		t.Errorf("the token of another stream gets status %d", res.StatusCode)
+	}
+	return p.asked()
+}
+
+const iPhone = "User-Agent: AppleCoreMedia/1.0.0.22A3354 (iPhone; U; CPU OS 18_0 like Mac OS X; en_us)"
+
+// F19 MediaMTX gives viewers sessions by a cookie, a redirect and a query, and refuses
+// players of iOS that send no cookie. With its CDN secret, it does neither, and without the
+// secret nobody can read.
+func TestMediaMTX(t *testing.T) {
+	t.Parallel()
+	program, err := filepath.Abs("../bin/mediamtx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const publish = "/demo?user=encoder&pass=a-password-for-encoders"
+	index := "/" + mint(t, "demo", nil) + "/index.m3u8"
+	t.Run("with the secret", func(t *testing.T) {
+		s := startMediaServer(t, "MediaMTX", publish, nil, program, "mediamtx.yml")
+		g := start(t, nil, s.gate)
+		blocking := slices.ContainsFunc(wantLive(t, g), func(address string) bool { return strings.Contains(address, "_HLS_msn=") })
+		if res := g.get(t, index, iPhone); res.StatusCode != http.StatusOK || strings.Contains(string(res.body), "session") || !blocking {
+			t.Errorf("an iPhone gets status %d and %s; low latency: %t", res.StatusCode, res.body, blocking)
+		}
+		direct := &gateway{addr: s.addr}
+		if got := direct.get(t, "/demo/index.m3u8?cookieCheck=1").StatusCode; got != http.StatusUnauthorized {
+			t.Errorf("status %d past the gate, want 401", got)
+		}
+	})
+	t.Run("without it", func(t *testing.T) {
+		readable := map[string]string{"      - action: publish\n": "      - action: publish\n  - user: any\n    permissions:\n      - action: read\n"}
+		s := startMediaServer(t, "MediaMTX", publish, readable, program, "mediamtx.yml")
+		s.gate.site = "reverse_proxy " + s.addr
+		g := start(t, nil, s.gate)
+		wantLive(t, g)
+		if res := g.get(t, index); res.StatusCode != http.StatusFound || res.Header.Get("Location") != "index.m3u8?cookieCheck=1" || res.Header.Get("Set-Cookie") != "" {
+			t.Errorf("status %d and %v, want a redirect and no cookie", res.StatusCode, res.Header)
+		}
+		if got := g.get(t, index+"?cookieCheck=1", iPhone).StatusCode; got != http.StatusBadRequest {
+			t.Errorf("an iPhone gets status %d; the page says 400", got)
+		}
+	})
+}
+
+// F19 nginx-rtmp plays once it has a folder for each stream, and not without.
+func TestNginxRTMP(t *testing.T) {
+	t.Parallel()
+	frame := map[string]string{
+		"rtmp {\n": "load_module /usr/lib/nginx/modules/ngx_rtmp_module.so;\ndaemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr;\nevents {}\nrtmp {\n",
+		"http {\n": "http {\n\taccess_log off;\n\tclient_body_temp_path t;\n\tproxy_temp_path t;\n\tfastcgi_temp_path t;\n\tuwsgi_temp_path t;\n\tscgi_temp_path t;\n",
+	}
+	nginx := func(t *testing.T) (*mediaServer, *gateway) {
+		s := startMediaServer(t, "nginx-rtmp", "/live/demo", frame, tool(t, "nginx"), "-p", ".", "-e", "stderr", "-c", "nginx.conf")
+		return s, start(t, nil, s.gate)
+	}
+	t.Run("nested", func(t *testing.T) {
+		_, g := nginx(t)
+		wantLive(t, g)
+	})
+	t.Run("flat", func(t *testing.T) {
+		frame["hls_nested on;"] = ""
+		s, g := nginx(t)
+		eventually(t, "the stream is there", func() bool { return (&gateway{addr: s.addr}).get(t, "/live/demo.m3u8").StatusCode == http.StatusOK })
+		for _, name := range []string{"index.m3u8", "demo.m3u8", "demo-0.ts", ".m3u8"} {
+			if got := g.get(t, "/"+mint(t, "demo", nil)+"/"+name).StatusCode; got != http.StatusNotFound {
+				t.Errorf("%s has status %d, want 404", name, got)
+			}
+		}
+	})
+}
