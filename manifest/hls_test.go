@@ -2,6 +2,8 @@ package manifest_test
 
 import (
 	"errors"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -171,6 +173,43 @@ func check(t *testing.T, f manifest.Format, before, in, query, want string, feat
 	}
 	if err != nil || string(got) != before+want {
 		t.Errorf("Rewrite = %q, %v, want %q", got, err, before+want)
+	}
+}
+
+// The documentation says of each place what becomes of a URI in it.
+func TestHLSPlacesAreDocumented(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/manifests.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(page), "\n## HLS\n")
+	table, _, _ = strings.Cut(table, "\n## ")
+	const uri, moved = "/library/vidA/v1/x?a=b", "../x?a=b"
+	places := 0
+	for row := range strings.SplitSeq(table, "\n| ") {
+		place, outcome, _ := strings.Cut(row, " | ")
+		for _, found := range regexp.MustCompile("`(EXT-X-[A-Z-]+)(?::([A-Z-]+))?`").FindAllStringSubmatch(place, -1) {
+			in := "#" + found[1] + ":" + uri
+			switch {
+			case found[1] == "EXT-X-DEFINE":
+				in = `#EXT-X-DEFINE:NAME="a",VALUE="` + uri + `"`
+			case found[2] != "":
+				in = "#" + found[1] + ":" + found[2] + `="` + uri + `"`
+			}
+			want := in
+			if strings.Contains(outcome, "rewritten if") || strings.HasPrefix(outcome, "rewritten") {
+				want = strings.Replace(in, uri, moved, 1)
+			}
+			check(t, manifest.HLS, "#EXTM3U\n", in+"\n", "", want+"\n", allowed)
+			if strings.HasPrefix(outcome, "taken out") {
+				check(t, manifest.HLS, "#EXTM3U\n", in+"\nx", "", "x", 0)
+			}
+			places++
+		}
+	}
+	if places < 20 {
+		t.Errorf("the table has %d places", places)
 	}
 }
 
