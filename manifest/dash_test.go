@@ -85,6 +85,15 @@ var dashCases = []struct{ name, in, want string }{
 	{name: "M7 UTF-16", in: "\xff\xfe<\x00M\x00P\x00D\x00/\x00>\x00", want: refused},
 	{name: "M7 UTF-16 by declaration", in: `<?xml version="1.0" encoding="utf-16"?><MPD/>`, want: refused},
 	{name: "M7 UTF-7 by declaration", in: `<?xml version="1.0" encoding='UTF-7'?><MPD/>`, want: refused},
+	{name: "ASCII that is declared as such", in: `<?xml version="1.0" encoding="us-ascii"?><MPD/>`},
+	{name: "ASCII that is declared as Latin-1", in: `<?xml version='1.0' encoding='ISO-8859-1'?><MPD/>`},
+	{name: "ASCII that is declared as a code page of Windows", in: `<?xml version='1.0' encoding='Windows-1252'?><MPD/>`},
+	{name: "UTF-8 without its hyphen", in: `<?xml version='1.0' encoding='utf8'?><MPD id="ä"/>`},
+	{name: "more than ASCII that is declared as Latin-1", in: `<?xml version='1.0' encoding='ISO-8859-1'?><MPD id="ä"/>`, want: refused},
+	{name: "ASCII that players decode", in: `<?xml version='1.0' encoding='ISO-2022-JP'?><MPD/>`, want: refused},
+	{name: "Shift JIS, in which a backslash is none", in: `<?xml version='1.0' encoding='Shift_JIS'?><MPD/>`, want: refused},
+	{name: "EBCDIC", in: `<?xml version='1.0' encoding='cp037'?><MPD/>`, want: refused},
+	{name: "an encoding that is a URI", in: `<?xml version='1.0' encoding='https://evil.example/library'?><MPD/>`, want: refused},
 	{name: "M7 Latin-1", in: "<MPD id='\xe4'/>", want: refused},
 	{name: "M7 declaration that is malformed", in: `<?xml version="1.0" encoding=utf-8?><MPD/>`, want: refused},
 	{name: "M7 declaration that is late", in: ` <?xml version="1.0"?><MPD/>`, want: refused},
@@ -112,6 +121,17 @@ var dashCases = []struct{ name, in, want string }{
 	{name: "M7 references hide a query", in: `<MPD><SegmentURL media="/library/vidA/v1/x&#63;/../../y"/></MPD>`, want: `<MPD><SegmentURL media="../x&#63;/../../y"/></MPD>`},
 	{name: "M7 references hide dots", in: `<MPD><SegmentURL media="&#46;./&#x2e;&#46;/v1/x"/></MPD>`, want: `<MPD><SegmentURL media="../x"/></MPD>`},
 	{name: "M7 line break in an attribute is a space", in: "<MPD><SegmentURL media=\"/library/vidA/v1/a\nb\"/></MPD>", want: `<MPD><SegmentURL media="../a b"/></MPD>`},
+}
+
+// The error names an encoding that the gate does not read.
+func TestEncodingIsNamed(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"Shift_JIS", "UTF-7", "EBCDIC-CP-US"} {
+		_, _, err := manifest.Rewrite(nil, []byte("<?xml version='1.0' encoding='"+name+"'?><MPD/>"), manifest.DASH, here, "", allowed)
+		if err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func TestDASH(t *testing.T) {

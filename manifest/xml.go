@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"bytes"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,8 +54,7 @@ func newScanner(src []byte) (*scanner, error) {
 }
 
 // instruction reads a processing instruction or the XML declaration. It accepts only
-// a name and attributes: players read any other as a tag whose end is elsewhere. It
-// refuses another encoding, because players that use it would read other URIs.
+// a name and attributes: players read any other as a tag whose end is elsewhere.
 func (s *scanner) instruction() (xmlToken, error) {
 	isFirst := s.pos == 0 || bytes.Equal(s.src[:s.pos], byteOrderMark)
 	t, err := s.between("<?", "?>", tokenOther)
@@ -76,11 +76,30 @@ func (s *scanner) instruction() (xmlToken, error) {
 		return t, s.invalid("an XML declaration is not at the start")
 	}
 	for _, a := range inner.attributes {
-		if string(a.name) == "encoding" && !strings.EqualFold(string(s.src[a.value.from:a.value.to]), "utf-8") {
-			return t, s.invalid("an encoding other than UTF-8")
+		if string(a.name) == "encoding" {
+			return t, s.checkEncoding(s.src[a.value.from:a.value.to])
 		}
 	}
 	return t, nil
+}
+
+var (
+	encodingName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]{0,39}$`) // XML 1.0 section 4.3.3
+
+	// extendsASCII are encodings in which the bytes of ASCII are ASCII.
+	extendsASCII = regexp.MustCompile(`(?i)^((us-)?ascii|latin-?1|iso[-_]8859-[0-9]{1,2}|(windows-|cp)125[0-8])$`)
+)
+
+// checkEncoding refuses an encoding in which players that use it would read other URIs.
+func (s *scanner) checkEncoding(name []byte) error {
+	isASCII := !bytes.ContainsFunc(s.src, func(r rune) bool { return r >= utf8.RuneSelf })
+	switch lower := string(bytes.ToLower(name)); {
+	case lower == "utf-8" || lower == "utf8" || isASCII && extendsASCII.Match(name):
+		return nil
+	case !encodingName.Match(name):
+		return s.invalid("the name of the encoding is malformed")
+	}
+	return s.invalid("the encoding is %q, want UTF-8", name)
 }
 
 // next returns the next token.
