@@ -349,7 +349,7 @@ func (opts proxyOptions) check() error {
 		return fmt.Errorf("--hls-js %q is for the player page; add --player", opts.hlsJS)
 	}
 	if _, err := (&PlayerConfig{HLSJS: opts.hlsJS}).provision(defaultManifest); err != nil {
-		return fmt.Errorf("--hls-js %q: %w; give dist/hls.min.js of the npm package hls.js", opts.hlsJS, err)
+		return fmt.Errorf("--hls-js %w", err)
 	}
 	if _, err := weborigin.Compile(opts.allowedOrigins); err != nil {
 		return fmt.Errorf("--allowed-origins: %w; give [*.]host[:port], like *.example.com or localhost:3000", err)

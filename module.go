@@ -166,7 +166,7 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 			return errTwoPages
 		}
 		if g.player, err = g.Player.provision(manifestPath.escaped); err != nil {
-			return err
+			return fmt.Errorf("player %w", err)
 		}
 	}
 	g.manifestHosts = make([]string, len(g.ManifestHosts))

@@ -33,16 +33,18 @@ func (c *PlayerConfig) provision(manifestPath string) (*player.Page, error) {
 	}
 	path, err := resolve(c.HLSJS)
 	if err != nil {
-		return nil, fmt.Errorf("player: %w", err)
+		return nil, err
 	}
+	var page *player.Page
 	script, err := os.ReadFile(path)
+	if err == nil {
+		page, err = player.New(script, manifestPath)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("player: reading hls.js: %w", err)
+		return nil, fmt.Errorf("%q: %w; want dist/hls.min.js of the npm package hls.js, which is what this leaves in a folder: "+
+			"npm pack hls.js && tar -xzf hls.js-*.tgz --strip-components=2 package/dist/hls.min.js", path, err)
 	}
-	if len(script) == 0 {
-		return nil, fmt.Errorf("player: %q is empty", path)
-	}
-	return player.New(script, manifestPath)
+	return page, nil
 }
 
 // servePlayer answers a request for the player page or its script after the

@@ -150,7 +150,7 @@ func openTerminal(t *testing.T, task []snippet, files map[string]string) *termin
 	if err := json.Unmarshal([]byte(files["key.json"]), &key); err != nil {
 		t.Fatal(err)
 	}
-	term.provide(files)
+	term.provide(files, task)
 	origin := freeAddr(t)
 	if !slices.ContainsFunc(task, func(s snippet) bool { return strings.HasPrefix(s.text, "caddy file-server") }) {
 		origin = startOrigin(t, exampleMedia()).addr()
@@ -181,8 +181,9 @@ func openTerminal(t *testing.T, task []snippet, files map[string]string) *termin
 
 func (term *terminal) path(name string) string { return filepath.Join(term.dir, name) }
 
-// provide puts programs and files where the guide has them.
-func (term *terminal) provide(files map[string]string) {
+// provide puts programs and files where the guide has them, but for files that the task
+// makes.
+func (term *terminal) provide(files map[string]string, task []snippet) {
 	term.t.Helper()
 	for _, program := range []string{"curl", "jq"} {
 		tool(term.t, program)
@@ -199,8 +200,11 @@ func (term *terminal) provide(files map[string]string) {
 			term.t.Fatal(err)
 		}
 	}
+	makesKeys := slices.ContainsFunc(task, func(s snippet) bool { return strings.Contains(s.text, "keygen -o key.json --public public.json") })
 	for name, content := range files {
-		writeFile(term.t, term.path(name), []byte(content))
+		if !makesKeys || name != "key.json" && name != "public.json" {
+			writeFile(term.t, term.path(name), []byte(content))
+		}
 	}
 }
 

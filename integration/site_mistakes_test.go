@@ -2,6 +2,8 @@ package integration
 
 import (
 	"net/http"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -31,5 +33,24 @@ func TestSiteMistakes(t *testing.T) {
 	}
 	if !g.log.await("no handler behind the gate answers the request", startTimeout) {
 		t.Error("nothing in the log says why")
+	}
+}
+
+// Of all files in the npm package hls.js, the gate takes the builds that play everything in a
+// page. The error of another one names the file, and the command that fetches the right one.
+func TestFilesOfHLSJS(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob(filepath.Join(filepath.Dir(hlsJS(t)), "*"))
+	if err != nil || len(files) < 15 {
+		t.Fatalf("the package has %d files: %v", len(files), err)
+	}
+	dir := t.TempDir()
+	for _, file := range append(files, dir, filepath.Join(dir, "nowhere.js"), filepath.Join(filepath.Dir(hlsJS(t)), "../package.json")) {
+		writeFile(t, filepath.Join(dir, "Caddyfile"), []byte(":80 {\nsigned_playback {\nplayer "+file+"\n}\nrespond ok\n}\n"))
+		got := execute(t, dir, "", binary(t), "validate", "--config", "Caddyfile")
+		want := slices.Contains([]string{"hls.js", "hls.min.js"}, filepath.Base(file))
+		if (got.code == 0) != want || !want && (!strings.Contains(got.stderr, filepath.Base(file)) || !strings.Contains(got.stderr, "npm pack hls.js")) {
+			t.Errorf("%s: exit status %d, want success: %t\n%s", filepath.Base(file), got.code, want, got.stderr)
+		}
 	}
 }

@@ -11,14 +11,11 @@ import (
 	"embed"
 	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"html"
 	"net/http"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 //go:embed page
@@ -93,25 +90,6 @@ func New(hlsJS []byte, manifestPath string) (*Page, error) {
 		hlsJS:    bytes.Clone(hlsJS),
 		hlsJSTag: `"` + hex.EncodeToString(tag[:16]) + `"`,
 	}, nil
-}
-
-// moduleExport is how an ES module ends, which a page cannot load as a script.
-var moduleExport = regexp.MustCompile(`(?:^|[;}\s])export\s*(?:\{|default\b)`)
-
-// checkHLSJS refuses files that operators configure by mistake. With such a file nothing
-// would play, and viewers would not see why.
-func checkHLSJS(hlsJS []byte) error {
-	switch {
-	case hlsJS == nil:
-		return nil
-	case !utf8.Valid(hlsJS):
-		return errors.New("the hls.js file is not UTF-8 text")
-	case !bytes.Contains(hlsJS, []byte("Hls")):
-		return errors.New("the hls.js file does not define Hls; want dist/hls.min.js of the npm package hls.js")
-	case moduleExport.Match(hlsJS):
-		return errors.New("the hls.js file is an ES module; want dist/hls.min.js of the npm package hls.js")
-	}
-	return nil
 }
 
 // asParsed returns text with the line ends of a browser's parser, because the browser

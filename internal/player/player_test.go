@@ -282,15 +282,18 @@ func TestServeHLSJS(t *testing.T) {
 	}
 }
 
-// TestNewRefuses tries files that operators configure instead of dist/hls.min.js.
+// TestNewRefuses tries files that operators configure instead of dist/hls.min.js. The
+// integration tests try all files of the package.
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	for _, hlsJS := range []string{
-		"", "Hls\xff\xfe", "<!DOCTYPE html><title>404</title>", "class Hls{};export{Hls as default};",
-		"class Hls {}\nexport { Hls as default };\n", "export default class Hls {}",
+		"", "\n", "self.Hls=e()\xff\xfe", "<!DOCTYPE html><title>404</title><script>self.Hls=e()</script>", "\uFEFF <html>self.Hls=1", "class Hls{};export{Hls as default};",
+		"class Hls {}\nexport { Hls as default };\n", "export default class Hls {}", "window.Hls == 1", `{"sources":["self.Hls = factory()"]}`, "404: Not Found",
+		`self.Hls=e();"hlsManifestLoading";"ManagedMediaSource"`, `self.Hls=e();"hlsManifestLoading";"createMediaKeys"`,
 	} {
 		if p, err := New([]byte(hlsJS), "manifest/video.m3u8"); err == nil || p != nil {
 			t.Errorf("%q: accepted", hlsJS)
 		}
 	}
+	newPage(t, []byte(`self.Hls = e();"hlsManifestLoading";"ManagedMediaSource";"createMediaKeys"`))
 }
