@@ -60,6 +60,10 @@ func (t *trace) follow(d *decision, w http.ResponseWriter, next caddyhttp.Handle
 		t.passed = false
 		t.add("gate", verdictPass, nil, fmt.Sprintf("%s gets the path %q", strings.TrimSuffix("another gate at "+d.gate.Source, " at "), d.request.URL.Path))
 	}
+	if d.gate.serveSDK(w, d) {
+		t.add("player", verdictPass, nil, "the player SDK, which needs no token")
+		return nil
+	}
 	_ = d.decide() // stepDone has seen each error
 	if other && t.refusal != nil {
 		t.checks[row].Outcome = verdictRefuse

@@ -194,6 +194,7 @@ func TestExplainGoesOn(t *testing.T) {
 		"nothing":              {"signed_playback", told{true, resultAllowed, "", 0}, "the server answers 502"},
 		"nothing at this path": {"signed_playback\nreverse_proxy /other/* 127.0.0.1:1", told{true, resultAllowed, "", 0}, "the server answers 502"},
 		"the player page":      {"signed_playback {\nplayer\n}", told{true, resultAllowed, "", 0}, "allowed,"},
+		"the player SDK":       {"signed_playback {\nplayer\n}", told{true, resultAllowed, "", 0}, "needs no token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := writeFile(t, "Caddyfile", "{\nsigned_playback {\nkey_file "+key+"\n}\n}\nhttp://media.example.net {\n"+tc.site+"\n}\n")
@@ -201,7 +202,10 @@ func TestExplainGoesOn(t *testing.T) {
 			if strings.Contains(tc.site, "player") {
 				path = "/iframe"
 			}
-			e := explanationOf(t, config, "http://media.example.net/"+plainToken()+path, nil)
+			if path = "/" + plainToken() + path; name == "the player SDK" {
+				path = sdkPath
+			}
+			e := explanationOf(t, config, "http://media.example.net"+path, nil)
 			text := printed(t, e, false)
 			if diff := cmp.Diff(tc.want, told{e.Allowed, e.Result, e.Reason, e.Status}); diff != "" || !strings.Contains(text, tc.text) || strings.Contains(text, "502") != strings.Contains(tc.text, "502") {
 				t.Errorf("(-want +got):\n%s%s", diff, text)

@@ -60,6 +60,9 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 
 // answer decides on a request and answers it. Its error is for error routes.
 func (g *Gate) answer(w http.ResponseWriter, d *decision, next caddyhttp.Handler) error {
+	if g.serveSDK(w, d) {
+		return nil
+	}
 	if err := d.decide(); err != nil {
 		return d.refuse(w, err)
 	}

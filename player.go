@@ -67,3 +67,25 @@ func (g *Gate) servePlayer(w http.ResponseWriter, d *decision) bool {
 	}
 	return true
 }
+
+// sdkPath is the path of the player SDK. Its first segment is no token, so the pipeline would
+// take it for a video id.
+const sdkPath = "/embed/sdk.latest.js"
+
+// serveSDK answers a request for the player SDK, which needs no token. It reports whether it
+// has answered. A script for a service worker is left to the pipeline, which refuses it.
+func (g *Gate) serveSDK(w http.ResponseWriter, d *decision) bool {
+	r := d.request
+	if g.player == nil || r.URL.Path != sdkPath || r.URL.RawPath != "" || checkMethod(d) != nil {
+		return false
+	}
+	dropCORS(w.Header())
+	if r.Method == http.MethodOptions {
+		d.result = resultPreflight
+		answerPreflight(w, r)
+		return true
+	}
+	setSandbox(w.Header())
+	player.ServeSDK(w, r)
+	return true
+}

@@ -96,6 +96,7 @@ type tab struct {
 	requests []string // addresses
 	console  []string
 	dialogs  int
+	contexts map[string]runtime.ExecutionContextID // by origin; the last document of each
 }
 
 // openTab opens a tab in which scripts run before the scripts of any page.
@@ -108,7 +109,7 @@ func openTab(t *testing.T, scripts ...string) *tab {
 	}
 	ctx, closeTab := chromedp.NewContext(chromium.ctx, chromedp.WithNewBrowserContext())
 	t.Cleanup(closeTab)
-	p := &tab{ctx: ctx}
+	p := &tab{ctx: ctx, contexts: make(map[string]runtime.ExecutionContextID)}
 	if err := chromedp.Listen(ctx, p.hear); err != nil {
 		t.Fatalf("opening a tab: %v", err)
 	}
@@ -129,6 +130,8 @@ func (p *tab) hear(event any) {
 		p.console = append(p.console, event.Entry.Text)
 	case *runtime.EventExceptionThrown:
 		p.console = append(p.console, event.ExceptionDetails.Text)
+	case *runtime.EventExecutionContextCreated:
+		p.contexts[event.Context.Origin] = event.Context.ID
 	case *network.EventRequestWillBeSent:
 		p.requests = append(p.requests, event.Request.URL)
 	case *page.EventJavascriptDialogOpening:
@@ -164,12 +167,21 @@ func (p *tab) do(t *testing.T, steps ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
+// inFrame has evaluate run a script in a frame of another origin. Chromium has a process of
+// its own for each site, and only frames of the page's site are in this tab's.
+func (p *tab) inFrame(origin string) chromedp.EvaluateOption {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id := p.contexts[origin]
+	return func(params *runtime.EvaluateParams) { params.ContextID = id }
+}
+
 // evaluate runs a script in the page and awaits the promise that it returns.
-func evaluate[T any](t *testing.T, p *tab, script string) T {
+func evaluate[T any](t *testing.T, p *tab, script string, options ...chromedp.EvaluateOption) T {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(p.ctx, startTimeout)
 	defer cancel()
-	result, err := chromedp.Run(ctx, chromedp.Evaluate[T](script, chromedp.EvalAwaitPromise))
+	result, err := chromedp.Run(ctx, chromedp.Evaluate[T](script, append(options, chromedp.EvalAwaitPromise)...))
 	if err != nil {
 		t.Fatalf("%.40s…: %v", script, err)
 	}

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"html/template"
@@ -172,29 +171,15 @@ func startWeb(t *testing.T, next http.Handler, c config) *web {
 func (w *web) serveSites(t *testing.T) http.Handler {
 	t.Helper()
 	site := template.Must(template.ParseFiles("testdata/embedding/site.html"))
-	manual, err := os.ReadFile("../docs/player.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The wrapper is taken from where users copy it.
-	_, wrapper, found := bytes.Cut(manual, []byte("```js\n"))
-	wrapper, _, closed := bytes.Cut(wrapper, []byte("```"))
-	if !found || !closed || !bytes.Contains(wrapper, []byte("function signedPlayer(")) {
-		t.Fatal("docs/player.md does not begin its JavaScript with signedPlayer")
-	}
 	hls := hlsJS(t)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(rw http.ResponseWriter, r *http.Request) {
 		if sandbox := r.URL.Query().Get("sandbox"); sandbox != "" {
 			rw.Header().Set("Content-Security-Policy", "sandbox "+sandbox)
 		}
-		_ = site.Execute(rw, struct{ Referrer string }{r.URL.Query().Get("referrer")})
+		_ = site.Execute(rw, struct{ Referrer, SDK string }{r.URL.Query().Get("referrer"), w.media(sdkPath)})
 	})
 	mux.HandleFunc("GET /hls.min.js", func(rw http.ResponseWriter, r *http.Request) { http.ServeFile(rw, r, hls) })
-	mux.HandleFunc("GET /signed-player.js", func(rw http.ResponseWriter, _ *http.Request) {
-		rw.Header().Set("Content-Type", "text/javascript")
-		_, _ = rw.Write(wrapper)
-	})
 	mux.HandleFunc("GET /poster.jpg", func(rw http.ResponseWriter, r *http.Request) {
 		w.mu.Lock()
 		w.posters = append(w.posters, r.Header.Clone())
@@ -367,7 +352,7 @@ func (w *web) wantNotRun(t *testing.T, p *tab) {
 	// Time for that: a request of this page, there and back.
 	evaluate[verdict](t, p, fmt.Sprintf("ask(%q)", w.media("/sentinel/manifest/video.m3u8")))
 	for _, e := range w.tap.recorded() {
-		if !strings.Contains(e.uri, "/iframe") && !strings.HasPrefix(e.uri, "/sentinel/") {
+		if !strings.Contains(e.uri, "/iframe") && !strings.HasPrefix(e.uri, "/sentinel/") && e.uri != sdkPath {
 			t.Errorf("the page has run and asked for %s", e.suffix())
 		}
 	}

@@ -10,12 +10,10 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/base64"
-	"encoding/hex"
 	"html"
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 )
 
 //go:embed page
@@ -23,7 +21,7 @@ var files embed.FS
 
 // scriptFiles are the parts of the page's script in their order: a part may use at once
 // what the parts before it declare.
-var scriptFiles = []string{"address", "options", "words", "playback", "failures", "controls", "menus", "preview", "messages", "start"}
+var scriptFiles = []string{"address", "options", "words", "playback", "failures", "controls", "menus", "preview", "renewal", "messages", "start"}
 
 // read returns the text of a file of the page.
 func read(name string) string {
@@ -49,10 +47,9 @@ func script() string {
 // Page is the player page with the headers it must be served with. It is
 // immutable.
 type Page struct {
-	html     []byte
-	policy   string // the Content-Security-Policy less frame-ancestors
-	hlsJS    []byte // nil without hls.js
-	hlsJSTag string
+	html   []byte
+	policy string      // the Content-Security-Policy less frame-ancestors
+	hlsJS  *scriptFile // nil without hls.js
 }
 
 // New prepares the page. hlsJS is the content of the hls.js file that the
@@ -73,8 +70,7 @@ func New(hlsJS []byte, manifestPath string) (*Page, error) {
 		"{{style}}", style,
 		"{{script}}", script,
 	).Replace(read("page.html"))
-	tag := sha256.Sum256(hlsJS)
-	return &Page{
+	p := &Page{
 		html: []byte(document),
 		policy: strings.Join([]string{
 			"default-src 'none'",
@@ -87,9 +83,11 @@ func New(hlsJS []byte, manifestPath string) (*Page, error) {
 			"base-uri 'none'",
 			"form-action 'none'",
 		}, "; "),
-		hlsJS:    bytes.Clone(hlsJS),
-		hlsJSTag: `"` + hex.EncodeToString(tag[:16]) + `"`,
-	}, nil
+	}
+	if hlsJS != nil {
+		p.hlsJS = newScriptFile(hlsJS)
+	}
+	return p, nil
 }
 
 // asParsed returns text with the line ends of a browser's parser, because the browser
@@ -138,9 +136,5 @@ func (p *Page) ServeHLSJS(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	h := w.Header()
-	h.Set("Content-Type", "text/javascript; charset=utf-8")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("ETag", p.hlsJSTag)
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(p.hlsJS))
+	p.hlsJS.serve(w, r)
 }

@@ -8,5 +8,36 @@ const root = document.documentElement;
 // slashes would name another host.
 const pageName = /[^/]\/iframe$/.test(location.pathname) ? 'iframe' : '';
 let base = location.origin + location.pathname.slice(0, location.pathname.length - pageName.length).replace(/\/?$/, '/');
+const formerBases = []; // with tokens that have been renewed
 
-const manifest = () => base + root.dataset.manifest;
+const manifestBelow = (link) => link + root.dataset.manifest;
+const manifest = () => manifestBelow(base);
+
+// renewed returns an address that hls.js has learned, with the token of today.
+function renewed(url) {
+  const former = formerBases.find((link) => url.startsWith(link));
+  return former ? base + url.slice(former.length) : url;
+}
+
+const credentialOf = (link) => link.split('/').at(-2);
+
+// claimsOf returns the claims of a token, which only the gate can verify. A video id has
+// none but itself.
+function claimsOf(credential) {
+  const parts = credential.split('.');
+  if (parts.length !== 3) return { sub: credential };
+  try {
+    const bytes = Uint8Array.from(atob(parts[1].replaceAll('-', '+').replaceAll('_', '/')), (c) => c.charCodeAt(0));
+    return JSON.parse(new TextDecoder().decode(bytes)) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+// baseWith returns the base with another token for the same video.
+function baseWith(token) {
+  if (typeof token !== 'string' || !/^[\w-]+\.[\w-]+\.[\w-]+$/.test(token)) throw new TypeError('renew needs a signed token');
+  const credential = credentialOf(base);
+  if (claimsOf(token).sub !== claimsOf(credential).sub) throw new DOMException('the token is for another video', 'DataError');
+  return base.slice(0, -credential.length - 1) + token + '/';
+}

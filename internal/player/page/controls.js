@@ -80,6 +80,7 @@ function clockAt(seconds) {
 }
 
 function showPosition() {
+  if (isRenewing) return;
   const [start, end] = seekableRange();
   const live = isLive();
   const { buffered, currentTime } = video;

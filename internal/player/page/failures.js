@@ -9,9 +9,11 @@ const canRetry = ({ reason, status }) =>
 
 // askWhy returns why the manifest is refused, or null if it is not. Media
 // elements and scripts do not tell; a cached manifest would not know.
-async function askWhy() {
+async function askWhy(link = base) {
   try {
-    const response = await fetch(manifest(), { cache: 'no-store', signal: AbortSignal.timeout?.(CONNECT_TIMEOUT) });
+    const response = await fetch(manifestBelow(link), {
+      cache: 'no-store', referrer: link + pageName, signal: AbortSignal.timeout?.(CONNECT_TIMEOUT),
+    });
     response.body?.cancel().catch(() => {});
     if (response.ok) return null;
     const reason = response.headers.get('Signed-Playback-Reason') ?? '';
@@ -30,6 +32,8 @@ async function fail(persists = () => true) {
   const refusal = await askWhy();
   if (current !== attempt) return;
   failing = false;
+  // A request with the old token may fail after the page has got a new one.
+  if (!refusal && base !== loadedBase) return restart();
   if (!refusal && !persists()) return;
   rememberPlace();
   show(refusal ?? { reason: 'media_error', status: 0 });

@@ -33,14 +33,21 @@ function post(message) {
   }
 }
 
+// notify tells the embedding page of an event, and of all that it can read without a question.
 function notify(event, detail = {}) {
-  post({ event, ...detail });
+  post({ event, ...getProperties(Object.keys(READABLE)), ...detail });
+}
+
+// The embedding page learns from `page` whether another document has loaded in the iframe.
+function announce() {
+  notify('ready', { page: performance.timeOrigin });
 }
 
 const isNumber = (min, max) => (value) => typeof value === 'number' && value >= min && value <= max;
 const isBoolean = (value) => typeof value === 'boolean';
 
 const METHODS = {
+  connect: announce,
   play: () => play(),
   pause,
   load: () => {
@@ -49,29 +56,74 @@ const METHODS = {
   },
 };
 
+const ranges = (list) => Array.from({ length: list.length }, (_, i) => [list.start(i), list.end(i)]);
+
+// No property names an address, because an address contains the token.
 const READABLE = {
+  autoplay: () => options.autoplay,
+  buffered: () => ranges(video.buffered),
+  controls: () => options.controls,
   currentTime: () => (video.readyState > 0 ? video.currentTime : resumeAt),
+  defaultTextTrack: () => options.textTrack,
   duration: () => video.duration,
-  paused: () => video.paused,
   ended: () => video.ended,
-  seeking: () => video.seeking,
-  volume: () => video.volume,
-  muted: () => video.muted,
-  playbackRate: () => video.playbackRate,
-  loop: () => video.loop,
-  readyState: () => video.readyState,
-  videoWidth: () => video.videoWidth,
-  videoHeight: () => video.videoHeight,
   error: () => failure && { reason: failure.reason, status: failure.status },
+  letterboxColor: () => options.letterboxColor,
+  loop: () => video.loop,
+  muted: () => video.muted,
+  paused: () => video.paused,
+  playbackRate: () => video.playbackRate,
+  played: () => ranges(video.played),
+  preload: () => options.preload,
+  primaryColor: () => options.primaryColor,
+  readyState: () => video.readyState,
+  seeking: () => video.seeking,
+  videoHeight: () => video.videoHeight,
+  videoWidth: () => video.videoWidth,
+  volume: () => video.volume,
 };
 
+// option is a property that is also an option of the query. '' takes it back.
+const option = (name, want, read, apply) => ({
+  want,
+  valid: (value) => typeof value === 'string' && (value === '' || read(value) !== ''),
+  set: (value) => {
+    options[name] = read(value);
+    apply(options[name]);
+  },
+});
+
 const WRITABLE = {
+  autoplay: { want: 'a boolean', valid: isBoolean, set: setAutoplay },
+  controls: { want: 'a boolean', valid: isBoolean, set: setControls },
   currentTime: { want: 'a number of seconds', valid: isNumber(0, Number.MAX_SAFE_INTEGER), set: setCurrentTime },
-  volume: { want: 'a number from 0 to 1', valid: isNumber(0, 1) },
-  playbackRate: { want: 'a number from 0.25 to 4', valid: isNumber(0.25, 4), set: setPlaybackRate },
-  muted: { want: 'a boolean', valid: isBoolean },
+  defaultTextTrack: option('textTrack', 'a language tag', readLanguage, chooseTextTrack),
+  letterboxColor: option('letterboxColor', 'a CSS color', readColor, (value) => root.style.setProperty('--letterbox', value)),
   loop: { want: 'a boolean', valid: isBoolean },
+  muted: { want: 'a boolean', valid: isBoolean },
+  playbackRate: { want: 'a number from 0.25 to 4', valid: isNumber(0.25, 4), set: setPlaybackRate },
+  poster: option('poster', 'an http or https URL', readURL, (value) => { video.poster = value; }),
+  preload: { want: 'none, metadata or auto', valid: (value) => PRELOADS.includes(value), set: setPreload },
+  primaryColor: option('primaryColor', 'a CSS color', readColor, (value) => root.style.setProperty('--primary', value)),
+  volume: { want: 'a number from 0 to 1', valid: isNumber(0, 1) },
 };
+
+function setAutoplay(value) {
+  options.autoplay = value;
+  if (value && !started) play().catch(() => {}); // as a media element does
+}
+
+function setControls(value) {
+  options.controls = value;
+  refresh();
+}
+
+function setPreload(value) {
+  options.preload = video.preload = value;
+  if (!hls || value === 'none') return;
+  if (value === 'auto') hls.config.maxMaxBufferLength = 600;
+  if (!hls.url) hls.loadSource(manifest());
+}
 
 function setCurrentTime(seconds) {
   if (video.readyState > 0) {
@@ -103,7 +155,7 @@ function setProperties(values) {
     if (WRITABLE[name].set) WRITABLE[name].set(values[name]);
     else video[name] = values[name];
   }
-  return getProperties(names);
+  return getProperties(names.filter((name) => Object.hasOwn(READABLE, name)));
 }
 
 function getProperties(names) {
@@ -114,12 +166,12 @@ function getProperties(names) {
   }));
 }
 
-const COMMANDS = { method: callMethod, set: setProperties, get: getProperties };
+const COMMANDS = { method: callMethod, set: setProperties, get: getProperties, renew };
 
 async function execute(message) {
   const members = Object.keys(message).filter((name) => name !== 'type' && name !== 'id');
   if (members.length !== 1 || !Object.hasOwn(COMMANDS, members[0])) {
-    throw new TypeError('a command is one of method, set and get');
+    throw new TypeError('a command is one of method, set, get and renew');
   }
   return COMMANDS[members[0]](message[members[0]]);
 }
@@ -135,35 +187,25 @@ async function onMessage({ data, origin, source }) {
   try {
     answer = { result: (await execute(data)) ?? null };
   } catch (error) {
-    answer = { error: { name: error.name, message: error.message } };
+    const { name, message, reason, status } = error;
+    answer = { error: { name, message, reason, status } };
   }
   if (data.id !== undefined) post({ id: data.id, ...answer });
 }
 
-const time = () => ({ currentTime: video.currentTime });
-const DETAILS = {
-  play: time,
-  playing: time,
-  pause: time,
-  ended: time,
-  seeking: time,
-  seeked: time,
-  waiting: time,
-  volumechange: () => ({ volume: video.volume, muted: video.muted }),
-  ratechange: () => ({ playbackRate: video.playbackRate }),
-  durationchange: () => ({ duration: video.duration }),
-  loadedmetadata: () => ({ duration: video.duration, videoWidth: video.videoWidth, videoHeight: video.videoHeight }),
-};
+const EVENTS = [
+  'abort', 'canplay', 'canplaythrough', 'durationchange', 'ended', 'loadeddata', 'loadedmetadata', 'loadstart', 'pause', 'play',
+  'playing', 'progress', 'ratechange', 'resize', 'seeked', 'seeking', 'stalled', 'suspend', 'volumechange', 'waiting',
+];
 
 function notifyOfMedia() {
-  for (const [name, detail] of Object.entries(DETAILS)) {
-    video.addEventListener(name, () => notify(name, detail()));
-  }
+  const tell = ({ type }) => { if (!isRenewing) notify(type); };
+  for (const name of EVENTS) video.addEventListener(name, tell);
   let last = -Infinity;
-  video.addEventListener('timeupdate', () => {
+  video.addEventListener('timeupdate', (event) => {
     const now = performance.now();
     if (now - last < TIMEUPDATE_INTERVAL) return;
     last = now;
-    notify('timeupdate', time());
+    tell(event);
   });
 }

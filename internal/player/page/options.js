@@ -3,6 +3,8 @@
 const [video, titleBar, busy, toggle, failureBox] =
   ['video', 'title', 'busy', 'toggle', 'failure'].map((id) => document.getElementById(id));
 
+const PRELOADS = ['none', 'metadata', 'auto'];
+
 // Anybody can write a link to this page, so each option is taken only in the form
 // that is expected of it, and none ever becomes markup.
 function readOptions(query) {
@@ -15,7 +17,7 @@ function readOptions(query) {
     muted: flag('muted'),
     loop: flag('loop'),
     controls: !['false', '0'].includes(query.get('controls')),
-    preload: ['none', 'metadata', 'auto'].find((value) => value === query.get('preload')) ?? 'metadata',
+    preload: PRELOADS.find((value) => value === query.get('preload')) ?? 'metadata',
     startTime: readTime(query.get('startTime')),
     textTrack: readLanguage(query.get('defaultTextTrack')),
     primaryColor: readColor(query.get('primaryColor')),

@@ -3,6 +3,8 @@
 let attempt = 0; // counts loads, so that what belongs to an earlier one is ignored
 let attached = null; // a promise: the video has its source
 let hls = null; // the hls.js instance in use
+let hasLoaded = false; // the gate has let this page load the video
+let loadedBase = ''; // the base of the last load
 let recovered = false; // hls.js has been given its one chance after a decoder error
 let failing = false; // the page is finding out why
 let resumeAt = options.startTime;
@@ -15,6 +17,7 @@ const hasNativeHLS = video.canPlayType('application/vnd.apple.mpegurl') !== '';
 
 function load() {
   attempt++;
+  loadedBase = base;
   failing = recovered = wantsPlay = false;
   failure = null;
   showBusy(false);
@@ -60,6 +63,9 @@ function attachHLSJS() {
     liveDurationInfinity: true, // as with native HLS
     // preload=metadata: no more than it takes to show the first picture.
     maxMaxBufferLength: options.preload === 'auto' ? 600 : 1,
+    xhrSetup: (xhr, url) => {
+      if (renewed(url) !== url) xhr.open('GET', renewed(url));
+    },
     subtitlePreference: options.textTrack ? { lang: options.textTrack } : undefined,
   });
   hls.on(Events.ERROR, (_, data) => {
@@ -120,6 +126,7 @@ function onPause() {
 }
 
 function onMetadata() {
+  hasLoaded = true;
   // A time past the end, or one of a stream that is live, means nothing here.
   if (resumeAt > 0 && resumeAt < video.duration && Number.isFinite(video.duration)) seek(resumeAt);
   resumeAt = 0;

@@ -13,4 +13,6 @@ video.addEventListener('error', () => { if (video.error) fail(); });
 window.addEventListener('message', onMessage);
 window.addEventListener('online', () => { if (failure?.reason === 'network_error') load(); });
 setInterval(checkProgress, 1000);
+announce();
+watchExpiry();
 load();
