@@ -90,6 +90,7 @@ function rememberPlace() {
 }
 
 async function play() {
+  const current = attempt;
   wantsPlay = !failure;
   showBusy(video.readyState < HTMLMediaElement.HAVE_FUTURE_DATA);
   refresh();
@@ -99,7 +100,7 @@ async function play() {
   try {
     await video.play();
   } catch (error) {
-    if (video.paused && !failing) onPause(); // the browser waits for a gesture
+    if (current === attempt && video.paused && !failing) onPause(); // the browser waits for a gesture
     throw error;
   }
 }
