@@ -84,6 +84,7 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		{"origin_path of the request", `{}`, `{"origin_path":"/{http.request.host}/{video}"}`, []string{"origin_path", "{http.request.host}"}},
 		{"manifest_features unknown", `{}`, `{"manifest_features":["steering","all"]}`, []string{`manifest feature "all"`, "reporting"}},
 		{"manifest_features repeated", `{}`, `{"manifest_features":["steering","steering"]}`, []string{`manifest_features: "steering" is repeated`}},
+		{"ambiguous_paths of another word", `{}`, `{"ambiguous_paths":"yes"}`, []string{`ambiguous_paths "yes"`, "allow"}},
 		{"manifest in another folder", `{}`, `{"manifest":"../b/index.m3u8"}`, []string{`manifest "../b/index.m3u8"`, "dot segment"}},
 		{"manifest with an encoded slash", `{}`, `{"manifest":"a%2Findex.m3u8"}`, []string{`manifest "a%2Findex.m3u8"`}},
 		{"manifest with half a percent-encoding", `{}`, `{"manifest":"50% off.m3u8"}`, []string{`manifest "50% off.m3u8"`, "%25"}},
@@ -141,7 +142,7 @@ func TestDefaults(t *testing.T) {
 	if got := gate.originPath.folder("demo"); got != "/demo" {
 		t.Errorf("a video lives at %q, want /demo", got)
 	}
-	if diff := cmp.Diff(pathGlobs{"downloads/*"}, gate.downloads); diff != "" {
+	if diff := cmp.Diff(pathGlobs{"downloads/*"}, gate.paths.downloads); diff != "" {
 		t.Errorf("downloads (-want +got):\n%s", diff)
 	}
 	if app.countries != nil || app.keys.remote != nil || len(app.keys.fixed.IDs()) != 0 {

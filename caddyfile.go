@@ -109,6 +109,7 @@ func hintAt(name string, here map[string]option) string {
 //	    manifest_features     steering|reporting...
 //	    pass_request_headers  <name>...
 //	    pass_response_headers <name>...
+//	    ambiguous_paths       refuse|allow
 //	    trust_origin_iframe
 //	    enforce               on|off
 //	    report_only           <check>...
@@ -156,6 +157,13 @@ func (g *Gate) options() map[string]option {
 		"manifest_hosts":        parsedArgs(&g.ManifestHosts, parseManifestHost),
 		"manifest_features":     parsedArgs(&g.ManifestFeatures, parseManifestFeature),
 		"pass_response_headers": parsedArgs(&g.PassResponseHeaders, parseResponseHeader),
+		"ambiguous_paths": func(d *caddyfile.Dispenser) error {
+			if err := oneArg(d, &g.AmbiguousPaths); err != nil {
+				return err
+			}
+			_, err := parseAmbiguousPaths(g.AmbiguousPaths)
+			return located(d, err)
+		},
 		"trust_origin_iframe": func(d *caddyfile.Dispenser) error {
 			g.TrustOriginIframe = true
 			return noArgs(d)

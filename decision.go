@@ -33,12 +33,8 @@ type decision struct {
 	requestOrigin string
 
 	// From the path.
-	target   target
-	kind     kind
-	manifest bool // by its name; a download can be a manifest too
-	media    bool // audio, video, captions or a key by its name
-	webVTT   bool // by its name
-	download bool // needs the claim `downloadable`; the iframe can too
+	target target
+	resource
 
 	// From the token and the store.
 	video           string         // "" until the viewer has proved that they may ask for it
@@ -61,7 +57,7 @@ type decision struct {
 
 func newDecision(g *Gate, r *http.Request, o stepObserver) *decision {
 	return &decision{
-		gate: g, app: g.app, request: r, observer: o, kind: kindOther, result: resultAllowed,
+		gate: g, app: g.app, request: r, observer: o, resource: resource{kind: kindOther}, result: resultAllowed,
 		query: r.URL.RawQuery, requestOrigin: r.Header.Get("Origin"),
 	}
 }

@@ -58,7 +58,7 @@ func TestErrorRoutesGetAnotherRequest(t *testing.T) {
 						t.Errorf("a URL is %q, want %q", withoutToken(got), errorPath)
 					}
 				}
-				if _, err := parsePath(r.URL); err == nil {
+				if _, err := (pathRules{}).parsePath(r.URL); err == nil {
 					t.Errorf("%q is a playback path", errorPath)
 				}
 			})

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/http"
 	"runtime"
-	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -145,22 +144,10 @@ func checkMethod(d *decision) error {
 
 // checkPath parses the path and finds out what kind of resource it names.
 func checkPath(d *decision) (err error) {
-	if d.target, err = parsePath(d.request.URL); err != nil {
+	if d.target, err = d.gate.paths.parsePath(d.request.URL); err != nil {
 		return refuse(reasonPathInvalid, err)
 	}
-	// Some origins ignore a trailing slash, so with one the name is guarded as
-	// without.
-	name := strings.TrimSuffix(d.target.suffix.decoded, "/")
-	downloads := d.gate.downloads
-	d.kind = kindOf(name)
-	d.manifest = d.kind == kindManifest
-	d.media = d.kind == kindSegment
-	d.webVTT = extension(name) == "vtt"
-	d.download = downloads.match(name) ||
-		len(name) != len(d.target.suffix.decoded) && downloads.match(d.target.suffix.decoded)
-	if d.download && d.kind != kindIframe {
-		d.kind = kindDownload
-	}
+	d.resource = d.gate.paths.resource(d.target.suffix.decoded)
 	return nil
 }
 

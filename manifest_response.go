@@ -418,7 +418,7 @@ func (d *decision) inViewerSpace(location string) bool {
 		return false
 	}
 	path, _, _ := strings.Cut(below, "?")
-	_, err := parseSuffix(path)
+	_, err := d.gate.paths.parseSuffix(path, d.target.first())
 	return err == nil
 }
 

@@ -84,6 +84,13 @@ type Gate struct {
 	// none. Permitted: `["steering"]`. Not permitted: `["all"]`.
 	ManifestFeatures []string `json:"manifest_features,omitempty"`
 
+	// `allow` lets paths pass that servers read in different ways: with `;`, empty
+	// segments, and encoded slashes, semicolons, question marks, number and percent
+	// signs, where all known readings stay in the folder of the video and agree on
+	// whether the file is a manifest and whether it needs `downloadable`. Default:
+	// `refuse`. Permitted: `allow`. Not permitted: `on`.
+	AmbiguousPaths string `json:"ambiguous_paths,omitempty"`
+
 	// Headers of the origin that viewers get besides those about the body, ranges
 	// and caching, validators, `Date`, `Location`, `Retry-After`, `Server-Timing`,
 	// `Timing-Allow-Origin`, digests, `CMSD-*`, `Cache-Status` and `Via`. Capitals do
@@ -118,7 +125,7 @@ type Gate struct {
 	app           *App
 	enforcement   enforcement
 	originPath    originPath
-	downloads     pathGlobs
+	paths         pathRules
 	player        *player.Page // nil without a player
 	manifestHosts []string
 	features      manifest.Features
@@ -152,6 +159,9 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if g.originPath, err = g.resolveOriginPath(); err != nil {
+		return err
+	}
+	if g.paths.allowAmbiguous, err = parseAmbiguousPaths(g.AmbiguousPaths); err != nil {
 		return err
 	}
 	if g.passResponse, err = parseResponseHeaders(g.PassResponseHeaders); err != nil {
@@ -192,12 +202,12 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if len(globs) == 0 {
 		globs = []string{"downloads/*"}
 	}
-	g.downloads = make(pathGlobs, len(globs))
+	g.paths.downloads = make(pathGlobs, len(globs))
 	for i, glob := range globs {
 		if glob, err = resolve(glob); err != nil {
 			return fmt.Errorf("downloads: %w", err)
 		}
-		if g.downloads[i], err = parsePathGlob(glob); err != nil {
+		if g.paths.downloads[i], err = parsePathGlob(glob); err != nil {
 			return err
 		}
 	}

@@ -51,7 +51,7 @@ var (
 // parsePath parses a playback path. It reads the bytes that the client sent: in a
 // decoded or cleaned path, `..`, `%2f` or `//` could mean one thing here and
 // another at the origin.
-func parsePath(u *url.URL) (target, error) {
+func (p pathRules) parsePath(u *url.URL) (target, error) {
 	path := u.Path
 	if u.RawPath != "" || !isPlain(path) {
 		path = u.EscapedPath()
@@ -68,7 +68,7 @@ func parsePath(u *url.URL) (target, error) {
 	first, rest, _ := strings.Cut(path, "/")
 	var t target
 	var err error
-	if t.suffix, err = parseSuffix(rest); err != nil {
+	if t.suffix, err = p.parseSuffix(rest, first); err != nil {
 		return target{}, err
 	}
 	switch {
@@ -76,9 +76,6 @@ func parsePath(u *url.URL) (target, error) {
 		return target{}, errPathSegment
 	case strings.Count(first, ".") == 2:
 		t.token = first
-		if strings.Contains(t.suffix.decoded, first) {
-			return target{}, errPathToken
-		}
 	case token.ValidVideoID(first):
 		t.videoID = first
 	default:

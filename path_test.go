@@ -30,7 +30,7 @@ func parseTargetPath(t testing.TB, requestTarget string) (target, error) {
 	if err != nil {
 		t.Fatalf("a server would not read %q: %v", withoutToken(requestTarget), err)
 	}
-	return parsePath(u)
+	return pathRules{}.parsePath(u)
 }
 
 // hostilePaths are the ways to write a path that one program reads as one thing
@@ -138,7 +138,7 @@ func TestURLWhosePathsDifferIsRefused(t *testing.T) {
 		"P15 CONNECT has no path":  {Host: "media.example.net:443"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got, err := parsePath(u); err == nil {
+			if got, err := (pathRules{}).parsePath(u); err == nil {
 				t.Errorf("parsePath(%#v) = %+v, want an error", u, got)
 			}
 		})
@@ -409,7 +409,7 @@ func FuzzPath(f *testing.F) {
 		if err != nil || !token.ValidVideoID(sub) {
 			return
 		}
-		parsed, err := parsePath(u)
+		parsed, err := pathRules{}.parsePath(u)
 		if err != nil {
 			if parsed != (target{}) {
 				t.Fatalf("parsePath(%q) returned %+v with an error", requestTarget, parsed)

@@ -1,0 +1,235 @@
+package signedplayback
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/percent"
+)
+
+// pathRules are the options of a gate about suffixes.
+type pathRules struct {
+	downloads      pathGlobs
+	allowAmbiguous bool
+}
+
+// parseAmbiguousPaths reads the value of ambiguous_paths.
+func parseAmbiguousPaths(word string) (allow bool, err error) {
+	switch word {
+	case "", "refuse":
+		return false, nil
+	case "allow":
+		return true, nil
+	}
+	return false, fmt.Errorf("ambiguous_paths %q: want refuse or allow", word)
+}
+
+// parseSuffix parses a suffix that all servers read alike, or, where the rules allow it,
+// one that servers read in different ways of which none matters.
+// credential is the first segment of the path.
+func (p pathRules) parseSuffix(escaped, credential string) (suffix, error) {
+	s, err := parseSuffix(escaped)
+	if err != nil && p.allowAmbiguous {
+		return p.parseAmbiguous(escaped, credential)
+	}
+	if err == nil && isTokenIn(credential, s.decoded) {
+		return suffix{}, errPathToken
+	}
+	return s, err
+}
+
+// isTokenIn reports whether a text contains the credential, if that has the form of a
+// token.
+func isTokenIn(credential, text string) bool {
+	return strings.Count(credential, ".") == 2 && strings.Contains(text, credential)
+}
+
+// resource is what the gate needs to know of the file that a suffix names.
+type resource struct {
+	kind     kind
+	manifest bool // by its name; a download can be a manifest too
+	media    bool // audio, video, captions or a key by its name
+	webVTT   bool // by its name
+	download bool // needs the claim `downloadable`; the iframe can too
+	own      bool // the iframe, or the script of the player page
+}
+
+// resource classifies a decoded suffix. Some origins ignore a trailing slash, so with
+// one the name is guarded as without.
+func (p pathRules) resource(decoded string) resource {
+	name := strings.TrimRight(decoded, "/")
+	r := resource{kind: kindOf(name)}
+	r.manifest = r.kind == kindManifest
+	r.media, r.webVTT = r.kind == kindSegment, extension(name) == "vtt"
+	r.own = r.kind == kindIframe || name == hlsJSSuffix
+	r.download = p.downloads.match(name) || len(name) != len(decoded) && p.downloads.match(decoded)
+	if r.download && r.kind != kindIframe {
+		r.kind = kindDownload
+	}
+	return r
+}
+
+var errPathReadings = errors.New("servers can read the path in different ways, of which not all are the same kind of file")
+
+// parseAmbiguous parses a suffix with `;`, empty segments or encoded delimiters. What
+// servers make of it must be the same to the gate in every way in which they read it.
+func (p pathRules) parseAmbiguous(escaped, credential string) (suffix, error) {
+	for i := range len(escaped) {
+		switch c := escaped[i]; {
+		case c == '%':
+			if octet, ok := percent.Octet(escaped[i:]); !ok || octet == '.' || octet == '\\' {
+				return suffix{}, errPathEscape
+			}
+		case c == ':':
+			return suffix{}, errPathName
+		case c != '/' && c != ';' && c != '[' && c != ']' && !pchar[c]:
+			return suffix{}, errPathByte
+		}
+	}
+	escaped = brackets.Replace(escaped)
+	s := suffix{escaped: escaped, decoded: decodeOnce(escaped, true)}
+	meant := p.resource(s.decoded)
+	list, ok := readingsOf(escaped)
+	if !ok {
+		return suffix{}, errPathReadings
+	}
+	for _, r := range list {
+		if r.decodings == 0 {
+			continue // a server decodes before it looks for a file
+		}
+		if containsToken(r.text) || isTokenIn(credential, r.text) {
+			return suffix{}, errPathToken
+		}
+		if err := r.check(); err != nil {
+			return suffix{}, err
+		}
+		if !r.means(p.resource(r.name()), meant) {
+			return suffix{}, errPathReadings
+		}
+	}
+	return s, nil
+}
+
+// reading is what a server can make of a suffix on its way to a file.
+type reading struct {
+	text      string
+	decodings int
+	cut       bool // a decoded ? or # has ended it
+}
+
+const (
+	maxReadings   = 128     // a suffix with more is refused
+	maxAmbiguous  = 2 << 10 // bytes of such a suffix: each of its readings takes time
+	mostDecodings = 2       // by a proxy and the server behind it, or by one server twice
+)
+
+// readingsOf returns all readings of an escaped suffix: servers decode it once or twice,
+// all of it or all but slashes, merge slashes, and cut path parameters off (RFC 3986
+// section 3.3) at each segment, at the last one, or with all that follows; in any order.
+func readingsOf(escaped string) (list []reading, ok bool) {
+	if len(escaped) > maxAmbiguous {
+		return nil, false
+	}
+	list = []reading{{text: escaped}}
+	for i := 0; i < len(list); i++ {
+		for _, next := range list[i].next() {
+			if slices.Contains(list, next) {
+				continue
+			}
+			if len(list) == maxReadings {
+				return nil, false
+			}
+			list = append(list, next)
+		}
+	}
+	return list, true
+}
+
+// next returns the readings that one more step leads to.
+func (r reading) next() (list []reading) {
+	step := func(text string) { list = append(list, reading{text, r.decodings, r.cut}) }
+	step(mergeSlashes(r.text))
+	if strings.Contains(r.text, ";") {
+		whole, _, _ := strings.Cut(r.text, ";")
+		step(whole)
+		last := strings.LastIndexByte(r.text, '/') + 1
+		name, _, _ := strings.Cut(r.text[last:], ";")
+		step(r.text[:last] + name)
+		segments := strings.Split(r.text, "/")
+		for i := range segments {
+			segments[i], _, _ = strings.Cut(segments[i], ";")
+		}
+		step(strings.Join(segments, "/"))
+	}
+	if end := strings.IndexAny(r.text, "?#"); end >= 0 {
+		list = append(list, reading{r.text[:end], r.decodings, true})
+	}
+	if r.decodings < mostDecodings && strings.Contains(r.text, "%") || r.decodings == 0 {
+		list = append(list,
+			reading{decodeOnce(r.text, true), r.decodings + 1, r.cut},
+			reading{decodeOnce(r.text, false), r.decodings + 1, r.cut})
+	}
+	return list
+}
+
+// decodeOnce decodes percent-encoding, and that of slashes if it shall. What is no
+// percent-encoding stays.
+func decodeOnce(text string, slashes bool) string {
+	decoded := make([]byte, 0, len(text))
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		if octet, ok := percent.Octet(text[i:]); ok && (slashes || octet != '/') {
+			c, i = octet, i+2
+		}
+		decoded = append(decoded, c)
+	}
+	return string(decoded)
+}
+
+// mergeSlashes also removes slashes at the start, because there is one before a suffix.
+func mergeSlashes(text string) string {
+	text = strings.TrimLeft(text, "/")
+	for strings.Contains(text, "//") {
+		text = strings.ReplaceAll(text, "//", "/")
+	}
+	return text
+}
+
+// name returns the name of the file. Windows drops spaces and dots at its end, and after
+// a cut there may be some.
+func (r reading) name() string {
+	if r.cut {
+		return strings.TrimRight(r.text, " .")
+	}
+	return r.text
+}
+
+// check checks that a reading names a file in the folder, and by its only name. A name
+// that is cut off may be empty: that of the folder.
+func (r reading) check() error {
+	name := mergeSlashes(r.name())
+	last := strings.TrimRight(r.text[strings.LastIndexByte(r.text, '/')+1:], " ")
+	switch {
+	case !utf8.ValidString(r.text) || strings.ContainsFunc(r.text, unicode.IsControl) || strings.Contains(r.text, `\`):
+		return errPathEscape
+	case name == "" && !r.cut || last == "." || last == "..":
+		return errPathSegment
+	}
+	if err := checkSegments(name); err != nil {
+		return err
+	}
+	return checkNames(name)
+}
+
+// means reports whether a reading is to the gate what the suffix is meant to be. A
+// server that cuts a name off may have another file, but none that is guarded.
+func (r reading) means(got, meant resource) bool {
+	if r.cut {
+		return (!got.manifest || meant.manifest) && (!got.download || meant.download) && (!got.own || meant.own)
+	}
+	return got.manifest == meant.manifest && got.download == meant.download && got.own == meant.own
+}
