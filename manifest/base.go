@@ -86,6 +86,14 @@ func (b *baseURLs) adopt(base *baseURI) bool {
 	return true
 }
 
+// settle ends a pass that has marked BaseURLs. reset forgets the marks.
+func (b *baseURLs) settle(reset bool) {
+	for i := range b.list {
+		b.list[i].adopted = b.list[i].adopted && !reset
+	}
+	b.adopting, b.settled = false, !reset
+}
+
 // enter returns the index of the first BaseURL of the element whose start tag
 // ends at owner, and the base URIs that its BaseURLs lead to from those outside.
 func (d *mpd) enter(owner int, outer []*baseURI) (index int, inner []*baseURI, err error) {
@@ -152,7 +160,7 @@ func (d *mpd) rewriteBase(index int, bases []*baseURI) error {
 			return d.invalid("a BaseURL that leads into the folder is below one that leads to another host or out of the folder")
 		}
 		d.writeRelative(base.view, []byte(d.ownFolder()[len(d.folder):]))
-		if i > 0 && !bytes.Equal(d.out, d.other) {
+		if i > 0 && !bytes.Equal(d.out, d.other) && !d.relocate() {
 			return d.invalid(whyAlternatives)
 		}
 		d.other = append(d.other[:0], d.out...)

@@ -105,7 +105,7 @@ func TestCarriers(t *testing.T) {
 			if tc.base != "" {
 				check(t, manifest.DASH, "<MPD>", anchor+with("library/vidA/v1/x.mpd")+"</MPD>", "", moved+with("../x.mpd")+"</MPD>", allowed)
 			} else if !strings.Contains(tc.clause, "NTP") {
-				check(t, manifest.DASH, "<MPD>", anchor+with("y/x.mpd")+"</MPD>", "", moved+with("y/x.mpd")+"</MPD>", allowed)
+				check(t, manifest.DASH, "<MPD>", anchor+with("x.mpd")+"</MPD>", "", moved+with("x.mpd")+"</MPD>", allowed)
 			}
 		})
 	}

@@ -20,11 +20,18 @@ type mpd struct {
 	src      []byte
 	bases    baseURLs
 	document []*baseURI // the base URI of the manifest itself
-	allowed  Features
-	open     []element
-	root     elementKind // zero until the root element has begun
-	stats    Stats
-	stage    stage
+
+	// locations are Locations in other folders. dash.js resolves URIs against the address
+	// of the MPD, Shaka against the Locations. If that needs different spellings, these Locations are taken out.
+	locations  []*baseURI
+	relocating bool // this pass has found that out
+	relocated  bool
+
+	allowed Features
+	open    []element
+	root    elementKind // zero until the root element has begun
+	stats   Stats
+	stage   stage
 
 	levels    []levelInfo // from 1 on; none if no URI is inherited to another base URI
 	level     int         // index of the last level that has begun
@@ -92,14 +99,14 @@ func rewriteDASH(dst, src []byte, at Location, allowed Features) ([]byte, Stats,
 	m := newMapper(at)
 	d := &mpd{mapper: m, src: src, document: []*baseURI{m.document()}, allowed: allowed, levels: make([]levelInfo, 1)}
 	dst = slices.Grow(dst, len(src)) // once for all passes
-	if !bytes.Contains(src, []byte("BaseURL")) {
+	if !bytes.Contains(src, []byte("BaseURL")) && !bytes.Contains(src, []byte("Location>")) {
 		d.stage, d.levels = writing, nil
 	}
 	for {
 		if err := d.pass(dst, src); err != nil {
 			return nil, Stats{}, err
 		}
-		if d.stage == writing && !d.bases.adopting && (!d.splitting || d.moved) {
+		if d.stage == writing && !d.bases.adopting && !d.relocating && (!d.splitting || d.moved) {
 			return d.finish(), d.stats, nil
 		}
 		d.nextStage()
@@ -115,9 +122,10 @@ func (d *mpd) nextStage() {
 			d.levels = nil
 		}
 		d.stage = resolving
-	case d.bases.adopting:
-		// This pass has found the BaseURLs to adopt.
-		d.bases.adopting, d.bases.settled, d.splitting = false, true, false
+	case d.bases.adopting, d.relocating:
+		// This pass has found the BaseURLs to adopt, or Locations to take out.
+		d.bases.settle(d.relocating)
+		d.relocating, d.splitting = false, false
 		for i := range d.levels {
 			d.levels[i].split = 0
 		}
@@ -192,7 +200,7 @@ func (d *mpd) begin(t xmlToken) error {
 	case kind&(root|remote) == 0:
 		return d.invalid("the root element is not that of an MPD, a patch or a remote element")
 	default:
-		d.root = kind
+		d.root, e.outer = kind, append(slices.Clip(d.document), d.locations...)
 	}
 	if err := d.checkAttributes(); err != nil {
 		return err
@@ -429,6 +437,8 @@ func (d *mpd) end(t xmlToken) error {
 		d.leaveLevel(e)
 	case d.stage == collecting && e.content == baseText:
 		d.bases.add(parent, e)
+	case d.stage == collecting && e.content == documentURI:
+		d.addLocation(e)
 	case d.stage != writing:
 	case e.level > 0:
 		return d.writeMovedElements(e, t.from)
@@ -444,12 +454,41 @@ func (d *mpd) end(t xmlToken) error {
 	case e.content == documentURI:
 		// BaseURLs do not apply: players resolve it against the URL of the
 		// manifest.
-		if d.allowed&Steering == 0 && !d.leadsToMPD(e) {
+		if d.allowed&Steering == 0 && !d.leadsToMPD(e) || d.relocated && d.leadsToOtherFolder(e) != nil {
 			return d.remove(e)
 		}
 		return d.rewrite(e.text, e.value, d.document)
 	}
 	return nil
+}
+
+// relocate takes out Locations in other folders, if there are any. Another pass follows.
+func (d *mpd) relocate() bool {
+	if d.locations != nil {
+		d.locations, d.relocating, d.relocated = nil, true, true
+	}
+	return d.relocating
+}
+
+// addLocation records a Location that Shaka uses as a base URI.
+func (d *mpd) addLocation(e *element) {
+	if base := d.leadsToOtherFolder(e); base != nil && len(d.locations) < maxAlternatives && (d.allowed&Steering != 0 || d.leadsToMPD(e)) {
+		d.locations = append(d.locations, base)
+	}
+}
+
+// leadsToOtherFolder returns the base URI of a Location below the video's folder but not in that
+// of the MPD, otherwise nil.
+func (d *mpd) leadsToOtherFolder(e *element) *baseURI {
+	if string(local(e.name)) != "Location" || e.text.to == 0 {
+		return nil
+	}
+	_, ref, _ := d.decode(e.text, e.value)
+	base := d.followBase(d.document[0], ref)
+	if base.foreign || base.view == "" || base.path[:strings.LastIndexByte(base.path, '/')+1] == d.ownFolder() {
+		return nil
+	}
+	return base
 }
 
 // rewrite rewrites a URI, for all base URIs against which it may be resolved.
@@ -500,7 +539,9 @@ func (d *mpd) spell(in span, kind valueKind, bases []*baseURI) (text []byte, res
 		case foreignURI, outside, unchanged, rewritten:
 		}
 		same := (all == rewritten) == (result == rewritten) && (result != rewritten || bytes.Equal(d.out, d.other))
-		if i > 0 && !same && !d.bases.adopting && (!d.bases.adopt(bases[0]) || !d.bases.adopt(base)) {
+		switch {
+		case i == 0 || same || d.bases.adopting || d.relocate():
+		case !d.bases.adopt(bases[0]) || !d.bases.adopt(base):
 			return nil, 0, d.invalid(whyAlternatives)
 		}
 		if result == rewritten && len(bases) > 1 {

@@ -60,6 +60,20 @@ var inheritCases = []struct{ name, in, want string }{
 		`<MPD><Period><SegmentTemplate media="../../../x"/><AdaptationSet xlink:href="a.xml"><BaseURL>a/b/</BaseURL></AdaptationSet></Period></MPD>`,
 	},
 	{
+		"a Location in a folder of the same depth, against which Shaka resolves",
+		`<MPD><Location>/library/vidA/v1/live/x.mpd</Location><SegmentURL media="/library/vidA/v1/manifest/y"/><SegmentURL media="z"/></MPD>`,
+		`<MPD><Location>../live/x.mpd</Location><SegmentURL media="../manifest/y"/><SegmentURL media="z"/></MPD>`,
+	},
+	{
+		"a Location at another depth, which is taken out because no spelling serves dash.js and Shaka",
+		`<MPD><Location>/library/vidA/v1/x.mpd</Location><Location>n.mpd</Location><BaseURL>a/</BaseURL><SegmentURL media="/library/vidA/v1/y"/></MPD>`,
+		`<MPD><Location>n.mpd</Location><BaseURL>a/</BaseURL><SegmentURL media="../../y"/></MPD>`,
+	},
+	{
+		"a Location at another depth above relative URIs",
+		`<MPD><Location>../x.mpd</Location><BaseURL>a/</BaseURL><SegmentURL media="y"/></MPD>`, "",
+	},
+	{
 		"prefixes stay",
 		`<d:MPD xmlns:d="urn:mpeg:dash:schema:mpd:2011"><d:Period><d:AdaptationSet><d:SegmentTemplate media="/library/vidA/v1/x"/><d:Representation><d:BaseURL>a/</d:BaseURL></d:Representation><d:Representation/></d:AdaptationSet></d:Period></d:MPD>`,
 		`<d:MPD xmlns:d="urn:mpeg:dash:schema:mpd:2011"><d:Period><d:AdaptationSet><d:SegmentTemplate media="../../x"/><d:Representation><d:BaseURL>a/</d:BaseURL><d:SegmentTemplate media="../../x"></d:SegmentTemplate></d:Representation><d:Representation><d:SegmentTemplate media="../x"></d:SegmentTemplate></d:Representation></d:AdaptationSet></d:Period></d:MPD>`,
@@ -231,6 +245,13 @@ func checkPlayed(t *testing.T, body []byte) bool {
 		return true
 	}
 	origin, viewer := played(before, originSpot(here)), played(after, viewerSpot(here))
+	// Shaka resolves URIs against a Location.
+	for _, c := range after.children {
+		if c.name == "Location" {
+			origin = append(origin, played(before, visit(originSpot(here), c.text))...)
+			viewer = append(viewer, played(after, visit(viewerSpot(here), c.text))...)
+		}
+	}
 	if len(origin) != len(viewer) {
 		t.Fatalf("%s\nbecame\n%s", body, out)
 	}
@@ -343,7 +364,7 @@ func randomMPD(r *rand.Rand, tame bool) string {
 			return "<" + names[0] + "/>"
 		})
 	}
-	location := pick("", "<Location>/library/vidA/v1/manifest/next.mpd</Location>", `<Period xlink:href="/library/vidA/v1/manifest/p.xml"/>`)
+	location := pick("", "<Location>/library/vidA/v1/manifest/next.mpd</Location>", "<Location>/library/vidA/v1/next.mpd</Location>", "<Location>../a/b/next.mpd</Location>", `<Period xlink:href="/library/vidA/v1/manifest/p.xml"/>`)
 	return "<MPD>" + location + bases() + level("Period", "AdaptationSet", "Representation") + "</MPD>"
 }
 
