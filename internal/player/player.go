@@ -6,7 +6,6 @@
 package player
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"embed"
 	"encoding/base64"
