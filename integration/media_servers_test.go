@@ -88,12 +88,14 @@ func wantLive(t *testing.T, g *gateway) (asked []string) {
 	// MediaMTX redirects to this query before it looks for the stream.
 	eventually(t, "the stream is there", func() bool { return g.get(t, space+"index.m3u8?cookieCheck=1").StatusCode == http.StatusOK })
 	wantDecoded(t, g.url(space+"index.m3u8"), liveSeconds, "-t", "4")
-	p, page := openTab(t), startPlayersPage(t)
+	p, page := openTab(t, watchPolicy), startPlayersPage(t)
 	p.open(t, page)
 	if got := play(t, p, "hls.js", g.url(space+"index.m3u8"), 1, liveSeconds, "{lowLatencyMode: true}"); got.End != "played" || len(got.Errors) > 0 {
 		t.Errorf("it did not play: %+v", got)
 	}
 	p.wantRequestsIn(t, g, space, page, nil)
+	p.open(t, g.url(space+"iframe?autoplay=true&muted=true"))
+	p.await(t, "the player page plays", isPlaying)
 	if res := g.get(t, "/"+mint(t, "another", nil)+"/index.m3u8?cookieCheck=1"); res.StatusCode != http.StatusNotFound {
 		t.Errorf("the token of another stream gets status %d", res.StatusCode)
 	}
