@@ -299,7 +299,7 @@ func (a *App) provisionKeys() error {
 func resolve(value string) (string, error) {
 	resolved, err := caddy.NewReplacer().ReplaceOrErr(value, true, true)
 	if err != nil {
-		return "", fmt.Errorf("%q: %w", value, err)
+		return "", fmt.Errorf("%q: %w; {env.NAME} is a variable in the environment of the server's start", value, err)
 	}
 	return resolved, nil
 }

@@ -51,9 +51,14 @@ func optionPlaces() []optionPlace {
 // errors: an option that is silently ignored may be one that restricts access.
 func parseBlock(d *caddyfile.Dispenser, options map[string]option) error {
 	seen := make(map[string]bool)
+	previous := ""
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		name := d.Val()
 		parse, known := options[name]
+		if name == "{" {
+			return d.Errf("unexpected %q: %s takes no block", name, previous)
+		}
+		previous = name
 		if !known {
 			return d.Errf("unrecognized option %q%s; known are %s", name, hintAt(name, options), knownOptions(options))
 		}
@@ -447,8 +452,11 @@ func switchArg(d *caddyfile.Dispenser, value **bool) error {
 func oneArg(d *caddyfile.Dispenser, value *string) error {
 	name := d.Val()
 	args := d.RemainingArgs()
-	if len(args) != 1 || args[0] == "" {
-		return d.Errf("%s takes one argument, not %d: %q", name, len(args), args)
+	if len(args) > 1 {
+		return d.Errf("%s takes one argument, not %d: %q; quote a value that contains a space", name, len(args), args)
+	}
+	if len(args) == 0 || args[0] == "" {
+		return d.Errf("%s needs an argument; a variable {$NAME} that is not set gives none", name)
 	}
 	*value = args[0]
 	return nil

@@ -194,9 +194,12 @@ type publicKeySet struct {
 }
 
 func keygen(opts keygenOptions, out io.Writer) error {
+	if opts.output != "" && opts.output == opts.public {
+		return fmt.Errorf("--output and --public are both %q; the private and the public key need a file each", opts.output)
+	}
 	key, err := token.GenerateSigningKey(opts.keyID)
 	if err != nil {
-		return err
+		return fmt.Errorf("--kid: %w", err)
 	}
 	generated := generatedKey{ID: key.ID(), PEM: key.PEM()}
 	if generated.JWK, err = key.JWK(); err != nil {
@@ -323,20 +326,34 @@ func sign(opts signOptions, out io.Writer) error {
 	for _, warning := range rules.warnings(true) {
 		fmt.Fprintf(opts.warnings, "warning: --rules: %s\n", warning)
 	}
+	if opts.baseURL == "" && opts.path != defaultManifest && opts.path != "" {
+		return fmt.Errorf("--path %q is a part of the playback URL; add --url", opts.path)
+	}
 	if opts.baseURL == "" {
 		_, err = fmt.Fprintln(out, compact)
 		return err
 	}
+	address, err := opts.playbackURL(compact)
+	if err == nil {
+		_, err = fmt.Fprintln(out, address)
+	}
+	return err
+}
+
+// playbackURL returns the URL of the manifest under a token.
+func (opts signOptions) playbackURL(compact string) (*url.URL, error) {
 	manifestPath, err := parseManifestPath(opts.path)
 	if err != nil {
-		return fmt.Errorf("--path %q: %w", opts.path, err)
+		return nil, fmt.Errorf("--path %q: %w", opts.path, err)
 	}
 	base, err := url.Parse(opts.baseURL)
-	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
-		return fmt.Errorf("--url %q: give an address like https://media.example.com", opts.baseURL)
+	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
+		return nil, fmt.Errorf("--url %q: give an address like https://media.example.com", opts.baseURL)
 	}
-	_, err = fmt.Fprintln(out, base.JoinPath(compact, manifestPath.escaped))
-	return err
+	if redact.Tokens(base.Path) != base.Path {
+		return nil, fmt.Errorf("--url %q: it contains a token already; give the address of the gate, like https://media.example.com", opts.baseURL)
+	}
+	return base.JoinPath(compact, manifestPath.escaped), nil
 }
 
 func readSigningKey(opts signOptions) (*token.SigningKey, error) {
@@ -405,8 +422,8 @@ func readRules(text string) (rules []byte, err error) {
 		}
 	}
 	if _, err := compileRules(rules); err != nil {
-		if _, noFile := os.Stat(text); noFile == nil {
-			return nil, fmt.Errorf("--rules: %w; for the file of this name write @%s", err, text)
+		if !strings.ContainsAny(text, "@[{") {
+			return nil, fmt.Errorf("--rules %q: want a JSON array; for a file write @%s", text, text)
 		}
 		return nil, fmt.Errorf("--rules: %w", err)
 	}
@@ -427,9 +444,12 @@ func parseTime(text string, now time.Time) (time.Time, error) {
 		return now.Add(duration), nil
 	}
 	if seconds, err := strconv.ParseInt(text, 10, 64); err == nil {
-		const year2001 = 1_000_000_000
-		if seconds < year2001 {
+		const year2001, year5138 = 1_000_000_000, 100_000_000_000
+		switch {
+		case seconds < year2001:
 			return time.Time{}, fmt.Errorf("%q: as Unix seconds this is before 2001; for a duration write %ss", text, text)
+		case seconds > year5138:
+			return time.Time{}, fmt.Errorf("%q: as Unix seconds this is after 5138; milliseconds need three digits less", text)
 		}
 		return time.Unix(seconds, 0), nil
 	}

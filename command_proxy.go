@@ -168,6 +168,9 @@ func proxy(opts proxyOptions, out io.Writer) ([]byte, error) {
 		return nil, err
 	}
 	manifestPath, err := parseManifestPath(opts.path)
+	if err == nil && opts.player && extension(manifestPath.decoded) == "mpd" {
+		err = errManifestOfPage
+	}
 	if err != nil {
 		return nil, fmt.Errorf("--path %q: %w", opts.path, err)
 	}
@@ -308,6 +311,7 @@ var proxyCaddyfile = template.Must(template.New("proxy").Funcs(template.FuncMap{
 	{{if .Debug}}debug{{end}}
 	log {
 		format signed_playback
+		{{if not (or .Debug .AccessLog)}}level ERROR{{end}}
 	}
 	signed_playback {
 		key_file {{quote .PublicKey}}

@@ -147,7 +147,7 @@ func (o explainOptions) time() (time.Time, error) {
 	}
 	at, err := parseTime(o.at, o.now())
 	if err != nil {
-		return time.Time{}, fmt.Errorf("--at: %w", err)
+		return time.Time{}, fmt.Errorf("--at %w", err)
 	}
 	return at, nil
 }
@@ -200,6 +200,12 @@ func (o explainOptions) request() (*http.Request, error) {
 }
 
 func (o explainOptions) setHeaders(h http.Header) error {
+	if _, host, _ := strings.Cut(o.origin, "://"); o.origin != "" && o.origin != "null" && (host == "" || strings.Contains(host, "/")) {
+		return fmt.Errorf("--origin %q: want an origin as browsers send it, like https://www.example.com; --header sends any text", o.origin)
+	}
+	if o.referer != "" && !strings.Contains(o.referer, "://") {
+		return fmt.Errorf("--referer %q: want a URL like https://www.example.com/page; --header sends any text", o.referer)
+	}
 	for name, value := range map[string]string{"Origin": o.origin, "Referer": o.referer} {
 		if value != "" {
 			h.Set(name, value)
@@ -207,10 +213,10 @@ func (o explainOptions) setHeaders(h http.Header) error {
 	}
 	for _, line := range o.headers {
 		name, value, ok := strings.Cut(line, ":")
-		if !ok || strings.TrimSpace(name) == "" {
+		if name = strings.TrimSpace(name); !ok || name == "" || strings.ContainsAny(name, " \t") {
 			return fmt.Errorf("--header %q: want 'Name: value'", name)
 		}
-		h.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+		h.Add(name, strings.TrimSpace(value))
 	}
 	return nil
 }

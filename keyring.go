@@ -1,7 +1,9 @@
 package signedplayback
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -89,7 +91,7 @@ func loadKeyFiles(paths []string) (*token.KeySet, error) {
 	for _, path := range paths {
 		data, err := os.ReadFile(path)
 		if err != nil {
-			return nil, fmt.Errorf("key_file %q: %w; `caddy signed-playback keygen` makes a key", path, err)
+			return nil, fmt.Errorf("key_file %q: %w%s", path, err, fileHint(path, err))
 		}
 		fromFile, err := token.ParsePublicKeys(data, keyIDOfFile(path))
 		if err != nil {
@@ -102,6 +104,21 @@ func loadKeyFiles(paths []string) (*token.KeySet, error) {
 		return nil, fmt.Errorf("key_file %q: %w", paths, err)
 	}
 	return set, nil
+}
+
+// fileHint says what to do about a file that cannot be read.
+func fileHint(path string, err error) string {
+	switch {
+	case strings.Contains(path, "://"):
+		return "; this option names a file, and jwks_url a URL"
+	case errors.Is(err, fs.ErrPermission):
+		return "; let the user that the server runs as read it"
+	case errors.Is(err, fs.ErrNotExist) && !filepath.IsAbs(path):
+		return "; the path is relative to the folder in which the server starts"
+	case errors.Is(err, fs.ErrNotExist):
+		return "; `caddy signed-playback keygen --public <file>` makes a public key"
+	}
+	return ""
 }
 
 // keyIDOfFile returns the id of a key without a `kid`: the name of its file

@@ -101,7 +101,7 @@ func ParseSigningKey(data []byte, id string) (*SigningKey, error) {
 	materials = slices.DeleteFunc(materials, func(m keyMaterial) bool { return m.private == nil })
 	switch {
 	case len(materials) == 0:
-		return nil, fmt.Errorf("%w: no private key: signing needs one", ErrKey)
+		return nil, fmt.Errorf("%w: it contains public keys only, and signing needs a private key", ErrKey)
 	case len(materials) > 1:
 		return nil, fmt.Errorf("%w: %d private keys: want one", ErrKey, len(materials))
 	}
