@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"runtime/debug"
 	"slices"
@@ -208,7 +209,7 @@ func (w *response) sendManifest() error {
 		return err
 	}
 	if err != nil {
-		w.refuse(err)
+		w.refuse(nameCharset(err, w.Header().Get("Content-Type")))
 		return w.err
 	}
 	h := w.Header()
@@ -227,6 +228,18 @@ func (w *response) sendManifest() error {
 	}
 	_, err = w.ResponseWriterWrapper.Write(rewritten)
 	return err
+}
+
+// nameCharset adds to an error the charset that the origin declares, if it is another than UTF-8.
+// What is ASCII is read in any charset, and manifests have none for viewers.
+func nameCharset(err error, contentType string) error {
+	const longest = 40
+	_, parameters, _ := mime.ParseMediaType(contentType)
+	charset := parameters["charset"]
+	if charset == "" || len(charset) > longest || strings.EqualFold(charset, "utf-8") {
+		return err
+	}
+	return fmt.Errorf("%w; the origin declares the charset %q, want UTF-8", err, charset)
 }
 
 func (w *response) rewrite() (rewritten []byte, format manifest.Format, err error) {

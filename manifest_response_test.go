@@ -168,6 +168,32 @@ func TestPlaylistsAfterWhiteSpace(t *testing.T) {
 	}
 }
 
+// F13: ASCII is ASCII in the charsets that servers declare, and viewers get none. What cannot be read is
+// refused with the name of the charset.
+func TestCharsets(t *testing.T) {
+	t.Parallel()
+	g, tok := rangeGate(t)
+	get := func(body, contentType string) exchange {
+		return exchangeThrough(t, g, requestFor(t, "/"+tok+"/manifest/x", nil), reply(200, body, "Content-Type: "+contentType))
+	}
+	for _, charset := range []string{"us-ascii", "ISO-8859-1", "utf8", "latin1", "\"windows-1252\"", "Shift_JIS", "x-" + rand.Text()} {
+		for contentType, body := range map[string]string{hlsType: absolutePlaylist, dashType: "<?xml version='1.0' encoding='us-ascii'?><MPD><BaseURL>/demo/video/</BaseURL></MPD>"} {
+			e := get(body, contentType+"; charset="+charset)
+			if e.status != 200 || e.header.Get("Content-Type") != contentType || strings.Contains(e.body, "/demo/") {
+				t.Errorf("%s in %s: %d %s %q", contentType, charset, e.status, e.header.Get("Content-Type"), e.body)
+			}
+		}
+	}
+	for charset, body := range map[string]string{
+		"windows-1252": "<MPD><BaseURL>/demo/vid\xe9o/</BaseURL></MPD>", "utf-16le": "\xff\xfe#\x00E\x00X\x00T\x00M\x003\x00U\x00", "utf-16be": "\x00<\x00M\x00P\x00D\x00/\x00>",
+	} {
+		e := get(body, "text/xml; charset="+charset)
+		if err := nameCharset(io.EOF, "text/xml; charset="+charset); e.status != 502 || !strings.Contains(err.Error(), charset) {
+			t.Errorf("%s: %d, %v", charset, e.status, err)
+		}
+	}
+}
+
 // An MPD has many names, types and prologs, and is one with all of them, however the
 // origin cuts it. Otherwise its reports reach the players that an uploader lures to it.
 func TestMPDsUnderOtherNames(t *testing.T) {

@@ -176,6 +176,23 @@ func check(t *testing.T, f manifest.Format, before, in, query, want string, feat
 	}
 }
 
+// F12: a host is the origin in both spellings that it has in DNS, in every format.
+func TestInternationalHosts(t *testing.T) {
+	t.Parallel()
+	at := manifest.Location{Path: "/demo/m", Folder: "/demo/", Base: "./", Hosts: []string{"xn--bcher-kva.example"}}
+	for _, host := range []string{"bücher.example", "BÜCHER.example:443", "xn--bcher-kva.example"} {
+		uri := "https://" + host + "/demo/x"
+		for in, want := range map[string]string{
+			"#EXTM3U\n" + uri: "#EXTM3U\nx", "#EXTM3U\n#EXT-X-PREFETCH:" + uri: "#EXTM3U\n#EXT-X-PREFETCH:x", "#EXTM3U\n#EXT-X-MEDIA:,,URI=\"" + uri + "\"": "#EXTM3U\n#EXT-X-MEDIA:,,URI=\"x\"",
+			"WEBVTT\n\n00:00.000 --> 00:01.000\n" + uri: "WEBVTT\n\n00:00.000 --> 00:01.000\nx", `{"ASSETS":[{"URI":"` + uri + `"}]}`: `{"ASSETS":[{"URI":"./x"}]}`,
+		} {
+			if got, _, err := manifest.Rewrite(nil, []byte(in), manifest.Sniff([]byte(in)), at, "", 0); err != nil || string(got) != want {
+				t.Errorf("Rewrite(%q) = %q, %v", in, got, err)
+			}
+		}
+	}
+}
+
 // The documentation says of each place what becomes of a URI in it.
 func TestHLSPlacesAreDocumented(t *testing.T) {
 	t.Parallel()
