@@ -26,13 +26,17 @@ var inheritedMPDs = []struct{ name, video string }{
 		`<Representation id="180p" bandwidth="150766"><BaseURL>NAME/video/180p/</BaseURL></Representation><Representation id="90p" bandwidth="50697"><BaseURL>NAME/video/90p/</BaseURL></Representation>`},
 	{"folders below", `<SegmentTemplate initialization="init.mp4" media="$Number%03d$.m4s"/>` +
 		`<Representation id="180p" bandwidth="150766"><BaseURL>HOST/NAME/video/180p/</BaseURL></Representation><Representation id="90p" bandwidth="50697"><BaseURL>../video/90p/</BaseURL></Representation>`},
+	{"moved down, remote", `<SegmentTemplate initialization="ROOT/video/$RepresentationID$/init.mp4" media="ROOT/video/$RepresentationID$/$Number%03d$.m4s"/>` +
+		`<Representation id="180p" bandwidth="150766"><BaseURL>a/b/c/</BaseURL></Representation><Representation id="90p" bandwidth="50697"/>`},
+	{"BaseURL of the root and a Location elsewhere", `<BaseURL>/NAME/</BaseURL><SegmentTemplate initialization="/NAME/video/90p/init.mp4" media="video/90p/$Number%03d$.m4s"/>` +
+		`<Representation id="90p" bandwidth="50697"/>LOCATION`},
 }
 
 // serveInherited serves the clip below /inherited0/, /inherited1/ and so on, each with
 // one of the MPDs.
 func serveInherited(w http.ResponseWriter, r *http.Request) {
 	name, file, _ := strings.Cut(r.URL.Path[1:], "/")
-	if file != "manifest/video.mpd" {
+	if file != "manifest/video.mpd" && file != "manifest/remote.php" {
 		r.URL.Path = "/demo/" + file
 		exampleMedia().ServeHTTP(w, r)
 		return
@@ -46,9 +50,20 @@ func serveInherited(w http.ResponseWriter, r *http.Request) {
 	}
 	video = strings.NewReplacer("SEGMENTS", segments, "<SegmentTemplate initialization", "<SegmentTemplate"+timing).Replace(video)
 	video = strings.ReplaceAll(video, "<Representation ", `<Representation mimeType="video/mp4" codecs="avc1.4d401e" `)
-	mpd := `<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:isoff-live:2011" type="static" mediaPresentationDuration="PT12S" minBufferTime="PT4S"><Period id="0">` +
-		`<AdaptationSet contentType="video">` + video + `</AdaptationSet><AdaptationSet contentType="audio"><SegmentTemplate timescale="48000" duration="96000" initialization="ROOT/audio/init.mp4" media="ROOT/audio/$Number%03d$.m4s"/>` +
-		`<Representation id="audio" mimeType="audio/mp4" codecs="mp4a.40.2" bandwidth="52140"><BaseURL>x/y/</BaseURL></Representation></AdaptationSet></Period></MPD>`
+	period := `<Period id="0"><AdaptationSet contentType="video">` + video + `</AdaptationSet><AdaptationSet contentType="audio"><SegmentTemplate timescale="48000" duration="96000" initialization="ROOT/audio/init.mp4" media="ROOT/audio/$Number%03d$.m4s"/>` +
+		`<Representation id="audio" mimeType="audio/mp4" codecs="mp4a.40.2" bandwidth="52140"><BaseURL>x/y/</BaseURL></Representation></AdaptationSet></Period>`
+	mpd := `<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" xmlns:xlink="http://www.w3.org/1999/xlink" profiles="urn:mpeg:dash:profile:isoff-live:2011" type="static" mediaPresentationDuration="PT12S" minBufferTime="PT4S">PERIOD</MPD>`
+	switch {
+	case file == "manifest/remote.php":
+		mpd = "<?xml version='1.0' encoding='us-ascii'?><!-- remote -->" + period
+	case strings.HasSuffix(inheritedMPDs[number].name, "remote"):
+		mpd = strings.Replace(mpd, "PERIOD", `<Period xlink:href="ROOT/manifest/remote.php" xlink:actuate="onLoad"/>`, 1)
+	default:
+		mpd = strings.Replace(mpd, "PERIOD", period, 1)
+	}
+	if strings.Contains(mpd, "LOCATION") { // of the MPD
+		mpd = strings.Replace(strings.Replace(mpd, "LOCATION", "", 1), "<Period", "<Location>ROOT/video.mpd</Location><Period", 1)
+	}
 	_, _ = io.WriteString(w, strings.NewReplacer("ROOT", "/"+name, "NAME", name, "HOST", "http://origin.invalid").Replace(mpd))
 }
 
@@ -60,7 +75,11 @@ func TestInheritedURIs(t *testing.T) {
 	g := start(t, o, config{gate: "manifest_hosts origin.invalid"})
 	page := startPlayersPage(t)
 	for i, mpd := range inheritedMPDs {
-		for _, how := range []string{"dash.js", "shaka", "ffmpeg"} {
+		players := []string{"dash.js", "shaka", "ffmpeg"}
+		if strings.HasSuffix(mpd.name, "remote") {
+			players = players[1:2] // dash.js has no relative remote elements, ffmpeg none
+		}
+		for _, how := range players {
 			t.Run(mpd.name+", "+how, func(t *testing.T) {
 				video := fmt.Sprint("inherited", i)
 				space := "/" + mint(t, video, nil) + "/"

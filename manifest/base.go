@@ -37,7 +37,7 @@ type baseURLs struct {
 	list []baseURL
 	next int // the first one whose element has not begun yet
 
-	ofLevels bool // some belong to levels below a Period
+	ofLevels bool // some belong to a Period, an AdaptationSet or a Representation
 
 	adopting bool // this pass has adopted some, so another pass is needed
 	settled  bool // no more BaseURLs are adopted
@@ -185,7 +185,7 @@ func areAdopted(bases []*baseURI) bool {
 }
 
 func (d *mpd) checkUnknownAttribute(e *element, a xmlAttribute) error {
-	if !areAdopted(e.outer) && !areAdopted(e.inner) || bytes.HasPrefix(a.name, []byte("xmlns")) ||
+	if e.kind&timing != 0 || !areAdopted(e.outer) && !areAdopted(e.inner) || bytes.HasPrefix(a.name, []byte("xmlns")) ||
 		slices.Contains(plainAttributes, string(local(a.name))) || !d.mayBeRelative(a.value, attributeValue) {
 		return nil
 	}

@@ -126,7 +126,7 @@ func TestUnknownCarriers(t *testing.T) {
 	}
 	for _, plain := range []string{
 		`<Period id="a/b" duration="PT1.5S" xlink:actuate="onLoad"/>`, `<x:y z="urn:x:a/b" a="1.5" b="https://x.example/a" c="2026-01-01T00:00:00.5Z">text</x:y>`,
-		`<ProgramInformation><Title>a/b.c</Title></ProgramInformation>`, `<SupplementalProperty schemeIdUri="urn:x" value="1,2,3"/>`,
+		`<ProgramInformation><Title>a/b.c</Title></ProgramInformation>`, `<UTCTiming schemeIdUri="urn:mpeg:dash:utc:ntp:2014" value="time.example"/>`, `<SupplementalProperty schemeIdUri="urn:x" value="1,2,3"/>`,
 		`<Period><AdaptationSet mimeType="video/mp4" codecs="avc1.x" scte214:supplementalCodecs="a.b/c"><Representation frameRate="30000/1001"/></AdaptationSet></Period>`,
 		`<Period><AdaptationSet><ContentProtection cenc:default_KID="x"><cenc:pssh>AA/BB==</cenc:pssh></ContentProtection></AdaptationSet></Period>`,
 	} {

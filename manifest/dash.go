@@ -22,10 +22,11 @@ type mpd struct {
 	document []*baseURI // the base URI of the manifest itself
 
 	// locations are Locations in other folders. dash.js resolves URIs against the address
-	// of the MPD, Shaka against the Locations. If that needs different spellings, these Locations are taken out.
+	// of the MPD, Shaka against the Locations. If that needs different spellings, these
+	// Locations are taken out.
 	locations  []*baseURI
-	relocating bool // this pass has found that out
-	relocated  bool
+	relocating bool // this pass has found that it does, so another pass is needed
+	relocated  bool // they are taken out
 
 	allowed Features
 	open    []element
@@ -99,7 +100,7 @@ func rewriteDASH(dst, src []byte, at Location, allowed Features) ([]byte, Stats,
 	m := newMapper(at)
 	d := &mpd{mapper: m, src: src, document: []*baseURI{m.document()}, allowed: allowed, levels: make([]levelInfo, 1)}
 	dst = slices.Grow(dst, len(src)) // once for all passes
-	if !bytes.Contains(src, []byte("BaseURL")) && !bytes.Contains(src, []byte("Location>")) {
+	if !bytes.Contains(src, []byte("BaseURL")) && !bytes.Contains(src, []byte("Location")) {
 		d.stage, d.levels = writing, nil
 	}
 	for {
@@ -237,16 +238,10 @@ func (d *mpd) process(e *element) error {
 	if d.stage == moving {
 		return d.move(e)
 	}
-	if e.owner == 0 || e.kind&information == 0 {
-		return d.rewriteAttributes(e)
+	if e.owner != 0 && e.kind&information != 0 {
+		return d.writeInformation(e)
 	}
-	if err := d.writeMovedAttributes(e); err != nil {
-		return err
-	}
-	if err := d.rewriteAttributes(e); err != nil {
-		return err
-	}
-	return d.writeMovedChildren(e)
+	return d.rewriteAttributes(e)
 }
 
 // predicate is a predicate of a step in a selector.
@@ -477,8 +472,8 @@ func (d *mpd) addLocation(e *element) {
 	}
 }
 
-// leadsToOtherFolder returns the base URI of a Location below the video's folder but not in that
-// of the MPD, otherwise nil.
+// leadsToOtherFolder returns the base URI of a Location that leads into the video's folder,
+// but to another directory than that of the MPD. Otherwise it returns nil.
 func (d *mpd) leadsToOtherFolder(e *element) *baseURI {
 	if string(local(e.name)) != "Location" || e.text.to == 0 {
 		return nil
@@ -541,7 +536,7 @@ func (d *mpd) spell(in span, kind valueKind, bases []*baseURI) (text []byte, res
 		same := (all == rewritten) == (result == rewritten) && (result != rewritten || bytes.Equal(d.out, d.other))
 		switch {
 		case i == 0 || same || d.bases.adopting || d.relocate():
-		case !d.bases.adopt(bases[0]) || !d.bases.adopt(base):
+		case slices.ContainsFunc(bases, func(base *baseURI) bool { return !d.bases.adopt(base) }):
 			return nil, 0, d.invalid(whyAlternatives)
 		}
 		if result == rewritten && len(bases) > 1 {

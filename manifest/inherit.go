@@ -260,25 +260,24 @@ func (l *levelInfo) movedTo(name []byte) *movedUnits {
 // isEmpty reports whether an element is an empty-element tag.
 func (d *mpd) isEmpty(e *element) bool { return d.src[e.end-2] == '/' }
 
-// writeMovedAttributes writes what has moved into an element that exists.
-func (d *mpd) writeMovedAttributes(e *element) error {
-	for i := range d.levels[e.owner].moved {
-		if m := &d.levels[e.owner].moved[i]; bytes.Equal(local(m.name), local(e.name)) {
-			m.written = true
-			afterName := e.start + len("<") + len(e.name)
-			return d.replace(afterName, afterName, m.attributes)
+// writeInformation rewrites the start tag of an element with segment information, and
+// adds what has moved there.
+func (d *mpd) writeInformation(e *element) error {
+	var moved movedUnits
+	for i, m := range d.levels[e.owner].moved {
+		if bytes.Equal(local(m.name), local(e.name)) {
+			d.levels[e.owner].moved[i].written = true
+			moved = m
 		}
 	}
-	return nil
-}
-
-func (d *mpd) writeMovedChildren(e *element) error {
-	for _, m := range d.levels[e.owner].moved {
-		if bytes.Equal(local(m.name), local(e.name)) && len(m.children) > 0 {
-			return d.fill(e, e.end, m.children)
-		}
+	afterName := e.start + len("<") + len(e.name)
+	if err := d.replace(afterName, afterName, moved.attributes); err != nil {
+		return err
 	}
-	return nil
+	if err := d.rewriteAttributes(e); err != nil || moved.children == nil {
+		return err
+	}
+	return d.fill(e, e.end, moved.children)
 }
 
 // writeMovedElements writes the elements that a level did not have before its end tag.
