@@ -139,7 +139,7 @@ func TestDefaults(t *testing.T) {
 	if s, err := app.settings(requestFor(t, "/x", func(*http.Request) {}), "any", false); err != nil || !s.requireSignedURLs || s.origins != (originPolicy{}) {
 		t.Errorf("the settings of a video are %+v (%v), want signed URLs from anywhere", s, err)
 	}
-	if got := gate.originPath.folder("demo"); got != "/demo" {
+	if got := gate.originPath.escaped.folder("demo"); got != "/demo" {
 		t.Errorf("a video lives at %q, want /demo", got)
 	}
 	if diff := cmp.Diff(pathGlobs{"downloads/*"}, gate.paths.downloads); diff != "" {
@@ -195,7 +195,7 @@ func TestPlaceholdersInTheConfig(t *testing.T) {
 	if got, err := app.countries.Country(netip.MustParseAddr("203.0.113.7")); err != nil || got.String() != "GB" {
 		t.Errorf("Country = %q, %v, want GB", got, err)
 	}
-	if got, want := gate.originPath.folder("demo"), "/media/hls/demo/media/hls/demo"; got != want {
+	if got, want := gate.originPath.escaped.folder("demo"), "/media/hls/demo/media/hls/demo"; got != want {
 		t.Errorf("a video lives at %q, want %q", got, want)
 	}
 	if gate.OriginPath != "/{env.TEST_MEDIA}/{video}/{env.TEST_MEDIA}/{video}" {

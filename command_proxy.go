@@ -259,10 +259,11 @@ func parseProxyOrigin(text string) (origin proxyOrigin, err error) {
 		return origin, err
 	}
 	origin.Host = cmp.Or(origin.Host, "localhost")
-	origin.template = strings.TrimSuffix(path, "/") + "/" + videoPlaceholder
-	if _, err := parseOriginPath(origin.template); err != nil || strings.Contains(path, "{") {
-		return origin, fmt.Errorf("the path %q is not a folder name of letters, digits and -._~!$&'()*+,=:@", path)
+	template, err := parseOriginPath(strings.TrimSuffix(path, "/") + "/" + videoPlaceholder)
+	if err != nil || strings.Contains(path, "{") {
+		return origin, fmt.Errorf("the path %q is not that of a folder", path)
 	}
+	origin.template = template.String()
 	return origin, nil
 }
 

@@ -89,6 +89,8 @@ func TestParseProxyOrigin(t *testing.T) {
 		{"http://10.0.0.2:8081/", origin{"http://10.0.0.2:8081", "10.0.0.2:8081", "/{video}"}},
 		{"https://Origin.example.com", origin{"https://origin.example.com", "origin.example.com:443", "/{video}"}},
 		{"https://origin.example.com/a/b-2/", origin{"https://origin.example.com", "origin.example.com:443", "/a/b-2/{video}"}},
+		{"http://a/my videos/é", origin{"http://a", "a:80", "/my%20videos/%C3%A9/{video}"}},
+		{"http://a/b%20c/", origin{"http://a", "a:80", "/b%20c/{video}"}},
 		{"https://[2001:db8::1]:8443/v", origin{"https://[2001:db8::1]:8443", "[2001:db8::1]:8443", "/v/{video}"}},
 	} {
 		parsed, err := parseProxyOrigin(tc.to)
@@ -99,7 +101,7 @@ func TestParseProxyOrigin(t *testing.T) {
 	}
 	for _, to := range []string{
 		"h2c://a", "http://a/?b", "http://a?b", "http://a/#b", "https:///videos", "http://", "unix//run/origin.sock", "a:99999", "https://a:80", "http://a:443",
-		"http://a/b/../c", "http://a/b//c", "http://a/b%20c", "http://a/b c", "http://a/{video}/b", "http://a/{env.HOME}", "http://a/b`c", "http://a/é", "{env.HOST}", "*.a",
+		"http://a/b/../c", "http://a/b//c", "http://a/b%2Fc", "http://a/b%", "http://a/{video}/b", "http://a/{env.HOME}", "http://a/b;c", "{env.HOST}", "*.a",
 	} {
 		if got, err := parseProxyOrigin(to); err == nil {
 			t.Errorf("parseProxyOrigin(%q) = %+v, want an error", to, got)

@@ -443,7 +443,7 @@ func (d *decision) location() manifest.Location {
 	if own, err := parseManifestHost(d.request.Host); err == nil {
 		hosts = append(slices.Clip(hosts), own)
 	}
-	folder := d.gate.originPath.folder(d.video) + "/"
+	folder := d.gate.originPath.escaped.folder(d.video) + "/"
 	return manifest.Location{Path: folder + d.target.suffix.escaped, Folder: folder, Hosts: hosts}
 }
 

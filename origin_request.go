@@ -31,11 +31,11 @@ func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Requ
 // path is built from the video id and the suffix, so nothing else of the
 // viewer's path gets through.
 func (g *Gate) setOriginPath(r *http.Request, d *decision) {
-	path := g.originPath.file(d.video, d.target.suffix.escaped)
+	path := g.originPath.escaped.file(d.video, d.target.suffix.escaped)
 	r.URL.User = nil
 	r.URL.Path, r.URL.RawPath = path, path
-	if d.target.suffix.decoded != d.target.suffix.escaped {
-		r.URL.Path = g.originPath.file(d.video, d.target.suffix.decoded)
+	if strings.Contains(path, "%") {
+		r.URL.Path = g.originPath.decoded.file(d.video, d.target.suffix.decoded)
 	}
 	r.URL.RawQuery = cleanQuery(d.query, d.target.token)
 	r.RequestURI = path

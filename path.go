@@ -306,9 +306,11 @@ const videoPlaceholder = "{video}"
 
 // originPath builds the paths that the origin is asked for.
 type originPath struct {
-	// literals are the texts before, between and after the video ids.
-	literals []string
+	escaped, decoded folderTemplate
 }
+
+// folderTemplate has the texts before, between and after the video ids.
+type folderTemplate []string
 
 // folderAdvice is for origins that have the files of all videos in one folder.
 // `x-0.ts` may be a segment of x there, or a file of the video `x-0`.
@@ -316,29 +318,35 @@ const folderAdvice = "each video needs a folder of its own at the origin, and do
 
 // parseOriginPath compiles an origin_path template. It must contain the video id,
 // or the token of one video would open all others.
-func parseOriginPath(template string) (originPath, error) {
-	p := originPath{strings.Split(strings.TrimSuffix(template, "/"), videoPlaceholder)}
-	if len(p.literals) < 2 {
+func parseOriginPath(template string) (p originPath, err error) {
+	literals := strings.Split(strings.TrimSuffix(template, "/"), videoPlaceholder)
+	if len(literals) < 2 {
 		return originPath{}, fmt.Errorf("origin_path %q does not contain %s: %s", template, videoPlaceholder, folderAdvice)
 	}
-	example, ok := strings.CutPrefix(strings.Join(p.literals, "v"), "/")
-	if !ok {
+	if !strings.HasPrefix(template, "/") {
 		return originPath{}, fmt.Errorf("origin_path %q does not start with a slash", template)
 	}
-	if strings.Contains(example, "%") {
-		return originPath{}, fmt.Errorf("origin_path %q contains a percent sign; write the folder's name as it is", template)
+	for _, literal := range literals {
+		escaped, err := escapePath(literal)
+		if err != nil {
+			return originPath{}, fmt.Errorf("origin_path %q: %w", template, err)
+		}
+		p.escaped, p.decoded = append(p.escaped, escaped), append(p.decoded, decodeOnce(escaped, true))
 	}
-	if strings.HasSuffix(example, "/") {
-		return originPath{}, fmt.Errorf("origin_path %q: %w", template, errPathSegment)
-	}
+	example := p.decoded.folder("v")[1:]
 	if kindOf(example) == kindManifest {
 		return originPath{}, fmt.Errorf("origin_path %q names a manifest: write the folder of the video, and its manifest in the option manifest; %s", template, folderAdvice)
 	}
-	// The operator knows the file system, so a colon may be in the template.
-	example = strings.ReplaceAll(example, ":", "-")
-	parsed, err := parseSuffix(example)
-	if err == nil && parsed.escaped != example {
-		err = errPathByte
+	switch {
+	case strings.ContainsAny(template, "?#;"):
+		err = errFolderDelimiter
+	case !utf8.ValidString(example) || strings.ContainsFunc(example, unicode.IsControl) || strings.Contains(example, `\`):
+		err = errFolderByte
+	case strings.HasSuffix(example, "/"):
+		err = errPathSegment
+	default:
+		// The operator knows the file system, so a colon may be in the template.
+		err = cmp.Or(checkSegments(example), checkNames(strings.ReplaceAll(example, ":", "-")))
 	}
 	if err != nil {
 		return originPath{}, fmt.Errorf("origin_path %q: %w", template, err)
@@ -346,15 +354,23 @@ func parseOriginPath(template string) (originPath, error) {
 	return p, nil
 }
 
+var (
+	errFolderDelimiter = errors.New("it contains ?, # or ;, which end a path; in the name of a folder write %3F, %23 or %3B")
+	errFolderByte      = errors.New("it contains a backslash, a control character, or bytes that are not UTF-8")
+)
+
+// String returns the template with its literals percent-encoded.
+func (p originPath) String() string { return p.escaped.folder(videoPlaceholder) }
+
 // folder returns the path of a video on the origin, without a trailing slash.
-func (p originPath) folder(videoID string) string { return strings.Join(p.literals, videoID) }
+func (t folderTemplate) folder(videoID string) string { return strings.Join(t, videoID) }
 
 // file returns the path of a suffix in the folder of a video.
-func (p originPath) file(videoID, suffix string) string {
-	if len(p.literals) == 2 { // in one allocation
-		return p.literals[0] + videoID + p.literals[1] + "/" + suffix
+func (t folderTemplate) file(videoID, suffix string) string {
+	if len(t) == 2 { // in one allocation
+		return t[0] + videoID + t[1] + "/" + suffix
 	}
-	return p.folder(videoID) + "/" + suffix
+	return t.folder(videoID) + "/" + suffix
 }
 
 // kind classifies the resource that a suffix names. It comes from a closed set,

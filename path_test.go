@@ -276,9 +276,12 @@ func TestOriginPathTemplates(t *testing.T) {
 	for template, want := range map[string]string{
 		"/{video}": "/demo", "/{video}/": "/demo", "/media/{video}/hls": "/media/demo/hls", "/a/{video}/b/{video}": "/a/demo/b/demo",
 		"/video-{video}.d": "/video-demo.d", "/my!$&'()*+,=:@~/{video}": "/my!$&'()*+,=:@~/demo",
+		"/my videos/{video}": "/my%20videos/demo", "/my%20videos/{video}": "/my%20videos/demo", "/vidéos/{video}": "/vid%C3%A9os/demo", "/vid%c3%A9os/{video}": "/vid%C3%A9os/demo",
+		"/映画/{video}/v 1": "/%E6%98%A0%E7%94%BB/demo/v%201", "/%6dedia/{video}": "/media/demo", "/[a]/{video}": "/%5Ba%5D/demo", "/%27a%27/{video}": "/'a'/demo",
+		"/C%23 course/{video}": "/C%23%20course/demo", "/50%25 off/{video}": "/50%25%20off/demo", "/a%3Bb%3F/{video}": "/a%3Bb%3F/demo", `/"a" {video}`: "/%22a%22%20demo",
 	} {
 		p, err := parseOriginPath(template)
-		if got := p.folder("demo"); err != nil || got != want {
+		if got := p.escaped.folder("demo"); err != nil || got != want {
 			t.Errorf("parseOriginPath(%q) has the folder %q, %v, want %q", template, got, err, want)
 		}
 	}
@@ -292,10 +295,11 @@ func TestOriginPathTemplatesThatAreRefused(t *testing.T) {
 		"does not contain {video}":    {"/media", "/", "", "/{vidéo}", "/{VIDEO}"},
 		"names a manifest":            {"/live/{video}.m3u8", "/{video}/index.m3u8", "/live/{video}.MPD/"},
 		"does not start with a slash": {"media/{video}", "{video}", "http://origin/{video}"},
-		"percent sign":                {"/a%2e/{video}"},
-		errPathName.Error():           {"/{video}.", "/a./{video}", "/a~1/{video}"},
-		errPathSegment.Error():        {"/a/../{video}", "/{video}/..", "/./{video}", "/a//{video}", "/{video}//", "//{video}"},
-		errPathByte.Error():           {"/{video}?x", "/{video}#x", "/{video};x", "/[a]/{video}", `/a\{video}`, "/a b/{video}", "/a\n/{video}"},
+		"write %25":                   {"/50% off/{video}", "/a%/{video}", "/a%2/{video}", "/a%zz/{video}", "/a%2Fb/{video}", "/%{video}20"},
+		errPathName.Error():           {"/{video}.", "/a./{video}", "/a~1/{video}", "/a%2e/{video}", "/a /{video}", "/vide\u0301os/{video}", "/a\u200bb/{video}"},
+		errPathSegment.Error():        {"/a/../{video}", "/{video}/..", "/./{video}", "/a//{video}", "/{video}//", "//{video}", "/%2e%2E/{video}"},
+		"write %3F":                   {"/{video}?x", "/{video}#x", "/{video};x", "/C# course/{video}"},
+		"not UTF-8":                   {`/a\{video}`, "/a%5Cb/{video}", "/a\n/{video}", "/a%00/{video}", "/vid\xe9os/{video}", "/vid%E9os/{video}"},
 	} {
 		for _, template := range templates {
 			if _, err := parseOriginPath(template); err == nil || !strings.Contains(err.Error(), want) {
@@ -401,7 +405,7 @@ func FuzzPath(f *testing.F) {
 	f.Add("/aa.bb.cc/x?", strings.Repeat("_", 64))
 
 	var templates []originPath
-	for _, template := range []string{"/{video}", "/media/{video}/hls/", "/a{video}b/{video}", "/...{video}"} {
+	for _, template := range []string{"/{video}", "/media/{video}/hls/", "/a{video}b/{video}", "/...{video}", "/my vidéos/{video}"} {
 		templates = append(templates, must(parseOriginPath(template)))
 	}
 	f.Fuzz(func(t *testing.T, requestTarget, sub string) {
@@ -430,7 +434,7 @@ func FuzzPath(f *testing.F) {
 			viewers := *u
 			r := &http.Request{URL: &viewers, RequestURI: requestTarget}
 			(&Gate{originPath: template}).setOriginPath(r, &decision{target: parsed, video: video})
-			checkOriginURL(t, r, template.folder(video), requestTarget)
+			checkOriginURL(t, r, template.escaped.folder(video), requestTarget)
 		}
 	})
 }
@@ -440,10 +444,11 @@ func FuzzPath(f *testing.F) {
 func checkOriginURL(t *testing.T, r *http.Request, folder, requestTarget string) {
 	t.Helper()
 	decoded, escaped := r.URL.Path, r.URL.EscapedPath()
-	if !strings.HasPrefix(decoded, folder+"/") || !strings.HasPrefix(escaped, folder+"/") {
+	unescaped, _ := url.PathUnescape(folder)
+	if !strings.HasPrefix(decoded, unescaped+"/") || !strings.HasPrefix(escaped, folder+"/") {
 		t.Fatalf("%q became %q (%q): want it below %q", requestTarget, decoded, escaped, folder)
 	}
-	if cleaned := path.Clean(decoded); !strings.HasPrefix(cleaned, folder+"/") {
+	if cleaned := path.Clean(decoded); !strings.HasPrefix(cleaned, unescaped+"/") {
 		t.Fatalf("%q became %q, cleaned %q: want it below %q", requestTarget, decoded, cleaned, folder)
 	}
 	if once, err := url.PathUnescape(escaped); err != nil || once != decoded {

@@ -182,3 +182,24 @@ func TestHosts(t *testing.T) {
 		}
 	}
 }
+
+// A folder is the same folder in every spelling: raw, as browsers encode it, or as
+// packagers do.
+func TestFolderInAnySpelling(t *testing.T) {
+	t.Parallel()
+	at := manifest.Location{
+		Path: "/Bob's%20vid%C3%A9os/demo/manifest/video.m3u8", Folder: "/Bob's%20vid%C3%A9os/demo/", Hosts: []string{"origin.example"},
+	}
+	for _, folder := range []string{
+		"/Bob's%20vid%C3%A9os/demo/", "/Bob's vidéos/demo/", "/Bob%27s%20vid%c3%a9os/demo/", "/%42ob's%20vid%C3%A9os/%64emo/", "https://origin.example/Bob's vidéos/demo/",
+	} {
+		if got, inside := at.Map(folder + "video/1.ts"); got != "../video/1.ts" || !inside {
+			t.Errorf("%s: %q, %t", folder, got, inside)
+		}
+	}
+	for _, other := range []string{"/Bob's%2520vid%C3%A9os/demo/x", "/Bobs%20vid%C3%A9os/demo/x", "/Bob's+vid%C3%A9os/demo/x", "/Bob's%20vide%CC%81os/demo/x"} {
+		if got, inside := at.Map(other); got != other || inside {
+			t.Errorf("another folder, %s: %q, %t", other, got, inside)
+		}
+	}
+}

@@ -358,8 +358,9 @@ func (m *mapper) nameInFolder(path []byte) (name int, inside bool) {
 	return name, true
 }
 
-// pathDelimiters are the bytes whose meaning changes with percent-encoding.
-const pathDelimiters = "/%;:@&=+$,!'()*[]?#\\"
+// pathDelimiters are the bytes whose meaning changes with percent-encoding at some
+// server.
+const pathDelimiters = "/%;?#\\"
 
 // octet reads an octet of a path. The encoding of a delimiter differs from the
 // delimiter itself.
