@@ -116,6 +116,7 @@ func TestMediaMTX(t *testing.T) {
 	const publish = "/demo?user=encoder&pass=a-password-for-encoders"
 	index := "/" + mint(t, "demo", nil) + "/index.m3u8"
 	t.Run("with the secret", func(t *testing.T) {
+		t.Parallel()
 		s := startMediaServer(t, "MediaMTX", publish, nil, program, "mediamtx.yml")
 		g := start(t, nil, s.gate)
 		blocking := slices.ContainsFunc(wantLive(t, g), func(address string) bool { return strings.Contains(address, "_HLS_msn=") })
@@ -128,6 +129,7 @@ func TestMediaMTX(t *testing.T) {
 		}
 	})
 	t.Run("without it", func(t *testing.T) {
+		t.Parallel()
 		readable := map[string]string{"      - action: publish\n": "      - action: publish\n  - user: any\n    permissions:\n      - action: read\n"}
 		s := startMediaServer(t, "MediaMTX", publish, readable, program, "mediamtx.yml")
 		s.gate.site = "reverse_proxy " + s.addr
