@@ -51,10 +51,10 @@ func hideOriginalURL(r *http.Request) {
 // guardErrorRoutes limits what error routes can answer, because they write to the
 // server's own response writer. It finds that writer inside the one for idle timeouts,
 // which a server has unless write_idle is negative.
-func (g *Gate) guardErrorRoutes(w http.ResponseWriter, err error) {
-	guard := &errorWriter{gate: g}
+func (g *Gate) guardErrorRoutes(w http.ResponseWriter, d *decision, err error) {
+	guard := &errorWriter{gate: g, isPage: g.player != nil && d.kind == kindIframe}
 	if why, ok := errors.AsType[*refusal](err); ok {
-		guard.refused, guard.body = why.reason.status(), why.Error()+"\n"
+		guard.refused, guard.refusal = why.reason.status(), why
 		dropEntityHeaders(w.Header())
 	}
 	for name, values := range w.Header() {
@@ -82,7 +82,8 @@ type errorWriter struct {
 	http.ResponseWriter
 	gate    *Gate
 	refused int      // the status of a refusal, 0 after an error behind the gate
-	body    string   // of a refusal, unless an error route writes one
+	refusal *refusal // nil after an error behind the gate
+	isPage  bool     // the request is for the player page
 	earlier []header // from before the error route
 	sent    bool     // the status
 }
@@ -94,7 +95,9 @@ func (w *errorWriter) WriteHeader(status int) {
 		status = w.refused
 	}
 	if _, hasBody := w.Header()["Content-Type"]; !hasBody && status == w.refused && !w.sent {
-		w.writeReason()
+		w.dropHeaders()
+		w.sent = true
+		w.writeRefusal()
 		return
 	}
 	w.send(status)
@@ -106,14 +109,19 @@ func (w *errorWriter) send(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// writeReason answers a refusal that no error route has answered: Caddy then sends
+// writeRefusal answers a refusal that no error route has answered: Caddy then sends
 // the status alone, and handlers that write a body have set its type before.
-func (w *errorWriter) writeReason() {
+func (w *errorWriter) writeRefusal() {
+	if w.isPage {
+		w.gate.player.ServeRefusal(w.ResponseWriter, string(w.refusal.reason), w.refused)
+		return
+	}
+	body := w.refusal.Error() + "\n"
 	h := w.Header()
 	h.Set("Content-Type", "text/plain; charset=utf-8")
-	h.Set("Content-Length", strconv.Itoa(len(w.body)))
-	w.send(w.refused)
-	_, _ = io.WriteString(w.ResponseWriter, w.body) // the client has cancelled
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.ResponseWriter.WriteHeader(w.refused)
+	_, _ = io.WriteString(w.ResponseWriter, body) // the client has cancelled
 }
 
 // dropHeaders drops the headers of the error route that may not pass, and restores the

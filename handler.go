@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"runtime"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -52,7 +53,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 	err := g.answer(w, d, next)
 	if err != nil {
 		g.hideRequest(r, d)
-		g.guardErrorRoutes(w, err)
+		g.guardErrorRoutes(w, d, err)
 	}
 	return err
 }
@@ -145,6 +146,9 @@ func checkMethod(d *decision) error {
 // checkPath parses the path and finds out what kind of resource it names.
 func checkPath(d *decision) (err error) {
 	if d.target, err = d.gate.paths.parsePath(d.request.URL); err != nil {
+		if strings.HasSuffix(d.request.URL.Path, "/"+iframeSuffix) {
+			d.kind = kindIframe
+		}
 		return refuse(reasonPathInvalid, err)
 	}
 	d.resource = d.gate.paths.resource(d.target.suffix.decoded)

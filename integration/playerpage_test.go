@@ -438,6 +438,74 @@ func serveSlowly(w http.ResponseWriter, r *http.Request, file string) {
 	}
 }
 
+// The page of a refused video has the status, the reason and the policy of a refusal, asks for
+// nothing, and tells viewer and embedding page why.
+func TestPlayerPageRefused(t *testing.T) {
+	t.Parallel()
+	w := startWeb(t, anyVideo(), config{app: allowedSites, gate: "player " + hlsJS(t)})
+	expired := mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Second) })
+	for _, tc := range []struct {
+		name, path, code string
+		again            bool
+	}{
+		{"expired", "/" + expired + "/iframe?title=A+title&autoplay&poster=x.jpg&storyboard=x.vtt", "token_expired (401)", false},
+		{"not yet valid", "/" + mint(t, "demo", func(c *token.Claims) { c.NotBefore = time.Now().Add(30 * time.Minute) }) + "/iframe", "token_not_yet_valid (401)", true},
+		{"blocked", "/" + mint(t, "demo", withRules(`[{"type":"any","action":"block"}]`)) + "/iframe", "rule_blocked (403)", false},
+		{"another site", "/" + mint(t, "sites", nil) + "/iframe", "origin_not_allowed (403)", false},
+		{"no token", "/demo/iframe", "token_required (401)", false},
+		{"half a token", "/" + expired[:len(expired)/2] + "/iframe", "token_malformed (401)", false},
+		{"no path", "/a%2Fb/iframe", "path_invalid (400)", false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w.forget(t)
+			p := openTab(t, watchPolicy)
+			p.open(t, w.site("evil.test")+"/")
+			evaluate[bool](t, p, fmt.Sprintf("embed('iframe', %q, {}).then(() => true)", w.media(tc.path)))
+			reason, _, _ := strings.Cut(tc.code, " ")
+			eventually(t, "the event error", func() bool { return evaluate[progress](t, p, "seen").Told == reason })
+			w.wantNotRun(t, p)
+			page, _ := w.tap.first(http.MethodGet, strings.SplitN(tc.path, "?", 2)[0])
+			h := page.response
+			if page.verdict() != (verdict{reasonStatus[reason], reason}) || h.Get("Cache-Control") != "no-store" ||
+				!strings.HasPrefix(h.Get("Content-Security-Policy"), "default-src 'none'; script-src 'sha256-") ||
+				strings.Contains(h.Get("Content-Security-Policy"), "frame-ancestors") || len(h.Values("Content-Security-Policy")) != 1 {
+				t.Errorf("the page: %v %v", page.verdict(), h)
+			}
+
+			p.open(t, w.media(tc.path))
+			if reason == "origin_not_allowed" {
+				tc.code = "origin_required (403)" // nothing embeds it
+			}
+			got := p.await(t, "words", isTold)
+			if got.Code != tc.code || (got.Button == "Try again") != tc.again || got.Controls || len(got.Violations) > 0 {
+				t.Errorf("the page says %+v", got)
+			}
+			if tc.again {
+				w.forget(t)
+				p.do(t, chromedp.Click(chromedp.CSS("#failure button")))
+				eventually(t, "another request for the page", func() bool { return len(w.tap.recorded()) == 1 })
+			}
+		})
+	}
+}
+
+// handle_errors has the last word about refused pages. Its own page does not get the policy of
+// the gate's.
+func TestPlayerPageRefusedWithErrorRoute(t *testing.T) {
+	t.Parallel()
+	w := startWeb(t, anyVideo(), config{gate: "player", site: "handle_errors 403 {\nrespond \"another page\" 403\n}\nrespond 204"})
+	for path, want := range map[string]string{
+		"/" + mint(t, "demo", withRules(`[{"type":"any","action":"block"}]`)) + "/iframe": "another page",
+		"/demo/iframe": `data-refused="token_required"`,
+	} {
+		res := rawTo(t, w.gate.addr, rawGet(path, "Sec-Fetch-Dest: iframe"))
+		if ours := strings.Contains(string(res.body), "<video"); !strings.Contains(string(res.body), want) || ours != (want != "another page") ||
+			ours != strings.Contains(res.Header.Get("Content-Security-Policy"), "script-src") {
+			t.Errorf("%d %v %.200q, want %q", res.StatusCode, res.Header, res.body, want)
+		}
+	}
+}
+
 // Nothing in a link becomes markup, code, or an address that the page loads from.
 func TestPlayerPageHostileQuery(t *testing.T) {
 	t.Parallel()

@@ -46,9 +46,11 @@ func script() string {
 // Page is the player page with the headers it must be served with. It is
 // immutable.
 type Page struct {
-	html   []byte
-	policy string      // the Content-Security-Policy less frame-ancestors
-	hlsJS  *scriptFile // nil without hls.js
+	html    []byte
+	opening int         // how much of html is in front of the attributes of its first element
+	policy  string      // the Content-Security-Policy less frame-ancestors
+	refusal string      // the Content-Security-Policy of a refusal
+	hlsJS   *scriptFile // nil without hls.js
 }
 
 // New prepares the page. hlsJS is the content of the hls.js file that the
@@ -69,8 +71,12 @@ func New(hlsJS []byte, manifestPath string) (*Page, error) {
 		"{{style}}", style,
 		"{{script}}", script,
 	).Replace(read("page.html"))
+	const element = "<html"
 	p := &Page{
-		html: []byte(document),
+		html:    []byte(document),
+		opening: strings.Index(document, element) + len(element),
+		refusal: "default-src 'none'; script-src " + hashSource(script) + "; style-src " + hashSource(style) +
+			"; img-src data:; base-uri 'none'; form-action 'none'",
 		policy: strings.Join([]string{
 			"default-src 'none'",
 			"script-src " + scripts,
@@ -114,6 +120,22 @@ func (p *Page) ServePage(w http.ResponseWriter, r *http.Request, frameAncestors 
 	h.Set("Content-Length", strconv.Itoa(len(p.html)))
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(p.html) // the client has cancelled
+	}
+}
+
+// ServeRefusal answers a refused request for the page with the page. It tells the viewer and
+// the embedding page why, and its policy lets it load nothing. So any site may embed it.
+func (p *Page) ServeRefusal(w http.ResponseWriter, reason string, status int) {
+	attributes := ` data-refused="` + html.EscapeString(reason) + `" data-status="` + strconv.Itoa(status) + `"`
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", p.refusal)
+	h.Set("Referrer-Policy", "same-origin")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Length", strconv.Itoa(len(p.html)+len(attributes)))
+	w.WriteHeader(status)
+	for _, part := range [][]byte{p.html[:p.opening], []byte(attributes), p.html[p.opening:]} {
+		_, _ = w.Write(part) // the client has cancelled, or asks for the headers only
 	}
 }
 

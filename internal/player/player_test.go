@@ -112,6 +112,30 @@ func TestPageHeaders(t *testing.T) {
 	}
 }
 
+// TestRefusalHeaders: the page of a refused video may be in any frame, so it must not be able
+// to play one. The reason becomes no markup.
+func TestRefusalHeaders(t *testing.T) {
+	t.Parallel()
+	p := newPage(t, []byte(fakeHLSJS))
+	res, html := serve(t, http.MethodGet, "", func(w http.ResponseWriter, _ *http.Request) { p.ServeRefusal(w, `token_expired"><script>`, 401) })
+	want := http.Header{
+		"Content-Type":   {"text/html; charset=utf-8"},
+		"Content-Length": {strconv.Itoa(len(html))},
+		"Content-Security-Policy": {"default-src 'none'; script-src " + inlineHash(t, inlineScripts, html) + "; style-src " + inlineHash(t, inlineStyles, html) +
+			"; img-src data:; base-uri 'none'; form-action 'none'"},
+		"Referrer-Policy":        {"same-origin"},
+		"X-Content-Type-Options": {"nosniff"},
+	}
+	if diff := cmp.Diff(want, res.Header); diff != "" || res.StatusCode != http.StatusUnauthorized {
+		t.Errorf("status %d, headers (-want +got):\n%s", res.StatusCode, diff)
+	}
+	const attributes = ` data-refused="token_expired&#34;&gt;&lt;script&gt;" data-status="401"`
+	_, page := servePage(t, p, http.MethodGet, "")
+	if got := strings.Replace(html, "<html"+attributes, "<html", 1); got != page || got == html {
+		t.Errorf("the page of a refusal differs from the page by more than its reason: %.200s", html)
+	}
+}
+
 // TestFrameAncestorsInjection: a value that ends the directive must neither add another
 // directive nor extend the list (C5).
 func TestFrameAncestorsInjection(t *testing.T) {

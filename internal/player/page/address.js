@@ -10,6 +10,9 @@ const pageName = /[^/]\/iframe$/.test(location.pathname) ? 'iframe' : '';
 let base = location.origin + location.pathname.slice(0, location.pathname.length - pageName.length).replace(/\/?$/, '/');
 const formerBases = []; // with tokens that have been renewed
 
+// The gate answers a refused request for the page with the page, and with the reason.
+const refused = root.dataset.refused && { reason: root.dataset.refused, status: Number(root.dataset.status) };
+
 const manifestBelow = (link) => link + root.dataset.manifest;
 const manifest = () => manifestBelow(base);
 

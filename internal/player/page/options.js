@@ -70,7 +70,6 @@ function applyOptions() {
   video.muted = options.muted;
   video.loop = options.loop;
   video.preload = options.preload;
-  if (options.poster) video.poster = options.poster;
   root.lang = language;
   document.title = options.title || TEXTS.video;
   video.setAttribute('aria-label', document.title);

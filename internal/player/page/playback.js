@@ -16,6 +16,10 @@ const hasHLSJS = root.dataset.hlsJs === 'yes' &&
 const hasNativeHLS = video.canPlayType('application/vnd.apple.mpegurl') !== '';
 
 function load() {
+  if (refused) { // the gate decides again, and may let other sites embed the page then
+    location.replace(base + pageName + location.search);
+    return;
+  }
   attempt++;
   loadedBase = base;
   failing = recovered = wantsPlay = false;
@@ -24,6 +28,7 @@ function load() {
   hls?.destroy();
   hls = null;
   failureBox.replaceChildren();
+  if (options.poster) video.poster = options.poster;
   attached = attach(attempt);
   if (resumePlaying) play().catch(() => {});
   resumePlaying = false;

@@ -12,7 +12,7 @@ let isRenewing = false; // the player starts again, and the embedding page hears
 async function renew(token) {
   const next = baseWith(token);
   const current = ++renewals;
-  const refusal = await askWhy(next);
+  const refusal = refused ? null : await askWhy(next); // a refused page may ask for nothing
   if (current !== renewals) throw new DOMException('another token has come', 'AbortError');
   if (refusal && refusal.reason !== 'http_error') {
     throw Object.assign(new DOMException(`the token is refused: ${refusal.reason}`, 'DataError'), refusal);

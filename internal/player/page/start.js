@@ -14,5 +14,9 @@ window.addEventListener('message', onMessage);
 window.addEventListener('online', () => { if (failure?.reason === 'network_error') load(); });
 setInterval(checkProgress, 1000);
 announce();
-watchExpiry();
-load();
+if (refused) {
+  show(refused);
+} else {
+  watchExpiry();
+  load();
+}
