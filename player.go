@@ -11,9 +11,9 @@ import (
 
 // PlayerConfig has the gate serve a player page at /<token>/iframe.
 type PlayerConfig struct {
-	// The file with hls.js (hls.min.js of its npm package), for browsers that
-	// do not play HLS natively. Placeholders are resolved. Default: none, so
-	// only browsers with native HLS can play.
+	// The file with hls.js (hls.min.js of its npm package), with which browsers
+	// play that have Media Source Extensions. Placeholders are resolved. Default:
+	// none, so only browsers with native HLS can play.
 	HLSJS string `json:"hls_js,omitempty"`
 }
 
