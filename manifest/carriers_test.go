@@ -56,6 +56,8 @@ var carriers = []struct{ clause, base, document, left string }{
 	{clause: "TS 103 285 7.2.1; @dvb:url", base: `<Period><AdaptationSet><SupplementalProperty schemeIdUri="urn:dvb:dash:fontdownload:2014" value="1" dvb:url="%s" dvb:fontFamily="a.b/c" dvb:mimeType="application/font-woff"/></AdaptationSet></Period>`},
 	{clause: "TS 103 285 7.2.1; EssentialProperty` (fonts)", base: `<Period><AdaptationSet><Representation><EssentialProperty x:url="%s"/></Representation></AdaptationSet></Period>`},
 	{clause: "TS 103 285 10.12.3; @dvb:reportingUrl", base: `<Metrics metrics="DVBErrors"><Reporting dvb:reportingUrl="%s"/></Metrics>`},
+	{clause: "ISO/IEC 23009-4; CryptoPeriod@keyUriTemplate", base: `<Period><AdaptationSet><ContentProtection schemeIdUri="urn:mpeg:dash:sea:2012"><sea:CryptoPeriod IV="0x1" keyUriTemplate="%s"/></ContentProtection></AdaptationSet></Period>`},
+	{clause: "ISO/IEC 23009-4; CryptoTimeline@keyUriTemplate", base: `<Period><AdaptationSet><Representation><ContentProtection><sea:CryptoTimeline keyUriTemplate="%s"/></ContentProtection></Representation></AdaptationSet></Period>`},
 	{clause: "IOP part 6; dashif:Laurl", left: `<Period><AdaptationSet><ContentProtection><dashif:Laurl licenseType="EME-1.0">%s</dashif:Laurl></ContentProtection></AdaptationSet></Period>`},
 	{clause: "IOP part 6; dashif:Authzurl", left: `<Period><AdaptationSet><ContentProtection><dashif:Authzurl>%s</dashif:Authzurl></ContentProtection></AdaptationSet></Period>`},
 	{clause: "IOP part 6; dashif:Certurl", left: `<Period><AdaptationSet><ContentProtection><dashif:Certurl certType="primary">%s</dashif:Certurl></ContentProtection></AdaptationSet></Period>`},

@@ -66,7 +66,7 @@ func kindOf(name []byte) elementKind {
 		return known | level | representation | remote
 	case "EmptyAdaptationSet", "Preselection", "ServiceDescription", "InitializationGroup", "InitializationPresentation", "UrlQueryInfo", "ExtUrlQueryInfo", "ExtHttpHeaderInfo":
 		return known | remote
-	case "InsertPresentation", "ReplacePresentation", "AlternativeMPD", "OverlayEvent", "Background", "SelectionInfo":
+	case "InsertPresentation", "ReplacePresentation", "AlternativeMPD", "OverlayEvent", "Background", "SelectionInfo", "CryptoPeriod", "CryptoTimeline":
 		return known | event
 	case "EssentialProperty", "SupplementalProperty":
 		return known | descriptor | open

@@ -48,6 +48,9 @@ type movedUnits struct {
 // units are the parts of segment information that a level inherits or has itself.
 type units uint32
 
+// keyUnit is the key of segments (ISO/IEC 23009-4), whose URI is resolved as the segments' own.
+const keyUnit units = 1 << 31
+
 // unit returns the unit of an attribute or a child of an element with segment
 // information. It is 0 for those without a URI.
 func unit(element, name []byte) units {
@@ -81,6 +84,10 @@ func (d *mpd) placeInLevels(e, parent *element) error {
 		e.owner = parent.level
 	case parent.owner != 0 && parent.kind&information != 0:
 		e.owner, e.unit = parent.owner, unit(parent.name, local(e.name))
+	case e.kind&(opaque|remote) == opaque: // ContentProtection
+		e.owner = parent.level
+	case parent.owner != 0 && parent.kind&(opaque|remote) == opaque:
+		e.owner, e.unit = parent.owner, keyUnit
 	}
 	if d.stage == collecting && e.owner != 0 {
 		d.levels[e.owner].has |= e.unit
@@ -167,7 +174,10 @@ func (d *mpd) rewriteInherited(in span, owner int, u units) error {
 			return err
 		case first:
 			d.shared, result = append(d.shared[:0], text...), outcome
-		case !bytes.Equal(text, d.shared):
+		case bytes.Equal(text, d.shared):
+		case u == keyUnit:
+			return d.invalid("Representations need different spellings of the URI of a key")
+		default:
 			d.levels[owner].split |= u
 			d.splitting, result = true, rewritten
 		}

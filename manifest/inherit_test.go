@@ -74,6 +74,15 @@ var inheritCases = []struct{ name, in, want string }{
 		`<MPD><Location>../x.mpd</Location><BaseURL>a/</BaseURL><SegmentURL media="y"/></MPD>`, "",
 	},
 	{
+		"the key of segments",
+		`<MPD><Period><AdaptationSet><ContentProtection><sea:CryptoPeriod keyUriTemplate="/library/vidA/v1/key"/></ContentProtection><Representation><BaseURL>a/</BaseURL></Representation></AdaptationSet></Period></MPD>`,
+		`<MPD><Period><AdaptationSet><ContentProtection><sea:CryptoPeriod keyUriTemplate="../../key"/></ContentProtection><Representation><BaseURL>a/</BaseURL></Representation></AdaptationSet></Period></MPD>`,
+	},
+	{
+		"the key of segments for folders of different depths",
+		`<MPD><Period><AdaptationSet><ContentProtection><sea:CryptoPeriod keyUriTemplate="/library/vidA/v1/key"/></ContentProtection><Representation><BaseURL>a/</BaseURL></Representation><Representation/></AdaptationSet></Period></MPD>`, refused,
+	},
+	{
 		"prefixes stay",
 		`<d:MPD xmlns:d="urn:mpeg:dash:schema:mpd:2011"><d:Period><d:AdaptationSet><d:SegmentTemplate media="/library/vidA/v1/x"/><d:Representation><d:BaseURL>a/</d:BaseURL></d:Representation><d:Representation/></d:AdaptationSet></d:Period></d:MPD>`,
 		`<d:MPD xmlns:d="urn:mpeg:dash:schema:mpd:2011"><d:Period><d:AdaptationSet><d:SegmentTemplate media="../../x"/><d:Representation><d:BaseURL>a/</d:BaseURL><d:SegmentTemplate media="../../x"></d:SegmentTemplate></d:Representation><d:Representation><d:SegmentTemplate media="../x"></d:SegmentTemplate></d:Representation></d:AdaptationSet></d:Period></d:MPD>`,
