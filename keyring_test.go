@@ -1,7 +1,6 @@
 package signedplayback
 
 import (
-	"io/fs"
 	"context"
 	"crypto/x509"
 	"encoding/base64"
@@ -10,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
