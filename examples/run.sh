@@ -4,6 +4,7 @@
 set -eu
 caddy=$(realpath "$1")
 cd "$(dirname "$0")/.."
+trap 'exit 0' INT TERM
 gate=http://localhost:8080 origin=http://localhost:8081
 
 # Two servers of Caddy can share a port, and each would get half of the requests.
@@ -44,7 +45,6 @@ echo "${page//ORIGIN/$origin}" >"$made/page/index.html"
 "$caddy" run --config examples/Caddyfile 2>"$made/log" &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
-trap 'exit 0' INT TERM
 
 # The port is probed by bash itself, because a fresh machine need not have curl.
 until (exec 3<>"/dev/tcp/127.0.0.1/${gate##*:}") 2>/dev/null; do
