@@ -56,7 +56,7 @@ videos. An origin without a scheme is asked over HTTP.
 Without --key, proxy makes a new key in memory, and its URLs stop working when it
 stops. The gate itself gets only the public key.
 
-	$ (umask 077; caddy signed-playback keygen > key.json)
+	$ caddy signed-playback keygen -o key.json
 	$ caddy signed-playback proxy --from media.example.com --to https://origin.example.net/videos \
 		--key key.json --sub launch --exp 12h --allowed-origins '*.example.com'
 
@@ -399,6 +399,9 @@ func (opts proxyOptions) warn(site proxySite, origin proxyOrigin) {
 	if opts.key == "" {
 		fmt.Fprintln(opts.warnings, "warning: there is no --key, so proxy signs with a new key that is in memory only: its URLs end with this process")
 	}
+	if opts.player && opts.hlsJS == "" {
+		fmt.Fprintln(opts.warnings, "warning: without --hls-js, the player page plays only in Safari, and in Chrome from 142 on; this gets the file: "+getHLSJS)
+	}
 	if site.anyHost && len(opts.allowedOrigins) > 0 {
 		fmt.Fprintf(opts.warnings, "warning: --from %q answers to every host name, so a page under any name that leads here counts as allowed; give the host name\n", opts.from)
 	}
@@ -425,7 +428,7 @@ func (opts proxyOptions) describe(out io.Writer, site proxySite, origin proxyOri
 
 	how := "Sign more with"
 	if opts.key == "" {
-		fmt.Fprint(out, "\nTo sign more, make a key and start again with --key key.json:\n  (umask 077; caddy signed-playback keygen > key.json)\n")
+		fmt.Fprint(out, "\nTo sign more, make a key and start again with --key key.json:\n  caddy signed-playback keygen -o key.json\n")
 		how = "Then sign with"
 	}
 	fmt.Fprintf(out, "\n%s\n  caddy signed-playback sign --key %s --sub %s --url %s\nStop with Ctrl-C.\n\n",

@@ -17,6 +17,9 @@ type PlayerConfig struct {
 	HLSJS string `json:"hls_js,omitempty"`
 }
 
+// getHLSJS is the command that leaves the file in the current folder.
+const getHLSJS = "npm pack hls.js && tar -xzf hls.js-*.tgz --strip-components=2 package/dist/hls.min.js"
+
 var errTwoPages = errors.New("trust_origin_iframe: `player` serves a page of its own at /iframe; remove one of the two")
 
 var errManifestOfPage = errors.New("the player page plays HLS; give the path of a playlist, like master.m3u8")
@@ -41,8 +44,7 @@ func (c *PlayerConfig) provision(manifestPath string) (*player.Page, error) {
 		page, err = player.New(script, manifestPath)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%q: %w; want dist/hls.min.js of the npm package hls.js, which is what this leaves in a folder: "+
-			"npm pack hls.js && tar -xzf hls.js-*.tgz --strip-components=2 package/dist/hls.min.js", path, err)
+		return nil, fmt.Errorf("%q: %w; want dist/hls.min.js of the npm package hls.js; this gets the file: %s", path, err, getHLSJS)
 	}
 	return page, nil
 }
