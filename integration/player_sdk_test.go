@@ -290,9 +290,10 @@ func TestPagesForCloudflare(t *testing.T) {
 type renewing struct {
 	*tab
 	web            *web
-	old, next      string      // tokens for the same video
-	expired, holds atomic.Bool // the old token has expired; the third segments are held back
+	old, next      string // tokens for the same video
 	forged         string
+	expired, holds atomic.Bool   // the old token has expired; the third segments wait
+	released       chan struct{} // for this
 }
 
 func startRenewing(t *testing.T, player [2]string, query string) *renewing {
@@ -301,13 +302,14 @@ func startRenewing(t *testing.T, player [2]string, query string) *renewing {
 		return func(c *token.Claims) { c.ExpiresAt = time.Now().Add(d) }
 	}
 	w := startWeb(t, anyVideo(), config{app: sdkVideos, gate: player[0]})
-	r := &renewing{web: w, old: mint(t, "sites", nil), next: mint(t, "sites", later(2*time.Hour))}
+	r := &renewing{web: w, released: make(chan struct{}), old: mint(t, "sites", nil), next: mint(t, "sites", later(2*time.Hour))}
 	r.forged = r.next[:len(r.next)-8] + "AAAAAAAA"
 	past := mint(t, "sites", later(-time.Minute))
 	w.tap.diverting(func(_ http.ResponseWriter, req *http.Request) bool {
-		if third := strings.HasSuffix(req.URL.Path, "/003.m4s"); third {
-			for r.holds.Load() && req.Context().Err() == nil {
-				time.Sleep(10 * time.Millisecond)
+		if r.holds.Load() && strings.HasSuffix(req.URL.Path, "/003.m4s") {
+			select {
+			case <-r.released:
+			case <-req.Context().Done():
 			}
 		}
 		if rest, ok := strings.CutPrefix(req.URL.Path, "/"+r.old+"/"); ok && r.expired.Load() {
@@ -350,7 +352,7 @@ func TestRenewal(t *testing.T) {
 		{name: "while it plays", do: func(t *testing.T, r *renewing) {
 			playing(t, r)
 			r.want(t, "done", r.next)
-			r.holds.Store(false)
+			close(r.released)
 			wantTrue(t, r.tab, `player.currentTime > 4`)
 			r.expired.Store(true)
 		}, then: playsOn + ` && !player.paused || player.ended`},
@@ -358,12 +360,12 @@ func TestRenewal(t *testing.T) {
 			playing(t, r)
 			r.want(t, "done", r.next)
 			r.expired.Store(true)
-			r.holds.Store(false)
+			close(r.released)
 		}, then: playsOn, restarts: true},
 		{name: "after it has expired", do: func(t *testing.T, r *renewing) {
 			playing(t, r)
 			r.expired.Store(true)
-			r.holds.Store(false)
+			close(r.released)
 			wantTrue(t, r.tab, `player.error?.reason === "token_expired"`)
 			r.want(t, "done", r.next)
 			wantTrue(t, r.tab, `player.error === null`)
@@ -385,7 +387,7 @@ func TestRenewal(t *testing.T) {
 			evaluate[bool](t, r.tab, `player.currentTime = 5, true`)
 			wantTrue(t, r.tab, `player.seeking`)
 			r.want(t, "done", r.next)
-			r.holds.Store(false)
+			close(r.released)
 		}, then: `player.currentTime > 6 && !backwards`, restarts: true},
 		{name: "before the frame has loaded", do: func(t *testing.T, r *renewing) {
 			evaluate[bool](t, r.tab, `player.play(), true`)
@@ -396,7 +398,7 @@ func TestRenewal(t *testing.T) {
 			playing(t, r)
 			r.want(t, "done", mint(t, "sites", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(3 * time.Hour) }))
 			r.want(t, "done", r.next)
-			r.holds.Store(false)
+			close(r.released)
 		}, then: playsOn},
 		{name: "with tokens that are refused", do: func(t *testing.T, r *renewing) {
 			playing(t, r)
@@ -406,7 +408,7 @@ func TestRenewal(t *testing.T) {
 			r.want(t, "DataError token_expired", mint(t, "sites", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Minute) }))
 			r.want(t, "DataError rule_blocked", mint(t, "sites", withRules(`[{"type":"any","action":"block"}]`)))
 			r.next = r.old
-			r.holds.Store(false)
+			close(r.released)
 		}, then: playsOn},
 	} {
 		for how, player := range sdkPlayers(t) {
