@@ -128,6 +128,7 @@ type App struct {
 	enforcement enforcement // of gates and videos without a setting
 	videos      map[string]settings
 	publicURL   string
+	caches      []*Cache                   // of this config
 	checked     map[*caddyhttp.Server]bool // by checkServer
 	stop        context.CancelFunc
 }

@@ -1,7 +1,6 @@
 package signedplayback
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -20,7 +19,9 @@ import (
 )
 
 func init() {
-	httpcaddyfile.RegisterHandlerDirective("signed_playback", parseGate)
+	httpcaddyfile.RegisterHandlerDirective("signed_playback_cache", parseCache)
+	httpcaddyfile.RegisterDirectiveOrder("signed_playback_cache", httpcaddyfile.After, "encode")
+	httpcaddyfile.RegisterHandlerDirective("signed_playback", parseGate) // before the cache
 	// After encode, so that encode compresses the response that the gate has
 	// changed. Before every directive that responds.
 	httpcaddyfile.RegisterDirectiveOrder("signed_playback", httpcaddyfile.After, "encode")
@@ -44,6 +45,7 @@ func optionPlaces() []optionPlace {
 		{"a video block of the global option signed_playback", new(VideoSettings).videoOptions},
 		{"the directive signed_playback in a site", new(Gate).options},
 		{"the directive signed_playback_api in a site", new(API).options},
+		{"the directive signed_playback_cache in a site", new(Cache).options},
 	}
 }
 
@@ -87,7 +89,7 @@ func hintAt(name string, here map[string]option) string {
 		}
 	}
 	_, notDirective := caddy.GetModule("http.handlers." + name)
-	meant := cmp.Or(closest(name, slices.Sorted(maps.Keys(here))), closest(name, slices.Sorted(maps.Keys(places))))
+	meant := closest(name, append(slices.Sorted(maps.Keys(here)), slices.Sorted(maps.Keys(places))...)) // at the same distance, one of here
 	belongs := func(option string) string { return "it belongs to " + strings.Join(places[option], ", or to ") }
 	switch {
 	case places[name] != nil:
@@ -554,3 +556,45 @@ var (
 	_ caddyfile.Unmarshaler = (*API)(nil)
 	_ caddyfile.Unmarshaler = (*App)(nil)
 )
+
+// UnmarshalCaddyfile sets up the media cache from Caddyfile tokens. Syntax:
+//
+//	signed_playback_cache [<matcher>] {
+//	    memory       <size>
+//	    max_object   <size>
+//	    segment_ttl  <duration>
+//	    manifest_ttl <duration>
+//	    error_ttl    <duration>
+//	    query        <name>...
+//	}
+//
+// The block is optional.
+func (c *Cache) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the directive's name
+	if d.NextArg() {
+		return d.Errf("unexpected argument %q; put the options of signed_playback_cache into a block", d.Val())
+	}
+	return parseBlock(d, c.options())
+}
+
+func (c *Cache) options() map[string]option {
+	ttl := func(value **caddy.Duration) option {
+		return func(d *caddyfile.Dispenser) error {
+			*value = new(caddy.Duration)
+			return durationArg(d, *value)
+		}
+	}
+	return map[string]option{
+		"memory":       func(d *caddyfile.Dispenser) error { return sizeArg(d, minCacheMemory, &c.Memory) },
+		"max_object":   func(d *caddyfile.Dispenser) error { return sizeArg(d, 1, &c.MaxObject) },
+		"segment_ttl":  ttl(&c.SegmentTTL),
+		"manifest_ttl": ttl(&c.ManifestTTL),
+		"error_ttl":    ttl(&c.ErrorTTL),
+		"query":        func(d *caddyfile.Dispenser) error { return someArgs(d, &c.Query, checkParameter) },
+	}
+}
+
+func parseCache(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	c := new(Cache)
+	return c, c.UnmarshalCaddyfile(h.Dispenser)
+}

@@ -156,6 +156,10 @@ func optionBlocks(t *testing.T) []optionBlock {
 			heading: "The directive signed_playback_api",
 			open:    ":80 {\nsigned_playback_api {\n", end: "}\n}\n",
 		},
+		{
+			heading: "The directive signed_playback_cache",
+			open:    ":80 {\nsigned_playback\nsigned_playback_cache {\n", end: "}\n}\n",
+		},
 	}
 	described := sections(page(t, "docs/reference.md"), "##")
 	for i := range blocks {
@@ -275,7 +279,7 @@ func jsonNames(text string) (names []string) {
 func TestFieldsAreDocumented(t *testing.T) {
 	t.Parallel()
 	var fields []string
-	for _, config := range []any{App{}, VideoSettings{}, Gate{}, Enforcement{}, PlayerConfig{}, API{}, AuthKey{}} {
+	for _, config := range []any{App{}, VideoSettings{}, Gate{}, Enforcement{}, PlayerConfig{}, API{}, AuthKey{}, Cache{}} {
 		for field := range reflect.TypeOf(config).Fields() {
 			if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" {
 				fields = append(fields, name)
@@ -307,6 +311,8 @@ func TestDefaultsAreDocumented(t *testing.T) {
 		"jwks_url":         "`" + strings.TrimSuffix(defaultJWKSInterval.String(), "0s") + "`",
 		"token_cache_size": "`" + strings.ReplaceAll(humanize.IBytes(defaultTokenCacheSize), " ", "") + "`",
 		"origin_path":      "`/" + videoPlaceholder + "`",
+		"memory":           "`" + strings.ReplaceAll(humanize.IBytes(defaultCacheMemory), " ", "") + "`",
+		"max_object":       "`" + strings.ReplaceAll(humanize.IBytes(defaultMaxObject), " ", "") + "`",
 	} {
 		_, text, _ := strings.Cut(described, "\n### `"+option+"`\n")
 		_, line, _ := strings.Cut(text, "\n- Default: ")

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/signed-playback/caddy-signed-playback/manifest"
+	"github.com/signed-playback/caddy-signed-playback/mediacache"
 )
 
 const namespace, subsystem = "caddy", "signed_playback"
@@ -27,6 +28,7 @@ type metrics struct {
 	cacheMisses     prometheus.Counter
 	verified        map[reason]prometheus.Counter // "" for success
 	verifySeconds   prometheus.Histogram
+	cacheResults    map[mediacache.Result]prometheus.Counter
 
 	collectors []prometheus.Collector
 }
@@ -51,6 +53,11 @@ func newMetrics() *metrics {
 	m.storeErrors = m.counters("store_errors_total", "Failures of the store by operation: changes, get, list and update failed, or decode found a damaged object.", "operation")
 	for _, operation := range []string{"changes", "get", "list", "update", "decode"} {
 		m.storeErrors.WithLabelValues(operation)
+	}
+	cacheRequests := m.counters("cache_requests_total", "Requests to the media cache by what it did: hit, miss, collapsed, stale, revalidated or bypass.", "result")
+	m.cacheResults = make(map[mediacache.Result]prometheus.Counter)
+	for _, result := range mediacache.Results() {
+		m.cacheResults[result] = cacheRequests.WithLabelValues(result.String())
 	}
 	return m
 }
@@ -145,8 +152,26 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 			func() float64 { return float64(remote.LoadedAt().Unix()) },
 		})
 	}
+	return register(registry, nil, gauges)
+}
+
+// registerCacheGauges adds the gauges of the media caches of an app.
+func registerCacheGauges(registry *prometheus.Registry, a *App) error {
+	return register(registry, prometheus.Labels{"tier": "memory"}, []gauge{
+		{
+			"cache_objects", "Objects of the media caches.",
+			func() float64 { objects, _ := a.cacheUsage(); return float64(objects) },
+		},
+		{
+			"cache_bytes", "Memory that the objects of the media caches take.",
+			func() float64 { _, bytes := a.cacheUsage(); return float64(bytes) },
+		},
+	})
+}
+
+func register(registry *prometheus.Registry, labels prometheus.Labels, gauges []gauge) error {
 	for _, g := range gauges {
-		opts := prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: g.name, Help: g.help}
+		opts := prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: g.name, Help: g.help, ConstLabels: labels}
 		if err := registry.Register(prometheus.NewGaugeFunc(opts, g.value)); err != nil {
 			return fmt.Errorf("registering metrics: %w", err)
 		}

@@ -11,7 +11,9 @@ import (
 func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Request, done func()) {
 	g.setOriginPath(r, d)
 	hideOriginalURL(r)
-	g.requestHeaders.clean(r.Header, d.target.token)
+	if g.requestHeaders.clean(r.Header, d.target.token) {
+		r = r.WithContext(context.WithValue(r.Context(), pastCacheKey{}, true))
+	}
 	limitRanges(r.Header)
 	limitCoding(r.Header)
 	if d.manifest {

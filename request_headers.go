@@ -53,15 +53,19 @@ var neverPassed = append([]string{
 // connectionHeaders belong to one connection (RFC 9110 section 7.6.1).
 var connectionHeaders = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
 
-// passes reports whether a header reaches the origin, if its value may.
-func (h requestHeaders) passes(name string, values []string) bool {
+// isUsual reports whether a header reaches every origin, if its value may.
+func isUsual(name string) bool {
 	switch name {
 	case "Accept", "Cache-Control", "Dnt", "Priority", "Range", "Save-Data", "Sec-Gpc", "Traceparent", "Tracestate", "User-Agent", "Via",
 		"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Playback-Session-Id", "X-Request-Id":
 		return true
 	}
-	return strings.HasPrefix(name, "Accept-") || strings.HasPrefix(name, "If-") || strings.HasPrefix(name, "Cmcd-") ||
-		h.more[name] || h.all && !slices.Contains(neverPassed, name) && !namesTarget(name, values)
+	return strings.HasPrefix(name, "Accept-") || strings.HasPrefix(name, "If-") || strings.HasPrefix(name, "Cmcd-")
+}
+
+// passes reports whether a header that is not usual reaches the origin.
+func (h requestHeaders) passes(name string, values []string) bool {
+	return h.more[name] || h.all && !slices.Contains(neverPassed, name) && !namesTarget(name, values)
 }
 
 // namesTarget reports whether some origin may take a header for the path or the
@@ -89,13 +93,19 @@ var methods = []string{
 }
 
 // clean removes the headers of a viewer's request that may not pass. token is the
-// token in the request's path, "" without one.
-func (h requestHeaders) clean(header http.Header, token string) {
+// token in the request's path, "" without one. more reports whether the origin gets
+// headers that are not usual, and so may answer this viewer otherwise than others.
+func (h requestHeaders) clean(header http.Header, token string) (more bool) {
 	for name, values := range header {
-		if !h.passes(name, values) || slices.ContainsFunc(values, func(value string) bool { return redact.Contains(value, token) }) {
+		usual := isUsual(name)
+		switch {
+		case !usual && !h.passes(name, values), slices.ContainsFunc(values, func(value string) bool { return redact.Contains(value, token) }):
 			delete(header, name)
+		case !usual:
+			more = true
 		}
 	}
+	return more
 }
 
 // cleanQuery returns the query of a viewer's request without CMCD (CTA-5004), which

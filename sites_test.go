@@ -53,17 +53,23 @@ func sitesOf(t *testing.T, adapted string) (warnings []string, err error) {
 }
 
 const (
-	past      = "requests get past the gate"
-	unreached = "no request reaches the gate"
-	nothing   = "nothing is behind the gate"
-	mayChain  = "a request may pass two gates"
-	noTokens  = "no request with a token passes the gate"
-	executes  = "templates behind the gate"
-	chain     = "two gates in one chain" // an error
+	past       = "requests get past the gate"
+	unreached  = "no request reaches the gate"
+	nothing    = "nothing is behind the gate"
+	mayChain   = "a request may pass two gates"
+	noTokens   = "no request with a token passes the gate"
+	executes   = "templates behind the gate"
+	chain      = "two gates in one chain"                      // an error
+	cacheLeads = "signed_playback_cache comes before the gate" // an error
 )
 
 // sitesWithMistakes are sites and what the check says about them.
 var sitesWithMistakes = map[string]string{
+	// A cache that answers in place of the gate.
+	"route {\nsigned_playback_cache\nsigned_playback\nreverse_proxy o:1\n}":                                 cacheLeads,
+	"route {\nsigned_playback_cache /a/*\nhandle /a/* {\nsigned_playback\nreverse_proxy o:1\n}\n}":          cacheLeads,
+	"route {\nsigned_playback_cache\nroute /b/* {\nuri strip_prefix /b\nsigned_playback\nfile_server\n}\n}": cacheLeads,
+
 	// A gate that does not see all requests.
 	"signed_playback /videos/*\nreverse_proxy o:1":                                                                        past,
 	"signed_playback /videos*\nfile_server":                                                                               past,
@@ -177,6 +183,8 @@ var sitesWithMistakes = map[string]string{
 // sitesWithoutMistakes are sites in which nothing gets past the gate, or only on
 // purpose.
 var sitesWithoutMistakes = []string{
+	"signed_playback\nsigned_playback_cache\nreverse_proxy o:1",
+	"handle /a/* {\nuri strip_prefix /a\nsigned_playback\nsigned_playback_cache\nreverse_proxy o:1\n}\nhandle {\nsigned_playback\nsigned_playback_cache {\nmemory 2MiB\n}\nreverse_proxy o:2\n}",
 	"signed_playback\nreverse_proxy o:1",
 	"signed_playback\nroot * /srv\nfile_server browse",
 	"signed_playback\nphp_fastcgi o:1",
@@ -238,7 +246,7 @@ func TestSitesWithMistakes(t *testing.T) {
 			adapted := adaptSite(t, namedSite, site)
 			warnings, err := sitesOf(t, adapted)
 			text := fmt.Sprint(warnings, err)
-			if !strings.Contains(text, want) || (err != nil) != (want == chain) {
+			if !strings.Contains(text, want) || (err != nil) != (want == chain || want == cacheLeads) {
 				t.Fatalf("%s, want %s", text, want)
 			}
 			if !strings.Contains(text, "media.example.com") || !strings.Contains(text, "Caddyfile:") {

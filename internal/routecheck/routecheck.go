@@ -81,6 +81,7 @@ var (
 
 const (
 	gateHandler      = "signed_playback"
+	cacheHandler     = "signed_playback_cache"
 	templatesHandler = "templates"
 	interceptHandler = "intercept"
 	videoPlaceholder = "{video}" // of origin_path
@@ -239,6 +240,7 @@ type requestState struct {
 	foreign   bool  // that name is not in the path that the viewer requested
 
 	executed bool // by templates behind the gate
+	cached   bool // a media cache may answer, and no gate is before it
 
 	failed bool // the request is in error routes
 	fixed  bool // a rewrite has given it a path that does not depend on the client
@@ -454,6 +456,9 @@ func (c *checker) handlers(list []Handler, s requestState, next follow) {
 			}
 		}
 		after(s)
+	case h.Handler == cacheHandler:
+		s.cached = s.cached || s.gate == nil
+		after(s)
 	case h.Handler == templatesHandler:
 		s.executed = s.gate != nil && !s.failed
 		after(s)
@@ -511,6 +516,9 @@ func (s requestState) answer() {
 func (c *checker) gate(h *Handler, s requestState, after follow) {
 	g := c.gates[h]
 	g.reached = true
+	if s.cached && c.err == nil {
+		c.err = fmt.Errorf("signed_playback_cache comes before the gate %s, so it would answer requests on which no gate has decided; put it after signed_playback", g.place())
+	}
 	prefix := s.prefix()
 	g.tokens = g.tokens || s.gate != nil || prefix == ""
 	g.prefix = cmp.Or(g.prefix, prefix)

@@ -1,0 +1,302 @@
+package signedplayback
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	oteltrace "go.opentelemetry.io/otel/trace"
+	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/mediacache"
+)
+
+func init() {
+	caddy.RegisterModule(new(Cache))
+}
+
+// Cache keeps the origin's answers in memory, one object for all viewers: each is
+// asked for once, and viewers who come meanwhile read it as it arrives. It answers GET
+// and HEAD as a shared cache (RFC 9111), and it stands between a gate and the handler
+// that asks the origin. The gate decides on every request, and the cache never sees a
+// token. It works without a gate too.
+//
+// The origin is told nothing of viewers: no header of theirs reaches it, so it cannot
+// answer one viewer otherwise than others. Handlers after the cache see a request of
+// the cache, and `vars` or `map` before the cache do not reach them. Requests with a
+// header of `pass_request_headers` or with `Authorization` go past the cache.
+//
+// Responses carry `Cache-Status` (RFC 9211).
+type Cache struct {
+	// The memory for objects, in bytes, all overheads included. Default: 256 MiB, or
+	// a quarter of the memory limit of the process if that is less. At least 1 MiB.
+	Memory uint64 `json:"memory,omitempty"`
+
+	// The size in bytes up to which objects are kept whole. Larger ones are kept in
+	// slices of 1 MiB, if the origin answers ranges. Default: 64 MiB. At most half of
+	// the memory.
+	MaxObject uint64 `json:"max_object,omitempty"`
+
+	// How long media is fresh if the origin does not say: everything but manifests
+	// with a type of audio, video, images, fonts or captions, without a type, or with
+	// a name of such. Default: 1h. 0s keeps none.
+	SegmentTTL *caddy.Duration `json:"segment_ttl,omitempty"`
+
+	// The same for manifests. Default: 1s.
+	ManifestTTL *caddy.Duration `json:"manifest_ttl,omitempty"`
+
+	// The same for the statuses 404 and 410. Default: 500ms.
+	ErrorTTL *caddy.Duration `json:"error_ttl,omitempty"`
+
+	// The query parameters that make another object. The others do not reach the
+	// origin. Default: all but CMCD. Permitted: `v`, `_HLS_msn`. Not permitted: `v=1`.
+	Query []string `json:"query,omitempty"`
+
+	config  mediacache.Config
+	cache   *mediacache.Cache
+	poolKey string
+	server  *caddyhttp.Server
+	metrics *metrics
+}
+
+const (
+	defaultCacheMemory = 256 << 20
+	minCacheMemory     = 1 << 20
+	cacheMemoryShare   = 4 // one part in so many of the memory limit of the process
+	defaultMaxObject   = 64 << 20
+)
+
+// CaddyModule returns the Caddy module information.
+func (*Cache) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.signed_playback_cache",
+		New: func() caddy.Module { return new(Cache) },
+	}
+}
+
+// Provision compiles the configuration and takes over the objects of the same site
+// under the previous config.
+func (c *Cache) Provision(ctx caddy.Context) error {
+	module, err := ctx.App(appID)
+	if err != nil {
+		return fmt.Errorf("loading app %s: %w", appID, err)
+	}
+	app := module.(*App)
+	c.metrics = app.metrics
+	if err := c.compile(); err != nil {
+		return err
+	}
+	logger := ctx.Logger()
+	c.config.Panicked = func(value any, stack []byte) {
+		logger.Error("panic in a handler behind the cache", zap.Any("error", redactPanic(value)), zap.ByteString("stack", stack))
+	}
+	c.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	key, err := app.cacheKey(c.server)
+	if err != nil {
+		return err
+	}
+	c.poolKey = fmt.Sprintf("%s %d", key, c.config.Memory)
+	pooled, _, err := mediaCachePool.LoadOrNew(c.poolKey, func() (caddy.Destructor, error) {
+		return mediaCache{mediacache.New(c.config.Memory)}, nil
+	})
+	if err != nil {
+		return err
+	}
+	c.cache = pooled.(mediaCache).Cache
+	app.caches = append(app.caches, c)
+	if len(app.caches) == 1 {
+		return registerCacheGauges(ctx.GetMetricsRegistry(), app)
+	}
+	return nil
+}
+
+// mediaCachePool keeps objects over config reloads.
+var mediaCachePool = caddy.NewUsagePool()
+
+type mediaCache struct{ *mediacache.Cache }
+
+// Destruct implements caddy.Destructor.
+func (mediaCache) Destruct() error { return nil }
+
+// Cleanup gives the objects up, unless another config uses them.
+func (c *Cache) Cleanup() error {
+	if c.cache == nil {
+		return nil
+	}
+	_, err := mediaCachePool.Delete(c.poolKey)
+	return err
+}
+
+func (c *Cache) compile() error {
+	memory, maxObject := c.Memory, c.MaxObject
+	if memory == 0 {
+		memory = memoryWithin(debug.SetMemoryLimit(-1), cacheMemoryShare, minCacheMemory, defaultCacheMemory)
+	}
+	if memory < minCacheMemory {
+		return fmt.Errorf("memory %d: want at least %d bytes", memory, minCacheMemory)
+	}
+	if maxObject == 0 {
+		maxObject = min(defaultMaxObject, memory/2)
+	}
+	if maxObject > memory/2 {
+		return fmt.Errorf("max_object %d: want at most half of the memory, which is %d bytes", maxObject, memory)
+	}
+	c.config = mediacache.Config{
+		Memory: int64(memory), MaxObject: int64(maxObject), Query: c.Query,
+		SegmentTTL: orDuration(c.SegmentTTL, time.Hour), ManifestTTL: orDuration(c.ManifestTTL, time.Second),
+		ErrorTTL: orDuration(c.ErrorTTL, 500*time.Millisecond), Context: originContext,
+	}
+	for _, name := range c.Query {
+		if err := checkParameter(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func orDuration(d *caddy.Duration, otherwise time.Duration) time.Duration {
+	if d == nil {
+		return otherwise
+	}
+	return time.Duration(*d)
+}
+
+// checkParameter checks the name of a query parameter, which is compared with the
+// undecoded query.
+func checkParameter(name string) error {
+	if name == "" || !isQueryName(name) {
+		return fmt.Errorf("query %q: want the name of a parameter as it stands in URLs, without `=` and `&`", name)
+	}
+	return nil
+}
+
+func isQueryName(name string) bool {
+	for _, c := range []byte(name) {
+		if c <= ' ' || c >= 0x7f || c == '&' || c == '=' || c == '#' {
+			return false
+		}
+	}
+	return true
+}
+
+// cacheKey returns the name under which a cache that is being provisioned outlives its
+// config: the handlers of its site, and its place among the caches there. Objects are
+// those of an upstream, so a site whose handlers have changed begins without any.
+func (a *App) cacheKey(server *caddyhttp.Server) (string, error) {
+	if server == nil {
+		return "", errors.New("signed_playback_cache is a handler of an HTTP server")
+	}
+	site := rand.Text() // of named routes and error routes, nothing is kept
+	for _, route := range server.Routes {
+		if route.HandlersRaw != nil && len(server.NamedRoutes) == 0 { // it is being provisioned
+			handlers, err := json.Marshal(withoutSources(route.HandlersRaw))
+			if err != nil {
+				return "", err
+			}
+			site = fmt.Sprintf("%x", sha256.Sum256(handlers))
+			break
+		}
+	}
+	others := 0
+	for _, c := range a.caches {
+		if strings.HasPrefix(c.poolKey, site) {
+			others++
+		}
+	}
+	return fmt.Sprintf("%s %d", site, others), nil
+}
+
+// cacheUsage returns how many objects all media caches have, and their memory.
+func (a *App) cacheUsage() (objects int, bytes int64) {
+	for _, c := range a.caches {
+		n, size := c.cache.Usage()
+		objects, bytes = objects+n, bytes+size
+	}
+	return objects, bytes
+}
+
+// withoutSources returns a part of a JSON config without the places of gates in the
+// Caddyfile, which change with each line before them.
+func withoutSources(config any) any {
+	switch value := config.(type) {
+	case []json.RawMessage:
+		decoded := make([]any, len(value))
+		for i, raw := range value {
+			_ = json.Unmarshal(raw, &decoded[i]) // Caddy has decoded it before
+		}
+		return withoutSources(decoded)
+	case []any:
+		for i := range value {
+			value[i] = withoutSources(value[i])
+		}
+	case map[string]any:
+		if value["handler"] == "signed_playback" {
+			delete(value, "source")
+		}
+		for name := range value {
+			value[name] = withoutSources(value[name])
+		}
+	}
+	return config
+}
+
+// pastCacheKey is the context key of requests that a cache does not answer.
+type pastCacheKey struct{}
+
+// ServeHTTP answers from memory, or asks the next handler on behalf of all viewers.
+func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if r.Context().Value(pastCacheKey{}) != nil {
+		c.metrics.cacheResults[mediacache.Bypass].Inc()
+		return next.ServeHTTP(w, r)
+	}
+	result, err := c.cache.Serve(w, r, &c.config, func(w http.ResponseWriter, r *http.Request) error {
+		return next.ServeHTTP(w, c.prepare(w, r))
+	})
+	c.metrics.cacheResults[result].Inc()
+	switch {
+	case errors.Is(err, context.Canceled):
+		return caddyhttp.Error(statusClientClosedRequest, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return caddyhttp.Error(http.StatusGatewayTimeout, err)
+	}
+	return err
+}
+
+// routeGroupKey is the context key under which Caddy keeps the groups of routes that
+// have matched already, of which only one may.
+const routeGroupKey caddy.CtxKey = "route_group"
+
+// originContext returns the context of a request to the origin. Of the viewer's, it has
+// the trace and a copy of the groups, because it may outlive it.
+func originContext(r *http.Request) context.Context {
+	ctx := oteltrace.ContextWithSpanContext(context.Background(), oteltrace.SpanContextFromContext(r.Context()))
+	groups, _ := r.Context().Value(routeGroupKey).(map[string]struct{})
+	return context.WithValue(ctx, routeGroupKey, maps.Clone(groups))
+}
+
+// prepare gives a request of the cache what Caddy gives to those of clients.
+func (c *Cache) prepare(w http.ResponseWriter, r *http.Request) *http.Request {
+	groups, _ := r.Context().Value(routeGroupKey).(map[string]struct{})
+	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, c.server)
+	if groups == nil {
+		return r
+	}
+	return r.WithContext(context.WithValue(r.Context(), routeGroupKey, groups))
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Cache)(nil)
+	_ caddy.CleanerUpper          = (*Cache)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Cache)(nil)
+)

@@ -1,0 +1,352 @@
+package mediacache
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"sync"
+	"time"
+)
+
+var (
+	// errTruncated is why a body ends early: the origin broke it off, or sent another
+	// length than it announced.
+	errTruncated = errors.New("mediacache: the origin did not send the body to its end")
+
+	errSlowViewer = errors.New("mediacache: other viewers of a body that is not kept would have to wait for this one")
+)
+
+// body is the bytes of a response. One fill appends them while viewers read. It is
+// safe for concurrent use, and received bytes never change.
+//
+// Its memory is part of the budget until nobody uses it any more, so viewers who still
+// read what the cache has dropped count too.
+type body struct {
+	memory *memory
+
+	mu       sync.Mutex
+	chunks   []chunk
+	length   int64         // received so far
+	reserved int64         // bytes of the budget
+	done     bool          // no more bytes will come
+	err      error         // why, if the body is not complete
+	wake     chan struct{} // closed at the next change; nil while nobody waits
+	uses     int           // by the index and the fill
+	readers  map[*reader]struct{}
+	windowed bool          // chunks that all readers have passed are used again
+	room     chan struct{} // closed when a reader of a windowed body advances
+}
+
+// chunk is a part of a body. Its memory is allocated at once and then filled.
+type chunk struct {
+	at   int64
+	data []byte
+}
+
+const (
+	minChunk = 4 << 10
+	maxChunk = 1 << 20 // a contiguous megabyte goes out in one write
+
+	// slowAfter is how long a viewer of a windowed body may keep the others waiting.
+	slowAfter = 10 * time.Second
+)
+
+func newBody(m *memory) *body {
+	return &body{memory: m, uses: 1, readers: map[*reader]struct{}{}}
+}
+
+// reserve takes room for the whole body, where its length is known. It reports
+// whether there is any.
+func (b *body) reserve(size int64) bool {
+	if !b.memory.reserve(size) {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.reserved += size
+	return true
+}
+
+// write appends bytes. expected is the length of the whole body, or -1.
+func (b *body) write(ctx context.Context, p []byte, expected, limit int64) error {
+	for len(p) > 0 {
+		room, err := b.grow(ctx, expected, limit)
+		if err != nil {
+			return err
+		}
+		n := copy(room, p)
+		b.extend(n)
+		p = p[n:]
+	}
+	return nil
+}
+
+// grow returns memory for the next bytes. A body of unknown length that becomes
+// longer than limit, or for which there is no memory, becomes windowed.
+func (b *body) grow(ctx context.Context, expected, limit int64) ([]byte, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := len(b.chunks); n > 0 {
+		if last := b.chunks[n-1].data; len(last) < cap(last) {
+			return last[len(last):cap(last)], nil
+		}
+	}
+	if expected >= 0 {
+		size := min(expected-b.length, maxChunk)
+		if size <= 0 {
+			return nil, errTruncated
+		}
+		return b.append(size), nil
+	}
+	size := min(max(b.length, minChunk), maxChunk)
+	if b.length+size > limit || !b.windowed && !b.reserveLocked(size) {
+		b.windowed = b.windowed || len(b.chunks) > 0
+	}
+	if !b.windowed {
+		return b.append(size), nil
+	}
+	return b.recycle(ctx)
+}
+
+func (b *body) reserveLocked(size int64) bool {
+	b.mu.Unlock()
+	ok := b.memory.reserve(size)
+	b.mu.Lock()
+	if ok {
+		b.reserved += size
+	}
+	return ok
+}
+
+func (b *body) append(size int64) []byte {
+	b.chunks = append(b.chunks, chunk{at: b.length, data: make([]byte, 0, size)})
+	return b.chunks[len(b.chunks)-1].data[:size]
+}
+
+// recycle waits until all readers have passed the first chunk, and moves it to the
+// end. A reader that keeps the others waiting for too long is dropped.
+func (b *body) recycle(ctx context.Context) ([]byte, error) {
+	first := b.chunks[0]
+	timer := time.NewTimer(slowAfter)
+	defer timer.Stop()
+	for b.slowest() < first.at+int64(len(first.data)) {
+		b.room = make(chan struct{})
+		room := b.room
+		b.mu.Unlock()
+		late := false
+		select {
+		case <-room:
+		case <-timer.C:
+			late = true
+		case <-ctx.Done():
+		}
+		b.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if late && len(b.readers) > 1 {
+			b.dropSlowest()
+		}
+	}
+	if len(b.readers) == 0 {
+		return nil, context.Canceled
+	}
+	first = b.chunks[0]
+	b.chunks = append(b.chunks[1:], chunk{at: b.length, data: first.data[:0]})
+	return first.data[:cap(first.data)], nil
+}
+
+func (b *body) slowest() int64 {
+	slowest := b.length
+	for r := range b.readers {
+		slowest = min(slowest, r.offset)
+	}
+	return slowest
+}
+
+// dropSlowest ends the readers that are furthest behind. Their memory is in use until
+// they notice, so it is not used again.
+func (b *body) dropSlowest() {
+	slowest := b.slowest()
+	for r := range b.readers {
+		if r.offset == slowest {
+			r.err = errSlowViewer
+			delete(b.readers, r)
+		}
+	}
+	b.chunks[0].data = make([]byte, len(b.chunks[0].data), cap(b.chunks[0].data))
+}
+
+// extend adds n bytes, which are in the memory that grow returned.
+func (b *body) extend(n int) {
+	if n == 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	last := &b.chunks[len(b.chunks)-1]
+	last.data = last.data[:len(last.data)+n]
+	b.length += int64(n)
+	b.wakeAll()
+}
+
+// end completes the body, or breaks it off with an error.
+func (b *body) end(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.done, b.err = true, err
+	b.wakeAll()
+}
+
+func (b *body) wakeAll() {
+	if b.wake != nil {
+		close(b.wake)
+		b.wake = nil
+	}
+}
+
+// drop ends a use by the index or the fill. use begins one.
+func (b *body) drop() {
+	b.mu.Lock()
+	b.uses--
+	b.freeLocked()
+}
+
+func (b *body) use() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.uses++
+}
+
+// freeLocked gives the memory back if nobody uses it any more. It unlocks the body.
+func (b *body) freeLocked() {
+	var free int64
+	if b.uses == 0 && len(b.readers) == 0 {
+		free, b.reserved, b.chunks = b.reserved, 0, nil
+	}
+	b.mu.Unlock()
+	b.memory.release(free)
+}
+
+// reader is one viewer of a body.
+type reader struct {
+	body   *body
+	offset int64 // what comes before is not read again
+	err    error // why the body has dropped the reader
+}
+
+// read begins a reader. Whoever calls it must know that the body is in use.
+func (b *body) read() *reader {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r := &reader{body: b}
+	b.readers[r] = struct{}{}
+	return r
+}
+
+// close ends a reader. It returns whether it was the last one.
+func (r *reader) close() (last bool) {
+	b := r.body
+	b.mu.Lock()
+	delete(b.readers, r)
+	last = len(b.readers) == 0
+	if b.room != nil {
+		close(b.room)
+		b.room = nil
+	}
+	b.freeLocked()
+	return last
+}
+
+// next returns the received bytes from offset on. If there are none yet, it returns a
+// channel that is closed when something changes. At the end of the body, the error is
+// io.EOF.
+func (r *reader) next(offset int64) (data []byte, changed <-chan struct{}, err error) {
+	b := r.body
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r.offset = offset
+	if b.room != nil {
+		close(b.room)
+		b.room = nil
+	}
+	switch {
+	case r.err != nil:
+		return nil, nil, r.err
+	case offset < b.length:
+		return b.find(offset), nil, nil
+	case b.err != nil:
+		return nil, nil, b.err
+	case b.done:
+		return nil, nil, io.EOF
+	}
+	if b.wake == nil {
+		b.wake = make(chan struct{})
+	}
+	return nil, b.wake, nil
+}
+
+// find returns what is received of the chunk at offset.
+func (b *body) find(offset int64) []byte {
+	i, found := slices.BinarySearchFunc(b.chunks, offset, func(c chunk, offset int64) int { return cmp.Compare(c.at, offset) })
+	if !found {
+		i--
+	}
+	c := b.chunks[i]
+	return c.data[offset-c.at:]
+}
+
+// copyTo writes the bytes from offset up to end as they arrive, and flushes before it
+// waits for more.
+func (r *reader) copyTo(ctx context.Context, w io.Writer, offset, end int64, flush func()) error {
+	for offset < end {
+		data, changed, err := r.next(offset)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case changed != nil:
+			flush()
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			continue
+		}
+		data = data[:min(int64(len(data)), end-offset)]
+		if _, err := w.Write(data); err != nil {
+			return err
+		}
+		offset += int64(len(data))
+	}
+	return nil
+}
+
+// taken returns how many bytes of the budget the body takes.
+func (b *body) taken() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.reserved
+}
+
+func (b *body) isWindowed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.windowed
+}
+
+func (b *body) received() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.length
+}
+
+func (b *body) hasReaders() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.readers) > 0
+}

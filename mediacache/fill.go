@@ -1,0 +1,289 @@
+package mediacache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// fill is one request to the origin, for all viewers who ask for the same meanwhile.
+type fill struct {
+	cache  *Cache
+	config *Config
+	entry  *entry
+	old    *object // that is revalidated; nil if there is none
+	asked  time.Time
+	cancel context.CancelFunc
+	body   *body
+
+	// ready is closed when the fields below it are known.
+	ready   chan struct{}
+	outcome outcome
+	object  *object
+	failure error // of the origin's handler; http.ErrAbortHandler if it has panicked
+
+	// The first viewer takes a response over that nobody else may get.
+	takeOver chan http.ResponseWriter
+	gone     chan struct{} // closed when the first viewer has left before that
+	ended    chan struct{} // closed when the origin's handler has returned
+}
+
+// outcome is what has become of a fill.
+type outcome int
+
+const (
+	shared    outcome = iota // object is for all who wait, and its body arrives
+	confirmed                // object is the old one, which is still right, or is used because of an error
+	exclusive                // the response is for one viewer; the others ask for themselves
+	failed                   // the origin's handler has not answered
+)
+
+// settle tells the viewers what has become of the fill.
+func (f *fill) settle(result outcome, o *object) {
+	f.outcome, f.object = result, o
+	close(f.ready)
+}
+
+// isJoinable reports whether a request that comes now may have the response of the
+// fill. The caller has locked the index.
+func (f *fill) isJoinable(now time.Time) bool {
+	select {
+	case <-f.ready:
+		return f.outcome == shared && f.object.isFresh(now) && !f.body.isWindowed()
+	default:
+		return true
+	}
+}
+
+// run asks the origin.
+func (f *fill) run(next Handler, r *http.Request) {
+	w := &fillWriter{fill: f, ctx: r.Context(), header: http.Header{}, expected: -1}
+	defer f.cancel()
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		if p != any(http.ErrAbortHandler) && f.config.Panicked != nil {
+			f.config.Panicked(p, debug.Stack())
+		}
+		w.finish(http.ErrAbortHandler)
+	}()
+	w.finish(next(w, r))
+}
+
+// finish ends the fill when the origin's handler has returned.
+func (w *fillWriter) finish(failure error) {
+	f := w.fill
+	complete := false
+	switch {
+	case w.state == waiting:
+		f.failure = failure
+		f.settle(failed, nil)
+	case w.state == passing:
+		f.failure = failure
+	case w.state != keeping:
+	case failure != nil || w.expected >= 0 && w.expected != f.body.received():
+		f.body.end(errTruncated)
+	default:
+		f.body.end(nil)
+		complete = !f.body.isWindowed()
+	}
+	f.cache.ended(f, complete)
+	close(f.ended)
+}
+
+// fillWriter is the response writer that the origin's handler sees.
+type fillWriter struct {
+	*fill
+	ctx      context.Context
+	header   http.Header
+	state    fillState
+	expected int64 // Content-Length; -1 if there is none
+	limit    int64 // of a body of unknown length that is kept
+	viewer   http.ResponseWriter
+}
+
+type fillState int
+
+const (
+	waiting    fillState = iota // until the headers are known
+	keeping                     // bytes go into the body
+	passing                     // bytes go to the first viewer
+	discarding                  // nobody needs the bytes
+)
+
+func (w *fillWriter) Header() http.Header { return w.header }
+
+// errNotNeeded ends the origin's handler when nobody needs the body.
+var errNotNeeded = errors.New("mediacache: nobody needs the rest of this response")
+
+func (w *fillWriter) WriteHeader(status int) {
+	if w.state != waiting || status < 200 {
+		return
+	}
+	now := w.cache.now()
+	d := parseDirectives(w.header["Cache-Control"])
+	made := now.Add(-ageOnArrival(w.header, w.asked, now))
+	switch {
+	case status == http.StatusNotModified && w.old != nil:
+		w.confirm(made)
+	case status >= 500 && w.old != nil && w.old.canBeStale(now, w.old.freshness.staleIfError):
+		w.discard(confirmed, w.old)
+	case w.entry.key.slice > 0:
+		w.startSlice(status, made, d)
+	case !isShareable(status, w.header, d):
+		w.passToFirst(status)
+	default:
+		w.start(status, made, d)
+	}
+}
+
+// confirm refreshes the old object.
+func (w *fillWriter) confirm(made time.Time) {
+	o := w.old.refreshed(w.header, made, freshness{})
+	d := parseDirectives(o.header["Cache-Control"])
+	o.freshness, _ = freshnessOf(o.status, o.header, d, w.config.ttl(o.status, o.isManifest, o.isMedia), o.isManifest, w.asked)
+	w.discard(confirmed, o)
+}
+
+// start keeps the response, if it can be.
+func (w *fillWriter) start(status int, made time.Time, d directives) {
+	o := newObject(status, w.header, w.entry.key.path, w.body)
+	o.made = made
+	o.freshness, o.keep = freshnessOf(status, w.header, d, w.config.ttl(status, o.isManifest, o.isMedia), o.isManifest, w.asked)
+	w.expected, w.limit = o.length, w.config.MaxObject
+	o.sliced = o.length > w.config.MaxObject && o.keep && o.canBeSliced()
+	size := objectOverhead + headerSize(o.header) + int64(len(w.entry.key.path)+len(w.entry.key.query))
+	if !o.sliced {
+		size += max(o.length, 0)
+	}
+	switch {
+	case o.length > w.config.MaxObject && !o.sliced, !w.body.reserve(size):
+		w.passToFirst(status)
+	case o.sliced:
+		w.body.end(nil)
+		w.discard(shared, o)
+	default:
+		w.state = keeping
+		w.settle(shared, o)
+	}
+}
+
+// discard settles the fill when the body of the response is not needed.
+func (w *fillWriter) discard(result outcome, o *object) {
+	w.state = discarding
+	w.settle(result, o)
+	w.cancel()
+}
+
+// startSlice keeps a part of a large object. It must be a part of the same object as
+// the other slices, which If-Range and the headers ensure.
+func (w *fillWriter) startSlice(status int, made time.Time, d directives) {
+	o := newObject(status, w.header, w.entry.key.path, w.body)
+	want := sliceOf(w.entry.key.slice-1, w.old.length)
+	got, ok := parseContentRange(w.header.Get("Content-Range"))
+	if status != http.StatusPartialContent || !ok || got != want || !o.isOf(w.old) || !isShareable(http.StatusOK, w.header, d) {
+		w.failure = errOtherObject
+		w.discard(failed, nil)
+		return
+	}
+	o.made, o.freshness, o.keep = made, freshness{lifetime: w.old.freshness.lifetime}, true
+	o.length, w.expected = want.length(), want.length()
+	if !w.body.reserve(objectOverhead + headerSize(o.header) + o.length) {
+		w.failure = errNoMemory
+		w.discard(failed, nil)
+		return
+	}
+	w.state = keeping
+	w.settle(shared, o)
+}
+
+// passToFirst gives the response to the first viewer, if it still waits.
+func (w *fillWriter) passToFirst(status int) {
+	w.settle(exclusive, nil)
+	w.state = discarding
+	select {
+	case w.viewer = <-w.takeOver:
+		w.state = passing
+		header := w.viewer.Header()
+		maps.Copy(header, w.header)
+		addCacheStatus(header, Bypass)
+		w.viewer.WriteHeader(status)
+	case <-w.gone:
+		w.cancel()
+	case <-w.ctx.Done():
+	}
+}
+
+func (w *fillWriter) Write(p []byte) (int, error) {
+	if w.state == waiting {
+		w.WriteHeader(http.StatusOK)
+	}
+	switch w.state {
+	case keeping:
+		if err := w.body.write(w.ctx, p, w.expected, w.limit); err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	case passing:
+		return w.viewer.Write(p)
+	default:
+		return 0, errNotNeeded
+	}
+}
+
+// FlushError implements what http.ResponseController looks for.
+func (w *fillWriter) FlushError() error {
+	if w.state == passing {
+		return http.NewResponseController(w.viewer).Flush()
+	}
+	return nil
+}
+
+var (
+	errOtherObject = errors.New("mediacache: a large object has changed on the origin, or the origin does not answer ranges")
+	errNoMemory    = errors.New("mediacache: no memory for a slice of a large object")
+)
+
+// sliceSize is the size of the parts in which large objects are kept.
+const sliceSize = 1 << 20
+
+// span is a range of bytes, the last one included.
+type span struct{ first, last, total int64 }
+
+func (s span) length() int64 { return s.last - s.first + 1 }
+
+func (s span) String() string { return fmt.Sprintf("bytes %d-%d/%d", s.first, s.last, s.total) }
+
+func sliceOf(n, total int64) span {
+	return span{first: n * sliceSize, last: min((n+1)*sliceSize, total) - 1, total: total}
+}
+
+// parseContentRange parses the form of Content-Range that tells everything (RFC 9110
+// section 14.4).
+func parseContentRange(text string) (s span, ok bool) {
+	text, ok = strings.CutPrefix(text, "bytes ")
+	if !ok {
+		return span{}, false
+	}
+	part, total, _ := strings.Cut(text, "/")
+	first, last, _ := strings.Cut(part, "-")
+	for _, number := range []struct {
+		text string
+		to   *int64
+	}{{first, &s.first}, {last, &s.last}, {total, &s.total}} {
+		n, err := strconv.ParseUint(number.text, 10, 63)
+		if err != nil {
+			return span{}, false
+		}
+		*number.to = int64(n)
+	}
+	return s, s.first <= s.last && s.last < s.total
+}

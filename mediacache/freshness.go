@@ -1,0 +1,212 @@
+package mediacache
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// freshness is how long and under which conditions a response may be used again.
+type freshness struct {
+	lifetime             time.Duration // counted from when the origin made the response
+	staleWhileRevalidate time.Duration // after lifetime, RFC 5861 section 3
+	staleIfError         time.Duration // after lifetime, RFC 5861 section 4
+}
+
+// maxDelta is what a larger number of seconds counts as (RFC 9111 section 1.2.2).
+const maxDelta = 1<<31 - 1
+
+// directives are the members of a Cache-Control field that a shared cache obeys.
+type directives struct {
+	noStore, private, noCache, public, mustRevalidate bool
+
+	maxAge, sMaxAge, staleWhileRevalidate, staleIfError *time.Duration
+}
+
+// parseDirectives reads Cache-Control fields. An argument that is no number of
+// seconds, and a directive that appears twice with different arguments, count as
+// zero seconds, as RFC 9111 section 4.2.1 encourages.
+func parseDirectives(fields []string) directives {
+	var d directives
+	for _, field := range fields {
+		for name, argument := range members(field) {
+			d.set(strings.ToLower(name), argument)
+		}
+	}
+	return d
+}
+
+func (d *directives) set(name, argument string) {
+	switch name {
+	case "no-store":
+		d.noStore = true
+	case "private":
+		d.private = true // with names of fields, too: less is kept than could be
+	case "no-cache":
+		d.noCache = true
+	case "public":
+		d.public = true
+	case "must-revalidate", "proxy-revalidate":
+		d.mustRevalidate = true
+	case "max-age":
+		setSeconds(&d.maxAge, argument)
+	case "s-maxage":
+		setSeconds(&d.sMaxAge, argument)
+	case "stale-while-revalidate":
+		setSeconds(&d.staleWhileRevalidate, argument)
+	case "stale-if-error":
+		setSeconds(&d.staleIfError, argument)
+	}
+}
+
+func setSeconds(to **time.Duration, argument string) {
+	seconds := parseSeconds(argument)
+	if *to != nil && **to != seconds {
+		seconds = 0
+	}
+	*to = &seconds
+}
+
+// parseSeconds parses delta-seconds (RFC 9111 section 1.2.2). Anything else is 0.
+func parseSeconds(text string) time.Duration {
+	if text == "" || strings.Trim(text, "0123456789") != "" {
+		return 0
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n > maxDelta {
+		n = maxDelta
+	}
+	return time.Duration(n) * time.Second
+}
+
+// members yields the comma-separated members of a field, with their arguments. A
+// quoted argument may contain commas.
+func members(field string) func(yield func(name, argument string) bool) {
+	return func(yield func(string, string) bool) {
+		for field != "" {
+			var member string
+			member, field = cutMember(field)
+			name, argument, _ := strings.Cut(member, "=")
+			name, argument = strings.Trim(name, " \t"), strings.Trim(argument, " \t")
+			if unquoted, ok := strings.CutPrefix(argument, `"`); ok {
+				argument = strings.TrimSuffix(unquoted, `"`)
+			}
+			if name != "" && !yield(name, argument) {
+				return
+			}
+		}
+	}
+}
+
+func cutMember(field string) (member, rest string) {
+	quoted := false
+	for i := 0; i < len(field); i++ {
+		switch c := field[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case c == ',' && !quoted:
+			return field[:i], field[i+1:]
+		}
+	}
+	return field, ""
+}
+
+// keepable lists the statuses that the cache keeps.
+func keepable(status int) bool {
+	switch status {
+	case http.StatusOK, http.StatusNotFound, http.StatusGone,
+		http.StatusMovedPermanently, http.StatusPermanentRedirect,
+		http.StatusFound, http.StatusTemporaryRedirect:
+		return true
+	}
+	return false
+}
+
+// isNegative reports whether a status says that there is nothing.
+func isNegative(status int) bool { return status == http.StatusNotFound || status == http.StatusGone }
+
+// isShareable reports whether a response to a request without credentials may be
+// given to all who ask for the same now, even if it is not kept for later.
+func isShareable(status int, header http.Header, d directives) bool {
+	if d.noStore || d.private || status == http.StatusPartialContent {
+		return false
+	}
+	for _, field := range header["Content-Encoding"] {
+		if !strings.EqualFold(field, "identity") {
+			return false
+		}
+	}
+	for _, field := range header["Vary"] {
+		for name := range members(field) {
+			if !strings.EqualFold(name, "Accept-Encoding") {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// freshnessOf applies RFC 9111 section 4.2.1, and byDefault where the origin
+// says nothing. A manifest is never used when it is stale.
+func freshnessOf(status int, header http.Header, d directives, byDefault time.Duration, isManifest bool, now time.Time) (f freshness, keep bool) {
+	explicit, isExplicit := explicitLifetime(header, d, now)
+	switch {
+	case !keepable(status), d.noStore, d.private:
+		return freshness{}, false
+	case d.noCache:
+		explicit, isExplicit = 0, true
+	case !isExplicit && (status == http.StatusFound || status == http.StatusTemporaryRedirect):
+		return freshness{}, false
+	case !isExplicit:
+		explicit = byDefault
+	}
+	f.lifetime = explicit
+	if !d.mustRevalidate && !d.noCache && d.sMaxAge == nil && !isManifest && status == http.StatusOK {
+		f.staleWhileRevalidate = orZero(d.staleWhileRevalidate)
+		f.staleIfError = orZero(d.staleIfError)
+	}
+	hasValidator := len(header["Etag"]) > 0 || len(header["Last-Modified"]) > 0
+	return f, f.lifetime > 0 || f.staleWhileRevalidate > 0 || f.staleIfError > 0 || isExplicit && hasValidator
+}
+
+func explicitLifetime(header http.Header, d directives, now time.Time) (time.Duration, bool) {
+	switch expires := header["Expires"]; {
+	case d.sMaxAge != nil:
+		return *d.sMaxAge, true
+	case d.maxAge != nil:
+		return *d.maxAge, true
+	case len(expires) > 0:
+		at, err := http.ParseTime(expires[0])
+		if err != nil || len(expires) > 1 {
+			return 0, true
+		}
+		date, err := http.ParseTime(header.Get("Date"))
+		if err != nil {
+			date = now
+		}
+		return max(at.Sub(date), 0), true
+	}
+	return 0, false
+}
+
+// ageOnArrival is the age that a response has when it arrives: by what caches on
+// the way say, and by its Date (RFC 9111 section 4.2.3).
+func ageOnArrival(header http.Header, asked, arrived time.Time) time.Duration {
+	age := parseSeconds(header.Get("Age"))
+	age += arrived.Sub(asked)
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
+		// Date has whole seconds, so a response that was just made may look a second old.
+		age = max(age, arrived.Sub(date)-time.Second)
+	}
+	return max(age, 0)
+}
+
+func orZero(d *time.Duration) time.Duration {
+	if d == nil {
+		return 0
+	}
+	return *d
+}

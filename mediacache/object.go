@@ -1,0 +1,131 @@
+package mediacache
+
+import (
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// object is a response of the origin. It is immutable, but for its body, which may
+// still arrive.
+type object struct {
+	status     int
+	header     http.Header // as the origin sent it, without Content-Length and Age
+	length     int64       // of the body; -1 if it was not announced
+	body       *body
+	made       time.Time // when its age was zero
+	freshness  freshness
+	keep       bool // for later requests
+	isManifest bool
+	isMedia    bool      // other than a manifest
+	etag       string    // with its quotes; empty without one
+	modified   time.Time // Last-Modified; zero without one
+	sliced     bool      // the body is empty, and other objects have its slices
+}
+
+// newObject returns the object of a response. Fields about a connection and about a
+// single viewer do not belong to it.
+func newObject(status int, header http.Header, path string, b *body) *object {
+	o := &object{status: status, header: http.Header{}, length: -1, body: b, etag: header.Get("ETag")}
+	for name, values := range header {
+		switch name {
+		case "Content-Length", "Age", "Set-Cookie", "Connection", "Keep-Alive", "Transfer-Encoding", "Trailer", "Upgrade", "Content-Range":
+		default:
+			o.header[name] = slices.Clip(values)
+		}
+	}
+	if n, err := strconv.ParseInt(header.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
+		o.length = n
+	}
+	if at, err := http.ParseTime(header.Get("Last-Modified")); err == nil {
+		o.modified = at
+	}
+	o.isManifest, o.isMedia = classify(header.Get("Content-Type"), path)
+	return o
+}
+
+// canBeSliced reports whether parts of the object can be asked for, and be told from
+// those of another one.
+func (o *object) canBeSliced() bool {
+	return o.status == http.StatusOK && o.header.Get("Accept-Ranges") == "bytes" &&
+		(o.etag != "" && !isWeak(o.etag) || !o.modified.IsZero())
+}
+
+// isOf reports whether a slice is of this version of a large object.
+func (o *object) isOf(large *object) bool {
+	return o.etag == large.etag && o.modified.Equal(large.modified)
+}
+
+func isWeak(etag string) bool { return strings.HasPrefix(etag, "W/") }
+
+// classify tells by type and name what an object is.
+func classify(contentType, path string) (isManifest, isMedia bool) {
+	mediaType, _, _ := strings.Cut(strings.ToLower(contentType), ";")
+	mediaType = strings.TrimSpace(mediaType)
+	name := path[strings.LastIndexByte(path, '/')+1:]
+	ending := strings.ToLower(name[strings.LastIndexByte(name, '.')+1:])
+	if slices.Contains(manifestTypes, mediaType) || slices.Contains(manifestEndings, ending) {
+		return true, false
+	}
+	kind, _, _ := strings.Cut(mediaType, "/")
+	return false, mediaType == "" || slices.Contains(mediaKinds, kind) || slices.Contains(mediaTypes, mediaType) ||
+		slices.Contains(mediaEndings, ending)
+}
+
+// What the TTLs of the configuration are for.
+var (
+	manifestTypes = []string{
+		"application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/mpegurl", "audio/x-mpegurl",
+		"application/dash+xml", "application/dash-patch+xml",
+	}
+	manifestEndings = []string{"m3u8", "mpd", "mpp"}
+	mediaKinds      = []string{"audio", "video", "image", "font"}
+	mediaTypes      = []string{"application/mp4", "application/ttml+xml", "text/vtt", "application/x-subrip"}
+	mediaEndings    = []string{
+		"ts", "m2ts", "mp4", "m4s", "m4v", "m4a", "m4f", "cmfv", "cmfa", "cmft", "aac", "mp3", "ac3", "ec3", "ac4",
+		"webm", "mkv", "mov", "ogg", "oga", "ogv", "opus", "flac", "wav", "vtt", "srt", "ttml", "jpg", "jpeg", "png", "webp", "avif",
+	}
+)
+
+// objectOverhead is about what an object takes besides its header and body: itself,
+// its entry, the place in the map and in a queue, and the small parts of a header.
+const objectOverhead = 1 << 10
+
+// size is what an object takes of the budget.
+func (o *object) size() int64 { return o.body.taken() }
+
+func headerSize(h http.Header) (n int64) {
+	for name, values := range h {
+		n += int64(len(name)) + 64
+		for _, value := range values {
+			n += int64(len(value)) + 16
+		}
+	}
+	return n
+}
+
+func (o *object) age(now time.Time) time.Duration { return max(now.Sub(o.made), 0) }
+
+func (o *object) isFresh(now time.Time) bool { return o.age(now) < o.freshness.lifetime }
+
+// canBeStale reports whether the object may be used for a while after it was fresh.
+func (o *object) canBeStale(now time.Time, after time.Duration) bool {
+	return o.age(now) < o.freshness.lifetime+after
+}
+
+// refreshed returns the object with the headers of a 304 (RFC 9111 section 3.2).
+func (o *object) refreshed(header http.Header, made time.Time, f freshness) *object {
+	fresh := *o
+	fresh.header = o.header.Clone()
+	for name, values := range header {
+		switch name {
+		case "Content-Encoding", "Content-Type", "Content-Range", "Etag", "Last-Modified":
+		default:
+			fresh.header[name] = values
+		}
+	}
+	fresh.made, fresh.freshness = made, f
+	return &fresh
+}

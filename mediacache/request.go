@@ -1,0 +1,39 @@
+package mediacache
+
+import (
+	"context"
+	"net/http"
+)
+
+// userAgent is what the origin sees instead of the viewers' user agents.
+const userAgent = "signed-playback"
+
+// originRequest returns the request that a fill sends to the origin. It says nothing
+// about the viewer who happens to be the first.
+func originRequest(ctx context.Context, r *http.Request, k key, old *object) *http.Request {
+	out := r.Clone(ctx)
+	out.Method = http.MethodGet
+	out.Body, out.ContentLength, out.TransferEncoding, out.Trailer = http.NoBody, 0, nil, nil
+	out.RemoteAddr = ""
+	out.Host = k.host
+	out.URL.RawQuery = k.query
+	out.Header = http.Header{
+		"User-Agent":      {userAgent},
+		"Accept-Encoding": {"identity"},
+	}
+	switch {
+	case k.slice > 0:
+		part := sliceOf(k.slice-1, old.length)
+		out.Header.Set("Range", rangeOf(part))
+		if old.etag != "" && !isWeak(old.etag) {
+			out.Header.Set("If-Range", old.etag)
+		} else {
+			out.Header.Set("If-Range", old.header.Get("Last-Modified"))
+		}
+	case old != nil && old.etag != "":
+		out.Header.Set("If-None-Match", old.etag)
+	case old != nil && !old.modified.IsZero():
+		out.Header.Set("If-Modified-Since", old.header.Get("Last-Modified"))
+	}
+	return out
+}

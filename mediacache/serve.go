@@ -1,0 +1,221 @@
+package mediacache
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// visit is one request of a viewer.
+type visit struct {
+	cache  *Cache
+	config *Config
+	w      http.ResponseWriter
+	r      *http.Request
+	next   Handler
+}
+
+// serve answers the request.
+func (v *visit) serve(k key) (Result, error) {
+	o, f, rd, first := v.cache.find(v, k, nil)
+	if o != nil {
+		defer rd.close()
+		result := Hit
+		if !o.isFresh(v.cache.now()) {
+			result = Stale
+		}
+		return result, v.answer(o, rd, result)
+	}
+	defer v.leave(f, rd, first)
+	select {
+	case <-f.ready:
+	case <-v.r.Context().Done():
+		return Miss, v.r.Context().Err()
+	}
+	switch f.outcome {
+	case failed:
+		return Miss, f.fail()
+	case exclusive:
+		return Bypass, v.goAlone(f, k, first)
+	case confirmed:
+		use := f.object.body.read() // the fill or the index uses it until ended
+		defer use.close()
+		if f.object == f.old {
+			return Stale, v.answer(f.object, use, Stale)
+		}
+		return Revalidated, v.answer(f.object, use, Revalidated)
+	case shared:
+	}
+	result := Collapsed
+	if first {
+		result = Miss
+	}
+	return result, v.answer(f.object, rd, result)
+}
+
+// leave ends the viewer's part in a fill. A fill that has lost its last viewer goes
+// on only if little is missing.
+func (v *visit) leave(f *fill, rd *reader, first bool) {
+	if first {
+		close(f.gone)
+	}
+	if rd.close() && !f.isNearlyDone() {
+		v.cache.abandon(f)
+	}
+}
+
+const smallRest = 1 << 20
+
+// isNearlyDone reports whether less than 1 MiB or a tenth of the body is missing.
+func (f *fill) isNearlyDone() bool {
+	select {
+	case <-f.ended:
+		return true
+	case <-f.ready:
+		if f.outcome != shared || f.object.length < 0 {
+			return false
+		}
+		missing := f.object.length - f.body.received()
+		return missing < smallRest || missing < f.object.length/10
+	default:
+		return false
+	}
+}
+
+// fail returns the error of the origin's handler, or breaks the response off as the
+// handler did.
+func (f *fill) fail() error {
+	if errors.Is(f.failure, http.ErrAbortHandler) {
+		panic(http.ErrAbortHandler)
+	}
+	return f.failure // nil if no handler has answered
+}
+
+// goAlone gets a response that is for no one else. The first viewer takes over what
+// the fill has begun.
+func (v *visit) goAlone(f *fill, k key, first bool) error {
+	if !first {
+		ctx, cancel := v.config.originContext(v.r)
+		defer cancel()
+		defer context.AfterFunc(v.r.Context(), cancel)()
+		addCacheStatus(v.w.Header(), Bypass)
+		return v.next(v.w, originRequest(ctx, v.r, k, nil))
+	}
+	defer context.AfterFunc(v.r.Context(), f.cancel)()
+	select {
+	case f.takeOver <- v.w:
+	case <-f.ended:
+	}
+	// The handler writes to w until it returns.
+	<-f.ended
+	return f.fail()
+}
+
+// answer sends an object, whose body may still arrive.
+func (v *visit) answer(o *object, rd *reader, result Result) error {
+	h := v.w.Header()
+	maps.Copy(h, o.header)
+	addCacheStatus(h, result)
+	h["Age"] = []string{strconv.FormatInt(int64(o.age(v.cache.now())/time.Second), 10)}
+	if o.status == http.StatusOK {
+		switch v.evaluate(o) {
+		case http.StatusNotModified:
+			v.sendNotModified()
+			return nil
+		case http.StatusPreconditionFailed:
+			delete(h, "Content-Type")
+			v.w.WriteHeader(http.StatusPreconditionFailed)
+			return nil
+		}
+		if spans, ok := v.ranges(o); ok {
+			return v.sendRanges(o, rd, spans)
+		}
+	}
+	if o.length >= 0 {
+		h["Content-Length"] = []string{strconv.FormatInt(o.length, 10)}
+	}
+	v.w.WriteHeader(o.status)
+	if v.r.Method == http.MethodHead {
+		return nil
+	}
+	v.send(o, rd, span{first: 0, last: o.length - 1, total: o.length})
+	return nil
+}
+
+func (v *visit) sendNotModified() {
+	h := v.w.Header()
+	for _, name := range []string{"Content-Type", "Content-Length", "Content-Encoding"} {
+		delete(h, name)
+	}
+	v.w.WriteHeader(http.StatusNotModified)
+}
+
+// send writes a part of the body. If that fails, it breaks the response off, so that
+// the viewer does not take it for complete.
+func (v *visit) send(o *object, rd *reader, part span) {
+	var err error
+	if o.sliced {
+		err = v.sendSlices(o, part)
+	} else {
+		err = v.copy(rd, part.first, part.last+1, o.length < 0)
+	}
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+const unknownEnd = 1<<63 - 1
+
+func (v *visit) copy(rd *reader, from, to int64, toTheEnd bool) error {
+	if toTheEnd {
+		to = unknownEnd
+	}
+	controller := http.NewResponseController(v.w)
+	return rd.copyTo(v.r.Context(), v.w, from, to, func() { controller.Flush() })
+}
+
+// sendSlices writes a part of a large object, slice by slice. The next slice is asked
+// for while one is sent.
+func (v *visit) sendSlices(o *object, part span) error {
+	k := keyOf(v.r, v.config.Query)
+	for n := part.first / sliceSize; n <= part.last/sliceSize; n++ {
+		k.slice = n + 1
+		if err := v.sendSlice(o, k, sliceOf(n, o.length), part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *visit) sendSlice(o *object, k key, slice, part span) error {
+	s, f, rd, first := v.cache.find(v, k, o)
+	if s != nil && !s.isOf(o) {
+		rd.close()
+		v.cache.forget(k)
+		s, f, rd, first = v.cache.find(v, k, o)
+	}
+	if s != nil {
+		defer rd.close()
+		if !s.isOf(o) {
+			return errOtherObject
+		}
+	} else {
+		defer v.leave(f, rd, first)
+		select {
+		case <-f.ready:
+		case <-v.r.Context().Done():
+			return v.r.Context().Err()
+		}
+		if f.outcome != shared || !f.object.isOf(o) {
+			// The whole is asked for next time.
+			k.slice = 0
+			v.cache.forget(k)
+			return errOtherObject
+		}
+	}
+	from, to := max(part.first, slice.first), min(part.last, slice.last)
+	return v.copy(rd, from-slice.first, to+1-slice.first, false)
+}
