@@ -40,7 +40,7 @@ func TestSignCommand(t *testing.T) {
 		{"a token alone", `echo "$GATE/$(caddy signed-playback sign --key key.json --sub demo)/manifest/video.mpd"`, plays},
 		{"a download", `caddy signed-playback sign --key - --sub demo --downloadable --url "$GATE" <key.json | sed 's|manifest/video.m3u8|downloads/default.mp4|'`, plays},
 		{"another key", `caddy signed-playback keygen | caddy signed-playback sign --key - --sub demo --url "$GATE"`, keyUnknown},
-		{"rules", `caddy signed-playback sign --key key.json --sub demo --rules '[{"type":"ip.src","ip":["127.0.0.0/8"],"action":"block"}]' --url "$GATE"`, verdict{http.StatusForbidden, "rule_blocked"}},
+		{"rules", `caddy signed-playback sign --key key.json --sub demo --rules '[{"type":"ip.src","ip":["127.0.0.0/8","::1"],"action":"block"}]' --url "$GATE"`, verdict{http.StatusForbidden, "rule_blocked"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			signed := shell(t, dir, tc.script)
