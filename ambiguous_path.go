@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -46,6 +47,63 @@ func (p pathRules) parseSuffix(escaped, credential string) (suffix, error) {
 // token.
 func isTokenIn(credential, text string) bool {
 	return strings.Count(credential, ".") == 2 && strings.Contains(text, credential)
+}
+
+// refusedNames finds the URIs of a manifest that the gate refuses.
+type refusedNames struct {
+	rules     pathRules
+	why       error // about the first one that no option lets pass, else about the first one
+	allowable bool  // ambiguous_paths allow would let all of them pass
+}
+
+// refuse reports whether the gate refuses a name of a manifest.
+func (n *refusedNames) refuse(name []byte) bool {
+	if isOrdinary(name) {
+		return false
+	}
+	escaped := asRequested(name)
+	_, err := n.rules.parseSuffix(escaped, "")
+	if err == nil {
+		return false
+	}
+	_, allowedErr := pathRules{n.rules.downloads, true}.parseSuffix(escaped, "")
+	if n.why == nil || n.allowable && allowedErr != nil {
+		n.why, n.allowable = err, allowedErr == nil
+	}
+	return true
+}
+
+// isOrdinary reports whether a name of a manifest needs no look. Manifests have
+// thousands.
+func isOrdinary(name []byte) bool {
+	dots := 0
+	for i, c := range name {
+		switch {
+		case c == '/' && (i == 0 || name[i-1] == '/' || name[i-1] == '.') || !plain[c] || c == ':' || c == '~':
+			return false
+		case c == '.':
+			dots++
+		}
+	}
+	return dots < 2 && (len(name) == 0 || name[len(name)-1] != '.')
+}
+
+// dashWidth is the width of a number in a template of DASH (ISO/IEC 23009-1 section
+// 5.3.9.4.4), which looks like a percent-encoding.
+var dashWidth = regexp.MustCompile(`\$(\w+)%0\d+\w\$`)
+
+// asRequested returns a name of a manifest as players request it: they encode what no URL
+// has.
+func asRequested(name []byte) string {
+	escaped := make([]byte, 0, len(name))
+	for _, c := range dashWidth.ReplaceAll(name, []byte("$1")) {
+		if c <= ' ' || c > '~' || strings.IndexByte("\"<>`{}|^", c) >= 0 {
+			escaped = fmt.Appendf(escaped, "%%%02X", c)
+		} else {
+			escaped = append(escaped, c)
+		}
+	}
+	return string(escaped)
 }
 
 // resource is what the gate needs to know of the file that a suffix names.

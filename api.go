@@ -86,7 +86,7 @@ func (a *API) Provision(ctx caddy.Context) error {
 		Policy:        app.policy,
 		ClientAddress: func(r *http.Request) netip.Addr { address, _ := clientAddress(r); return address },
 		Logger:        ctx.Logger(),
-		SampledLogger: sampledLogger(ctx),
+		SampledLogger: sampledLogger(ctx, time.Second, 5),
 		Now:           func() time.Time { return app.now() },
 	}
 	for id, own := range app.Videos {

@@ -221,11 +221,10 @@ func (d *decision) applyReportOnly() {
 	}
 }
 
-// sampledLogger returns a logger for lines that anybody can cause. It keeps a few a
-// second of each message. The access log has every request.
-func sampledLogger(ctx caddy.Context) *zap.Logger {
-	const perSecond = 5
+// sampledLogger returns a logger for lines that anybody can cause. It keeps so many of
+// each message in such a time. The access log has every request.
+func sampledLogger(ctx caddy.Context, interval time.Duration, most int) *zap.Logger {
 	return ctx.Logger().WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
-		return zapcore.NewSamplerWithOptions(core, time.Second, perSecond, 0)
+		return zapcore.NewSamplerWithOptions(core, interval, most, 0)
 	}))
 }

@@ -580,7 +580,7 @@ func TestReportsAreSampled(t *testing.T) {
 	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
 		t.Fatal(err)
 	}
-	log := sampledLogger(must(provisionContext(&cfg))).Core()
+	log := sampledLogger(must(provisionContext(&cfg)), time.Second, 5).Core()
 	for _, tc := range []struct {
 		why           string
 		at            time.Time

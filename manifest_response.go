@@ -21,6 +21,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
@@ -262,14 +263,29 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	if format == manifest.AssetList {
 		at.Base = w.d.viewerFolder()
 	}
+	refused := refusedNames{rules: w.d.gate.paths}
+	at.Refuses = refused.refuse
 	start := time.Now()
 	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, at, w.d.query, w.d.gate.features)
 	w.d.app.metrics.manifestSeconds.Observe(time.Since(start).Seconds())
 	w.d.app.metrics.countURIs(stats)
+	if stats.Refused > 0 {
+		w.d.warnOfRefusedURIs(at.Path, stats.Refused, refused)
+	}
 	if optional && stats.Rewritten == 0 {
 		err = errUnchanged
 	}
 	return rewritten, format, err
+}
+
+// warnOfRefusedURIs logs that viewers cannot load files of a manifest. The message has
+// the path, because the logger keeps each message once a minute.
+func (d *decision) warnOfRefusedURIs(path string, count int, refused refusedNames) {
+	fix := "rename the files"
+	if refused.allowable {
+		fix = "set `ambiguous_paths allow` in signed_playback"
+	}
+	d.gate.manifestLog.Warn("the gate refuses files of the manifest "+path, zap.Int("uris", count), zap.Error(refused.why), zap.String("fix", fix))
 }
 
 // decompressManifest undoes gzip, for files that the origin has only compressed. The size limit stops a gzip bomb.

@@ -23,6 +23,7 @@ type metrics struct {
 	urisRewritten   prometheus.Counter
 	urisLeft        prometheus.Counter
 	urisOutside     prometheus.Counter
+	urisRefused     prometheus.Counter
 	storeErrors     *prometheus.CounterVec
 	cacheHits       prometheus.Counter
 	cacheMisses     prometheus.Counter
@@ -48,8 +49,9 @@ func newMetrics() *metrics {
 	}
 	m.verifySeconds = m.histogram("verification_seconds", "Time of a signature check, without the wait for its turn.", prometheus.ExponentialBuckets(1e-5, 2, 12))
 	m.manifestSeconds = m.histogram("manifest_rewrite_seconds", "Time that the rewriting of a manifest took.", prometheus.ExponentialBuckets(1e-5, 4, 9))
-	uris := m.counters("manifest_uris_total", "URIs in manifests by outcome: rewritten, left unchanged, or left unchanged although they lead out of the video's folder (outside).", "outcome")
+	uris := m.counters("manifest_uris_total", "URIs in manifests by outcome: rewritten, left unchanged, or left unchanged although they lead out of the video's folder (outside); and those that the gate refuses for their names (refused).", "outcome")
 	m.urisRewritten, m.urisLeft, m.urisOutside = uris.WithLabelValues("rewritten"), uris.WithLabelValues("left"), uris.WithLabelValues("outside")
+	m.urisRefused = uris.WithLabelValues("refused")
 	m.storeErrors = m.counters("store_errors_total", "Failures of the store by operation: changes, get, list and update failed, or decode found a damaged object.", "operation")
 	for _, operation := range []string{"changes", "get", "list", "update", "decode"} {
 		m.storeErrors.WithLabelValues(operation)
@@ -215,4 +217,5 @@ func (m *metrics) countURIs(stats manifest.Stats) {
 	m.urisRewritten.Add(float64(stats.Rewritten))
 	m.urisLeft.Add(float64(stats.Left))
 	m.urisOutside.Add(float64(stats.Outside))
+	m.urisRefused.Add(float64(stats.Refused))
 }

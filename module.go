@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -135,6 +136,7 @@ type Gate struct {
 
 	mayReportTokens bool // for some video
 	reportLog       *zap.Logger
+	manifestLog     *zap.Logger // for each message once a minute
 }
 
 // CaddyModule returns the Caddy module information.
@@ -225,7 +227,7 @@ func (g *Gate) provisionEnforcement(ctx caddy.Context) error {
 		g.mayReportTokens = g.mayReportTokens || video.enforcement.reportOnly.has(tokenCheck)
 	}
 	own.warn(ctx.Logger(), "this gate")
-	g.reportLog = sampledLogger(ctx)
+	g.reportLog, g.manifestLog = sampledLogger(ctx, time.Second, 5), sampledLogger(ctx, time.Minute, 1)
 	return nil
 }
 

@@ -493,6 +493,9 @@ func (d *mpd) rewrite(in span, kind valueKind, bases []*baseURI) error {
 	if err != nil {
 		return err
 	}
+	if result == unchanged || result == rewritten {
+		d.countRefused(&d.stats)
+	}
 	return d.put(in, text, result)
 }
 

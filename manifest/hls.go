@@ -284,7 +284,11 @@ func (p *playlist) rewriteURI(from, to int) error {
 		}
 		expanded, extra = cutSuffix(trimReference(text, len(suffix) > 0))
 	}
-	switch p.follow(p.base, expanded) {
+	result := p.follow(p.base, expanded)
+	if result == unchanged || result == rewritten {
+		p.countRefused(&p.stats)
+	}
+	switch result {
 	case foreignURI, unchanged:
 		p.stats.Left++
 	case outside:

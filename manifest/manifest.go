@@ -83,6 +83,10 @@ type Location struct {
 	Folder string   // escaped absolute path of the video's folder, with a trailing slash; a prefix of Path
 	Base   string   // for AssetList: the absolute URL that the folder has for the viewer, with a trailing slash
 	Hosts  []string // host[:port] of the origin in lower case, in all forms that absolute URIs may have
+
+	// Refuses reports whether the viewer cannot load a file of the folder by this name,
+	// which is written as in the manifest. nil refuses none. It must not keep the name.
+	Refuses func(name []byte) bool
 }
 
 // Features are features of manifests that Rewrite takes out, with everything that
@@ -108,6 +112,7 @@ type Stats struct {
 	Left      int // unchanged: relative and in the folder, on another host, or of another scheme
 	Outside   int // unchanged: on the origin, but not in the folder
 	Removed   int // not URIs: tags and elements that were taken out
+	Refused   int // rewritten or left in HLS or DASH, and refused by Location.Refuses
 }
 
 // Rewrite appends the rewritten manifest src to dst and returns the result. query

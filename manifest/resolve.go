@@ -97,6 +97,16 @@ func (m *mapper) leadsInside(base *baseURI, text []byte) bool {
 	return m.follow(base, ref) == rewritten
 }
 
+// countRefused counts the last reference if it leads to a file that the viewer cannot load.
+func (m *mapper) countRefused(stats *Stats) {
+	if m.at.Refuses == nil {
+		return
+	}
+	if name, inside := m.nameInFolder(m.path); inside && m.at.Refuses(m.path[name:]) {
+		stats.Refused++
+	}
+}
+
 // followBase returns the base URI to which a BaseURL leads.
 func (m *mapper) followBase(base *baseURI, ref []byte) *baseURI {
 	form, rest := m.parse(base, ref)
