@@ -615,7 +615,7 @@ func TestPlayerPageKeyboard(t *testing.T) {
 				})
 			}
 
-			for _, id := range strings.Fields(order) {
+			for id := range strings.FieldsSeq(order) {
 				p.do(t, chromedp.KeyEvent(kb.Tab))
 				if got := evaluate[string](t, p, `document.activeElement.id`); got != id {
 					t.Errorf("Tab leads to %q, want %q", got, id)
