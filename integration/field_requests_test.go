@@ -2,7 +2,9 @@ package integration
 
 import (
 	"encoding/base64"
+	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -49,4 +51,63 @@ func TestOriginsOfApps(t *testing.T) {
 			t.Errorf("%s for %q: the policy is %q", tc.header, tc.video, csp)
 		}
 	}
+}
+
+// ambiguousFolder is a folder with a playlist whose segments have names that packagers write
+// and servers read in different ways.
+func ambiguousFolder(t *testing.T) (root string, names []string) {
+	t.Helper()
+	root = t.TempDir()
+	folder := filepath.Join(root, "my vidéos", "demo")
+	playlist := "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n"
+	files := []string{"media/0-1.ts", "a/b.ts", "episode #9/s0.ts", "s;p=0.ts", "100%.ts", "what?.ts"}
+	names = []string{"media%2F0-1.ts", "a//b.ts", "episode%20%239/s0.ts", "s;p=0.ts", "100%25.ts", "what%3F.ts"}
+	for i, name := range names {
+		content := must(os.ReadFile(fmt.Sprintf("../examples/media/demo/ts/%03d.ts", i+1)))(t)
+		file := filepath.Join(folder, files[i])
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, file, content)
+		playlist += "#EXTINF:2,\n/my%20vid%C3%A9os/demo/" + name + "\n"
+	}
+	writeFile(t, filepath.Join(folder, "index.m3u8"), []byte(playlist+"#EXT-X-ENDLIST\n"))
+	return root, names
+}
+
+// Segments with ambiguous names, in a folder with a blank and an accent, play from servers
+// that merge slashes and from those that do not.
+func TestAmbiguousPathsAtServers(t *testing.T) {
+	t.Parallel()
+	root, names := ambiguousFolder(t)
+	const gate = "origin_path \"/my vidéos/{video}\"\nambiguous_paths allow"
+	nginx := func(merge string) string {
+		s := &mediaServer{dir: t.TempDir(), addr: freeAddr(t)}
+		writeFile(t, filepath.Join(s.dir, "nginx.conf"), []byte(fmt.Sprintf(
+			"daemon off;\nmaster_process off;\npid nginx.pid;\nuser root;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\nserver {\nlisten %s;\nroot \"%s\";\nmerge_slashes %s;\n}\n}\n", s.addr, root, merge)))
+		s.run(t, tool(t, "nginx"), "-p", ".", "-e", "stderr", "-c", "nginx.conf")
+		eventually(t, "nginx listens", func() bool { return listens(s.addr) })
+		return "reverse_proxy " + s.addr
+	}
+	for name, site := range map[string]string{
+		"nginx": nginx("on"), "nginx without merge_slashes": nginx("off"), "file_server": "root \"" + root + "\"\nfile_server",
+	} {
+		g := start(t, startOrigin(t, nil), config{gate: gate, site: site})
+		token := mint(t, "demo", nil)
+		for i, segment := range names {
+			want := must(os.ReadFile(fmt.Sprintf("../examples/media/demo/ts/%03d.ts", i+1)))(t)
+			if res := g.get(t, "/"+token+"/"+segment); res.StatusCode != http.StatusOK || len(res.body) != len(want) {
+				t.Errorf("%s: %s: %d %q, %d bytes, want %d", name, segment, res.StatusCode, res.reason(), len(res.body), len(want))
+			}
+		}
+		if res := g.get(t, "/"+token+"/..;/demo/index.m3u8"); res.reason() != "path_invalid" {
+			t.Errorf("%s: another folder: %d %q", name, res.StatusCode, res.reason())
+		}
+		wantDecoded(t, g.url("/"+token+"/index.m3u8"), 2*len(names))
+	}
+	g := start(t, startOrigin(t, nil), config{gate: "origin_path \"/my vidéos/{video}\"", site: "root \"" + root + "\"\nfile_server"})
+	if res := g.get(t, "/"+mint(t, "demo", nil)+"/index.m3u8"); res.StatusCode != http.StatusOK {
+		t.Errorf("the manifest: %d %q", res.StatusCode, res.reason())
+	}
+	eventually(t, "the log names the option", func() bool { return strings.Contains(g.log.String(), "ambiguous_paths allow") })
 }
