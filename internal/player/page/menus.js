@@ -75,6 +75,7 @@ function refreshMenus() {
   for (const [name, items] of Object.entries(MENUS)) document.getElementById(name).hidden = items().length === 0;
   const speed = document.getElementById('speed');
   speed.textContent = speedName(video.playbackRate);
+  label(speed, `${TEXTS.speed}: ${speed.textContent}`);
   document.getElementById('captions').classList.toggle('on', captionTracks().some(({ mode }) => mode === 'showing'));
 }
 
