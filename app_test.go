@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -246,37 +245,5 @@ func TestStartAndStop(t *testing.T) {
 				t.Errorf("%d warnings, want %d", logs.Len(), tc.want)
 			}
 		})
-	}
-}
-
-// The example that `make run` starts is a config that loads.
-func TestExampleCaddyfile(t *testing.T) {
-	t.Parallel()
-	text := must(os.ReadFile("examples/Caddyfile"))
-	result, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt(text, map[string]any{"filename": "examples/Caddyfile"})
-	if err != nil || len(warnings) > 0 {
-		t.Fatalf("adapting: %v, warnings %v", err, warnings)
-	}
-	var cfg caddy.Config
-	if err := caddy.StrictUnmarshalJSON(result, &cfg); err != nil {
-		t.Fatal(err)
-	}
-	if err := validateConfig(&cfg); err != nil {
-		t.Errorf("the example is refused: %v", err)
-	}
-}
-
-// The modules are registered under the names that configs have them by.
-func TestModules(t *testing.T) {
-	t.Parallel()
-	for _, id := range []string{"signed_playback", "http.handlers.signed_playback"} {
-		info, err := caddy.GetModule(id)
-		if err != nil {
-			t.Errorf("module %s: %v", id, err)
-			continue
-		}
-		if got := info.New().CaddyModule().ID; string(got) != id {
-			t.Errorf("the module of the name %s is %s", id, got)
-		}
 	}
 }

@@ -46,10 +46,14 @@ func sitesOf(t *testing.T, adapted string) (warnings []string, err error) {
 			return nil, serverErr
 		}
 		for _, w := range report.Warnings {
-			warnings = append(warnings, w.String())
+			warnings = append(warnings, warningText(w.Site, w.Source, w.Text))
 		}
 	}
 	return warnings, err
+}
+
+func warningText(site, source, text string) string {
+	return strings.TrimPrefix(strings.Join([]string{site, source, text}, ": "), ": ")
 }
 
 const (
@@ -322,7 +326,7 @@ func TestSitesAreCheckedAtLoad(t *testing.T) {
 		}
 		var got []string
 		for _, w := range warned {
-			got = append(got, routecheck.Warning{Gate: routecheck.Gate{Site: w.Site, Source: w.Gate}, Text: w.Msg}.String())
+			got = append(got, warningText(w.Site, w.Gate, w.Msg))
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s: the warnings (-want +got):\n%s", site, diff)

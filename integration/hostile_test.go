@@ -218,9 +218,7 @@ func tokenThreats(t *testing.T, address string) []threat {
 		{"J20 a second object", of(genuine(goodHeader(), payloadWith(goodExp())+`{"sub":"vidB"}`)), "token_malformed", ""},
 		{"J21 sub twice", claims(goodExp() + `,"sub":"vidB"`), "token_malformed", ""},
 		{"J22 EXP in capitals", claims(`"EXP":` + in(time.Hour)), "token_malformed", ""},
-		{"J22 NBF in capitals, beside a good exp", claims(goodExp() + `,"NBF":` + in(time.Minute)), "token_malformed", ""},
 		{"J22 rules that block everybody, misspelt", claims(goodExp() + `,"accessrules":[{"type":"any","action":"block"}]`), "token_malformed", ""},
-		{"J22 a claim of a later version, misspelt", claims(goodExp() + `,"start_by":1`), "token_malformed", ""},
 		{"J22 claims of an identity provider", claims(goodExp() + `,"iss":"https://id.example","aud":["a"],"azp":"a","sid":"b","jti":"c","iat":1,"email":"d"`), "", "/vidA/seg.ts"},
 		{"J23 sub that is a path", of(genuine(goodHeader(), `{"sub":"../vidB",`+goodExp()+`}`)), "token_malformed", ""},
 		{"J24 nested deeply", claims(goodExp() + `,"x":` + strings.Repeat("[", 2500) + strings.Repeat("]", 2500)), "token_malformed", ""},
@@ -235,7 +233,6 @@ func tokenThreats(t *testing.T, address string) []threat {
 		{"J32 a zero byte in front of the signature", of(parts[0] + "." + parts[1] + "." + b64("\x00"+string(signature(privateKey(), parts[0]+"."+parts[1])))), "signature_invalid", ""},
 		{"J34 a key of another installation", rawGet(stranger()), "key_unknown", ""},
 		{"J35 a rule that is not understood", claims(goodExp() + `,"accessRules":[{"type":"ip.geoip.continent","action":"block"}]`), "rules_invalid", ""},
-		{"J35 a rule with a misspelt member", claims(goodExp() + `,"accessRules":[{"type":"ip.src","action":"block","ip":["198.51.100.1"],"ips":["0.0.0.0/0"]}]`), "rules_invalid", ""},
 		{"J35 the ip and country that Cloudflare's SDKs send", claims(goodExp() + `,"accessRules":[{"type":"any","action":"allow","ip":["0.0.0.0/0"],"country":[]}]`), "", "/vidA/seg.ts"},
 	}
 }
@@ -260,10 +257,7 @@ func pathThreats(t *testing.T) []threat {
 		{"P11 a video id alone", rawGet("/vidA/x"), "token_required", ""},
 		{"P12 a token cut off", rawGet("/" + strings.Join(strings.Split(T, ".")[:2], ".") + "/x"), "path_invalid", ""},
 		{"P13 almost a manifest's name", rawGet("/" + T + "/manifest/video.m3u8_"), "", "/vidA/manifest/video.m3u8_"},
-		{"P19 downloads with a dot, which Windows drops", rawGet("/" + T + "/downloads./a.mp4"), "path_invalid", ""},
 		{"P19 downloads as a stream of NTFS", rawGet("/" + T + "/downloads::$INDEX_ALLOCATION/a.mp4"), "path_invalid", ""},
-		{"P19 downloads by its short name", rawGet("/" + T + "/DOWNLO~1/a.mp4"), "path_invalid", ""},
-		{"P19 decomposed accents", rawGet("/" + T + "/e%CC%81te%CC%81/a.mp4"), "path_invalid", ""},
 		{"P14 absolute form of another host", rawGet("http://u:p@evil.example/" + T + "/x"), "", "/vidA/x"},
 		{"P14 absolute form with dots", rawGet("http://media.example.com/" + T + "/../x"), "path_invalid", ""},
 		{"P14 opaque form", rawGet("http:" + T), "path_invalid", ""},

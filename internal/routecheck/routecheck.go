@@ -146,10 +146,6 @@ type Warning struct {
 	Text string
 }
 
-func (w Warning) String() string {
-	return strings.TrimPrefix(strings.Join([]string{w.Site, w.Source, w.Text}, ": "), ": ")
-}
-
 // checker follows requests through the routes of a server.
 type checker struct {
 	Server
