@@ -187,15 +187,8 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
-	for i, name := range g.ManifestFeatures {
-		feature, err := parseManifestFeature(name)
-		if err == nil && slices.Contains(g.ManifestFeatures[:i], name) {
-			err = fmt.Errorf("manifest_features: %q is repeated", name)
-		}
-		if err != nil {
-			return err
-		}
-		g.features |= feature
+	if err := g.provisionFeatures(); err != nil {
+		return err
 	}
 	if g.requestHeaders, err = parseRequestHeaders(g.PassRequestHeaders); err != nil {
 		return err
@@ -212,6 +205,20 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 		if g.paths.downloads[i], err = parsePathGlob(glob); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func (g *Gate) provisionFeatures() error {
+	for i, name := range g.ManifestFeatures {
+		feature, err := parseManifestFeature(name)
+		if err == nil && slices.Contains(g.ManifestFeatures[:i], name) {
+			err = fmt.Errorf("manifest_features: %q is repeated", name)
+		}
+		if err != nil {
+			return err
+		}
+		g.features |= feature
 	}
 	return nil
 }
