@@ -138,7 +138,7 @@ func clean(file string) (string, bool) { return path.Clean(file), true }
 // dots removes dot segments and leaves empty segments.
 func dots(file string) (string, bool) {
 	var kept []string
-	for _, segment := range strings.Split(file, "/") {
+	for segment := range strings.SplitSeq(file, "/") {
 		switch {
 		case segment == "..":
 			kept = kept[:max(0, len(kept)-1)]
