@@ -260,7 +260,7 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	if optional && w.isManifest() {
 		return nil, 0, errManifestForm
 	}
-	if format == manifest.AssetList {
+	if format == manifest.AssetList || format == manifest.HLS && bytes.Contains(body, []byte("X-ASSET-")) {
 		at.Base = w.d.viewerFolder()
 	}
 	refused := refusedNames{rules: w.d.gate.paths}
@@ -477,11 +477,13 @@ func (d *decision) viewerFolder() string {
 	case trusted && r.Header.Get("X-Forwarded-Proto") == "https":
 		scheme = "https"
 	}
-	// A prefix before the token, which handle_path has removed.
+	// A prefix before the token, which handle_path has removed. Whoever makes a link chooses its
+	// bytes, which must not end the quotes of an attribute.
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
 		target, _, _ := strings.Cut(original.RequestURI, "?")
 		prefix, found := strings.CutSuffix(target, path+d.target.suffix.escaped)
-		if found && strings.HasPrefix(target, "/") {
+		isOdd := func(c rune) bool { return c >= utf8.RuneSelf || c != '/' && !pchar[c] }
+		if found && strings.HasPrefix(target, "/") && !strings.ContainsFunc(prefix, isOdd) {
 			path = prefix + path
 		}
 	}

@@ -118,7 +118,7 @@ func TestAssetListsNameTheViewersAddress(t *testing.T) {
 		r.Header.Set("X-Forwarded-Proto", "https")
 	}
 	below := func(prefix string) func(*http.Request) {
-		return func(r *http.Request) { r.URL.Path = strings.TrimPrefix(r.URL.Path, prefix) }
+		return func(r *http.Request) { r.URL.Path, r.URL.RawPath = strings.TrimPrefix(r.URL.Path, prefix), "" }
 	}
 	for _, tc := range []struct {
 		name, publicURL, target string
@@ -129,11 +129,16 @@ func TestAssetListsNameTheViewersAddress(t *testing.T) {
 		{"TLS", "https://other.example", "/" + tok + "/ads/a.json", func(r *http.Request) { r.TLS = &tls.ConnectionState{HandshakeComplete: true} }, "https://media.example.net/" + tok + "/x/1.m3u8"},
 		{"below a prefix", "", "/live/" + tok + "/ads/a.json", below("/live"), "http://media.example.net/live/" + tok + "/x/1.m3u8"},
 		{"below a prefix of the same name", "", "/ads/a.json/" + tok + "/ads/a.json", below("/ads/a.json"), "http://media.example.net/ads/a.json/" + tok + "/x/1.m3u8"},
+		{"the attack: a link whose prefix ends the attribute", "", "/a\",URI=\"/" + tok + "/ads/a.json", below("/a\",URI=\""), "http://media.example.net/" + tok + "/x/1.m3u8"},
 		{"behind a proxy with TLS that is trusted", "", "/" + tok + "/a.json", trusted, "https://media.example.net/" + tok + "/x/1.m3u8"},
 		{"behind a proxy that anybody can be", "", "/" + tok + "/a.json", func(r *http.Request) { r.Header.Set("X-Forwarded-Proto", "https") }, "http://media.example.net/" + tok + "/x/1.m3u8"},
 		{"behind a proxy, with a public URL", "https://play.example/v/", "/" + tok + "/a.json", nil, "https://play.example/v/" + tok + "/x/1.m3u8"},
 	} {
 		g := newGate(t, &App{PublicURL: tc.publicURL}, &Gate{ManifestHosts: []string{"origin.example.com"}})
+		playlist := exchangeThrough(t, g, requestFor(t, tc.target, tc.change), reply(200, "#EXTM3U\n#EXT-X-DATERANGE:ID=\"a\",X-ASSET-URI=\"/demo/x/1.m3u8\"\n"))
+		if !strings.HasSuffix(playlist.body, `X-ASSET-URI="`+tc.want+"\"\n") {
+			t.Errorf("%s: %d %s, want %s", tc.name, playlist.status, playlist.body, tc.want)
+		}
 		e := exchangeThrough(t, g, requestFor(t, tc.target, tc.change), reply(200, assets))
 		if want := strings.Replace(assets, "https://origin.example.com/demo/x/1.m3u8", tc.want, 1); e.body != want {
 			t.Errorf("%s: %d %s, want %s", tc.name, e.status, e.body, want)

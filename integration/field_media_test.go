@@ -62,6 +62,8 @@ func startFieldOrigin(t testing.TB) *fieldOrigin {
 	o.files["interstitials.m3u8"] = fieldFile{body: "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:2\n" +
 		"#EXT-X-DATERANGE:ID=\"ad\",CLASS=\"com.apple.hls.interstitial\",START-DATE=\"" + start + "\",DURATION=2,X-RESUME-OFFSET=0,X-ASSET-LIST=\"" + host + "/demo/ads/list.php\"\n" +
 		"#EXT-X-PROGRAM-DATE-TIME:" + start + "\n#EXTINF:2,\n/demo/ts/001.ts\n#EXTINF:2,\n" + host + "/demo/ts/002.ts\n#EXT-X-PREFETCH:/demo/ts/003.ts\n#EXT-X-ENDLIST\n"}
+	o.files["asset-uri.m3u8"] = fieldFile{body: strings.Replace(o.files["interstitials.m3u8"].body, "X-ASSET-LIST=\""+host+"/demo/ads/list.php", "X-ASSET-URI=\"/demo/ads/ad.m3u8", 1)}
+	o.files["asset.m3u8"] = fieldFile{body: "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=100000\nasset-uri.m3u8\n"}
 	o.files["ads/list.php"] = fieldFile{"text/html", `{"ASSETS":[{"URI":"` + host + `\/demo\/ads\/ad.m3u8","DURATION":2}]}`}
 	o.files["ads/ad.m3u8"] = fieldFile{body: "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n/demo/ts/006.ts\n#EXT-X-ENDLIST\n"}
 	o.files["ads/storyboard"] = fieldFile{"text/vtt", "WEBVTT\n\n00:00.000 --> 00:02.000\n" + host + "/demo/thumbnails/thumbnail.jpg#xywh=0,0,80,45\n"}
@@ -130,14 +132,17 @@ func TestInterstitials(t *testing.T) {
 	g := start(t, o.origin, config{gate: "manifest_hosts " + o.invalidHost()})
 	page := startPlayersPage(t)
 	good := "/" + mint(t, "demo", nil) + "/"
-	p := openTab(t)
-	p.open(t, page)
-	got := play(t, p, "hls.js", g.url(good+"lists.m3u8"), 2, 0, "{}")
-	uris := o.uris()
-	if got.End != "ended" || len(got.Errors) > 0 || !slices.Contains(uris, "/demo/ts/006.ts") {
-		t.Errorf("it did not play the advertisement: %+v, the origin was asked for %q", got, uris)
+	for _, playlist := range []string{"lists.m3u8", "asset.m3u8"} {
+		o.take()
+		p := openTab(t)
+		p.open(t, page)
+		got := play(t, p, "hls.js", g.url(good+playlist), 1, 1, "{}")
+		uris := o.uris()
+		if got.End != "played" || len(got.Errors) > 0 || !slices.Contains(uris, "/demo/ts/006.ts") {
+			t.Errorf("%s did not play the advertisement: %+v, the origin was asked for %q", playlist, got, uris)
+		}
+		p.wantRequestsIn(t, g, good, page, nil) // it goes on to ask
 	}
-	p.wantRequestsIn(t, g, good, page, uris)
 
 	for name, want := range map[string]string{
 		"ads/list.php":       `{"ASSETS":[{"URI":"` + g.url(good+"ads/ad.m3u8") + `","DURATION":2}]}`,

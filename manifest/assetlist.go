@@ -79,8 +79,7 @@ func sniffAssetList(body []byte) (found, undecided bool) {
 	}
 }
 
-// rewriteAssetList rewrites the URIs of an asset list. It writes absolute ones, as the RFC
-// demands: hls.js resolves others against the page, and Media3 against nothing.
+// rewriteAssetList rewrites the URIs of an asset list. It writes absolute ones.
 func rewriteAssetList(dst, src []byte, at Location) ([]byte, Stats, error) {
 	m, e, stats := newMapper(at), newEditor(dst, src), Stats{}
 	base := m.document()
@@ -96,12 +95,12 @@ func rewriteAssetList(dst, src []byte, at Location) ([]byte, Stats, error) {
 		if !isURI || !m.leadsInside(base, []byte(text)) {
 			continue
 		}
-		name, _ := m.nameInFolder(m.path)
+		m.writeAbsolute()
 		_, suffix := cutSuffix(trim([]byte(text)))
 		var written bytes.Buffer
 		encoder := json.NewEncoder(&written)
 		encoder.SetEscapeHTML(false)
-		if err := encoder.Encode(at.Base + string(m.path[name:]) + string(suffix)); err != nil {
+		if err := encoder.Encode(string(m.out) + string(suffix)); err != nil {
 			return nil, Stats{}, err
 		}
 		from := start + int(l.from)

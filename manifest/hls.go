@@ -11,6 +11,7 @@ type playlist struct {
 	editor
 	base       *baseURI
 	variables  variables
+	absolute   bool // of the URI to be rewritten: it must be absolute
 	separators bool // hasSeparator(src), so that most playlists are searched once
 	steering   bool // src mentions content steering, and it is not allowed
 	line       int
@@ -206,7 +207,9 @@ func (p *playlist) rewriteAttributes(from, to int, kind tagKind) error {
 			return p.invalid("a URI attribute is not quoted")
 		case which >= 0:
 			seen[which] = true
+			p.absolute = p.at.Base != "" && bytes.HasPrefix(a.name, []byte("X-ASSET-"))
 			err = p.rewriteURI(a.from, a.to)
+			p.absolute = false
 		case a.quoted && endsInURI(a.name):
 			err = p.rewriteURI(a.from, a.to)
 		case a.quoted && (kind == otherTag || bytes.HasPrefix(a.name, []byte("X-"))):
@@ -298,6 +301,9 @@ func (p *playlist) rewriteURI(from, to int) error {
 			return p.invalid("the values of variables form another variable")
 		}
 		p.stats.Rewritten++
+		if p.absolute {
+			p.writeAbsolute()
+		}
 		return p.replace(from, to, p.out, extra, suffix)
 	case unreachable, misleading:
 		// Not possible: the base URI of a playlist is in the folder.

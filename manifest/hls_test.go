@@ -176,6 +176,21 @@ func check(t *testing.T, f manifest.Format, before, in, query, want string, feat
 	}
 }
 
+// Interstitials have absolute URIs, which all players resolve alike.
+func TestInterstitialsAreAbsolute(t *testing.T) {
+	t.Parallel()
+	const in = `#EXTM3U
+#EXT-X-DATERANGE:ID="a",X-ASSET-URI="/library/vidA/v1/a.m3u8?b",X-URI="/library/vidA/v1/c"
+#EXT-X-DATERANGE:ID="a",X-ASSET-LIST="../../v1/l.json",X-COM-URL="/library/vidA/v1/d"
+#EXT-X-DATERANGE:ID="a",X-ASSET-URI="../a.m3u8"
+#EXT-X-DATERANGE:ID="a",X-ASSET-URI="https://ads.example/a.m3u8"
+`
+	want := strings.NewReplacer(`X-ASSET-URI="/library/vidA/v1/`, `X-ASSET-URI="`+assetsHere.Base, `X-ASSET-LIST="../../v1/`, `X-ASSET-LIST="`+assetsHere.Base, "/library/vidA/v1/", "../").Replace(in)
+	if got, _, err := manifest.Rewrite(nil, []byte(in), manifest.HLS, assetsHere, "", 0); err != nil || string(got) != want {
+		t.Errorf("Rewrite = %s, %v, want %s", got, err, want)
+	}
+}
+
 // F12: a host is the origin in both spellings that it has in DNS, in every format.
 func TestInternationalHosts(t *testing.T) {
 	t.Parallel()

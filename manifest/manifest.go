@@ -24,8 +24,8 @@
 // # Security
 //
 // This package does not know the token, and it writes only references without a
-// scheme and without a host. Only in asset lists it writes absolute URIs, which begin with
-// Location.Base. Features that have a player report URLs, or build them
+// scheme and without a host. Only for interstitials (X-ASSET-URI, X-ASSET-LIST and
+// asset lists) it writes absolute URIs, which begin with Location.Base. Features that have a player report URLs, or build them
 // by rules from elsewhere, are taken out unless the caller allows them (see
 // Features). So no manifest, however hostile, makes a player send the token to
 // another host.
@@ -81,7 +81,7 @@ const (
 type Location struct {
 	Path   string   // escaped absolute path of the manifest, without dot segments
 	Folder string   // escaped absolute path of the video's folder, with a trailing slash; a prefix of Path
-	Base   string   // for AssetList: the absolute URL that the folder has for the viewer, with a trailing slash
+	Base   string   // for interstitials: the absolute URL that the folder has for the viewer, with a trailing slash
 	Hosts  []string // host[:port] of the origin in lower case, in all forms that absolute URIs may have
 
 	// Refuses reports whether the viewer cannot load a file of the folder by this name,

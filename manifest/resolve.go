@@ -385,6 +385,13 @@ func octet(path []byte) (value, size int) {
 	return int(c), 3
 }
 
+// writeAbsolute sets m.out to the absolute URI of the path to which the last reference leads. Interstitials
+// need it (RFC 8216bis appendix D.2): hls.js resolves references against the page, and Media3 against nothing.
+func (m *mapper) writeAbsolute() {
+	name, _ := m.nameInFolder(m.path)
+	m.out = append(append(m.out[:0], m.at.Base...), m.path[name:]...)
+}
+
 // writeRelative sets m.out to the reference from a path in the folder to a name in
 // the folder. The reference never begins like a scheme, a host or a path from the
 // root, nor with a byte that a player removes.
