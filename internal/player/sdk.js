@@ -199,7 +199,7 @@
       const answer = await connection.call({ renew: token });
       this.token = token;
       if (answer === null) return;
-      // Nothing plays yet, or the gate has refused the iframe.
+      // The gate has refused the iframe, and has to decide about it again.
       if (connection.state.currentTime > 0) connection.assigned.currentTime = connection.state.currentTime;
       connection.leave();
       connection.iframe.contentWindow.location.replace(this.address(token));

@@ -3,7 +3,6 @@
 let attempt = 0; // counts loads, so that what belongs to an earlier one is ignored
 let attached = null; // a promise: the video has its source
 let hls = null; // the hls.js instance in use
-let hasLoaded = false; // the gate has let this page load the video
 let loadedBase = ''; // the base of the last load
 let recovered = false; // hls.js has been given its one chance after a decoder error
 let failing = false; // the page is finding out why
@@ -132,7 +131,6 @@ function onPause() {
 }
 
 function onMetadata() {
-  hasLoaded = true;
   // A time past the end, or one of a stream that is live, means nothing here.
   if (resumeAt > 0 && resumeAt < video.duration && Number.isFinite(video.duration)) seek(resumeAt);
   resumeAt = 0;

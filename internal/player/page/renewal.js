@@ -11,15 +11,15 @@ let isRenewing = false; // the player starts again, and the embedding page hears
 // stays in use.
 async function renew(token) {
   const next = baseWith(token);
+  // Any site may embed the page of a refusal. So the gate has to decide again, and to see who
+  // embeds the page.
+  if (root.dataset.refused) return { reopen: true };
   const current = ++renewals;
-  const refusal = refused ? null : await askWhy(next); // a refused page may ask for nothing
+  const refusal = await askWhy(next);
   if (current !== renewals) throw new DOMException('another token has come', 'AbortError');
   if (refusal && refusal.reason !== 'http_error') {
     throw Object.assign(new DOMException(`the token is refused: ${refusal.reason}`, 'DataError'), refusal);
   }
-  // A page that has played nothing may be the gate's answer to a token that it refused, which
-  // any site may embed. So the gate has to decide again, and sees who embeds the page.
-  if (!hasLoaded) return { reopen: true };
   formerBases.push(base);
   base = next;
   // The gate compares the address of this page, in the referrer, with the token of a request.
@@ -31,25 +31,29 @@ async function renew(token) {
 }
 
 // restart loads the video again and goes on where it was. The browser's own player needs that,
-// because it keeps the token with which it has begun. Until there is a picture again, the last
-// one covers the video.
+// because it keeps the token with which it has begun.
 function restart() {
+  if (video.readyState > 0) coverVideo();
+  video.defaultPlaybackRate = video.playbackRate;
+  rememberPlace();
+  load();
+}
+
+// coverVideo shows the last picture until there is one again.
+function coverVideo() {
   const still = document.createElement('canvas');
   [still.width, still.height] = [video.videoWidth, video.videoHeight];
   still.getContext('2d').drawImage(video, 0, 0);
   video.after(still);
   isRenewing = true;
   const shown = new AbortController();
-  const thaw = () => {
+  const uncover = () => {
     if (!video.error && (resumeAt > 0 || video.seeking || video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA)) return;
     isRenewing = false;
     still.remove();
     shown.abort();
   };
-  for (const name of ['loadeddata', 'seeked', 'playing', 'error']) video.addEventListener(name, thaw, shown);
-  video.defaultPlaybackRate = video.playbackRate;
-  rememberPlace();
-  load();
+  for (const name of ['loadeddata', 'seeked', 'playing', 'error']) video.addEventListener(name, uncover, shown);
 }
 
 // watchExpiry tells the embedding page in time that the token expires.
