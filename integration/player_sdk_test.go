@@ -524,3 +524,67 @@ func TestPlayerSDKWarnings(t *testing.T) {
 		}
 	})
 }
+
+// The embedding page hears why the gate has refused its frame, also if the SDK comes late, and
+// may renew the token. Any site can embed the page of a refusal, so the gate decides again: a
+// site that is not allowed must not get a page that plays by handing over a good token.
+func TestRenewalOfRefusedFrames(t *testing.T) {
+	t.Parallel()
+	const refused = `errors.join() === "token_expired 401" && player.error.reason === "token_expired"`
+	w := startWeb(t, anyVideo(), config{app: sdkVideos, gate: "player " + hlsJS(t)})
+	expired := mint(t, "sites", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Minute) })
+	renew := fmt.Sprintf(`outcome(player.renew(%q))`, mint(t, "sites", nil))
+	for _, tc := range []struct {
+		name, site, page string
+		late             bool // the SDK comes when the frame has loaded
+		then             string
+	}{
+		{"an allowed site", sdkSite, "", false, `player.currentTime > 4.5 && player.error === null`},
+		{"an allowed site that loads the SDK late", sdkSite, "", true, `player.currentTime > 4.5 && player.error === null`},
+		{"another site", "evil.test", "", false, `errors[1] === "origin_not_allowed 403"`},
+		{"another site without a referrer", "evil.test", "?referrer=no-referrer", false, `errors[1] === "network_error 0"`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			p := openTab(t, sdkPage)
+			p.open(t, w.site(tc.site)+"/"+tc.page)
+			embedding := fmt.Sprintf("embed('iframe', %q, {})", w.media("/"+expired+"/iframe?muted&autoplay"))
+			if !tc.late {
+				evaluate[bool](t, p, embedding+"; watch(); player.currentTime = 4; true")
+			} else {
+				evaluate[bool](t, p, `window.Late = Stream, Stream = () => null, window.loaded = `+embedding+`, loaded.then(() => true)`)
+				evaluate[bool](t, p, `player = Late(document.querySelector("iframe")), watch(), player.currentTime = 4, true`)
+			}
+			wantTrue(t, p, refused)
+			if got := evaluate[string](t, p, `outcome(player.play())`); got != "InvalidStateError" {
+				t.Errorf("play ends with %s", got)
+			}
+			if got := evaluate[string](t, p, renew); got != "done" {
+				t.Errorf("renew ends with %s", got)
+			}
+			wantTrue(t, p, tc.then)
+			if tc.site != sdkSite && evaluate[bool](t, p, `events.includes("loadedmetadata")`) {
+				t.Error("it plays on a site that is not allowed")
+			}
+		})
+	}
+}
+
+// A viewer tries again in a refused frame, and the gate sees the site that embeds it as before.
+func TestRetryOfRefusedFrame(t *testing.T) {
+	t.Parallel()
+	w := startWeb(t, anyVideo(), config{app: sdkVideos, gate: "player " + hlsJS(t)})
+	good, early := mint(t, "sites", nil), mint(t, "sites", func(c *token.Claims) { c.NotBefore = time.Now().Add(30 * time.Minute) })
+	var valid atomic.Bool
+	w.tap.diverting(func(_ http.ResponseWriter, r *http.Request) bool {
+		if !valid.Load() {
+			r.URL.Path = strings.Replace(r.URL.Path, good, early, 1)
+		}
+		return false
+	})
+	p := w.embedPlayer(t, "", good, "?muted&autoplay")
+	wantTrue(t, p, `errors.join() === "token_not_yet_valid 401"`)
+	valid.Store(true)
+	evaluate[bool](t, p, `document.querySelector("#failure button").click(), true`, p.inFrame(w.media("")))
+	wantTrue(t, p, `player.currentTime > 0.5 && player.error === null`)
+}

@@ -15,8 +15,8 @@ const hasHLSJS = root.dataset.hlsJs === 'yes' &&
 const hasNativeHLS = video.canPlayType('application/vnd.apple.mpegurl') !== '';
 
 function load() {
-  if (refused) { // the gate decides again, and may let other sites embed the page then
-    location.replace(base + pageName + location.search);
+  if (refused) {
+    location.reload(); // with the same referrer, by which the gate decides which site embeds the page
     return;
   }
   attempt++;

@@ -13,7 +13,7 @@ async function renew(token) {
   const next = baseWith(token);
   // Any site may embed the page of a refusal. So the gate has to decide again, and to see who
   // embeds the page.
-  if (root.dataset.refused) return { reopen: true };
+  if (refused) return { reopen: true };
   const current = ++renewals;
   const refusal = await askWhy(next);
   if (current !== renewals) throw new DOMException('another token has come', 'AbortError');
