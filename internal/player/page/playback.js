@@ -14,9 +14,18 @@ const hasHLSJS = root.dataset.hlsJs === 'yes' &&
   Boolean(window.ManagedMediaSource ?? window.MediaSource ?? window.WebKitMediaSource);
 const hasNativeHLS = video.canPlayType('application/vnd.apple.mpegurl') !== '';
 
+// reopen asks the gate for the page again. The gate knows by the referrer who embeds a page,
+// and this page is nobody. Without a referrer, frame-ancestors decides.
+function reopen() {
+  const link = document.createElement('a');
+  link.href = location.href.replace(/#.*/, ''); // with a fragment, nothing would load
+  link.rel = 'noreferrer';
+  link.click();
+}
+
 function load() {
   if (refused) {
-    location.reload(); // with the same referrer, by which the gate decides which site embeds the page
+    reopen();
     return;
   }
   attempt++;
