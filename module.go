@@ -163,7 +163,7 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if g.originPath, err = g.resolveOriginPath(); err != nil {
 		return err
 	}
-	if g.paths.allowAmbiguous, err = parseAmbiguousPaths(g.AmbiguousPaths); err != nil {
+	if g.paths, err = g.resolvePathRules(); err != nil {
 		return err
 	}
 	if g.passResponse, err = parseResponseHeaders(g.PassResponseHeaders); err != nil {
@@ -190,23 +190,29 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if err := g.provisionFeatures(); err != nil {
 		return err
 	}
-	if g.requestHeaders, err = parseRequestHeaders(g.PassRequestHeaders); err != nil {
-		return err
+	g.requestHeaders, err = parseRequestHeaders(g.PassRequestHeaders)
+	return err
+}
+
+// resolvePathRules compiles the options about suffixes.
+func (g *Gate) resolvePathRules() (p pathRules, err error) {
+	if p.allowAmbiguous, err = parseAmbiguousPaths(g.AmbiguousPaths); err != nil {
+		return p, err
 	}
 	globs := g.Downloads
 	if len(globs) == 0 {
 		globs = []string{"downloads/*"}
 	}
-	g.paths.downloads = make(pathGlobs, len(globs))
+	p.downloads = make(pathGlobs, len(globs))
 	for i, glob := range globs {
 		if glob, err = resolve(glob); err != nil {
-			return fmt.Errorf("downloads: %w", err)
+			return p, fmt.Errorf("downloads: %w", err)
 		}
-		if g.paths.downloads[i], err = parsePathGlob(glob); err != nil {
-			return err
+		if p.downloads[i], err = parsePathGlob(glob); err != nil {
+			return p, err
 		}
 	}
-	return nil
+	return p, nil
 }
 
 func (g *Gate) provisionFeatures() error {
