@@ -111,3 +111,15 @@ func TestAmbiguousPathsAtServers(t *testing.T) {
 	}
 	eventually(t, "the log names the option", func() bool { return strings.Contains(g.log.String(), "ambiguous_paths allow") })
 }
+
+// The player page and the manifest's path of an origin that has another one.
+func TestPlayerPageOfAnotherManifest(t *testing.T) {
+	t.Parallel()
+	w := startWeb(t, anyVideo(), config{gate: "manifest manifest/ts.m3u8\nplayer " + hlsJS(t)})
+	p := openTab(t)
+	p.open(t, w.media("/"+mint(t, "demo", nil)+"/iframe?autoplay=true&muted=true"))
+	eventually(t, "the page asks for a segment of that manifest", func() bool {
+		_, ok := w.tap.first(http.MethodGet, "/ts/001.ts")
+		return ok
+	})
+}
