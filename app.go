@@ -204,7 +204,7 @@ func (a *App) provisionPolicy() error {
 const (
 	defaultTokenCacheSize = 128 << 20
 	minTokenCacheSize     = 1 << 20
-	tokenCacheShare       = 4 // one part in so many of the memory limit of the process
+	memoryShare           = 4 // one part in so many of the memory limit of the process
 )
 
 // tokenCachePool keeps token caches over config reloads, so that a reload does
@@ -219,7 +219,7 @@ func (c *tokenCache) Destruct() error {
 
 func (a *App) provisionVerifier() error {
 	if a.TokenCacheSize == 0 {
-		a.TokenCacheSize = memoryWithin(debug.SetMemoryLimit(-1), tokenCacheShare, minTokenCacheSize, defaultTokenCacheSize)
+		a.TokenCacheSize = memoryWithin(debug.SetMemoryLimit(-1), minTokenCacheSize, defaultTokenCacheSize)
 	}
 	if a.TokenCacheSize < minTokenCacheSize {
 		return fmt.Errorf("token_cache_size %d: want at least %d bytes", a.TokenCacheSize, minTokenCacheSize)
@@ -237,10 +237,10 @@ func (a *App) provisionVerifier() error {
 	return nil
 }
 
-// memoryWithin returns one part in share of the memory limit of the process,
+// memoryWithin returns the share of a cache in the memory limit of the process,
 // raised to least or lowered to most, all in bytes.
-func memoryWithin(limit int64, share, least, most uint64) uint64 {
-	return min(most, max(least, uint64(limit)/share))
+func memoryWithin(limit int64, least, most uint64) uint64 {
+	return min(most, max(least, uint64(limit)/memoryShare))
 }
 
 func (a *App) provisionPublicURL() error {

@@ -72,7 +72,6 @@ type Cache struct {
 const (
 	defaultCacheMemory = 256 << 20
 	minCacheMemory     = 1 << 20
-	cacheMemoryShare   = 4 // one part in so many of the memory limit of the process
 	defaultMaxObject   = 64 << 20
 )
 
@@ -140,7 +139,7 @@ func (c *Cache) Cleanup() error {
 func (c *Cache) compile() error {
 	memory, maxObject := c.Memory, c.MaxObject
 	if memory == 0 {
-		memory = memoryWithin(debug.SetMemoryLimit(-1), cacheMemoryShare, minCacheMemory, defaultCacheMemory)
+		memory = memoryWithin(debug.SetMemoryLimit(-1), minCacheMemory, defaultCacheMemory)
 	}
 	if memory < minCacheMemory {
 		return fmt.Errorf("memory %d: want at least %d bytes", memory, minCacheMemory)

@@ -163,10 +163,10 @@ for key_file of the gate:
 
 	$ caddy signed-playback keygen -o key.json --public public.json
 
-keygen does not overwrite files. Only you can read the file with the private key
-(mode 0600). It has the members id, pem and jwk in the form in which the keys API
-returns a new key, and jwks, which is the content of the other file. Without -o,
-keygen prints it.`,
+keygen does not overwrite files, and only you can read the new ones (mode 0600).
+If the gate runs as another user, let it read the public one. The private one has
+the members id, pem and jwk in the form in which the keys API returns a new key,
+and jwks, which is the content of the public one. Without -o, keygen prints it.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return keygen(opts, cmd.OutOrStdout()) },
 	}
@@ -211,14 +211,14 @@ func keygen(opts keygenOptions, out io.Writer) error {
 	}
 	generated.JWKS.Keys = []json.RawMessage{public}
 	if opts.public != "" {
-		if err := writeNewFile(opts.public, 0o644, generated.JWKS); err != nil {
+		if err := writeNewFile(opts.public, generated.JWKS); err != nil {
 			return fmt.Errorf("--public %q: %w", opts.public, err)
 		}
 	}
 	if opts.output == "" {
 		return writeJSON(out, generated)
 	}
-	if err := writeNewFile(opts.output, 0o600, generated); err != nil {
+	if err := writeNewFile(opts.output, generated); err != nil {
 		if opts.public != "" {
 			_ = os.Remove(opts.public)
 		}
@@ -228,8 +228,8 @@ func keygen(opts keygenOptions, out io.Writer) error {
 }
 
 // writeNewFile writes a value as JSON to a file that does not exist.
-func writeNewFile(path string, mode os.FileMode, value any) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+func writeNewFile(path string, value any) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return errors.New("the file exists, and its key may be in use; name a new file")
 	}

@@ -347,7 +347,7 @@ var processManifestMemory = sync.OnceValue(func() *manifestMemory {
 // newManifestMemory returns the memory for a process with a memory limit in
 // bytes. The largest manifest always fits in.
 func newManifestMemory(limit int64) *manifestMemory {
-	bytes := memoryWithin(limit, 4, compressedManifestFactor*manifest.MaxSize, maxManifestMemory)
+	bytes := memoryWithin(limit, compressedManifestFactor*manifest.MaxSize, maxManifestMemory)
 	return &manifestMemory{free: queue.New(semaphore.NewWeighted(int64(bytes)), maxManifestsWaiting, maxManifestWait)}
 }
 

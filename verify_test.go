@@ -370,7 +370,7 @@ func TestMemoryWithin(t *testing.T) {
 		mib:        minTokenCacheSize,
 		0:          minTokenCacheSize,
 	} {
-		if got := memoryWithin(limit, tokenCacheShare, minTokenCacheSize, defaultTokenCacheSize); got != want {
+		if got := memoryWithin(limit, minTokenCacheSize, defaultTokenCacheSize); got != want {
 			t.Errorf("memory limit %d: %d bytes, want %d", limit, got, want)
 		}
 	}
