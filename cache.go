@@ -95,6 +95,10 @@ func (c *Cache) Provision(ctx caddy.Context) error {
 	if err := c.compile(); err != nil {
 		return err
 	}
+	c.config.OriginFailed = func(err error) bool {
+		answer, ok := errors.AsType[caddyhttp.HandlerError](err)
+		return !ok || answer.StatusCode >= http.StatusInternalServerError
+	}
 	logger := ctx.Logger()
 	c.config.Panicked = func(value any, stack []byte) {
 		logger.Error("panic in a handler behind the cache", zap.Any("error", redactPanic(value)), zap.ByteString("stack", stack))

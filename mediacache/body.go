@@ -33,7 +33,8 @@ type body struct {
 	done     bool          // no more bytes will come
 	err      error         // why, if the body is not complete
 	wake     chan struct{} // closed at the next change; nil while nobody waits
-	uses     int           // by the index and the fill
+	uses     int           // by the index and fills
+	old      *body         // of the old object that readers may get instead; nil without one
 	readers  map[*reader]struct{}
 	windowed bool          // chunks that all readers have passed are used again
 	room     chan struct{} // closed when a reader of a windowed body advances
@@ -51,10 +52,40 @@ const (
 
 	// slowAfter is how long a viewer of a windowed body may keep the others waiting.
 	slowAfter = 10 * time.Second
+
+	// A windowed body has at least so many chunks. Those that come after it became
+	// windowed are this small, because the budget has no room for them.
+	minWindow     = 2
+	windowedChunk = 64 << 10
 )
 
-func newBody(m *memory) *body {
-	return &body{memory: m, uses: 1, readers: map[*reader]struct{}{}}
+// newBody returns an empty body. Its readers may need the body of an old object too,
+// which is in use as long as they read, or until the body does without it.
+func newBody(m *memory, old *object) *body {
+	b := &body{memory: m, uses: 1, readers: map[*reader]struct{}{}}
+	if old != nil {
+		b.old = old.body
+		b.old.use()
+	}
+	return b
+}
+
+// dropOld ends the use of the body of the old object.
+func (b *body) dropOld() {
+	b.mu.Lock()
+	old := b.old
+	b.old = nil
+	b.mu.Unlock()
+	if old != nil {
+		old.drop()
+	}
+}
+
+// doNotKeep makes the body a windowed one, for which the budget needs no room.
+func (b *body) doNotKeep() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.windowed = true
 }
 
 // reserve takes room for the whole body, where its length is known. It reports
@@ -93,21 +124,22 @@ func (b *body) grow(ctx context.Context, expected, limit int64) ([]byte, error) 
 			return last[len(last):cap(last)], nil
 		}
 	}
+	size := min(max(b.length, minChunk), maxChunk)
 	if expected >= 0 {
-		size := min(expected-b.length, maxChunk)
+		size = min(expected-b.length, maxChunk)
 		if size <= 0 {
 			return nil, errTruncated
 		}
-		return b.append(size), nil
-	}
-	size := min(max(b.length, minChunk), maxChunk)
-	if b.length+size > limit || !b.windowed && !b.reserveLocked(size) {
+	} else if b.length+size > limit || !b.windowed && !b.reserveLocked(size) {
 		b.windowed = b.windowed || len(b.chunks) > 0
 	}
-	if !b.windowed {
+	switch {
+	case !b.windowed:
 		return b.append(size), nil
+	case len(b.chunks) < minWindow:
+		return b.append(min(size, windowedChunk)), nil
 	}
-	return b.recycle(ctx)
+	return b.recycle(ctx, size)
 }
 
 func (b *body) reserveLocked(size int64) bool {
@@ -126,20 +158,24 @@ func (b *body) append(size int64) []byte {
 }
 
 // recycle waits until all readers have passed the first chunk, and moves it to the
-// end. A reader that keeps the others waiting for too long is dropped.
-func (b *body) recycle(ctx context.Context) ([]byte, error) {
+// end, for at most size bytes. Readers that keep the others waiting for too long are
+// dropped.
+func (b *body) recycle(ctx context.Context, size int64) ([]byte, error) {
 	first := b.chunks[0]
 	timer := time.NewTimer(slowAfter)
 	defer timer.Stop()
+	memory := first.data
 	for b.slowest() < first.at+int64(len(first.data)) {
-		b.room = make(chan struct{})
-		room := b.room
+		if b.room == nil {
+			b.room = make(chan struct{})
+		}
+		room, late := b.room, false
 		b.mu.Unlock()
-		late := false
 		select {
 		case <-room:
 		case <-timer.C:
 			late = true
+			timer.Reset(slowAfter)
 		case <-ctx.Done():
 		}
 		b.mu.Lock()
@@ -148,14 +184,15 @@ func (b *body) recycle(ctx context.Context) ([]byte, error) {
 		}
 		if late && len(b.readers) > 1 {
 			b.dropSlowest()
+			memory = make([]byte, cap(memory)) // a dropped reader may still write the other to its connection
 		}
 	}
 	if len(b.readers) == 0 {
 		return nil, context.Canceled
 	}
-	first = b.chunks[0]
-	b.chunks = append(b.chunks[1:], chunk{at: b.length, data: first.data[:0]})
-	return first.data[:cap(first.data)], nil
+	memory = memory[:0:min(int64(cap(memory)), size)]
+	b.chunks = append(b.chunks[1:], chunk{at: b.length, data: memory})
+	return memory[:cap(memory)], nil
 }
 
 func (b *body) slowest() int64 {
@@ -166,8 +203,7 @@ func (b *body) slowest() int64 {
 	return slowest
 }
 
-// dropSlowest ends the readers that are furthest behind. Their memory is in use until
-// they notice, so it is not used again.
+// dropSlowest ends the readers that are furthest behind.
 func (b *body) dropSlowest() {
 	slowest := b.slowest()
 	for r := range b.readers {
@@ -176,7 +212,6 @@ func (b *body) dropSlowest() {
 			delete(b.readers, r)
 		}
 	}
-	b.chunks[0].data = make([]byte, len(b.chunks[0].data), cap(b.chunks[0].data))
 }
 
 // extend adds n bytes, which are in the memory that grow returned.
@@ -222,12 +257,16 @@ func (b *body) use() {
 
 // freeLocked gives the memory back if nobody uses it any more. It unlocks the body.
 func (b *body) freeLocked() {
+	unused := b.uses == 0 && len(b.readers) == 0
 	var free int64
-	if b.uses == 0 && len(b.readers) == 0 {
+	if unused {
 		free, b.reserved, b.chunks = b.reserved, 0, nil
 	}
 	b.mu.Unlock()
 	b.memory.release(free)
+	if unused {
+		b.dropOld()
+	}
 }
 
 // reader is one viewer of a body.
@@ -241,9 +280,24 @@ type reader struct {
 func (b *body) read() *reader {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.readLocked()
+}
+
+func (b *body) readLocked() *reader {
 	r := &reader{body: b}
 	b.readers[r] = struct{}{}
 	return r
+}
+
+// join begins a reader of a body that a fill still appends to. It is nil if the first
+// bytes may be gone already.
+func (b *body) join() *reader {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.windowed {
+		return nil
+	}
+	return b.readLocked()
 }
 
 // close ends a reader. It returns whether it was the last one.

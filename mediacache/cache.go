@@ -36,6 +36,10 @@ type Config struct {
 	// one.
 	Context func(*http.Request) context.Context
 
+	// OriginFailed reports whether an error of a Handler means that the origin has
+	// failed, as a status from 500 on does. nil: each error does.
+	OriginFailed func(error) bool
+
 	// Panicked is told with what value a Handler has panicked, other than
 	// http.ErrAbortHandler, and where. nil: nobody is told.
 	Panicked func(value any, stack []byte)
@@ -127,7 +131,7 @@ func New(bytes int64) *Cache {
 // next.
 func (c *Cache) Serve(w http.ResponseWriter, r *http.Request, config *Config, next Handler) (Result, error) {
 	if !isCacheable(r) {
-		return Bypass, next(w, r)
+		return Bypass, c.bypass(w, r, config, next)
 	}
 	v := &visit{cache: c, config: config, w: w, r: r, next: next}
 	return v.serve(keyOf(r, config.Query))
@@ -137,6 +141,35 @@ func (c *Cache) Serve(w http.ResponseWriter, r *http.Request, config *Config, ne
 func isCacheable(r *http.Request) bool {
 	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && len(r.Header["Authorization"]) == 0
 }
+
+// bypass forwards a request as it is. An unsafe one that succeeds may have changed the
+// object (RFC 9111 section 4.4).
+func (c *Cache) bypass(w http.ResponseWriter, r *http.Request, config *Config, next Handler) error {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return next(w, r)
+	}
+	k, seen := keyOf(r, config.Query), &statusWriter{ResponseWriter: w}
+	err := next(seen, r)
+	if err == nil && seen.status < 400 {
+		c.forget(k)
+	}
+	return err
+}
+
+// statusWriter remembers the status of a response.
+type statusWriter struct {
+	http.ResponseWriter
+	status int // 0 means 200
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap implements what http.ResponseController looks for.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // find returns an object that may be used, with a reader of its body, or a fill that
 // is under way. first reports whether this call has started it.
@@ -167,25 +200,25 @@ func (c *Cache) find(v *visit, k key, old *object) (o *object, f *fill, rd *read
 		}
 		return e.object, nil, e.object.body.read(), false
 	}
-	if e.fill == nil || !e.fill.isJoinable(now) {
-		if old == nil {
-			old = e.object
+	if e.fill != nil && e.fill.isJoinable(now) {
+		if rd := e.fill.body.join(); rd != nil {
+			e.hit()
+			return nil, e.fill, rd, false
 		}
-		return nil, c.start(v, e, old), e.fill.body.read(), true
 	}
-	e.hit()
-	return nil, e.fill, e.fill.body.read(), false
+	if old == nil {
+		old = e.object
+	}
+	f = c.start(v, e, old)
+	return nil, f, f.body.read(), true
 }
 
 // start starts a fill. The caller has locked the index.
 func (c *Cache) start(v *visit, e *entry, old *object) *fill {
 	ctx, cancel := v.config.originContext(v.r)
 	f := &fill{
-		cache: c, config: v.config, entry: e, old: old, asked: c.now(), cancel: cancel, body: newBody(&c.memory),
+		cache: c, config: v.config, entry: e, old: old, asked: c.now(), cancel: cancel, body: newBody(&c.memory, old),
 		ready: make(chan struct{}), takeOver: make(chan http.ResponseWriter), gone: make(chan struct{}), ended: make(chan struct{}),
-	}
-	if old != nil {
-		old.body.use()
 	}
 	e.fill = f
 	go f.run(v.next, originRequest(ctx, v.r, e.key, old))
@@ -205,6 +238,8 @@ func (c *Cache) ended(f *fill, complete bool) {
 		whole := *f.object
 		whole.length = f.body.received()
 		c.replace(e, &whole)
+	case current && f.outcome == confirmed && !f.object.keep:
+		c.index.drop(e)
 	case current && f.outcome == confirmed && f.object != f.old:
 		c.replace(e, f.object)
 	case current && f.outcome == shared && f.object.sliced:
@@ -212,9 +247,6 @@ func (c *Cache) ended(f *fill, complete bool) {
 	}
 	c.index.forget(e)
 	c.index.mu.Unlock()
-	if f.old != nil {
-		f.old.body.drop()
-	}
 	f.body.drop()
 }
 

@@ -39,12 +39,12 @@ func parseDate(fields []string) (time.Time, bool) {
 
 // matches compares entity tags (RFC 9110 section 8.8.3.2).
 func matches(fields []string, etag string, strongly bool) bool {
-	if etag == "" {
-		return false
-	}
 	for _, field := range fields {
 		if strings.TrimSpace(field) == "*" {
 			return true
+		}
+		if etag == "" {
+			return false
 		}
 		for field != "" {
 			var member string

@@ -47,6 +47,9 @@ const (
 // settle tells the viewers what has become of the fill.
 func (f *fill) settle(result outcome, o *object) {
 	f.outcome, f.object = result, o
+	if result == shared {
+		f.body.dropOld()
+	}
 	close(f.ready)
 }
 
@@ -83,6 +86,8 @@ func (w *fillWriter) finish(failure error) {
 	f := w.fill
 	complete := false
 	switch {
+	case w.state == waiting && failure != nil && f.isFailure(failure) && f.mayUseOld(f.cache.now()):
+		f.settle(confirmed, f.old)
 	case w.state == waiting:
 		f.failure = failure
 		f.settle(failed, nil)
@@ -97,6 +102,17 @@ func (w *fillWriter) finish(failure error) {
 	}
 	f.cache.ended(f, complete)
 	close(f.ended)
+}
+
+// isFailure reports whether an error of the origin's handler is a failure of the origin.
+func (f *fill) isFailure(failure error) bool {
+	return f.config.OriginFailed == nil || f.config.OriginFailed(failure)
+}
+
+// mayUseOld reports whether the old object may be used because the origin has failed
+// (RFC 5861 section 4).
+func (f *fill) mayUseOld(now time.Time) bool {
+	return f.entry.key.slice == 0 && f.old != nil && f.old.canBeStale(now, f.old.freshness.staleIfError)
 }
 
 // fillWriter is the response writer that the origin's handler sees.
@@ -132,12 +148,12 @@ func (w *fillWriter) WriteHeader(status int) {
 	d := parseDirectives(w.header["Cache-Control"])
 	made := now.Add(-ageOnArrival(w.header, w.asked, now))
 	switch {
-	case status == http.StatusNotModified && w.old != nil:
-		w.confirm(made)
-	case status >= 500 && w.old != nil && w.old.canBeStale(now, w.old.freshness.staleIfError):
-		w.discard(confirmed, w.old)
 	case w.entry.key.slice > 0:
 		w.startSlice(status, made, d)
+	case status == http.StatusNotModified && w.old != nil:
+		w.confirm(made)
+	case status >= 500 && w.mayUseOld(now):
+		w.discard(confirmed, w.old)
 	case !isShareable(status, w.header, d):
 		w.passToFirst(status)
 	default:
@@ -147,9 +163,10 @@ func (w *fillWriter) WriteHeader(status int) {
 
 // confirm refreshes the old object.
 func (w *fillWriter) confirm(made time.Time) {
-	o := w.old.refreshed(w.header, made, freshness{})
+	o := w.old.refreshed(w.header, made)
 	d := parseDirectives(o.header["Cache-Control"])
-	o.freshness, _ = freshnessOf(o.status, o.header, d, w.config.ttl(o.status, o.isManifest, o.isMedia), o.isManifest, w.asked)
+	o.freshness, o.keep = freshnessOf(o.status, o.header, d, w.config.ttl(o.status, o.isManifest, o.isMedia), o.isManifest, w.asked)
+	o.keep = o.keep && isShareable(o.status, o.header, d)
 	w.discard(confirmed, o)
 }
 
@@ -197,9 +214,7 @@ func (w *fillWriter) startSlice(status int, made time.Time, d directives) {
 	o.made, o.freshness, o.keep = made, freshness{lifetime: w.old.freshness.lifetime}, true
 	o.length, w.expected = want.length(), want.length()
 	if !w.body.reserve(objectOverhead + headerSize(o.header) + o.length) {
-		w.failure = errNoMemory
-		w.discard(failed, nil)
-		return
+		w.body.doNotKeep()
 	}
 	w.state = keeping
 	w.settle(shared, o)
@@ -229,6 +244,8 @@ func (w *fillWriter) Write(p []byte) (int, error) {
 	switch w.state {
 	case keeping:
 		if err := w.body.write(w.ctx, p, w.expected, w.limit); err != nil {
+			w.state = discarding
+			w.body.end(err)
 			return 0, err
 		}
 		return len(p), nil
@@ -247,10 +264,7 @@ func (w *fillWriter) FlushError() error {
 	return nil
 }
 
-var (
-	errOtherObject = errors.New("mediacache: a large object has changed on the origin, or the origin does not answer ranges")
-	errNoMemory    = errors.New("mediacache: no memory for a slice of a large object")
-)
+var errOtherObject = errors.New("mediacache: a large object has changed on the origin, or the origin does not answer ranges")
 
 // sliceSize is the size of the parts in which large objects are kept.
 const sliceSize = 1 << 20

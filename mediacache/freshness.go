@@ -19,7 +19,7 @@ const maxDelta = 1<<31 - 1
 
 // directives are the members of a Cache-Control field that a shared cache obeys.
 type directives struct {
-	noStore, private, noCache, public, mustRevalidate bool
+	noStore, private, noCache, mustRevalidate bool
 
 	maxAge, sMaxAge, staleWhileRevalidate, staleIfError *time.Duration
 }
@@ -45,8 +45,6 @@ func (d *directives) set(name, argument string) {
 		d.private = true // with names of fields, too: less is kept than could be
 	case "no-cache":
 		d.noCache = true
-	case "public":
-		d.public = true
 	case "must-revalidate", "proxy-revalidate":
 		d.mustRevalidate = true
 	case "max-age":
@@ -179,8 +177,8 @@ func explicitLifetime(header http.Header, d directives, now time.Time) (time.Dur
 	case d.maxAge != nil:
 		return *d.maxAge, true
 	case len(expires) > 0:
-		at, err := http.ParseTime(expires[0])
-		if err != nil || len(expires) > 1 {
+		at, ok := parseExpires(expires)
+		if !ok {
 			return 0, true
 		}
 		date, err := http.ParseTime(header.Get("Date"))
@@ -192,10 +190,26 @@ func explicitLifetime(header http.Header, d directives, now time.Time) (time.Dur
 	return 0, false
 }
 
+// parseExpires parses a date in one of the three forms of RFC 9110 section 5.6.7, byte
+// for byte: a date that another cache may read otherwise is in the past.
+func parseExpires(fields []string) (time.Time, bool) {
+	at, ok := parseDate(fields)
+	if !ok {
+		return time.Time{}, false
+	}
+	for _, layout := range []string{http.TimeFormat, "Monday, 02-Jan-06 15:04:05 GMT", time.ANSIC} {
+		if at.UTC().Format(layout) == fields[0] {
+			return at, true
+		}
+	}
+	return time.Time{}, false
+}
+
 // ageOnArrival is the age that a response has when it arrives: by what caches on
 // the way say, and by its Date (RFC 9111 section 4.2.3).
 func ageOnArrival(header http.Header, asked, arrived time.Time) time.Duration {
-	age := parseSeconds(header.Get("Age"))
+	first, _, _ := strings.Cut(header.Get("Age"), ",") // RFC 9111 section 5.1
+	age := parseSeconds(strings.TrimRight(first, " \t"))
 	age += arrived.Sub(asked)
 	if date, err := http.ParseTime(header.Get("Date")); err == nil {
 		// Date has whole seconds, so a response that was just made may look a second old.

@@ -102,37 +102,38 @@ func (x *index) keep(e *entry, max int64) {
 	}
 }
 
-// evict drops an object, and reports whether there was one.
+// evict drops an object, and reports whether there was one. An object that a viewer
+// reads right now is passed over: dropping it would free no memory yet, so slow viewers
+// could empty the cache.
 func (x *index) evict(max int64) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for {
-		switch {
-		case x.small.Len() > 0 && (x.small.size > max/smallPart || x.main.Len() == 0):
+	for range (maxHits + 2) * (x.small.Len() + x.main.Len()) {
+		if x.small.Len() > 0 && (x.small.size > max/smallPart || x.main.Len() == 0) {
 			e := x.small.Front().Value.(*entry)
-			if e.hits.Swap(0) == 0 {
+			if e.hits.Swap(0) == 0 && !e.object.body.hasReaders() {
 				x.ghosts.add(e.key, x.main.Len())
 				x.drop(e)
 				return true
 			}
 			x.small.remove(e)
 			x.main.push(e)
-		case x.main.Len() > 0:
-			e := x.main.Front().Value.(*entry)
-			hits := e.hits.Load()
-			if hits == 0 {
-				x.drop(e)
-				return true
-			}
-			e.hits.CompareAndSwap(hits, hits-1)
-			x.main.MoveToBack(e.element)
-		case x.negative.Len() > 0:
-			x.drop(x.negative.Front().Value.(*entry))
-			return true
-		default:
-			return false
+			continue
 		}
+		e := x.main.Front().Value.(*entry)
+		if hits := e.hits.Load(); hits > 0 {
+			e.hits.CompareAndSwap(hits, hits-1)
+		} else if !e.object.body.hasReaders() {
+			x.drop(e)
+			return true
+		}
+		x.main.MoveToBack(e.element)
 	}
+	if x.negative.Len() > 0 {
+		x.drop(x.negative.Front().Value.(*entry))
+		return true
+	}
+	return false
 }
 
 // drop forgets the object of an entry.
@@ -192,11 +193,12 @@ func (g *ghosts) take(k key) bool {
 	return found
 }
 
-// forget drops the object under a key.
+// forget drops the object under a key. A response that still arrives is not kept.
 func (c *Cache) forget(k key) {
 	c.index.mu.Lock()
 	defer c.index.mu.Unlock()
 	if e := c.index.entries[k]; e != nil {
+		e.fill = nil // its viewers get the response, and nobody else
 		c.index.drop(e)
 	}
 }

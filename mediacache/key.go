@@ -2,6 +2,7 @@ package mediacache
 
 import (
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 )
@@ -20,6 +21,20 @@ type key struct {
 func (k key) clone() key {
 	k.host, k.path, k.query = strings.Clone(k.host), strings.Clone(k.path), strings.Clone(k.query)
 	return k
+}
+
+// url returns the URL that the key names. That of the request may contain more, for
+// example an empty query or another host.
+func (k key) url() *url.URL {
+	path, err := url.PathUnescape(k.path)
+	if err != nil { // EscapedPath does not return such a path
+		path = k.path
+	}
+	u := &url.URL{Path: path, RawQuery: k.query}
+	if u.EscapedPath() != k.path {
+		u.RawPath = k.path
+	}
+	return u
 }
 
 // keyOf returns the key of a request. named are the parameters that count; if there

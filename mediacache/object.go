@@ -25,17 +25,10 @@ type object struct {
 	sliced     bool      // the body is empty, and other objects have its slices
 }
 
-// newObject returns the object of a response. Fields about a connection and about a
-// single viewer do not belong to it.
+// newObject returns the object of a response.
 func newObject(status int, header http.Header, path string, b *body) *object {
 	o := &object{status: status, header: http.Header{}, length: -1, body: b, etag: header.Get("ETag")}
-	for name, values := range header {
-		switch name {
-		case "Content-Length", "Age", "Set-Cookie", "Connection", "Keep-Alive", "Transfer-Encoding", "Trailer", "Upgrade", "Content-Range":
-		default:
-			o.header[name] = slices.Clip(values)
-		}
-	}
+	o.setHeader(header)
 	if n, err := strconv.ParseInt(header.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
 		o.length = n
 	}
@@ -115,17 +108,44 @@ func (o *object) canBeStale(now time.Time, after time.Duration) bool {
 	return o.age(now) < o.freshness.lifetime+after
 }
 
-// refreshed returns the object with the headers of a 304 (RFC 9111 section 3.2).
-func (o *object) refreshed(header http.Header, made time.Time, f freshness) *object {
-	fresh := *o
-	fresh.header = o.header.Clone()
+// setHeader sets fields, but not those about a connection, a single viewer or a single
+// transfer.
+func (o *object) setHeader(header http.Header) {
 	for name, values := range header {
 		switch name {
-		case "Content-Encoding", "Content-Type", "Content-Range", "Etag", "Last-Modified":
+		case "Content-Length", "Age", "Set-Cookie", "Connection", "Keep-Alive", "Transfer-Encoding", "Trailer", "Upgrade", "Content-Range":
 		default:
+			o.header[name] = slices.Clone(values)
+		}
+	}
+}
+
+// copyHeader copies fields with values of their own, which handlers before the cache may
+// change in place, as Caddy's `header` does.
+func copyHeader(to, from http.Header) {
+	count := 0
+	for _, values := range from {
+		count += len(values)
+	}
+	all := make([]string, 0, count)
+	for name, values := range from {
+		start := len(all)
+		all = append(all, values...)
+		to[name] = slices.Clip(all[start:])
+	}
+}
+
+// refreshed returns the object with the headers of a 304 (RFC 9111 section 3.2), except
+// those that tell what the body is.
+func (o *object) refreshed(header http.Header, made time.Time) *object {
+	fresh := *o
+	fresh.header, fresh.made = o.header.Clone(), made
+	fresh.setHeader(header)
+	for _, name := range []string{"Content-Encoding", "Content-Type", "Etag", "Last-Modified"} {
+		delete(fresh.header, name)
+		if values, ok := o.header[name]; ok {
 			fresh.header[name] = values
 		}
 	}
-	fresh.made, fresh.freshness = made, f
 	return &fresh
 }

@@ -2,6 +2,7 @@ package mediacache
 
 import (
 	"context"
+	"crypto/tls"
 	"net/http"
 )
 
@@ -16,7 +17,12 @@ func originRequest(ctx context.Context, r *http.Request, k key, old *object) *ht
 	out.Body, out.ContentLength, out.TransferEncoding, out.Trailer = http.NoBody, 0, nil, nil
 	out.RemoteAddr = ""
 	out.Host = k.host
-	out.URL.RawQuery = k.query
+	out.URL = k.url()
+	out.RequestURI = out.URL.RequestURI()
+	out.Proto, out.ProtoMajor, out.ProtoMinor = "HTTP/1.1", 1, 1
+	if r.TLS != nil {
+		out.TLS = &tls.ConnectionState{HandshakeComplete: true} // with no certificate of the viewer
+	}
 	out.Header = http.Header{
 		"User-Agent":      {userAgent},
 		"Accept-Encoding": {"identity"},

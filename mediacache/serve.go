@@ -3,7 +3,6 @@ package mediacache
 import (
 	"context"
 	"errors"
-	"maps"
 	"net/http"
 	"strconv"
 	"time"
@@ -41,7 +40,7 @@ func (v *visit) serve(k key) (Result, error) {
 	case exclusive:
 		return Bypass, v.goAlone(f, k, first)
 	case confirmed:
-		use := f.object.body.read() // the fill or the index uses it until ended
+		use := f.object.body.read() // f.body uses it while it has readers
 		defer use.close()
 		if f.object == f.old {
 			return Stale, v.answer(f.object, use, Stale)
@@ -57,24 +56,44 @@ func (v *visit) serve(k key) (Result, error) {
 }
 
 // leave ends the viewer's part in a fill. A fill that has lost its last viewer goes
-// on only if little is missing.
+// on only if little is missing, and not for long: later viewers must not wait for an
+// origin that has stalled.
 func (v *visit) leave(f *fill, rd *reader, first bool) {
 	if first {
 		close(f.gone)
 	}
-	if rd.close() && !f.isNearlyDone() {
-		v.cache.abandon(f)
+	if last := rd.close(); !last || f.hasEnded() {
+		return
 	}
+	if f.isNearlyDone() {
+		time.AfterFunc(restAfter, func() { v.cache.abandon(f) })
+		return
+	}
+	v.cache.abandon(f)
 }
 
-const smallRest = 1 << 20
+const (
+	smallRest = 1 << 20
+	restAfter = 10 * time.Second
+)
 
-// isNearlyDone reports whether less than 1 MiB or a tenth of the body is missing.
-func (f *fill) isNearlyDone() bool {
+func (f *fill) hasEnded() bool {
 	select {
 	case <-f.ended:
 		return true
+	default:
+		return false
+	}
+}
+
+// isNearlyDone reports whether the body is not needed, or less than 1 MiB or a tenth of
+// it is missing.
+func (f *fill) isNearlyDone() bool {
+	select {
 	case <-f.ready:
+		if f.outcome == confirmed || f.outcome == shared && f.object.sliced {
+			return true
+		}
 		if f.outcome != shared || f.object.length < 0 {
 			return false
 		}
@@ -95,14 +114,25 @@ func (f *fill) fail() error {
 }
 
 // goAlone gets a response that is for no one else. The first viewer takes over what
-// the fill has begun.
+// the fill has begun, if it is what the viewer needs: all of the object.
 func (v *visit) goAlone(f *fill, k key, first bool) error {
-	if !first {
+	needsAll := v.r.Method == http.MethodGet && len(v.r.Header["Range"]) == 0
+	if first && !needsAll {
+		f.cancel()
+	}
+	if !first || !needsAll {
 		ctx, cancel := v.config.originContext(v.r)
 		defer cancel()
 		defer context.AfterFunc(v.r.Context(), cancel)()
 		addCacheStatus(v.w.Header(), Bypass)
-		return v.next(v.w, originRequest(ctx, v.r, k, nil))
+		out := originRequest(ctx, v.r, k, nil)
+		out.Method = v.r.Method
+		for _, name := range []string{"Range", "If-Range"} {
+			if values, ok := v.r.Header[name]; ok {
+				out.Header[name] = values
+			}
+		}
+		return v.next(v.w, out)
 	}
 	defer context.AfterFunc(v.r.Context(), f.cancel)()
 	select {
@@ -117,7 +147,7 @@ func (v *visit) goAlone(f *fill, k key, first bool) error {
 // answer sends an object, whose body may still arrive.
 func (v *visit) answer(o *object, rd *reader, result Result) error {
 	h := v.w.Header()
-	maps.Copy(h, o.header)
+	copyHeader(h, o.header)
 	addCacheStatus(h, result)
 	h["Age"] = []string{strconv.FormatInt(int64(o.age(v.cache.now())/time.Second), 10)}
 	if o.status == http.StatusOK {
@@ -177,8 +207,7 @@ func (v *visit) copy(rd *reader, from, to int64, toTheEnd bool) error {
 	return rd.copyTo(v.r.Context(), v.w, from, to, func() { controller.Flush() })
 }
 
-// sendSlices writes a part of a large object, slice by slice. The next slice is asked
-// for while one is sent.
+// sendSlices writes a part of a large object, slice by slice.
 func (v *visit) sendSlices(o *object, part span) error {
 	k := keyOf(v.r, v.config.Query)
 	for n := part.first / sliceSize; n <= part.last/sliceSize; n++ {

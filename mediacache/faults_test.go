@@ -1,0 +1,487 @@
+package mediacache
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// scene is a cache without sockets, whose origin is a handler.
+type scene struct {
+	*Cache
+	config Config
+	clock  time.Duration
+	asked  []*http.Request
+	origin Handler
+}
+
+func newScene(origin Handler) *scene {
+	s := &scene{config: Config{Memory: 8 << 20, MaxObject: 4 << 20, SegmentTTL: time.Hour, ManifestTTL: time.Second}, origin: origin}
+	s.Cache = New(s.config.Memory)
+	s.now = func() time.Time { return time.Unix(1_800_000_000, 0).Add(s.clock) }
+	return s
+}
+
+// ask makes a request and waits until the origin's handler has returned. Fields are
+// names and values of the request's header in turn.
+func (s *scene) ask(method, target string, fields ...string) (*httptest.ResponseRecorder, error) {
+	r := httptest.NewRequest(method, target, nil)
+	for i := 0; i < len(fields); i += 2 {
+		r.Header.Set(fields[i], fields[i+1])
+	}
+	w := httptest.NewRecorder()
+	err := s.serve(w, r)
+	return w, err
+}
+
+func (s *scene) serve(w http.ResponseWriter, r *http.Request) (err error) {
+	returned := make(chan struct{}, 100)
+	started := 0
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("broken off: %v", p)
+		}
+		for range started {
+			<-returned
+		}
+		s.untilIdle()
+	}()
+	_, err = s.Serve(w, r, &s.config, func(w http.ResponseWriter, r *http.Request) error {
+		started++
+		defer func() { returned <- struct{}{} }()
+		s.asked = append(s.asked, r)
+		return s.origin(w, r)
+	})
+	return err
+}
+
+func (s *scene) untilIdle() {
+	for {
+		s.index.mu.RLock()
+		busy := false
+		for _, e := range s.index.entries {
+			busy = busy || e.fill != nil
+		}
+		s.index.mu.RUnlock()
+		if !busy {
+			return
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+// large answers ranges of a file as http.ServeContent does.
+func large(file []byte) Handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("ETag", `"v1"`)
+		http.ServeContent(w, r, "v.mp4", time.Time{}, bytes.NewReader(file))
+		return nil
+	}
+}
+
+func TestSlicesThatFindNoRoomStreamThrough(t *testing.T) {
+	t.Parallel()
+	file := randomBytes(5, 3<<20+100)
+	s := newScene(large(file))
+	s.config.Memory, s.config.MaxObject = 1<<20, 1<<19
+	s.Cache = New(s.config.Memory)
+	for field, want := range map[string][]byte{"": file, "bytes=1048570-2097160": file[1048570:2097161], "bytes=-10": file[len(file)-10:]} {
+		if w, err := s.ask("GET", "/v.mp4", "Range", field); err != nil || !bytes.Equal(w.Body.Bytes(), want) {
+			t.Errorf("%q: status %d, %d bytes of %d, %v", field, w.Code, w.Body.Len(), len(want), err)
+		}
+	}
+}
+
+// The attack of a confused origin: it answers 304 where it was asked for a slice.
+func TestUnaskedStatuses(t *testing.T) {
+	t.Parallel()
+	file := randomBytes(6, 5<<20)
+	for _, status := range []int{304, 200, 416, 500, 204} {
+		confused := true
+		s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+			if r.Header.Get("Range") != "" && confused {
+				w.Header().Set("ETag", `"v1"`)
+				w.WriteHeader(status)
+				return nil
+			}
+			return large(file)(w, r)
+		})
+		if w, err := s.ask("GET", "/v.mp4"); err == nil {
+			t.Errorf("%d: got %d bytes for a complete answer", status, w.Body.Len())
+		}
+		confused = false
+		if w, err := s.ask("GET", "/v.mp4"); err != nil || !bytes.Equal(w.Body.Bytes(), file) {
+			t.Errorf("%d: afterwards %d bytes, %v", status, w.Body.Len(), err)
+		}
+	}
+}
+
+// Handlers before the cache may change the fields of a response in place.
+func TestFieldsAreNotSharedByViewers(t *testing.T) {
+	t.Parallel()
+	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+		w.Header().Set("X-Origin", "a")
+		_, err := io.WriteString(w, "body")
+		return err
+	})
+	for range 3 {
+		w, err := s.ask("GET", "/s.ts")
+		if got := w.Header()["X-Origin"]; err != nil || len(got) != 1 || got[0] != "a" {
+			t.Fatalf("%q, %v", got, err)
+		}
+		w.Header()["X-Origin"][0] = "the first viewer's"
+	}
+}
+
+func TestStaleWhenTheOriginDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	down, gone := errors.New("connection refused"), errors.New("404")
+	for _, row := range []struct {
+		failure error
+		panics  bool
+		want    string
+	}{{failure: down, want: "body"}, {failure: gone}, {panics: true, want: "body"}} {
+		broken := false
+		s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+			if broken && row.panics {
+				panic(http.ErrAbortHandler)
+			}
+			if broken {
+				return row.failure
+			}
+			w.Header().Set("Cache-Control", "max-age=10, stale-if-error=100")
+			_, err := io.WriteString(w, "body")
+			return err
+		})
+		s.config.OriginFailed = func(err error) bool { return !errors.Is(err, gone) }
+		_, _ = s.ask("GET", "/s.ts")
+		broken, s.clock = true, 50*time.Second
+		if w, err := s.ask("GET", "/s.ts"); w.Body.String() != row.want || (row.want == "") != (err != nil) {
+			t.Errorf("%v: %q, %v", row, w.Body, err)
+		}
+		s.clock = 200 * time.Second
+		if w, err := s.ask("GET", "/s.ts"); err == nil {
+			t.Errorf("%v: %q when it is too stale", row, w.Body)
+		}
+	}
+}
+
+// A 304 may say that nobody else may get the object, and carry a cookie.
+func TestConfirmations(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		field, value string
+		objects      int
+	}{
+		{"X-New", "1", 1},
+		{"Set-Cookie", "session=of-the-first-viewer", 1},
+		{"Cache-Control", "private, max-age=10", 0},
+		{"Cache-Control", "no-store", 0},
+		{"Vary", "Cookie", 0},
+	} {
+		s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+			w.Header().Set("Cache-Control", "max-age=10")
+			w.Header().Set("ETag", `"v1"`)
+			if r.Header.Get("If-None-Match") != "" {
+				w.Header().Set(row.field, row.value)
+				w.WriteHeader(http.StatusNotModified)
+				return nil
+			}
+			_, err := io.WriteString(w, "body")
+			return err
+		})
+		_, _ = s.ask("GET", "/s.ts")
+		s.clock = 20 * time.Second
+		w, err := s.ask("GET", "/s.ts")
+		if err != nil || w.Body.String() != "body" || w.Header().Get("Set-Cookie") != "" {
+			t.Errorf("%s: %s: %q, %v, %v", row.field, row.value, w.Body, w.Header(), err)
+		}
+		if n, _ := s.Usage(); n != row.objects {
+			t.Errorf("%s: %s: %d objects are kept", row.field, row.value, n)
+		}
+	}
+}
+
+// What the origin is told follows from the key, however a viewer spells the request.
+func TestRequestsToTheOriginFollowFromTheKey(t *testing.T) {
+	t.Parallel()
+	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+		_, err := io.WriteString(w, "body")
+		return err
+	})
+	for _, target := range []string{"/a%2Fb%20c.ts", "/a%2Fb%20c.ts?", "/a%2Fb%20c.ts?CMCD=a", "http://example.com/a%2Fb%20c.ts", "http://EXAMPLE.com/a%2Fb%20c.ts"} {
+		r := httptest.NewRequest("GET", target, nil)
+		r.URL.ForceQuery = strings.HasSuffix(target, "?")
+		r.TLS = &tls.ConnectionState{ServerName: "viewer", HandshakeComplete: true}
+		r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/2.0", 2, 0
+		r.Method = map[bool]string{true: "HEAD", false: "GET"}[strings.Contains(target, "CMCD")]
+		s.Cache = New(s.config.Memory)
+		if err := s.serve(httptest.NewRecorder(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range s.asked {
+		got := fmt.Sprintf("%s %s %s %s %s %q %q", r.Method, r.Host, r.RequestURI, r.URL, r.Proto, r.TLS.ServerName, r.RemoteAddr)
+		if want := `GET example.com /a%2Fb%20c.ts /a%2Fb%20c.ts HTTP/1.1 "" ""`; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
+// A viewer who needs less than a whole object that is for them alone gets no more, from
+// an endless one too.
+func TestAnswersForOneViewer(t *testing.T) {
+	t.Parallel()
+	file := randomBytes(7, 3<<20)
+	s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("Cache-Control", "no-store")
+		if r.URL.Path == "/file" {
+			return large(file)(w, r)
+		}
+		for r.Method == http.MethodGet {
+			if _, err := w.Write(file); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if w, err := s.ask("GET", "/file", "Range", "bytes=5-9", "If-Range", `"v1"`); err != nil || w.Code != 206 || !bytes.Equal(w.Body.Bytes(), file[5:10]) {
+		t.Errorf("a range: status %d, %d bytes, %v", w.Code, w.Body.Len(), err)
+	}
+	if w, err := s.ask("HEAD", "/endless"); err != nil || w.Code != 200 || w.Body.Len() > 0 {
+		t.Errorf("HEAD: status %d, %d bytes, %v", w.Code, w.Body.Len(), err)
+	}
+}
+
+func TestBodiesThatAreTooLongAreNotKept(t *testing.T) {
+	t.Parallel()
+	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+		w.Header().Set("Content-Length", "4")
+		_, _ = io.WriteString(w, "body, and more")
+		return nil
+	})
+	_, _ = s.ask("GET", "/s.ts")
+	if n, _ := s.Usage(); n != 0 {
+		t.Error("it is kept")
+	}
+}
+
+func TestUnsafeMethodsInvalidate(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		method  string
+		status  int
+		objects int
+	}{{"POST", 200, 0}, {"PUT", 204, 0}, {"DELETE", 303, 0}, {"M-SEARCH", 200, 0}, {"POST", 405, 1}, {"DELETE", 500, 1}, {"OPTIONS", 200, 1}, {"TRACE", 200, 1}} {
+		s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+			w.WriteHeader(map[bool]int{true: 200, false: row.status}[r.Method == "GET"])
+			return nil
+		})
+		_, _ = s.ask("GET", "/s.ts?v=1")
+		_, _ = s.ask(row.method, "/s.ts?v=1")
+		if n, _ := s.Usage(); n != row.objects {
+			t.Errorf("%v: %d objects", row, n)
+		}
+	}
+}
+
+// A viewer may leave before the handler of the origin has returned.
+func TestHeadersAreEnough(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		late := make(chan struct{})
+		s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+			err := large(make([]byte, 5<<20))(w, r)
+			<-late
+			return err
+		})
+		go s.ask("HEAD", "/v.mp4")
+		synctest.Wait()
+		close(late)
+		synctest.Wait()
+		if n, _ := s.Usage(); n != 1 {
+			t.Errorf("%d objects after a HEAD", n)
+		}
+	})
+}
+
+// The attack of an origin that stalls: a fill that goes on without viewers ends anyway.
+func TestStalledFillsAreGivenUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		stalled := true
+		s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+			w.Header().Set("Content-Length", "4")
+			_, _ = io.WriteString(w, "bo")
+			if stalled {
+				<-r.Context().Done()
+				return r.Context().Err()
+			}
+			_, err := io.WriteString(w, "dy")
+			return err
+		})
+		ctx, leave := context.WithCancel(t.Context())
+		go s.serve(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/s.ts", nil))
+		synctest.Wait()
+		leave()
+		time.Sleep(restAfter + time.Second) // of the bubble's clock
+		synctest.Wait()
+		stalled = false
+		if w, err := s.ask("GET", "/s.ts"); err != nil || w.Body.String() != "body" {
+			t.Errorf("%q, %v", w.Body, err)
+		}
+	})
+}
+
+// The attack of slow readers on a body that is not kept: dropping one of them must not
+// change the bytes of others in the same chunk.
+func TestDroppedReadersChangeNoBytes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := &memory{max: 1 << 20}
+		b := newBody(m, nil)
+		b.doNotKeep()
+		want := randomBytes(8, 4*windowedChunk)
+		asleep, slow, fast := b.read(), b.read(), b.read()
+		var got, first []byte
+		go b.write(t.Context(), want, int64(len(want)), 0)
+		go func() {
+			for n := 0; n < len(want); {
+				data, changed, err := fast.next(int64(n))
+				if err != nil {
+					return
+				}
+				if changed != nil {
+					<-changed
+				}
+				n += len(data)
+			}
+			fast.close()
+		}()
+		synctest.Wait()
+		first, _, _ = asleep.next(0)
+		_, _, _ = slow.next(100)
+		time.Sleep(slowAfter + time.Second) // of the bubble's clock: asleep is dropped
+		if _, _, err := asleep.next(0); !errors.Is(err, errSlowViewer) {
+			t.Errorf("the slowest reader: %v", err)
+		}
+		for n := int64(100); n < int64(len(want)); {
+			data, changed, err := slow.next(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if changed != nil {
+				<-changed
+			}
+			got = append(got, data...)
+			n += int64(len(data))
+		}
+		slow.close()
+		asleep.close()
+		if !bytes.Equal(got, want[100:]) || !bytes.Equal(first, want[:len(first)]) {
+			t.Error("wrong bytes")
+		}
+		if b.join() != nil {
+			t.Error("a reader joins a body whose first bytes are gone")
+		}
+	})
+}
+
+// A viewer who waits for a confirmation needs the old body, which the index may have
+// dropped meanwhile.
+func TestOldBodiesAreThereUntilTheirReadersLeave(t *testing.T) {
+	t.Parallel()
+	m := &memory{max: 1 << 20}
+	old := newBody(m, nil)
+	old.reserve(10)
+	_ = old.write(t.Context(), []byte("0123456789"), 10, 0)
+	b := newBody(m, &object{body: old})
+	viewer := b.read()
+	old.drop() // by the index
+	b.drop()   // by the fill
+	rd := old.read()
+	if data, _, err := rd.next(0); string(data) != "0123456789" {
+		t.Errorf("%q, %v", data, err)
+	}
+	rd.close()
+	viewer.close()
+	if used := m.used.Load(); used != 0 {
+		t.Errorf("%d bytes are in use", used)
+	}
+}
+
+// The attack of slow readers on the index: what they read cannot be freed, so it stays.
+func TestSlowReadersDoNotEmptyTheCache(t *testing.T) {
+	t.Parallel()
+	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+		_, err := w.Write(make([]byte, 100<<10))
+		return err
+	})
+	s.config.Memory = 1 << 20
+	s.Cache = New(s.config.Memory)
+	_, _ = s.ask("GET", "/watched.ts")
+	rd := s.index.entries[key{host: "example.com", path: "/watched.ts"}].object.body.read()
+	for n := range 100 {
+		_, _ = s.ask("GET", fmt.Sprintf("/%d.ts", n))
+	}
+	if w, _ := s.ask("GET", "/watched.ts"); w.Header().Get("Cache-Status") != "signed-playback; hit" {
+		t.Error(w.Header())
+	}
+	rd.close()
+}
+
+// The attack of invented names, and a scan of old titles.
+func TestWatchedObjectsSurviveAScan(t *testing.T) {
+	t.Parallel()
+	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+		_, err := w.Write(make([]byte, 100<<10))
+		return err
+	})
+	for n := range 500 {
+		for watched := range 20 {
+			if n%10 == 0 {
+				_, _ = s.ask("GET", fmt.Sprintf("/watched%d.ts", watched))
+			}
+		}
+		_, _ = s.ask("GET", fmt.Sprintf("/%d.ts", n))
+	}
+	if n := len(s.asked); n > 500+2*20 {
+		t.Errorf("the origin was asked %d times for 500 names and 20 watched objects", n)
+	}
+	if got, want := s.memory.used.Load(), s.config.Memory; got > want {
+		t.Errorf("%d bytes in use, of %d", got, want)
+	}
+}
+
+func TestPreconditionsWithoutAnEntityTag(t *testing.T) {
+	t.Parallel()
+	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+		_, err := io.WriteString(w, "body")
+		return err
+	})
+	got := map[string]int{}
+	for _, field := range []string{"If-Match", "If-None-Match"} {
+		for _, value := range []string{"*", `"x"`, `""`, ""} {
+			w, _ := s.ask("GET", "/s.ts", field, value)
+			got[field+": "+value] = w.Code
+		}
+	}
+	want := map[string]int{
+		"If-Match: *": 200, `If-Match: "x"`: 412, `If-Match: ""`: 412, "If-Match: ": 412,
+		"If-None-Match: *": 304, `If-None-Match: "x"`: 200, `If-None-Match: ""`: 200, "If-None-Match: ": 200,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
