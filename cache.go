@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"runtime/debug"
 	"strings"
@@ -275,26 +274,17 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	return err
 }
 
-// routeGroupKey is the context key under which Caddy keeps the groups of routes that
-// have matched already, of which only one may.
-const routeGroupKey caddy.CtxKey = "route_group"
-
 // originContext returns the context of a request to the origin. Of the viewer's, it has
 // the trace and a copy of the groups, because it may outlive it.
 func originContext(r *http.Request) context.Context {
 	ctx := oteltrace.ContextWithSpanContext(context.Background(), oteltrace.SpanContextFromContext(r.Context()))
-	groups, _ := r.Context().Value(routeGroupKey).(map[string]struct{})
-	return context.WithValue(ctx, routeGroupKey, maps.Clone(groups))
+	return withRouteGroups(ctx, r.Context())
 }
 
 // prepare gives a request of the cache what Caddy gives to those of clients.
 func (c *Cache) prepare(w http.ResponseWriter, r *http.Request) *http.Request {
-	groups, _ := r.Context().Value(routeGroupKey).(map[string]struct{})
-	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, c.server)
-	if groups == nil {
-		return r
-	}
-	return r.WithContext(context.WithValue(r.Context(), routeGroupKey, groups))
+	prepared := caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, c.server)
+	return prepared.WithContext(withRouteGroups(prepared.Context(), r.Context()))
 }
 
 // Interface guards

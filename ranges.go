@@ -85,13 +85,7 @@ func (w *response) skip(p []byte) (int, error) {
 
 // request returns a copy of the viewer's request that asks for this much.
 func (ask extent) request(r *http.Request) *http.Request {
-	// A route of a group, such as handle, runs once in a request.
-	const routeGroups = caddy.CtxKey("route_group")
-	ctx := r.Context()
-	if groups, ok := ctx.Value(routeGroups).(map[string]struct{}); ok {
-		ctx = context.WithValue(ctx, routeGroups, maps.Clone(groups))
-	}
-	r = r.Clone(ctx)
+	r = r.Clone(withRouteGroups(r.Context(), r.Context()))
 	switch ask {
 	case beginning:
 		r.Header["Range"] = beginningRange
@@ -100,6 +94,17 @@ func (ask extent) request(r *http.Request) *http.Request {
 	case requested:
 	}
 	return r
+}
+
+// withRouteGroups copies to a context which groups of routes have matched so far. A route of
+// a group, such as handle, runs once in a request.
+func withRouteGroups(to, from context.Context) context.Context {
+	const key = caddy.CtxKey("route_group")
+	groups, ok := from.Value(key).(map[string]struct{})
+	if !ok {
+		return to
+	}
+	return context.WithValue(to, key, maps.Clone(groups))
 }
 
 // includesBeginning reports whether a Range header asks for one range that has all
