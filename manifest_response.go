@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"compress/gzip"
 	"context"
+	"crypto/aes"
 	"errors"
 	"fmt"
 	"io"
@@ -124,8 +125,11 @@ func isManifestStart(start []byte) (found, undecided bool) {
 }
 
 // isText reports whether the first bytes of a body may be text. Segments and keys begin
-// with bytes that no text has.
+// with bytes that no text has, except for AES-128 keys of printable characters.
 func isText(start []byte) bool {
+	if len(start) == aes.BlockSize {
+		return false // the whole body, because sniffLength is more
+	}
 	for cut := range min(utf8.UTFMax, len(start)+1) { // the last character may be cut
 		if text := start[:len(start)-cut]; utf8.Valid(text) {
 			return !bytes.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && !unicode.IsSpace(r) })
@@ -204,7 +208,7 @@ func (w *response) hold(p []byte) (int, error) {
 // the bytes of the original.
 func (w *response) sendManifest() error {
 	rewritten, format, err := w.rewrite()
-	if errors.Is(err, errManifestForm) && !w.isManifest() || errors.Is(err, errUnchanged) {
+	if errors.Is(err, errManifestForm) && (!w.isManifest() || w.optional) || errors.Is(err, errUnchanged) {
 		w.passMedia()
 		_, err = w.Write(w.manifest.body)
 		return err
@@ -257,7 +261,7 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 		return nil, 0, errManifestForm
 	}
 	at, optional := w.d.location(), format == manifest.WebVTT || format == manifest.AssetList
-	if optional && w.isManifest() {
+	if optional && w.d.manifest {
 		return nil, 0, errManifestForm
 	}
 	if format == manifest.AssetList || format == manifest.HLS && bytes.Contains(body, []byte("X-ASSET-")) {

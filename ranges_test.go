@@ -181,7 +181,7 @@ func TestRangesRunGroupedRoutes(t *testing.T) {
 	}
 }
 
-// F3: media pass under the type of a playlist, with a neutral one. What is text does not,
+// F3: media pass under the type of a playlist, with a neutral one. Other text does not,
 // because it is an error page or a playlist that only some players read.
 func TestMediaWithTheTypeOfAManifest(t *testing.T) {
 	t.Parallel()
@@ -200,6 +200,9 @@ func TestMediaWithTheTypeOfAManifest(t *testing.T) {
 		{"enc.key", string(key), 200},
 		{"enc.key", "0123456789abcdef", 200},
 		{"keys/1", string(key), 200},
+		{"keys/2", "0123456789abcdef", 200},
+		{"captions", "WEBVTT\n\n00:00.000 --> 00:05.000\ntext\n", 200},
+		{"data", `{"chapters":[]}`, 200},
 		{"seg-1", packet, 200},
 		{"init", "\x00\x00\x00\x18ftyp", 200},
 		{"list", "<!doctype html><title>Fehler – 503</title>", 502},

@@ -186,8 +186,8 @@ func (w *response) sniff(p []byte) (int, error) {
 
 // decide knows the first bytes of a body, and whether it is or may be a manifest.
 func (w *response) decide(start []byte, manifest bool) {
-	w.optional = !w.isManifest() && isOptional(start)
-	if manifest && (!w.optional || !w.media) || w.isManifest() && isText(start) {
+	w.optional = isOptional(start)
+	if manifest && (!w.optional || !w.media) || w.isManifest() && !w.optional && isText(start) {
 		w.holdManifest()
 	} else {
 		w.passMedia()

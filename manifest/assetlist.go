@@ -51,7 +51,7 @@ func (l *assetList) next() (text string, isURI bool, err error) {
 	case top != nil:
 		top.keyed = false
 		isURI = isText && len(l.open) == 3 && l.inAssets() && !l.open[1].object && top.object &&
-			(top.key == "URI" || strings.HasPrefix(top.key, "X-"))
+			(top.key == "URI" || strings.HasPrefix(top.key, "X-") && !hasBlank([]byte(text)))
 	}
 	if delimiter != 0 {
 		l.open = append(l.open, jsonLevel{object: delimiter == '{'})

@@ -349,7 +349,7 @@ func isXLink(name []byte) bool {
 // path without a token.
 func isURI(kind elementKind, name []byte) bool {
 	switch string(name) {
-	case "sourceURL", "moreInformationURL", "contactURL", "proxyServerURL", "keyUriTemplate":
+	case "sourceURL", "moreInformationURL", "contactURL", "proxyServerURL", "keyUriTemplate", "ivUriTemplate", "authUrlTemplate":
 		return true
 	case "media", "index":
 		return kind&(template|segment) != 0

@@ -97,7 +97,10 @@ var dashCases = []struct{ name, in, want string }{
 	{name: "an encoding that is a URI", in: `<?xml version='1.0' encoding='https://evil.example/library'?><MPD/>`, want: refused},
 	{name: "M7 Latin-1", in: "<MPD id='\xe4'/>", want: refused},
 	{name: "M7 declaration that is malformed", in: `<?xml version="1.0" encoding=utf-8?><MPD/>`, want: refused},
-	{name: "M7 declaration that is late", in: ` <?xml version="1.0"?><MPD/>`, want: refused},
+	{name: "F4 declaration after blank lines, as scripts write it", in: "\ufeff\r\n <?xml version='1.0' encoding='UTF-8'?><MPD><BaseURL>/library/vidA/v1/</BaseURL></MPD>", want: "\ufeff\r\n <?xml version='1.0' encoding='UTF-8'?><MPD><BaseURL>../</BaseURL></MPD>"},
+	{name: "M7 declaration that is late", in: `<!-- --><?xml version="1.0"?><MPD/>`, want: refused},
+	{name: "M7 declaration of UTF-16 after a blank line", in: "\n<?xml version='1.0' encoding='UTF-16'?><MPD/>", want: refused},
+	{name: "F13 ASCII by other names", in: `<?xml version="1.0" encoding="ISO8859-1"?><MPD/>`},
 	{name: "M7 stylesheets are no declarations", in: `<?xml-stylesheet href="/library/vidA/v1/x"?><MPD/>`},
 	{name: "M7 tags that cross", in: `<MPD><a><b></a></b></MPD>`, want: refused},
 	{name: "M7 end tag alone", in: `<MPD/></MPD>`, want: refused},
@@ -127,8 +130,8 @@ var dashCases = []struct{ name, in, want string }{
 // The error names an encoding that the gate does not read.
 func TestEncodingIsNamed(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"Shift_JIS", "UTF-7", "EBCDIC-CP-US"} {
-		_, _, err := manifest.Rewrite(nil, []byte("<?xml version='1.0' encoding='"+name+"'?><MPD/>"), manifest.DASH, here, "", allowed)
+	for name, label := range map[string]string{"Shift_JIS": "", "UTF-7": "", "EBCDIC-CP-US": "", "ISO-8859-1": "\xe9"} {
+		_, _, err := manifest.Rewrite(nil, []byte("<?xml version='1.0' encoding='"+name+"'?><MPD id='"+label+"'/>"), manifest.DASH, here, "", allowed)
 		if err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}

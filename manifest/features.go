@@ -66,7 +66,7 @@ func kindOf(name []byte) elementKind {
 		return known | level | representation | remote
 	case "EmptyAdaptationSet", "Preselection", "ServiceDescription", "InitializationGroup", "InitializationPresentation", "UrlQueryInfo", "ExtUrlQueryInfo", "ExtHttpHeaderInfo":
 		return known | remote
-	case "InsertPresentation", "ReplacePresentation", "AlternativeMPD", "OverlayEvent", "Background", "SelectionInfo", "CryptoPeriod", "CryptoTimeline":
+	case "InsertPresentation", "ReplacePresentation", "AlternativeMPD", "OverlayEvent", "Background", "SelectionInfo", "CryptoPeriod", "CryptoTimeline", "ContentAuthenticity":
 		return known | event
 	case "EssentialProperty", "SupplementalProperty":
 		return known | descriptor | open

@@ -204,7 +204,7 @@ func (p *playlist) rewriteAttributes(from, to int, kind tagKind) error {
 		case which >= 0 && seen[which]:
 			return p.invalid("a URI attribute occurs twice")
 		case which >= 0 && !a.quoted:
-			return p.invalid("a URI attribute is not quoted")
+			err = p.checkUnquoted(p.src[a.from:a.to])
 		case which >= 0:
 			seen[which] = true
 			p.absolute = p.at.Base != "" && bytes.HasPrefix(a.name, []byte("X-ASSET-"))
@@ -244,15 +244,29 @@ func (p *playlist) rewriteQuotedURIs(from, to int) error {
 		a, err := list.readValue()
 		switch {
 		case err == nil && !a.quoted:
-			return p.invalid("a URI attribute is not quoted")
+			err = p.checkUnquoted(p.src[a.from:a.to])
 		case err != nil && (isURI || a.to == 0):
 			return p.invalid(err.Error())
+		default:
+			err = p.rewriteURI(a.from, a.to)
 		}
-		if err := p.rewriteURI(a.from, a.to); err != nil {
+		if err != nil {
 			return err
 		}
 		next = a.to
 	}
+}
+
+// checkUnquoted refuses a URI without quotes that would have to be rewritten: some players read it,
+// and disagree about its end.
+func (p *playlist) checkUnquoted(value []byte) error {
+	uri := trim(value)
+	ref, _ := cutSuffix(uri)
+	if hasBlank(uri) || bytes.Contains(ref, variableStart) || p.follow(p.base, ref) == rewritten {
+		return p.invalid("a URI attribute is not quoted")
+	}
+	p.stats.Left++
+	return nil
 }
 
 // mayEndAttribute reports whether some player reads a new name after this byte.
@@ -261,7 +275,7 @@ func mayEndAttribute(c byte) bool { return c <= ' ' || c == ',' || c == '"' || c
 // rewriteIfInside rewrites text that players take for a URI or not, as they like, if all of it is
 // one that leads into the folder from the root. Other text stays byte by byte.
 func (p *playlist) rewriteIfInside(from, to int) (done bool, err error) {
-	if text := p.src[from:to]; bytes.ContainsAny(text, `"{`) || !p.leadsInside(p.base, text) {
+	if text := p.src[from:to]; bytes.ContainsAny(text, `"{`) || hasBlank(text) || !p.leadsInside(p.base, text) {
 		return false, nil
 	}
 	return true, p.rewriteURI(from, to)

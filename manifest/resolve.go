@@ -90,12 +90,15 @@ func (m *mapper) follow(base *baseURI, ref []byte) outcome {
 // root or from outside, and has to be rewritten. If so, m.out replaces its reference.
 func (m *mapper) leadsInside(base *baseURI, text []byte) bool {
 	text = trim(text)
-	if len(text) == 0 || bytes.IndexByte([]byte(`/\.hH`), text[0]) < 0 || bytes.ContainsFunc(text, isBlank) {
+	if len(text) == 0 || bytes.IndexByte([]byte(`/\.hH`), text[0]) < 0 {
 		return false
 	}
 	ref, _ := cutSuffix(text)
 	return m.follow(base, ref) == rewritten
 }
+
+// hasBlank reports whether text has white space that is not at its ends.
+func hasBlank(text []byte) bool { return bytes.ContainsFunc(trim(text), isBlank) }
 
 // countRefused counts the last reference if it leads to a file that the viewer cannot load.
 func (m *mapper) countRefused(stats *Stats) {

@@ -26,7 +26,7 @@ func rewriteWebVTT(dst, src []byte, at Location) ([]byte, Stats, error) {
 			inCue = true
 		case len(line) == 0:
 			inCue = inCue && bytes.HasPrefix(src[max(0, end-1):], []byte("\r\n")) // the middle of a line break
-		case inCue && m.leadsInside(base, line):
+		case inCue && (!hasBlank(line) || bytes.Contains(line, []byte("#xywh="))) && m.leadsInside(base, line):
 			_, suffix := cutSuffix(trim(line))
 			stats.Rewritten++
 			if err := e.replace(from, end, m.out, suffix); err != nil {

@@ -47,16 +47,23 @@ type scanner struct {
 }
 
 func newScanner(src []byte) (*scanner, error) {
-	if !utf8.Valid(src) {
-		return nil, invalid("not UTF-8")
+	s := &scanner{src: src, pos: len(src) - len(bytes.TrimPrefix(src, byteOrderMark))}
+	if utf8.Valid(src) {
+		return s, nil
 	}
-	return &scanner{src: src, pos: len(src) - len(bytes.TrimPrefix(src, byteOrderMark))}, nil
+	if bytes.HasPrefix(src[s.pos:], []byte("<?xml")) {
+		if _, err := s.instruction(); err != nil { // it names the encoding
+			return nil, err
+		}
+	}
+	return nil, invalid("not UTF-8")
 }
 
 // instruction reads a processing instruction or the XML declaration. It accepts only
 // a name and attributes: players read any other as a tag whose end is elsewhere.
 func (s *scanner) instruction() (xmlToken, error) {
-	isFirst := s.pos == 0 || bytes.Equal(s.src[:s.pos], byteOrderMark)
+	// Scripts write blank lines before it, and players ignore them.
+	isFirst := len(bytes.Trim(bytes.TrimPrefix(s.src[:s.pos], byteOrderMark), " \t\r\n")) == 0
 	t, err := s.between("<?", "?>", tokenOther)
 	if err != nil {
 		return t, err
@@ -87,7 +94,7 @@ var (
 	encodingName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]{0,39}$`) // XML 1.0 section 4.3.3
 
 	// extendsASCII are encodings in which the bytes of ASCII are ASCII.
-	extendsASCII = regexp.MustCompile(`(?i)^((us-)?ascii|latin-?1|iso[-_]8859-[0-9]{1,2}|(windows-|cp)125[0-8])$`)
+	extendsASCII = regexp.MustCompile(`(?i)^((us-)?ascii|ansi_x3\.4-1968|latin-?1|iso[-_]?8859[-_][0-9]{1,2}|(windows-?|cp-?)125[0-8])$`)
 )
 
 // checkEncoding refuses an encoding in which players that use it would read other URIs.
