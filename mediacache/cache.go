@@ -244,6 +244,8 @@ func (c *Cache) ended(f *fill, complete bool) {
 		c.replace(e, f.object)
 	case current && f.outcome == shared && f.object.sliced:
 		c.replace(e, f.object)
+	case current && f.renewed && (f.outcome != shared || !f.object.keep):
+		c.index.drop(e) // what the origin has taken back is not used if it fails later
 	}
 	c.index.forget(e)
 	c.index.mu.Unlock()

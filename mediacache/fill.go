@@ -27,6 +27,7 @@ type fill struct {
 	outcome outcome
 	object  *object
 	failure error // of the origin's handler; http.ErrAbortHandler if it has panicked
+	renewed bool  // the origin has given another answer than the old object
 
 	// The first viewer takes a response over that nobody else may get.
 	takeOver chan http.ResponseWriter
@@ -147,6 +148,7 @@ func (w *fillWriter) WriteHeader(status int) {
 	now := w.cache.now()
 	d := parseDirectives(w.header["Cache-Control"])
 	made := now.Add(-ageOnArrival(w.header, w.asked, now))
+	w.renewed = status < 500 && status != http.StatusNotModified && w.entry.key.slice == 0
 	switch {
 	case w.entry.key.slice > 0:
 		w.startSlice(status, made, d)
