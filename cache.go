@@ -100,7 +100,7 @@ func (c *Cache) Provision(ctx caddy.Context) error {
 	}
 	logger := ctx.Logger()
 	c.config.Panicked = func(value any, stack []byte) {
-		logger.Error("panic in a handler behind the cache", zap.Any("error", redactPanic(value)), zap.ByteString("stack", stack))
+		logger.Error("panic in a handler after the cache", zap.Any("error", redactPanic(value)), zap.ByteString("stack", stack))
 	}
 	c.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	key, err := app.cacheKey(c.server)
@@ -156,7 +156,7 @@ func (c *Cache) compile() error {
 	c.config = mediacache.Config{
 		Memory: int64(memory), MaxObject: int64(maxObject), Query: c.Query,
 		SegmentTTL: orDuration(c.SegmentTTL, time.Hour), ManifestTTL: orDuration(c.ManifestTTL, time.Second),
-		ErrorTTL: orDuration(c.ErrorTTL, 500*time.Millisecond), Context: originContext,
+		ErrorTTL: orDuration(c.ErrorTTL, 500*time.Millisecond), Variant: fileVariant, Context: originContext,
 	}
 	for _, name := range c.Query {
 		if err := checkParameter(name); err != nil {
@@ -274,16 +274,48 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	return err
 }
 
-// originContext returns the context of a request to the origin. Of the viewer's, it has
-// the trace and a copy of the groups, because it may outlive it.
-func originContext(r *http.Request) context.Context {
-	ctx := oteltrace.ContextWithSpanContext(context.Background(), oteltrace.SpanContextFromContext(r.Context()))
-	return withRouteGroups(ctx, r.Context())
+// fileVarsKey is the context key of what Caddy's directives `root` and `fs` have set before
+// the cache. Without it, `file_server` after the cache would serve the working directory.
+type fileVarsKey struct{}
+
+type fileVars struct{ root, fs any }
+
+func fileVarsOf(r *http.Request) fileVars {
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	return fileVars{root: vars["root"], fs: vars["fs"]}
 }
 
-// prepare gives a request of the cache what Caddy gives to those of clients.
+// fileVariant tells requests apart for which a site has several roots.
+func fileVariant(r *http.Request) string {
+	vars := fileVarsOf(r)
+	root, isText := vars.root.(string)
+	if vars.fs == nil && (isText || vars.root == nil) {
+		return root
+	}
+	return fmt.Sprintf("%q %q", vars.root, vars.fs)
+}
+
+// originContext returns the context of a request to the origin. Of the viewer's, it has
+// the trace, the root of the site and a copy of the groups, because it may outlive it.
+func originContext(r *http.Request) context.Context {
+	ctx := oteltrace.ContextWithSpanContext(context.Background(), oteltrace.SpanContextFromContext(r.Context()))
+	return withRouteGroups(context.WithValue(ctx, fileVarsKey{}, fileVarsOf(r)), r.Context())
+}
+
+// prepare gives a request of the cache what Caddy gives to those of clients. A request
+// of a client, which goes past the cache, has it already.
 func (c *Cache) prepare(w http.ResponseWriter, r *http.Request) *http.Request {
+	vars, isOfCache := r.Context().Value(fileVarsKey{}).(fileVars)
+	if !isOfCache {
+		return r
+	}
 	prepared := caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, c.server)
+	if vars.root != nil {
+		caddyhttp.SetVar(prepared.Context(), "root", vars.root)
+	}
+	if vars.fs != nil {
+		caddyhttp.SetVar(prepared.Context(), "fs", vars.fs)
+	}
 	return prepared.WithContext(withRouteGroups(prepared.Context(), r.Context()))
 }
 

@@ -224,3 +224,29 @@ func TestCacheOverReloads(t *testing.T) {
 	load(c)
 	check("with another upstream", "other")
 }
+
+// The cache serves the root of the site, and not the working directory of Caddy.
+func TestCacheInFrontOfFileServer(t *testing.T) {
+	t.Parallel()
+	roots := []string{t.TempDir(), t.TempDir()}
+	for i, root := range roots {
+		if err := os.MkdirAll(root+"/demo", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(root+"/demo/s.ts", fmt.Appendf(nil, "root %d", i), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	site := fmt.Sprintf("@second query root=1\nroot * %s\nroot @second %s\nsigned_playback_cache {\nquery v\n}\nfile_server", roots[0], roots[1])
+	g := start(t, startOrigin(t, exampleMedia()), config{site: site})
+	path := "/" + mint(t, "demo", nil) + "/s.ts"
+	for range 2 {
+		for query, want := range map[string]string{"": "root 0", "?root=1": "root 1"} {
+			for _, header := range []string{"Accept: */*", "Authorization: Basic YTpi"} {
+				if res := g.get(t, path+query, header); string(res.body) != want {
+					t.Errorf("%q, %s: status %d, %q, want %q", query, header, res.StatusCode, res.body, want)
+				}
+			}
+		}
+	}
+}

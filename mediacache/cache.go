@@ -31,6 +31,10 @@ type Config struct {
 	// others are not sent to the origin. nil: all but CMCD.
 	Query []string
 
+	// Variant returns what tells requests of one URL apart besides, for example the
+	// folder that a site serves. nil: nothing does.
+	Variant func(*http.Request) string
+
 	// Context returns the context of a request to the origin, which may outlive the
 	// viewer's request. It is called in the goroutine of that request. nil: an empty
 	// one.
@@ -134,7 +138,7 @@ func (c *Cache) Serve(w http.ResponseWriter, r *http.Request, config *Config, ne
 		return Bypass, c.bypass(w, r, config, next)
 	}
 	v := &visit{cache: c, config: config, w: w, r: r, next: next}
-	return v.serve(keyOf(r, config.Query))
+	return v.serve(keyOf(r, config))
 }
 
 // isCacheable reports whether the answer to a request can be for others too.
@@ -149,7 +153,7 @@ func (c *Cache) bypass(w http.ResponseWriter, r *http.Request, config *Config, n
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
 		return next(w, r)
 	}
-	k, seen := keyOf(r, config.Query), &statusWriter{ResponseWriter: w}
+	k, seen := keyOf(r, config), &statusWriter{ResponseWriter: w}
 	err := next(seen, r)
 	if err == nil && seen.status < 400 {
 		c.forget(k)

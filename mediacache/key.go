@@ -10,16 +10,17 @@ import (
 // key names an object. Two requests with the same key get the same bytes, so it
 // contains everything that the origin is told.
 type key struct {
-	host  string // lower case
-	path  string // escaped, as the origin gets it
-	query string // what counts of it, undecoded
-	slice int64  // 1 + the number of a slice; 0 is the whole object
+	variant string // see Config
+	host    string // lower case
+	path    string // escaped, as the origin gets it
+	query   string // what counts of it, undecoded
+	slice   int64  // 1 + the number of a slice; 0 is the whole object
 }
 
 // clone returns the key in memory of its own. Otherwise it would keep all of the request
 // line, with the token, in memory.
 func (k key) clone() key {
-	k.host, k.path, k.query = strings.Clone(k.host), strings.Clone(k.path), strings.Clone(k.query)
+	k.variant, k.host, k.path, k.query = strings.Clone(k.variant), strings.Clone(k.host), strings.Clone(k.path), strings.Clone(k.query)
 	return k
 }
 
@@ -37,14 +38,18 @@ func (k key) url() *url.URL {
 	return u
 }
 
-// keyOf returns the key of a request. named are the parameters that count; if there
-// are none, all but CMCD's count.
-func keyOf(r *http.Request, named []string) key {
-	return key{host: strings.ToLower(r.Host), path: r.URL.EscapedPath(), query: filterQuery(r.URL.RawQuery, named)}
+// keyOf returns the key of a request.
+func keyOf(r *http.Request, config *Config) key {
+	k := key{host: strings.ToLower(r.Host), path: r.URL.EscapedPath(), query: filterQuery(r.URL.RawQuery, config.Query)}
+	if config.Variant != nil {
+		k.variant = config.Variant(r)
+	}
+	return k
 }
 
 // filterQuery keeps the parameters that count, byte for byte and in their order: to
-// an origin, another spelling may be another object.
+// an origin, another spelling may be another object. named are the parameters that
+// count; if there are none, all but CMCD's count.
 func filterQuery(query string, named []string) string {
 	counts := func(parameter string) bool {
 		name, _, _ := strings.Cut(parameter, "=")

@@ -209,7 +209,7 @@ func (v *visit) copy(rd *reader, from, to int64, toTheEnd bool) error {
 
 // sendSlices writes a part of a large object, slice by slice.
 func (v *visit) sendSlices(o *object, part span) error {
-	k := keyOf(v.r, v.config.Query)
+	k := keyOf(v.r, v.config)
 	for n := part.first / sliceSize; n <= part.last/sliceSize; n++ {
 		k.slice = n + 1
 		if err := v.sendSlice(o, k, sliceOf(n, o.length), part); err != nil {
