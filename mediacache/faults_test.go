@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,18 +21,27 @@ import (
 // scene is a cache without sockets, whose origin is a handler.
 type scene struct {
 	*Cache
-	config Config
-	clock  time.Duration
-	asked  []*http.Request
-	origin Handler
+	config  Config
+	clock   time.Duration
+	origin  Handler
+	running sync.WaitGroup // requests to the origin
+	mu      sync.Mutex
+	asked   []*http.Request
 }
 
 func newScene(origin Handler) *scene {
-	s := &scene{config: Config{Memory: 8 << 20, MaxObject: 4 << 20, SegmentTTL: time.Hour, ManifestTTL: time.Second}, origin: origin}
+	s := &scene{origin: origin}
+	s.config = Config{Memory: 8 << 20, MaxObject: 4 << 20, SegmentTTL: time.Hour, ManifestTTL: time.Second, Context: func(*http.Request) context.Context {
+		s.running.Add(1)
+		return context.WithValue(context.Background(), ofCache{}, true)
+	}}
 	s.Cache = New(s.config.Memory)
 	s.now = func() time.Time { return time.Unix(1_800_000_000, 0).Add(s.clock) }
 	return s
 }
+
+// ofCache is the context key of requests of the cache, as opposed to those that go past it.
+type ofCache struct{}
 
 // ask makes a request and waits until the origin's handler has returned. Fields are
 // names and values of the request's header in turn.
@@ -46,21 +56,20 @@ func (s *scene) ask(method, target string, fields ...string) (*httptest.Response
 }
 
 func (s *scene) serve(w http.ResponseWriter, r *http.Request) (err error) {
-	returned := make(chan struct{}, 100)
-	started := 0
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("broken off: %v", p)
 		}
-		for range started {
-			<-returned
-		}
+		s.running.Wait()
 		s.untilIdle()
 	}()
 	_, err = s.Serve(w, r, &s.config, func(w http.ResponseWriter, r *http.Request) error {
-		started++
-		defer func() { returned <- struct{}{} }()
+		if r.Context().Value(ofCache{}) != nil {
+			defer s.running.Done()
+		}
+		s.mu.Lock()
 		s.asked = append(s.asked, r)
+		s.mu.Unlock()
 		return s.origin(w, r)
 	})
 	return err
