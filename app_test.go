@@ -90,6 +90,7 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		{"manifest that is the page itself", `{}`, `{"manifest":"/iframe"}`, []string{`manifest "/iframe"`}},
 		{"manifest that is a folder", `{}`, `{"manifest":"hls/"}`, []string{`manifest "hls/"`}},
 		{"manifest that the page cannot play", `{}`, `{"player":{},"manifest":"video.MPD"}`, []string{`manifest "video.MPD"`, "HLS"}},
+		{"manifest that is the page's script", `{}`, `{"player":{},"manifest":"iframe/hls.js"}`, []string{`manifest "iframe/hls.js"`, "HLS"}},
 		{"downloads", `{}`, `{"downloads":["ok","a%20b"]}`, []string{"downloads", "a%20b"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -267,7 +267,7 @@ func (g *Gate) resolveManifest() (suffix, error) {
 		return suffix{}, fmt.Errorf("manifest: %w", err)
 	}
 	parsed, err := parseManifestPath(path)
-	if err == nil && g.Player != nil && extension(parsed.decoded) == "mpd" {
+	if err == nil && g.Player != nil && (extension(parsed.decoded) == "mpd" || parsed.decoded == hlsJSSuffix) {
 		err = errManifestOfPage
 	}
 	if err != nil {

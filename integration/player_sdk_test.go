@@ -492,6 +492,18 @@ func TestPlayerSDKStrangers(t *testing.T) {
 	if events := evaluate[string](t, r.tab, `events.join()`); events != "" {
 		t.Errorf("the page believes another site in the frame: %s", events)
 	}
+
+	// The page itself shows another site in the frame, which pretends to be a player.
+	pretender := r.web.site("third.media.test")
+	evaluate[bool](t, r.tab, fmt.Sprintf(`window.pending = outcome(player.renew("a.b.c")), document.querySelector("iframe").src = %q, true`, pretender+"/"))
+	wantTrue(t, r.tab, `location.hostname === "third.media.test"`, pretender)
+	evaluate[bool](t, r.tab, `parent.postMessage({ type: "signed-playback", event: "ready", page: 2 }, "*"), true`, r.inFrame(pretender))
+	if got := evaluate[string](t, r.tab, `pending`); got != "AbortError" {
+		t.Errorf("renew ends with %s", got)
+	}
+	if heard := evaluate[string](t, r.tab, `JSON.stringify(heard)`, r.inFrame(pretender)); strings.Contains(heard, "a.b.c") {
+		t.Errorf("another site that the page shows in the frame has heard %s", heard)
+	}
 }
 
 // The embedding page is told in time that a token expires, and that its frame shows something else.

@@ -36,7 +36,7 @@
       this.state = Object.assign({}, READ_ONLY, WRITABLE);
       this.assigned = {}; // what this page has set, for each document that loads in the iframe
       this.setting = {}; // property → its last command, until that is answered
-      this.calls = new Map(); // id → {message, resolve, reject} of a command that has not been answered
+      this.calls = new Map(); // id → {message, origin, resolve, reject} of a command that has not been answered
       this.page = null; // names the document in the iframe, once it is ready
       this.left = null; // names one that has to go
       this.answered = false; // since the iframe has loaded
@@ -64,7 +64,7 @@
       lastID++;
       const message = Object.assign({ id: lastID }, command);
       return new Promise((resolve, reject) => {
-        this.calls.set(message.id, { message, resolve, reject });
+        this.calls.set(message.id, { message, origin: this.origin(), resolve, reject });
         if (this.page !== null) this.post(message);
       });
     }
@@ -123,7 +123,10 @@
       this.setting = {};
       this.merge(message);
       for (const [id, call] of this.calls) {
-        if (call.message.set) this.calls.delete(id);
+        // A token is for the site at which it has been handed over.
+        const isForeign = 'renew' in call.message && call.origin !== this.origin();
+        if (isForeign) call.reject(new DOMException('the iframe shows another site', 'AbortError'));
+        if (isForeign || call.message.set) this.calls.delete(id);
       }
       for (const name of Object.keys(this.assigned)) this.assign(name, this.assigned[name]);
       delete this.assigned.currentTime; // the next document has its own
@@ -208,14 +211,15 @@
     // set renews the link if it can, and else loads another video.
     set(value) {
       if (value === this.get()) return;
-      if (this.connection.page === null) this.open(value);
-      else this.renew(value).catch(() => this.open(value));
+      const address = /^https?:\/\//.test(value) ? value : this.address(value);
+      if (this.connection.page === null) this.open(address);
+      else this.renew(value).catch((error) => error.name === 'AbortError' || this.open(address));
     }
 
-    open(value) {
+    open(address) {
       this.token = '';
       this.connection.leave();
-      this.connection.iframe.src = /^https?:\/\//.test(value) ? value : this.address(value);
+      this.connection.iframe.src = address;
     }
   }
 
