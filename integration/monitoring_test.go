@@ -156,6 +156,7 @@ func exposeEverything(t *testing.T) families {
 		global: "metrics\n" + trusting("127.0.0.1/32"),
 		app:    "geoip_database " + testdata(t, "country.mmdb") + "\njwks_url " + keys.URL + " 1s",
 		gate:   "player",
+		site:   cachedSite + "reverse_proxy " + o.addr(),
 		sites:  "http://" + site + " {\n\tmetrics /metrics\n}",
 	})
 	bare := start(t, o, config{

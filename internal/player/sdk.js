@@ -251,7 +251,7 @@
       play: () => connection.call({ method: 'play' }).then(() => {}),
       pause: () => { connection.call({ method: 'pause' }).catch(() => {}); },
       load: () => { connection.call({ method: 'load' }).catch(() => {}); },
-      renew: (token) => source.renew(String(token)),
+      renew: (token) => source.renew(String(token).trim()),
     });
   }
 

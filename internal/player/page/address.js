@@ -38,8 +38,9 @@ function claimsOf(credential) {
 }
 
 // baseWith returns the base with another token for the same video.
-function baseWith(token) {
-  if (typeof token !== 'string' || !/^[\w-]+\.[\w-]+\.[\w-]+$/.test(token)) throw new TypeError('renew needs a signed token');
+function baseWith(text) {
+  const token = typeof text === 'string' ? text.trim() : ''; // files and answers end with a line break
+  if (!/^[\w-]+\.[\w-]+\.[\w-]+$/.test(token)) throw new TypeError('renew needs a signed token');
   const credential = credentialOf(base);
   if (claimsOf(token).sub !== claimsOf(credential).sub) throw new DOMException('the token is for another video', 'DataError');
   return base.slice(0, -credential.length - 1) + token + '/';
