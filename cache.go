@@ -26,7 +26,7 @@ func init() {
 
 // Cache keeps the origin's answers in memory, one object for all viewers: each is
 // asked for once, and viewers who come meanwhile read it as it arrives. It answers GET
-// and HEAD as a shared cache (RFC 9111), and it stands between a gate and the handler
+// and HEAD as a shared cache (RFC 9111), and its place is between a gate and the handler
 // that asks the origin. The gate decides on every request, and the cache never sees a
 // token. It works without a gate too.
 //
@@ -177,7 +177,7 @@ func orDuration(d *caddy.Duration, otherwise time.Duration) time.Duration {
 // undecoded query.
 func checkParameter(name string) error {
 	if name == "" || !isQueryName(name) {
-		return fmt.Errorf("query %q: want the name of a parameter as it stands in URLs, without `=` and `&`", name)
+		return fmt.Errorf("query %q: want the name of a parameter as it is in URLs, without `=` and `&`", name)
 	}
 	return nil
 }

@@ -19,7 +19,8 @@ var (
 )
 
 // body is the bytes of a response. One fill appends them while viewers read. It is
-// safe for concurrent use, and received bytes never change.
+// safe for concurrent use. Bytes that a reader has got do not change before the reader asks
+// for the next ones.
 //
 // Its memory is part of the budget until nobody uses it any more, so viewers who still
 // read what the cache has dropped count too.
@@ -276,7 +277,7 @@ type reader struct {
 	err    error // why the body has dropped the reader
 }
 
-// read begins a reader. Whoever calls it must know that the body is in use.
+// read begins a reader. The caller must know that the body is in use.
 func (b *body) read() *reader {
 	b.mu.Lock()
 	defer b.mu.Unlock()

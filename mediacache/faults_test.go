@@ -55,13 +55,18 @@ func (s *scene) ask(method, target string, fields ...string) (*httptest.Response
 	return w, err
 }
 
-func (s *scene) serve(w http.ResponseWriter, r *http.Request) (err error) {
+func (s *scene) serve(w http.ResponseWriter, r *http.Request) error {
+	defer s.untilIdle()
+	defer s.running.Wait()
+	return s.visit(w, r)
+}
+
+// visit makes a request, like others at the same time.
+func (s *scene) visit(w http.ResponseWriter, r *http.Request) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("broken off: %v", p)
 		}
-		s.running.Wait()
-		s.untilIdle()
 	}()
 	_, err = s.Serve(w, r, &s.config, func(w http.ResponseWriter, r *http.Request) error {
 		if r.Context().Value(ofCache{}) != nil {
@@ -492,5 +497,57 @@ func TestPreconditionsWithoutAnEntityTag(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// The first viewer may leave at any moment; those who came meanwhile get the whole body.
+func TestTheFirstViewerLeavesAtAnyMoment(t *testing.T) {
+	t.Parallel()
+	for _, control := range []string{"", "no-store", "no-cache"} {
+		for moment := range 5 {
+			synctest.Test(t, func(t *testing.T) {
+				step := make(chan struct{})
+				s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+					w.Header().Set("Cache-Control", control)
+					for i := range 4 {
+						select {
+						case <-step:
+						case <-r.Context().Done():
+							return r.Context().Err()
+						}
+						if _, err := fmt.Fprintf(w, "part %d.", i); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+				ctx, leave := context.WithCancel(t.Context())
+				first, second := httptest.NewRecorder(), httptest.NewRecorder()
+				var group sync.WaitGroup
+				group.Go(func() { _ = s.visit(first, httptest.NewRequestWithContext(ctx, "GET", "/s.ts", nil)) })
+				synctest.Wait()
+				group.Go(func() {
+					if err := s.visit(second, httptest.NewRequestWithContext(t.Context(), "GET", "/s.ts", nil)); err != nil {
+						t.Error(err)
+					}
+				})
+				synctest.Wait()
+				for range moment {
+					step <- struct{}{}
+					synctest.Wait()
+				}
+				leave()
+				synctest.Wait()
+				close(step)
+				group.Wait()
+				synctest.Wait()
+				if got := second.Body.String(); got != "part 0.part 1.part 2.part 3." {
+					t.Errorf("%q, moment %d: the second viewer got %q", control, moment, got)
+				}
+				if _, used := s.Usage(); control != "" && used != 0 {
+					t.Errorf("%q, moment %d: %d bytes are in use", control, moment, used)
+				}
+			})
+		}
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// object is a response of the origin. It is immutable, but for its body, which may
+// object is a response of the origin. It is immutable, except its body, which may
 // still arrive.
 type object struct {
 	status     int
@@ -84,7 +84,7 @@ var (
 
 // objectOverhead is about what an object takes besides its header and body: itself,
 // its entry, the place in the map and in a queue, and the small parts of a header.
-const objectOverhead = 1 << 10
+const objectOverhead = 1280
 
 // size is what an object takes of the budget.
 func (o *object) size() int64 { return o.body.taken() }
