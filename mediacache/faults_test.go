@@ -349,7 +349,7 @@ func TestStalledFillsAreGivenUp(t *testing.T) {
 		go s.serve(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "GET", "/s.ts", nil))
 		synctest.Wait()
 		leave()
-		time.Sleep(restAfter + time.Second) // of the bubble's clock
+		<-time.After(restAfter + time.Second) // of the bubble's clock
 		synctest.Wait()
 		stalled = false
 		if w, err := s.ask("GET", "/s.ts"); err != nil || w.Body.String() != "body" {
@@ -386,7 +386,7 @@ func TestDroppedReadersChangeNoBytes(t *testing.T) {
 		synctest.Wait()
 		first, _, _ = asleep.next(0)
 		_, _, _ = slow.next(100)
-		time.Sleep(slowAfter + time.Second) // of the bubble's clock: asleep is dropped
+		<-time.After(slowAfter + time.Second) // of the bubble's clock: asleep is dropped
 		if _, _, err := asleep.next(0); !errors.Is(err, errSlowViewer) {
 			t.Errorf("the slowest reader: %v", err)
 		}

@@ -37,8 +37,10 @@ func (a said) write(h http.Header) {
 		name    string
 		seconds int
 	}{
-		{"max-age", a.maxAge}, {"s-maxage", a.sMaxAge},
-		{"stale-while-revalidate", a.staleWhileRevalidate}, {"stale-if-error", a.staleIfError},
+		{"max-age", a.maxAge},
+		{"s-maxage", a.sMaxAge},
+		{"stale-while-revalidate", a.staleWhileRevalidate},
+		{"stale-if-error", a.staleIfError},
 	} {
 		if d.seconds >= 0 {
 			directives = append(directives, fmt.Sprintf("%s=%d", d.name, d.seconds))
@@ -110,7 +112,6 @@ type model struct {
 	current map[string]said // by path, the last that a cache may use
 	version int
 	failed  bool
-	next    said
 }
 
 func (m *model) say() said {
