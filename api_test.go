@@ -252,15 +252,21 @@ func TestCheckRules(t *testing.T) {
 		allowV4, blockV4   = `{"type":"ip.src","action":"allow","ip":["192.0.2.1"]}`, `{"type":"ip.src","action":"block","ip":["192.0.2.1"]}`
 		allowV6, blockV6   = `{"type":"ip.src","action":"allow","ip":["2001:db8::/32"]}`, `{"type":"ip.src","action":"block","ip":["2001:db8::/32"]}`
 
-		open, country, v6 = "restricts nothing", "geoip_database", "IPv6" // words of the warnings
+		// Words of the warnings.
+		open, country, v6, nowhere = "restricts nothing", "geoip_database", "IPv6", "matches nobody"
 	)
 	for want, lists := range map[string][]string{ // the warnings by the rules; that of the country only without a database
 		"": {
 			``, blockAll, blockV6, blockV4 + `,` + blockV6, `{"type":"ip.src","action":"block","ip":["192.0.2.0/24","2001:db8::/32"]}`,
 			`{"type":"any","action":"block","country":["GB"]}`, // ignored in a rule of this type
 		},
-		country:                         {allowGB + `,` + blockAll, blockGB, blockGB + `,` + allowAll},
-		open:                            {allowAll},
+		country: {allowGB + `,` + blockAll, blockGB, blockGB + `,` + allowAll},
+		open:    {allowAll},
+		country + "," + nowhere: {
+			`{"type":"ip.geoip.country","action":"block","country":["UK"]}`,
+			`{"type":"ip.geoip.country","action":"block","country":["GB","ZZ"]}`,
+			`{"type":"ip.geoip.country","action":"block","country":["EU","XK"]}`, // XK is Kosovo
+		},
 		open + "," + country:            {allowGB, allowGB + `,` + allowAll, blockGB + `,` + allowV6},
 		v6:                              {allowV4 + `,` + blockAll, blockV4, `{"type":"ip.src","action":"block","ip":["::ffff:192.0.2.1"]}`},
 		open + "," + v6 + "," + country: {allowV4 + `,` + allowGB},

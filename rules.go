@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"golang.org/x/text/language"
+
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -222,6 +224,18 @@ func (r *accessRule) matchesAddress(v viewer) (bool, error) {
 	return false, nil
 }
 
+// countryWarning says that no database has a country code, "" if it may be in one.
+func countryWarning(code string) string {
+	region, err := language.ParseRegion(code)
+	switch current := region.Canonicalize(); {
+	case err != nil || !region.IsCountry():
+		return fmt.Sprintf("%q is not the code of a country, so it matches nobody", code)
+	case current != region:
+		return fmt.Sprintf("%q is not the code of a country in ISO 3166-1, so it matches nobody: the code is %q", code, current)
+	}
+	return ""
+}
+
 // warnings says what is valid in rules and probably not meant.
 func (rules accessRules) warnings(hasCountries bool) (warnings []string) {
 	if len(rules) == 0 {
@@ -235,6 +249,11 @@ func (rules accessRules) warnings(hasCountries bool) (warnings []string) {
 	var v4, v6, countries bool
 	for _, rule := range rules {
 		countries = countries || rule.kind == byCountry
+		for _, country := range rule.countries {
+			if w := countryWarning(country.String()); w != "" {
+				warnings = append(warnings, w)
+			}
+		}
 		for _, prefix := range rule.prefixes {
 			v4 = v4 || prefix.Addr().Is4()
 			v6 = v6 || prefix.Addr().Is6()
