@@ -18,6 +18,7 @@ import (
 	"math/big"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -191,6 +192,8 @@ func keyForms() []keyForm {
 		{"PEM with literal \\n", strings.ReplaceAll(forms.pkcs8, "\n", `\n`), "given", "given", "given"},
 		{"PEM with literal \\r\\n, twice escaped", strings.ReplaceAll(forms.pkcs8, "\n", `\\r\\n`), "given", "given", "given"},
 		{"PEM in quotes", `"` + strings.ReplaceAll(forms.pkcs8, "\n", `\n`) + `"` + "\n", "given", "given", "given"},
+		{"PEM in a JSON string of .NET", `"` + strings.NewReplacer("+", `\u002B`, "\n", `\u000a`).Replace(forms.pkcs8) + `"`, "given", "given", "given"},
+		{"JWK in a JSON string", strconv.Quote(jwk(true, nil)), "given", "k1", "k1"},
 		{"PEM in single quotes", "'" + forms.pkix + "'", "given", "given", ""},
 		{"PEM of an environment file", "# the key\nexport STREAM_PEM=\"" + strings.ReplaceAll(forms.pkcs8, "\n", `\n`) + "\"\n", "given", "given", "given"},
 		{"PEM in one line with blanks", strings.ReplaceAll(forms.pkcs8, "\n", " "), "given", "given", "given"},

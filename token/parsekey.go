@@ -175,7 +175,12 @@ func keyText(data []byte) []byte {
 	case bytes.HasPrefix(data, []byte{0xfe, 0xff}):
 		data = decodeUTF16(data, binary.BigEndian)
 	}
-	return bytes.Trim(bytes.TrimPrefix(data, []byte("\ufeff")), " \t\r\n\"'`")
+	data = bytes.TrimPrefix(data, []byte("\ufeff"))
+	var quoted string
+	if json.Unmarshal(data, &quoted) == nil {
+		data = []byte(quoted) // some libraries write + as \u002B
+	}
+	return bytes.Trim(data, " \t\r\n\"'`")
 }
 
 // decodeUTF16 decodes the files that a redirection in PowerShell writes.
