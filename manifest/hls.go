@@ -258,11 +258,11 @@ func (p *playlist) rewriteQuotedURIs(from, to int) error {
 }
 
 // checkUnquoted refuses a URI without quotes that would have to be rewritten: some players read it,
-// and disagree about its end.
+// and disagree about its end. ffmpeg finds the next attribute in the value after a space.
 func (p *playlist) checkUnquoted(value []byte) error {
 	uri := trim(value)
 	ref, _ := cutSuffix(uri)
-	if hasBlank(uri) || bytes.Contains(ref, variableStart) || p.follow(p.base, ref) == rewritten {
+	if hasBlank(uri) || bytes.IndexByte(ref, '=') >= 0 || bytes.Contains(ref, variableStart) || p.follow(p.base, ref) == rewritten {
 		return p.invalid("a URI attribute is not quoted")
 	}
 	p.stats.Left++

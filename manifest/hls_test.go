@@ -86,6 +86,7 @@ var hlsCases = []struct{ name, in, query, want string }{
 	{name: "F10 a URI without quotes in a list with mistakes, which Shaka reads", in: `#EXT-X-MEDIA:NAME=""a"",URI=/library/vidA/v1/x`, want: refused},
 	{name: "F10 URIs without quotes that stay in all readings", in: "#EXT-X-MEDIA:TYPE=CLOSED-CAPTIONS,URI=NONE\n#EXT-X-MEDIA:,,URI=,A=b\n#EXT-X-KEY:URI=../k.key?a,IV=0x1\n#EXT-X-KEY:URI=https://cdn.example/k"},
 	{name: "F10 a URI without quotes that players end at a space", in: "#EXT-X-KEY:URI=../k /../../../x", want: refused},
+	{name: "F10 a URI without quotes in which ffmpeg finds another", in: "#EXT-X-MAP:URI = URI=/library/vidA/v1/x", want: refused},
 	{name: "F10 a URI in two pairs of quotes", in: `#EXT-X-MEDIA:URI=""/library/vidA/v1/x""`, want: refused},
 	{name: "F10 a URI without its last quote in a list with mistakes", in: `#EXT-X-MEDIA:,,URI="/library/vidA/v1/x`, want: refused},
 	{name: "F10 a URI in JSON as an attribute", in: `#EXT-X-SESSION-DATA:VALUE="{"a",URI="/library/vidA/v1/x"}"`, want: refused},
