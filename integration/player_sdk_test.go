@@ -400,6 +400,13 @@ func TestRenewal(t *testing.T) {
 			r.want(t, "done", r.next)
 			close(r.released)
 		}, then: playsOn},
+		{name: "by two assignments to src, of which the first is under way", do: func(t *testing.T, r *renewing) {
+			playing(t, r)
+			first := mint(t, "sites", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(3 * time.Hour) })
+			evaluate[bool](t, r.tab, fmt.Sprintf(`player.src = %q, player.src = %q, true`, first, r.next))
+			wantTrue(t, r.tab, fmt.Sprintf(`player.src === %q`, r.next))
+			close(r.released)
+		}, then: playsOn},
 		{name: "with tokens that are refused", do: func(t *testing.T, r *renewing) {
 			playing(t, r)
 			r.want(t, "TypeError", "", "demo", "a.b", r.next+".", r.next+"/../x", "https://evil.test/"+r.next, "a.b.c d", r.next+"?x=1")
