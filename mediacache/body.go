@@ -394,6 +394,12 @@ func (b *body) isWindowed() bool {
 	return b.windowed
 }
 
+func (b *body) isDone() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.done
+}
+
 func (b *body) received() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -551,3 +551,17 @@ func TestTheFirstViewerLeavesAtAnyMoment(t *testing.T) {
 		}
 	}
 }
+
+// A viewer may have read the end of a body before the fill has put it into the index.
+func TestACompleteBodyIsNotAbandoned(t *testing.T) {
+	t.Parallel()
+	f := &fill{ready: make(chan struct{}), ended: make(chan struct{}), body: newBody(&memory{max: 1 << 20}, nil)}
+	f.settle(shared, &object{length: -1, body: f.body})
+	if f.isNearlyDone() {
+		t.Error("a body of unknown length is nearly done before its end")
+	}
+	f.body.end(nil)
+	if !f.isNearlyDone() {
+		t.Error("a complete body is abandoned")
+	}
+}

@@ -91,10 +91,10 @@ func (f *fill) hasEnded() bool {
 func (f *fill) isNearlyDone() bool {
 	select {
 	case <-f.ready:
-		if f.outcome == confirmed || f.outcome == shared && f.object.sliced {
+		if f.outcome != shared || f.body.isDone() {
 			return true
 		}
-		if f.outcome != shared || f.object.length < 0 {
+		if f.object.length < 0 {
 			return false
 		}
 		missing := f.object.length - f.body.received()
