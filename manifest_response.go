@@ -502,7 +502,7 @@ func parseManifestHost(text string) (string, error) {
 	}
 	host, port, err := weborigin.SplitHostPort(text)
 	if err == nil {
-		host, err = weborigin.ParseHost(host)
+		host, err = weborigin.ParseWrittenHost(host)
 	}
 	if err != nil {
 		return "", fmt.Errorf("manifest host %q is not host[:port]: %w", text, err)

@@ -524,3 +524,17 @@ func TestCompressedMedia(t *testing.T) {
 		}
 	}
 }
+
+// Operators write a host as it is called; manifests have it in both forms.
+func TestManifestHostsWithLettersBeyondASCII(t *testing.T) {
+	t.Parallel()
+	for _, configured := range []string{"bücher.example", "xn--bcher-kva.example", "BÜCHER.example.:443"} {
+		for _, written := range []string{"bücher.example", "xn--bcher-kva.example", "XN--BCHER-KVA.EXAMPLE"} {
+			g := newGate(t, new(App), &Gate{ManifestHosts: []string{configured}})
+			e := exchangeThrough(t, g, requestFor(t, "/"+plainToken()+"/manifest/video.m3u8", nil), reply(200, "#EXTM3U\n#EXTINF:2,\nhttps://"+written+"/demo/video/1.ts\n"))
+			if want := "#EXTM3U\n#EXTINF:2,\n../video/1.ts\n"; e.body != want {
+				t.Errorf("%s for manifest_hosts %s: %q", written, configured, e.body)
+			}
+		}
+	}
+}

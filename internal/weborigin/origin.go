@@ -282,6 +282,19 @@ func ParseHost(s string) (string, error) {
 	return host, nil
 }
 
+// ParseWrittenHost is ParseHost for a host that a person has written, whose labels may
+// have letters beyond ASCII. Programs send the ASCII form (A-labels).
+func ParseWrittenHost(s string) (string, error) {
+	if !isASCII(s) {
+		ascii, err := idna.Lookup.ToASCII(s)
+		if err != nil {
+			return "", err
+		}
+		s = ascii
+	}
+	return ParseHost(s)
+}
+
 // labelCharacters are the characters of a domain name in lower case. Some hosts
 // have an underscore despite the standards.
 const labelCharacters = "abcdefghijklmnopqrstuvwxyz0123456789-_"

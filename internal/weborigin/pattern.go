@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-
-	"golang.org/x/net/idna"
 )
 
 // Pattern is one allowed origin. The zero value covers no origin.
@@ -59,13 +57,7 @@ func parseHostPattern(text string) (p Pattern, err error) {
 	if err != nil {
 		return p, fmt.Errorf("is not [*.]host[:port]: %w", err)
 	}
-	if !isASCII(host) {
-		// Browsers send the ASCII form (A-labels).
-		if host, err = idna.Lookup.ToASCII(host); err != nil {
-			return p, fmt.Errorf("has a host that is not a valid domain name: %w", err)
-		}
-	}
-	if host, err = ParseHost(host); err != nil {
+	if host, err = ParseWrittenHost(host); err != nil {
 		return p, fmt.Errorf("has a host that is not valid: %w", err)
 	}
 	if wildcard && isAddress(host) {
