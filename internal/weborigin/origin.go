@@ -132,11 +132,13 @@ func ParseOrigin(s string) (Origin, error) {
 	if !ok || !isASCII(scheme) {
 		return Origin{}, ErrForm
 	}
-	parse := func() (Origin, error) { return ParseAuthority(authority, https) }
-	if !https && !strings.EqualFold(scheme, "http") {
-		parse = func() (Origin, error) { return parseAppOrigin(scheme, authority) }
+	var o Origin
+	var err error
+	if https || strings.EqualFold(scheme, "http") {
+		o, err = ParseAuthority(authority, https)
+	} else {
+		o, err = parseAppOrigin(scheme, authority)
 	}
-	o, err := parse()
 	if err != nil {
 		return Origin{}, ErrForm
 	}
