@@ -172,7 +172,7 @@ func (p pathRules) parseAmbiguous(escaped, credential string) (suffix, error) {
 	return s, nil
 }
 
-// reading is what a server can make of a suffix on its way to a file.
+// reading is a suffix after some steps of a server that maps it to a file.
 type reading struct {
 	text      string
 	decodings int

@@ -192,8 +192,8 @@ func isQueryName(name string) bool {
 }
 
 // cacheKey returns the name under which a cache that is being provisioned outlives its
-// config: the handlers of its site, and its place among the caches there. Objects are
-// those of an upstream, so a site whose handlers have changed begins without any.
+// config: the handlers of its site, and its place among the caches there. Other handlers
+// may have another upstream, so a site whose handlers have changed begins without objects.
 func (a *App) cacheKey(server *caddyhttp.Server) (string, error) {
 	if server == nil {
 		return "", errors.New("signed_playback_cache is a handler of an HTTP server")

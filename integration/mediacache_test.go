@@ -84,8 +84,8 @@ func TestEachSegmentOnce(t *testing.T) {
 
 var livePart = "moof+mdat" + strings.Repeat(".", 100)
 
-// What viewers get of a segment that is still being made is what the origin has sent of
-// it, and all are one request: LL-HLS parts and chunked CMAF gain no latency.
+// Viewers of a growing segment get each part when the origin sends it, and all share one
+// request: the cache adds no latency to LL-HLS parts and chunked CMAF.
 func TestLiveEdgeIsShared(t *testing.T) {
 	t.Parallel()
 	step := make(chan struct{})

@@ -28,7 +28,7 @@ const (
 	maxLevelBases = MaxSize / 2
 )
 
-// levelInfo is what is known of a Period, an AdaptationSet or a Representation.
+// levelInfo has the BaseURLs and the units of a Period, an AdaptationSet or a Representation.
 type levelInfo struct {
 	next  int32 // index of the first level after those within
 	base  int32 // index of its first BaseURL

@@ -173,7 +173,7 @@ func played(mpd *node, document spot) (all []fetched) {
 	return all
 }
 
-// merge returns an element with what it inherits.
+// merge returns an element with its own and its inherited attributes and children.
 func merge(parent, child *node) *node {
 	merged := &node{name: child.name, attrs: slices.Clone(child.attrs), children: slices.Clone(child.children)}
 	if parent == nil {

@@ -48,7 +48,7 @@ type index struct {
 	ghosts                ghosts
 }
 
-// entry is what the cache knows under a key. Its fields are guarded by index.mu.
+// entry has the object and the fill of a key. index.mu guards its fields.
 type entry struct {
 	key     key
 	object  *object // complete, or filled right now by a fill whose headers are known; nil before

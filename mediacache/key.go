@@ -17,8 +17,8 @@ type key struct {
 	slice   int64  // 1 + the number of a slice; 0 is the whole object
 }
 
-// clone returns the key in memory of its own. Otherwise it would keep all of the request
-// line, with the token, in memory.
+// clone copies the strings of the key. The originals are parts of the request line, which
+// contains the token and would stay in memory with them.
 func (k key) clone() key {
 	k.variant, k.host, k.path, k.query = strings.Clone(k.variant), strings.Clone(k.host), strings.Clone(k.path), strings.Clone(k.query)
 	return k

@@ -135,8 +135,8 @@ func copyHeader(to, from http.Header) {
 	}
 }
 
-// refreshed returns the object with the headers of a 304 (RFC 9111 section 3.2), except
-// those that tell what the body is.
+// refreshed returns the object with the headers of a 304 (RFC 9111 section 3.2). Headers
+// that describe the body keep their values.
 func (o *object) refreshed(header http.Header, made time.Time) *object {
 	fresh := *o
 	fresh.header, fresh.made = o.header.Clone(), made
