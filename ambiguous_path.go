@@ -9,6 +9,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/percent"
 )
 
@@ -122,7 +123,7 @@ func (p pathRules) resource(decoded string) resource {
 	name := strings.TrimRight(decoded, "/")
 	r := resource{kind: kindOf(name)}
 	r.manifest = r.kind == kindManifest
-	r.media, r.webVTT = r.kind == kindSegment, extension(name) == "vtt"
+	r.media, r.webVTT = r.kind == kindSegment, mediatype.Ending(name) == "vtt"
 	r.own = r.kind == kindIframe || name == hlsJSSuffix
 	r.download = p.downloads.match(name) || len(name) != len(decoded) && p.downloads.match(decoded)
 	if r.download && r.kind != kindIframe {

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -168,7 +169,7 @@ func proxy(opts proxyOptions, out io.Writer) ([]byte, error) {
 		return nil, err
 	}
 	manifestPath, err := parseManifestPath(opts.path)
-	if err == nil && opts.player && extension(manifestPath.decoded) == "mpd" {
+	if err == nil && opts.player && mediatype.Ending(manifestPath.decoded) == "mpd" {
 		err = errManifestOfPage
 	}
 	if err != nil {

@@ -29,6 +29,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -220,7 +221,7 @@ func ask(t testing.TB, g *Gate, r *http.Request) answer {
 		if r.Body != nil {
 			a.body = string(must(io.ReadAll(r.Body)))
 		}
-		w.Header().Set("Content-Type", hlsType)
+		w.Header().Set("Content-Type", mediatype.HLS)
 		_, err := io.WriteString(w, originAnswer)
 		return err
 	})

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
@@ -48,43 +49,24 @@ var (
 
 // Standard types of manifests.
 const (
-	hlsType       = "application/vnd.apple.mpegurl" // RFC 8216 section 10
-	dashType      = "application/dash+xml"          // ISO/IEC 23009-1
-	dashPatchType = "application/dash-patch+xml"
-	webVTTType    = "text/vtt"
-	jsonType      = "application/json"
+	webVTTType = "text/vtt"
+	jsonType   = "application/json"
 )
-
-// manifestType returns the standard type of a manifest for a Content-Type that names
-// one, "" for any other.
-func manifestType(contentType string) string {
-	mediaType, _, _ := strings.Cut(contentType, ";")
-	switch mediaType = strings.ToLower(strings.TrimSpace(mediaType)); mediaType {
-	case hlsType, "application/x-mpegurl", "application/mpegurl",
-		"audio/mpegurl", "audio/x-mpegurl", "audio/vnd.apple.mpegurl", "video/x-mpegurl":
-		return hlsType
-	case dashType, "video/vnd.mpeg.dash.mpd":
-		return dashType
-	case dashPatchType:
-		return dashPatchType
-	}
-	return ""
-}
 
 // standardType returns the type of a manifest of this format. Only the origin tells
 // a patch from an MPD.
 func standardType(format manifest.Format, contentType string) string {
 	switch {
 	case format == manifest.HLS:
-		return hlsType
+		return mediatype.HLS
 	case format == manifest.WebVTT:
 		return webVTTType
 	case format == manifest.AssetList:
 		return jsonType
-	case manifestType(contentType) == dashPatchType:
-		return dashPatchType
+	case mediatype.Manifest(contentType) == mediatype.DASHPatch:
+		return mediatype.DASHPatch
 	}
-	return dashType
+	return mediatype.DASH
 }
 
 const (
@@ -147,7 +129,7 @@ func isOptional(start []byte) bool {
 
 // isManifest reports whether its name or type says that this is a manifest.
 func (w *response) isManifest() bool {
-	return w.d.manifest || !w.d.media && !w.media && manifestType(w.Header().Get("Content-Type")) != ""
+	return w.d.manifest || !w.d.media && !w.media && mediatype.Manifest(w.Header().Get("Content-Type")) != ""
 }
 
 // holdManifest begins to buffer a manifest, or what may be one but is compressed or
@@ -166,7 +148,7 @@ func (w *response) holdManifest() {
 		w.refuse(errManifestEncoding)
 	case w.d.request.Method == http.MethodHead && !w.d.manifest:
 		// Only the Content-Type tells, so it is too late to ask for the body.
-		contentType := manifestType(w.Header().Get("Content-Type"))
+		contentType := mediatype.Manifest(w.Header().Get("Content-Type"))
 		dropEntityHeaders(w.Header())
 		w.Header().Set("Content-Type", contentType)
 		w.pass()

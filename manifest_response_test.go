@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -177,7 +178,7 @@ func TestCharsets(t *testing.T) {
 		return exchangeThrough(t, g, requestFor(t, "/"+tok+"/manifest/x", nil), reply(200, body, "Content-Type: "+contentType))
 	}
 	for _, charset := range []string{"us-ascii", "ISO-8859-1", "utf8", "latin1", "\"windows-1252\"", "Shift_JIS", "x-" + rand.Text()} {
-		for contentType, body := range map[string]string{hlsType: absolutePlaylist, dashType: "<?xml version='1.0' encoding='us-ascii'?><MPD><BaseURL>/demo/video/</BaseURL></MPD>"} {
+		for contentType, body := range map[string]string{mediatype.HLS: absolutePlaylist, mediatype.DASH: "<?xml version='1.0' encoding='us-ascii'?><MPD><BaseURL>/demo/video/</BaseURL></MPD>"} {
 			e := get(body, contentType+"; charset="+charset)
 			if e.status != 200 || e.header.Get("Content-Type") != contentType || strings.Contains(e.body, "/demo/") {
 				t.Errorf("%s in %s: %d %s %q", contentType, charset, e.status, e.header.Get("Content-Type"), e.body)
@@ -220,7 +221,7 @@ func TestMPDsUnderOtherNames(t *testing.T) {
 				}
 				for _, origin := range []func(http.ResponseWriter, *http.Request) error{reply(200, body, "Content-Type: "+contentType), bytewise} {
 					e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/"+suffix, nil), origin)
-					if e.status != 200 || e.body != wanted || e.header.Get("Content-Type") != dashType {
+					if e.status != 200 || e.body != wanted || e.header.Get("Content-Type") != mediatype.DASH {
 						t.Errorf("%s after %.20q got %d %q, %s:\n%.300q", suffix, prolog, e.status, e.reason, e.header.Get("Content-Type"), e.body)
 					}
 				}

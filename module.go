@@ -23,6 +23,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/player"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
@@ -267,7 +268,7 @@ func (g *Gate) resolveManifest() (suffix, error) {
 		return suffix{}, fmt.Errorf("manifest: %w", err)
 	}
 	parsed, err := parseManifestPath(path)
-	if err == nil && g.Player != nil && (extension(parsed.decoded) == "mpd" || parsed.decoded == hlsJSSuffix) {
+	if err == nil && g.Player != nil && (mediatype.Ending(parsed.decoded) == "mpd" || parsed.decoded == hlsJSSuffix) {
 		err = errManifestOfPage
 	}
 	if err != nil {

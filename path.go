@@ -13,6 +13,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/percent"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -394,31 +395,15 @@ func kindOf(decoded string) kind {
 	if decoded == iframeSuffix {
 		return kindIframe
 	}
-	ending := extension(decoded)
-	switch {
-	case ending == "m3u8" || ending == "mpd" || ending == "mpp": // a DASH patch
+	switch ending := mediatype.Ending(decoded); {
+	case mediatype.IsManifest(ending):
 		return kindManifest
 	case strings.HasPrefix(decoded, "thumbnails/"):
 		return kindThumbnail
-	}
-	switch ending {
-	case "ts", "m2ts", "mp4", "m4s", "m4v", "m4a", "m4f", "cmfv", "cmfa", "cmft", "aac", "mp3", "ac3", "ec3", "ac4",
-		"webm", "mkv", "mov", "ogg", "oga", "ogv", "opus", "flac", "wav", "vtt", "srt", "key":
+	case mediatype.IsSegment(ending):
 		return kindSegment
 	}
 	return kindOther
-}
-
-// extension returns the file extension of the last segment without its dot, in
-// lower case, because origins on file systems that ignore case serve video.M3U8
-// too.
-func extension(decoded string) string {
-	name := decoded[strings.LastIndexByte(decoded, '/')+1:]
-	dot := strings.LastIndexByte(name, '.')
-	if dot < 0 {
-		return ""
-	}
-	return strings.ToLower(name[dot+1:])
 }
 
 // pathGlobs are the patterns of the downloads option. `*` matches any run of

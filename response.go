@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 )
 
 // response is the response writer that the handlers after the gate see. It
@@ -203,7 +205,7 @@ func (w *response) passMedia() {
 		w.repeat(requested)
 		return
 	}
-	if h := w.Header(); manifestType(h.Get("Content-Type")) != "" {
+	if h := w.Header(); mediatype.Manifest(h.Get("Content-Type")) != "" {
 		delete(h, "Content-Type")
 	}
 	w.pass()

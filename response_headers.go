@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 )
 
 // isOriginHeader reports whether a header of the origin reaches the viewer. The
@@ -198,7 +200,7 @@ func isPlayable(contentType string) bool {
 	mediaType, _, _ := strings.Cut(contentType, ";")
 	main, sub, _ := strings.Cut(mediaType, "/")
 	isMedia := strings.EqualFold(main, "video") || strings.EqualFold(main, "audio")
-	return isMedia && !strings.Contains(sub, "+") || mediaType == hlsType
+	return isMedia && !strings.Contains(sub, "+") || mediaType == mediatype.HLS
 }
 
 // setDocumentHeaders says what the response may do as a document of the gate's
@@ -277,7 +279,7 @@ func setFilename(h http.Header, query, decoded string) {
 	if name == "" || len(name) > most || strings.Trim(name, filenameCharacters) != "" {
 		return
 	}
-	if ending := extension(decoded); ending != "" && strings.Trim(ending, filenameCharacters) == "" {
+	if ending := mediatype.Ending(decoded); ending != "" && strings.Trim(ending, filenameCharacters) == "" {
 		name += "." + ending
 	}
 	h.Set("Content-Disposition", `attachment; filename="`+name+`"`)

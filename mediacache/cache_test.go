@@ -232,6 +232,7 @@ func TestWhatIsKept(t *testing.T) {
 		{name: "a segment without a word from the origin", path: "/s.ts", after: 3000, want: "hit"},
 		{name: "a segment after its TTL", path: "/s.ts", after: 3601, want: "fwd=uri-miss"},
 		{name: "a manifest within its TTL", path: "/v.m3u8", want: "hit"},
+		{name: "a manifest by its type alone, after its TTL", path: "/live", header: "Content-Type: video/x-mpegURL", after: 2, want: "fwd=uri-miss"},
 		{name: "a manifest after its TTL", path: "/v.m3u8", after: 2, want: "fwd=uri-miss"},
 		{name: "a page", path: "/page", header: "Content-Type: text/html", want: "fwd=uri-miss"},
 		{name: "a page with max-age", path: "/page", header: "Content-Type: text/html\nCache-Control: max-age=10", after: 9, want: "hit"},

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 )
 
 // object is a response of the origin. It is immutable, except its body, which may
@@ -57,29 +59,20 @@ func isWeak(etag string) bool { return strings.HasPrefix(etag, "W/") }
 func classify(contentType, path string) (isManifest, isMedia bool) {
 	mediaType, _, _ := strings.Cut(strings.ToLower(contentType), ";")
 	mediaType = strings.TrimSpace(mediaType)
-	name := path[strings.LastIndexByte(path, '/')+1:]
-	ending := strings.ToLower(name[strings.LastIndexByte(name, '.')+1:])
-	if slices.Contains(manifestTypes, mediaType) || slices.Contains(manifestEndings, ending) {
+	ending := mediatype.Ending(path)
+	if mediatype.Manifest(contentType) != "" || mediatype.IsManifest(ending) {
 		return true, false
 	}
 	kind, _, _ := strings.Cut(mediaType, "/")
 	return false, mediaType == "" || slices.Contains(mediaKinds, kind) || slices.Contains(mediaTypes, mediaType) ||
-		slices.Contains(mediaEndings, ending)
+		mediatype.IsSegment(ending) && ending != "key" || slices.Contains(mediaEndings, ending)
 }
 
 // What the TTLs of the configuration are for.
 var (
-	manifestTypes = []string{
-		"application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/mpegurl", "audio/x-mpegurl",
-		"application/dash+xml", "application/dash-patch+xml",
-	}
-	manifestEndings = []string{"m3u8", "mpd", "mpp"}
-	mediaKinds      = []string{"audio", "video", "image", "font"}
-	mediaTypes      = []string{"application/mp4", "application/ttml+xml", "text/vtt", "application/x-subrip"}
-	mediaEndings    = []string{
-		"ts", "m2ts", "mp4", "m4s", "m4v", "m4a", "m4f", "cmfv", "cmfa", "cmft", "aac", "mp3", "ac3", "ec3", "ac4",
-		"webm", "mkv", "mov", "ogg", "oga", "ogv", "opus", "flac", "wav", "vtt", "srt", "ttml", "jpg", "jpeg", "png", "webp", "avif",
-	}
+	mediaKinds   = []string{"audio", "video", "image", "font"}
+	mediaTypes   = []string{"application/mp4", "application/ttml+xml", "text/vtt", "application/x-subrip"}
+	mediaEndings = []string{"ttml", "jpg", "jpeg", "png", "webp", "avif"} // besides segments
 )
 
 // objectOverhead is about what an object takes besides its header and body: itself,
