@@ -121,7 +121,7 @@ func (w *errorWriter) writeRefusal() {
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.ResponseWriter.WriteHeader(w.refused)
-	_, _ = io.WriteString(w.ResponseWriter, body) //nolint:gosec // it is text, and an error is a client that has cancelled
+	_, _ = io.WriteString(w.ResponseWriter, body) //nolint:gosec,nolintlint // it is text, which gosec does not see in each run; an error is a client that has cancelled
 }
 
 // dropHeaders drops the headers of the error route that may not pass, and restores the
