@@ -1,0 +1,150 @@
+package sessions
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// Key tells sessions apart in requests: the bytes of the session id in the URL, or a
+// digest of what else distinguishes the client. It is as secret as the URL.
+type Key [24]byte
+
+// ID names a session in lists, logs, events and stores. It is a digest of the key, so
+// nobody can play with it.
+type ID [16]byte
+
+// ID returns the id of the session with this key.
+func (k Key) ID() ID {
+	sum := sha256.Sum256(append([]byte("signed-playback session "), k[:]...))
+	return ID(sum[:16])
+}
+
+// String returns 32 hexadecimal digits.
+func (id ID) String() string { return hex.EncodeToString(id[:]) }
+
+// ParseID is the inverse of String.
+func ParseID(text string) (id ID, err error) {
+	if n, err := hex.Decode(id[:], []byte(text[:min(len(text), 2*len(id))])); err != nil || n != len(id) || id.String() != text {
+		return ID{}, errID
+	}
+	return id, nil
+}
+
+var errID = errors.New("sessions: a session id has 32 lower case hexadecimal digits")
+
+// Client is what a session says of its player. It is asked at the start of a session
+// and when the network changes, so a request of a known session does not pay for it.
+type Client interface {
+	Country() string // ISO 3166-1 alpha-2, "" if it is unknown
+	UserAgent() string
+}
+
+// Session is a running session. It is safe for concurrent use.
+type Session struct {
+	tracker   *Tracker // nil if the session is not counted
+	viewer    *viewer
+	key       Key
+	id        ID
+	video     string
+	userAgent string
+	begun     int64   // Unix milliseconds; the order in which sessions are ended
+	limit     int     // that it began with
+	origin    network // where it began
+
+	seen    atomic.Int64 // of the last request: nanoseconds on the tracker's clock
+	bytes   atomic.Int64
+	until   atomic.Int64     // Unix seconds of the extension, 0 without one
+	expires atomic.Int64     // Unix seconds of the newest token
+	places  [2]atomic.Uint64 // the networks from which it was last used: IPv4, IPv6
+
+	// Under the tracker's mutex.
+	position int              // in the viewer's running sessions
+	past     [maxPast]network // networks that it has left
+	country  countryCode
+	shared   bool
+}
+
+// maxPast is how many networks a session remembers that it was used from before.
+const maxPast = 4
+
+// ID returns the id of the session for lists, logs and revocations.
+func (s *Session) ID() ID { return s.id }
+
+// Video returns the video that the session plays.
+func (s *Session) Video() string { return s.video }
+
+// Until returns how long the session may play beyond the end of its token, the zero
+// time without an extension.
+func (s *Session) Until() time.Time { return unixTime(s.until.Load()) }
+
+// AddBytes counts n bytes of a response. A session that receives is not silent.
+func (s *Session) AddBytes(n int64) {
+	if s.tracker == nil {
+		return
+	}
+	s.bytes.Add(n)
+	s.seen.Store(s.tracker.elapsed())
+}
+
+// renew takes the end of a newer token down.
+func (s *Session) renew(expires time.Time) {
+	if at := expires.Unix(); at > s.expires.Load() {
+		s.expires.Store(at)
+	}
+}
+
+// memorable returns until when, in Unix seconds, it matters that the session has ended.
+// Without a token it could come back for ever; a day is longer than players run.
+func (s *Session) memorable(now time.Time) int64 {
+	if last := max(s.expires.Load(), s.until.Load()); last > 0 {
+		return last
+	}
+	return now.Add(24 * time.Hour).Unix()
+}
+
+// at reports whether a network is the one from which the session was last used. A player
+// with IPv4 and IPv6 alternates between them, so each family has its own.
+func (s *Session) at(n network) bool {
+	return n == 0 || s.places[n.family()].Load() == uint64(n)
+}
+
+// moveTo takes down from where the session is used now. The caller holds the tracker's
+// mutex.
+func (s *Session) moveTo(n network, country string) {
+	copy(s.country[:], country)
+	place := &s.places[n.family()]
+	left := network(place.Swap(uint64(n)))
+	if left == 0 || left == n {
+		return
+	}
+	s.shared = s.shared || slices.Contains(s.past[:], n)
+	if !slices.Contains(s.past[:], left) {
+		copy(s.past[1:], s.past[:])
+		s.past[0] = left
+	}
+}
+
+// place returns the network from which the session was last used, IPv4 if it has both.
+func (s *Session) place() network {
+	return network(cmp.Or(s.places[0].Load(), s.places[1].Load()))
+}
+
+// maxUserAgent is how much of a User-Agent is kept, in bytes.
+const maxUserAgent = 160
+
+func shortUserAgent(text string) string {
+	return strings.Clone(strings.ToValidUTF8(text[:min(len(text), maxUserAgent)], ""))
+}
+
+func unixTime(seconds int64) time.Time {
+	if seconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(seconds, 0)
+}

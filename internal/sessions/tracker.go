@@ -1,0 +1,456 @@
+// Package sessions keeps the registry of playback sessions: which are running, how many a
+// viewer may have at a time, which have ended for good, and which may play beyond the end
+// of their token. It knows nothing of tokens or HTTP.
+//
+// # What it costs
+//
+// A request of a known session takes a read lock on one of 64 maps and stores one time.
+// Everything else happens at the start and at the end of a session.
+//
+// # Bounds
+//
+// A node counts at most 100,000 sessions. Once half of that is used, a viewer or a network
+// with more than 1,000 sessions gets no more. At a bound, running sessions stay. A new one
+// without a limit plays and is not counted; a new one with a limit is refused, because
+// nobody could hold the limit.
+package sessions
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// DefaultTimeout is how long a session may be silent.
+	DefaultTimeout = time.Minute
+
+	// maxSessions bounds the sessions of a node, and again the viewers of whom only
+	// ended sessions are remembered.
+	maxSessions = 100_000
+
+	// fairShare is which part of that a viewer or a network has when half is used.
+	fairShare = 100
+
+	// silence is how long a session has been silent when a new one of the same
+	// client may take its place under RefuseNew: most likely a reloaded page.
+	silence = 10 * time.Second
+
+	sweepInterval = time.Second
+	shardCount    = 64
+)
+
+// The errors of Visit.
+var (
+	ErrLimit = errors.New("sessions: the viewer has as many sessions as permitted")
+	ErrEnded = errors.New("sessions: the session has ended")
+)
+
+// Reason says why a session has ended.
+type Reason string
+
+// The reasons.
+const (
+	TimedOut  Reason = "timeout"  // it was silent for too long
+	Replaced  Reason = "limit"    // a newer session of the viewer took its place
+	TakenOver Reason = "takeover" // a new session of the same client took its place
+	Deleted   Reason = "deleted"  // the operator has ended or revoked it
+	Stopped   Reason = "stopped"  // the server stops; the session may go on elsewhere
+)
+
+// Reasons returns all reasons.
+func Reasons() []Reason { return []Reason{TimedOut, Replaced, TakenOver, Deleted, Stopped} }
+
+// Visit is one request.
+type Visit struct {
+	Key    Key
+	Video  string
+	Viewer string // whose sessions count together; not empty
+
+	// Begun is when the session began, as its key says; the zero time for now. Begins
+	// says that this request begins it, so no other node can know it.
+	Begun  time.Time
+	Begins bool
+
+	Address netip.Addr // of the client; the zero value if it is unknown. Its /24 or /48 counts.
+	Client  Client
+	Limit   int       // of the viewer's sessions at a time, 0 for none
+	Expires time.Time // of the token, the zero time without one
+}
+
+// Policy is what the config in force says. The zero value is not valid.
+type Policy struct {
+	Timeout   time.Duration // a session that is silent for so long has ended
+	RefuseNew bool          // at the limit, instead of ending the oldest
+}
+
+// Config is what a Tracker gets from its host. All functions are required.
+type Config struct {
+	Policy Policy
+	Now    func() time.Time
+
+	// Ended is told of each session that has ended, and must not block.
+	Ended func(Event)
+}
+
+// Event is the end of a session.
+type Event struct {
+	Info
+	Ended  time.Time
+	Reason Reason
+}
+
+// Info describes a session for lists and events.
+type Info struct {
+	ID        ID
+	Viewer    string
+	Video     string
+	Started   time.Time
+	LastSeen  time.Time
+	Country   string
+	Network   netip.Prefix
+	UserAgent string
+	Bytes     int64
+	Shared    bool // it was used from two networks in turns
+}
+
+// Tracker is the registry of one node. It is safe for concurrent use.
+type Tracker struct {
+	config Config
+	policy atomic.Pointer[Policy]
+	epoch  time.Time // of the clock of elapsed
+
+	capacity int // maxSessions; tests have less
+
+	shards [shardCount]shard
+
+	mu        sync.Mutex
+	count     int
+	viewers   map[viewerKey]*viewer
+	networks  map[network]int // sessions that began there
+	forgotten time.Time       // when sweep last looked for what may be forgotten
+
+	uncounted atomic.Int64
+}
+
+type shard struct {
+	sync.RWMutex
+	sessions map[Key]*Session
+}
+
+// New returns a Tracker. Run has sessions end that are silent.
+func New(config Config) *Tracker {
+	t := &Tracker{config: config, capacity: maxSessions, epoch: config.Now(), viewers: make(map[viewerKey]*viewer), networks: make(map[network]int)}
+	t.Use(config.Policy)
+	for i := range t.shards {
+		t.shards[i].sessions = make(map[Key]*Session)
+	}
+	return t
+}
+
+// Use sets the policy, which holds for the next request.
+func (t *Tracker) Use(policy Policy) { t.policy.Store(&policy) }
+
+// elapsed is a clock that setting the wall clock does not move.
+func (t *Tracker) elapsed() int64 { return int64(t.config.Now().Sub(t.epoch)) }
+
+func (t *Tracker) shard(key Key) *shard { return &t.shards[(key[0]^key[8]^key[16])%shardCount] }
+
+func (t *Tracker) session(key Key) *Session {
+	shard := t.shard(key)
+	shard.RLock()
+	defer shard.RUnlock()
+	return shard.sessions[key]
+}
+
+// Visit counts a request for its session, which it begins or resumes if it does not
+// run. The error is ErrLimit or ErrEnded.
+func (t *Tracker) Visit(ctx context.Context, v Visit) (*Session, error) {
+	s := t.session(v.Key)
+	now := t.elapsed()
+	if s == nil || now-s.seen.Load() >= int64(t.policy.Load().Timeout) {
+		return t.start(ctx, v)
+	}
+	s.seen.Store(now)
+	s.renew(v.Expires)
+	if from := networkOf(v.Address); !s.at(from) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		s.moveTo(from, v.Client.Country())
+	}
+	return s, nil
+}
+
+// silent reports whether a session has asked for nothing for so long.
+func (t *Tracker) silent(s *Session, long time.Duration) bool {
+	return t.elapsed()-s.seen.Load() >= int64(long)
+}
+
+// start begins or resumes a session.
+func (t *Tracker) start(_ context.Context, v Visit) (*Session, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.session(v.Key); s != nil {
+		if !t.silent(s, t.policy.Load().Timeout) {
+			return s, nil
+		}
+		t.end(s, TimedOut)
+	}
+	s := t.newSession(v)
+	of := t.viewer(v.Viewer)
+	if !v.Begins && of.hasEnded(s.id, s.begun) {
+		return nil, ErrEnded
+	}
+	if err := t.makeRoom(of, s); err != nil {
+		return nil, err
+	}
+	if !t.hasRoom(of, s.origin) {
+		if v.Limit > 0 {
+			return nil, ErrLimit
+		}
+		t.uncounted.Add(1)
+		s.tracker = nil
+		return s, nil
+	}
+	t.add(of, s)
+	return s, nil
+}
+
+func (t *Tracker) newSession(v Visit) *Session {
+	s := &Session{
+		tracker: t, key: v.Key, id: v.Key.ID(), video: strings.Clone(v.Video), limit: v.Limit, origin: networkOf(v.Address),
+		begun: t.config.Now().UnixMilli(), userAgent: shortUserAgent(v.Client.UserAgent()),
+	}
+	if !v.Begins && !v.Begun.IsZero() {
+		s.begun = min(s.begun, v.Begun.UnixMilli())
+	}
+	s.seen.Store(t.elapsed())
+	s.renew(v.Expires)
+	s.moveTo(s.origin, v.Client.Country())
+	return s
+}
+
+// viewer returns what is known of a viewer.
+func (t *Tracker) viewer(name string) *viewer {
+	key := keyOfViewer(name)
+	if known := t.viewers[key]; known != nil {
+		return known
+	}
+	return &viewer{key: key, name: shortName(name, key)}
+}
+
+// makeRoom ends sessions of a viewer until a new one has room within its limit.
+func (t *Tracker) makeRoom(of *viewer, s *Session) error {
+	if s.limit <= 0 || len(of.running) < s.limit {
+		return nil
+	}
+	t.endSilent(of)
+	excess := len(of.running) - s.limit + 1
+	if excess <= 0 {
+		return nil
+	}
+	if t.policy.Load().RefuseNew {
+		twin := t.silentTwin(of, s)
+		if twin == nil || excess > 1 {
+			return ErrLimit
+		}
+		t.end(twin, TakenOver)
+		return nil
+	}
+	for _, oldest := range slices.SortedFunc(slices.Values(of.running), olderFirst)[:excess] {
+		t.end(oldest, Replaced)
+	}
+	return nil
+}
+
+// silentTwin returns a session of the same client as a new one, which is probably that
+// client before it was restarted.
+func (t *Tracker) silentTwin(of *viewer, s *Session) *Session {
+	for _, running := range of.running {
+		if s.origin != 0 && running.at(s.origin) && running.userAgent == s.userAgent && t.silent(running, silence) {
+			return running
+		}
+	}
+	return nil
+}
+
+// hasRoom reports whether the node has room for one more session.
+func (t *Tracker) hasRoom(of *viewer, from network) bool {
+	share := t.capacity / fairShare
+	return t.count < t.capacity/2 ||
+		t.count < t.capacity && len(of.running) < share && t.networks[from] < share
+}
+
+// add puts a session into the registry.
+func (t *Tracker) add(of *viewer, s *Session) {
+	s.viewer = of
+	of.add(s)
+	t.viewers[of.key] = of
+	t.networks[s.origin]++
+	t.count++
+	shard := t.shard(s.key)
+	shard.Lock()
+	shard.sessions[s.key] = s
+	shard.Unlock()
+}
+
+// end takes a session out of the registry.
+func (t *Tracker) end(s *Session, reason Reason) {
+	shard := t.shard(s.key)
+	shard.Lock()
+	delete(shard.sessions, s.key)
+	shard.Unlock()
+	of := s.viewer
+	of.remove(s)
+	t.count--
+	if t.networks[s.origin]--; t.networks[s.origin] == 0 {
+		delete(t.networks, s.origin)
+	}
+	if reason != TimedOut && reason != Stopped {
+		of.end(s.id, s.begun, s.memorable(t.config.Now()))
+	}
+	if len(of.running) == 0 && (of.endedUntil == 0 || len(t.viewers) > 2*t.capacity) {
+		delete(t.viewers, of.key)
+	}
+	t.config.Ended(Event{t.info(s), t.config.Now(), reason})
+}
+
+// endSilent ends the sessions of a viewer that are silent for too long.
+func (t *Tracker) endSilent(of *viewer) {
+	for _, s := range slices.Clone(of.running) {
+		if t.silent(s, t.policy.Load().Timeout) {
+			t.end(s, TimedOut)
+		}
+	}
+}
+
+// info describes a session. The caller holds the mutex.
+func (t *Tracker) info(s *Session) Info {
+	return Info{
+		ID: s.id, Viewer: s.viewer.name, Video: s.video, Started: time.UnixMilli(s.begun),
+		LastSeen: t.config.Now().Add(-time.Duration(t.elapsed() - s.seen.Load())),
+		Country:  s.country.String(), Network: s.place().prefix(), UserAgent: s.userAgent, Bytes: s.bytes.Load(), Shared: s.shared,
+	}
+}
+
+// Run ends sessions that are silent, until the context ends.
+func (t *Tracker) Run(ctx context.Context) {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			t.sweep()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sweep ends sessions that are silent, and forgets ended ones whose tokens have expired.
+func (t *Tracker) sweep() {
+	timeout := t.policy.Load().Timeout
+	var silent []*Session
+	for s := range t.all() {
+		if t.silent(s, timeout) {
+			silent = append(silent, s)
+		}
+	}
+	now := t.config.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range silent {
+		if t.session(s.key) == s && t.silent(s, timeout) {
+			t.end(s, TimedOut)
+		}
+	}
+	if now.Sub(t.forgotten) < time.Minute {
+		return
+	}
+	t.forgotten = now
+	for key, of := range t.viewers {
+		if of.endedUntil > now.Unix() || of.endedUntil == 0 {
+			continue
+		}
+		of.ended, of.endedThrough, of.endedUntil = nil, 0, 0
+		if len(of.running) == 0 {
+			delete(t.viewers, key)
+		}
+	}
+}
+
+// all returns the running sessions.
+func (t *Tracker) all() iter.Seq[*Session] {
+	return func(yield func(*Session) bool) {
+		for i := range t.shards {
+			shard := &t.shards[i]
+			shard.RLock()
+			sessions := slices.Collect(maps.Values(shard.sessions))
+			shard.RUnlock()
+			for _, s := range sessions {
+				if !yield(s) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Count returns how many sessions run on this node.
+func (t *Tracker) Count() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.count
+}
+
+// Uncounted returns how often a request found no room in the registry and was let
+// through without being counted.
+func (t *Tracker) Uncounted() int64 { return t.uncounted.Load() }
+
+// List returns the running sessions that a filter accepts.
+func (t *Tracker) List(accept func(Info) bool) (list []Info) {
+	for s := range t.all() {
+		t.mu.Lock()
+		info := t.info(s)
+		t.mu.Unlock()
+		if accept(info) {
+			list = append(list, info)
+		}
+	}
+	return list
+}
+
+// End ends a running session for good, and reports whether there was one.
+func (t *Tracker) End(id ID) bool {
+	return t.with(id, func(s *Session) { t.end(s, Deleted) })
+}
+
+// Extend lets a running session play until a time, whatever its token says, and reports
+// whether there is one.
+func (t *Tracker) Extend(id ID, until time.Time) bool {
+	return t.with(id, func(s *Session) { s.until.Store(until.Unix()) })
+}
+
+// with runs a function on a running session, with the mutex locked.
+func (t *Tracker) with(id ID, do func(*Session)) bool {
+	for s := range t.all() {
+		if s.id != id {
+			continue
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.session(s.key) != s {
+			return false
+		}
+		do(s)
+		return true
+	}
+	return false
+}
