@@ -44,16 +44,17 @@ type bench struct {
 	script  string // load.lua
 	setups  []*setup
 
-	signer *signer
-	public publicKey
-	media  map[string][]object // by video, one of each size
-	warm   map[*setup][]string // tokens
-	other  map[*setup]string   // a token for the other video
-	fresh  []string            // new tokens, for setups that need them
+	signer      *signer
+	public      publicKey
+	certificate []byte              // of all servers, with its key
+	media       map[string][]object // by video, one of each size
+	warm        map[*setup][]string // tokens
+	other       map[*setup]string   // a token for the other video
+	fresh       []string            // new tokens, for setups that need them
 
 	origin  *server
 	servers map[*setup]*server
-	samples map[*setup][][]sample // by size and round
+	samples map[*setup]map[cell][]sample // by round
 }
 
 // sample is the result of one measurement.
@@ -70,7 +71,7 @@ func newBench(ctx context.Context, o options, setups []*setup) (*bench, error) {
 	b := &bench{
 		options: o, setups: setups,
 		media: make(map[string][]object), warm: make(map[*setup][]string), other: make(map[*setup]string),
-		servers: make(map[*setup]*server), samples: make(map[*setup][][]sample),
+		servers: make(map[*setup]*server), samples: make(map[*setup]map[cell][]sample),
 	}
 	for _, step := range []func(context.Context) error{b.makeFolder, b.makeKeys, b.makeMedia, b.makeTokens, b.startOrigin, b.check} {
 		if err := step(ctx); err != nil {
@@ -109,7 +110,10 @@ func (b *bench) makeKeys(context.Context) (err error) {
 	if b.signer, err = newSigner(); err != nil {
 		return err
 	}
-	b.public, err = b.signer.public()
+	if b.public, err = b.signer.public(); err != nil {
+		return err
+	}
+	b.certificate, err = newCertificate()
 	return err
 }
 
@@ -165,24 +169,27 @@ func (b *bench) startOrigin(ctx context.Context) (err error) {
 	return err
 }
 
-// measure runs the rounds. In each, every setup has its turn at every size.
+// measure runs the rounds. In each, every setup has its turn in every cell.
 func (b *bench) measure(ctx context.Context) error {
 	for _, s := range b.setups {
-		b.samples[s] = make([][]sample, len(b.options.sizes()))
+		b.samples[s] = make(map[cell][]sample)
 		if err := b.restart(ctx, s); err != nil {
 			return err
 		}
 	}
 	for round := range b.options.rounds {
-		for size := range b.options.sizes() {
+		for _, c := range (&setup{over: len(protocols)}).cells(len(b.options.sizes())) {
 			for _, s := range inTurn(b.setups, round) {
-				result, err := b.sample(ctx, s, size)
-				if err != nil {
-					return fmt.Errorf("%s, %s, round %d: %w", s.title, objectSizes[size].title, round+1, err)
+				if c.protocol >= max(s.over, 1) {
+					continue
 				}
-				b.samples[s][size] = append(b.samples[s][size], result)
-				progress("round %d/%d  %-6s  %-44s %8.0f requests/s  %6.1f µs each", round+1, b.options.rounds,
-					objectSizes[size].title, s.title, result.load.perSecond(), result.perRequest())
+				result, err := b.sample(ctx, s, c)
+				if err != nil {
+					return fmt.Errorf("%s, %s, round %d: %w", s.title, c, round+1, err)
+				}
+				b.samples[s][c] = append(b.samples[s][c], result)
+				progress("round %d/%d  %-14s  %-44s %8.0f requests/s  %6.1f µs each", round+1, b.options.rounds,
+					c, s.title, result.load.perSecond(), result.perRequest())
 			}
 		}
 	}
@@ -220,24 +227,30 @@ func (b *bench) restart(ctx context.Context, s *setup) error {
 	if err := b.renew(ctx, s); err != nil {
 		return err
 	}
-	l, err := b.load(s, 0, b.warm[s])
-	if err != nil {
-		return err
+	cells := s.cells(len(b.options.sizes()))
+	if !s.cache {
+		cells = cells[:1]
 	}
-	l.duration = warmUp
-	r, err := b.run(ctx, l)
-	if err == nil {
-		err = r.check(objectSizes[0].bytes)
-	}
-	if err != nil {
-		return b.servers[s].explain(err)
+	for _, c := range cells {
+		l, err := b.load(s, c, b.warm[s])
+		if err != nil {
+			return err
+		}
+		l.duration = warmUp
+		r, err := b.run(ctx, l)
+		if err == nil {
+			err = r.check(objectSizes[c.size].bytes)
+		}
+		if err != nil {
+			return b.servers[s].explain(err)
+		}
 	}
 	return nil
 }
 
-// load asks a setup for objects of a size, with tokens in turn if it needs them.
-func (b *bench) load(s *setup, size int, tokens []string) (load, error) {
-	file := b.media[video][size].file
+// load asks a setup for the objects of a cell, with tokens in turn if it needs them.
+func (b *bench) load(s *setup, c cell, tokens []string) (load, error) {
+	file := b.media[video][c.size].file
 	lines := "/" + video + "/" + file + "\n"
 	if s.form != nil {
 		var all strings.Builder
@@ -247,14 +260,14 @@ func (b *bench) load(s *setup, size int, tokens []string) (load, error) {
 		lines = all.String()
 	}
 	l := load{
-		url: b.servers[s].url(), paths: filepath.Join(b.dir, "paths"), header: s.header,
+		protocol: protocols[c.protocol], url: b.servers[s].url(protocols[c.protocol]), paths: filepath.Join(b.dir, "paths"), header: s.header,
 		connections: b.options.connections, duration: b.options.duration,
 	}
 	return l, writeFile(l.paths, []byte(lines))
 }
 
 // sample measures a setup once.
-func (b *bench) sample(ctx context.Context, s *setup, size int) (result sample, err error) {
+func (b *bench) sample(ctx context.Context, s *setup, c cell) (result sample, err error) {
 	tokens := b.warm[s]
 	if s.fresh {
 		// A new process has an empty cache.
@@ -263,7 +276,7 @@ func (b *bench) sample(ctx context.Context, s *setup, size int) (result sample, 
 		}
 		tokens = b.fresh
 	}
-	l, err := b.load(s, size, tokens)
+	l, err := b.load(s, c, tokens)
 	if err != nil {
 		return result, err
 	}
@@ -280,7 +293,7 @@ func (b *bench) sample(ctx context.Context, s *setup, size int) (result sample, 
 	}
 	during := after.since(before)
 	result.cpu, result.originCPU, result.rss = during.server.cpu, during.origin.cpu, after.server.rss
-	err = errors.Join(result.load.check(objectSizes[size].bytes), during.check(s, result.load.Requests, b.options.connections))
+	err = errors.Join(result.load.check(objectSizes[c.size].bytes), during.check(s, result.load.Requests, b.options.connections))
 	return result, b.servers[s].explain(err)
 }
 

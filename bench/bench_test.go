@@ -90,11 +90,66 @@ func TestReport(t *testing.T) {
 		t.Errorf("unmet() = %q; want none", unmet)
 	}
 	gate := r.setup(warmGate)
-	for round := range r.samples[gate][0] {
-		r.samples[gate][0][round].cpu *= 2
+	for round := range r.samples[gate][cell{}] {
+		r.samples[gate][cell{}][round].cpu *= 2
 	}
 	if unmet := r.unmet(); len(unmet) != 1 {
 		t.Errorf("unmet() = %q; want one about the warm gate", unmet)
+	}
+}
+
+// Of h2load's report, only requests with a good status count.
+func TestParseH2Load(t *testing.T) {
+	t.Parallel()
+	out := `
+finished in 2.05s, 400.00 req/s, 401.00MB/s
+requests: 832 total, 835 started, 832 done, 800 succeeded, 32 failed, 3 errored, 2 timeout
+status codes: 802 2xx, 1 3xx, 20 4xx, 11 5xx
+traffic: 802.00MB (840957952) total, 90.63KB (92800) headers (space savings 50.0%), 800.00MB (838860800) data
+`
+	r, err := parseH2Load(out, 2*time.Second)
+	want := loadResult{Requests: 800, Micros: 2e6, Bytes: 840957952}
+	want.Errors.Read, want.Errors.Timeout, want.Errors.Status = 3, 2, 32
+	if err != nil || r != want {
+		t.Errorf("parseH2Load() = %+v, %v; want %+v", r, err, want)
+	}
+	for _, part := range []string{"requests: ", "status codes: ", "traffic: "} {
+		if _, err := parseH2Load(strings.Replace(out, "\n"+part, "\n", 1), time.Second); err == nil {
+			t.Errorf("a report without %q is no error", part)
+		}
+	}
+}
+
+// A target that is missed is in bold, and named.
+func TestTargets(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		micros int64 // of the gate; all other servers take 100
+		want   string
+		missed int
+	}{
+		{60, "All requirements are met.", 0},
+		{65, "| HAProxy, jwt_verify | 0.65 ≤ 0.65 | 0.65 ≤ 0.65 | 0.65 |", 0},
+		{66, "| HAProxy, jwt_verify | **0.66 > required 0.65** | **0.66 > required 0.65** | 0.66 |", 2},
+		{101, "| nginx, njs, cache | **1.01 > required 1** | **1.01 > required 1** | **1.01 > required 1** |", 2 + 18},
+		{151, "| nginx without a gate, cache | 1.51 | **1.51 > required 1.5** |", 2 + 18 + 4},
+	} {
+		r := report{setups: allSetups, samples: make(map[*setup]map[cell][]sample)}
+		for _, s := range allSetups {
+			each := int64(100)
+			if s.name == cachedGate {
+				each = c.micros
+			}
+			r.samples[s] = make(map[cell][]sample)
+			for _, in := range s.cells(len(objectSizes)) {
+				r.samples[s][in] = []sample{{load: loadResult{Requests: 1000}, cpu: time.Duration(each) * time.Millisecond}}
+			}
+		}
+		var out strings.Builder
+		r.writeCaches(&out)
+		if missed := r.missed(); len(missed) != c.missed || !strings.Contains(out.String(), c.want) {
+			t.Errorf("with %d µs, missed() has %d entries, want %d, and %q in\n%s", c.micros, len(missed), c.missed, c.want, out.String())
+		}
 	}
 }
 
@@ -102,11 +157,12 @@ func TestReport(t *testing.T) {
 func madeUp() report {
 	r := report{
 		setups:      []*setup{allSetups[0], allSetups[1], allSetups[2]},
-		samples:     make(map[*setup][][]sample),
+		samples:     make(map[*setup]map[cell][]sample),
 		environment: environment{args: "-rounds 3", load: "0.12"},
 	}
 	for i, s := range r.setups {
-		for range objectSizes {
+		r.samples[s] = make(map[cell][]sample)
+		for _, c := range s.cells(len(objectSizes)) {
 			var samples []sample
 			for _, slowness := range []int64{1, 2, 1} {
 				requests := 6000 / slowness / int64(3+i)
@@ -116,7 +172,7 @@ func madeUp() report {
 					cpu:  each * time.Duration(requests), originCPU: time.Second, rss: 1 << 20,
 				})
 			}
-			r.samples[s] = append(r.samples[s], samples)
+			r.samples[s][c] = samples
 		}
 	}
 	return r

@@ -20,6 +20,7 @@ var (
 	floodPackages      = []string{"wrk", "nginx"}
 	comparisonPackages = []string{
 		"wrk", "nginx", "libnginx-mod-http-js", "haproxy", "trafficserver", "trafficserver-experimental-plugins",
+		"varnish", "nghttp2-client",
 	}
 )
 

@@ -98,7 +98,7 @@ func (b *bench) sampleFlood(ctx context.Context, f flood) (result floodSample, e
 		return result, err
 	}
 	o := b.media[video][0]
-	c := clients{url: b.servers[s].url(), object: o}
+	c := clients{url: b.servers[s].url(protocols[0]), object: o}
 	for _, compact := range b.warm[s] {
 		c.known = append(c.known, s.form.path(compact, video, o.file))
 	}

@@ -5,14 +5,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
 // load is one run of the load generator.
 type load struct {
+	protocol    protocol
 	url         string
 	paths       string // a file, one a line
 	header      map[string]string
@@ -20,7 +23,7 @@ type load struct {
 	duration    time.Duration
 }
 
-// loadResult is what load.lua prints at the end.
+// loadResult is what load.lua prints at the end, and what h2load's report says.
 type loadResult struct {
 	Requests int64 `json:"requests"`
 	Micros   int64 `json:"micros"`
@@ -39,8 +42,11 @@ func (r loadResult) perSecond() float64 {
 	return float64(r.Requests) / (float64(max(r.Micros, 1)) / 1e6)
 }
 
-// run runs wrk with one thread, which suffices for servers with two.
+// run runs the load generator with one thread, which suffices for servers with two.
 func (b *bench) run(ctx context.Context, l load) (r loadResult, err error) {
+	if l.protocol.h2 {
+		return runH2Load(ctx, l)
+	}
 	header := make([]string, 0, len(l.header))
 	for name, value := range l.header {
 		header = append(header, name+": "+value)
@@ -59,6 +65,58 @@ func (b *bench) run(ctx context.Context, l load) (r loadResult, err error) {
 		return r, fmt.Errorf("wrk has printed no result:\n%s", out)
 	}
 	return r, json.Unmarshal(bytes.TrimPrefix(lines[i], []byte("RESULT ")), &r)
+}
+
+// h2Windows are the flow-control windows of browsers: some MiB for a stream and more for
+// a connection.
+var h2Windows = []string{"-w23", "-W24"}
+
+// runH2Load runs h2load with one request at a time on each connection, as wrk does.
+func runH2Load(ctx context.Context, l load) (r loadResult, err error) {
+	paths, err := os.ReadFile(l.paths)
+	if err != nil {
+		return r, err
+	}
+	urls := l.paths + ".h2"
+	if err := writeFile(urls, []byte(l.url+strings.ReplaceAll(strings.TrimSpace(string(paths)), "\n", "\n"+l.url)+"\n")); err != nil {
+		return r, err
+	}
+	args := append([]string{"-t1", "-c" + strconv.Itoa(l.connections), "-D" + l.duration.String(), "-i", urls}, h2Windows...)
+	out, err := exec.CommandContext(ctx, "h2load", args...).CombinedOutput() //nolint:gosec // the arguments are ours
+	if err != nil {
+		return r, fmt.Errorf("h2load: %w\n%s", err, out)
+	}
+	return parseH2Load(string(out), l.duration)
+}
+
+// parseH2Load reads the report of h2load. Requests that are unfinished at the end count
+// there as neither done nor failed.
+func parseH2Load(out string, duration time.Duration) (r loadResult, err error) {
+	var ignored, redirects, refusals, failures int64
+	for _, line := range []struct {
+		begins string
+		format string
+		fields []any
+	}{
+		{"requests: ", "requests: %d total, %d started, %d done, %d succeeded, %d failed, %d errored, %d timeout",
+			[]any{&ignored, &ignored, &ignored, &r.Requests, &ignored, &r.Errors.Read, &r.Errors.Timeout}},
+		{"status codes: ", "status codes: %d 2xx, %d 3xx, %d 4xx, %d 5xx", []any{&ignored, &redirects, &refusals, &failures}},
+	} {
+		_, rest, found := strings.Cut(out, "\n"+line.begins)
+		if !found {
+			return r, fmt.Errorf("h2load has printed no result:\n%s", out)
+		}
+		if _, err := fmt.Sscanf(line.begins+rest, line.format, line.fields...); err != nil {
+			return r, fmt.Errorf("h2load: %w\n%s", err, out)
+		}
+	}
+	_, traffic, _ := strings.Cut(out, "\ntraffic: ")
+	_, bytes, _ := strings.Cut(traffic, "(")
+	if _, err := fmt.Sscanf(bytes, "%d)", &r.Bytes); err != nil {
+		return r, fmt.Errorf("h2load: %w\n%s", err, out)
+	}
+	r.Errors.Status, r.Micros = redirects+refusals+failures, duration.Microseconds()
+	return r, nil
 }
 
 // check returns an error unless every request succeeded.

@@ -1,5 +1,5 @@
 // Command bench sends the same load to the gate and to other servers in front of one
-// origin, and reports the cost of each. With the argument flood, it measures the effect of
+// origin, with and without their caches, and reports the cost of each. With the argument flood, it measures the effect of
 // floods of forged tokens on clients. README.md explains the reports.
 //
 // It is a separate module, so the product's go.mod does not list the dependencies of the
@@ -43,7 +43,7 @@ func main() {
 }
 
 func parseOptions(args []string) (options, error) {
-	o := options{rounds: 12, duration: 2 * time.Second, connections: 32}
+	o := options{rounds: 5, duration: 2 * time.Second, connections: 32}
 	name := "bench"
 	if len(args) > 0 && args[0] == "flood" {
 		o = options{flood: true, rounds: 5, duration: 10 * time.Second, connections: 256}
@@ -64,7 +64,7 @@ func parseOptions(args []string) (options, error) {
 		return o, err
 	}
 	if o.quick {
-		o.rounds, o.duration = 1, 2*time.Second
+		o.rounds, o.duration = 1, time.Second
 	}
 	switch {
 	case flags.NArg() > 0:

@@ -14,7 +14,7 @@ const maxWarm = 5
 type report struct {
 	environment environment
 	setups      []*setup
-	samples     map[*setup][][]sample // by size and round
+	samples     map[*setup]map[cell][]sample // by round
 }
 
 // spread is a median with the lowest and the highest value.
@@ -60,7 +60,7 @@ func (r report) setup(name string) *setup {
 
 // throughput is the requests per second of a setup, as a ratio to another's.
 func (r report) throughput(s, other *setup, size int) spread {
-	return paired(r.samples[s][size], r.samples[other][size], func(a, b sample) float64 {
+	return paired(r.samples[s][cell{size: size}], r.samples[other][cell{size: size}], func(a, b sample) float64 {
 		return a.load.perSecond() / b.load.perSecond()
 	})
 }
@@ -68,7 +68,7 @@ func (r report) throughput(s, other *setup, size int) spread {
 // added is the CPU time for a request of the smallest object, less another
 // setup's, in microseconds.
 func (r report) added(s, other *setup) spread {
-	return paired(r.samples[s][0], r.samples[other][0], func(a, b sample) float64 {
+	return paired(r.samples[s][cell{}], r.samples[other][cell{}], func(a, b sample) float64 {
 		return a.perRequest() - b.perRequest()
 	})
 }
@@ -84,10 +84,11 @@ func (r report) warm() (micros spread, ok bool) {
 }
 
 func (r report) unmet() []string {
+	unmet := r.missed()
 	if micros, ok := r.warm(); ok && micros.median > maxWarm {
-		return []string{fmt.Sprintf("a warm request costs %.1f µs more than Caddy with the token cut off unseen, more than %d", micros.median, maxWarm)}
+		unmet = append(unmet, fmt.Sprintf("a warm request costs %.1f µs more than Caddy with the token cut off unseen, more than %d", micros.median, maxWarm))
 	}
-	return nil
+	return unmet
 }
 
 func (r report) markdown() string {
@@ -97,6 +98,7 @@ func (r report) markdown() string {
 	fmt.Fprintf(&out, "- %d rounds of %s for each setup and size; %d connections; %d threads a server; %d tokens, or each one once (cold)\n",
 		e.options.rounds, e.options.duration, e.options.connections, threads, warmTokens)
 	fmt.Fprint(&out, "- Figures are medians of the rounds. Comparisons are made within each round first; their range over the rounds is\n  in parentheses.\n")
+	r.writeCaches(&out)
 	r.writeAdded(&out)
 	for i, size := range e.options.sizes() {
 		fmt.Fprintf(&out, "\n## %s\n\n", size.title)
@@ -137,7 +139,7 @@ func (r report) writeAdded(out *strings.Builder) {
 }
 
 func (r report) writeRow(out *strings.Builder, s *setup, size int) {
-	figure := func(of func(sample) float64) float64 { return median(r.samples[s][size], of) }
+	figure := func(of func(sample) float64) float64 { return median(r.samples[s][cell{size: size}], of) }
 	fmt.Fprintf(out, "| %s | %.0f | %.1f | %.1f | %.0f |\n", s.title,
 		figure(func(s sample) float64 { return s.load.perSecond() }),
 		figure(sample.perRequest),

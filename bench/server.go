@@ -17,6 +17,7 @@ import (
 type server struct {
 	title   string
 	address string // host:port
+	secure  string // the same for TLS
 	metrics string // host:port
 	log     string // the file of its output
 	cmd     *exec.Cmd
@@ -30,9 +31,9 @@ func (b *bench) start(ctx context.Context, s *setup) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	argv := b.argv(s, dir)
+	argv := b.argv(s, f)
 	srv := &server{
-		title: s.title, address: net.JoinHostPort("127.0.0.1", f.Port), metrics: net.JoinHostPort("127.0.0.1", f.MetricsPort),
+		title: s.title, address: "127.0.0.1:" + f.Port, secure: "127.0.0.1:" + f.TLSPort, metrics: "127.0.0.1:" + f.MetricsPort,
 		log:    filepath.Join(dir, "output"),
 		cmd:    exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...), //nolint:gosec // the commands are in this package
 		exited: make(chan struct{}),
@@ -79,7 +80,12 @@ func (s *server) awaitPort(ctx context.Context) error {
 	}
 }
 
-func (s *server) url() string { return "http://" + s.address }
+func (s *server) url(p protocol) string {
+	if p.tls {
+		return "https://" + s.secure
+	}
+	return "http://" + s.address
+}
 
 // usage is what the server and its children have used so far.
 func (s *server) usage() (usage, error) {

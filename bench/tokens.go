@@ -2,6 +2,8 @@ package main
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -11,6 +13,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
+	"net"
 	"runtime"
 	"strings"
 	"sync"
@@ -67,6 +71,25 @@ func (s *signer) public() (publicKey, error) {
 	}, err
 }
 
+// newCertificate makes a certificate for 127.0.0.1 with its key, in PEM.
+func newCertificate() ([]byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	return append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})...), err
+}
+
 // grant is the content of a token.
 type grant struct {
 	video   string
@@ -97,7 +120,7 @@ var ours = &scheme{
 var cdni = &scheme{
 	sign: func(s *signer, g grant) (string, error) {
 		return s.signJSON(fmt.Sprintf(`{"alg":"RS256","kid":%q}`, keyID), fmt.Sprintf(
-			`{"iss":%q,"sub":%q,"exp":%d,"cdniuc":"regex:http://[^/]+/%s/.*"}`, issuer, g.video, g.expires.Unix(), g.video))
+			`{"iss":%q,"sub":%q,"exp":%d,"cdniuc":"regex:https?://[^/]+/%s/.*"}`, issuer, g.video, g.expires.Unix(), g.video))
 	},
 	path: func(compact, video, file string) string {
 		return "/URISigningPackage=" + compact + "/" + video + "/" + file
