@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -44,7 +45,7 @@ https://github.com/signed-playback/caddy-signed-playback
 				}
 				return cmd.Help()
 			}
-			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand(), explainCommand(), proxyCommand())
+			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand(), explainCommand(), doctorCommand(), proxyCommand(), versionCommand())
 			for _, each := range append(cmd.Commands(), cmd) {
 				prepare(each)
 			}
@@ -151,6 +152,40 @@ func writeJSON(out io.Writer, value any) error {
 	enc.SetEscapeHTML(false)
 	return enc.Encode(value)
 }
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Prints the version of this module",
+		Long:  "\nPrints the version of this module, and of Caddy.",
+		Args:  noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, full := caddy.Version()
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s (Caddy %s)\n", moduleVersion(), full)
+			return err
+		},
+	}
+}
+
+// moduleVersion returns the version of this module in the binary: that of the
+// requirement, or in a build of the repository itself that of the commit.
+func moduleVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, module := range append(info.Deps, &info.Main) {
+		if module.Path == modulePath {
+			if module.Replace != nil {
+				module = module.Replace
+			}
+			return cmp.Or(module.Version, "(devel)")
+		}
+	}
+	return "unknown"
+}
+
+const modulePath = "github.com/signed-playback/caddy-signed-playback"
 
 func keygenCommand() *cobra.Command {
 	var opts keygenOptions

@@ -239,6 +239,24 @@ func loadReplay(file string) (*replay, error) {
 	if err := p.prune(config); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
+	found, err := provision(file, config)
+	if err != nil {
+		return nil, err
+	}
+	found.https = p.https
+	if found.app.lacksKeys() {
+		found.notes = append(found.notes, noKeys)
+	}
+	if remote := found.app.keys.remote; remote != nil {
+		if err := remote.Load(); err != nil {
+			found.notes = append(found.notes, fmt.Sprintf("the key set of jwks_url cannot be loaded now: %v", err))
+		}
+	}
+	return found, nil
+}
+
+// provision provisions a config without starting it.
+func provision(file string, config map[string]any) (*replay, error) {
 	raw, err := json.Marshal(config)
 	if err != nil {
 		return nil, err
@@ -259,16 +277,7 @@ func loadReplay(file string) (*replay, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	found := &replay{app: app.(*App), servers: server.(*caddyhttp.App).Servers, https: p.https}
-	if found.app.lacksKeys() {
-		found.notes = append(found.notes, noKeys)
-	}
-	if remote := found.app.keys.remote; remote != nil {
-		if err := remote.Load(); err != nil {
-			found.notes = append(found.notes, fmt.Sprintf("the key set of jwks_url cannot be loaded now: %v", err))
-		}
-	}
-	return found, nil
+	return &replay{app: app.(*App), servers: server.(*caddyhttp.App).Servers}, nil
 }
 
 // adaptConfig reads a config file as `caddy run` does.
@@ -483,12 +492,18 @@ func (p *replay) listening(r *http.Request) (*caddyhttp.Server, error) {
 		"if a proxy in front changes the port, give the URL that it requests", text, strings.Join(addresses, ", "), redirects)
 }
 
-// unread is a response writer that keeps only the headers.
-type unread struct{ header http.Header }
+// unread is a response writer that keeps only the status and the headers.
+type unread struct {
+	header http.Header
+	status int
+}
 
-func (w *unread) Header() http.Header         { return w.header }
-func (w *unread) WriteHeader(int)             {}
-func (w *unread) Write(p []byte) (int, error) { return len(p), nil }
+func (w *unread) Header() http.Header    { return w.header }
+func (w *unread) WriteHeader(status int) { w.status = status }
+func (w *unread) Write(p []byte) (int, error) {
+	w.status = cmp.Or(w.status, http.StatusOK)
+	return len(p), nil
+}
 
 func (t *trace) explanation(at time.Time) explanation {
 	d := t.decision

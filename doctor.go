@@ -1,0 +1,544 @@
+package signedplayback
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/spf13/cobra"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/manifest"
+)
+
+func doctorCommand() *cobra.Command {
+	opts := doctorOptions{now: time.Now}
+	cmd := &cobra.Command{
+		Use:   "doctor --config <file> [--url <url>] [--accept <check>]... [--json]",
+		Short: "Looks for what is wrong or risky about a deployment",
+		Long: `
+Loads a config as the server does, and checks it together with everything around
+it: keys, the store, the geo database, logs, clocks, and whether viewers can get
+to the origin without the gate. Run it on the server and as the server's user. It
+starts no server and writes nothing.
+
+With --url it also requests a manifest as a viewer does, through the gate and from
+the origin, and says which of its URIs do not work.
+
+	$ caddy signed-playback doctor --config /etc/caddy/Caddyfile
+	…
+	keys    ok     verification keys: 2
+	store   ok
+	geo     ok     geoip_database was built 2030-01-28
+	origin  to do  127.0.0.1:8080 answers at 203.0.113.7:8080 too, where no gate is
+	               let it listen on the loopback address alone, or have a firewall close the port
+	…
+
+The exit status is 0 if there is nothing to do, 1 if there is, and 2 for an error.
+If the findings of a check are as you intend, accept them by the name of the check.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts.stdin = cmd.InOrStdin()
+			return doctor(cmd.Context(), opts, cmd.OutOrStdout())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
+	flags.StringVar(&opts.url, "url", "", "the `URL` of a manifest that plays, or - for standard input")
+	flags.StringArrayVar(&opts.accepted, "accept", nil, "the `check` whose findings are as you intend; may be repeated")
+	flags.BoolVar(&opts.json, "json", false, "print JSON")
+	return cmd
+}
+
+type doctorOptions struct {
+	config, url string
+	accepted    []string
+	json        bool
+	stdin       io.Reader
+	now         func() time.Time
+}
+
+// finding is a line of doctor's output.
+type finding struct {
+	Check   string `json:"check"`
+	Outcome string `json:"outcome"` // one of the constants below
+	Text    string `json:"text,omitempty"`
+	Fix     string `json:"fix,omitempty"`
+}
+
+const (
+	foundOK       = "ok"
+	foundToDo     = "to do"
+	foundAccepted = "accepted"
+)
+
+// checkup is one run of doctor.
+type checkup struct {
+	*replay
+	opts      doctorOptions
+	log       string // the file with the warnings
+	upstreams []upstream
+	playback  *http.Request     // nil without --url
+	server    *caddyhttp.Server // that listens for it
+	findings  []finding
+	check     string // the present one
+}
+
+// doctorChecks lists the checks in the order of the output.
+var doctorChecks = []struct {
+	name string
+	run  func(*checkup, context.Context)
+}{
+	// The others write warnings too, which checkWarnings reads.
+	{"playback", (*checkup).checkPlayback},
+	{"keys", (*checkup).checkKeys},
+	{"store", (*checkup).checkStore},
+	{"geo", (*checkup).checkGeo},
+	{"origin", (*checkup).checkOrigins},
+	{"clock", (*checkup).checkClock},
+	{"config", (*checkup).checkWarnings},
+}
+
+// doctor checks a deployment. It returns errRefused if there is something to do.
+func doctor(ctx context.Context, opts doctorOptions, out io.Writer) (err error) {
+	names := make([]string, 0, len(doctorChecks))
+	for _, check := range doctorChecks {
+		names = append(names, check.name)
+	}
+	for _, name := range opts.accepted {
+		if !slices.Contains(names, name) {
+			return fmt.Errorf("--accept %q: known checks are %s", name, strings.Join(names, ", "))
+		}
+	}
+	var playback *http.Request
+	if opts.url != "" {
+		if playback, err = (explainOptions{url: opts.url, stdin: opts.stdin, method: http.MethodGet}).request(); err != nil {
+			return err
+		}
+	}
+	c, err := loadCheckup(opts)
+	if c != nil {
+		defer func() { err = errors.Join(err, os.Remove(c.log)) }()
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.app.Cleanup()) }()
+	if playback != nil {
+		if c.server, err = c.listening(playback); err != nil {
+			return err
+		}
+		c.playback = playback.WithContext(ctx)
+	}
+	for _, check := range doctorChecks {
+		c.check = check.name
+		check.run(c, ctx)
+		c.ok("")
+	}
+	return c.print(out)
+}
+
+// ok reports that the present check has found nothing to do, unless it has.
+func (c *checkup) ok(text string) {
+	if n := len(c.findings); n == 0 || c.findings[n-1].Check != c.check {
+		c.findings = append(c.findings, finding{c.check, foundOK, text, ""})
+	}
+}
+
+func (c *checkup) toDo(fix, format string, args ...any) {
+	outcome := foundToDo
+	if slices.Contains(c.opts.accepted, c.check) {
+		outcome = foundAccepted
+	}
+	c.findings = append(c.findings, finding{c.check, outcome, redact.Tokens(fmt.Sprintf(format, args...)), fix})
+}
+
+func (c *checkup) print(out io.Writer) error {
+	var err error
+	if c.opts.json {
+		err = writeJSON(out, c.findings)
+	} else {
+		table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+		for _, f := range c.findings {
+			fmt.Fprintf(table, "%s\t%s\t%s\n", f.Check, f.Outcome, f.Text)
+			if f.Fix != "" {
+				fmt.Fprintf(table, "\t\t%s\n", f.Fix)
+			}
+		}
+		err = table.Flush()
+	}
+	if err == nil && slices.ContainsFunc(c.findings, func(f finding) bool { return f.Outcome == foundToDo }) {
+		return errRefused
+	}
+	return err
+}
+
+// loadCheckup provisions a config, and has its warnings written to a file. The file is
+// to be removed even if there is an error.
+func loadCheckup(opts doctorOptions) (*checkup, error) {
+	config, err := adaptConfig(opts.config)
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.CreateTemp("", "signed-playback-doctor-*.log")
+	if err != nil {
+		return nil, err
+	}
+	c := &checkup{opts: opts, log: file.Name()}
+	if err := file.Close(); err != nil {
+		return c, err
+	}
+	if c.upstreams, err = isolate(config); err != nil {
+		return c, fmt.Errorf("%s: %w", opts.config, err)
+	}
+	writeWarnings(config, c.log)
+	c.replay, err = provision(opts.config, config)
+	return c, err
+}
+
+// isolate removes from a config everything that listens or obtains certificates. It
+// returns the upstreams of sites with a gate.
+func isolate(config map[string]any) (upstreams []upstream, err error) {
+	apps, _ := config["apps"].(map[string]any)
+	server, _ := apps["http"].(map[string]any)
+	servers, _ := server["servers"].(map[string]any)
+	if len(servers) == 0 {
+		return nil, errors.New("the config has no site, so no gate")
+	}
+	kept := map[string]any{"http": server}
+	if app, ok := apps[appID]; ok {
+		kept[appID] = app
+	}
+	config["apps"], config["admin"] = kept, map[string]any{"disabled": true}
+	for _, value := range servers {
+		s, ok := value.(map[string]any)
+		if !ok {
+			return nil, errors.New("a server of the http app is no object")
+		}
+		for _, name := range []string{"listener_wrappers", "packet_conn_wrappers", "tls_connection_policies"} {
+			delete(s, name)
+		}
+		s["automatic_https"] = map[string]any{"disable": true}
+		sites, _ := s["routes"].([]any)
+		for _, site := range sites {
+			if len(handlersIn(site, "signed_playback")) > 0 {
+				upstreams = append(upstreams, upstreamsOf(site)...)
+			}
+		}
+	}
+	return upstreams, nil
+}
+
+// handlersIn returns the handlers of a name in a part of a config.
+func handlersIn(config any, name string) (found []map[string]any) {
+	switch config := config.(type) {
+	case []any:
+		for _, element := range config {
+			found = append(found, handlersIn(element, name)...)
+		}
+	case map[string]any:
+		if config["handler"] == name {
+			found = append(found, config)
+		}
+		for _, element := range config {
+			found = append(found, handlersIn(element, name)...)
+		}
+	}
+	return found
+}
+
+// writeWarnings has the warnings of this module written to a file, and those of others
+// to nowhere. The logs of the config stay, because one of the warnings is about them.
+func writeWarnings(config map[string]any, file string) {
+	logging, _ := config["logging"].(map[string]any)
+	logs, _ := logging["logs"].(map[string]any)
+	written := make(map[string]any)
+	for name, value := range logs {
+		written["configured-"+name] = value
+	}
+	if logs["default"] == nil { // Caddy writes everything to the log of this name
+		written["configured-default"] = make(map[string]any)
+	}
+	for _, value := range written {
+		if one, ok := value.(map[string]any); ok {
+			one["writer"] = map[string]any{"output": "file", "filename": os.DevNull, "roll": false}
+		}
+	}
+	written["default"] = map[string]any{"level": "PANIC"}
+	written["warnings"] = map[string]any{
+		"level": "WARN", "include": []any{appID, "http.handlers.signed_playback"},
+		"encoder": map[string]any{"format": "signed_playback", "wrap": map[string]any{"format": "json"}},
+		"writer":  map[string]any{"output": "file", "filename": file, "roll": false},
+	}
+	config["logging"] = map[string]any{"logs": written}
+}
+
+// checkWarnings reports what the module warns of when it loads the config, and of the
+// checks before.
+func (c *checkup) checkWarnings(context.Context) {
+	lines, err := os.ReadFile(c.log)
+	if err != nil {
+		c.toDo("", "the warnings cannot be read: %v", err)
+		return
+	}
+	for line := range bytes.Lines(lines) {
+		var fields map[string]any
+		if err := json.Unmarshal(line, &fields); err != nil {
+			continue
+		}
+		text, _ := fields["msg"].(string)
+		for _, name := range []string{"level", "ts", "logger", "msg", "stacktrace"} {
+			delete(fields, name)
+		}
+		var details []string
+		for _, name := range slices.Sorted(maps.Keys(fields)) {
+			details = append(details, fmt.Sprintf("%s: %v", name, fields[name]))
+		}
+		c.toDo(strings.Join(details, ", "), "%s", text)
+	}
+}
+
+func (c *checkup) checkKeys(context.Context) {
+	if remote := c.app.keys.remote; remote != nil {
+		if err := remote.Load(); err != nil {
+			c.toDo("until it can be loaded, the last good set is used, and after a restart none", "the key set of jwks_url cannot be loaded: %v", err)
+		}
+	}
+	if c.app.lacksKeys() {
+		c.toDo("", noKeys)
+	}
+	c.ok(fmt.Sprintf("verification keys: %d", c.app.keys.count()))
+}
+
+func (c *checkup) checkStore(ctx context.Context) {
+	if _, err := c.app.state.VideoDocument(ctx, "doctor"); err != nil {
+		c.toDo("see that it runs, and that this user may read it", "the store cannot be read: %v", err)
+	}
+}
+
+// staleAfter is when a geo database is old. MaxMind publishes twice a week, others
+// every month.
+const staleAfter = 60 * 24 * time.Hour
+
+func (c *checkup) checkGeo(context.Context) {
+	if c.app.countries == nil {
+		c.ok("no database, so access rules cannot use countries")
+		return
+	}
+	built := c.app.countries.BuildTime()
+	if age := c.opts.now().Sub(built); age > staleAfter {
+		c.toDo("download a new one over the old file; the server loads it without a restart", "geoip_database was built %s, %d days ago", built.UTC().Format(time.DateOnly), int(age.Hours()/24))
+		return
+	}
+	c.ok("geoip_database was built " + built.UTC().Format(time.DateOnly))
+}
+
+// checkPlayback requests a manifest as a viewer does.
+func (c *checkup) checkPlayback(context.Context) {
+	if c.playback == nil {
+		c.ok("not checked: give --url")
+		return
+	}
+	w := &seen{unread: unread{header: make(http.Header)}}
+	c.server.ServeHTTP(w, c.playback)
+	why := w.header.Get("Signed-Playback-Reason")
+	switch {
+	case why != "":
+		c.toDo("`caddy signed-playback explain` shows each check", "the gate refuses the URL: %s", why)
+	case w.status != http.StatusOK:
+		c.toDo("see whether the origin has this path of the video", "the answer has the status %d", w.status)
+	default:
+		c.checkURIs(c.playback.URL.EscapedPath(), w.body.Bytes())
+	}
+}
+
+// checkURIs counts the URIs of a manifest, as a viewer gets it, that lead out of the
+// video's folder.
+func (c *checkup) checkURIs(path string, body []byte) {
+	format, inside := manifest.Sniff(body), 0
+	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	at := manifest.Location{Path: path, Folder: "/" + first + "/", Refuses: func([]byte) bool { inside++; return false }}
+	_, stats, err := manifest.Rewrite(nil, body, format, at, "", 0)
+	switch out := stats.Rewritten + stats.Left + stats.Outside - inside; {
+	case format != manifest.HLS && format != manifest.DASH || err != nil:
+		c.ok("the URL plays; it is no manifest, so no URIs were checked")
+	case out > 0:
+		c.toDo("viewers load them without the gate, or not at all; if they are files of the video, name their host in manifest_hosts, or have the packager write relative URIs",
+			"the URL plays, but %d of the manifest's %d URIs lead out of the video's folder", out, out+inside)
+	default:
+		c.ok(fmt.Sprintf("the URL plays; all %d URIs of the manifest stay in the video's folder", inside))
+	}
+}
+
+// seen is a response writer that keeps a response.
+type seen struct {
+	unread
+	body bytes.Buffer
+}
+
+func (w *seen) Write(p []byte) (int, error) {
+	_, _ = w.unread.Write(p)
+	return w.body.Write(p)
+}
+
+// upstream is a server that reverse_proxy asks.
+type upstream struct {
+	network caddy.NetworkAddress
+	tls     bool
+}
+
+func (u upstream) String() string { return u.network.JoinHostPort(0) }
+
+// upstreamsOf returns the upstreams of a site whose addresses are fixed, without those
+// that are only asked for a permission.
+func upstreamsOf(site any) (list []upstream) {
+	for _, handler := range handlersIn(site, "reverse_proxy") {
+		if handler["handle_response"] != nil {
+			continue
+		}
+		transport, _ := handler["transport"].(map[string]any)
+		entries, _ := handler["upstreams"].([]any)
+		for _, entry := range entries {
+			fields, _ := entry.(map[string]any)
+			dial, _ := fields["dial"].(string)
+			address, err := caddy.ParseNetworkAddress(dial)
+			u := upstream{address, transport["tls"] != nil}
+			if err == nil && !strings.Contains(dial, "{") && address.PortRangeSize() == 1 && !slices.Contains(list, u) {
+				list = append(list, u)
+			}
+		}
+	}
+	return list
+}
+
+const (
+	originTimeout  = 5 * time.Second
+	exposedTimeout = 500 * time.Millisecond
+)
+
+// checkOrigins looks whether the origins answer here, and elsewhere.
+func (c *checkup) checkOrigins(ctx context.Context) {
+	for _, u := range c.upstreams {
+		if err := answers(ctx, u.network.Network, u.String(), originTimeout); err != nil {
+			c.toDo("start it, or correct the address in reverse_proxy", "%s does not answer: %v", u, err)
+			continue
+		}
+		for _, other := range c.exposedAt(ctx, u) {
+			c.toDo("let it listen on the loopback address alone, or have a firewall close the port", "%s answers at %s too, where no gate is", u, other)
+		}
+	}
+	c.ok(fmt.Sprintf("servers that reverse_proxy asks: %d", len(c.upstreams)))
+}
+
+func answers(ctx context.Context, network, address string, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// exposedAt returns the addresses at which others can reach an upstream: of this machine,
+// if it is here, or its own public ones.
+func (c *checkup) exposedAt(ctx context.Context, u upstream) (found []string) {
+	if u.network.IsUnixNetwork() {
+		return nil
+	}
+	hosts, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.network.Host)
+	if err != nil {
+		return nil
+	}
+	port := fmt.Sprint(u.network.StartPort)
+	for _, host := range hosts {
+		if host = host.Unmap(); !host.IsLoopback() && !host.IsPrivate() {
+			found = append(found, net.JoinHostPort(host.String(), port)+", a public address,")
+		}
+		if host.IsLoopback() {
+			for _, own := range ownAddresses() {
+				if address := net.JoinHostPort(own.String(), port); answers(ctx, "tcp", address, exposedTimeout) == nil {
+					found = append(found, address)
+				}
+			}
+		}
+	}
+	return found
+}
+
+// ownAddresses returns the addresses of this machine that others can reach.
+func ownAddresses() (list []netip.Addr) {
+	addresses, _ := net.InterfaceAddrs()
+	for _, address := range addresses {
+		prefix, err := netip.ParsePrefix(address.String())
+		if err == nil && prefix.Addr().IsGlobalUnicast() {
+			list = append(list, prefix.Addr())
+		}
+	}
+	return list
+}
+
+// maxClockDifference is what two clocks may differ: Date has whole seconds.
+const maxClockDifference = 3 * time.Second
+
+// checkClock compares the clock with those of the origins.
+func (c *checkup) checkClock(ctx context.Context) {
+	var compared []string
+	for _, u := range c.upstreams {
+		theirs, err := clockOf(ctx, u)
+		if err != nil {
+			continue
+		}
+		compared = append(compared, u.String())
+		if difference := c.opts.now().Sub(theirs); difference.Abs() > maxClockDifference {
+			c.toDo("run an NTP client on both; dates of tokens are exact, and a cache counts the age of media",
+				"the clock of this machine and that of %s differ by %s", u, difference.Abs().Round(time.Second))
+		}
+	}
+	if len(compared) == 0 {
+		compared = []string{"nothing: no origin sends a Date"}
+	}
+	c.ok("compared with " + strings.Join(compared, ", "))
+}
+
+// clockOf returns the time at an upstream, as the Date of an answer has it.
+func clockOf(ctx context.Context, u upstream) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, originTimeout)
+	defer cancel()
+	client := http.Client{
+		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, u.network.Network, u.String())
+		}},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	address := url.URL{Scheme: "http", Host: cmp.Or(u.network.Host, "localhost"), Path: "/"}
+	if u.tls {
+		address.Scheme = "https"
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodHead, address.String(), nil)
+	if err != nil {
+		return time.Time{}, err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return time.Time{}, err
+	}
+	_ = response.Body.Close()
+	return http.ParseTime(response.Header.Get("Date"))
+}

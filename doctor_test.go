@@ -1,0 +1,121 @@
+package signedplayback
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// doctor finds each thing to do, and nothing else.
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	const global = "key_file DIR/public.json"
+	down := must(net.Listen("tcp", "127.0.0.1:0"))
+	_ = down.Close()
+	fast := func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Date", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
+		doctorsOrigin(w, r)
+	}
+	for name, test := range map[string]struct {
+		global, site string
+		origin       http.HandlerFunc
+		upstream     string // instead of the origin
+		path         string // of the playback URL; "": none
+		options      doctorOptions
+		want         map[string]string // check: part of its text
+	}{
+		"nothing to do":         {global: global},
+		"the origin is down":    {global: global, upstream: down.Addr().String(), want: map[string]string{"origin": "does not answer", "playback": "502"}},
+		"clocks differ":         {global: global, origin: fast, want: map[string]string{"clock": "differ by"}},
+		"no keys":               {want: map[string]string{"keys": "no verification keys", "playback": "key_unknown"}},
+		"a key set is gone":     {global: global + "\njwks_url http://" + down.Addr().String() + "/jwks\naudience x", want: map[string]string{"keys": "connection refused", "playback": "audience_not_allowed"}},
+		"a private key":         {global: "key_file DIR/key.json", want: map[string]string{"config": "private key"}},
+		"an old database":       {global: global + "\ngeoip_database testdata/country.mmdb", options: doctorOptions{now: func() time.Time { return time.Now().AddDate(20, 0, 0) }}, want: map[string]string{"geo": "days ago", "clock": "differ"}},
+		"no store":              {global: global + "\nstore redis redis://" + down.Addr().String(), want: map[string]string{"store": "cannot be read", "playback": "state_unavailable"}},
+		"tokens in logs":        {global: global, site: "log", want: map[string]string{"config": "tokens, get into logs"}},
+		"redacted logs":         {global: global, site: "log {\nformat signed_playback\n}", want: map[string]string{"config": "http.log.error"}},
+		"accepted":              {global: global, site: "log", options: doctorOptions{accepted: []string{"config"}}},
+		"URIs lead out":         {global: global, path: "outside.m3u8", want: map[string]string{"playback": "1 of the manifest's 1 URIs"}},
+		"the gate refuses URIs": {global: global, path: "refused.m3u8", want: map[string]string{"config": "refuses files"}},
+		"no such manifest":      {global: global, path: "none.m3u8", want: map[string]string{"playback": "404"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			must(struct{}{}, keygen(keygenOptions{output: dir + "/key.json", public: dir + "/public.json"}, nil))
+			if test.origin == nil {
+				test.origin = doctorsOrigin
+			}
+			origin := httptest.NewServer(test.origin)
+			defer origin.Close()
+			if test.upstream == "" {
+				test.upstream = origin.Listener.Addr().String()
+			}
+			logs := "log {\nformat signed_playback\n}"
+			if strings.Contains(test.site, "log") {
+				logs = ""
+			}
+			config := "{\nstorage file_system DIR/storage\n" + logs + "\nsigned_playback {\n" + test.global + "\n}\n}\n" +
+				"http://media.test {\n" + test.site + "\nsigned_playback\nreverse_proxy " + test.upstream + "\n}\n"
+			must(struct{}{}, os.WriteFile(dir+"/Caddyfile", []byte(strings.ReplaceAll(config, "DIR", dir)), 0o600))
+			if test.options.now == nil {
+				test.options.now = time.Now
+			}
+			if test.path == "" {
+				test.path = "video.m3u8"
+			}
+			signed := new(bytes.Buffer)
+			must(struct{}{}, sign(signOptions{key: dir + "/key.json", video: "demo", expires: "1h", baseURL: "http://media.test", path: test.path, warnings: signed, now: time.Now}, signed))
+			test.options.config, test.options.url, test.options.json = dir+"/Caddyfile", strings.TrimSpace(signed.String()), true
+			out := new(bytes.Buffer)
+			err := doctor(t.Context(), test.options, out)
+			if (err != nil) != (len(test.want) > 0) || err != nil && !errors.Is(err, errRefused) {
+				t.Errorf("doctor ends with %v", err)
+			}
+			if strings.Contains(out.String(), "eyJ") {
+				t.Error("the output contains the token")
+			}
+			var findings []finding
+			must(struct{}{}, json.Unmarshal(out.Bytes(), &findings))
+			for _, f := range findings {
+				if want, found := test.want[f.Check]; (f.Outcome == foundToDo) != found || found && !strings.Contains(f.Text+f.Fix, want) {
+					t.Errorf("%+v, want something to do: %v (%s)", f, found, want)
+				}
+			}
+		})
+	}
+}
+
+// doctorsOrigin has manifests of one URI.
+func doctorsOrigin(w http.ResponseWriter, r *http.Request) {
+	uri, known := map[string]string{"video.m3u8": "1.ts", "outside.m3u8": "/other/1.ts", "refused.m3u8": "a;b.ts"}[filepath.Base(r.URL.Path)]
+	if !known {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "application/vnd.apple.mpegurl")
+	_, _ = w.Write([]byte("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n" + uri + "\n#EXT-X-ENDLIST\n"))
+}
+
+// An origin that listens on all addresses is exposed at each of this machine's.
+func TestDoctorFindsExposedOrigins(t *testing.T) {
+	t.Parallel()
+	for listen, want := range map[string]int{":0": len(ownAddresses()), "127.0.0.1:0": 0} {
+		listener := must(net.Listen("tcp", listen))
+		defer func() { _ = listener.Close() }()
+		dial := fmt.Sprintf("127.0.0.1:%d", listener.Addr().(*net.TCPAddr).Port)
+		list := upstreamsOf(map[string]any{"handler": "reverse_proxy", "upstreams": []any{map[string]any{"dial": dial}}})
+		if found := new(checkup).exposedAt(t.Context(), list[0]); len(found) != want {
+			t.Errorf("an origin that listens on %s: found %q, want %d addresses", listen, found, want)
+		}
+	}
+}
