@@ -109,6 +109,12 @@ type App struct {
 	// The same for the claim `iss`: `https://id.example.com`.
 	Issuer []string `json:"issuer,omitempty"`
 
+	// The claim that names the viewer, for revocations and session limits. Tokens
+	// that the control API mints have it, too. Default: `uid`. Placeholders are
+	// resolved. Permitted: `email`, `https://example.com/viewer`. Not permitted: a
+	// claim with another meaning, such as `sub` or `jti`, or almost its name.
+	ViewerClaim string `json:"viewer_claim,omitempty"`
+
 	// Settings of single videos, by video id. An option that a video does not set
 	// has the value for all videos.
 	Videos map[string]VideoSettings `json:"video,omitempty"`
@@ -189,6 +195,9 @@ func (a *App) provisionPolicy() error {
 		return fmt.Errorf("max_token_lifetime %s is negative", a.policy.MaxLifetime)
 	}
 	var err error
+	if a.policy.ViewerClaim, err = a.resolveViewerClaim(); err != nil {
+		return err
+	}
 	if a.policy.Audience, err = resolveAll("audience", a.Audience); err != nil {
 		return err
 	}
@@ -201,6 +210,32 @@ func (a *App) provisionPolicy() error {
 	return nil
 }
 
+func (a *App) resolveViewerClaim() (token.ViewerClaim, error) {
+	name, err := resolve(a.ViewerClaim)
+	if err == nil && a.ViewerClaim == "" {
+		return token.ViewerClaim{}, nil
+	}
+	var viewer token.ViewerClaim
+	if err == nil {
+		viewer, err = token.NewViewerClaim(name)
+	}
+	if err != nil {
+		return token.ViewerClaim{}, fmt.Errorf("viewer_claim %w", err)
+	}
+	return viewer, nil
+}
+
+// tokenCacheKey is what tokens in a cache have in common: its size in bytes, and the
+// claim that names their viewers.
+type tokenCacheKey struct {
+	size        uint64
+	viewerClaim string
+}
+
+func (a *App) tokenCacheKey() tokenCacheKey {
+	return tokenCacheKey{a.TokenCacheSize, a.policy.ViewerClaim.Name()}
+}
+
 const (
 	defaultTokenCacheSize = 128 << 20
 	minTokenCacheSize     = 1 << 20
@@ -208,7 +243,7 @@ const (
 )
 
 // tokenCachePool keeps token caches over config reloads, so that a reload does
-// not have the token of every viewer verified again. Its keys are sizes in bytes.
+// not have the token of every viewer verified again. Its keys are tokenCacheKeys.
 var tokenCachePool = caddy.NewUsagePool()
 
 // Destruct implements caddy.Destructor.
@@ -224,14 +259,14 @@ func (a *App) provisionVerifier() error {
 	if a.TokenCacheSize < minTokenCacheSize {
 		return fmt.Errorf("token_cache_size %d: want at least %d bytes", a.TokenCacheSize, minTokenCacheSize)
 	}
-	cache, _, err := tokenCachePool.LoadOrNew(a.TokenCacheSize, func() (caddy.Destructor, error) {
+	cache, _, err := tokenCachePool.LoadOrNew(a.tokenCacheKey(), func() (caddy.Destructor, error) {
 		return newTokenCache(a.TokenCacheSize), nil
 	})
 	if err != nil {
 		return err
 	}
 	a.verifier = &verifier{
-		cache: cache.(*tokenCache), keys: a.keys, catchUp: a.state.CatchUp,
+		cache: cache.(*tokenCache), viewer: a.policy.ViewerClaim, keys: a.keys, catchUp: a.state.CatchUp,
 		limit: newVerificationLimit(), metrics: a.metrics,
 	}
 	return nil
@@ -364,7 +399,7 @@ func (a *App) Cleanup() error {
 		err = a.state.release(a)
 	}
 	if a.verifier != nil {
-		_, releaseErr := tokenCachePool.Delete(a.TokenCacheSize)
+		_, releaseErr := tokenCachePool.Delete(a.tokenCacheKey())
 		err = errors.Join(err, releaseErr)
 	}
 	if a.keys != nil && a.keys.remote != nil {

@@ -267,6 +267,7 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    max_token_lifetime  <duration>
 //	    audience            <value>...
 //	    issuer              <value>...
+//	    viewer_claim        <name>
 //	    token_cache_size    <size>
 //	    public_url          <url>
 //	    store               caddy | redis <url>
@@ -302,6 +303,13 @@ func (a *App) options() map[string]option {
 	options["max_token_lifetime"] = func(d *caddyfile.Dispenser) error { return durationArg(d, &a.MaxTokenLifetime) }
 	options["audience"] = func(d *caddyfile.Dispenser) error { return someArgs(d, &a.Audience, nil) }
 	options["issuer"] = func(d *caddyfile.Dispenser) error { return someArgs(d, &a.Issuer, nil) }
+	options["viewer_claim"] = func(d *caddyfile.Dispenser) error {
+		if err := oneArg(d, &a.ViewerClaim); err != nil || hasPlaceholder(a.ViewerClaim) {
+			return err // Provision resolves and checks placeholders
+		}
+		_, err := a.resolveViewerClaim()
+		return located(d, err)
+	}
 	options["token_cache_size"] = func(d *caddyfile.Dispenser) error { return sizeArg(d, minTokenCacheSize, &a.TokenCacheSize) }
 	options["public_url"] = func(d *caddyfile.Dispenser) error {
 		if err := oneArg(d, &a.PublicURL); err != nil || hasPlaceholder(a.PublicURL) {

@@ -281,7 +281,7 @@ func writeNewFile(path string, value any) error {
 func signCommand() *cobra.Command {
 	opts := signOptions{now: time.Now}
 	cmd := &cobra.Command{
-		Use:   "sign --key <file> --sub <video> [--kid <id>] [--exp <time>] [--nbf <time>] [--downloadable] [--rules <json>] [--aud <value>] [--iss <value>] [--url <base> [--path <manifest>]]",
+		Use:   "sign --key <file> --sub <video> [--kid <id>] [--exp <time>] [--nbf <time>] [--downloadable] [--rules <json>] [--aud <value>] [--iss <value>] [--uid <viewer>] [--climit <number>] [--start-by <time>] [--url <base> [--path <manifest>]]",
 		Short: "Signs a token or a playback URL",
 		Long: `
 Signs a token for a video and prints it. With --url it prints the URL of the
@@ -314,6 +314,9 @@ may play, by address and country:
 	flags.StringVar(&opts.rules, "rules", "", "access rules: a `JSON` array, or @ and the name of a file with one")
 	flags.StringVar(&opts.audience, "aud", "", "the `value` of the claim aud, if the gate has the option audience")
 	flags.StringVar(&opts.issuer, "iss", "", "the `value` of the claim iss, if the gate has the option issuer")
+	flags.StringVar(&opts.viewer, "uid", "", "the `viewer`, for revocations and session limits (default: none)")
+	flags.StringVar(&opts.sessionLimit, "climit", "", "how `many` playback sessions the viewer may have at a time (default: no limit)")
+	flags.StringVar(&opts.startBy, "start-by", "", "the `time` from which on no playback session begins (default: none)")
 	flags.StringVar(&opts.baseURL, "url", "", "print a playback URL below this `address` of the gate")
 	flags.StringVar(&opts.path, "path", defaultManifest, "the `manifest` that the playback URL leads to")
 	return cmd
@@ -326,6 +329,9 @@ type signOptions struct {
 	downloadable       bool
 	rules              string
 	audience, issuer   string
+	viewer             string
+	startBy            string
+	sessionLimit       string
 	baseURL, path      string
 	stdin              io.Reader
 	warnings           io.Writer
@@ -430,8 +436,19 @@ func (opts signOptions) claims() (claims token.Claims, err error) {
 	if opts.audience != "" {
 		claims.Audience = []string{opts.audience}
 	}
+	claims.Viewer, claims.IssuedAt = opts.viewer, opts.now()
+	if opts.sessionLimit != "" {
+		if claims.SessionLimit, err = strconv.Atoi(opts.sessionLimit); err != nil || claims.SessionLimit < 1 {
+			return claims, fmt.Errorf("--climit %q: want a whole number from 1 on", opts.sessionLimit)
+		}
+	}
 	if claims.ExpiresAt, err = parseTime(opts.expires, opts.now()); err != nil {
 		return claims, fmt.Errorf("--exp %w", err)
+	}
+	if opts.startBy != "" {
+		if claims.StartBy, err = parseTime(opts.startBy, opts.now()); err != nil {
+			return claims, fmt.Errorf("--start-by %w", err)
+		}
 	}
 	if opts.notBefore != "" {
 		if claims.NotBefore, err = parseTime(opts.notBefore, opts.now()); err != nil {

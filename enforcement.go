@@ -11,8 +11,6 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-
-	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 // check is a group of pipeline steps that can be in report-only mode together.
@@ -153,7 +151,7 @@ func (d *decision) reportOnly(c check) bool {
 // without a valid form, and loads its settings. If they cannot be read, the
 // request ends with the refusal of the token.
 func (d *decision) assumeVideo() string {
-	parsed, err := token.Parse(d.target.token)
+	parsed, err := d.app.policy.Parse(d.target.token)
 	if err != nil {
 		return ""
 	}

@@ -119,7 +119,7 @@ func (t *trace) canContinue(d *decision, refusedBy string) bool {
 // assumeClaims lets the steps after an invalid signature judge the claims as
 // though it were valid.
 func (t *trace) assumeClaims(d *decision) {
-	parsed, _ := token.Parse(d.target.token) // assumeVideo has parsed it
+	parsed, _ := d.app.policy.Parse(d.target.token) // assumeVideo has parsed it
 	claims := parsed.Unverified()
 	rules, err := compileRules(claims.AccessRules)
 	if err != nil {
@@ -206,7 +206,7 @@ var tokenParts = []struct {
 func (t *trace) explainToken(d *decision, became verdict, err error) {
 	why, _ := errors.AsType[*refusal](err)
 	var claims token.Claims
-	parsed, malformed := token.Parse(d.target.token)
+	parsed, malformed := d.app.policy.Parse(d.target.token)
 	if malformed == nil {
 		claims = parsed.Unverified()
 	}
@@ -354,7 +354,7 @@ func explainRules(d *decision, unevaluated bool) (details []string) {
 	case d.verified == nil:
 		return []string{"the token does not verify, so its rules do not count"}
 	}
-	parsed, _ := token.Parse(d.target.token)
+	parsed, _ := d.app.policy.Parse(d.target.token)
 	rules := shownRules(parsed.Unverified())
 	for i, rule := range rules {
 		var made string

@@ -70,7 +70,7 @@ func must[T any](value T, err error) T {
 // signed returns a token of testKey for the video "demo", good for an hour,
 // with whatever change makes of its claims.
 func signed(change func(*token.Claims)) string {
-	claims := token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}
+	claims := token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour), ID: "j1", IssuedAt: testTime}
 	if change != nil {
 		change(&claims)
 	}

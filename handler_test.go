@@ -96,7 +96,7 @@ var refused = []struct {
 	{"J11 unknown key", under(forgedToken(`{"alg":"RS256","kid":"k2"}`, `{"sub":"demo","exp":1800000060}`), "/x.ts"), nil, "key_unknown"},
 	{"J11 key id that is a path", under(forgedToken(`{"alg":"RS256","kid":"../k1"}`, `{"sub":"demo","exp":1800000060}`), "/x.ts"), nil, "key_unknown"},
 	{"signature of another key", under(func() string {
-		return must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour)}, strangerKey()))
+		return must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour), ID: "j1", IssuedAt: testTime}, strangerKey()))
 	}, "/x.ts"), nil, "signature_invalid"},
 	{"expired token for a public video", under(signedAs(func(c *token.Claims) { c.VideoID, c.ExpiresAt = "public", testTime }), "/x.ts"), nil, "token_expired"},
 	{"not yet valid", under(signedAs(func(c *token.Claims) { c.NotBefore = testTime.Add(time.Minute) }), "/x.ts"), nil, "token_not_yet_valid"},

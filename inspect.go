@@ -72,6 +72,11 @@ type inspection struct {
 	NotBefore *time.Time      `json:"not_before,omitempty"`
 	Audience  []string        `json:"audience,omitempty"`
 	Issuer    string          `json:"issuer,omitempty"`
+	ID        string          `json:"jti,omitempty"`
+	Issued    *time.Time      `json:"issued,omitempty"`
+	Viewer    string          `json:"viewer,omitempty"` // the claim uid
+	Limit     int             `json:"session_limit,omitempty"`
+	StartBy   *time.Time      `json:"start_by,omitempty"`
 	Rules     *int            `json:"rules,omitempty"`
 	Verified  bool            `json:"verified"`         // with --key, and the dates are valid too
 	Reason    reason          `json:"reason,omitempty"` // why the gate would refuse the token
@@ -114,10 +119,9 @@ func (i *inspection) read(compact string, keys *token.KeySet, now time.Time) err
 	i.Header, i.Payload = json.RawMessage(header), json.RawMessage(payload)
 	claims := parsed.Unverified()
 	i.Video, i.KeyID, i.Audience, i.Issuer = claims.VideoID, claims.KeyID, claims.Audience, claims.Issuer
-	i.Expires = new(claims.ExpiresAt.UTC())
-	if !claims.NotBefore.IsZero() {
-		i.NotBefore = new(claims.NotBefore.UTC())
-	}
+	i.ID, i.Viewer, i.Limit = claims.ID, claims.Viewer, claims.SessionLimit
+	i.Expires, i.NotBefore = shownDate(claims.ExpiresAt), shownDate(claims.NotBefore)
+	i.Issued, i.StartBy = shownDate(claims.IssuedAt), shownDate(claims.StartBy)
 	rules, err := compileRules(claims.AccessRules)
 	if err != nil {
 		return refuse(reasonRulesInvalid, err)
@@ -137,6 +141,14 @@ func (i *inspection) read(compact string, keys *token.KeySet, now time.Time) err
 	return nil
 }
 
+// shownDate returns a date in UTC, nil for none.
+func shownDate(date time.Time) *time.Time {
+	if date.IsZero() {
+		return nil
+	}
+	return new(date.UTC())
+}
+
 func (i *inspection) print(out io.Writer, hasKey bool, now time.Time) {
 	fmt.Fprintf(out, "token id:   %s\n", i.TokenID)
 	if i.Expires == nil {
@@ -146,16 +158,7 @@ func (i *inspection) print(out io.Writer, hasKey bool, now time.Time) {
 	fmt.Fprintf(out, "payload:    %s\n", i.Payload)
 	fmt.Fprintf(out, "video:      %s\n", i.Video)
 	fmt.Fprintf(out, "key id:     %s\n", i.KeyID)
-	fmt.Fprintf(out, "expires:    %s\n", relativeTime(*i.Expires, now))
-	if i.NotBefore != nil {
-		fmt.Fprintf(out, "not before: %s\n", relativeTime(*i.NotBefore, now))
-	}
-	if i.Audience != nil {
-		fmt.Fprintf(out, "audience:   %q\n", i.Audience)
-	}
-	if i.Issuer != "" {
-		fmt.Fprintf(out, "issuer:     %q\n", i.Issuer)
-	}
+	i.printClaims(out, now)
 	if i.Rules == nil {
 		return
 	}
@@ -168,6 +171,28 @@ func (i *inspection) print(out io.Writer, hasKey bool, now time.Time) {
 		fmt.Fprintln(out, "signature:  not checked; give --key")
 	case i.Verified:
 		fmt.Fprintln(out, "signature:  valid, and so are the dates")
+	}
+}
+
+func (i *inspection) printClaims(out io.Writer, now time.Time) {
+	for _, date := range []struct {
+		name string
+		date *time.Time
+	}{{"expires:", i.Expires}, {"not before:", i.NotBefore}, {"issued:", i.Issued}, {"start by:", i.StartBy}} {
+		if date.date != nil {
+			fmt.Fprintf(out, "%-12s%s\n", date.name, relativeTime(*date.date, now))
+		}
+	}
+	if i.Audience != nil {
+		fmt.Fprintf(out, "audience:   %q\n", i.Audience)
+	}
+	for _, text := range [][2]string{{"issuer:", i.Issuer}, {"jti:", i.ID}, {"viewer:", i.Viewer}} {
+		if text[1] != "" {
+			fmt.Fprintf(out, "%-12s%q\n", text[0], text[1])
+		}
+	}
+	if i.Limit != 0 {
+		fmt.Fprintf(out, "sessions:   at most %d at a time\n", i.Limit)
 	}
 }
 

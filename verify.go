@@ -25,6 +25,9 @@ type verifiedToken struct {
 	downloadable       bool
 	audience           []string
 	issuer             string
+	id, viewer         string // "" if the token has no such claim
+	issued, startBy    int64  // Unix seconds, negative if the token has no such claim
+	sessionLimit       int    // 0 if the token has no such claim
 	rules              accessRules
 	key                *token.PublicKey // nil if `explain` assumes that the token is valid
 }
@@ -35,8 +38,11 @@ func newVerifiedToken(claims token.Claims, rules accessRules, key *token.PublicK
 		expires: claims.ExpiresAt.Unix(), notBefore: claims.NotBefore.Unix(),
 		downloadable: claims.Downloadable,
 		audience:     claims.Audience, issuer: claims.Issuer,
-		rules: rules,
-		key:   key,
+		id: claims.ID, viewer: claims.Viewer,
+		issued: claims.IssuedAt.Unix(), startBy: claims.StartBy.Unix(),
+		sessionLimit: claims.SessionLimit,
+		rules:        rules,
+		key:          key,
 	}
 }
 
@@ -54,6 +60,7 @@ func (t *verifiedToken) check(now time.Time, policy token.Policy) error {
 // cannot monopolise. It is safe for concurrent use.
 type verifier struct {
 	cache   *tokenCache
+	viewer  token.ViewerClaim
 	keys    *keyring
 	catchUp func(context.Context) // waits until keys that other nodes have made are read
 	limit   *verificationLimit
@@ -104,7 +111,7 @@ func (v *verifier) parse(ctx context.Context, compact string) (parsed token.Pars
 		key, err = v.findKey(ctx, header.KeyID())
 	}
 	if err == nil {
-		parsed, err = header.ParsePayload()
+		parsed, err = header.ParsePayload(v.viewer)
 	}
 	if err == nil && key == nil {
 		key, err = v.findKey(ctx, parsed.Unverified().KeyID)
@@ -266,8 +273,8 @@ func (c *tokenCache) put(compact string, t *verifiedToken) {
 
 // weighToken estimates the memory that a token takes in the cache, in bytes.
 func weighToken(compact string, t *verifiedToken) uint32 {
-	const entry, rule, prefix, country, text = 360, 56, 32, 2, 16
-	weight := entry + len(compact) + len(t.issuer) + rule*len(t.rules)
+	const entry, rule, prefix, country, text = 416, 56, 32, 2, 16
+	weight := entry + len(compact) + len(t.issuer) + len(t.id) + len(t.viewer) + rule*len(t.rules)
 	for _, audience := range t.audience {
 		weight += text + len(audience)
 	}

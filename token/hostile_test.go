@@ -435,7 +435,9 @@ func TestDates(t *testing.T) {
 		for _, value := range values {
 			rows.add(want, fmt.Sprintf("%s exp %.40s", row, value), forge(goodHeader, `{"sub":"demo","exp":`+value+`}`))
 			if errors.Is(want, token.ErrMalformed) {
-				rows.add(want, fmt.Sprintf("%s nbf %.40s", row, value), forge(goodHeader, `{"sub":"demo","exp":1800003600,"nbf":`+value+`}`))
+				for _, date := range []string{"nbf", "iat", "startBy"} {
+					rows.add(want, fmt.Sprintf("%s %s %.40s", row, date, value), forge(goodHeader, `{"sub":"demo","exp":1800003600,"`+date+`":`+value+`}`))
+				}
 			}
 		}
 	}
@@ -451,6 +453,23 @@ func TestDates(t *testing.T) {
 		`-1`, `-0`, `"-1"`, `1e19`, `1e400`, `9223372036854775807`, `9223372036854775808`, `18446744073709551616`,
 		`18446744075509555216`, `"18446744075509555216"`, // 2^64 more than a good date
 		strings.Repeat("9", 1000), `null`, `true`, `[]`, `[1800003600]`, `{}`, `""`, `"`+strings.Repeat("9", 41)+`"`, `"tomorrow"`, `NaN`, `Infinity`)
+	refuseAll(t, rows)
+}
+
+// The attack: a token that nobody can revoke or limit, because one reader takes a claim for
+// an id or a number, and another for none.
+func TestIdentifiersAndLimits(t *testing.T) {
+	t.Parallel()
+	var rows table
+	add := func(claim string, values ...string) {
+		for _, value := range values {
+			rows.add(token.ErrMalformed, fmt.Sprintf("%s %.40s", claim, value), forge(goodHeader, `{"sub":"demo","exp":1800003600,"`+claim+`":`+value+`}`))
+		}
+	}
+	for _, claim := range []string{"jti", "uid"} {
+		add(claim, `""`, `1`, `null`, `true`, `["a"]`, `{"a":"b"}`, `"`+strings.Repeat("x", 257)+`"`, `"`+strings.Repeat("é", 128)+`x"`)
+	}
+	add("climit", `0`, `-1`, `-0`, `1.0`, `1.5`, `1e0`, `"1"`, `""`, `null`, `true`, `[1]`, `{}`, `2147483648`, `18446744073709551617`, `Infinity`)
 	refuseAll(t, rows)
 }
 

@@ -1,6 +1,7 @@
 package token
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -105,16 +106,18 @@ func NewSigningKey(id string, key *rsa.PrivateKey) (*SigningKey, error) {
 // GenerateSigningKey makes an RSA-2048 key pair. If the id is empty, the key gets
 // a random id of 32 hexadecimal digits. For an invalid id, the error wraps ErrKey.
 func GenerateSigningKey(id string) (*SigningKey, error) {
-	if id == "" {
-		random := make([]byte, 16)
-		_, _ = rand.Read(random) // never fails
-		id = hex.EncodeToString(random)
-	}
 	key, err := rsa.GenerateKey(rand.Reader, minModulusBits)
 	if err != nil {
 		return nil, fmt.Errorf("token: generating key: %w", err)
 	}
-	return NewSigningKey(id, key)
+	return NewSigningKey(cmp.Or(id, randomID()), key)
+}
+
+// randomID returns 32 hexadecimal digits.
+func randomID() string {
+	random := make([]byte, 16)
+	_, _ = rand.Read(random) // never fails
+	return hex.EncodeToString(random)
 }
 
 // ID returns the key's `kid`.

@@ -1,16 +1,15 @@
 package token
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -32,12 +31,17 @@ type signedPayload struct {
 	Flags        map[string]bool `json:"flags,omitempty"`
 	Audience     any             `json:"aud,omitempty"` // a string or an array of strings
 	Issuer       string          `json:"iss,omitempty"`
+	ID           string          `json:"jti"`
+	IssuedAt     any             `json:"iat"` // as ExpiresAt
+	SessionLimit int             `json:"climit,omitempty"`
+	StartBy      any             `json:"startBy,omitempty"` // as ExpiresAt
 }
 
 // Sign returns a compact token with these claims. VideoID and ExpiresAt are
 // required. Sign cuts dates to whole seconds and ignores KeyID: the token gets
 // that of the key. AccessRules must be strict JSON; Sign does not check that they
-// are rules.
+// are rules. Without an ID, the token gets a random one, and without IssuedAt, the
+// present time.
 //
 // Parse accepts every token that Sign returns. For claims that Parse would not
 // accept, and for tokens longer than MaxLength, the error wraps ErrMalformed.
@@ -50,29 +54,80 @@ func SignWithTextDates(claims Claims, key *SigningKey) (string, error) {
 }
 
 func sign(claims Claims, key *SigningKey, textDates bool) (string, error) {
-	for name, date := range map[string]time.Time{"exp": claims.ExpiresAt, "nbf": claims.NotBefore} {
+	claims.ID = cmp.Or(claims.ID, randomID())
+	if claims.IssuedAt.IsZero() {
+		claims.IssuedAt = time.Now()
+	}
+	viewer, err := NewViewerClaim(cmp.Or(claims.ViewerClaim, defaultViewerClaim.name))
+	if err != nil {
+		return "", fmt.Errorf("%w: ViewerClaim %w", ErrMalformed, err)
+	}
+	if err := checkEncodable(claims); err != nil {
+		return "", err
+	}
+	payload, err := encodePayload(claims, key.id, viewer.name, textDates)
+	if err != nil {
+		return "", err
+	}
+	header, err := json.Marshal(signedHeader{"RS256", key.id})
+	if err != nil {
+		return "", err
+	}
+	signed := strict.EncodeToString(header) + "." + strict.EncodeToString(payload)
+	digest := sha256.Sum256([]byte(signed))
+	signature, err := rsa.SignPKCS1v15(rand.Reader, key.rsa, crypto.SHA256, digest[:])
+	if err != nil {
+		return "", fmt.Errorf("token: signing: %w", err)
+	}
+	compact := signed + "." + strict.EncodeToString(signature)
+	if _, err := (Policy{ViewerClaim: viewer}).Parse(compact); err != nil {
+		return "", describe(claims, err)
+	}
+	return compact, nil
+}
+
+// checkEncodable checks what the encoding of the claims would hide: dates without meaning,
+// and bytes that encoding/json replaces.
+func checkEncodable(claims Claims) error {
+	for name, date := range map[string]time.Time{
+		"exp": claims.ExpiresAt, "nbf": claims.NotBefore, "iat": claims.IssuedAt, "startBy": claims.StartBy,
+	} {
 		if date.Unix() > maxExpiry {
-			return "", fmt.Errorf("%w: %s is %s, after the year 9999", ErrMalformed, name, date.UTC().Format(time.DateTime))
+			return fmt.Errorf("%w: %s is %s, after the year 9999", ErrMalformed, name, date.UTC().Format(time.DateTime))
 		}
 	}
-	for _, text := range append(slices.Clone(claims.Audience), claims.Issuer) {
+	for _, text := range append(slices.Clone(claims.Audience), claims.Issuer, claims.ID, claims.Viewer) {
 		if !utf8.ValidString(text) {
-			return "", fmt.Errorf("%w: aud or iss %q is not UTF-8", ErrMalformed, text)
+			return fmt.Errorf("%w: aud, iss, jti or the viewer %q is not UTF-8", ErrMalformed, text)
 		}
 	}
+	return nil
+}
+
+// encodePayload returns the payload as JSON. The name of the last member, the viewer's,
+// is not fixed.
+func encodePayload(claims Claims, keyID, viewerClaim string, textDates bool) ([]byte, error) {
 	unix := func(date time.Time) any {
-		if textDates {
+		switch {
+		case date.IsZero():
+			return nil
+		case textDates:
 			return strconv.FormatInt(date.Unix(), 10)
 		}
 		return date.Unix()
 	}
 	payload := signedPayload{
 		Subject:      claims.VideoID,
-		KeyID:        key.id,
+		KeyID:        keyID,
 		ExpiresAt:    unix(claims.ExpiresAt),
+		NotBefore:    unix(claims.NotBefore),
 		Downloadable: claims.Downloadable,
 		AccessRules:  claims.AccessRules,
 		Issuer:       claims.Issuer,
+		ID:           claims.ID,
+		IssuedAt:     unix(claims.IssuedAt),
+		SessionLimit: claims.SessionLimit,
+		StartBy:      unix(claims.StartBy),
 	}
 	switch len(claims.Audience) {
 	case 0:
@@ -84,35 +139,15 @@ func sign(claims Claims, key *SigningKey, textDates bool) (string, error) {
 	if claims.Original {
 		payload.Flags = map[string]bool{"original": true}
 	}
-	if !claims.NotBefore.IsZero() {
-		payload.NotBefore = unix(claims.NotBefore)
-	}
-	signed, err := encode(signedHeader{"RS256", key.id}, payload)
+	encoded, err := json.Marshal(payload)
 	if err != nil {
-		return "", err
+		return nil, fmt.Errorf("%w: encoding claims: %w", ErrMalformed, err)
 	}
-	digest := sha256.Sum256([]byte(signed))
-	signature, err := rsa.SignPKCS1v15(rand.Reader, key.rsa, crypto.SHA256, digest[:])
-	if err != nil {
-		return "", fmt.Errorf("token: signing: %w", err)
+	if claims.Viewer != "" {
+		viewer, _ := json.Marshal(map[string]string{viewerClaim: claims.Viewer}) // both are UTF-8
+		encoded = append(append(encoded[:len(encoded)-1], ','), viewer[1:]...)
 	}
-	compact := signed + "." + base64.RawURLEncoding.EncodeToString(signature)
-	if _, err := Parse(compact); err != nil {
-		return "", describe(claims, err)
-	}
-	return compact, nil
-}
-
-func encode(documents ...any) (string, error) {
-	segments := make([]string, len(documents))
-	for i, document := range documents {
-		encoded, err := json.Marshal(document)
-		if err != nil {
-			return "", fmt.Errorf("%w: encoding claims: %w", ErrMalformed, err)
-		}
-		segments[i] = base64.RawURLEncoding.EncodeToString(encoded)
-	}
-	return strings.Join(segments, "."), nil
+	return encoded, nil
 }
 
 // describe adds the invalid value to an error of Parse. A signer may see it; the

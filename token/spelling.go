@@ -1,7 +1,9 @@
 package token
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -22,20 +24,56 @@ func spellingOf(claim, name string) spelling {
 }
 
 var (
-	// claimSpellings are the claims that a gate reads, and a name that people
-	// write for one of them.
+	// claimSpellings are the claims that a gate reads, except the one that names the
+	// viewer, and a name that people write for one of them.
 	claimSpellings = func() (list []spelling) {
 		for _, claim := range []string{
 			"sub", "exp", "nbf", "kid", "accessRules", "downloadable", "aud", "iss",
-			"jti", "iat", "uid", "climit", "startBy", "flags",
+			"jti", "iat", "climit", "startBy", "flags",
 		} {
 			list = append(list, spellingOf(claim, claim))
 		}
 		return append(list, spellingOf("nbf", "notBefore"))
 	}()
+	defaultViewerClaim, _ = NewViewerClaim("uid")
 	// flagSpellings are the members of the claim `flags`.
 	flagSpellings = []spelling{spellingOf("original", "original")}
 )
+
+// ViewerClaim is a name for the claim that names the viewer. The zero value is `uid`.
+type ViewerClaim struct {
+	name string
+	all  []spelling // of the claims that a gate reads
+}
+
+// NewViewerClaim returns the ViewerClaim of a name: 1 to 128 bytes of UTF-8, like
+// "email" or "https://example.com/viewer", that are not, nor almost, the name of
+// another claim that a gate reads, like "sub" or "jti".
+func NewViewerClaim(name string) (ViewerClaim, error) {
+	if name == "" || len(name) >= longestName || !utf8.ValidString(name) {
+		return ViewerClaim{}, fmt.Errorf("%q: want the name of a claim, 1 to %d bytes of UTF-8", name, longestName-1)
+	}
+	for _, other := range claimSpellings {
+		if name == other.claim || checkSpelling([]byte(name), []spelling{other}) != nil {
+			return ViewerClaim{}, fmt.Errorf("%q: the claim %s has another meaning; name a claim that names the viewer", name, other.claim)
+		}
+	}
+	v := ViewerClaim{name, claimSpellings}
+	if folded := fold(nil, []byte(name)); len(folded) > 0 {
+		v.all = append(slices.Clip(v.all), spellingOf(name, string(folded)))
+	}
+	return v, nil
+}
+
+// Name returns the name of the claim.
+func (v ViewerClaim) Name() string { return cmp.Or(v.name, defaultViewerClaim.name) }
+
+func (v ViewerClaim) spellings() []spelling {
+	if v.name == "" {
+		return defaultViewerClaim.all
+	}
+	return v.all
+}
 
 // checkSpelling refuses the name of a claim that is almost one of claims. A signer
 // that writes `accessrules` or `NBF` means to restrict a token, and would restrict
@@ -63,8 +101,9 @@ func checkSpelling(name []byte, claims []spelling) error {
 }
 
 const (
-	// longestName is the length of the longest claim and one letter more.
-	longestName = len("downloadable") + 1
+	// longestName is the length of the longest claim that may name the viewer, and one
+	// letter more.
+	longestName = 128 + 1
 	// shortestTypo is the length of a claim from which on another letter is a
 	// typing error. The neighbours of a shorter one are claims too: sid, oid.
 	shortestTypo = len("flags")

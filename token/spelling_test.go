@@ -112,7 +112,7 @@ func TestOtherClaims(t *testing.T) {
 		realm_access resource_access session_state allowed-origins typ org_id permissions https://example.com/roles
 		role uuid guid user uid_number subject expires_in video season limits tags start startsAt starts_at stop access access_token rules
 		startedBy accessRulesV2 uid2 жlжжжt download downloads downloadUrl limitless issuer audience key kind ids user-id x a b é имя 姓名 prénom größe`)
-	for _, name := range append(names, restricting[6:]...) { // TestVerify has the first six
+	for _, name := range append(names, "aud", "iss", "flags") {
 		if err := parseClaim(string(must(json.Marshal(name)))); err != nil {
 			t.Errorf("a claim %q: %v", name, err)
 		}

@@ -50,6 +50,10 @@ const (
 	// rules need four levels.
 	MaxDepth = 16
 
+	// MaxIdentifier is the maximum length of the claims that name a token or a viewer,
+	// in bytes: that of a long email address.
+	MaxIdentifier = 256
+
 	// maxDate is the largest number that is read as a date: the largest integer
 	// up to which every JSON reader is exact (RFC 8259 section 6).
 	maxDate = 1 << 53
@@ -97,6 +101,30 @@ type Claims struct {
 	// Issuer is the `iss` claim, "" if there is none or if it is not a string.
 	Issuer string
 
+	// ID is the `jti` claim: 1 to 256 bytes that name the token, so that it can be
+	// revoked. "" if there is no such claim; Sign then makes one.
+	ID string
+
+	// IssuedAt is the `iat` claim in whole seconds. Zero if there is no such claim; Sign
+	// then writes the present time.
+	IssuedAt time.Time
+
+	// Viewer is the claim that names the viewer: 1 to 256 bytes. It is `uid` unless the
+	// verifier has another [Policy.ViewerClaim]. "" if there is no such claim.
+	Viewer string
+
+	// ViewerClaim is the name of the claim that Sign writes Viewer to. Default: `uid`.
+	// Parse leaves it empty.
+	ViewerClaim string
+
+	// SessionLimit is the `climit` claim: how many playback sessions the viewer may have
+	// at a time, 1 to 2^31-1. 0 if there is no such claim.
+	SessionLimit int
+
+	// StartBy is the `startBy` claim in whole seconds: from then on no playback session
+	// begins, and those that have begun go on. Zero if there is no such claim.
+	StartBy time.Time
+
 	// AccessRules is the `accessRules` claim, byte by byte as in the payload.
 	// It is a list of [AccessRule] in JSON, but this package does not check
 	// that. Nil if there is no such claim.
@@ -141,12 +169,16 @@ type Parsed struct {
 // Parse checks the form of a compact token, which is everything that can be
 // checked without a key. It is ParseHeader and [Header.ParsePayload] in one
 // call. Its errors wrap ErrMalformed or ErrAlgorithm.
-func Parse(compact string) (Parsed, error) {
+func Parse(compact string) (Parsed, error) { return Policy{}.Parse(compact) }
+
+// Parse is the function Parse for tokens with another ViewerClaim. Nothing else of the
+// policy counts.
+func (p Policy) Parse(compact string) (Parsed, error) {
 	header, err := ParseHeader(compact)
 	if err != nil {
 		return Parsed{}, err
 	}
-	return header.ParsePayload()
+	return header.ParsePayload(p.ViewerClaim)
 }
 
 // ParseHeader checks the length, the number of segments and the alphabet of a
@@ -186,7 +218,7 @@ func (h Header) KeyID() string { return h.keyID }
 // header and payload both have a `kid`, they must be equal. An empty signature
 // passes, because only a key can tell that it is invalid. Errors wrap
 // ErrMalformed.
-func (h Header) ParsePayload() (Parsed, error) {
+func (h Header) ParsePayload(viewer ViewerClaim) (Parsed, error) {
 	_, encoded, _ := strings.Cut(h.signed, ".")
 	payload, err := strict.DecodeString(encoded)
 	if err != nil {
@@ -196,7 +228,7 @@ func (h Header) ParsePayload() (Parsed, error) {
 	if err != nil {
 		return Parsed{}, errAlphabet
 	}
-	claims, err := parsePayload(payload)
+	claims, err := parsePayload(payload, viewer)
 	if err != nil {
 		return Parsed{}, err
 	}
@@ -274,42 +306,16 @@ func parseHeader(header []byte) (keyID string, err error) {
 	return keyID, err
 }
 
-func parsePayload(payload []byte) (c Claims, err error) {
+func parsePayload(payload []byte, viewer ViewerClaim) (c Claims, err error) {
 	members, err := object(payload)
 	if err != nil {
 		return Claims{}, errPayload
 	}
 	for name, value := range members.Members() {
-		switch string(name) {
-		case "sub":
-			// No escapes: the signed bytes themselves must be the id.
-			text, _ := value.Plain()
-			if c.VideoID = string(text); !ValidVideoID(c.VideoID) {
-				err = errSubject
-			}
-		case "kid":
-			if c.KeyID, _ = value.Text(); c.KeyID == "" {
-				err = errKeyID
-			}
-		case "exp":
-			c.ExpiresAt, err = date(value)
-		case "nbf":
-			c.NotBefore, err = date(value)
-		case "downloadable":
-			var ok bool
-			if c.Downloadable, ok = value.Bool(); !ok {
-				err = errDownload
-			}
-		case "accessRules":
-			c.AccessRules = value.Raw()
-		case "aud":
-			c.Audience = audience(value)
-		case "iss":
-			c.Issuer, _ = value.Text()
-		case "flags":
-			c.Original, err = parseFlags(value)
-		default:
-			err = checkSpelling(name, claimSpellings)
+		if string(name) == viewer.Name() {
+			c.Viewer, err = identifier(value)
+		} else {
+			err = c.parseClaim(name, value, viewer)
 		}
 		if err != nil {
 			return Claims{}, err
@@ -322,6 +328,63 @@ func parsePayload(payload []byte) (c Claims, err error) {
 		return Claims{}, errNoExpiry
 	}
 	return c, nil
+}
+
+// parseClaim reads a claim of any name but that of the viewer's.
+func (c *Claims) parseClaim(name []byte, value strictjson.Value, viewer ViewerClaim) (err error) {
+	switch string(name) {
+	case "sub":
+		// No escapes: the signed bytes themselves must be the id.
+		text, _ := value.Plain()
+		if c.VideoID = string(text); !ValidVideoID(c.VideoID) {
+			err = errSubject
+		}
+	case "kid":
+		if c.KeyID, _ = value.Text(); c.KeyID == "" {
+			err = errKeyID
+		}
+	case "exp":
+		c.ExpiresAt, err = date(value)
+	case "nbf":
+		c.NotBefore, err = date(value)
+	case "iat":
+		c.IssuedAt, err = date(value)
+	case "startBy":
+		c.StartBy, err = date(value)
+	case "jti":
+		c.ID, err = identifier(value)
+	case "climit":
+		var limit uint64
+		if limit, err = strconv.ParseUint(string(value.Raw()), 10, 31); err != nil || limit == 0 {
+			err = errLimit
+		}
+		c.SessionLimit = int(limit)
+	case "downloadable":
+		var ok bool
+		if c.Downloadable, ok = value.Bool(); !ok {
+			err = errDownload
+		}
+	case "accessRules":
+		c.AccessRules = value.Raw()
+	case "aud":
+		c.Audience = audience(value)
+	case "iss":
+		c.Issuer, _ = value.Text()
+	case "flags":
+		c.Original, err = parseFlags(value)
+	default:
+		err = checkSpelling(name, viewer.spellings())
+	}
+	return err
+}
+
+// identifier reads the name of a token or a viewer.
+func identifier(v strictjson.Value) (string, error) {
+	text, _ := v.Text()
+	if text == "" || len(text) > MaxIdentifier {
+		return "", errIdentifier
+	}
+	return text, nil
 }
 
 // parseFlags reads the claim `flags`. Another claim of this name has no such member.

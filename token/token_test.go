@@ -11,6 +11,7 @@ import (
 	"errors"
 	"iter"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -101,6 +102,16 @@ var accepted = []struct {
 		token.Claims{NotBefore: now, Downloadable: true, Original: true, AccessRules: json.RawMessage(`[{"type":"any","action":"block"}]`)},
 	},
 	{
+		"claims of revocations and sessions", goodHeader,
+		`{"sub":"demo","exp":1800003600,"jti":"é\ud83d\ude00","iat":"1800000000","uid":"\u0061 b","climit":2147483647,"startBy":0}`,
+		token.Claims{ID: "é😀", IssuedAt: now, Viewer: "a b", SessionLimit: 1<<31 - 1, StartBy: time.Unix(0, 0)},
+	},
+	{
+		"the longest jti and uid, and an iat in the future", goodHeader,
+		`{"sub":"demo","exp":1800003600,"jti":"` + strings.Repeat("é", 128) + `","uid":"` + strings.Repeat("x", 256) + `","iat":1800003601,"climit":1}`,
+		token.Claims{ID: strings.Repeat("é", 128), Viewer: strings.Repeat("x", 256), IssuedAt: hour.Add(time.Second), SessionLimit: 1},
+	},
+	{
 		"access rules keep their bytes", goodHeader, `{"accessRules": [ { "type" : "\u0061ny" } ] ,"sub":"demo","exp":1800003600}`,
 		token.Claims{AccessRules: json.RawMessage(`[ { "type" : "\u0061ny" } ]`)},
 	},
@@ -122,7 +133,7 @@ var accepted = []struct {
 	{"downloadable false", goodHeader, `{"sub":"demo","exp":1800003600,"downloadable":false}`, token.Claims{}},
 	{
 		"other claims", goodHeader,
-		`{"iss":["https://example.com"],"aud":{"a":"b"},"iat":1800000600,"jti":"é\ud83d\ude00","sub":"demo","exp":1800003600,"x":{"sub":"y"}}`,
+		`{"iss":["https://example.com"],"aud":{"a":"b"},"email":1,"sub":"demo","exp":1800003600,"x":{"sub":"y"}}`,
 		token.Claims{},
 	},
 	{
@@ -218,6 +229,11 @@ func TestSign(t *testing.T) {
 			token.Claims{NotBefore: now, Downloadable: true, Original: true, AccessRules: rules},
 			`,"nbf":1800000000,"downloadable":true,"accessRules":` + string(rules) + `,"flags":{"original":true}`,
 		},
+		{
+			"claims of revocations and sessions",
+			token.Claims{Viewer: `a"<é`, SessionLimit: 2, StartBy: now.Add(1)},
+			`,"climit":2,"startBy":1800000000,"uid":"a\"\u003cé"`,
+		},
 		{"dates are cut to seconds", token.Claims{ExpiresAt: hour.Add(999 * time.Millisecond), NotBefore: now.Add(1)}, `,"nbf":1800000000`},
 		{"the start of 1970 is a date", token.Claims{NotBefore: time.Unix(0, 0)}, `,"nbf":0`},
 		{"the key id is the key's", token.Claims{KeyID: "k2"}, ""},
@@ -227,23 +243,28 @@ func TestSign(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			tc.claims.VideoID = "demo"
+			tc.claims.VideoID, tc.claims.ID, tc.claims.IssuedAt = "demo", "j", now.Add(2)
 			if tc.claims.ExpiresAt.IsZero() {
 				tc.claims.ExpiresAt = hour
 			}
 			want := tc.claims
 			want.KeyID, want.ExpiresAt, want.NotBefore = "k1", hour, tc.claims.NotBefore.Truncate(time.Second)
+			want.IssuedAt, want.StartBy = now, tc.claims.StartBy.Truncate(time.Second)
 			compact, err := token.Sign(tc.claims, signingKey())
 			if err != nil {
 				t.Fatalf("Sign(%+v) = %v", tc.claims, err)
 			}
-			payload := `{"sub":"demo","kid":"k1","exp":1800003600` + tc.rest + `}`
+			before, after := tc.rest, ""
+			if at := strings.Index(tc.rest, `,"climit"`); at >= 0 {
+				before, after = tc.rest[:at], tc.rest[at:]
+			}
+			payload := `{"sub":"demo","kid":"k1","exp":1800003600` + before + `,"jti":"j","iat":1800000000` + after + `}`
 			if compact != forge(goodHeader, payload) {
 				t.Errorf("Sign(%+v) signed %q, want the payload %s", tc.claims, compact, payload)
 			}
 			// Cloudflare's endpoint writes dates as text. They mean the same.
 			text := must(token.SignWithTextDates(tc.claims, signingKey()))
-			payload = regexp.MustCompile(`"(exp|nbf)":(\d+)`).ReplaceAllString(payload, `"$1":"$2"`)
+			payload = regexp.MustCompile(`"(exp|nbf|iat|startBy)":(\d+)`).ReplaceAllString(payload, `"$1":"$2"`)
 			if text != forge(goodHeader, payload) {
 				t.Errorf("SignWithTextDates(%+v) signed %q, want the payload %s", tc.claims, text, payload)
 			}
@@ -286,6 +307,14 @@ func TestSignRefuses(t *testing.T) {
 		{"rules in single quotes", rules("{'type':'any'}")},
 		{"rules that are not JSON", rules("x")},
 		{"an issuer that is not UTF-8", token.Claims{VideoID: "demo", ExpiresAt: hour, Issuer: "\xff"}},
+		{"a jti that is not UTF-8", token.Claims{VideoID: "demo", ExpiresAt: hour, ID: "\xff"}},
+		{"a viewer that is not UTF-8", token.Claims{VideoID: "demo", ExpiresAt: hour, Viewer: "\xff"}},
+		{"a viewer whose name is too long", token.Claims{VideoID: "demo", ExpiresAt: hour, Viewer: strings.Repeat("x", 257)}},
+		{"a viewer in a claim with another meaning", token.Claims{VideoID: "demo", ExpiresAt: hour, Viewer: "a", ViewerClaim: "sub"}},
+		{"a negative limit of sessions", token.Claims{VideoID: "demo", ExpiresAt: hour, SessionLimit: -1}},
+		{"a limit of sessions that overflows", token.Claims{VideoID: "demo", ExpiresAt: hour, SessionLimit: 1 << 31}},
+		{"iat before 1970", token.Claims{VideoID: "demo", ExpiresAt: hour, IssuedAt: time.Unix(-1, 0)}},
+		{"startBy after 9999", token.Claims{VideoID: "demo", ExpiresAt: hour, StartBy: time.Unix(253402300800, 0)}},
 		{"an audience that is not UTF-8", token.Claims{VideoID: "demo", ExpiresAt: hour, Audience: []string{"a", "\xff"}}},
 		{"too long", rules(`["` + strings.Repeat("x", token.MaxLength) + `"]`)},
 	} {
@@ -301,6 +330,62 @@ func TestSignRefuses(t *testing.T) {
 	// Signers see the value that is wrong.
 	if _, err := token.Sign(token.Claims{VideoID: "a/b", ExpiresAt: hour}, signingKey()); !strings.Contains(err.Error(), `"a/b"`) {
 		t.Errorf("Sign = %v, want an error that contains the video id", err)
+	}
+}
+
+// Sign makes a token that can be revoked: it has a jti of its own, and says when it was
+// signed.
+func TestSignAddsIdentity(t *testing.T) {
+	t.Parallel()
+	ids := make(map[string]bool)
+	for range 3 {
+		before := time.Now().Truncate(time.Second)
+		claims := must(token.Parse(must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: hour}, signingKey())))).Unverified()
+		ids[claims.ID] = true
+		if claims.ID == "" || claims.IssuedAt.Before(before) || claims.IssuedAt.After(time.Now()) {
+			t.Errorf("Sign made a token with the jti %q and the iat %s", claims.ID, claims.IssuedAt)
+		}
+	}
+	if len(ids) != 3 {
+		t.Errorf("three tokens have the jtis %v", ids)
+	}
+}
+
+// An identity provider has a claim of its own for the viewer. Only that one counts, and
+// its near misses are refused, because nobody could revoke such a viewer.
+func TestViewerClaim(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"email", "https://example.com/viewer", "cognito:username", "имя", "user_id", "uid", "---", strings.Repeat("x", 128)} {
+		viewer, err := token.NewViewerClaim(name)
+		if err != nil || viewer.Name() != name {
+			t.Errorf("%q: %v, and the name %q", name, err, viewer.Name())
+			continue
+		}
+		compact := must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: hour, Viewer: "ann", ViewerClaim: name}, signingKey()))
+		claims, err := token.Verify(compact, testKeys().set, now, token.Policy{ViewerClaim: viewer})
+		if err != nil || claims.Viewer != "ann" {
+			t.Errorf("%q: %v, and the viewer %q", name, err, claims.Viewer)
+		}
+		policy := token.Policy{ViewerClaim: viewer}
+		for _, value := range []string{`1`, `""`, `null`, `["ann"]`} {
+			if _, err := policy.Parse(forge(goodHeader, `{"sub":"demo","exp":1800003600,"`+name+`":`+value+`}`)); !errors.Is(err, token.ErrMalformed) {
+				t.Errorf("%q with the value %s: %v", name, value, err)
+			}
+		}
+		if parsed, err := policy.Parse(forge(goodHeader, `{"sub":"demo","exp":1800003600,"uid":"bob"}`)); err != nil || name != "uid" && parsed.Unverified().Viewer != "" {
+			t.Errorf("%q: %v, and the viewer of uid is %q", name, err, parsed.Unverified().Viewer)
+		}
+	}
+	email := token.Policy{ViewerClaim: must(token.NewViewerClaim("email"))}
+	for _, name := range []string{"Email", "e-mail", "emial", "emails", "NBF"} {
+		if _, err := email.Parse(forge(goodHeader, `{"sub":"demo","exp":1800003600,"`+name+`":"ann"}`)); !errors.Is(err, token.ErrMalformed) {
+			t.Errorf("a token with %q: %v", name, err)
+		}
+	}
+	for _, name := range []string{"", "sub", "jti", "flags", "Sub", "accessRule", "start_by", "notBefore", "\xff", strings.Repeat("x", 129)} {
+		if _, err := token.NewViewerClaim(name); err == nil || !strings.Contains(err.Error(), strconv.Quote(name)) {
+			t.Errorf("NewViewerClaim(%q) = %v, want an error with the name", name, err)
+		}
 	}
 }
 
@@ -348,7 +433,7 @@ func TestParseHeader(t *testing.T) {
 			if err != nil {
 				return
 			}
-			if _, err := header.ParsePayload(); !errors.Is(err, tc.payload) {
+			if _, err := header.ParsePayload(token.ViewerClaim{}); !errors.Is(err, tc.payload) {
 				t.Errorf("ParsePayload = %v, want %v", err, tc.payload)
 			}
 		})
@@ -373,7 +458,7 @@ func TestZeroValuesAreRefused(t *testing.T) {
 		t.Errorf("Documents of the zero Parsed = %q, %q", header, payload)
 	}
 	var header token.Header
-	if _, err := header.ParsePayload(); !errors.Is(err, token.ErrMalformed) || header.KeyID() != "" {
+	if _, err := header.ParsePayload(token.ViewerClaim{}); !errors.Is(err, token.ErrMalformed) || header.KeyID() != "" {
 		t.Errorf("ParsePayload of the zero Header = %v, want ErrMalformed; its key id is %q", err, header.KeyID())
 	}
 	var none *token.KeySet

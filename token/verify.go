@@ -25,6 +25,9 @@ type Policy struct {
 	// except the end of the year 9999, which a date in milliseconds exceeds.
 	MaxLifetime time.Duration
 
+	// ViewerClaim is the claim that names the viewer. Default: `uid`.
+	ViewerClaim ViewerClaim
+
 	// Audience lists values of `aud`, of which a token must have one. Default:
 	// none, and the claim is ignored.
 	Audience []string
@@ -41,7 +44,7 @@ type Policy struct {
 // Errors wrap ErrMalformed, ErrAlgorithm, ErrKeyUnknown, ErrSignature,
 // ErrAudience, ErrExpired, ErrNotYetValid or ErrLifetime. With an error the claims are zero.
 func Verify(compact string, keys Keys, now time.Time, policy Policy) (Claims, error) {
-	p, err := Parse(compact)
+	p, err := policy.Parse(compact)
 	if err != nil {
 		return Claims{}, err
 	}

@@ -30,7 +30,7 @@ func FuzzBodies(f *testing.F) {
 		`{"requireSignedURLs":false,"allowedOrigins":["example.com","*.example.com:8443"]}`, `{"allowedOrigins":[]}`, `{"allowedOrigins":["*"]}`,
 		`{"meta":{"name":"<\u2028>","x":[1e400,{"a":null}]},"creator":"me","thumbnailTimestampPct":0.50}`, `{"creator":null,"maxDurationSeconds":null}`,
 		`{"uid":"demo","scheduledDeletion":"2030-01-02T03:04:05.678+01:00","publicDetails":{"title":"t"},"size":1,"status":{"state":"ready"}}`,
-		`{"uid":"other"}`, `{"requireSignedURLs":null}`, `{"meta":[]}`, `{"allowedOrigins":["https://example.com"]}`, `[]`, `{`, "\fnull", "\u00a0",
+		`{"uid":"other"}`, `{"uid":"ann","climit":2,"startBy":1800003600}`, `{"requireSignedURLs":null}`, `{"meta":[]}`, `{"allowedOrigins":["https://example.com"]}`, `[]`, `{`, "\fnull", "\u00a0",
 	} {
 		f.Add(body)
 	}
@@ -55,7 +55,7 @@ func checkMint(t *testing.T, c *call, text string, body strictjson.Value) {
 		return
 	}
 	claims := mint.claims
-	claims.VideoID = "demo"
+	claims.VideoID, claims.IssuedAt = "demo", testTime
 	if setDates(&claims, testTime) != nil {
 		return
 	}
@@ -75,6 +75,9 @@ func checkMint(t *testing.T, c *call, text string, body strictjson.Value) {
 		Expires      int64           `json:"exp"`
 		NotBefore    int64           `json:"nbf"`
 		Downloadable bool            `json:"downloadable"`
+		Viewer       string          `json:"uid"`
+		Limit        int             `json:"climit"`
+		StartBy      int64           `json:"startBy"`
 		AccessRules  json.RawMessage `json:"accessRules"`
 	}
 	if err := json.Unmarshal([]byte(text), &asked); err != nil && strings.TrimSpace(text) != "" {
@@ -83,6 +86,7 @@ func checkMint(t *testing.T, c *call, text string, body strictjson.Value) {
 	want := token.Claims{
 		VideoID: "demo", KeyID: testKey().ID(), Downloadable: asked.Downloadable,
 		ExpiresAt: testTime.Add(time.Hour), NotBefore: testTime.Add(-time.Hour),
+		ID: got.ID, IssuedAt: testTime, Viewer: asked.Viewer, SessionLimit: asked.Limit, StartBy: dateOf(asked.StartBy),
 	}
 	if asked.Expires != 0 {
 		want.ExpiresAt = time.Unix(asked.Expires, 0)

@@ -3,6 +3,7 @@ package controlapi
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
@@ -34,7 +35,7 @@ func (c *call) createToken(body strictjson.Value) (any, error) {
 		return nil, err
 	}
 	now, claims := c.Now(), mint.claims
-	claims.VideoID = c.subject
+	claims.VideoID, claims.IssuedAt, claims.ViewerClaim = c.subject, now, c.Policy.ViewerClaim.Name()
 	if err := setDates(&claims, now); err != nil {
 		return nil, err
 	}
@@ -75,6 +76,24 @@ func (c *call) parseMintRequest(body strictjson.Value) (*mintRequest, error) {
 				return badRequest("flags is not an object")
 			}
 			return members{"original": boolMember("flags.original", &m.claims.Original)}.read(v)
+		},
+		"uid": func(v strictjson.Value) error {
+			text, ok := v.Text()
+			if m.claims.Viewer = text; !ok || text == "" || len(text) > token.MaxIdentifier {
+				return badRequest("uid is %.40s: want a string of 1 to %d bytes that names the viewer", v.Raw(), token.MaxIdentifier)
+			}
+			return nil
+		},
+		"climit": member("climit", &m.claims.SessionLimit, func(v strictjson.Value) (int, bool) {
+			limit, err := strconv.ParseUint(string(v.Raw()), 10, 31)
+			return int(limit), err == nil && limit > 0
+		}, "a whole number from 1 on"),
+		"startBy": func(v strictjson.Value) error {
+			err := dateMember("startBy", &m.claims.StartBy)(v)
+			if err == nil && !m.claims.StartBy.After(c.Now()) {
+				err = badRequest("startBy is %.40s, which is in the past, so the token would not play", v.Raw())
+			}
+			return err
 		},
 		"accessRules": func(v strictjson.Value) (err error) {
 			if string(v.Raw()) == "null" {

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -38,6 +39,10 @@ func TestMintRequestsThatAreRefused(t *testing.T) {
 		"go together":         {`{"id":"k1"}`, `{"pem":"x"}`, `{"id":"","pem":"x"}`, `{"id":"k1","pem":""}`},
 		"flags is not":        {`{"flags":true}`, `{"flags":null}`, `{"flags":[]}`},
 		"flags.original":      {`{"flags":{"original":"true"}}`, `{"flags":{"original":null}}`, `{"flags":{"original":1}}`, `{"flags":{"original":{}}}`},
+		"uid is ":             {`{"uid":1}`, `{"uid":""}`, `{"uid":null}`, `{"uid":["a"]}`},
+		"climit is ":          {`{"climit":0}`, `{"climit":-1}`, `{"climit":"1"}`, `{"climit":1.0}`, `{"climit":1e1}`, `{"climit":null}`, `{"climit":2147483648}`},
+		"startBy is ":         {`{"startBy":0}`, `{"startBy":1800000000}`, `{"startBy":"1800003600"}`, `{"startBy":-1}`, `{"startBy":null}`, `{"startBy":1e10}`},
+		`mean "startBy"`:      {`{"startby":1800003600}`},
 		`unknown member "hd"`: {`{"flags":{"hd":true}}`, `{"flags":{"original":true,"hd":false}}`},
 		`mean "original"`:     {`{"flags":{"Original":true}}`},
 		"refused by the gate": {`{"accessRules":[{"type":"refused by the gate"}]}`},
@@ -65,9 +70,12 @@ func TestMintRequests(t *testing.T) {
 	}).Server}
 	rules := `[ {"type":"any", "action":"block"} ]`
 	wanted := map[string]mintRequest{
-		`{"exp":1800003600,"nbf":1}`:    {claims: token.Claims{ExpiresAt: time.Unix(1800003600, 0), NotBefore: time.Unix(1, 0)}},
-		`{"flags":{"original":true}}`:   {claims: token.Claims{Original: true}},
-		`{"downloadable":true}`:         {claims: token.Claims{Downloadable: true}},
+		`{"exp":1800003600,"nbf":1}`:  {claims: token.Claims{ExpiresAt: time.Unix(1800003600, 0), NotBefore: time.Unix(1, 0)}},
+		`{"flags":{"original":true}}`: {claims: token.Claims{Original: true}},
+		`{"downloadable":true}`:       {claims: token.Claims{Downloadable: true}},
+		`{"uid":"\u0061","climit":2,"startBy":1800000001}`: {
+			claims: token.Claims{Viewer: "a", SessionLimit: 2, StartBy: time.Unix(1800000001, 0)},
+		},
 		`{"accessRules":` + rules + `}`: {claims: token.Claims{AccessRules: json.RawMessage(rules)}, warnings: []string{"a warning"}},
 		`{"id":"k1","pem":"abc"}`:       {keyID: "k1", pem: "abc"},
 	}
@@ -164,19 +172,24 @@ func TestMintedTokens(t *testing.T) {
 	t.Parallel()
 	c := control(t, func(config *Config) {
 		config.Policy.MaxLifetime = 2 * time.Hour
+		config.Policy.ViewerClaim = must(token.NewViewerClaim("email"))
 		config.CheckRules = func(rules json.RawMessage) ([]string, error) { return []string{"100 % sure?"}, nil }
 	})
 	for _, tc := range []struct {
 		body, header, payload string
 		warnings              int
 	}{
-		{"", `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800003600","nbf":"1799996400"}`, 0},
-		{`{"exp":1800007200}`, `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800007200","nbf":"1799996400"}`, 0},
-		{`{"flags":{"original":true}}`, `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800003600","nbf":"1799996400","flags":{"original":true}}`, 0},
-		{`{"exp":1800007201}`, `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800007201","nbf":"1799996400"}`, 1},
+		{"", `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800003600","nbf":"1799996400","jti":"J","iat":"1800000000"}`, 0},
+		{`{"exp":1800007200}`, `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800007200","nbf":"1799996400","jti":"J","iat":"1800000000"}`, 0},
+		{`{"flags":{"original":true}}`, `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800003600","nbf":"1799996400","flags":{"original":true},"jti":"J","iat":"1800000000"}`, 0},
+		{`{"exp":1800007201}`, `{"alg":"RS256","kid":"own"}`, `{"sub":"demo","kid":"own","exp":"1800007201","nbf":"1799996400","jti":"J","iat":"1800000000"}`, 1},
 		{
 			`{"downloadable":true,"accessRules":[ {"type":"any"} ],"id":"k1","pem":"` + testKey().PEM() + `","exp":1800007201}`, `{"alg":"RS256","kid":"k1"}`,
-			`{"sub":"demo","kid":"k1","exp":"1800007201","nbf":"1799996400","downloadable":true,"accessRules":[{"type":"any"}]}`, 2,
+			`{"sub":"demo","kid":"k1","exp":"1800007201","nbf":"1799996400","downloadable":true,"accessRules":[{"type":"any"}],"jti":"J","iat":"1800000000"}`, 2,
+		},
+		{
+			`{"uid":"ann","climit":2,"startBy":1800000600}`, `{"alg":"RS256","kid":"own"}`,
+			`{"sub":"demo","kid":"own","exp":"1800003600","nbf":"1799996400","jti":"J","iat":"1800000000","climit":2,"startBy":"1800000600","email":"ann"}`, 0,
 		},
 	} {
 		a := c.call(t, "POST", "demo/token", tc.body)
@@ -188,6 +201,7 @@ func TestMintedTokens(t *testing.T) {
 			t.Fatal(err)
 		}
 		header, payload := must(token.Parse(created.Token)).Documents()
+		payload = regexp.MustCompile(`"jti":"[0-9a-f]{32}"`).ReplaceAllLiteralString(payload, `"jti":"J"`)
 		if header != tc.header || payload != tc.payload {
 			t.Errorf("%s: the token is %s %s, want %s %s", tc.body, header, payload, tc.header, tc.payload)
 		}
