@@ -19,8 +19,7 @@ import (
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	const global = "key_file DIR/public.json"
-	down := must(net.Listen("tcp", "127.0.0.1:0"))
-	_ = down.Close()
+	down := reservedAddr(t.Cleanup)
 	fast := func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Date", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
 		doctorsOrigin(w, r)
@@ -34,13 +33,13 @@ func TestDoctor(t *testing.T) {
 		want         map[string]string // check: part of its text
 	}{
 		"nothing to do":         {global: global},
-		"the origin is down":    {global: global, upstream: down.Addr().String(), want: map[string]string{"origin": "does not answer", "playback": "502"}},
+		"the origin is down":    {global: global, upstream: down, want: map[string]string{"origin": "does not answer", "playback": "502"}},
 		"clocks differ":         {global: global, origin: fast, want: map[string]string{"clock": "differ by"}},
 		"no keys":               {want: map[string]string{"keys": "no verification keys", "playback": "key_unknown"}},
-		"a key set is gone":     {global: global + "\njwks_url http://" + down.Addr().String() + "/jwks\naudience x", want: map[string]string{"keys": "connection refused", "playback": "audience_not_allowed"}},
+		"a key set is gone":     {global: global + "\njwks_url http://" + down + "/jwks\naudience x", want: map[string]string{"keys": "connection refused", "playback": "audience_not_allowed"}},
 		"a private key":         {global: "key_file DIR/key.json", want: map[string]string{"config": "private key"}},
 		"an old database":       {global: global + "\ngeoip_database testdata/country.mmdb", options: doctorOptions{now: func() time.Time { return time.Now().AddDate(20, 0, 0) }}, want: map[string]string{"geo": "days ago", "clock": "differ"}},
-		"no store":              {global: global + "\nstore redis redis://" + down.Addr().String(), want: map[string]string{"store": "cannot be read", "playback": "state_unavailable"}},
+		"no store":              {global: global + "\nstore redis redis://" + down, want: map[string]string{"store": "cannot be read", "playback": "state_unavailable"}},
 		"tokens in logs":        {global: global, site: "log", want: map[string]string{"config": "tokens, get into logs"}},
 		"redacted logs":         {global: global, site: "log {\nformat signed_playback\n}", want: map[string]string{"config": "http.log.error"}},
 		"accepted":              {global: global, site: "log", options: doctorOptions{accepted: []string{"config"}}},
