@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -91,6 +92,9 @@ type App struct {
 	// Settings for videos without settings of their own.
 	VideoSettings
 
+	// Playback sessions.
+	SessionOptions
+
 	// How far in the future the claim `nbf` may be, for signers whose clocks are
 	// ahead. `exp` is exact. Default: `5s`.
 	Leeway *caddy.Duration `json:"leeway,omitempty"`
@@ -119,24 +123,25 @@ type App struct {
 	// has the value for all videos.
 	Videos map[string]VideoSettings `json:"video,omitempty"`
 
-	logger      *zap.Logger
-	now         func() time.Time // tests set their own
-	metrics     *metrics
-	policy      token.Policy
-	state       *sharedState
-	storage     certmagic.Storage
-	keys        *keyring
-	verifier    *verifier
-	lookups     *networkLimit // of videos, without a token
-	manifests   *manifestMemory
-	countries   *geo.Database // nil without a database
-	defaults    settings
-	enforcement enforcement // of gates and videos without a setting
-	videos      map[string]settings
-	publicURL   string
-	caches      []*Cache                   // of this config
-	checked     map[*caddyhttp.Server]bool // by checkServer
-	stop        context.CancelFunc
+	logger        *zap.Logger
+	now           func() time.Time // tests set their own
+	metrics       *metrics
+	policy        token.Policy
+	state         *sharedState
+	storage       certmagic.Storage
+	keys          *keyring
+	verifier      *verifier
+	lookups       *networkLimit // of videos, without a token
+	manifests     *manifestMemory
+	countries     *geo.Database // nil without a database
+	defaults      settings
+	sessionPolicy sessions.Policy // of the state's tracker
+	enforcement   enforcement     // of gates and videos without a setting
+	videos        map[string]settings
+	publicURL     string
+	caches        []*Cache                   // of this config
+	checked       map[*caddyhttp.Server]bool // by checkServer
+	stop          context.CancelFunc
 }
 
 // CaddyModule returns the Caddy module information.
@@ -158,7 +163,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	for _, provision := range []func() error{
-		a.provisionPolicy, a.provisionSettings, a.provisionPublicURL, func() error { return a.provisionState(ctx) },
+		a.provisionPolicy, a.provisionSettings, a.provisionSessions, a.provisionPublicURL, func() error { return a.provisionState(ctx) },
 		a.provisionKeys, a.provisionVerifier, a.provisionCountries,
 	} {
 		if err := provision(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -272,10 +273,16 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    public_url          <url>
 //	    store               caddy | redis <url>
 //	    store_secret        <secret> [<other secret>|plain]...
+//	    sessions            on|off
+//	    session_timeout     <duration>
+//	    max_sessions        <n>
+//	    on_session_limit    end_oldest|refuse_new
+//	    max_session         <duration>
 //	    video <id> {
 //	        require_signed_urls on|off
 //	        allowed_origins     <pattern>...
 //	        missing_origin      deny|allow
+//	        max_sessions        <n>
 //	        enforce             on|off
 //	        report_only         <check>...
 //	    }
@@ -321,6 +328,7 @@ func (a *App) options() map[string]option {
 	options["store"] = a.parseStore
 	options["store_secret"] = a.parseStoreSecret
 	options["video"] = a.parseVideo
+	maps.Copy(options, a.SessionOptions.options())
 	return options
 }
 
@@ -416,6 +424,7 @@ func (v *VideoSettings) videoOptions() map[string]option {
 			_, err := parseMissingOrigin(v.MissingOrigin)
 			return located(d, err)
 		},
+		"max_sessions": func(d *caddyfile.Dispenser) error { return countArg(d, &v.MaxSessions) },
 	}
 	maps.Copy(options, v.Enforcement.options())
 	return options
@@ -530,6 +539,21 @@ func durationArg(d *caddyfile.Dispenser, value *caddy.Duration) error {
 		return d.Errf("%s %q: want a duration like 5s or 24h", name, text)
 	}
 	*value = caddy.Duration(duration)
+	return nil
+}
+
+// countArg reads a number of at least 1.
+func countArg(d *caddyfile.Dispenser, value *int) error {
+	name := d.Val()
+	var text string
+	if err := oneArg(d, &text); err != nil {
+		return err
+	}
+	count, err := strconv.Atoi(text)
+	if err != nil || count < 1 {
+		return d.Errf("%s %q: want a number of at least 1", name, text)
+	}
+	*value = count
 	return nil
 }
 

@@ -127,7 +127,7 @@ func TestUnknownOptionsHaveHints(t *testing.T) {
 				name[:middle] + name[middle+1:middle+2] + name[middle:middle+1] + name[middle+2:],
 			}
 			for _, word := range append(misspelt, name) {
-				if here[word] != nil {
+				if here[word] != nil || word != name && right[word] != nil {
 					continue
 				}
 				hint := hintAt(word, here)

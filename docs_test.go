@@ -24,6 +24,8 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 )
 
 func page(t *testing.T, name string) string {
@@ -145,7 +147,7 @@ func optionBlocks(t *testing.T) []optionBlock {
 		{
 			heading: "A video block",
 			open:    "{\nsigned_playback {\nvideo demo {\n", end: "}\n}\n}\n:80 {\nsigned_playback\n}\n",
-			borrowed: []string{"require_signed_urls", "allowed_origins", "missing_origin", "enforce", "report_only"},
+			borrowed: []string{"require_signed_urls", "allowed_origins", "missing_origin", "max_sessions", "enforce", "report_only"},
 		},
 		{
 			heading: "The directive signed_playback",
@@ -279,7 +281,7 @@ func jsonNames(text string) (names []string) {
 func TestFieldsAreDocumented(t *testing.T) {
 	t.Parallel()
 	var fields []string
-	for _, config := range []any{App{}, VideoSettings{}, Gate{}, Enforcement{}, PlayerConfig{}, API{}, AuthKey{}, Cache{}} {
+	for _, config := range []any{App{}, VideoSettings{}, SessionOptions{}, Gate{}, Enforcement{}, PlayerConfig{}, API{}, AuthKey{}, Cache{}} {
 		for field := range reflect.TypeOf(config).Fields() {
 			if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" {
 				fields = append(fields, name)
@@ -308,6 +310,7 @@ func TestDefaultsAreDocumented(t *testing.T) {
 	described := page(t, "docs/reference.md")
 	for option, want := range map[string]string{
 		"leeway":           "`" + defaultLeeway.String() + "`",
+		"session_timeout":  "`" + strings.TrimSuffix(sessions.DefaultTimeout.String(), "0s") + "`",
 		"jwks_url":         "`" + strings.TrimSuffix(defaultJWKSInterval.String(), "0s") + "`",
 		"token_cache_size": "`" + strings.ReplaceAll(humanize.IBytes(defaultTokenCacheSize), " ", "") + "`",
 		"origin_path":      "`/" + videoPlaceholder + "`",

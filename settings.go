@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -44,6 +45,10 @@ type VideoSettings struct {
 	// has allowed origins: `deny` or `allow`. Default: `deny`.
 	MissingOrigin string `json:"missing_origin,omitempty"`
 
+	// How many playback sessions a viewer may have at a time. The claim `climit` may
+	// lower it for a viewer. Default: no limit.
+	MaxSessions int `json:"max_sessions,omitempty"`
+
 	// Report-only mode. The setting of a video counts before the setting of its
 	// gate, and that before the setting for all videos.
 	Enforcement
@@ -53,6 +58,7 @@ type VideoSettings struct {
 type settings struct {
 	requireSignedURLs bool
 	origins           originPolicy
+	maxSessions       int         // of a viewer at a time, 0 for no limit
 	enforcement       enforcement // usually unset, so the gate's counts
 }
 
@@ -90,6 +96,10 @@ func (v VideoSettings) compile(defaults settings) (settings, error) {
 		}
 		compiled.origins.allowed = allowed
 	}
+	if v.MaxSessions < 0 {
+		return settings{}, fmt.Errorf("max_sessions %d: want a positive number", v.MaxSessions)
+	}
+	compiled.maxSessions = cmp.Or(v.MaxSessions, defaults.maxSessions)
 	if v.MissingOrigin != "" {
 		allow, err := parseMissingOrigin(v.MissingOrigin)
 		if err != nil {

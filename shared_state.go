@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -8,11 +9,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 )
@@ -26,6 +29,8 @@ var statePool = caddy.NewUsagePool()
 // force.
 type sharedState struct {
 	*state.State
+	tracker *sessions.Tracker
+	stop    context.CancelFunc // ends the tracker's work
 	poolKey string
 
 	mu      sync.RWMutex
@@ -111,6 +116,10 @@ func (a *App) acquireState(poolKey string, open openStore) error {
 		if err != nil {
 			return nil, err
 		}
+		s.tracker = sessions.New(sessions.Config{Policy: a.sessionPolicy, Now: time.Now, Ended: func(sessions.Event) {}})
+		ctx, stop := context.WithCancel(context.Background())
+		s.stop = stop
+		go s.tracker.Run(ctx)
 		s.State = state.New(state.Config{Store: opened, Renew: len(a.EarlierStoreSecrets) > 0, Logger: logger, CountError: a.metrics.countStoreError})
 		return s, nil
 	})
@@ -136,6 +145,7 @@ func (s *sharedState) release(config *App) error {
 
 // Destruct implements caddy.Destructor.
 func (s *sharedState) Destruct() error {
+	s.stop()
 	s.Close()
 	return nil
 }
@@ -152,6 +162,7 @@ func (s *sharedState) use(config *App) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.configs = append(without(s.configs, config), config)
+	s.tracker.Use(config.sessionPolicy)
 }
 
 func without(configs []*App, config *App) []*App {
