@@ -17,6 +17,7 @@ import (
 type pathRules struct {
 	downloads      pathGlobs
 	allowAmbiguous bool
+	sessions       bool
 }
 
 // parseAmbiguousPaths reads the value of ambiguous_paths.
@@ -67,7 +68,7 @@ func (n *refusedNames) refuse(name []byte) bool {
 	if err == nil {
 		return false
 	}
-	_, allowedErr := pathRules{n.rules.downloads, true}.parseSuffix(escaped, "")
+	_, allowedErr := pathRules{downloads: n.rules.downloads, allowAmbiguous: true}.parseSuffix(escaped, "")
 	if n.why == nil || n.allowable && allowedErr != nil {
 		n.why, n.allowable = err, allowedErr == nil
 	}

@@ -23,7 +23,7 @@ const errorPath = "/.signed-playback-error"
 // restores the client's URL for them. There, a proxy or a file server would answer
 // the refused request, and would get the token.
 func (g *Gate) hideRequest(r *http.Request, d *decision) {
-	g.requestHeaders.clean(r.Header, d.target.token)
+	g.requestHeaders.clean(r.Header, d.target)
 	*r.URL, r.RequestURI = url.URL{Path: errorPath}, errorPath
 	hideOriginalURL(r)
 	ctx := r.Context()

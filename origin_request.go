@@ -11,7 +11,7 @@ import (
 func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Request, done func()) {
 	g.setOriginPath(r, d)
 	hideOriginalURL(r)
-	if g.requestHeaders.clean(r.Header, d.target.token) {
+	if g.requestHeaders.clean(r.Header, d.target) {
 		r = r.WithContext(context.WithValue(r.Context(), pastCacheKey{}, true))
 	}
 	limitRanges(r.Header)
@@ -39,7 +39,7 @@ func (g *Gate) setOriginPath(r *http.Request, d *decision) {
 	if strings.Contains(path, "%") {
 		r.URL.Path = g.originPath.decoded.file(d.video, d.target.suffix.decoded)
 	}
-	r.URL.RawQuery = cleanQuery(d.query, d.target.token)
+	r.URL.RawQuery = cleanQuery(d.query, d.target)
 	r.RequestURI = path
 	if r.URL.RawQuery != "" || r.URL.ForceQuery {
 		r.RequestURI = path + "?" + r.URL.RawQuery

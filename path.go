@@ -15,6 +15,8 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/percent"
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -23,11 +25,25 @@ import (
 type target struct {
 	token   string // "" if the path carries a video id
 	videoID string // "" if the path carries a token
+	session string // what is meant to be a session id; "" if there is none
 	suffix  suffix
 }
 
 // first returns the first segment of the path.
 func (t target) first() string { return cmp.Or(t.token, t.videoID) }
+
+// folder returns the path of the video's folder for the viewer, and for this session.
+func (t target) folder() string {
+	if t.session == "" {
+		return "/" + t.first() + "/"
+	}
+	return "/" + t.first() + "/" + sessions.Prefix + t.session + "/"
+}
+
+// isIn reports whether a text contains a secret of the path: the token or the session id.
+func (t target) isIn(text string) bool {
+	return redact.Contains(text, t.token) || redact.Contains(text, t.session)
+}
 
 // suffix is the part of a playback path after the first segment, without a
 // leading slash. The gate validates it and never repairs it.
@@ -69,8 +85,14 @@ func (p pathRules) parsePath(u *url.URL) (target, error) {
 	first, rest, _ := strings.Cut(path, "/")
 	var t target
 	var err error
+	if p.sessions {
+		t.session, rest = cutSession(rest)
+	}
 	if t.suffix, err = p.parseSuffix(rest, first); err != nil {
 		return target{}, err
+	}
+	if p.sessions && beginsLikeSession(t.suffix.decoded) {
+		t.session = notSession
 	}
 	switch {
 	case first == "..":
@@ -83,6 +105,29 @@ func (p pathRules) parsePath(u *url.URL) (target, error) {
 		return target{}, errPathID
 	}
 	return t, nil
+}
+
+// notSession takes the place of a session id that cannot be one.
+const notSession = "\x00"
+
+// cutSession cuts the session off the part of a path after its first segment. Everything
+// after a session is as without it, so the same session may follow: Shaka resolves the
+// URIs of an MPD against its Location, which leads below the session, too.
+func cutSession(path string) (session, rest string) {
+	for {
+		segment, below, _ := strings.Cut(path, "/")
+		if !sessions.HasForm(segment) || session != "" && segment[len(sessions.Prefix):] != session {
+			return session, path
+		}
+		session, path = segment[len(sessions.Prefix):], below
+	}
+}
+
+// beginsLikeSession reports whether some origin could see a session in a decoded suffix: an
+// escaped one, one after an empty segment, or a second one.
+func beginsLikeSession(decoded string) bool {
+	segment, _, _ := strings.Cut(strings.TrimLeft(decoded, "/"), "/")
+	return sessions.HasForm(segment)
 }
 
 // containsToken reports whether a decoded path contains a token: three parts of

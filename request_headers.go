@@ -9,8 +9,6 @@ import (
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
-
-	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 )
 
 // requestHeaders are the headers of viewers that the origin gets. They are a list
@@ -92,14 +90,13 @@ var methods = []string{
 	http.MethodConnect, http.MethodOptions, http.MethodTrace,
 }
 
-// clean removes the headers of a viewer's request that may not pass. token is the
-// token in the request's path, "" without one. more reports whether the origin gets
+// clean removes the headers of a viewer's request that may not pass. more reports whether the origin gets
 // headers that are not usual, and so may answer this viewer otherwise than others.
-func (h requestHeaders) clean(header http.Header, token string) (more bool) {
+func (h requestHeaders) clean(header http.Header, t target) (more bool) {
 	for name, values := range header {
 		usual := isUsual(name)
 		switch {
-		case !usual && !h.passes(name, values), slices.ContainsFunc(values, func(value string) bool { return redact.Contains(value, token) }):
+		case !usual && !h.passes(name, values), slices.ContainsFunc(values, func(value string) bool { return t.isIn(value) }):
 			delete(header, name)
 		case !usual:
 			more = true
@@ -110,9 +107,9 @@ func (h requestHeaders) clean(header http.Header, token string) (more bool) {
 
 // cleanQuery returns the query of a viewer's request without CMCD (CTA-5004), which
 // differs with each request and so defeats caches, and without parameters that
-// contain the token. The rest stays byte for byte.
-func cleanQuery(query, token string) string {
-	dropped := func(parameter string) bool { return isCMCD(parameter) || redact.Contains(parameter, token) }
+// contain the token or the session. The rest stays byte for byte.
+func cleanQuery(query string, t target) string {
+	dropped := func(parameter string) bool { return isCMCD(parameter) || t.isIn(parameter) }
 	for parameter := range strings.SplitSeq(query, "&") {
 		if dropped(parameter) {
 			return strings.Join(slices.DeleteFunc(strings.Split(query, "&"), dropped), "&")

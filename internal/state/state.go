@@ -93,6 +93,7 @@ type State struct {
 	keys
 	videos *videos
 	signer signer
+	secret sessionSecret
 	making *queue.Queue // of calls that make keys
 
 	makingFailed atomic.Uint64 // how many keys could not be stored
@@ -274,7 +275,11 @@ func (s *State) readChanges(ctx context.Context) error {
 	}
 	if reread || s.unread[store.Signing] {
 		s.signer.markStale()
+		s.secret.stale.CompareAndSwap(false, s.secret.wanted.Load())
 		delete(s.unread, store.Signing)
+	}
+	if s.secret.stale.Load() {
+		_ = s.readSecret(ctx, true) // the known secret stays in force
 	}
 	if reread || s.unread[store.Keys] {
 		if err := s.readKeys(ctx); err != nil {

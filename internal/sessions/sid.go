@@ -1,0 +1,162 @@
+package sessions
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"hash"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// Prefix begins the path segment of a session.
+	Prefix = "~"
+
+	// TextLength is the length of a session id in a URL, in bytes of base64url.
+	TextLength = 32
+
+	// A session id has a random number, the time of its start and a truncated
+	// HMAC-SHA-256. 96 bits of it leave nothing to guess (RFC 2104 section 5).
+	randomLength = 8
+	timeLength   = 4
+	nameLength   = randomLength + timeLength
+	macLength    = TextLength*3/4 - nameLength
+)
+
+// ErrSession is the error of Authority.Verify. It says no more, because a stranger gets it.
+var ErrSession = errors.New("sessions: the session id is none of this token or video")
+
+// Owner is what a session id is valid for. The zero Owner is not valid.
+type Owner struct {
+	Token [sha256.Size]byte // the SHA-256 of a token, zero without one
+	Video string            // the id of an open video, which is asked for without a token
+}
+
+// HasForm reports whether a path segment is meant to be a session: a tilde and as many
+// characters as a session id has, or more. No folder has such a name.
+func HasForm(segment string) bool {
+	return len(segment) > TextLength && strings.HasPrefix(segment, Prefix)
+}
+
+// Authority makes and verifies session ids as they are in URLs. It is safe for concurrent use.
+type Authority struct {
+	macs sync.Pool // of *mac
+}
+
+// mac computes HMACs. It has the memory for one, so that none is allocated.
+type mac struct {
+	hash.Hash
+	buffer [64]byte
+	sum    [sha256.Size]byte
+}
+
+// begin writes what a MAC is about. The kind keeps MACs of one use from another, and lengths
+// keep texts apart.
+func (m *mac) begin(kind byte, owner Owner) {
+	m.Reset()
+	m.Write(append(append(m.buffer[:0], kind), owner.Token[:]...))
+	m.text(owner.Video)
+}
+
+func (m *mac) text(s string) {
+	m.Write(binary.BigEndian.AppendUint32(m.buffer[:0], uint32(len(s))))
+	for s != "" {
+		n := copy(m.buffer[:], s)
+		m.Write(m.buffer[:n])
+		s = s[n:]
+	}
+}
+
+// NewAuthority returns an Authority with a secret. Only the nodes of one fleet know it.
+func NewAuthority(secret []byte) *Authority {
+	return &Authority{sync.Pool{New: func() any { return &mac{Hash: hmac.New(sha256.New, secret)} }}}
+}
+
+// New returns the text of a new session of an owner.
+func (a *Authority) New(owner Owner, now time.Time) (text string) {
+	var key Key
+	_, _ = rand.Read(key[:randomLength]) // it never fails
+	binary.BigEndian.PutUint32(key[randomLength:], uint32(now.Unix()))
+	return a.Text(key, owner)
+}
+
+// Text returns the text that a session has for an owner: for a new token of the same
+// viewer, another text means the same session.
+func (a *Authority) Text(key Key, owner Owner) string {
+	var id [nameLength + macLength]byte
+	copy(id[:], key[:nameLength])
+	a.sign(id[nameLength:], key, owner)
+	return base64.RawURLEncoding.EncodeToString(id[:])
+}
+
+// Verify returns the key of the session that a text names, if it is a session of this owner.
+func (a *Authority) Verify(text string, owner Owner) (Key, error) {
+	key, given, ok := parse(text)
+	if !ok {
+		return Key{}, ErrSession
+	}
+	var expected [macLength]byte
+	a.sign(expected[:], key, owner)
+	if subtle.ConstantTimeCompare(given[:], expected[:]) != 1 {
+		return Key{}, ErrSession
+	}
+	return key, nil
+}
+
+// sign writes the HMAC of a session, cut to the length of dst.
+func (a *Authority) sign(dst []byte, key Key, owner Owner) {
+	m := a.macs.Get().(*mac)
+	defer a.macs.Put(m)
+	m.begin('s', owner)
+	m.Write(append(m.buffer[:0], key[:nameLength]...))
+	copy(dst, m.Sum(m.sum[:0]))
+}
+
+// parse decodes the text of a session. There is one text for each 24 bytes, because 32
+// characters leave no bits over.
+func parse(text string) (key Key, mac [macLength]byte, ok bool) {
+	if len(text) != TextLength {
+		return Key{}, mac, false
+	}
+	var encoded [TextLength]byte
+	var id [nameLength + macLength]byte
+	copy(encoded[:], text)
+	// The decoder skips line breaks, and then finds fewer bytes.
+	if n, err := base64.RawURLEncoding.Decode(id[:], encoded[:]); err != nil || n != len(id) {
+		return Key{}, mac, false
+	}
+	copy(key[:], id[:nameLength])
+	copy(mac[:], id[nameLength:])
+	return key, mac, true
+}
+
+// KeyIn returns the key that the text of a session names, without a check of whose it is.
+// The caller has to know the session of this key.
+func KeyIn(text string) (key Key, ok bool) {
+	key, _, ok = parse(text)
+	return key, ok
+}
+
+// Begun returns when the session of a key from a URL has begun, in whole seconds.
+func (k Key) Begun() time.Time {
+	return time.Unix(int64(binary.BigEndian.Uint32(k[randomLength:])), 0)
+}
+
+// KeyOf returns the key of a session without a text in URLs: that of an owner, and of what
+// tells one of its clients from another. All nodes of a fleet find the same.
+func (a *Authority) KeyOf(owner Owner, client ...string) (key Key) {
+	m := a.macs.Get().(*mac)
+	defer a.macs.Put(m)
+	m.begin('c', owner)
+	for _, text := range client {
+		m.text(text)
+	}
+	copy(key[:], m.Sum(m.sum[:0]))
+	return key
+}

@@ -1,0 +1,127 @@
+package sessions
+
+import (
+	"encoding/base64"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+)
+
+func tokenOwner(b byte) Owner { return Owner{Token: [32]byte{b}} }
+
+// The owners differ in pairs that a careless encoding takes for one another.
+var owners = []Owner{
+	tokenOwner(1), tokenOwner(2), {Video: "film"}, {Video: "films"}, {Token: [32]byte{1}, Video: "film"},
+	{Video: strings.Repeat("v", 64)}, {Token: [32]byte([]byte(strings.Repeat("v", 32))), Video: strings.Repeat("v", 32)},
+}
+
+func TestSessionIDIsValidForItsOwnerOnly(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1_800_000_000, 999)
+	a := NewAuthority([]byte("a secret of the fleet"))
+	other := NewAuthority([]byte("a secret of another"))
+	seen := make(map[Key]bool)
+	for _, owner := range owners {
+		text := a.New(owner, now)
+		if len(text) != TextLength || !HasForm(Prefix+text) {
+			t.Fatalf("New made %q, want %d characters", text, TextLength)
+		}
+		key, err := a.Verify(text, owner)
+		if err != nil || seen[key] || !key.Begun().Equal(now.Truncate(time.Second)) {
+			t.Errorf("Verify(%q): key %x that began %v, error %v; want a new key of now", text, key, key.Begun(), err)
+		}
+		seen[key] = true
+		if known, ok := KeyIn(text); !ok || known != key {
+			t.Errorf("KeyIn(%q) = %x, %t, want %x", text, known, ok, key)
+		}
+		for _, stranger := range owners {
+			if _, err := a.Verify(text, stranger); stranger != owner && !errors.Is(err, ErrSession) {
+				t.Errorf("a session of %v was replayed for %v: %v", owner, stranger, err)
+			}
+			// A new token of the viewer has another text for the same session.
+			if again, err := a.Verify(a.Text(key, stranger), stranger); err != nil || again != key {
+				t.Errorf("the text for another owner means %x, %v, want %x", again, err, key)
+			}
+		}
+		if _, err := other.Verify(text, owner); !errors.Is(err, ErrSession) {
+			t.Errorf("an authority with another secret accepts the session: %v", err)
+		}
+	}
+}
+
+func TestForgedSessionIDIsRefused(t *testing.T) {
+	t.Parallel()
+	a, owner := NewAuthority([]byte("secret")), tokenOwner(7)
+	text := a.New(owner, time.Now())
+	second := a.New(owner, time.Now())
+	raw, _ := base64.RawURLEncoding.DecodeString(text)
+	forged := map[string]string{
+		"empty": "", "cut short": text[1:], "too long": text + "A", "twice": text + text,
+		"padded": text + "=", "padded in its length": text[:31] + "=", "with a line break": text[:31] + "\n",
+		"a line break more": text + "\n", "standard alphabet": strings.Repeat("+/", 16), "escaped": "%" + text[:31],
+		"not ASCII": text[:30] + "é", "hexadecimal": strings.Repeat("0f", 16), "zero": strings.Repeat("A", 32),
+		"two halves": text[:16] + second[16:],
+	}
+	for i := range raw { // each byte counts
+		changed := []byte(string(raw))
+		changed[i] ^= byte(1 + rand.IntN(255))
+		forged["changed byte "+string(rune('a'+i))] = base64.RawURLEncoding.EncodeToString(changed)
+	}
+	for name, text := range forged {
+		if key, err := a.Verify(text, owner); !errors.Is(err, ErrSession) || key != (Key{}) {
+			t.Errorf("%s: Verify accepts a forged session: %x, %v", name, key, err)
+		}
+	}
+}
+
+func TestHasForm(t *testing.T) {
+	t.Parallel()
+	id := strings.Repeat("A", TextLength)
+	for segment, want := range map[string]bool{
+		"~" + id: true, "~" + id + "A": true, "~" + id + "=": true, "~" + strings.Repeat("+/", 16): true,
+		"~" + id[1:]: false, id + "A": false, "~alice": false, "": false, "A~" + id: false,
+	} {
+		if got := HasForm(segment); got != want {
+			t.Errorf("HasForm(%q) = %t, want %t", segment, got, want)
+		}
+	}
+}
+
+func TestKeyOfTellsClientsApart(t *testing.T) {
+	t.Parallel()
+	a := NewAuthority([]byte("secret"))
+	seen := make(map[Key]string)
+	for _, owner := range owners {
+		for _, client := range [][]string{{"a", "b"}, {"ab", ""}, {"", "ab"}, {"a", "b", ""}, {strings.Repeat("a", 200)}} {
+			key := a.KeyOf(owner, client...)
+			if earlier, ok := seen[key]; ok {
+				t.Errorf("%v %q has the key of %s", owner, client, earlier)
+			}
+			seen[key] = strings.Join(client, "|")
+			if key != NewAuthority([]byte("secret")).KeyOf(owner, client...) {
+				t.Errorf("%v %q: another node finds another key", owner, client)
+			}
+		}
+	}
+}
+
+func TestVerifyAllocatesNothing(t *testing.T) {
+	a, owner := NewAuthority([]byte("secret")), Owner{Video: "film"}
+	text := a.New(owner, time.Now())
+	if n := testing.AllocsPerRun(100, func() { _, _ = a.Verify(text, owner) }); n >= 1 {
+		t.Errorf("Verify allocates %v times", n)
+	}
+}
+
+func BenchmarkVerify(b *testing.B) {
+	a, owner := NewAuthority([]byte("secret")), tokenOwner(1)
+	text := a.New(owner, time.Now())
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := a.Verify(text, owner); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

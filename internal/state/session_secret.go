@@ -1,0 +1,89 @@
+package state
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+)
+
+// secretLength is the length of the secret in bytes.
+const secretLength = 32
+
+var secretName = mustName(store.Signing, "sessions")
+
+// sessionSecret is the secret that authenticates session ids in URLs. It is beside the
+// signing key in the store, so that all nodes accept the sessions of each.
+type sessionSecret struct {
+	known  atomic.Pointer[[secretLength]byte]
+	wanted atomic.Bool // sessions are on, and the config has no secret
+	stale  atomic.Bool // the next look has to read it
+}
+
+type secretDocument struct {
+	Secret []byte `json:"secret"`
+}
+
+var errSecretLength = errors.New("the secret of sessions has another length")
+
+// SessionSecret returns the secret that authenticates session ids, nil while it is unknown.
+// A new secret has a new address.
+func (s *State) SessionSecret() *[secretLength]byte { return s.secret.known.Load() }
+
+// FollowSessionSecret reads the secret, and from Start on makes one if the store has none.
+// From then on the State follows the store. If the store does not answer, the next look
+// tries again.
+func (s *State) FollowSessionSecret(ctx context.Context, make bool) {
+	s.secret.wanted.Store(true)
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	if err := s.readSecret(ctx, make); err != nil {
+		s.logger().Error("the secret of sessions cannot be read; until it is, requests with a session are refused", zap.Error(err))
+	}
+}
+
+// readSecret takes over the secret of the store. If the store has none, because it is
+// new or has lost it, the known or a new one is written.
+func (s *State) readSecret(ctx context.Context, write bool) (err error) {
+	defer func() { s.secret.stale.Store(err != nil && !errors.Is(err, ErrDamaged)) }()
+	object, err := s.get(ctx, secretName)
+	if err != nil {
+		return err
+	}
+	if !object.Exists() {
+		if !write {
+			return nil
+		}
+		err = s.update(ctx, secretName, func(present store.Object) ([]byte, error) {
+			object = present
+			if !present.Exists() {
+				secret := s.secret.known.Load()
+				if secret == nil {
+					secret = new([secretLength]byte)
+					_, _ = rand.Read(secret[:]) // it never fails
+				}
+				object.Data, err = json.Marshal(secretDocument{secret[:]})
+			}
+			return object.Data, errors.Join(err, object.Damage)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	var doc secretDocument
+	if err := s.decode(object, &doc); err != nil {
+		return err
+	}
+	if len(doc.Secret) != secretLength {
+		return s.damaged(secretName, errSecretLength)
+	}
+	if secret := [secretLength]byte(doc.Secret); s.secret.known.Load() == nil || *s.secret.known.Load() != secret {
+		s.secret.known.Store(&secret)
+	}
+	return nil
+}
