@@ -81,7 +81,7 @@ func sniffAssetList(body []byte) (found, undecided bool) {
 
 // rewriteAssetList rewrites the URIs of an asset list. It writes absolute ones.
 func rewriteAssetList(dst, src []byte, at Location) ([]byte, Stats, error) {
-	m, e, stats := newMapper(at), newEditor(dst, src), Stats{}
+	m, e, stats := newMapper(at), newEditor(dst, src, at), Stats{}
 	base := m.document()
 	start := len(src) - len(bytes.TrimPrefix(src, byteOrderMark))
 	if !json.Valid(src[start:]) {

@@ -128,6 +128,9 @@ func (d *mpd) enter(owner int, outer []*baseURI) (index int, inner []*baseURI, e
 			}
 		}
 	}
+	if inner == nil && d.at.Session != "" && owner == d.open[0].end {
+		inner = []*baseURI{{path: d.ownFolder(), view: d.ownFolder(), inserted: true}} // by leadBelow
+	}
 	if inner == nil {
 		inner = outer
 	}
@@ -142,7 +145,7 @@ func (d *mpd) ownFolder() string {
 
 // alike reports whether all references have the same outcome at two base URIs.
 func alike(p, q *baseURI) bool {
-	return p.foreign == q.foreign && p.path == q.path && p.view == q.view && (p.foreign || p.view != "" || p.entry == q.entry)
+	return p.foreign == q.foreign && p.path == q.path && p.view == q.view && p.above == q.above && (p.foreign || p.view != "" || p.entry == q.entry)
 }
 
 // rewriteBase rewrites a BaseURL.
@@ -159,7 +162,7 @@ func (d *mpd) rewriteBase(index int, bases []*baseURI) error {
 		if base.view == "" {
 			return d.invalid("a BaseURL that leads into the folder is below one that leads to another host or out of the folder")
 		}
-		d.writeRelative(base.view, []byte(d.ownFolder()[len(d.folder):]))
+		d.writeRelative(base, []byte(d.ownFolder()[len(d.folder):]))
 		if i > 0 && !bytes.Equal(d.out, d.other) && !d.relocate() {
 			return d.invalid(whyAlternatives)
 		}

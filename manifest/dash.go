@@ -28,6 +28,10 @@ type mpd struct {
 	relocating bool // this pass has found that it does, so another pass is needed
 	relocated  bool // they are taken out
 
+	below        bool // of a session: what leads there has been written into this MPD
+	hasLocation  bool // one that stays, in the directory of the MPD
+	hasLocations bool // one that stays unless Locations are taken out
+
 	allowed Features
 	open    []element
 	root    elementKind // zero until the root element has begun
@@ -146,10 +150,10 @@ func (d *mpd) pass(dst, src []byte) (err error) {
 	if d.scanner, err = newScanner(src); err != nil {
 		return err
 	}
-	d.editor = newEditor(dst, src)
+	d.editor = newEditor(dst, src, d.at)
 	d.stats, d.root = Stats{}, 0
 	d.open, d.bases.next = d.open[:0], 0
-	d.level, d.inherited, d.levelBases = 0, 0, 0
+	d.level, d.inherited, d.levelBases, d.below = 0, 0, 0, false
 	for {
 		t, err := d.scanner.next()
 		if err != nil {
@@ -204,6 +208,9 @@ func (d *mpd) begin(t xmlToken) error {
 		d.root, e.outer = kind, append(slices.Clip(d.document), d.locations...)
 	}
 	if err := d.checkAttributes(); err != nil {
+		return err
+	}
+	if err := d.leadBelow(e, depth); err != nil {
 		return err
 	}
 	e.inner = e.outer
@@ -467,7 +474,12 @@ func (d *mpd) relocate() bool {
 
 // addLocation records a Location that Shaka uses as a base URI.
 func (d *mpd) addLocation(e *element) {
-	if base := d.leadsToOtherFolder(e); base != nil && len(d.locations) < maxAlternatives && (d.allowed&Steering != 0 || d.leadsToMPD(e)) {
+	if string(local(e.name)) != "Location" || e.text.to == 0 || d.allowed&Steering == 0 && !d.leadsToMPD(e) {
+		return
+	}
+	base := d.leadsToOtherFolder(e)
+	d.hasLocation, d.hasLocations = d.hasLocation || base == nil, true
+	if base != nil && len(d.locations) < maxAlternatives {
 		d.locations = append(d.locations, base)
 	}
 }
@@ -480,10 +492,55 @@ func (d *mpd) leadsToOtherFolder(e *element) *baseURI {
 	}
 	_, ref, _ := d.decode(e.text, e.value)
 	base := d.followBase(d.document[0], ref)
+	base.above = d.document[0].above // so that one spelling suits both, where the same session is twice in a path
 	if base.foreign || base.view == "" || base.path[:strings.LastIndexByte(base.path, '/')+1] == d.ownFolder() {
 		return nil
 	}
 	return base
+}
+
+// isMPD reports whether the root element of a document is that of an MPD.
+func isMPD(src []byte) bool {
+	s, err := newScanner(src)
+	for err == nil {
+		var t xmlToken
+		if t, err = s.next(); t.kind == tokenStart {
+			return string(local(t.name)) == "MPD"
+		} else if t.kind == tokenEnd {
+			return false
+		}
+	}
+	return false
+}
+
+// leadBelow writes into an MPD what leads players below the session, in front of the first
+// child of the root that may come after it: a BaseURL, if the MPD has none of its own to be
+// rewritten, and a Location.
+func (d *mpd) leadBelow(e *element, depth int) error {
+	name := string(local(e.name))
+	if d.at.Session == "" || d.stage != writing || d.below || depth != 1 || name == "ProgramInformation" || name == "BaseURL" {
+		return nil
+	}
+	d.below = true
+	root := d.open[0].name
+	prefix := root[:len(root)-len("MPD")]
+	write := func(name, path string) error {
+		d.writeRelative(d.document[0], []byte(path[len(d.folder):]))
+		text, err := d.encode(textValue, nil)
+		if err != nil {
+			return err
+		}
+		return d.replace(e.start, e.start, []byte("<"), prefix, []byte(name), []byte(">"), text, []byte("</"), prefix, []byte(name), []byte(">\n"))
+	}
+	if len(e.outer) == 1 && e.outer[0].inserted {
+		if err := write("BaseURL", d.ownFolder()); err != nil {
+			return err
+		}
+	}
+	if d.hasLocation || d.hasLocations && !d.relocated {
+		return nil
+	}
+	return write("Location", d.at.Path)
 }
 
 // rewrite rewrites a URI, for all base URIs against which it may be resolved.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/xml"
 	"net/url"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -62,17 +61,22 @@ func inFolder(at manifest.Location, uri string) bool {
 // seeds adds the manifests of testdata.
 func seeds(f *testing.F, pattern string, add func(body []byte)) {
 	f.Helper()
-	files, err := filepath.Glob(filepath.Join("testdata", pattern))
-	if err != nil || len(files) == 0 {
-		f.Fatalf("no seeds match %s: %v", pattern, err)
-	}
-	for _, name := range files {
-		body, err := os.ReadFile(name)
-		if err != nil {
-			f.Fatal(err)
-		}
+	for _, body := range testdata(f, pattern) {
 		add(body)
 	}
+}
+
+// testdata returns the manifests of testdata.
+func testdata(tb testing.TB, pattern string) (bodies [][]byte) {
+	tb.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", pattern))
+	if err != nil || len(files) == 0 {
+		tb.Fatalf("no manifests match %s: %v", pattern, err)
+	}
+	for _, name := range files {
+		bodies = append(bodies, readFile(tb, filepath.Base(name)))
+	}
+	return bodies
 }
 
 // rewriteTwice checks what both formats have in common: an error comes without a
@@ -81,6 +85,7 @@ func seeds(f *testing.F, pattern string, add func(body []byte)) {
 func rewriteTwice(t *testing.T, body []byte, f manifest.Format, query string) (out []byte, ok bool) {
 	t.Helper()
 	checkFeatures(t, body, f, query)
+	checkRooted(t, body, f, query, allowed)
 	out, stats, err := manifest.Rewrite(nil, body, f, here, query, allowed)
 	if err != nil {
 		if out != nil || stats != (manifest.Stats{}) {

@@ -9,7 +9,7 @@ import (
 type playlist struct {
 	*mapper
 	editor
-	base       *baseURI
+	base, own  *baseURI // of URIs; own is the same without Location.Session
 	variables  variables
 	absolute   bool // of the URI to be rewritten: it must be absolute
 	separators bool // hasSeparator(src), so that most playlists are searched once
@@ -26,7 +26,7 @@ func rewriteHLS(dst, src []byte, at Location, query string, allowed Features) ([
 	}
 	p := &playlist{
 		mapper: newMapper(at),
-		editor: newEditor(dst, src),
+		editor: newEditor(dst, src, at),
 		variables: variables{
 			query:  query,
 			values: make(map[string]variable),
@@ -35,7 +35,7 @@ func rewriteHLS(dst, src []byte, at Location, query string, allowed Features) ([
 		separators: hasSeparator(src),
 		steering:   allowed&Steering == 0 && bytes.Contains(src, steeringTag),
 	}
-	p.base = p.document()
+	p.base, p.own = p.document(), &baseURI{path: at.Path, view: at.Path}
 	for from := 0; from < len(src); {
 		p.line++
 		end := from + bytes.IndexByte(src[from:], '\n') + 1
@@ -171,7 +171,7 @@ func (p *playlist) checkDuration(value []byte) error {
 		return nil
 	}
 	text = trim(text)
-	if ref, _ := cutSuffix(text); bytes.Contains(ref, variableStart) || p.follow(p.base, ref) == rewritten {
+	if ref, _ := cutSuffix(text); bytes.Contains(ref, variableStart) || p.follow(p.own, ref) == rewritten {
 		return p.invalid("EXTINF has a URI after its duration: want a comma")
 	}
 	return nil
@@ -262,7 +262,7 @@ func (p *playlist) rewriteQuotedURIs(from, to int) error {
 func (p *playlist) checkUnquoted(value []byte) error {
 	uri := trim(value)
 	ref, _ := cutSuffix(uri)
-	if hasBlank(uri) || bytes.IndexByte(ref, '=') >= 0 || bytes.Contains(ref, variableStart) || p.follow(p.base, ref) == rewritten {
+	if hasBlank(uri) || bytes.IndexByte(ref, '=') >= 0 || bytes.Contains(ref, variableStart) || p.follow(p.own, ref) == rewritten {
 		return p.invalid("a URI attribute is not quoted")
 	}
 	p.stats.Left++
@@ -275,7 +275,7 @@ func mayEndAttribute(c byte) bool { return c <= ' ' || c == ',' || c == '"' || c
 // rewriteIfInside rewrites text that players take for a URI or not, as they like, if all of it is
 // one that leads into the folder from the root. Other text stays byte by byte.
 func (p *playlist) rewriteIfInside(from, to int) (done bool, err error) {
-	if text := p.src[from:to]; bytes.ContainsAny(text, `"{`) || hasBlank(text) || !p.leadsInside(p.base, text) {
+	if text := p.src[from:to]; bytes.ContainsAny(text, `"{`) || hasBlank(text) || !p.leadsInside(p.own, text) {
 		return false, nil
 	}
 	return true, p.rewriteURI(from, to)

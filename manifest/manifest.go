@@ -54,6 +54,13 @@ import (
 	"unicode/utf8"
 )
 
+const (
+	// MaxGrowth is how many times its size a manifest may have when it is rewritten, apart
+	// from a few kilobytes, and MaxSessionGrowth if all URIs lead below a session.
+	MaxGrowth        = 2
+	MaxSessionGrowth = 4
+)
+
 // MaxSize is the maximum size in bytes of a manifest that Rewrite accepts.
 const MaxSize = 8 << 20
 
@@ -79,10 +86,11 @@ const (
 
 // Location is where a manifest is on the origin.
 type Location struct {
-	Path   string   // escaped absolute path of the manifest, without dot segments
-	Folder string   // escaped absolute path of the video's folder, with a trailing slash; a prefix of Path
-	Base   string   // for interstitials: the absolute URL that the folder has for the viewer, with a trailing slash
-	Hosts  []string // host[:port] of the origin in lower case, in all forms that absolute URIs may have
+	Path    string   // escaped absolute path of the manifest, without dot segments
+	Folder  string   // escaped absolute path of the video's folder, with a trailing slash; a prefix of Path
+	Base    string   // for interstitials: the absolute URL that the folder has for the viewer, with a trailing slash
+	Session string   // where the viewer has the folder below itself for one session, as `~id/`; see Stats.Rooted
+	Hosts   []string // host[:port] of the origin in lower case, in all forms that absolute URIs may have
 
 	// Refuses reports whether the viewer cannot load a file of the folder by this name,
 	// which is written as in the manifest. nil refuses none. It must not keep the name.
@@ -113,6 +121,12 @@ type Stats struct {
 	Outside   int // unchanged: on the origin, but not in the folder
 	Removed   int // not URIs: tags and elements that were taken out
 	Refused   int // rewritten or left in HLS or DASH, and refused by Location.Refuses
+
+	// Rooted says that all URIs of the folder lead below Location.Session, and an MPD has a Location
+	// there. That is so for a manifest with which a player begins: a multivariant playlist, the
+	// playlist of a whole video, or an MPD. A player asks for all others again and again, at the same
+	// URL.
+	Rooted bool
 }
 
 // Rewrite appends the rewritten manifest src to dst and returns the result. query
@@ -129,6 +143,10 @@ func Rewrite(dst, src []byte, f Format, at Location, query string, allowed Featu
 	}
 	if len(src) > MaxSize {
 		return dst, Stats{}, invalid("more than %d bytes", MaxSize)
+	}
+	rooted := at.Session != "" && begins(src, f)
+	if !rooted {
+		at.Session = ""
 	}
 	if bytes.IndexByte(src, 0) >= 0 && (f == HLS || f == DASH) {
 		return dst, Stats{}, invalid("a NUL byte")
@@ -151,7 +169,30 @@ func Rewrite(dst, src []byte, f Format, at Location, query string, allowed Featu
 	if err != nil {
 		return dst, Stats{}, err
 	}
+	stats.Rooted = rooted
 	return out, stats, nil
+}
+
+// begins reports whether a player begins with a manifest.
+func begins(src []byte, f Format) bool {
+	if f == DASH {
+		return isMPD(src)
+	}
+	for line := range bytes.SplitSeq(src, []byte{'\n'}) {
+		if f != HLS || len(line) == 0 || line[0] != '#' {
+			continue
+		}
+		tag, value, _ := bytes.Cut(bytes.TrimRightFunc(line, isBlank), []byte{':'})
+		switch string(tag) {
+		case "#EXT-X-STREAM-INF", "#EXT-X-I-FRAME-STREAM-INF", "#EXT-X-MEDIA", "#EXT-X-ENDLIST":
+			return true
+		case "#EXT-X-PLAYLIST-TYPE":
+			if string(value) == "VOD" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Map rewrites a single URI of a response from this location, for example that of
@@ -345,9 +386,13 @@ const growthSlack = 4 << 10
 
 // newEditor lets the manifest grow to twice its size. A reference becomes longer
 // if it starts deep below the folder or if its variables are replaced, so a hostile
-// manifest could grow without limit.
-func newEditor(dst, src []byte) editor {
-	return editor{src: src, dst: slices.Grow(dst, len(src)), limit: len(dst) + 2*len(src) + growthSlack}
+// manifest could grow without limit. A session is longer than most names.
+func newEditor(dst, src []byte, at Location) editor {
+	times := MaxGrowth
+	if at.Session != "" {
+		times = MaxSessionGrowth
+	}
+	return editor{src: src, dst: slices.Grow(dst, len(src)), limit: len(dst) + times*len(src) + growthSlack}
 }
 
 // replace replaces src[from:to] by the given parts.
@@ -358,7 +403,7 @@ func (e *editor) replace(from, to int, parts ...[]byte) error {
 	}
 	e.copied = to
 	if len(e.dst)+len(e.src)-to > e.limit {
-		return invalid("more than twice the size when rewritten")
+		return invalid("too large when rewritten")
 	}
 	return nil
 }

@@ -23,6 +23,10 @@ type baseURI struct {
 	// has no such file.
 	view string
 
+	// above is set if the viewer's side is not below Location.Session, to which all references lead.
+	above    bool
+	inserted bool // it is that of the BaseURL that is inserted for a session
+
 	// For the base URI of a BaseURL:
 	entry  int      // index of the BaseURL
 	parent *baseURI // against which the BaseURL was resolved
@@ -61,7 +65,7 @@ func newMapper(at Location) *mapper {
 
 // document returns the base URI of the manifest itself.
 func (m *mapper) document() *baseURI {
-	return &baseURI{path: m.at.Path, view: m.at.Path}
+	return &baseURI{path: m.at.Path, view: m.at.Path, above: m.at.Session != ""}
 }
 
 // follow resolves a reference without its query and fragment against a base URI.
@@ -79,10 +83,10 @@ func (m *mapper) follow(base *baseURI, ref []byte) outcome {
 		return outside
 	case base.view == "":
 		return unreachable
-	case form == relative && !climbs && base.view == base.path:
+	case form == relative && !climbs && base.view == base.path && !base.above:
 		return unchanged
 	}
-	m.writeRelative(base.view, m.path[name:])
+	m.writeRelative(base, m.path[name:])
 	return rewritten
 }
 
@@ -392,16 +396,16 @@ func octet(path []byte) (value, size int) {
 // need it (RFC 8216bis appendix D.2): hls.js resolves references against the page, and Media3 against nothing.
 func (m *mapper) writeAbsolute() {
 	name, _ := m.nameInFolder(m.path)
-	m.out = append(append(m.out[:0], m.at.Base...), m.path[name:]...)
+	m.out = append(append(append(m.out[:0], m.at.Base...), m.at.Session...), m.path[name:]...)
 }
 
-// writeRelative sets m.out to the reference from a path in the folder to a name in
+// writeRelative sets m.out to the reference from a base URI in the folder to a name in
 // the folder. The reference never begins like a scheme, a host or a path from the
 // root, nor with a byte that a player removes.
-func (m *mapper) writeRelative(from string, name []byte) {
-	dir := from[len(m.folder) : strings.LastIndexByte(from, '/')+1]
+func (m *mapper) writeRelative(from *baseURI, name []byte) {
+	dir := from.view[len(m.folder) : strings.LastIndexByte(from.view, '/')+1]
 	common := 0
-	for i := 0; i < len(dir) && i < len(name) && dir[i] == name[i] && !m.fromFolder; i++ {
+	for i := 0; i < len(dir) && i < len(name) && dir[i] == name[i] && !m.fromFolder && !from.above; i++ {
 		if dir[i] == '/' {
 			common = i + 1
 		}
@@ -411,7 +415,9 @@ func (m *mapper) writeRelative(from string, name []byte) {
 		m.out = append(m.out, "../"...)
 	}
 	name = name[common:]
-	if len(m.out) == 0 {
+	if from.above {
+		m.out = append(m.out, m.at.Session...)
+	} else if len(m.out) == 0 {
 		segment, _, _ := bytes.Cut(name, []byte{'/'})
 		if len(segment) == 0 || segment[0] <= ' ' || bytes.IndexByte(segment, ':') >= 0 {
 			m.out = append(m.out, "./"...)

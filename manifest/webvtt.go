@@ -12,7 +12,7 @@ func isWebVTT(body []byte) bool {
 // rewriteWebVTT rewrites the cues that consist of one URI, as those of a storyboard do. A
 // line of captions that is such a URI by accident does not exist.
 func rewriteWebVTT(dst, src []byte, at Location) ([]byte, Stats, error) {
-	m, e, stats := newMapper(at), newEditor(dst, src), Stats{}
+	m, e, stats := newMapper(at), newEditor(dst, src, at), Stats{}
 	base := m.document()
 	inCue := false
 	for from := 0; from < len(src); {
