@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"os"
@@ -316,7 +317,10 @@ func (m *mediaOrigin) serveManifest(w http.ResponseWriter, r *http.Request, way,
 		http.Error(w, "not within three target durations", http.StatusServiceUnavailable)
 		return
 	}
-	w.Header().Set("ETag", fmt.Sprintf("%q", fmt.Sprint(len(manifest))))
+	w.Header().Set("ETag", fmt.Sprintf(`"%x"`, sha256.Sum256(manifest)))
+	live := clipName == "ll" && path.Base(file) == "media.m3u8" || clipName == "dynamic"
+	// RFC 8216bis: the answer to a blocking reload stays what it is.
+	w.Header().Set("Cache-Control", either(!live || r.URL.Query().Has("_HLS_msn"), "max-age=3600", "max-age=1"))
 	if path.Ext(file) == ".mpd" {
 		w.Header().Set("Content-Type", "application/dash+xml")
 		manifest = m.writeDASH(manifest, way, path.Dir(r.URL.Path)+"/")
@@ -401,11 +405,12 @@ func (m *mediaOrigin) closeStreams() {
 type stream struct {
 	began time.Time
 
-	mu      sync.Mutex
-	parts   int           // how many there are of low-latency HLS
-	changed chan struct{} // closed and replaced when there are more
-	closed  chan struct{}
-	ticking bool
+	mu       sync.Mutex
+	parts    int           // how many there are of low-latency HLS
+	released []time.Time   // when, from partsAtStart on
+	changed  chan struct{} // closed and replaced when there are more
+	closed   chan struct{}
+	ticking  bool
 }
 
 func (s *stream) close() {
@@ -428,6 +433,7 @@ func (s *stream) release(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.parts = min(s.parts+n, partsAll)
+	s.released = append(s.released, slices.Repeat([]time.Time{time.Now()}, n)...)
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
