@@ -131,7 +131,7 @@ func (a *App) checkRules(raw json.RawMessage) (warnings []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return rules.warnings(a.countries != nil), nil
+	return rules.Warnings(a.geo.Has), nil
 }
 
 // ServeHTTP answers calls of the API and hands other requests on.

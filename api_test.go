@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
@@ -254,7 +255,12 @@ func TestCheckRules(t *testing.T) {
 
 		// Words of the warnings.
 		open, country, v6, nowhere = "restricts nothing", "geoip_database", "IPv6", "matches nobody"
+		asn, anonymous             = "asn_database", "anonymous_database"
 	)
+	countries := geo.New(zap.NewNop())
+	if err := countries.Open(geo.Country, "testdata/country.mmdb"); err != nil {
+		t.Fatal(err)
+	}
 	for want, lists := range map[string][]string{ // the warnings by the rules; that of the country only without a database
 		"": {
 			``, blockAll, blockV6, blockV4 + `,` + blockV6, `{"type":"ip.src","action":"block","ip":["192.0.2.0/24","2001:db8::/32"]}`,
@@ -268,13 +274,15 @@ func TestCheckRules(t *testing.T) {
 			`{"type":"ip.geoip.country","action":"block","country":["EU","XK"]}`, // XK is Kosovo
 		},
 		open + "," + country:            {allowGB, allowGB + `,` + allowAll, blockGB + `,` + allowV6},
+		asn:                             {`{"type":"ip.geoip.asnum","action":"block","asn":[64500]}`},
+		anonymous:                       {`{"type":"ip.anonymous","action":"block"}`},
 		v6:                              {allowV4 + `,` + blockAll, blockV4, `{"type":"ip.src","action":"block","ip":["::ffff:192.0.2.1"]}`},
 		open + "," + v6 + "," + country: {allowV4 + `,` + allowGB},
 	} {
 		for _, list := range lists {
-			for _, app := range []*App{{}, {countries: new(geo.Database)}} {
+			for _, app := range []*App{{geo: geo.New(zap.NewNop())}, {geo: countries}} {
 				words := strings.FieldsFunc(want, func(r rune) bool { return r == ',' })
-				words = slices.DeleteFunc(words, func(word string) bool { return word == country && app.countries != nil })
+				words = slices.DeleteFunc(words, func(word string) bool { return word == country && app.geo.Has(geo.Country) })
 				got, err := app.checkRules(json.RawMessage(`[` + list + `]`))
 				for _, word := range words {
 					if !slices.ContainsFunc(got, func(warning string) bool { return strings.Contains(warning, word) }) {
@@ -287,7 +295,7 @@ func TestCheckRules(t *testing.T) {
 			}
 		}
 	}
-	if got, err := new(App).checkRules(nil); err != nil || got != nil {
+	if got, err := (&App{geo: countries}).checkRules(nil); err != nil || got != nil {
 		t.Errorf("without rules: %q, %v", got, err)
 	}
 	for _, refused := range []string{"{}", "[null]", `[{"type":"ip.src","action":"block"}]`, `[{"type":"ip.geoip.asnum","action":"allow"}]`} {

@@ -56,6 +56,17 @@ type App struct {
 	// token has a country rule is refused.
 	GeoIPDatabase string `json:"geoip_database,omitempty"`
 
+	// A database of autonomous systems in MaxMind DB format, with the number as
+	// `autonomous_system_number` or `asn`, for rules of type `ip.geoip.asnum`. It
+	// is loaded as `geoip_database` is. Default: none, so a viewer whose token has
+	// such a rule is refused.
+	ASNDatabase string `json:"asn_database,omitempty"`
+
+	// MaxMind's Anonymous IP or Anonymous Plus database, for rules of type
+	// `ip.anonymous`. It is loaded as `geoip_database` is. Default: none, so a
+	// viewer whose token has such a rule is refused.
+	AnonymousDatabase string `json:"anonymous_database,omitempty"`
+
 	// Memory for tokens whose signature has been verified, in bytes. Default:
 	// 128 MiB, or a quarter of the memory limit of the process (GOMEMLIMIT, or
 	// that of the container), if that is less. A reload that changes the size
@@ -133,7 +144,7 @@ type App struct {
 	verifier      *verifier
 	lookups       *networkLimit // of videos, without a token
 	manifests     *manifestMemory
-	countries     *geo.Database // nil without a database
+	geo           *geo.Databases
 	defaults      settings
 	sessionPolicy sessions.Policy // of the state's tracker
 	enforcement   enforcement     // of gates and videos without a setting
@@ -152,7 +163,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision loads keys and geo database and compiles the settings.
+// Provision loads keys and geo databases and compiles the settings.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.logger = ctx.Logger()
 	a.now = time.Now
@@ -164,7 +175,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	for _, provision := range []func() error{
 		a.provisionPolicy, a.provisionSettings, a.provisionSessions, a.provisionPublicURL, func() error { return a.provisionState(ctx) },
-		a.provisionKeys, a.provisionVerifier, a.provisionCountries,
+		a.provisionKeys, a.provisionVerifier, a.provisionDatabases,
 	} {
 		if err := provision(); err != nil {
 			return err
@@ -174,18 +185,26 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return registerGauges(ctx.GetMetricsRegistry(), a)
 }
 
-func (a *App) provisionCountries() error {
-	if a.GeoIPDatabase == "" {
-		return nil
-	}
-	path, err := resolve(a.GeoIPDatabase)
-	if err != nil {
-		return fmt.Errorf("geoip_database: %w", err)
-	}
-	if a.countries, err = geo.Open(path, a.logger); err != nil {
-		return fmt.Errorf("geoip_database %w", err)
+func (a *App) provisionDatabases() error {
+	a.geo = geo.New(a.logger)
+	for fact, configured := range a.databases() {
+		if configured == "" {
+			continue
+		}
+		path, err := resolve(configured)
+		if err != nil {
+			return fmt.Errorf("%s: %w", geo.Fact(fact).Option(), err)
+		}
+		if err := a.geo.Open(geo.Fact(fact), path); err != nil {
+			return fmt.Errorf("%s %w", geo.Fact(fact).Option(), err)
+		}
 	}
 	return nil
+}
+
+// databases are the options that name the databases of facts.
+func (a *App) databases() [geo.FactCount]string {
+	return [...]string{geo.Country: a.GeoIPDatabase, geo.ASN: a.ASNDatabase, geo.Anonymous: a.AnonymousDatabase}
 }
 
 func (a *App) provisionPolicy() error {
@@ -368,14 +387,12 @@ func resolveAll(option string, values []string) ([]string, error) {
 }
 
 // Start begins the background work: refreshing keys, following the store and
-// watching the geo database. Before it, nothing is written: other commands
+// watching the geo databases. Before it, nothing is written: other commands
 // provision configs too.
 func (a *App) Start() error {
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
-	if a.countries != nil {
-		go a.countries.Watch(ctx)
-	}
+	go a.geo.Watch(ctx)
 	if a.keys.remote != nil {
 		a.keys.remote.Start()
 	}

@@ -15,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 )
 
 // validate is `caddy validate` of a config with an app and a gate.
@@ -55,6 +57,10 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		{"database missing", `{"geoip_database":"` + missing + `"}`, "", []string{"geoip_database", missing}},
 		{"database broken", `{"geoip_database":"` + noKey + `"}`, "", []string{"geoip_database", noKey}},
 		{"database of the wrong kind", `{"geoip_database":"testdata/asn.mmdb"}`, "", []string{"testdata/asn.mmdb", "GeoLite2-ASN"}},
+		{"asn_database of the wrong kind", `{"asn_database":"testdata/country.mmdb"}`, "", []string{"asn_database", "testdata/country.mmdb", "GeoLite2-Country"}},
+		{"asn_database missing", `{"asn_database":"` + missing + `"}`, "", []string{"asn_database", missing}},
+		{"anonymous_database of the wrong kind", `{"anonymous_database":"testdata/asn.mmdb"}`, "", []string{"anonymous_database", "testdata/asn.mmdb", "GeoLite2-ASN"}},
+		{"anonymous_database of an unset variable", `{"anonymous_database":"{env.TEST_UNSET}"}`, "", []string{"anonymous_database", "{env.TEST_UNSET}"}},
 		{"database of an unset variable", `{"geoip_database":"{env.TEST_UNSET}"}`, "", []string{"geoip_database", "{env.TEST_UNSET}"}},
 		{"jwks_url relative", `{"jwks_url":"keys.json"}`, "", []string{"jwks_url", "keys.json"}},
 		{"jwks_url of a file", `{"jwks_url":"file:///keys.json"}`, "", []string{"jwks_url", "http or https"}},
@@ -113,7 +119,7 @@ func TestConfigsThatAreAccepted(t *testing.T) {
 		{"nothing", `{}`, `{}`},
 		{"all", `{
 			"key_file": ["examples/public.jwks.json"], "jwks_url": "http://127.0.0.1:1/keys", "jwks_interval": "1s",
-			"geoip_database": "testdata/flat.mmdb", "require_signed_urls": false, "allowed_origins": ["*.example.com", "*"],
+			"geoip_database": "testdata/flat.mmdb", "asn_database": "testdata/flat_asn.mmdb", "anonymous_database": "testdata/anonymous_plus.mmdb", "require_signed_urls": false, "allowed_origins": ["*.example.com", "*"],
 			"missing_origin": "allow", "leeway": "0s", "max_token_lifetime": "24h", "audience": ["a", "b"], "issuer": ["c"],
 			"video": {"demo": {"require_signed_urls": true, "allowed_origins": ["localhost:3000"], "missing_origin": "deny"}}
 		}`, `{"origin_path": "/media/{video}", "downloads": ["*.mp4"], "manifest": "/a folder/épisode 1.m3u8"}`},
@@ -145,7 +151,7 @@ func TestDefaults(t *testing.T) {
 	if diff := cmp.Diff(pathGlobs{"downloads/*"}, gate.paths.downloads); diff != "" {
 		t.Errorf("downloads (-want +got):\n%s", diff)
 	}
-	if app.countries != nil || app.keys.remote != nil || len(app.keys.fixed.IDs()) != 0 {
+	if app.geo.Has(geo.Country) || app.keys.remote != nil || len(app.keys.fixed.IDs()) != 0 {
 		t.Error("a gate without a config has a database or keys")
 	}
 }
@@ -192,8 +198,8 @@ func TestPlaceholdersInTheConfig(t *testing.T) {
 	if want := "http://127.0.0.1:1/keys 5m0s"; app.keys.remote.poolKey != want {
 		t.Errorf("the key set is %q, want %q", app.keys.remote.poolKey, want)
 	}
-	if got, err := app.countries.Country(netip.MustParseAddr("203.0.113.7")); err != nil || got.String() != "GB" {
-		t.Errorf("Country = %q, %v, want GB", got, err)
+	if got := app.geo.Lookup(netip.MustParseAddr("203.0.113.7")).Country; got.String() != "GB" {
+		t.Errorf("Country = %q, want GB", got)
 	}
 	if got, want := gate.originPath.escaped.folder("demo"), "/media/hls/demo/media/hls/demo"; got != want {
 		t.Errorf("a video lives at %q, want %q", got, want)

@@ -259,6 +259,8 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    key_file            <path>...
 //	    jwks_url            <url> [<interval>]
 //	    geoip_database      <path>
+//	    asn_database        <path>
+//	    anonymous_database  <path>
 //	    require_signed_urls on|off
 //	    allowed_origins     <pattern>...
 //	    missing_origin      deny|allow
@@ -303,6 +305,8 @@ func (a *App) options() map[string]option {
 	options["key_file"] = func(d *caddyfile.Dispenser) error { return someArgs(d, &a.KeyFiles, nil) }
 	options["jwks_url"] = a.parseJWKSURL
 	options["geoip_database"] = func(d *caddyfile.Dispenser) error { return oneArg(d, &a.GeoIPDatabase) }
+	options["asn_database"] = func(d *caddyfile.Dispenser) error { return oneArg(d, &a.ASNDatabase) }
+	options["anonymous_database"] = func(d *caddyfile.Dispenser) error { return oneArg(d, &a.AnonymousDatabase) }
 	options["leeway"] = func(d *caddyfile.Dispenser) error {
 		a.Leeway = new(caddy.Duration)
 		return durationArg(d, a.Leeway)

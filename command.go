@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -364,7 +365,7 @@ func sign(opts signOptions, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, warning := range rules.warnings(true) {
+	for _, warning := range rules.Warnings(anyDatabase) {
 		fmt.Fprintf(opts.warnings, "warning: --rules: %s\n", warning)
 	}
 	if opts.baseURL == "" && opts.path != defaultManifest && opts.path != "" {
@@ -380,6 +381,9 @@ func sign(opts signOptions, out io.Writer) error {
 	}
 	return err
 }
+
+// anyDatabase assumes that the gateway has a database of each fact.
+func anyDatabase(geo.Fact) bool { return true }
 
 // playbackURL returns the URL of the manifest under a token.
 func (opts signOptions) playbackURL(compact string) (*url.URL, error) {

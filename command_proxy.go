@@ -361,7 +361,7 @@ func (opts proxyOptions) check() error {
 		return fmt.Errorf("--allowed-origins: %w; give [*.]host[:port], like *.example.com or localhost:3000", err)
 	}
 	if opts.geoIPDatabase != "" {
-		if _, err := geo.Open(opts.geoIPDatabase, zap.NewNop()); err != nil {
+		if err := geo.New(zap.NewNop()).Open(geo.Country, opts.geoIPDatabase); err != nil {
 			return fmt.Errorf("--geoip-database: %w; give a MaxMind DB with countries, like GeoLite2-Country.mmdb", err)
 		}
 	}

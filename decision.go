@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -45,7 +46,7 @@ type decision struct {
 
 	// From the client.
 	client      clientLocation
-	matchedRule int // of the token's access rules, or noRule
+	matchedRule int // of the token's access rules, or NoRule
 
 	result result
 	reason reason // of a refusal, or of one that is only reported; else ""
@@ -99,24 +100,22 @@ const (
 	resultPreflight   result = "preflight"
 )
 
-// clientLocation caches the client's address and country, looked up on first
-// use.
+// clientLocation caches the client's address and the facts about it, looked up on
+// first use.
 type clientLocation struct {
-	addr         netip.Addr // valid once it has been looked up
-	country      geo.CountryCode
-	countryKnown bool
+	addr       netip.Addr // valid once it has been looked up
+	facts      geo.Facts
+	factsKnown bool
 }
 
 var (
-	errClientIP   = errors.New("an access rule needs the viewer's address, which is unknown")
-	errTooEarly   = errors.New("an access rule needs the viewer's address, which the TLS handshake has yet to confirm")
-	errNoDatabase = errors.New("an access rule needs the viewer's country, and there is no geo database; set geoip_database")
-	errDatabase   = errors.New("an access rule needs the viewer's country, which the geo database cannot tell")
+	errClientIP = errors.New("an access rule needs the viewer's address, which is unknown")
+	errTooEarly = errors.New("an access rule needs the viewer's address, which the TLS handshake has yet to confirm")
 )
 
-// address implements viewer. Caddy has determined the address, so
+// Address implements accessrules.Viewer. Caddy has determined the address, so
 // trusted_proxies decides whose headers count.
-func (d *decision) address() (netip.Addr, error) {
+func (d *decision) Address() (netip.Addr, error) {
 	if d.client.addr.IsValid() {
 		return d.client.addr, nil
 	}
@@ -142,38 +141,41 @@ func clientAddress(r *http.Request) (addr netip.Addr, ok bool) {
 	return addr.Unmap().WithZone(""), err == nil
 }
 
-// country implements viewer.
-func (d *decision) country() (geo.CountryCode, error) {
-	if d.client.countryKnown {
-		return d.client.country, nil
+// Facts implements accessrules.Viewer.
+func (d *decision) Facts(needed geo.Fact) (geo.Facts, error) {
+	if !d.app.geo.Has(needed) {
+		return geo.Facts{}, refuse(factUnavailable(needed), fmt.Errorf("an access rule needs %s, which is not set", needed.Option()))
 	}
-	if d.app.countries == nil {
-		return geo.CountryCode{}, refuse(reasonCountryUnavailable, errNoDatabase)
+	if !d.client.factsKnown {
+		addr, err := d.Address()
+		if err != nil {
+			return geo.Facts{}, err
+		}
+		d.client.facts, d.client.factsKnown = d.app.geo.Lookup(addr), true
 	}
-	addr, err := d.address()
-	if err != nil {
-		return geo.CountryCode{}, err
+	if !d.client.facts.Readable(needed) {
+		return geo.Facts{}, refuse(factUnavailable(needed), fmt.Errorf("an access rule needs the record of the viewer's address in %s, which cannot be read", needed.Option()))
 	}
-	code, err := d.app.countries.Country(addr)
-	if err != nil {
-		return geo.CountryCode{}, refuse(reasonCountryUnavailable, errDatabase)
+	return d.client.facts, nil
+}
+
+// factUnavailable is the reason of a refusal because a rule needs a fact that the
+// gate cannot tell.
+func factUnavailable(fact geo.Fact) reason {
+	if fact == geo.Country {
+		return reasonCountryUnavailable
 	}
-	d.client.country, d.client.countryKnown = code, true
-	return code, nil
+	return reasonNetworkUnavailable
 }
 
 // knownCountry returns the viewer's country for logs, "" if it is unknown. It
 // decides nothing.
 func (d *decision) knownCountry() string {
 	addr, ok := clientAddress(d.request)
-	if !ok || d.app.countries == nil {
+	if !ok {
 		return ""
 	}
-	code, err := d.app.countries.Country(addr)
-	if err != nil {
-		return ""
-	}
-	return code.String()
+	return d.app.geo.Lookup(addr).Country.String()
 }
 
 // record offers the decision as placeholders and as fields of the access log.

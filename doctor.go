@@ -23,6 +23,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/spf13/cobra"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
@@ -337,16 +338,21 @@ func (c *checkup) checkStore(ctx context.Context) {
 const staleAfter = 60 * 24 * time.Hour
 
 func (c *checkup) checkGeo(context.Context) {
-	if c.app.countries == nil {
-		c.ok("no database, so access rules cannot use countries")
-		return
+	var built []string
+	for fact := range geo.FactCount {
+		if !c.app.geo.Has(fact) {
+			continue
+		}
+		at := c.app.geo.BuildTime(fact)
+		if age := c.opts.now().Sub(at); age > staleAfter {
+			c.toDo("download a new one over the old file; the server loads it without a restart", "%s was built %s, %d days ago", fact.Option(), at.UTC().Format(time.DateOnly), int(age.Hours()/24))
+		}
+		built = append(built, fmt.Sprintf("%s was built %s", fact.Option(), at.UTC().Format(time.DateOnly)))
 	}
-	built := c.app.countries.BuildTime()
-	if age := c.opts.now().Sub(built); age > staleAfter {
-		c.toDo("download a new one over the old file; the server loads it without a restart", "geoip_database was built %s, %d days ago", built.UTC().Format(time.DateOnly), int(age.Hours()/24))
-		return
+	if built == nil {
+		built = []string{"no database, so access rules cannot use countries and networks"}
 	}
-	c.ok("geoip_database was built " + built.UTC().Format(time.DateOnly))
+	c.ok(strings.Join(built, ", "))
 }
 
 // checkPlayback requests a manifest as a viewer does.

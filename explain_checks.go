@@ -2,7 +2,6 @@ package signedplayback
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -154,7 +154,7 @@ func (t *trace) explain(d *decision, name string, became verdict, err error) {
 	case "origins":
 		t.add(name, became, err, explainOrigins(d)...)
 	case "rules":
-		t.add(name, became, err, explainRules(d, err != nil && !errors.Is(err, errRuleBlocked))...)
+		t.add(name, became, err, explainTokenRules(d, err)...)
 	case "download":
 		t.add(name, became, err, explainDownload(d))
 	}
@@ -238,20 +238,17 @@ func unchecked(name string, d *decision, claims token.Claims, detail func(*decis
 }
 
 func rulesCount(c token.Claims) string {
-	switch n := len(shownRules(c)); n {
-	case 0:
+	rules, err := compileRules(c.AccessRules)
+	switch {
+	case err != nil:
+		return "access rules that are not valid"
+	case len(rules) == 0:
 		return "no access rules"
-	case 1:
+	case len(rules) == 1:
 		return "1 access rule"
 	default:
-		return fmt.Sprintf("%d access rules", n)
+		return fmt.Sprintf("%d access rules", len(rules))
 	}
-}
-
-// shownRules decodes rules to show them. Only compileRules decides about them.
-func shownRules(c token.Claims) (rules []token.AccessRule) {
-	_ = json.Unmarshal(c.AccessRules, &rules)
-	return rules
 }
 
 // explainAudience shows the claims that the policy restricts, "" if it restricts
@@ -346,54 +343,36 @@ func explainDownload(d *decision) string {
 	}
 }
 
-// explainRules shows for each rule whether it matches the viewer.
-func explainRules(d *decision, unevaluated bool) (details []string) {
+// explainTokenRules shows what the rules of the token decide.
+func explainTokenRules(d *decision, err error) []string {
 	switch {
 	case d.target.token == "":
 		return []string{"no token, so no rules"}
 	case d.verified == nil:
 		return []string{"the token does not verify, so its rules do not count"}
-	}
-	parsed, _ := d.app.policy.Parse(d.target.token)
-	rules := shownRules(parsed.Unverified())
-	for i, rule := range rules {
-		var made string
-		switch {
-		case i < d.matchedRule || d.matchedRule < 0:
-			made = explainViewer(d, rule) + "no match"
-		case i == d.matchedRule && unevaluated:
-			made = "cannot be evaluated"
-		case i == d.matchedRule:
-			made = explainViewer(d, rule) + "match: " + rule.Action
-		default:
-			made = "not reached"
-		}
-		listed := ""
-		if list := append(append([]string(nil), rule.IP...), rule.Country...); len(list) > 0 && rule.Type != "any" {
-			listed = fmt.Sprintf(" [%s]", strings.Join(list, " "))
-		}
-		details = append(details, fmt.Sprintf("rule %d of %d: %s%s %s: %s", i+1, len(rules), rule.Type, listed, rule.Action, made))
-	}
-	switch {
-	case len(rules) == 0:
+	case len(d.verified.rules) == 0:
 		return []string{"the token has none"}
-	case d.matchedRule < 0:
+	}
+	return explainRules(d, d.verified.rules, d.matchedRule, err)
+}
+
+// explainRules shows for each rule of a list whether it matches the viewer. matched is
+// the index of the rule that decides, or that cannot be evaluated because of err.
+func explainRules(d *decision, rules accessrules.List, matched int, err error) (details []string) {
+	for i, rule := range rules {
+		made := "not reached"
+		switch {
+		case i < matched || matched == accessrules.NoRule:
+			made = rule.Seen(d) + "no match"
+		case i == matched && err != nil && !errors.Is(err, errRuleBlocked):
+			made = "cannot be evaluated"
+		case i == matched:
+			made = rule.Seen(d) + "match: " + rule.Action()
+		}
+		details = append(details, fmt.Sprintf("rule %d of %d: %s: %s", i+1, len(rules), rule, made))
+	}
+	if matched == accessrules.NoRule {
 		details = append(details, "no rule matches, so the viewer is allowed")
 	}
 	return details
-}
-
-func explainViewer(d *decision, rule token.AccessRule) string {
-	addr, err := d.address()
-	if err != nil || rule.Type == "any" {
-		return ""
-	}
-	if rule.Type != "ip.geoip.country" {
-		return fmt.Sprintf("client is %s, ", addr)
-	}
-	country := d.knownCountry()
-	if country == "" {
-		country = "no known country"
-	}
-	return fmt.Sprintf("client %s is in %s, ", addr, country)
 }

@@ -195,10 +195,10 @@ func checkRules(d *decision) (err error) {
 	if d.verified == nil {
 		return nil
 	}
-	if d.matchedRule, err = d.verified.rules.match(d); err != nil {
+	if d.matchedRule, err = d.verified.rules.Match(d); err != nil {
 		return err
 	}
-	if !d.verified.rules.allow(d.matchedRule) {
+	if !d.verified.rules.Allows(d.matchedRule) {
 		return refuse(reasonRuleBlocked, errRuleBlocked)
 	}
 	return nil

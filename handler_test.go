@@ -29,7 +29,7 @@ import (
 // testApp is a config with something for every step of the gate.
 func testApp() *App {
 	return &App{
-		GeoIPDatabase: "testdata/country.mmdb",
+		GeoIPDatabase: "testdata/country.mmdb", ASNDatabase: "testdata/asn.mmdb", AnonymousDatabase: "testdata/anonymous.mmdb",
 		Videos: map[string]VideoSettings{
 			"public":  {RequireSignedURLs: new(false)},
 			"site":    {AllowedOrigins: []string{"example.com"}},
@@ -42,8 +42,11 @@ func signedFor(video string) string {
 	return signed(func(c *token.Claims) { c.VideoID = video })
 }
 
-// The rules of the tests. The viewer is at 203.0.113.7, which is in GB.
+// The rules of the tests. The viewer is at 203.0.113.7, which is in GB, in AS64496 and a
+// VPN.
 const (
+	blocksASN    = `[{"type":"ip.geoip.asnum","action":"block","asn":[64500,64496]}]`
+	blocksVPN    = `[{"type":"ip.anonymous","action":"block","kinds":["tor","vpn"]}]`
 	needsAddress = `[{"type":"ip.src","action":"allow","ip":["203.0.113.0/24"]},{"type":"any","action":"block"}]`
 	needsCountry = `[{"type":"ip.geoip.country","action":"allow","country":["GB"]},{"type":"any","action":"block"}]`
 	needsNothing = `[{"type":"any","action":"allow"},{"type":"ip.src","action":"block","ip":["203.0.113.7"]},{"type":"ip.geoip.country","action":"block","country":["GB"]}]`
@@ -103,6 +106,9 @@ var refused = []struct {
 	{"J35 rules that nobody understands", under(withRules(`[{"type":"ip.geoip.asnum","action":"allow"}]`), "/x.ts"), nil, "rules_invalid"},
 	{"rules block the address", under(withRules(needsAddress), "/x.ts"), from("203.0.114.7"), "rule_blocked"},
 	{"rules block the country", under(withRules(needsCountry), "/x.ts"), from("198.51.100.1"), "rule_blocked"},
+	{"rules block the autonomous system", under(withRules(blocksASN), "/x.ts"), nil, "rule_blocked"},
+	{"rules block the anonymous network", under(withRules(blocksVPN), "/x.ts"), nil, "rule_blocked"},
+	{"N5 hidden address of a network", under(withRules(blocksASN), "/x.ts"), from("_hidden"), "client_ip_unknown"},
 	{"rules block a public video's token", under(signedAs(func(c *token.Claims) {
 		c.VideoID, c.AccessRules = "public", json.RawMessage(blocksAll)
 	}), "/x.ts"), nil, "rule_blocked"},
@@ -150,6 +156,11 @@ func TestRefusalsOfWhatCannotBeTold(t *testing.T) {
 	}{
 		{"a country without a database", App{}, inGB, nil, "country_unavailable"},
 		{"a country in a record that cannot be read", *testApp(), inGB, from("198.18.0.1"), "country_unavailable"},
+		{"a network without a database", App{GeoIPDatabase: "testdata/country.mmdb"}, "/" + signedWithRules(blocksASN) + "/x.ts", nil, "network_unavailable"},
+		{"a network in a record that cannot be read", *testApp(), "/" + signedWithRules(blocksASN) + "/x.ts", from("198.18.0.1"), "network_unavailable"},
+		{"an anonymous network without a database", App{ASNDatabase: "testdata/asn.mmdb"}, "/" + signedWithRules(blocksVPN) + "/x.ts", nil, "network_unavailable"},
+		{"an anonymous network in a record that cannot be read", *testApp(), "/" + signedWithRules(blocksVPN) + "/x.ts", from("198.18.0.1"), "network_unavailable"},
+		{"a network, and the country has no database", App{ASNDatabase: "testdata/flat_asn.mmdb"}, "/" + signedWithRules(blocksASN) + "/x.ts", from("198.51.100.1"), ""},
 		{"a key, and the key set has not been loaded", notLoaded, unknownKey, nil, "state_unavailable"},
 		{"no key, which no set contains", notLoaded, noKey, nil, "key_unknown"},
 		{"a key of the config", notLoaded, "/" + plainToken() + "/x.ts", nil, ""},
@@ -201,6 +212,9 @@ var passed = []struct {
 	{"iframe that a browser loads", func() string { return "/" + signedFor("site") + "/iframe" }, with("Sec-Fetch-Dest", "iframe"), "/site/iframe"},
 	{"missing origin that is allowed", literal("/oursite/x.ts"), nil, "/oursite/x.ts"},
 	{"address that the rules allow", under(withRules(needsAddress), "/x.ts"), nil, "/demo/x.ts"},
+	{"a network that the rules do not block", under(withRules(blocksASN), "/x.ts"), from("198.51.100.1"), "/demo/x.ts"},
+	{"an anonymous network that the rules do not block", under(withRules(blocksVPN), "/x.ts"), from("127.0.0.1"), "/demo/x.ts"},
+	{"a network that no database knows", under(withRules(blocksASN), "/x.ts"), from("8.8.8.8"), "/demo/x.ts"},
 	{"country that the rules allow", under(withRules(needsCountry), "/x.ts"), nil, "/demo/x.ts"},
 	{"N4 mapped address", under(withRules(needsAddress), "/x.ts"), from("::ffff:203.0.113.7"), "/demo/x.ts"},
 	{"N4 country of a mapped address", under(withRules(needsCountry), "/x.ts"), from("::ffff:cb00:7107"), "/demo/x.ts"},

@@ -126,7 +126,7 @@ func (i *inspection) read(compact string, keys *token.KeySet, now time.Time) err
 	if err != nil {
 		return refuse(reasonRulesInvalid, err)
 	}
-	i.Rules, i.Warnings = new(len(rules)), rules.warnings(true)
+	i.Rules, i.Warnings = new(len(rules)), rules.Warnings(anyDatabase)
 	if keys == nil {
 		return nil
 	}

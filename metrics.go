@@ -3,10 +3,12 @@ package signedplayback
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 	"github.com/signed-playback/caddy-signed-playback/mediacache"
 )
@@ -139,13 +141,18 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 			func() float64 { return boolToFloat(!a.state.Unavailable()) },
 		},
 	}
-	if countries := a.countries; countries != nil {
+	for fact := range geo.FactCount {
+		if !a.geo.Has(fact) {
+			continue
+		}
+		option := fact.Option()
+		name := strings.TrimSuffix(option, "_database")
 		gauges = append(gauges, gauge{
-			"geoip_build_timestamp_seconds", "When the geo database in force was built, in Unix seconds.",
-			func() float64 { return float64(countries.BuildTime().Unix()) },
+			name + "_build_timestamp_seconds", "When the " + option + " in force was built, in Unix seconds.",
+			func() float64 { return float64(a.geo.BuildTime(fact).Unix()) },
 		}, gauge{
-			"geoip_last_reload_successful", "Whether the geo database in force is that of the file; if not, the file is missing or broken.",
-			func() float64 { return boolToFloat(!countries.Stale()) },
+			name + "_last_reload_successful", "Whether the " + option + " in force is that of the file; if not, the file is missing or broken.",
+			func() float64 { return boolToFloat(!a.geo.Stale(fact)) },
 		})
 	}
 	if remote := a.keys.remote; remote != nil {

@@ -273,6 +273,8 @@ func TestGaugesFollowTheConfig(t *testing.T) {
 	}{
 		{"nothing", new(App), nil},
 		{"geo database", &App{GeoIPDatabase: "testdata/country.mmdb"}, []string{"geoip_build_timestamp_seconds", "geoip_last_reload_successful"}},
+		{"ASN database", &App{ASNDatabase: "testdata/asn.mmdb"}, []string{"asn_build_timestamp_seconds", "asn_last_reload_successful"}},
+		{"anonymous database", &App{AnonymousDatabase: "testdata/anonymous.mmdb"}, []string{"anonymous_build_timestamp_seconds", "anonymous_last_reload_successful"}},
 		{"remote key set", &App{JWKSURL: "http://127.0.0.1:1/" + t.Name()}, []string{"jwks_last_success_timestamp_seconds"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -38,6 +38,7 @@ const (
 	reasonManifestInvalid       reason = "manifest_invalid"
 	reasonStateUnavailable      reason = "state_unavailable"
 	reasonCountryUnavailable    reason = "country_unavailable"
+	reasonNetworkUnavailable    reason = "network_unavailable"
 )
 
 // reasons lists all reasons.
@@ -46,7 +47,7 @@ var reasons = [...]reason{
 	reasonSignatureInvalid, reasonAudienceNotAllowed, reasonTokenExpired, reasonTokenNotYetValid,
 	reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
 	reasonClientIPUnknown, reasonServiceWorker, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
-	reasonManifestInvalid, reasonStateUnavailable, reasonCountryUnavailable,
+	reasonManifestInvalid, reasonStateUnavailable, reasonCountryUnavailable, reasonNetworkUnavailable,
 }
 
 // status maps a reason to an HTTP status:
@@ -58,7 +59,7 @@ var reasons = [...]reason{
 //	425  the TLS handshake is unfinished and a rule needs the address
 //	429  the network has sent too many tokens with invalid signatures
 //	502  the origin's manifest cannot be rewritten, or it redirects elsewhere
-//	503  the keys, settings or geo database cannot be read
+//	503  the keys, settings or a geo database cannot be read
 //	500  an unknown reason, which is a bug of the gate
 func (r reason) status() int {
 	switch r {
@@ -79,7 +80,7 @@ func (r reason) status() int {
 		return http.StatusTooManyRequests
 	case reasonManifestInvalid:
 		return http.StatusBadGateway
-	case reasonStateUnavailable, reasonCountryUnavailable:
+	case reasonStateUnavailable, reasonCountryUnavailable, reasonNetworkUnavailable:
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError

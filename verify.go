@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"runtime"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -28,11 +30,11 @@ type verifiedToken struct {
 	id, viewer         string // "" if the token has no such claim
 	issued, startBy    int64  // Unix seconds, negative if the token has no such claim
 	sessionLimit       int    // 0 if the token has no such claim
-	rules              accessRules
+	rules              accessrules.List
 	key                *token.PublicKey // nil if `explain` assumes that the token is valid
 }
 
-func newVerifiedToken(claims token.Claims, rules accessRules, key *token.PublicKey) *verifiedToken {
+func newVerifiedToken(claims token.Claims, rules accessrules.List, key *token.PublicKey) *verifiedToken {
 	return &verifiedToken{
 		video:   claims.VideoID,
 		expires: claims.ExpiresAt.Unix(), notBefore: claims.NotBefore.Unix(),
@@ -174,6 +176,15 @@ func (v *verifier) check(r *http.Request, compact string, parsed token.Parsed, k
 	return t, err
 }
 
+// compileRules compiles the claim `accessRules`.
+func compileRules(raw []byte) (accessrules.List, error) {
+	rules, err := accessrules.Compile(raw)
+	if err != nil {
+		return nil, fmt.Errorf("accessRules: %w", err)
+	}
+	return rules, nil
+}
+
 // verifySignature is a pure function of a token and its key.
 func verifySignature(parsed token.Parsed, key *token.PublicKey) (*verifiedToken, error) {
 	claims, err := parsed.Verify(key)
@@ -273,13 +284,10 @@ func (c *tokenCache) put(compact string, t *verifiedToken) {
 
 // weighToken estimates the memory that a token takes in the cache, in bytes.
 func weighToken(compact string, t *verifiedToken) uint32 {
-	const entry, rule, prefix, country, text = 416, 56, 32, 2, 16
-	weight := entry + len(compact) + len(t.issuer) + len(t.id) + len(t.viewer) + rule*len(t.rules)
+	const entry, text = 416, 16
+	weight := entry + len(compact) + len(t.issuer) + len(t.id) + len(t.viewer) + t.rules.Weight()
 	for _, audience := range t.audience {
 		weight += text + len(audience)
-	}
-	for _, r := range t.rules {
-		weight += prefix*len(r.prefixes) + country*len(r.countries)
 	}
 	return uint32(weight)
 }

@@ -136,7 +136,7 @@ type Claims struct {
 // so a list of "allow" rules needs a last rule of the type "any" with the action
 // "block".
 type AccessRule struct {
-	// Type is "any", "ip.src" or "ip.geoip.country".
+	// Type is "any", "ip.src", "ip.geoip.country", "ip.geoip.asnum" or "ip.anonymous".
 	Type string `json:"type"`
 	// Action is "allow" or "block".
 	Action string `json:"action"`
@@ -144,6 +144,11 @@ type AccessRule struct {
 	IP []string `json:"ip,omitempty"`
 	// Country lists the ISO 3166-1 alpha-2 codes of an "ip.geoip.country" rule.
 	Country []string `json:"country,omitempty"`
+	// ASN lists the numbers of autonomous systems of an "ip.geoip.asnum" rule.
+	ASN []uint32 `json:"asn,omitempty"`
+	// Kinds are those of an "ip.anonymous" rule: "vpn", "hosting", "public_proxy",
+	// "residential_proxy" or "tor". nil is any kind; an empty list is invalid.
+	Kinds []string `json:"kinds,omitzero"`
 }
 
 // Header is a token whose header has been checked and whose payload has not

@@ -14,8 +14,16 @@
 //   - bare.mmdb is flat.mmdb for IPv4 alone, and its metadata has neither a
 //     description nor a type nor languages. The public ip-location-db files
 //     have no description either.
-//   - asn.mmdb has a network's autonomous system number and no country: a
-//     database of the wrong type.
+//   - asn.mmdb has the autonomous systems of the same networks, in MaxMind's form
+//     (autonomous_system_number), and a record that cannot be read. It has no
+//     country.
+//   - flat_asn.mmdb has the same in the flat form (asn), as a number or as text
+//     like AS64496, beside the country: one file with two facts.
+//   - anonymous.mmdb has the anonymous networks among them, in the form of
+//     MaxMind's Anonymous IP, and a record that cannot be read.
+//   - anonymous_plus.mmdb is the same in the form of Anonymous Plus.
+//   - updated_asn.mmdb and updated_anonymous.mmdb are the newer files that replace
+//     asn.mmdb and anonymous.mmdb. Only 203.0.113.0/24 differs.
 //   - updated.mmdb is country.mmdb with 203.0.113.0/24 moved to France, built a
 //     day later: the newer file that replaces it.
 package main
@@ -92,7 +100,13 @@ func databases() []database {
 		{"country.mmdb", "GeoLite2-Country", described, 6, buildEpoch, countryRecords()},
 		{"flat.mmdb", "country", described, 6, buildEpoch, records(flatRecord)},
 		{"bare.mmdb", "", nil, 4, buildEpoch, ipv4Alone(records(flatRecord))},
-		{"asn.mmdb", "GeoLite2-ASN", described, 6, buildEpoch, records(asnRecord)},
+		{"asn.mmdb", "GeoLite2-ASN", described, 6, buildEpoch, asnRecords()},
+		{"flat_asn.mmdb", "generic", nil, 6, buildEpoch, records(flatASNRecord)},
+		{"anonymous.mmdb", "GeoIP2-Anonymous-IP", described, 6, buildEpoch, anonymousRecords(anonymousRecord)},
+		{"anonymous_plus.mmdb", "GeoIP-Anonymous-Plus", described, 6, buildEpoch, anonymousRecords(anonymousPlusRecord)},
+		{"updated_asn.mmdb", "GeoLite2-ASN", described, 6, buildEpoch + day, append(asnRecords(), entry[mmdbtype.Map]{"203.0.113.0/24", asnRecord("FR")})},
+		{"updated_anonymous.mmdb", "GeoIP2-Anonymous-IP", described, 6, buildEpoch + day,
+			append(anonymousRecords(anonymousRecord), entry[mmdbtype.Map]{"203.0.113.0/24", anonymousRecord([]string{"is_tor_exit_node"})})},
 		{"updated.mmdb", "GeoLite2-Country", described, 6, buildEpoch + day, updatedRecords()},
 	}
 }
@@ -134,9 +148,68 @@ func flatRecord(code string) mmdbtype.Map {
 	return mmdbtype.Map{"country_code": mmdbtype.String(code)}
 }
 
-// asnRecord gives every network the same number, one kept for documentation.
-func asnRecord(string) mmdbtype.Map {
-	return mmdbtype.Map{"autonomous_system_number": mmdbtype.Uint32(64496)}
+// systems are the autonomous systems of the countries. Their numbers are kept for
+// documentation.
+var systems = map[string]uint32{"GB": 64496, "DE": 64497, "US": 4200000000, "FR": 64499}
+
+func asnRecords() []entry[mmdbtype.Map] {
+	unreadable := mmdbtype.Map{"autonomous_system_number": mmdbtype.Map{}}
+	return append(records(asnRecord), entry[mmdbtype.Map]{"198.18.0.0/15", unreadable})
+}
+
+func asnRecord(code string) mmdbtype.Map {
+	return mmdbtype.Map{"autonomous_system_number": mmdbtype.Uint32(systems[code]), "autonomous_system_organization": mmdbtype.String("Test " + code)}
+}
+
+// flatASNRecord has the number of GB in text, that of DE in small letters, and those
+// of others as numbers of two sizes.
+func flatASNRecord(code string) mmdbtype.Map {
+	record := flatRecord(code)
+	switch number := systems[code]; code {
+	case "GB":
+		record["asn"] = mmdbtype.String(fmt.Sprint("AS", number))
+	case "DE":
+		record["asn"] = mmdbtype.String(fmt.Sprint("as", number))
+	default:
+		record["asn"] = mmdbtype.Uint64(number)
+	}
+	return record
+}
+
+// anonymous are the anonymous networks, with the members that are true. MaxMind
+// leaves out those that are false.
+var anonymous = []entry[[]string]{
+	{"203.0.113.0/24", []string{"is_anonymous", "is_anonymous_vpn"}},
+	{"198.51.100.0/24", []string{"is_anonymous", "is_tor_exit_node", "is_public_proxy"}},
+	{"2001:db8:1::/48", []string{"is_anonymous", "is_residential_proxy"}},
+	{"2001:db8:2::/48", []string{"is_hosting_provider"}},
+	{"127.0.0.1/32", []string{"is_anonymous", "is_hosting_provider"}},
+	{"127.0.0.2/32", []string{"is_anonymous", "is_anonymous_vpn"}},
+	{"127.0.0.3/32", []string{"is_anonymous"}},
+}
+
+func anonymousRecords(record func(members []string) mmdbtype.Map) []entry[mmdbtype.Map] {
+	unreadable := mmdbtype.Map{"is_anonymous": mmdbtype.String("yes")}
+	all := []entry[mmdbtype.Map]{{"198.18.0.0/15", unreadable}}
+	for _, network := range anonymous {
+		all = append(all, entry[mmdbtype.Map]{network.network, record(network.value)})
+	}
+	return all
+}
+
+func anonymousRecord(members []string) mmdbtype.Map {
+	record := make(mmdbtype.Map)
+	for _, member := range members {
+		record[mmdbtype.String(member)] = mmdbtype.Bool(true)
+	}
+	return record
+}
+
+func anonymousPlusRecord(members []string) mmdbtype.Map {
+	record := anonymousRecord(members)
+	record["anonymizer_confidence"], record["network_last_seen"] = mmdbtype.Uint16(99), mmdbtype.String("2026-01-01")
+	record["provider_name"] = mmdbtype.String("Test")
+	return record
 }
 
 // write makes the file in folder.

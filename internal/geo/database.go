@@ -1,5 +1,5 @@
-// Package geo looks up countries in MaxMind DB files and reloads a file when it
-// changes.
+// Package geo looks up countries, autonomous systems and anonymous networks in MaxMind
+// DB files, and reloads a file when it changes.
 package geo
 
 import (
@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/maypok86/otter/v2"
 	"github.com/oschwald/maxminddb-golang/v2"
 	"go.uber.org/zap"
 )
@@ -21,14 +22,36 @@ import (
 // overwritten or remounted.
 const watchInterval = time.Second
 
-// Database maps addresses to countries. Lookups read the last good version of
-// the file from memory; Watch replaces it when the file changes. All methods
-// are safe for concurrent use, but Watch may run only once.
-type Database struct {
-	path    string
+// maxCachedFacts bounds the cache of lookups to a few MiB.
+const maxCachedFacts = 20_000
+
+// Databases tell facts about addresses. Lookups read the last good versions of the
+// files from memory; Watch replaces one when its file changes. Open comes first. Then
+// all methods are safe for concurrent use, but Watch may run only once.
+type Databases struct {
 	logger  *zap.Logger
-	current atomic.Pointer[countries]
-	stale   atomic.Bool
+	files   [FactCount]*file // nil without a database
+	current atomic.Pointer[snapshot]
+}
+
+// New returns Databases without any. The logger reports reloads.
+func New(logger *zap.Logger) *Databases {
+	d := &Databases{logger: logger}
+	d.current.Store(new(snapshot))
+	return d
+}
+
+// snapshot is the versions of the databases that are in force, and what has been
+// looked up in them. So nobody gets facts of a database that has been replaced.
+type snapshot struct {
+	readers [FactCount]*reader // nil without a database
+	cache   *otter.Cache[netip.Addr, Facts]
+}
+
+// file is the file of a database.
+type file struct {
+	path  string
+	stale atomic.Bool
 
 	// Only Watch uses these after Open.
 	version    os.FileInfo // of the file that was tried last, nil if it was missing
@@ -44,42 +67,59 @@ func sameVersion(a, b os.FileInfo) bool {
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-// Open loads the database at path. It fails if the file cannot be read, is
-// damaged, or has no record with a country. Errors name the path. The logger
-// reports later reloads.
-func Open(path string, logger *zap.Logger) (*Database, error) {
-	d := &Database{path: path, logger: logger}
-	d.version, _ = os.Stat(path)
-	if err := d.load(); err != nil {
-		return nil, fmt.Errorf("%q: %w", path, err)
+// Open loads the database of a fact. It fails if the file cannot be read, is damaged,
+// or has no record with the fact. Errors name the path.
+func (d *Databases) Open(fact Fact, path string) error {
+	f := &file{path: path}
+	f.version, _ = os.Stat(path)
+	if err := d.load(fact, path); err != nil {
+		return fmt.Errorf("%q: %w", path, err)
 	}
-	return d, nil
+	d.files[fact] = f
+	return nil
 }
 
-// Country returns the country of an address, or the zero code if the database
-// does not know it. It fails if the record of the address cannot be decoded.
-// An IPv4 address must not be mapped to IPv6, and an IPv6 address must have no
-// zone.
-func (d *Database) Country(addr netip.Addr) (CountryCode, error) {
-	country, err := d.current.Load().lookup(addr)
-	if err != nil {
-		return CountryCode{}, fmt.Errorf("decoding the record of %s: %w", addr, err)
+// Has reports whether there is a database of a fact.
+func (d *Databases) Has(fact Fact) bool { return d.files[fact] != nil }
+
+// Lookup returns all facts about an address. An IPv4 address must not be mapped to
+// IPv6, and an IPv6 address must have no zone.
+func (d *Databases) Lookup(addr netip.Addr) Facts {
+	s := d.current.Load()
+	if s.cache == nil {
+		return Facts{}
 	}
-	return country, nil
+	if facts, ok := s.cache.GetIfPresent(addr); ok {
+		return facts
+	}
+	facts := s.read(addr)
+	s.cache.Set(addr, facts)
+	return facts
+}
+
+func (s *snapshot) read(addr netip.Addr) (facts Facts) {
+	for fact, r := range s.readers {
+		if r != nil && r.read(addr, &facts) != nil {
+			facts.unreadable |= 1 << fact
+		}
+	}
+	return facts
 }
 
 // BuildTime returns the time at which the database in force was built, as its
-// metadata has it.
-func (d *Database) BuildTime() time.Time { return d.current.Load().db.Metadata.BuildTime() }
+// metadata has it. The fact must have a database.
+func (d *Databases) BuildTime(fact Fact) time.Time {
+	return d.current.Load().readers[fact].db.Metadata.BuildTime()
+}
 
-// Stale reports whether the file has changed and its new version could not be
-// loaded, so that an older version is still in force.
-func (d *Database) Stale() bool { return d.stale.Load() }
+// Stale reports whether the file of a fact has changed and its new version could not
+// be loaded, so that an older version is still in force.
+func (d *Databases) Stale(fact Fact) bool { return d.files[fact].stale.Load() }
 
 // load reads the whole file into memory. A mapped file would need less, but
 // crashes the server when it is truncated in place.
-func (d *Database) load() error {
-	data, err := os.ReadFile(d.path)
+func (d *Databases) load(fact Fact, path string) error {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
@@ -87,11 +127,13 @@ func (d *Database) load() error {
 	if err != nil {
 		return err
 	}
-	loaded, err := newCountries(db)
+	loaded, err := newReader(db, fact)
 	if err != nil {
 		return err
 	}
-	d.current.Store(loaded)
+	next := &snapshot{readers: d.current.Load().readers, cache: otter.Must(&otter.Options[netip.Addr, Facts]{MaximumSize: maxCachedFacts})}
+	next.readers[fact] = loaded
+	d.current.Store(next)
 	return nil
 }
 
@@ -111,41 +153,46 @@ func openVerified(data []byte) (*maxminddb.Reader, error) {
 	return db, db.Verify()
 }
 
-// Watch reloads the database whenever its file changes, until ctx is done.
-func (d *Database) Watch(ctx context.Context) {
+// Watch reloads a database whenever its file changes, until ctx is done.
+func (d *Databases) Watch(ctx context.Context) {
 	ticker := time.NewTicker(watchInterval)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
-			d.refresh()
+			for fact := range FactCount {
+				if d.Has(fact) {
+					d.refresh(fact)
+				}
+			}
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// refresh looks at the file once. It reports each version of the file that is
+// refresh looks at the file of a fact once. It reports each version of the file that is
 // missing or damaged once, and keeps the last good one in force.
-func (d *Database) refresh() {
+func (d *Databases) refresh(fact Fact) {
+	f := d.files[fact]
 	// The stat comes first: a file that changes while it is read is read again.
-	version, _ := os.Stat(d.path)
-	same := sameVersion(version, d.version)
-	if same && !d.unreadable {
+	version, _ := os.Stat(f.path)
+	same := sameVersion(version, f.version)
+	if same && !f.unreadable {
 		return
 	}
-	d.version = version
-	err := d.load()
-	d.stale.Store(err != nil)
+	f.version = version
+	err := d.load(fact, f.path)
+	f.stale.Store(err != nil)
 	// A change of permissions is not visible in the version.
-	_, d.unreadable = errors.AsType[*fs.PathError](err)
+	_, f.unreadable = errors.AsType[*fs.PathError](err)
 	if err != nil && same {
 		return
 	}
 	if err != nil {
 		d.logger.Error("loading the changed geo database failed; the last good one stays in force",
-			zap.String("path", d.path), zap.Error(err))
+			zap.String("path", f.path), zap.Error(err))
 		return
 	}
-	d.logger.Info("loaded the changed geo database", zap.String("path", d.path), zap.Time("built", d.BuildTime()))
+	d.logger.Info("loaded the changed geo database", zap.String("path", f.path), zap.Time("built", d.BuildTime(fact)))
 }

@@ -29,29 +29,24 @@ func readFile(t *testing.T, path string) []byte {
 	return data
 }
 
-func openTestDatabase(t *testing.T, path string) *Database {
+func openTestDatabase(t *testing.T, path string) *Databases {
 	t.Helper()
 	d, _ := openLogged(t, path)
 	return d
 }
 
-func openLogged(t *testing.T, path string) (*Database, *observer.ObservedLogs) {
+func openLogged(t *testing.T, path string) (*Databases, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
-	d, err := Open(path, zap.New(core))
-	if err != nil {
+	d := New(zap.New(core))
+	if err := d.Open(Country, path); err != nil {
 		t.Fatalf("Open = %v", err)
 	}
 	return d, logs
 }
 
-func countryIn(t *testing.T, d *Database, addr string) string {
-	t.Helper()
-	code, err := d.Country(netip.MustParseAddr(addr))
-	if err != nil {
-		t.Fatalf("Country(%s) = %v", addr, err)
-	}
-	return code.String()
+func countryIn(d *Databases, addr string) string {
+	return d.Lookup(netip.MustParseAddr(addr)).Country.String()
 }
 
 // knownAddresses are addresses and their countries in the test databases:
@@ -81,7 +76,7 @@ func TestCountries(t *testing.T) {
 		for range 2 {
 			for _, tc := range knownAddresses {
 				want := []string{tc.country, tc.country, tc.bare, tc.updated}[i]
-				if got := countryIn(t, d, tc.addr); got != want {
+				if got := countryIn(d, tc.addr); got != want {
 					t.Errorf("%s: country of %s in %s = %q, want %q", tc.name, tc.addr, name, got, want)
 				}
 			}
@@ -89,14 +84,68 @@ func TestCountries(t *testing.T) {
 	}
 }
 
-// A country that cannot be read is an error, also when it is looked up again. A rule could
-// admit an unknown country.
-func TestCountryThatCannotBeRead(t *testing.T) {
+// databaseFiles are a database for each fact, and a later version of it.
+var databaseFiles = [FactCount]struct{ file, updated string }{
+	Country: {"country.mmdb", "updated.mmdb"}, ASN: {"asn.mmdb", "updated_asn.mmdb"}, Anonymous: {"anonymous.mmdb", "updated_anonymous.mmdb"},
+}
+
+// knownNetworks are addresses with their autonomous system and anonymous network in the
+// test databases.
+var knownNetworks = []struct {
+	addr  string
+	asn   uint32
+	kinds string
+}{
+	{"203.0.113.7", 64496, "vpn"},
+	{"198.51.100.1", 64497, "public_proxy tor"},
+	{"2001:db8:1::1", 64496, "residential_proxy"},
+	{"2001:db8:2::1", 4200000000, "hosting"},
+	{"127.0.0.1", 4200000000, "hosting"},
+	{"127.0.0.2", 64496, "vpn"},
+	{"127.0.0.3", 64497, "anonymous"},
+	{"8.8.8.8", 0, ""},
+	{"2001:db8:3::1", 0, ""},
+}
+
+// The schemas of MaxMind and the flat ones give the same facts, and one lookup gives all.
+func TestNetworks(t *testing.T) {
 	t.Parallel()
-	d := openTestDatabase(t, testdata+"country.mmdb")
-	for range 2 {
-		if got, err := d.Country(netip.MustParseAddr("198.18.0.1")); err == nil || got != (CountryCode{}) {
-			t.Errorf("Country = %q, %v, want an error", got, err)
+	for _, files := range [][FactCount]string{
+		{"country.mmdb", "asn.mmdb", "anonymous.mmdb"}, {"flat.mmdb", "flat_asn.mmdb", "anonymous_plus.mmdb"}, {"flat_asn.mmdb", "flat_asn.mmdb", "anonymous.mmdb"},
+	} {
+		d := New(zap.NewNop())
+		for fact, file := range files {
+			if err := d.Open(Fact(fact), testdata+file); err != nil || !d.Has(Fact(fact)) {
+				t.Fatalf("Open(%s) = %v", file, err)
+			}
+		}
+		for range 2 {
+			for _, tc := range knownNetworks {
+				got := d.Lookup(netip.MustParseAddr(tc.addr))
+				if got.ASN != tc.asn || got.Anonymous.String() != tc.kinds {
+					t.Errorf("%v: %s is in AS%d, %q, want AS%d, %q", files, tc.addr, got.ASN, got.Anonymous, tc.asn, tc.kinds)
+				}
+			}
+		}
+	}
+}
+
+// A record that cannot be read is an error, also when it is looked up again: a rule could
+// admit an unknown fact. It says nothing about the other facts.
+func TestRecordThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	for opened := range FactCount {
+		d := New(zap.NewNop())
+		if err := d.Open(opened, testdata+databaseFiles[opened].file); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			facts := d.Lookup(netip.MustParseAddr("198.18.0.1"))
+			for fact := range FactCount {
+				if got, want := facts.Readable(fact), fact != opened; got != want || facts.Country != (CountryCode{}) || facts.ASN != 0 || facts.Anonymous != 0 {
+					t.Errorf("with %s alone, %+v, and %s is readable %t, want %t", opened.Option(), facts, fact.Option(), got, want)
+				}
+			}
 		}
 	}
 }
@@ -135,8 +184,9 @@ func TestFilesThatAreRefused(t *testing.T) {
 		{"S10 text", write("text.mmdb", bytes.Repeat([]byte("country "), 1000)), ""},
 		{"S10 the metadata alone", write("meta.mmdb", good[bytes.LastIndex(good, metadataMarker):]), ""},
 	} {
-		d, err := Open(tc.path, zap.NewNop())
-		if err == nil || d != nil {
+		d := New(zap.NewNop())
+		err := d.Open(Country, tc.path)
+		if err == nil || d.Has(Country) {
 			t.Errorf("%s: Open = %v, want an error", tc.name, err)
 			continue
 		}
@@ -148,19 +198,19 @@ func TestFilesThatAreRefused(t *testing.T) {
 
 var metadataMarker = []byte("\xab\xcd\xefMaxMind.com")
 
-// loadBytes opens a database. If it is accepted, looking up addresses in it must not end
+// loadBytes opens a database of a fact. If it is accepted, looking up addresses in it must not end
 // the process.
-func loadBytes(data []byte) error {
+func loadBytes(data []byte, fact Fact) error {
 	db, err := openVerified(data)
 	if err != nil {
 		return err
 	}
-	c, err := newCountries(db)
+	r, err := newReader(db, fact)
 	if err != nil {
 		return err
 	}
 	for _, tc := range knownAddresses {
-		_, _ = c.lookup(netip.MustParseAddr(tc.addr))
+		_ = r.read(netip.MustParseAddr(tc.addr), new(Facts))
 	}
 	return nil
 }
@@ -171,7 +221,9 @@ func loadBytes(data []byte) error {
 // process.
 func TestDamagedDatabases(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"country.mmdb", "flat.mmdb", "bare.mmdb"} {
+	for name, fact := range map[string]Fact{
+		"country.mmdb": Country, "flat.mmdb": Country, "bare.mmdb": Country, "asn.mmdb": ASN, "flat_asn.mmdb": ASN, "anonymous.mmdb": Anonymous,
+	} {
 		data := readFile(t, testdata+name)
 		db, err := openVerified(data)
 		if err != nil {
@@ -182,12 +234,12 @@ func TestDamagedDatabases(t *testing.T) {
 		metadata := bytes.LastIndex(data, metadataMarker)
 		flippedTrees := 0
 		for i := range data {
-			if loadBytes(data[:i]) == nil {
+			if loadBytes(data[:i], fact) == nil {
 				t.Errorf("the first %d of the %d bytes of %s are accepted", i, len(data), name)
 			}
 			flipped := bytes.Clone(data)
 			flipped[i] ^= 1 << (i % 8)
-			if loadBytes(flipped) == nil && i < tree {
+			if loadBytes(flipped, fact) == nil && i < tree {
 				flippedTrees++
 			}
 		}
@@ -200,7 +252,7 @@ func TestDamagedDatabases(t *testing.T) {
 			for _, fill := range []string{"\xff", "A"} {
 				corrupt := bytes.Clone(data)
 				copy(corrupt[bounds[0]:bounds[1]], strings.Repeat(fill, len(data)))
-				if loadBytes(corrupt) == nil {
+				if loadBytes(corrupt, fact) == nil {
 					t.Errorf("%s with %q in its %s is accepted", name, fill, section)
 				}
 			}
@@ -220,12 +272,13 @@ func replaceFile(t *testing.T, path string, data []byte, version int) {
 	}
 }
 
-// watched returns the country database at a path and its log.
-func watched(t *testing.T) (*Database, *observer.ObservedLogs) {
+// watched returns the country database, its path and its log.
+func watched(t *testing.T) (d *Databases, path string, logs *observer.ObservedLogs) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "db.mmdb")
+	path = filepath.Join(t.TempDir(), "db.mmdb")
 	replaceFile(t, path, readFile(t, testdata+"country.mmdb"), 0)
-	return openLogged(t, path)
+	d, logs = openLogged(t, path)
+	return d, path, logs
 }
 
 // An updater replaces the file while the server runs. A good version comes into force. A
@@ -234,7 +287,7 @@ func TestDatabaseIsReplaced(t *testing.T) {
 	t.Parallel()
 	country, updated := readFile(t, testdata+"country.mmdb"), readFile(t, testdata+"updated.mmdb")
 	sameSize := bytes.ReplaceAll(country, []byte("BGB"), []byte("BFR")) // each text begins with its type and length
-	d, logs := watched(t)
+	d, path, logs := watched(t)
 	check := func(err error) {
 		if err != nil {
 			t.Fatal(err)
@@ -249,30 +302,30 @@ func TestDatabaseIsReplaced(t *testing.T) {
 		level   zapcore.Level // of the one line, or none
 	}{
 		{"unchanged", func() {}, "GB", false, none},
-		{"updated", func() { replaceFile(t, d.path, updated, 1) }, "FR", false, zapcore.InfoLevel},
+		{"updated", func() { replaceFile(t, path, updated, 1) }, "FR", false, zapcore.InfoLevel},
 		{"unchanged after the update", func() {}, "FR", false, none},
-		{"another size at the same time", func() { replaceFile(t, d.path, country, 1) }, "GB", false, zapcore.InfoLevel},
-		{"updated again", func() { replaceFile(t, d.path, updated, 2) }, "FR", false, zapcore.InfoLevel},
-		{"cut off", func() { replaceFile(t, d.path, country[:len(country)/2], 2) }, "FR", true, zapcore.ErrorLevel},
+		{"another size at the same time", func() { replaceFile(t, path, country, 1) }, "GB", false, zapcore.InfoLevel},
+		{"updated again", func() { replaceFile(t, path, updated, 2) }, "FR", false, zapcore.InfoLevel},
+		{"cut off", func() { replaceFile(t, path, country[:len(country)/2], 2) }, "FR", true, zapcore.ErrorLevel},
 		{"still cut off", func() {}, "FR", true, none},
-		{"cut off elsewhere", func() { replaceFile(t, d.path, country[:len(country)/3], 3) }, "FR", true, zapcore.ErrorLevel},
-		{"of the wrong type", func() { replaceFile(t, d.path, readFile(t, testdata+"asn.mmdb"), 5) }, "FR", true, zapcore.ErrorLevel},
-		{"removed", func() { check(os.Remove(d.path)) }, "FR", true, zapcore.ErrorLevel},
+		{"cut off elsewhere", func() { replaceFile(t, path, country[:len(country)/3], 3) }, "FR", true, zapcore.ErrorLevel},
+		{"of the wrong type", func() { replaceFile(t, path, readFile(t, testdata+"asn.mmdb"), 5) }, "FR", true, zapcore.ErrorLevel},
+		{"removed", func() { check(os.Remove(path)) }, "FR", true, zapcore.ErrorLevel},
 		{"still removed", func() {}, "FR", true, none},
-		{"back", func() { replaceFile(t, d.path, country, 6) }, "GB", false, zapcore.InfoLevel},
+		{"back", func() { replaceFile(t, path, country, 6) }, "GB", false, zapcore.InfoLevel},
 		{"renamed over it", func() {
-			replaceFile(t, d.path+".new", sameSize, 6)
-			check(os.Rename(d.path+".new", d.path))
+			replaceFile(t, path+".new", sameSize, 6)
+			check(os.Rename(path+".new", path))
 		}, "FR", false, zapcore.InfoLevel},
-		{"touched", func() { replaceFile(t, d.path, sameSize, 7) }, "FR", false, zapcore.InfoLevel},
-		{"an older file", func() { replaceFile(t, d.path, country, -100) }, "GB", false, zapcore.InfoLevel},
+		{"touched", func() { replaceFile(t, path, sameSize, 7) }, "FR", false, zapcore.InfoLevel},
+		{"an older file", func() { replaceFile(t, path, country, -100) }, "GB", false, zapcore.InfoLevel},
 	} {
 		step.change()
-		d.refresh()
-		if got := countryIn(t, d, "203.0.113.7"); got != step.country || d.Stale() != step.stale {
-			t.Errorf("step %d, %s: country %q, stale %t, want %q, %t", i, step.name, got, d.Stale(), step.country, step.stale)
+		d.refresh(Country)
+		if got := countryIn(d, "203.0.113.7"); got != step.country || d.Stale(Country) != step.stale {
+			t.Errorf("step %d, %s: country %q, stale %t, want %q, %t", i, step.name, got, d.Stale(Country), step.country, step.stale)
 		}
-		d.refresh() // adds nothing
+		d.refresh(Country) // adds nothing
 		entries := logs.TakeAll()
 		if step.level == none {
 			if len(entries) != 0 {
@@ -280,7 +333,7 @@ func TestDatabaseIsReplaced(t *testing.T) {
 			}
 			continue
 		}
-		if len(entries) != 1 || entries[0].Level != step.level || entries[0].ContextMap()["path"] != d.path {
+		if len(entries) != 1 || entries[0].Level != step.level || entries[0].ContextMap()["path"] != path {
 			t.Errorf("step %d, %s: logged %v, want one line of level %s with the path", i, step.name, entries, step.level)
 		}
 	}
@@ -290,15 +343,15 @@ func TestDatabaseIsReplaced(t *testing.T) {
 // again.
 func TestUnreadableFileIsTriedAgain(t *testing.T) {
 	t.Parallel()
-	d, _ := watched(t)
-	replaceFile(t, d.path, readFile(t, testdata+"updated.mmdb"), 1)
-	d.version, _ = os.Stat(d.path) // as after a read that failed
+	d, path, _ := watched(t)
+	replaceFile(t, path, readFile(t, testdata+"updated.mmdb"), 1)
+	d.files[Country].version, _ = os.Stat(path) // as after a read that failed
 	for _, want := range []string{"GB", "FR"} {
-		d.refresh()
-		if got := countryIn(t, d, "203.0.113.7"); got != want {
-			t.Errorf("unreadable %t: country = %q, want %q", d.unreadable, got, want)
+		d.refresh(Country)
+		if got := countryIn(d, "203.0.113.7"); got != want {
+			t.Errorf("unreadable %t: country = %q, want %q", d.files[Country].unreadable, got, want)
 		}
-		d.unreadable = true
+		d.files[Country].unreadable = true
 	}
 }
 
@@ -307,49 +360,80 @@ func TestUnreadableFileIsTriedAgain(t *testing.T) {
 func TestDatabaseIsWatched(t *testing.T) {
 	t.Parallel()
 	country, updated := readFile(t, testdata+"country.mmdb"), readFile(t, testdata+"updated.mmdb")
-	d, _ := watched(t)
+	d, path, _ := watched(t)
 	synctest.Test(t, func(t *testing.T) {
 		look := func(want string) {
 			t.Helper()
 			<-time.After(watchInterval + 1)
 			synctest.Wait()
-			if got := countryIn(t, d, "203.0.113.7"); got != want {
+			if got := countryIn(d, "203.0.113.7"); got != want {
 				t.Errorf("country = %q, want %q", got, want)
 			}
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		go d.Watch(ctx)
 		look("GB")
-		replaceFile(t, d.path, updated, 1)
+		replaceFile(t, path, updated, 1)
 		look("FR")
-		replaceFile(t, d.path, country, 2)
+		replaceFile(t, path, country, 2)
 		look("GB")
 		cancel()
 		synctest.Wait()
-		replaceFile(t, d.path, updated, 3)
+		replaceFile(t, path, updated, 3)
 		look("GB")
 	})
 }
 
-// A lookup reads whole records while the database is replaced.
-func TestDatabaseIsReplacedUnderLookups(t *testing.T) {
+// A lookup reads whole records while databases are replaced, and an address that has been
+// looked up has the facts of the new version at once.
+func TestDatabasesAreReplacedUnderLookups(t *testing.T) {
 	t.Parallel()
-	country, updated := readFile(t, testdata+"country.mmdb"), readFile(t, testdata+"updated.mmdb")
-	d, _ := watched(t)
+	const viewer = "203.0.113.7"
+	before, after := Facts{CountryCode{'G', 'B'}, 64496, otherAnonymous | 1, 0}, Facts{CountryCode{'F', 'R'}, 64499, 1 << 4, 0}
+	d := New(zap.NewNop())
+	var versions [FactCount][2][]byte
+	var paths [FactCount]string
+	for fact, files := range databaseFiles {
+		versions[fact] = [...][]byte{readFile(t, testdata+files.file), readFile(t, testdata+files.updated)}
+		paths[fact] = filepath.Join(t.TempDir(), files.file)
+		replaceFile(t, paths[fact], versions[fact][0], 0)
+		if err := d.Open(Fact(fact), paths[fact]); err != nil {
+			t.Fatal(err)
+		}
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for ctx.Err() == nil {
-			code, err := d.Country(netip.MustParseAddr("203.0.113.7"))
-			if got := code.String(); err != nil || got != "GB" && got != "FR" {
-				t.Errorf("Country = %q, %v, want GB or FR", got, err)
+			got := d.Lookup(netip.MustParseAddr(viewer))
+			if got.Country != before.Country && got.Country != after.Country || got.ASN != before.ASN && got.ASN != after.ASN ||
+				got.Anonymous != before.Anonymous && got.Anonymous != after.Anonymous || got.unreadable != 0 {
+				t.Errorf("Lookup = %+v, want facts of %+v or %+v", got, before, after)
 				return
 			}
 		}
 	})
-	for i := range 50 {
-		replaceFile(t, d.path, [][]byte{updated, country, nil}[i%3], i+1)
-		d.refresh()
+	want := before
+	for i := range 90 {
+		fact, version := Fact(i)%FactCount, i/int(FactCount)%3
+		if version == 2 { // a damaged one changes nothing
+			replaceFile(t, paths[fact], nil, i+1)
+		} else {
+			replaceFile(t, paths[fact], versions[fact][version], i+1)
+			from := []Facts{before, after}[version]
+			switch fact {
+			case Country:
+				want.Country = from.Country
+			case ASN:
+				want.ASN = from.ASN
+			case Anonymous:
+				want.Anonymous = from.Anonymous
+			}
+		}
+		d.refresh(fact)
+		if got := d.Lookup(netip.MustParseAddr(viewer)); got != want || d.Stale(fact) != (version == 2) {
+			t.Fatalf("step %d: Lookup = %+v, want %+v; stale %t", i, got, want, d.Stale(fact))
+		}
 	}
 	stop()
 	wg.Wait()

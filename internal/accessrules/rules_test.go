@@ -1,4 +1,4 @@
-package signedplayback
+package accessrules
 
 import (
 	"bytes"
@@ -41,6 +41,7 @@ var badRules = func() map[string][]string {
 		"type is missing":    {`[{"action":"block"}]`},
 		"country is missing": {`[{"type":"ip.geoip.country","action":"block","ip":["203.0.113.7"]}]`},
 		"ip is missing":      {`[{"type":"ip.src","action":"block","country":["US"]}]`},
+		"asn is missing":     {`[{"type":"ip.geoip.asnum","action":"block","ip":["203.0.113.7"]}]`},
 		"UTF-8":              {"[{\"type\":\"any\",\"action\":\"block\",\"ip\":\"\xff\"}]"},
 		"deep":               {strings.Repeat("[", 1000) + strings.Repeat("]", 1000)},
 	}
@@ -49,7 +50,7 @@ var badRules = func() map[string][]string {
 		rules["action is "+action] = []string{`[{"type":"any","action":` + action + `}]`}
 	}
 	for _, member := range []string{ // of a rule that would block more, or somebody else
-		"ips", "IP", "Ip", "iP", "countries", "Country", "coutry", "Type", "Action", "asn", "kinds", "note", "not", "id", "enabled", "",
+		"ips", "IP", "Ip", "iP", "countries", "Country", "coutry", "Type", "Action", "asns", "kind", "note", "not", "id", "enabled", "",
 		"ip ", "i_p", "i\u200bp", "ｉｐ", "\u0131p", "countr\u0443", strings.Repeat("x", 1000),
 	} {
 		shown := fmt.Sprintf("unknown member %.40q", member)
@@ -60,16 +61,26 @@ var badRules = func() map[string][]string {
 			rules[shown] = append(rules[shown], `[{"type":"any","action":"block"},`+fmt.Sprintf(rule, must(json.Marshal(member)))+`]`)
 		}
 	}
-	for _, name := range []string{`"ip.geoip.asnum"`, `"ANY"`, `"ip.src "`, `null`, `1`} {
+	for _, name := range []string{`"ip.geoip.asn"`, `"ip.anonymous "`, `"ANY"`, `"ip.src "`, `null`, `1`} {
 		rules["type is "+name] = []string{`[{"type":` + name + `,"action":"block","ip":["203.0.113.7"]}]`}
 	}
-	for _, tc := range []struct{ name, kind, good string }{{"country", "ip.geoip.country", `"US"`}, {"ip", "ip.src", `"::1"`}} {
+	for _, tc := range []struct {
+		name, kind, good string
+		bad              []string
+	}{
+		{"country", "ip.geoip.country", `"US"`, []string{`null`, `840`, `["US"]`}},
+		{"ip", "ip.src", `"::1"`, []string{`null`, `840`, `["::1"]`}},
+		{"asn", "ip.geoip.asnum", `64500`, []string{
+			`null`, `"64500"`, `"AS64500"`, `[64500]`, `0`, `-1`, `-0`, `1.5`, `64500.0`, `6e4`, `4294967296`, `1e100`, `true`,
+		}},
+		{"kinds", "ip.anonymous", `"vpn"`, []string{`null`, `1`, `["vpn"]`, `"VPN"`, `"vpn "`, `"any"`, `"anonymous"`, `"tor_exit_node"`, `"is_anonymous_vpn"`, `""`, `"*"`}},
+	} {
 		rule := `[{"type":"` + tc.kind + `","action":"block","` + tc.name + `":`
 		for _, value := range []string{`[]`, tc.good, `null`, `{"US":1}`} {
 			rules[tc.name+" is "+value] = []string{rule + value + `}]`}
 		}
-		for _, element := range []string{`null`, `840`, `["US"]`} {
-			rules[tc.name+" holds "+element] = []string{rule + `[` + element + `]}]`, rule + `[` + tc.good + `,` + element + `]}]`}
+		for _, element := range tc.bad {
+			rules[tc.name+": "+element] = []string{rule + `[` + element + `]}]`, rule + `[` + tc.good + `,` + element + `]}]`}
 		}
 	}
 	return rules
@@ -79,9 +90,9 @@ func TestBadRulesMakeTheTokenInvalid(t *testing.T) {
 	t.Parallel()
 	refuse := func(row, raw, want string) {
 		t.Helper()
-		rules, err := compileRules([]byte(raw))
+		rules, err := Compile([]byte(raw))
 		if err == nil || !strings.Contains(err.Error(), want) || len(err.Error()) > 200 || rules != nil {
-			t.Errorf("%s compileRules(%.100s) = %v, %v, want no rules and a short error with %s", row, raw, rules, err, want)
+			t.Errorf("%s Compile(%.100s) = %v, %v, want no rules and a short error with %s", row, raw, rules, err, want)
 		}
 	}
 	for want, lists := range badRules {
@@ -102,10 +113,12 @@ func TestBadRulesMakeTheTokenInvalid(t *testing.T) {
 	refuse("N8", `[{"type":"ip.geoip.country","action":"block","country":["U\u017f"]}]`, "U\u017f") // escaped
 }
 
-// somebody is a viewer for the rules, who counts what he is asked for.
+// somebody is a viewer for the rules, who counts the questions.
 type somebody struct {
-	addr, country_             string // "" for a refusal
-	askedAddress, askedCountry int
+	addr, country            string // "" for a refusal
+	asn                      uint32
+	kinds                    geo.AnonymousKinds
+	askedAddress, askedFacts int
 }
 
 var (
@@ -113,7 +126,7 @@ var (
 	errTestCountry = errors.New("no country")
 )
 
-func (s *somebody) address() (netip.Addr, error) {
+func (s *somebody) Address() (netip.Addr, error) {
 	s.askedAddress++
 	if s.addr == "" {
 		return netip.Addr{}, errTestAddress
@@ -121,16 +134,20 @@ func (s *somebody) address() (netip.Addr, error) {
 	return netip.MustParseAddr(s.addr), nil
 }
 
-func (s *somebody) country() (geo.CountryCode, error) {
-	s.askedCountry++
-	switch s.country_ {
-	case "":
-		return geo.CountryCode{}, errTestCountry
-	case "unknown":
-		return geo.CountryCode{}, nil
+func (s *somebody) Facts(needed geo.Fact) (geo.Facts, error) {
+	s.askedFacts++
+	if needed == geo.Country && s.country == "" {
+		return geo.Facts{}, errTestCountry
 	}
-	code, _ := geo.ParseCountryCode(s.country_)
-	return code, nil
+	code, _ := geo.ParseCountryCode(s.country)
+	return geo.Facts{Country: code, ASN: s.asn, Anonymous: s.kinds}, nil
+}
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
 }
 
 // The two examples of Cloudflare's "Secure your stream", less the trailing
@@ -210,6 +227,56 @@ var verdicts = []struct {
 	{`[{"\u0074ype":"any","action":"block"}]`, "", "", false},
 }
 
+// noKind is an anonymous network of which the database tells no kind.
+const noKind = geo.AnyAnonymous &^ (1<<5 - 1)
+
+// networkVerdicts are rules about networks, networks and what becomes of their viewers.
+var networkVerdicts = []struct {
+	rules string
+	asn   uint32
+	kinds string // joined by spaces; "other" for an anonymous network of no known kind
+	want  bool
+}{
+	{`[{"type":"ip.geoip.asnum","action":"block","asn":[64496,64500]}]`, 64500, "", false},
+	{`[{"type":"ip.geoip.asnum","action":"block","asn":[64496,64500]}]`, 64501, "", true},
+	{`[{"type":"ip.geoip.asnum","action":"block","asn":[4294967295,1]}]`, 4294967295, "", false},
+	{`[{"type":"ip.geoip.asnum","action":"block","asn":[64496]}]`, 0, "vpn", true},
+	{`[{"type":"ip.geoip.asnum","action":"allow","asn":[64496]},{"type":"any","action":"block"}]`, 0, "vpn", false},
+	{`[{"type":"ip.anonymous","action":"block"}]`, 64500, "", true},
+	{`[{"type":"ip.anonymous","action":"block"}]`, 0, "vpn", false},
+	{`[{"type":"ip.anonymous","action":"block"}]`, 0, "hosting", false},
+	{`[{"type":"ip.anonymous","action":"block"}]`, 0, "other", false},
+	{`[{"type":"ip.anonymous","action":"block","kinds":["vpn","tor"]}]`, 0, "tor", false},
+	{`[{"type":"ip.anonymous","action":"block","kinds":["vpn","tor"]}]`, 0, "hosting tor", false},
+	{`[{"type":"ip.anonymous","action":"block","kinds":["vpn","tor"]}]`, 0, "hosting", true},
+	{`[{"type":"ip.anonymous","action":"block","kinds":["vpn","hosting","public_proxy","residential_proxy","tor"]}]`, 0, "other", true},
+	{`[{"type":"ip.anonymous","action":"block","kinds":["v\u0070n"],"asn":"x","ip":[],"country":0}]`, 0, "vpn", false},
+	{`[{"type":"any","action":"block","kinds":[],"asn":[]}]`, 0, "", false}, // members that the type does not need
+	{`[{"type":"ip.anonymous","action":"allow"},{"type":"any","action":"block"}]`, 0, "", false},
+	{`[{"type":"ip.anonymous","action":"allow"},{"type":"any","action":"block"}]`, 0, "public_proxy", true},
+}
+
+func kindsOf(names string) (kinds geo.AnonymousKinds) {
+	for name := range strings.FieldsSeq(names) {
+		if name == "other" {
+			kinds |= noKind
+			continue
+		}
+		kinds |= must(geo.ParseAnonymousKind(name))
+	}
+	return kinds
+}
+
+func TestRulesAboutNetworks(t *testing.T) {
+	t.Parallel()
+	for _, tc := range networkVerdicts {
+		viewer := &somebody{asn: tc.asn, kinds: kindsOf(tc.kinds)}
+		if got, err := allowed(must(Compile([]byte(tc.rules))), viewer); err != nil || got != tc.want {
+			t.Errorf("rules %s allow AS%d, %q = %t, %v, want %t", tc.rules, tc.asn, tc.kinds, got, err, tc.want)
+		}
+	}
+}
+
 // ipRules returns ip.src rules of pairs of a network and an action.
 func ipRules(pairs ...string) string {
 	var rules []map[string]any
@@ -222,21 +289,21 @@ func ipRules(pairs ...string) string {
 func TestRules(t *testing.T) {
 	t.Parallel()
 	for _, tc := range verdicts {
-		rules, err := compileRules([]byte(tc.rules))
+		rules, err := Compile([]byte(tc.rules))
 		if err != nil {
-			t.Errorf("compileRules(%s) = %v", tc.rules, err)
+			t.Errorf("Compile(%s) = %v", tc.rules, err)
 			continue
 		}
-		if got, err := allowed(rules, &somebody{addr: tc.addr, country_: tc.country}); err != nil || got != tc.want {
+		if got, err := allowed(rules, &somebody{addr: tc.addr, country: tc.country}); err != nil || got != tc.want {
 			t.Errorf("rules %s allow %q from %q = %t, %v, want %t", tc.rules, tc.addr, tc.country, got, err, tc.want)
 		}
 	}
 }
 
 // allowed evaluates rules as the gate does.
-func allowed(rules accessRules, v *somebody) (bool, error) {
-	matched, err := rules.match(v)
-	return err == nil && rules.allow(matched), err
+func allowed(rules List, v *somebody) (bool, error) {
+	matched, err := rules.Match(v)
+	return err == nil && rules.Allows(matched), err
 }
 
 // Address and country are looked up when a rule needs them and not before: a token
@@ -251,11 +318,11 @@ func TestRulesAskForWhatTheyNeed(t *testing.T) {
 		{"type":"any","action":"block"}
 	]`
 	for _, tc := range []struct {
-		name, rules                string
-		addr, country              string
-		want                       bool
-		wantErr                    error
-		askedAddress, askedCountry int
+		name, rules              string
+		addr, country            string
+		want                     bool
+		wantErr                  error
+		askedAddress, askedFacts int
 	}{
 		{"no rules", "", "", "", true, nil, 0, 0},
 		{"decided before the address", `[{"type":"any","action":"allow"},{"type":"ip.src","ip":["203.0.113.7"],"action":"block"}]`, "", "", true, nil, 0, 0},
@@ -268,45 +335,53 @@ func TestRulesAskForWhatTheyNeed(t *testing.T) {
 		{"country cannot be told, though the rule would block", `[{"type":"ip.geoip.country","country":["GB"],"action":"block"}]`, "203.0.113.8", "", false, errTestCountry, 0, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			viewer := &somebody{addr: tc.addr, country_: tc.country}
+			viewer := &somebody{addr: tc.addr, country: tc.country}
 			var raw []byte // nil for a token without the claim
 			if tc.rules != "" {
 				raw = []byte(tc.rules)
 			}
-			got, err := allowed(must(compileRules(raw)), viewer)
+			got, err := allowed(must(Compile(raw)), viewer)
 			if got != tc.want || !errors.Is(err, tc.wantErr) {
 				t.Errorf("allow = %t, %v, want %t, %v", got, err, tc.want, tc.wantErr)
 			}
-			if viewer.askedAddress != tc.askedAddress || viewer.askedCountry != tc.askedCountry {
+			if viewer.askedAddress != tc.askedAddress || viewer.askedFacts != tc.askedFacts {
 				t.Errorf("asked %d times for the address and %d for the country, want %d and %d",
-					viewer.askedAddress, viewer.askedCountry, tc.askedAddress, tc.askedCountry)
+					viewer.askedAddress, viewer.askedFacts, tc.askedAddress, tc.askedFacts)
 			}
 		})
 	}
 }
 
-// plainVerdict evaluates rules that compileRules has accepted in the plainest way,
+// plainVerdict evaluates rules that Compile has accepted in the plainest way,
 // with encoding/json and package net.
-func plainVerdict(t *testing.T, raw []byte, addr net.IP, country string) (allowed bool, rules int) {
+func plainVerdict(t *testing.T, raw []byte, addr net.IP, v *somebody) (allowed bool, rules int) {
 	t.Helper()
 	var list []struct {
-		Type, Action string
-		IP, Country  any
+		Type, Action            string
+		IP, Country, ASN, Kinds any
 	}
 	if err := json.Unmarshal(raw, &list); err != nil {
 		t.Fatalf("accepted %q, which encoding/json does not read: %v", raw, err)
 	}
 	for _, rule := range list {
-		entries, _ := map[string]any{"ip.src": rule.IP, "ip.geoip.country": rule.Country}[rule.Type].([]any)
+		entries, _ := map[string]any{"ip.src": rule.IP, "ip.geoip.country": rule.Country, "ip.geoip.asnum": rule.ASN, "ip.anonymous": rule.Kinds}[rule.Type].([]any)
+		if rule.Type == "ip.anonymous" && rule.Kinds == nil {
+			entries = []any{"vpn", "hosting", "public_proxy", "residential_proxy", "tor", "other"}
+		}
 		if rule.Action != "allow" && rule.Action != "block" || rule.Type != "any" && len(entries) == 0 {
 			t.Fatalf("accepted the rule %+v", rule)
 		}
 		matches := func(entry any) bool {
-			text, ok := entry.(string)
-			if rule.Type == "ip.src" {
+			text, _ := entry.(string)
+			switch rule.Type {
+			case "ip.src":
 				return covers(t, text, addr)
+			case "ip.geoip.asnum":
+				return v.asn != 0 && entry == float64(v.asn)
+			case "ip.anonymous":
+				return v.kinds&kindsOf(text) != 0
 			}
-			return ok && country != "" && strings.EqualFold(text, country)
+			return strings.EqualFold(text, v.country)
 		}
 		if rule.Type == "any" || slices.ContainsFunc(entries, matches) {
 			return rule.Action == "allow", len(list)
@@ -328,23 +403,23 @@ func covers(t *testing.T, entry string, addr net.IP) bool {
 }
 
 // compareVerdicts compares compiled rules with plainVerdict.
-func compareVerdicts(t *testing.T, raw []byte, compiled accessRules, addr netip.Addr, country string) {
+func compareVerdicts(t *testing.T, raw []byte, compiled List, addr netip.Addr, country string, asn uint32, kinds geo.AnonymousKinds) {
 	t.Helper()
-	viewer := &somebody{addr: addr.Unmap().WithZone("").String(), country_: country}
+	viewer := &somebody{addr: addr.Unmap().WithZone("").String(), country: country, asn: asn, kinds: kinds}
 	if country == "" {
-		viewer.country_ = "unknown"
+		viewer.country = "unknown"
 	}
 	got, err := allowed(compiled, viewer)
 	if err != nil {
 		t.Fatalf("allow = %v", err)
 	}
-	want, rules := plainVerdict(t, raw, net.IP(addr.AsSlice()), country)
+	want, rules := plainVerdict(t, raw, net.IP(addr.AsSlice()), viewer)
 	if got != want || len(compiled) != rules {
-		t.Fatalf("%d rules %s allow %s from %q = %t, want %d and %t", len(compiled), raw, addr, country, got, rules, want)
+		t.Fatalf("%d rules %s allow %+v = %t, want %d and %t", len(compiled), raw, viewer, got, rules, want)
 	}
 }
 
-// rulesOf makes rules that hit each other: a few networks and countries, by
+// rulesOf makes rules that hit each other: a few networks, countries and numbers, by
 // chance, so that first matches, near misses and no matches all occur.
 func rulesOf(random *rand.Rand) []byte {
 	networks := []string{
@@ -352,22 +427,23 @@ func rulesOf(random *rand.Rand) []byte {
 		"2001:db8::1", "::/0", "::ffff:0:0/96", "198.51.100.0/31", "::ffff:198.51.100.1", "128.0.0.0/1",
 	}
 	countries := []string{"GB", "gb", "US", "De", "XK"}
-	some := func(from []string) (picked []string) {
-		for range 1 + random.IntN(3) {
-			picked = append(picked, from[random.IntN(len(from))])
-		}
-		return picked
-	}
+	kinds := []string{"vpn", "hosting", "public_proxy", "residential_proxy", "tor"}
 	var rules []map[string]any
 	for range random.IntN(6) {
 		rule := map[string]any{"action": []string{"allow", "block"}[random.IntN(2)]}
-		switch random.IntN(5) {
+		switch random.IntN(9) {
 		case 0:
 			rule["type"], rule["ip"] = "any", "garbage"
 		case 1, 2:
-			rule["type"], rule["ip"] = "ip.src", some(networks)
+			rule["type"], rule["ip"] = "ip.src", some(random, networks)
+		case 3, 4:
+			rule["type"], rule["asn"], rule["country"] = "ip.geoip.asnum", some(random, testSystems[1:]), "XXX"
+		case 5:
+			rule["type"] = "ip.anonymous"
+		case 6:
+			rule["type"], rule["kinds"] = "ip.anonymous", some(random, kinds)
 		default:
-			rule["type"], rule["country"], rule["ip"] = "ip.geoip.country", some(countries), 1
+			rule["type"], rule["country"], rule["ip"] = "ip.geoip.country", some(random, countries), 1
 		}
 		rules = append(rules, rule)
 	}
@@ -377,36 +453,50 @@ func rulesOf(random *rand.Rand) []byte {
 	return must(json.Marshal(rules))
 }
 
+func some[T any](random *rand.Rand, from []T) (picked []T) {
+	for range 1 + random.IntN(3) {
+		picked = append(picked, from[random.IntN(len(from))])
+	}
+	return picked
+}
+
+// testSystems are the numbers of autonomous systems, of which the first is unknown.
+var testSystems = []uint32{0, 1, 64496, 64500, 4294967295}
+
 var testViewers = []string{
 	"203.0.113.7", "203.0.113.127", "203.0.113.128", "203.0.114.0", "198.51.100.0", "198.51.100.1", "127.255.255.255",
 	"128.0.0.0", "0.0.0.0", "255.255.255.255", "2001:db8::1", "2001:db8:ffff::", "2001:db9::", "::", "::1", "::ffff:203.0.113.7",
 }
 
 // FuzzRules checks that accepted rules have the result of the plain reading, for
-// clients at the edges of their networks too, and that no token has more than 64.
+// clients at the edges of their networks too, and that no list has more than 64.
 func FuzzRules(f *testing.F) {
 	for _, lists := range badRules {
 		for _, raw := range lists {
-			f.Add([]byte(raw), []byte{203, 0, 113, 7}, "GB")
+			f.Add([]byte(raw), []byte{203, 0, 113, 7}, "GB", uint32(64496), uint8(1))
 		}
 	}
 	for _, tc := range verdicts {
-		f.Add([]byte(tc.rules), []byte(tc.addr), tc.country)
+		f.Add([]byte(tc.rules), []byte(tc.addr), tc.country, uint32(0), uint8(0))
+	}
+	for _, tc := range networkVerdicts {
+		f.Add([]byte(tc.rules), []byte{}, "", tc.asn, uint8(kindsOf(tc.kinds)))
 	}
 	random := rand.New(rand.NewPCG(1, 2))
-	for range 300 {
+	for range 600 {
 		country := []string{"", "GB", "US", "DE", "FR"}[random.IntN(5)]
-		f.Add(rulesOf(random), netip.MustParseAddr("2001:db8::1").AsSlice(), country)
+		f.Add(rulesOf(random), netip.MustParseAddr("2001:db8::1").AsSlice(), country, testSystems[random.IntN(len(testSystems))], uint8(random.IntN(64)))
 	}
-	f.Fuzz(func(t *testing.T, raw, addr []byte, country string) {
+	f.Fuzz(func(t *testing.T, raw, addr []byte, country string, asn uint32, anonymous uint8) {
+		kinds := geo.AnonymousKinds(anonymous) & geo.AnyAnonymous
 		before := bytes.Clone(raw)
-		compiled, err := compileRules(raw)
+		compiled, err := Compile(raw)
 		if diff := cmp.Diff(before, raw); diff != "" {
-			t.Fatalf("compileRules changed its input: %s", diff)
+			t.Fatalf("Compile changed its input: %s", diff)
 		}
 		if err != nil {
 			if compiled != nil {
-				t.Fatalf("compileRules(%q) returned rules with an error", raw)
+				t.Fatalf("Compile(%q) returned rules with an error", raw)
 			}
 			return
 		}
@@ -429,11 +519,14 @@ func FuzzRules(f *testing.F) {
 				}
 			}
 			for _, country := range rule.countries {
-				compareVerdicts(t, raw, compiled, netip.MustParseAddr("203.0.113.7"), country.String())
+				compareVerdicts(t, raw, compiled, netip.MustParseAddr("203.0.113.7"), country.String(), asn, kinds)
+			}
+			for _, number := range rule.asns {
+				compareVerdicts(t, raw, compiled, netip.MustParseAddr("203.0.113.7"), code.String(), number, kinds)
 			}
 		}
 		for _, viewer := range viewers {
-			compareVerdicts(t, raw, compiled, netip.MustParseAddr(viewer), code.String())
+			compareVerdicts(t, raw, compiled, netip.MustParseAddr(viewer), code.String(), asn, kinds)
 		}
 	})
 }
