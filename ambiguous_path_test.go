@@ -302,7 +302,7 @@ func TestManifestsWithURIsThatAreRefused(t *testing.T) {
 			log, logs := observedLog()
 			g.manifestLog = log
 			before := testutil.ToFloat64(g.app.metrics.urisRefused)
-			_ = exchangeThrough(t, g, requestFor(t, "/"+plainToken()+"/hls/video.m3u8", nil), func(w http.ResponseWriter, _ *http.Request) error {
+			_ = exchangeOnce(t, g, requestFor(t, "/"+plainToken()+"/hls/video.m3u8", nil), func(w http.ResponseWriter, _ *http.Request) error {
 				_, err := w.Write([]byte(tc.body))
 				return err
 			})

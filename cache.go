@@ -156,7 +156,7 @@ func (c *Cache) compile() error {
 	c.config = mediacache.Config{
 		Memory: int64(memory), MaxObject: int64(maxObject), Query: c.Query,
 		SegmentTTL: orDuration(c.SegmentTTL, time.Hour), ManifestTTL: orDuration(c.ManifestTTL, time.Second),
-		ErrorTTL: orDuration(c.ErrorTTL, 500*time.Millisecond), Variant: fileVariant, Context: originContext,
+		ErrorTTL: orDuration(c.ErrorTTL, 500*time.Millisecond), Variant: variantOf, Context: originContext,
 	}
 	for _, name := range c.Query {
 		if err := checkParameter(name); err != nil {
@@ -252,17 +252,19 @@ func withoutSources(config any) any {
 	return config
 }
 
-// pastCacheKey is the context key of requests that a cache does not answer.
-type pastCacheKey struct{}
-
 // ServeHTTP answers from memory, or asks the next handler on behalf of all viewers.
 func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if r.Context().Value(pastCacheKey{}) != nil {
+	if d := decisionOf(r); d != nil && d.pastCache {
 		c.metrics.cacheResults[mediacache.Bypass].Inc()
 		return next.ServeHTTP(w, r)
 	}
 	result, err := c.cache.Serve(w, r, &c.config, func(w http.ResponseWriter, r *http.Request) error {
-		return next.ServeHTTP(w, c.prepare(w, r))
+		r = c.prepare(w, r)
+		work, _ := r.Context().Value(manifestWorkKey{}).(*decision)
+		if work == nil || r.Method != http.MethodGet || len(r.Header["Range"]) > 0 {
+			return next.ServeHTTP(w, r)
+		}
+		return work.fill(w, r, next)
 	})
 	c.metrics.cacheResults[result].Inc()
 	switch {
@@ -285,20 +287,28 @@ func fileVarsOf(r *http.Request) fileVars {
 	return fileVars{root: vars["root"], fs: vars["fs"]}
 }
 
-// fileVariant tells requests apart for which a site has several roots.
-func fileVariant(r *http.Request) string {
+// variantOf tells requests apart for which a site has several roots, or gates that make
+// different manifests of the same.
+func variantOf(r *http.Request) string {
 	vars := fileVarsOf(r)
 	root, isText := vars.root.(string)
-	if vars.fs == nil && (isText || vars.root == nil) {
-		return root
+	if vars.fs != nil || !isText && vars.root != nil {
+		root = fmt.Sprintf("%q %q", vars.root, vars.fs)
 	}
-	return fmt.Sprintf("%q %q", vars.root, vars.fs)
+	if d := decisionOf(r); d != nil && d.rewritesInCache(r) {
+		return root + d.gate.rewritingID
+	}
+	return root
 }
 
 // originContext returns the context of a request to the origin. Of the viewer's, it has
-// the trace, the root of the site and a copy of the groups, because it may outlive it.
+// the trace, the root of the site, a copy of the groups and the gate's work on manifests,
+// because it may outlive it.
 func originContext(r *http.Request) context.Context {
 	ctx := oteltrace.ContextWithSpanContext(context.Background(), oteltrace.SpanContextFromContext(r.Context()))
+	if d := decisionOf(r); d != nil && d.rewritesInCache(r) {
+		ctx = context.WithValue(ctx, manifestWorkKey{}, d.forAll())
+	}
 	return withRouteGroups(context.WithValue(ctx, fileVarsKey{}, fileVarsOf(r)), r.Context())
 }
 

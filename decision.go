@@ -44,6 +44,10 @@ type decision struct {
 	settings        settings
 	settingsUnknown bool // the settings cannot be read
 
+	// Of the request that the origin gets.
+	originPath string // escaped
+	pastCache  bool   // the origin may answer this viewer otherwise than others
+
 	// From the client.
 	client      clientLocation
 	matchedRule int // of the token's access rules, or NoRule

@@ -146,7 +146,7 @@ func (w *response) holdManifest() {
 		w.refuse(errManifestSize)
 	case coding != "" && coding != "gzip" && coding != "x-gzip":
 		w.refuse(errManifestEncoding)
-	case w.d.request.Method == http.MethodHead && !w.d.manifest:
+	case w.isHead() && !w.d.manifest:
 		// Only the Content-Type tells, so it is too late to ask for the body.
 		contentType := mediatype.Manifest(w.Header().Get("Content-Type"))
 		dropEntityHeaders(w.Header())
@@ -190,8 +190,15 @@ func (w *response) hold(p []byte) (int, error) {
 // the bytes of the original.
 func (w *response) sendManifest() error {
 	rewritten, format, err := w.rewrite()
-	if errors.Is(err, errManifestForm) && (!w.isManifest() || w.optional) || errors.Is(err, errUnchanged) {
+	switch {
+	case errors.Is(err, errUnchanged) && w.forAll:
+		w.passForAll(unchangedMark)
+	case errors.Is(err, errForEach):
+		w.passForAll(nil)
+	case errors.Is(err, errManifestForm) && (!w.isManifest() || w.optional), errors.Is(err, errUnchanged):
 		w.passMedia()
+	}
+	if w.state != holding {
 		_, err = w.Write(w.manifest.body)
 		return err
 	}
@@ -201,11 +208,16 @@ func (w *response) sendManifest() error {
 	}
 	h := w.Header()
 	contentType := standardType(format, h.Get("Content-Type"))
-	dropEntityHeaders(h)
+	dropBodyHeaders(h)
 	h.Set("Content-Type", contentType)
 	h.Set("Content-Length", strconv.Itoa(len(rewritten)))
-	w.pass()
-	if w.d.request.Method == http.MethodHead {
+	if w.forAll {
+		w.passForAll(rewrittenMark)
+	} else {
+		dropValidators(h)
+		w.pass()
+	}
+	if w.isHead() {
 		return nil
 	}
 	w.manifest.body = nil
@@ -246,7 +258,11 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	if optional && w.d.manifest {
 		return nil, 0, errManifestForm
 	}
-	if format == manifest.AssetList || format == manifest.HLS && bytes.Contains(body, []byte("X-ASSET-")) {
+	hasAssets := format == manifest.AssetList || format == manifest.HLS && bytes.Contains(body, []byte("X-ASSET-"))
+	if w.forAll && (hasAssets || format == manifest.HLS && bytes.Contains(body, []byte("QUERYPARAM"))) {
+		return nil, 0, errForEach
+	}
+	if hasAssets {
 		at.Base = w.d.viewerFolder()
 	}
 	refused := refusedNames{rules: w.d.gate.paths}
@@ -506,11 +522,22 @@ func parseManifestFeature(name string) (manifest.Features, error) {
 // dropEntityHeaders removes the headers that describe a body that the viewer does
 // not get.
 func dropEntityHeaders(h http.Header) {
+	dropBodyHeaders(h)
+	dropValidators(h)
+	delete(h, "Age")
+}
+
+func dropBodyHeaders(h http.Header) {
 	for _, name := range []string{
 		"Content-Type", "Content-Length", "Content-Encoding", "Content-Range", "Content-Location",
 		"Content-Disposition", "Content-Md5", "Content-Digest", "Repr-Digest", "Digest",
-		"Etag", "Last-Modified", "Accept-Ranges", "Age", "Location", "Trailer",
+		"Accept-Ranges", "Location", "Trailer",
 	} {
 		delete(h, name)
 	}
+}
+
+func dropValidators(h http.Header) {
+	delete(h, "Etag")
+	delete(h, "Last-Modified")
 }

@@ -131,6 +131,7 @@ type Gate struct {
 	player        *player.Page // nil without a player
 	manifestHosts []string
 	features      manifest.Features
+	rewritingID   string // the same for gates that make the same of each manifest
 	passResponse  headerNames
 
 	requestHeaders requestHeaders
@@ -191,6 +192,7 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if err := g.provisionFeatures(); err != nil {
 		return err
 	}
+	g.rewritingID = g.identifyRewriting()
 	g.requestHeaders, err = parseRequestHeaders(g.PassRequestHeaders)
 	return err
 }

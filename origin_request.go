@@ -11,8 +11,9 @@ import (
 func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Request, done func()) {
 	g.setOriginPath(r, d)
 	hideOriginalURL(r)
-	if g.requestHeaders.clean(r.Header, d.target) {
-		r = r.WithContext(context.WithValue(r.Context(), pastCacheKey{}, true))
+	d.pastCache = g.requestHeaders.clean(r.Header, d.target)
+	if len(g.app.caches) > 0 {
+		r = r.WithContext(context.WithValue(r.Context(), decisionKey{}, d))
 	}
 	limitRanges(r.Header)
 	limitCoding(r.Header)
@@ -34,6 +35,7 @@ func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Requ
 // viewer's path gets through.
 func (g *Gate) setOriginPath(r *http.Request, d *decision) {
 	path := g.originPath.escaped.file(d.video, d.target.suffix.escaped)
+	d.originPath = path
 	r.URL.User = nil
 	r.URL.Path, r.URL.RawPath = path, path
 	if strings.Contains(path, "%") {

@@ -78,7 +78,7 @@ func TestRangesOfMedia(t *testing.T) {
 				{"in another unit", withRange("items=1-2"), 416, 0, 0, "", ""},
 			} {
 				var asked []string
-				e := exchangeThrough(t, g, requestFor(t, "/"+tok+"/"+name, tc.request), serveContent(body, "x/y", &asked))
+				e := exchangeOnce(t, g, requestFor(t, "/"+tok+"/"+name, tc.request), serveContent(body, "x/y", &asked))
 				if tc.status == 416 {
 					e.body, tc.length = "", e.header.Get("Content-Length") // an error's text
 				}
@@ -126,6 +126,7 @@ func TestRangesOfManifests(t *testing.T) {
 // The attack: an origin, or somebody who changes its files, answers a range with another.
 func TestRangesThatOriginsMisstate(t *testing.T) {
 	t.Parallel()
+	g, _ := rangeGate(t)
 	part := func(extent string) string { return "Content-Range: bytes " + extent }
 	for _, tc := range []struct {
 		name, suffix string
@@ -154,7 +155,7 @@ func TestRangesThatOriginsMisstate(t *testing.T) {
 		{"a redirect", "x", []func(http.ResponseWriter, *http.Request) error{reply(302, "", "Location: /demo/y")}, 302},
 	} {
 		n := 0
-		e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/"+tc.suffix, withRange("bytes=1-9")), func(w http.ResponseWriter, r *http.Request) error {
+		e := exchangeOnce(t, g, requestFor(t, "/"+plainToken()+"/"+tc.suffix, withRange("bytes=1-9")), func(w http.ResponseWriter, r *http.Request) error {
 			n++
 			return tc.answers[min(n, len(tc.answers))-1](w, r)
 		})
@@ -168,7 +169,7 @@ func TestRangesThatOriginsMisstate(t *testing.T) {
 func TestRangesRunGroupedRoutes(t *testing.T) {
 	t.Parallel()
 	const groups = caddy.CtxKey("route_group")
-	e := exchangeWith(t, requestFor(t, "/"+plainToken()+"/x", withRange("bytes=1-2")), func(w http.ResponseWriter, r *http.Request) error {
+	e := exchangeOnce(t, newGate(t, new(App), new(Gate)), requestFor(t, "/"+plainToken()+"/x", withRange("bytes=1-2")), func(w http.ResponseWriter, r *http.Request) error {
 		done, _ := r.Context().Value(groups).(map[string]struct{})
 		if _, ok := done["group0"]; ok {
 			return nil
@@ -243,7 +244,7 @@ func TestRangesDoNotChangeTheRequest(t *testing.T) {
 	t.Parallel()
 	var asked []string
 	r := requestFor(t, "/"+plainToken()+"/x", withRange("bytes=1-2"))
-	e := exchangeWith(t, r, func(w http.ResponseWriter, r *http.Request) error {
+	e := exchangeOnce(t, newGate(t, new(App), new(Gate)), r, func(w http.ResponseWriter, r *http.Request) error {
 		r.Header.Add("X-Handler", "a")
 		if diff := cmp.Diff(is("a"), r.Header["X-Handler"]); diff != "" {
 			t.Errorf("the request of an earlier attempt was used again:\n%s", diff)

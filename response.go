@@ -25,6 +25,7 @@ type response struct {
 	status   int
 	media    bool            // nothing to rewrite, by its name or by its beginning
 	optional bool            // may pass as it is
+	forAll   bool            // it is for the cache, which answers all viewers
 	sized    bool            // whether the headers tell the length of the body
 	sniffed  []byte          // the first bytes of a body that may be a manifest
 	manifest *manifestBuffer // nil unless one is held
@@ -79,7 +80,11 @@ func (w *response) attempt(next caddyhttp.Handler, r *http.Request) (err error) 
 		}
 	}()
 	if err := next.ServeHTTP(w, r); err != nil && w.state != denied && w.state != repeating {
-		w.abandon()
+		if _, refused := errors.AsType[*refusal](err); refused { // by the gate's work in the cache
+			w.state, w.err = denied, err
+		} else {
+			w.abandon()
+		}
 		return err
 	}
 	return w.finish()
@@ -89,7 +94,7 @@ func (w *response) attempt(next caddyhttp.Handler, r *http.Request) (err error) 
 // must be able to read its status, and the origin's headers about a body must not
 // reach them.
 func (w *response) abandon() {
-	if w.state == passing {
+	if w.state == passing || w.forAll {
 		return
 	}
 	dropEntityHeaders(w.Header())
@@ -109,15 +114,21 @@ func (w *response) WriteHeader(status int) {
 		return
 	}
 	w.status = status
+	rewritten, unchanged := w.takeMark()
 	// Players accept a manifest with any of these statuses.
 	ok := status >= 200 && status < 300 && status != http.StatusNoContent && status != http.StatusResetContent
-	isHead := w.d.request.Method == http.MethodHead
 	switch {
-	case len(w.Header()["Location"]) > 0 && status >= 300 && status < 400:
+	case len(w.Header()["Location"]) > 0 && status >= 300 && status < 400 && !w.forAll:
 		w.redirect()
 	case !ok:
 		w.pass()
-	case w.d.manifest || isHead && w.isManifest() || !isHead && contentCoding(w.Header()) != "":
+	case rewritten && status == http.StatusPartialContent:
+		w.repeat(whole)
+	case rewritten:
+		w.pass()
+	case unchanged:
+		w.passMedia()
+	case w.d.manifest || w.isHead() && w.isManifest() || !w.isHead() && contentCoding(w.Header()) != "":
 		w.holdManifest()
 	case !w.media && status == http.StatusPartialContent && !strings.HasPrefix(w.Header().Get("Content-Range"), "bytes 0-"):
 		w.repeat(whole)
@@ -126,8 +137,14 @@ func (w *response) WriteHeader(status int) {
 	}
 }
 
+func (w *response) isHead() bool { return w.d.request.Method == http.MethodHead }
+
 // pass sends the headers. From now on, writes go to the viewer.
 func (w *response) pass() {
+	if w.forAll {
+		w.passForAll(nil)
+		return
+	}
 	w.state = passing
 	if w.status < 300 || w.status >= 400 {
 		delete(w.Header(), "Location")
@@ -154,6 +171,9 @@ func (w *response) Write(p []byte) (int, error) {
 	}
 	switch w.state {
 	case passing:
+		if w.isHead() { // a GET for the cache, if it is for a manifest
+			return len(p), nil
+		}
 		return w.ResponseWriterWrapper.Write(p)
 	case sniffing:
 		return w.sniff(p)
@@ -205,7 +225,7 @@ func (w *response) passMedia() {
 		w.repeat(requested)
 		return
 	}
-	if h := w.Header(); mediatype.Manifest(h.Get("Content-Type")) != "" {
+	if h := w.Header(); !w.forAll && mediatype.Manifest(h.Get("Content-Type")) != "" {
 		delete(h, "Content-Type")
 	}
 	w.pass()
@@ -227,7 +247,7 @@ func (w *response) ReadFrom(r io.Reader) (n int64, err error) {
 		}
 	}
 	var rest int64
-	if w.state == passing {
+	if w.state == passing && !w.isHead() {
 		rest, err = w.ResponseWriterWrapper.ReadFrom(r)
 	} else {
 		rest, err = io.Copy(toWrite, r)

@@ -266,6 +266,14 @@ func (w *fillWriter) FlushError() error {
 	return nil
 }
 
+// SetWriteDeadline implements what http.ResponseController looks for.
+func (w *fillWriter) SetWriteDeadline(deadline time.Time) error {
+	if w.state == passing {
+		return http.NewResponseController(w.viewer).SetWriteDeadline(deadline)
+	}
+	return nil // nothing waits for a viewer
+}
+
 var errOtherObject = errors.New("mediacache: a large object has changed on the origin, or the origin does not answer ranges")
 
 // sliceSize is the size of the parts in which large objects are kept.

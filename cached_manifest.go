@@ -1,0 +1,98 @@
+package signedplayback
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// decisionKey is the context key under which a gate hands its decision to the media cache.
+type decisionKey struct{}
+
+// decisionOf returns the decision of the gate before a cache, nil without a gate.
+func decisionOf(r *http.Request) *decision {
+	d, _ := r.Context().Value(decisionKey{}).(*decision)
+	return d
+}
+
+// manifestWorkKey is the context key of the decision of a fill, see decision.forAll.
+type manifestWorkKey struct{}
+
+// The gate checks and rewrites manifests in the cache's request to the origin, once for all
+// viewers. This header tells the gate so when the response comes out of the cache. The
+// values are secrets of the process, because an origin could otherwise keep its manifests
+// from being rewritten.
+const checkedHeader = "Signed-Playback-Checked"
+
+var (
+	rewrittenMark = []string{"rewritten " + rand.Text()}
+	unchangedMark = []string{"unchanged " + rand.Text()} // captions without a URI to rewrite
+)
+
+// errForEach is about manifests that contain the viewer's URL or depend on its query, so the
+// gate rewrites them for each viewer.
+var errForEach = errors.New("the manifest is different for each viewer")
+
+// identifyRewriting returns a text of all options that decide what the gate makes of a
+// manifest.
+func (g *Gate) identifyRewriting() string {
+	decides := fmt.Sprintf("%q %q %v %q %v", g.originPath.escaped, g.paths.downloads, g.paths.allowAmbiguous, g.manifestHosts, g.features)
+	return fmt.Sprintf("\x00%x", sha256.Sum256([]byte(decides)))
+}
+
+// rewritesInCache reports whether the gate does its work on manifests in the cache's
+// request to the origin. It does not for segments, which the cache passes on at once, nor
+// if a handler between gate and cache has changed what a manifest is relative to.
+func (d *decision) rewritesInCache(r *http.Request) bool {
+	return (!d.media || d.webVTT) && r.Host == d.request.Host && r.URL.EscapedPath() == d.originPath
+}
+
+// forAll returns a decision with no more than the work on manifests needs. It contains
+// nothing of the viewer and may outlive the request.
+func (d *decision) forAll() *decision {
+	return &decision{
+		gate: d.gate, app: d.app, observer: silentObserver{}, resource: d.resource, video: strings.Clone(d.video),
+		target: target{suffix: suffix{escaped: strings.Clone(d.target.suffix.escaped), decoded: strings.Clone(d.target.suffix.decoded)}},
+	}
+}
+
+// fill has the next handler answer a request of the cache, with the gate's work on manifests
+// done. An error is a refusal if no viewer may get the manifest.
+func (d *decision) fill(to http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	d.request, d.query = r, r.URL.RawQuery
+	w := &d.response
+	w.ResponseWriter, w.d, w.media, w.forAll, w.extent = to, d, d.media && !d.webVTT, true, whole
+	return w.attempt(next, r)
+}
+
+// passForAll passes a response to the cache, with the origin's headers.
+func (w *response) passForAll(mark []string) {
+	w.state = passing
+	if mark != nil {
+		w.Header()[checkedHeader] = mark
+	}
+	w.ResponseWriterWrapper.WriteHeader(w.status)
+}
+
+// takeMark removes the cache's header from a response, and reports what it says. The
+// validators of a rewritten manifest are for the cache.
+func (w *response) takeMark() (rewritten, unchanged bool) {
+	h := w.Header()
+	mark := h[checkedHeader]
+	if mark == nil {
+		return false, false
+	}
+	delete(h, checkedHeader)
+	if len(mark) != 1 || w.forAll {
+		return false, false
+	}
+	if rewritten = mark[0] == rewrittenMark[0]; rewritten {
+		dropValidators(h)
+	}
+	return rewritten, mark[0] == unchangedMark[0]
+}
