@@ -258,6 +258,7 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 		c.metrics.cacheResults[mediacache.Bypass].Inc()
 		return next.ServeHTTP(w, r)
 	}
+	useLargeWrites(r)
 	result, err := c.cache.Serve(w, r, &c.config, func(w http.ResponseWriter, r *http.Request) error {
 		r = c.prepare(w, r)
 		work, _ := r.Context().Value(manifestWorkKey{}).(*decision)
