@@ -1,0 +1,255 @@
+package integration
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+// Whatever a viewer takes for a complete answer has the bytes of the object, and nobody
+// who is refused gets any: while the origin fails in every way, configs are reloaded, keys
+// are revoked, and the server is killed and comes back.
+func TestCacheBytes(t *testing.T) {
+	t.Parallel()
+	testCacheBytes(t, 12, 1, config{})
+}
+
+// So it is under load, for minutes.
+func TestLongCacheBytes(t *testing.T) {
+	testCacheBytes(t, 200, 20, config{quick: true, log: quiet})
+}
+
+func testCacheBytes(t *testing.T, viewers, cycles int, c config) {
+	o := startUnreliableOrigin(t)
+	admin := freeAddr(t)
+	c.global, c.api = "admin "+admin, withAPI
+	c.site = "signed_playback_cache {\nmemory 8MiB\nmax_object 1MiB\nsegment_ttl 2s\n}\n" + impatient(o.origin, 1)
+	s := &bytesCheck{o: o, statuses: make(map[int]int)}
+	g := start(t, o.origin, c)
+	c.dir, c.addr, c.apiAddr = g.dir, g.addr, g.api
+	s.bad = map[string]string{"a token of no known key": tokenOf(t, newSigningKey("unknown", privateKey()), unreliableVideo)}
+	for name, bad := range map[string]func(*token.Claims){
+		"an expired token":   func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Minute) },
+		"a blocked viewer":   withRules(`[{"type":"any","action":"block"}]`),
+		"a token for nobody": func(c *token.Claims) { c.NotBefore = time.Now().Add(time.Hour) },
+	} {
+		s.bad[name] = mint(t, unreliableVideo, bad)
+	}
+	s.good = viewersOf(t, unreliableVideo, viewers)
+	done := make(chan struct{})
+	var group sync.WaitGroup
+	for i := range viewers {
+		group.Go(func() { s.view(t, g.url("/"), uint64(i), done) })
+	}
+	for range cycles {
+		s.interfere(t, g, c, admin)
+		g.kill(t)
+		g = start(t, o.origin, c)
+	}
+	s.interfere(t, g, c, admin)
+	close(done)
+	group.Wait()
+	t.Logf("%d statuses: %v; %d answers refused, %d broken off; faults: %v", len(s.statuses), s.statuses, s.refused, s.cut, o.kinds())
+	if kinds := len(o.kinds()); kinds < 12 || s.statuses[200] < viewers || s.statuses[206] < viewers || s.refused < viewers || s.cut == 0 {
+		t.Errorf("the test shows little: %d kinds of faults, %v, %d refused, %d broken off", kinds, s.statuses, s.refused, s.cut)
+	}
+}
+
+// unreliableVideo is the video of an unreliable origin.
+const unreliableVideo = "show"
+
+// unreliableOrigin fails in most of the ways of faults, each time in another one.
+type unreliableOrigin struct {
+	*origin
+	faults []fault
+
+	mu     sync.Mutex
+	failed int
+	seen   map[string]int // faults by their names
+}
+
+func startUnreliableOrigin(t testing.TB) *unreliableOrigin {
+	t.Helper()
+	o := &unreliableOrigin{seen: make(map[string]int)}
+	o.faults = append(o.faults, fault{name: "confirms-what-nobody-has.m4s", fail: say("HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n")})
+	for _, f := range faults() {
+		// After the others, no viewer could tell that something is wrong.
+		if strings.HasSuffix(f.name, ".m4s") && !f.leaks && !f.costs && f.leaves == 0 {
+			o.faults = append(o.faults, f)
+		}
+	}
+	o.origin = startOrigin(t, o)
+	return o
+}
+
+// ServeHTTP implements http.Handler.
+func (o *unreliableOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if body := objectOf(strings.TrimPrefix(r.URL.Path, "/"+unreliableVideo+"/")); rand.IntN(3) > 0 {
+		w.Header().Set("ETag", `"v1"`)
+		w.Header().Set("Content-Type", "video/mp4")
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
+		return
+	}
+	o.mu.Lock()
+	o.failed++
+	f := o.faults[o.failed%len(o.faults)]
+	o.seen[f.name]++
+	o.mu.Unlock()
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	f.fail(conn)
+}
+
+func (o *unreliableOrigin) kinds() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var kinds []string
+	for name := range o.seen {
+		kinds = append(kinds, name)
+	}
+	slices.Sort(kinds)
+	return kinds
+}
+
+// objectOf returns the bytes of an object, which follow from its name: of 1 KiB to 2 MiB,
+// so that the largest are kept in slices.
+func objectOf(name string) []byte {
+	seed := sha256.Sum256([]byte(name))
+	body := make([]byte, 1<<10<<(seed[0]%12))
+	_, _ = rand.NewChaCha8(seed).Read(body)
+	return body
+}
+
+// bytesCheck has viewers compare what they get.
+type bytesCheck struct {
+	o    *unreliableOrigin
+	good []string          // tokens
+	bad  map[string]string // by what is wrong with them
+
+	mu           sync.Mutex
+	revocable    string // the token of a key that is revoked soon
+	revoked      []string
+	statuses     map[int]int // of complete answers to good tokens
+	refused, cut int
+}
+
+// interfere reloads the config and revokes a key.
+func (s *bytesCheck) interfere(t *testing.T, g *gateway, c config, admin string) {
+	var made apiKey
+	g.mustCall(t, http.MethodPost, "stream/keys", "", &made)
+	_, pair := decodedPEM(t, made.PEM)
+	s.mu.Lock()
+	s.revocable = tokenOf(t, newSigningKey(made.ID, pair), unreliableVideo)
+	s.mu.Unlock()
+	for i := range 4 {
+		c.app = fmt.Sprintf("leeway %ds", i+1)
+		if err := g.load(admin, strings.Replace(g.caddyfile(t, s.o.origin, c), "admin off\n", "", 1)); err != nil {
+			t.Error(err)
+		}
+		<-time.After(300 * time.Millisecond)
+	}
+	g.mustCall(t, http.MethodDelete, "stream/keys/"+made.ID, "", nil)
+	s.mu.Lock()
+	s.revoked, s.revocable = append(s.revoked, s.revocable), ""
+	s.mu.Unlock()
+	<-time.After(300 * time.Millisecond)
+}
+
+// view has a viewer ask for random objects with random tokens.
+func (s *bytesCheck) view(t *testing.T, base string, seed uint64, done <-chan struct{}) {
+	random := rand.New(rand.NewPCG(seed, 1))
+	c := &http.Client{Transport: new(http.Transport), Timeout: startTimeout}
+	defer c.CloseIdleConnections()
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(time.Duration(random.IntN(20)) * time.Millisecond):
+		}
+		compact, wrong := s.token(random)
+		if err := s.ask(c, random, base+compact+"/", wrong); err != nil {
+			t.Errorf("%s: %v", wrong, err)
+		}
+	}
+}
+
+// token returns a token, and what is wrong with it.
+func (s *bytesCheck) token(random *rand.Rand) (compact, wrong string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch random.IntN(8) {
+	case 0:
+		for wrong, compact = range s.bad {
+			return compact, wrong // Go's order is random
+		}
+	case 1:
+		if len(s.revoked) > 0 {
+			return s.revoked[random.IntN(len(s.revoked))], "a token of a revoked key"
+		}
+	case 2:
+		if s.revocable != "" {
+			return s.revocable, ""
+		}
+	}
+	return s.good[random.IntN(len(s.good))], ""
+}
+
+// ask makes one request and checks its answer.
+func (s *bytesCheck) ask(c *http.Client, random *rand.Rand, base, wrong string) error {
+	name := fmt.Sprintf("s%02d.m4s", random.IntN(40))
+	want := objectOf(name)
+	r, err := http.NewRequest(http.MethodGet, base+name, nil)
+	if err != nil {
+		return err
+	}
+	wantStatus := http.StatusOK
+	if random.IntN(3) == 0 {
+		from := random.IntN(len(want))
+		to := from + random.IntN(len(want)-from)
+		r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to))
+		want, wantStatus = want[from:to+1], http.StatusPartialContent
+	}
+	res, err := c.Do(r)
+	if err != nil {
+		return nil // the server is being killed
+	}
+	defer res.Body.Close()
+	if random.IntN(10) == 0 {
+		_, _ = io.CopyN(io.Discard, res.Body, int64(random.IntN(len(want))))
+		return nil // the viewer leaves
+	}
+	body, err := io.ReadAll(res.Body)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case wrong != "":
+		s.refused++
+		if res.StatusCode < 400 || res.StatusCode >= 500 || len(body) > 500 {
+			return fmt.Errorf("status %d and %d bytes", res.StatusCode, len(body))
+		}
+	case err != nil:
+		s.cut++
+	case res.StatusCode == http.StatusPartialContent && !strings.Contains(res.Header.Get("Cache-Status"), "hit") && strings.Trim(string(body), "x") == "":
+		// A part of a body that the origin has not broken off yet.
+	case res.StatusCode == wantStatus && !bytes.Equal(body, want):
+		return fmt.Errorf("%s, %q, %s: %d wrong bytes, want %d", name, r.Header["Range"], res.Header["Cache-Status"], len(body), len(want))
+	case res.StatusCode < 300 && res.StatusCode != wantStatus:
+		return fmt.Errorf("%s, %q: status %d with %d bytes", name, r.Header["Range"], res.StatusCode, len(body))
+	default:
+		s.statuses[res.StatusCode]++
+	}
+	return nil
+}
