@@ -54,8 +54,8 @@ func newMetrics() *metrics {
 	uris := m.counters("manifest_uris_total", "URIs in manifests by outcome: rewritten, left unchanged, or left unchanged although they lead out of the video's folder (outside); and those that the gate refuses for their names (refused).", "outcome")
 	m.urisRewritten, m.urisLeft, m.urisOutside = uris.WithLabelValues("rewritten"), uris.WithLabelValues("left"), uris.WithLabelValues("outside")
 	m.urisRefused = uris.WithLabelValues("refused")
-	m.storeErrors = m.counters("store_errors_total", "Failures of the store by operation: changes, get, list and update failed, or decode found a damaged object.", "operation")
-	for _, operation := range []string{"changes", "get", "list", "update", "decode"} {
+	m.storeErrors = m.counters("store_errors_total", "Failures of the store by operation: changes, get, list, update and sessions (those of a fleet, in Redis) failed, or decode found a damaged object.", "operation")
+	for _, operation := range []string{"changes", "get", "list", "update", "sessions", "decode"} {
 		m.storeErrors.WithLabelValues(operation)
 	}
 	cacheRequests := m.counters("cache_requests_total", "Requests to the media cache by what it did: hit, miss, collapsed, stale, revalidated or bypass.", "result")

@@ -29,9 +29,11 @@ var statePool = caddy.NewUsagePool()
 // force.
 type sharedState struct {
 	*state.State
-	tracker *sessions.Tracker
-	stop    context.CancelFunc // ends the tracker's work
-	poolKey string
+	tracker  *sessions.Tracker
+	tracking sync.Once // begins the tracker's work
+	ctx      context.Context
+	stop     context.CancelFunc // ends it
+	poolKey  string
 
 	mu      sync.RWMutex
 	configs []*App // that use it; the storage of the last one is used
@@ -116,10 +118,12 @@ func (a *App) acquireState(poolKey string, open openStore) error {
 		if err != nil {
 			return nil, err
 		}
-		s.tracker = sessions.New(sessions.Config{Policy: a.sessionPolicy, Now: time.Now, Ended: func(sessions.Event) {}})
-		ctx, stop := context.WithCancel(context.Background())
-		s.stop = stop
-		go s.tracker.Run(ctx)
+		config := sessions.Config{Policy: a.sessionPolicy, Now: time.Now, Ended: func(sessions.Event) {}, CountError: func() { a.metrics.countStoreError("sessions") }}
+		if redis, shared := opened.(*store.Redis); shared {
+			config.Redis = redis
+		}
+		s.tracker = sessions.New(config)
+		s.ctx, s.stop = context.WithCancel(context.Background())
 		s.State = state.New(state.Config{Store: opened, Renew: len(a.EarlierStoreSecrets) > 0, Logger: logger, CountError: a.metrics.countStoreError})
 		return s, nil
 	})
@@ -163,6 +167,9 @@ func (s *sharedState) use(config *App) {
 	defer s.mu.Unlock()
 	s.configs = append(without(s.configs, config), config)
 	s.tracker.Use(config.sessionPolicy)
+	if config.Sessions != nil && *config.Sessions {
+		s.tracking.Do(func() { go s.tracker.Run(s.ctx) })
+	}
 }
 
 func without(configs []*App, config *App) []*App {

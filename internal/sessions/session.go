@@ -63,6 +63,10 @@ type Session struct {
 	expires atomic.Int64     // Unix seconds of the newest token
 	places  [2]atomic.Uint64 // the networks from which it was last used: IPv4, IPv6
 
+	// What the fleet knows: seen and bytes at the last beat. Of the goroutine of Run, and
+	// of the start.
+	told, toldBytes int64
+
 	// Under the tracker's mutex.
 	position int              // in the viewer's running sessions
 	past     [maxPast]network // networks that it has left

@@ -22,6 +22,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -65,6 +66,14 @@ const (
 	Stopped   Reason = "stopped"  // the server stops; the session may go on elsewhere
 )
 
+// known returns the reason, or the most likely one of a node of another version.
+func (r Reason) known() Reason {
+	if slices.Contains(Reasons(), r) {
+		return r
+	}
+	return Replaced
+}
+
 // Reasons returns all reasons.
 func Reasons() []Reason { return []Reason{TimedOut, Replaced, TakenOver, Deleted, Stopped} }
 
@@ -96,8 +105,13 @@ type Config struct {
 	Policy Policy
 	Now    func() time.Time
 
-	// Ended is told of each session that has ended, and must not block.
+	// Ended is told of each session that has ended, by the goroutine of Run.
 	Ended func(Event)
+
+	// Redis is shared by the fleet; nil if each node counts by itself. CountError counts
+	// calls of it that fail.
+	Redis      Redis
+	CountError func()
 }
 
 // Event is the end of a session.
@@ -135,10 +149,23 @@ type Tracker struct {
 	count     int
 	viewers   map[viewerKey]*viewer
 	networks  map[network]int // sessions that began there
+	endings   []ending        // that are yet to be told
 	forgotten time.Time       // when sweep last looked for what may be forgotten
 
-	uncounted atomic.Int64
+	uncounted, unreported atomic.Int64
+
+	fleet *fleet // nil for a node of its own
 }
+
+// ending is the end of a session on this node.
+type ending struct {
+	Event
+	viewer viewerKey
+	untold int64 // bytes of which the fleet does not know
+}
+
+// maxEndings bounds the ends of sessions that wait for Run.
+const maxEndings = 10_000
 
 type shard struct {
 	sync.RWMutex
@@ -147,7 +174,7 @@ type shard struct {
 
 // New returns a Tracker. Run has sessions end that are silent.
 func New(config Config) *Tracker {
-	t := &Tracker{config: config, capacity: maxSessions, epoch: config.Now(), viewers: make(map[viewerKey]*viewer), networks: make(map[network]int)}
+	t := &Tracker{config: config, capacity: maxSessions, fleet: newFleet(config.Redis), epoch: config.Now(), viewers: make(map[viewerKey]*viewer), networks: make(map[network]int)}
 	t.Use(config.Policy)
 	for i := range t.shards {
 		t.shards[i].sessions = make(map[Key]*Session)
@@ -194,33 +221,114 @@ func (t *Tracker) silent(s *Session, long time.Duration) bool {
 }
 
 // start begins or resumes a session.
-func (t *Tracker) start(_ context.Context, v Visit) (*Session, error) {
+func (t *Tracker) start(ctx context.Context, v Visit) (*Session, error) {
+	s := t.newSession(v)
+	if t.fleet == nil || t.fleet.away.Load() {
+		return t.admitAlone(s, v)
+	}
+	siblings, known, err := t.look(s, v)
+	if known != nil || err != nil {
+		return known, err
+	}
+	switch err := t.startInFleet(ctx, s, v, siblings); {
+	case err == nil:
+		return t.admit(s, v, func(of *viewer) error {
+			if of.listsEnded(s.id) { // another start has ended it meanwhile
+				return ErrEnded
+			}
+			return nil
+		})
+	case errors.Is(err, ErrEnded):
+		t.remember(s, v)
+		return nil, err
+	case errors.Is(err, ErrLimit):
+		return nil, err
+	default:
+		t.fleet.hurry()
+		return t.admitAlone(s, v)
+	}
+}
+
+// look returns what the node can say without the fleet of a session that may begin: the
+// session itself if it runs, an error, or else the other sessions of the viewer if
+// their number is limited.
+func (t *Tracker) look(s *Session, v Visit) (siblings []*Session, known *Session, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s := t.session(v.Key); s != nil {
-		if !t.silent(s, t.policy.Load().Timeout) {
-			return s, nil
-		}
-		t.end(s, TimedOut)
+	if known := t.running(s.key); known != nil {
+		return nil, known, nil
 	}
-	s := t.newSession(v)
 	of := t.viewer(v.Viewer)
-	if !v.Begins && of.hasEnded(s.id, s.begun) {
-		return nil, ErrEnded
+	if of.listsEnded(s.id) {
+		return nil, nil, ErrEnded
 	}
-	if err := t.makeRoom(of, s); err != nil {
+	if v.Limit <= 0 && !t.hasRoom(of, s.origin) {
+		return nil, t.letPass(s), nil
+	}
+	if v.Limit > 0 {
+		siblings = slices.Clone(of.running[:min(len(of.running), beatBatch)])
+	}
+	return siblings, nil, nil
+}
+
+// running returns the session with a key, and ends it if it is silent. The caller holds
+// the mutex.
+func (t *Tracker) running(key Key) *Session {
+	s := t.session(key)
+	if s != nil && t.silent(s, t.policy.Load().Timeout) {
+		t.end(s, TimedOut)
+		return nil
+	}
+	return s
+}
+
+// letPass lets a session play for which the node has no room.
+func (t *Tracker) letPass(s *Session) *Session {
+	t.uncounted.Add(1)
+	s.tracker = nil
+	return s
+}
+
+// admitAlone begins a session as this node alone decides.
+func (t *Tracker) admitAlone(s *Session, v Visit) (*Session, error) {
+	return t.admit(s, v, func(of *viewer) error {
+		if !v.Begins && of.hasEnded(s.id, s.begun) {
+			return ErrEnded
+		}
+		return t.makeRoom(of, s)
+	})
+}
+
+// admit begins a session on this node, unless an error says that the viewer may not.
+func (t *Tracker) admit(s *Session, v Visit, may func(*viewer) error) (*Session, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if known := t.running(s.key); known != nil {
+		return known, nil
+	}
+	of := t.viewer(v.Viewer)
+	if err := may(of); err != nil {
 		return nil, err
 	}
 	if !t.hasRoom(of, s.origin) {
 		if v.Limit > 0 {
 			return nil, ErrLimit
 		}
-		t.uncounted.Add(1)
-		s.tracker = nil
-		return s, nil
+		return t.letPass(s), nil
 	}
 	t.add(of, s)
 	return s, nil
+}
+
+// remember notes that a session has ended, as the fleet says.
+func (t *Tracker) remember(s *Session, v Visit) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	of := t.viewer(v.Viewer)
+	if len(t.viewers) < 2*t.capacity {
+		of.end(s.id, s.begun, s.memorable(t.config.Now()))
+		t.viewers[of.key] = of
+	}
 }
 
 func (t *Tracker) newSession(v Visit) *Session {
@@ -240,10 +348,14 @@ func (t *Tracker) newSession(v Visit) *Session {
 // viewer returns what is known of a viewer.
 func (t *Tracker) viewer(name string) *viewer {
 	key := keyOfViewer(name)
-	if known := t.viewers[key]; known != nil {
-		return known
+	of := t.viewers[key]
+	if of == nil {
+		of = newViewer(key)
 	}
-	return &viewer{key: key, name: shortName(name, key)}
+	if of.name == "" {
+		of.name = shortName(name, key)
+	}
+	return of
 }
 
 // makeRoom ends sessions of a viewer until a new one has room within its limit.
@@ -319,7 +431,11 @@ func (t *Tracker) end(s *Session, reason Reason) {
 	if len(of.running) == 0 && (of.endedUntil == 0 || len(t.viewers) > 2*t.capacity) {
 		delete(t.viewers, of.key)
 	}
-	t.config.Ended(Event{t.info(s), t.config.Now(), reason})
+	if len(t.endings) < maxEndings {
+		t.endings = append(t.endings, ending{Event{t.info(s), t.config.Now(), reason}, of.key, s.bytes.Load() - s.toldBytes})
+	} else {
+		t.unreported.Add(1)
+	}
 }
 
 // endSilent ends the sessions of a viewer that are silent for too long.
@@ -340,17 +456,41 @@ func (t *Tracker) info(s *Session) Info {
 	}
 }
 
-// Run ends sessions that are silent, until the context ends.
+// Run does the work that no request waits for, until the context ends: it ends sessions
+// that are silent, tells of ends, and follows the fleet.
 func (t *Tracker) Run(ctx context.Context) {
+	var wake <-chan struct{}
+	if t.fleet != nil {
+		wake = t.fleet.wake
+		go t.listen(ctx)
+	}
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {
+		hurry := false
 		select {
 		case <-tick.C:
-			t.sweep()
+		case <-wake:
+			hurry = true
 		case <-ctx.Done():
 			return
 		}
+		t.work(ctx, hurry)
+	}
+}
+
+// work is one turn of Run.
+func (t *Tracker) work(ctx context.Context, hurry bool) {
+	t.sweep()
+	if t.fleet != nil && (hurry || t.fleet.away.Load() || t.config.Now().Sub(t.fleet.beat) >= beatInterval) {
+		t.tellFleet(ctx, hurry || t.fleet.away.Load())
+	}
+	t.mu.Lock()
+	ended := t.endings
+	t.endings = nil
+	t.mu.Unlock()
+	for _, event := range t.settle(ctx, ended) {
+		t.config.Ended(event)
 	}
 }
 
@@ -414,22 +554,59 @@ func (t *Tracker) Count() int {
 // through without being counted.
 func (t *Tracker) Uncounted() int64 { return t.uncounted.Load() }
 
-// List returns the running sessions that a filter accepts.
-func (t *Tracker) List(accept func(Info) bool) (list []Info) {
-	for s := range t.all() {
-		t.mu.Lock()
-		info := t.info(s)
-		t.mu.Unlock()
-		if accept(info) {
-			list = append(list, info)
+// ListVideo returns the running sessions of a video, of the whole fleet.
+func (t *Tracker) ListVideo(ctx context.Context, video string) ([]Info, error) {
+	if t.fleet != nil {
+		return t.listInFleet(ctx, "video:"+video)
+	}
+	return t.list(func(s *Session) bool { return s.video == video }), nil
+}
+
+// ListViewer returns the running sessions of a viewer, of the whole fleet.
+func (t *Tracker) ListViewer(ctx context.Context, name string) ([]Info, error) {
+	key := keyOfViewer(name)
+	if t.fleet != nil {
+		return t.listInFleet(ctx, "seen:"+key.String())
+	}
+	return t.list(func(s *Session) bool { return s.viewer.key == key }), nil
+}
+
+// CountVideo returns how many sessions of a video run, in the whole fleet, or on this node
+// while the fleet cannot be asked.
+func (t *Tracker) CountVideo(ctx context.Context, video string) int64 {
+	if t.fleet != nil && !t.fleet.away.Load() {
+		if answer, err := t.run(ctx, countScript, video); err == nil {
+			n, _ := strconv.ParseInt(answer[0], 10, 64)
+			return n
 		}
+	}
+	return int64(len(t.list(func(s *Session) bool { return s.video == video })))
+}
+
+// list returns the running sessions of this node that a filter accepts.
+func (t *Tracker) list(accept func(*Session) bool) (list []Info) {
+	for s := range t.all() {
+		if !accept(s) {
+			continue
+		}
+		t.mu.Lock()
+		if t.session(s.key) == s {
+			list = append(list, t.info(s))
+		}
+		t.mu.Unlock()
 	}
 	return list
 }
 
-// End ends a running session for good, and reports whether there was one.
-func (t *Tracker) End(id ID) bool {
-	return t.with(id, func(s *Session) { t.end(s, Deleted) })
+// End ends a running session of the fleet for good, and reports whether there was one.
+func (t *Tracker) End(ctx context.Context, id ID) (found bool, err error) {
+	if t.fleet != nil {
+		answer, err := t.run(ctx, endScript, id.String())
+		if found = err == nil && answer[0] == "1"; err != nil && !t.with(id, func(*Session) {}) {
+			return false, err
+		}
+	}
+	return t.with(id, func(s *Session) { t.end(s, Deleted) }) || found, nil
 }
 
 // Extend lets a running session play until a time, whatever its token says, and reports

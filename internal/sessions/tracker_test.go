@@ -43,17 +43,13 @@ func keyOf(n int) (key Key) {
 type registry struct {
 	*Tracker
 	*clock
-	mu   sync.Mutex
-	ends []Event
+	ends     []Event
+	failures atomic.Int64 // calls of the Redis
 }
 
 func newRegistry(policy Policy) *registry {
 	r := &registry{clock: new(clock)}
-	r.Tracker = New(Config{Policy: policy, Now: r.now, Ended: func(e Event) {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.ends = append(r.ends, e)
-	}})
+	r.Tracker = New(Config{Policy: policy, Now: r.now, Ended: func(e Event) { r.ends = append(r.ends, e) }})
 	return r
 }
 
@@ -65,15 +61,6 @@ func (r *registry) visit(v Visit) error {
 // request is a visit of a session of a viewer at home.
 func (r *registry) request(session int, viewer string, limit int) Visit {
 	return Visit{Key: keyOf(session), Video: "film", Viewer: viewer, Address: home, Client: player{"CH", "hls.js"}, Limit: limit, Expires: r.now().Add(time.Hour)}
-}
-
-func (r *registry) reasons() (reasons []Reason) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, e := range r.ends {
-		reasons = append(reasons, e.Reason)
-	}
-	return reasons
 }
 
 // specification says what a Tracker does in the fewest words, with a list of all sessions.
@@ -153,7 +140,7 @@ func TestTrackerFollowsTheSpecification(t *testing.T) {
 				if at >= 0 {
 					running[at].ended = true
 				}
-				if ended := r.End(keyOf(key).ID()); ended != (at >= 0) {
+				if ended, _ := r.End(t.Context(), keyOf(key).ID()); ended != (at >= 0) {
 					t.Fatalf("seed %d, step %d: End(%d) = %t", seed, step, key, ended)
 				}
 			default:
@@ -288,7 +275,7 @@ func TestSharedSessions(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := r.List(func(Info) bool { return true }); len(got) != 1 || got[0].Shared != tc.want {
+		if got := r.list(func(*Session) bool { return true }); len(got) != 1 || got[0].Shared != tc.want {
 			t.Errorf("%s: %+v, want shared %t", tc.name, got, tc.want)
 		}
 	}
@@ -306,12 +293,12 @@ func TestEvents(t *testing.T) {
 	r.advance(30 * time.Second)
 	s.AddBytes(234)
 	r.advance(59 * time.Second)
-	r.sweep()
+	r.work(t.Context(), false)
 	if len(r.ends) != 0 {
 		t.Fatalf("a session that receives has ended: %v", r.ends)
 	}
 	r.advance(time.Second)
-	r.sweep()
+	r.work(t.Context(), false)
 	want := []Event{{
 		Info: Info{
 			ID: keyOf(1).ID(), Viewer: "anna", Video: "film", Started: started, LastSeen: started.Add(30 * time.Second),
@@ -349,12 +336,12 @@ func TestTrackerUnderLoad(t *testing.T) {
 				session := random.IntN(50)
 				switch random.IntN(20) {
 				case 0:
-					r.End(keyOf(session).ID())
+					_, _ = r.End(t.Context(), keyOf(session).ID())
 				case 1:
 					r.advance(5 * time.Second)
 					r.sweep()
 				case 2:
-					r.List(func(Info) bool { return true })
+					r.list(func(*Session) bool { return true })
 				default:
 					v := r.request(session+1000*random.IntN(100), fmt.Sprint(session%5), 1+session%5)
 					v.Address = []netip.Addr{home, mobile}[random.IntN(2)]
@@ -375,7 +362,7 @@ func TestTrackerUnderLoad(t *testing.T) {
 			}
 		}
 	}
-	if listed := len(r.List(func(Info) bool { return true })); running != r.Count() || listed != r.Count() {
+	if listed := len(r.list(func(*Session) bool { return true })); running != r.Count() || listed != r.Count() {
 		t.Errorf("%d sessions run, %d are listed, %d are counted", running, listed, r.Count())
 	}
 }

@@ -12,7 +12,7 @@ import (
 // have ended for good.
 type viewer struct {
 	key     viewerKey
-	name    string
+	name    string     // "" if only other nodes have seen the viewer
 	running []*Session // in no order
 
 	// Ended sessions stay ended until their tokens have expired. Of these, the
@@ -49,10 +49,14 @@ func keyOfViewer(name string) viewerKey {
 // shortName returns the name of a viewer as lists show it.
 func shortName(name string, key viewerKey) string {
 	if len(name) > maxViewerName {
-		return "sha256:" + hex.EncodeToString(key[:])
+		return "sha256:" + key.String()
 	}
 	return strings.Clone(name)
 }
+
+func newViewer(key viewerKey) *viewer { return &viewer{key: key} }
+
+func (k viewerKey) String() string { return hex.EncodeToString(k[:]) }
 
 func (v *viewer) add(s *Session) {
 	s.position = len(v.running)
@@ -74,7 +78,11 @@ func olderFirst(a, b *Session) int {
 
 // hasEnded reports whether a session that does not run has ended for good.
 func (v *viewer) hasEnded(id ID, begun int64) bool {
-	return begun <= v.endedThrough || slices.ContainsFunc(v.ended, func(e endedSession) bool { return e.id == id })
+	return begun <= v.endedThrough || v.listsEnded(id)
+}
+
+func (v *viewer) listsEnded(id ID) bool {
+	return slices.ContainsFunc(v.ended, func(e endedSession) bool { return e.id == id })
 }
 
 // end remembers until a time, in Unix seconds, that a session has ended for good.

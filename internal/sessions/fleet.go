@@ -1,0 +1,386 @@
+package sessions
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+const (
+	// beatInterval is how often a node tells of its sessions that were used since.
+	beatInterval = 10 * time.Second
+
+	// startTimeout is how long the start of a session waits for the Redis. Then the
+	// node decides by itself.
+	startTimeout = time.Second
+	beatTimeout  = 2 * time.Second
+
+	beatBatch = 100 // sessions of one script, which no other call can interrupt
+)
+
+// ErrUnavailable is the error of calls that ask the Redis, if it does not answer.
+var ErrUnavailable = errors.New("sessions: the redis that the fleet shares does not answer")
+
+// Redis is what a Tracker needs of a Redis. Calls may end later than their context.
+type Redis interface {
+	Run(ctx context.Context, script *rueidis.Lua, key string, args []string) (rueidis.RedisMessage, error)
+	Subscribe(ctx context.Context, channel string, subscribed func(), received func(message string)) error
+}
+
+// fleet is what a node knows of the other nodes.
+type fleet struct {
+	redis Redis
+	node  string // random: another one after a restart
+
+	// away says that the Redis has not answered the last beat, so that starts do not
+	// wait for it.
+	away  atomic.Bool
+	wake  chan struct{} // receives when a beat should not wait for its time
+	beat  time.Time     // the last one that succeeded; of Run only
+	began bool          // there was one
+}
+
+func newFleet(redis Redis) *fleet {
+	if redis == nil {
+		return nil
+	}
+	return &fleet{redis: redis, node: rand.Text(), wake: make(chan struct{}, 1)}
+}
+
+// hurry has the next beat come at once.
+func (f *fleet) hurry() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run runs a script, and returns its answer as texts.
+func (t *Tracker) run(ctx context.Context, script *rueidis.Lua, args ...string) ([]string, error) {
+	timeout := strconv.FormatInt(t.policy.Load().Timeout.Milliseconds(), 10)
+	reply, err := t.fleet.redis.Run(ctx, script, fleetKey, append([]string{timeout, t.fleet.node}, args...))
+	if err != nil {
+		t.config.CountError()
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if n, err := reply.AsInt64(); err == nil {
+		return []string{strconv.FormatInt(n, 10)}, nil
+	}
+	answer, err := reply.AsStrSlice()
+	if err != nil {
+		t.config.CountError()
+		return nil, fmt.Errorf("%w: not an answer of the script", ErrUnavailable)
+	}
+	return answer, nil
+}
+
+// description is what Redis keeps of a session for lists.
+type description struct {
+	Viewer    string `json:"viewer"`
+	Video     string `json:"video"`
+	Country   string `json:"country"`
+	Network   string `json:"network"`
+	UserAgent string `json:"userAgent"`
+	Shared    bool   `json:"shared"`
+}
+
+// describe returns the description of a session. The caller holds the mutex, or is the
+// only one that knows the session.
+func (s *Session) describe(viewer string) string {
+	network := ""
+	if from := s.place().prefix(); from.IsValid() {
+		network = from.String()
+	}
+	text, err := json.Marshal(description{viewer, s.video, s.country.String(), network, s.userAgent, s.shared})
+	if err != nil {
+		panic(err) // there are only strings and a bool
+	}
+	return string(text)
+}
+
+// left returns the seconds for which the end of the session matters.
+func (t *Tracker) left(s *Session) string {
+	now := t.config.Now()
+	return strconv.FormatInt(max(1, s.memorable(now)-now.Unix()), 10)
+}
+
+func (t *Tracker) ago(s *Session) string {
+	return strconv.FormatInt(max(0, (t.elapsed()-s.seen.Load())/int64(time.Millisecond)), 10)
+}
+
+func flag(b bool) string {
+	if b {
+		return "1"
+	}
+	return "0"
+}
+
+// startInFleet asks whether a session may begin. siblings are the viewer's sessions on this
+// node: of those the fleet knows only what the last beat has told.
+func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, siblings []*Session) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	begun := "0"
+	if !v.Begins && !v.Begun.IsZero() {
+		begun = strconv.FormatInt(s.begun, 10)
+	}
+	viewer := keyOfViewer(v.Viewer)
+	args := []string{
+		s.id.String(), viewer.String(), s.video, begun, flag(v.Begins), strconv.Itoa(max(0, s.limit)), flag(t.policy.Load().RefuseNew),
+		t.left(s), s.describe(shortName(v.Viewer, viewer)),
+	}
+	for _, sibling := range siblings {
+		args = append(args, sibling.id.String(), t.ago(sibling))
+	}
+	answer, err := t.run(ctx, startScript, args...)
+	if err != nil {
+		return err
+	}
+	switch answer[0] {
+	case "ended":
+		return ErrEnded
+	case "limit":
+		return ErrLimit
+	}
+	s.begun, err = strconv.ParseInt(answer[len(answer)-1], 10, 64)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	s.told = s.seen.Load()
+	return nil
+}
+
+// tellFleet tells of the sessions that were used since the last beat, or of all of them, and
+// hears which have ended.
+func (t *Tracker) tellFleet(ctx context.Context, all bool) {
+	lost, err := t.beat(ctx, all)
+	if err == nil && lost {
+		if _, err = t.beat(ctx, true); err == nil {
+			err = t.restore(ctx)
+		}
+	}
+	if t.fleet.away.Swap(err != nil) && err == nil {
+		err = t.restore(ctx)
+	}
+	if err == nil {
+		t.fleet.beat = t.config.Now()
+	}
+}
+
+// beat tells of sessions in batches. lost says that the Redis does not know this node.
+func (t *Tracker) beat(ctx context.Context, all bool) (lost bool, err error) {
+	var used []*Session
+	for s := range t.all() {
+		if all || s.seen.Load() > s.told {
+			used = append(used, s)
+		}
+	}
+	for {
+		batch := used[:min(len(used), beatBatch)]
+		used = used[len(batch):]
+		answer, err := t.beatBatch(ctx, batch)
+		if err != nil {
+			return false, err
+		}
+		if len(answer) > 0 && answer[0] == "lost" {
+			lost, answer = t.fleet.began, answer[1:]
+		}
+		t.endAll(answer, batch)
+		t.fleet.began = true
+		if len(used) == 0 {
+			return lost, nil
+		}
+	}
+}
+
+func (t *Tracker) beatBatch(ctx context.Context, batch []*Session) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	refuseNew := flag(t.policy.Load().RefuseNew)
+	var args []string
+	seen, bytes := make([]int64, len(batch)), make([]int64, len(batch))
+	t.mu.Lock()
+	for i, s := range batch {
+		seen[i], bytes[i] = s.seen.Load(), s.bytes.Load()
+		args = append(args, s.id.String(), s.viewer.key.String(), s.video, strconv.FormatInt(s.begun, 10), t.ago(s), strconv.Itoa(max(0, s.limit)), refuseNew,
+			t.left(s), strconv.FormatInt(bytes[i]-s.toldBytes, 10), s.describe(s.viewer.name))
+	}
+	t.mu.Unlock()
+	answer, err := t.run(ctx, beatScript, args...)
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, s := range batch {
+		s.told, s.toldBytes = seen[i], bytes[i]
+	}
+	return answer, nil
+}
+
+// endAll ends those of some sessions that have an id of a list.
+func (t *Tracker) endAll(ids []string, of []*Session) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range of {
+		if slices.Contains(ids, s.id.String()) && t.session(s.key) == s {
+			t.end(s, Replaced)
+		}
+	}
+}
+
+// restore writes the ended sessions that this node knows back.
+func (t *Tracker) restore(ctx context.Context) error {
+	now := t.config.Now().Unix()
+	var ended []string
+	t.mu.Lock()
+	for _, of := range t.viewers {
+		for _, e := range of.ended {
+			if of.endedUntil > now {
+				ended = append(ended, of.key.String(), e.id.String(), strconv.FormatInt(e.begun, 10), strconv.FormatInt(of.endedUntil-now, 10))
+			}
+		}
+	}
+	t.mu.Unlock()
+	for batch := range slices.Chunk(ended, 4*beatBatch) {
+		ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+		_, err := t.run(ctx, restoreScript, batch...)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listen ends sessions as other nodes tell, until the context ends.
+func (t *Tracker) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		_ = t.fleet.redis.Subscribe(ctx, fleetChannel, t.fleet.hurry, t.hear) // the beat notices that it is away
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// hear takes a message of fleetChannel.
+func (t *Tracker) hear(message string) {
+	fields := strings.Fields(message)
+	if len(fields) != 5 {
+		return
+	}
+	var viewer viewerKey
+	id, idErr := ParseID(fields[1])
+	_, viewerErr := hex.Decode(viewer[:], []byte(fields[0][:min(len(fields[0]), 2*len(viewer))]))
+	begun, begunErr := strconv.ParseInt(fields[2], 10, 64)
+	seconds, secondsErr := strconv.ParseInt(fields[3], 10, 64)
+	if errors.Join(idErr, viewerErr, begunErr, secondsErr) != nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	of := t.viewers[viewer]
+	if of != nil {
+		if running := slices.IndexFunc(of.running, func(s *Session) bool { return s.id == id }); running >= 0 {
+			t.end(of.running[running], Reason(fields[4]).known())
+		}
+	}
+	if of = t.viewers[viewer]; of == nil {
+		if len(t.viewers) >= 2*t.capacity {
+			return
+		}
+		of = newViewer(viewer)
+		t.viewers[viewer] = of
+	}
+	of.end(id, begun, t.config.Now().Unix()+seconds)
+}
+
+// settle returns the events of sessions that have ended here, with the bytes of all nodes
+// and without those that go on elsewhere.
+func (t *Tracker) settle(ctx context.Context, ended []ending) (events []Event) {
+	for batch := range slices.Chunk(ended, beatBatch) {
+		totals := t.totals(ctx, batch)
+		for i, e := range batch {
+			if totals == nil || totals[i] == "" {
+				events = append(events, e.Event)
+				continue
+			}
+			if total, err := strconv.ParseInt(totals[i], 10, 64); err == nil && total >= 0 {
+				e.Bytes = total
+				events = append(events, e.Event)
+			}
+		}
+	}
+	return events
+}
+
+// totals asks for the bytes of ended sessions. It is nil without a fleet that answers.
+func (t *Tracker) totals(ctx context.Context, batch []ending) []string {
+	if t.fleet == nil || t.fleet.away.Load() {
+		return nil
+	}
+	var args []string
+	for _, e := range batch {
+		args = append(args, e.ID.String(), e.viewer.String(), string(e.Reason), strconv.FormatInt(e.untold, 10))
+	}
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	totals, err := t.run(ctx, settleScript, args...)
+	if err != nil || len(totals) != len(batch) {
+		t.fleet.hurry()
+		return nil
+	}
+	return totals
+}
+
+// listInFleet returns the running sessions of an index.
+func (t *Tracker) listInFleet(ctx context.Context, index string) (list []Info, err error) {
+	for place := "0"; place != ""; {
+		answer, err := t.run(ctx, listScript, index, place)
+		if err != nil {
+			return nil, err
+		}
+		place = answer[0]
+		for fields := range slices.Chunk(answer[1:], 5) {
+			info, err := t.parseInfo(fields)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+			}
+			list = append(list, info)
+		}
+	}
+	slices.SortFunc(list, func(a, b Info) int { return strings.Compare(a.ID.String(), b.ID.String()) })
+	return slices.CompactFunc(list, func(a, b Info) bool { return a.ID == b.ID }), nil
+}
+
+// parseInfo reads a session of listScript.
+func (t *Tracker) parseInfo(fields []string) (info Info, err error) {
+	if len(fields) != 5 {
+		return Info{}, errors.New("part of a session")
+	}
+	var has description
+	id, idErr := ParseID(fields[0])
+	ago, agoErr := strconv.ParseInt(fields[1], 10, 64)
+	begun, begunErr := strconv.ParseInt(fields[2], 10, 64)
+	bytes, bytesErr := strconv.ParseInt(fields[3], 10, 64)
+	if err := errors.Join(idErr, agoErr, begunErr, bytesErr, json.Unmarshal([]byte(fields[4]), &has)); err != nil {
+		return Info{}, err
+	}
+	network, _ := netip.ParsePrefix(has.Network)
+	return Info{
+		ID: id, Viewer: has.Viewer, Video: has.Video, Started: time.UnixMilli(begun), LastSeen: t.config.Now().Add(-time.Duration(ago) * time.Millisecond),
+		Country: has.Country, Network: network, UserAgent: has.UserAgent, Bytes: bytes, Shared: has.Shared,
+	}, nil
+}

@@ -1,0 +1,219 @@
+package sessions
+
+import "github.com/redis/rueidis"
+
+// The keys in Redis have one hash tag, and another prefix than keys and settings, of which
+// every change wakes every node.
+//
+//	seen:<viewer>     running sessions by id, with the time of their last request
+//	begun:<viewer>    the same with the time of their beginning
+//	ended:<viewer>    sessions that have ended for good, with the time of their beginning
+//	through:<viewer>  every session that began until then and does not run has ended
+//	video:<video>     running sessions of a video, with the time of their last request
+//	session:<id>      what lists show of a session, and what its end needs
+//	node:<node>       it is missing after a loss of the data
+//
+// Times are those of the Redis, in milliseconds, because the clocks of nodes differ. Nodes
+// say how long ago something was.
+const (
+	fleetKey = "{signed_playback.sessions}:"
+
+	// fleetChannel has a message for each session that has ended for good:
+	// viewer, id, beginning, seconds for which it matters, reason.
+	fleetChannel = fleetKey + "ended"
+)
+
+// luaFunctions begins each script. Its arguments begin with the timeout of sessions and the
+// name of the node.
+const luaFunctions = `
+local P, timeout, node = KEYS[1], tonumber(ARGV[1]), ARGV[2]
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function forget(viewer, id)
+	redis.call('ZREM', P .. 'seen:' .. viewer, id)
+	redis.call('ZREM', P .. 'begun:' .. viewer, id)
+	local video = redis.call('HGET', P .. 'session:' .. id, 'video')
+	if video then redis.call('ZREM', P .. 'video:' .. video, id) end
+end
+
+-- remember keeps an ended session, and of a viewer with many the time until which all have ended.
+local function remember(viewer, id, begun, seconds)
+	local ended, through = P .. 'ended:' .. viewer, P .. 'through:' .. viewer
+	redis.call('ZADD', ended, begun, id)
+	if redis.call('ZCARD', ended) > 64 then
+		local oldest = redis.call('ZRANGE', ended, 0, 0, 'WITHSCORES')
+		redis.call('ZREM', ended, oldest[1])
+		if tonumber(oldest[2]) > tonumber(redis.call('GET', through) or '0') then
+			local left = redis.call('PTTL', through)
+			redis.call('SET', through, oldest[2], 'PX', math.max(left, 1000))
+		end
+	end
+	for _, key in ipairs({ended, through}) do
+		if redis.call('TTL', key) < seconds then redis.call('EXPIRE', key, seconds) end
+	end
+end
+
+local function finish(viewer, id, reason)
+	local begun = redis.call('ZSCORE', P .. 'begun:' .. viewer, id) or '0'
+	local ends = tonumber(redis.call('HGET', P .. 'session:' .. id, 'ends') or '0')
+	local seconds = math.max(math.ceil(ends - now / 1000), 60)
+	forget(viewer, id)
+	remember(viewer, id, begun, seconds)
+	redis.call('PUBLISH', P .. 'ended', table.concat({viewer, id, begun, seconds, reason}, ' '))
+end
+
+-- running returns how many sessions a viewer has, after those that are silent are forgotten.
+local function running(viewer)
+	local silent = redis.call('ZRANGEBYSCORE', P .. 'seen:' .. viewer, '-inf', now - timeout, 'LIMIT', 0, 500)
+	for _, id in ipairs(silent) do forget(viewer, id) end
+	return redis.call('ZCARD', P .. 'seen:' .. viewer)
+end
+
+local function keep(viewer, id, video, begun, seen, left, info)
+	local session, index = P .. 'session:' .. id, P .. 'video:' .. video
+	redis.call('ZADD', P .. 'seen:' .. viewer, seen, id)
+	redis.call('ZADD', P .. 'begun:' .. viewer, begun, id)
+	redis.call('ZADD', index, seen, id)
+	redis.call('ZREMRANGEBYSCORE', index, '-inf', now - timeout)
+	redis.call('HSET', session, 'viewer', viewer, 'video', video, 'node', node, 'info', info, 'ends', math.floor(now / 1000 + left))
+	redis.call('PEXPIRE', session, 2 * timeout)
+	for _, key in ipairs({P .. 'seen:' .. viewer, P .. 'begun:' .. viewer, index}) do redis.call('PEXPIRE', key, timeout) end
+end
+`
+
+func newScript(body string) *rueidis.Lua { return rueidis.NewLuaScriptNoSha(luaFunctions + body) }
+
+var (
+	// startScript takes a session: id, viewer, video, its beginning or 0, whether it is
+	// new, its limit, whether new ones are refused, the seconds until its token
+	// expires, its description; and pairs of the viewer's sessions on this node and
+	// how long ago they were last used. It returns what became of it, and its beginning.
+	startScript = newScript(`
+local id, viewer, video, begun, new, limit, refuse, left, info = unpack(ARGV, 3, 11)
+local twin = cjson.decode(info)
+local known = redis.call('ZSCORE', P .. 'begun:' .. viewer, id)
+local seen = redis.call('ZSCORE', P .. 'seen:' .. viewer, id)
+if redis.call('ZSCORE', P .. 'ended:' .. viewer, id) then return {'ended'} end
+begun, limit = math.min(tonumber(begun), now), tonumber(limit)
+if begun == 0 then begun = now end
+if seen and known and now - tonumber(seen) < timeout then
+	keep(viewer, id, video, known, now, left, info)
+	return {'running', known}
+end
+if new == '0' and begun <= tonumber(redis.call('GET', P .. 'through:' .. viewer) or '-1') then return {'ended'} end
+if limit > 0 then
+	for i = 12, #ARGV, 2 do
+		if redis.call('ZSCORE', P .. 'seen:' .. viewer, ARGV[i]) then redis.call('ZADD', P .. 'seen:' .. viewer, now - ARGV[i + 1], ARGV[i]) end
+	end
+	local excess = running(viewer) - limit + 1
+	if excess > 0 and refuse == '1' then
+		if excess > 1 then return {'limit'} end
+		local found
+		for _, other in ipairs(redis.call('ZRANGE', P .. 'begun:' .. viewer, 0, -1)) do
+			local has = redis.call('HMGET', P .. 'session:' .. other, 'info', 'node')
+			local info = has[1] and cjson.decode(has[1]) or {}
+			local silent = now - tonumber(redis.call('ZSCORE', P .. 'seen:' .. viewer, other))
+			-- What another node has told may be ten seconds old.
+			if info.userAgent == twin.userAgent and info.network == twin.network and twin.network ~= '' and silent >= (has[2] == node and 10000 or 20000) then found = other end
+		end
+		if not found then return {'limit'} end
+		finish(viewer, found, 'takeover')
+	elseif excess > 0 then
+		for _, oldest in ipairs(redis.call('ZRANGE', P .. 'begun:' .. viewer, 0, excess - 1)) do finish(viewer, oldest, 'limit') end
+	end
+end
+redis.call('HDEL', P .. 'session:' .. id, 'told', 'bytes')
+keep(viewer, id, video, begun, now, left, info)
+return {'begun', tostring(begun)}`)
+
+	// beatScript takes sessions of this node: id, viewer, video, beginning, how long ago
+	// each was last used, its limit, whether new ones are refused, the seconds until its
+	// token expires, the bytes since the last beat, its description. It returns the
+	// ids of those that have ended, after "lost" if the data has been lost.
+	beatScript = newScript(`
+local answer = {}
+local mark = P .. 'node:' .. node
+if redis.call('EXISTS', mark) == 0 then answer[1] = 'lost' end
+redis.call('SETEX', mark, 86400, '1')
+for i = 3, #ARGV, 10 do
+	local id, viewer, video, begun, ago, limit, refuse, left, bytes, info = unpack(ARGV, i, i + 9)
+	limit = tonumber(limit)
+	local last = redis.call('ZSCORE', P .. 'seen:' .. viewer, id)
+	if redis.call('ZSCORE', P .. 'ended:' .. viewer, id) or not last and tonumber(begun) <= tonumber(redis.call('GET', P .. 'through:' .. viewer) or '-1') then
+		answer[#answer + 1] = id
+	else
+		redis.call('HINCRBY', P .. 'session:' .. id, 'bytes', bytes)
+		keep(viewer, id, video, math.min(tonumber(begun), now), math.max(tonumber(last or '0'), now - ago), left, info)
+		if not last and limit > 0 then
+			local excess = running(viewer) - limit
+			local first, past = 0, excess - 1
+			if refuse == '1' then first, past = -excess, -1 end
+			if excess > 0 then
+				for _, other in ipairs(redis.call('ZRANGE', P .. 'begun:' .. viewer, first, past)) do finish(viewer, other, 'limit') end
+			end
+		end
+	end
+end
+return answer`)
+
+	// settleScript takes sessions that this node has ended: id, viewer, reason, bytes
+	// since the last beat. For each it returns the bytes in all, "" if that is not
+	// known, or "-1" if the session runs elsewhere or another node has told its end.
+	settleScript = newScript(`
+local answer = {}
+for i = 3, #ARGV, 4 do
+	local id, viewer, reason, bytes = unpack(ARGV, i, i + 3)
+	local session = P .. 'session:' .. id
+	local seen = redis.call('ZSCORE', P .. 'seen:' .. viewer, id)
+	if redis.call('EXISTS', session) == 0 then
+		answer[#answer + 1] = ''
+	else
+		local total = redis.call('HINCRBY', session, 'bytes', bytes)
+		local away = reason == 'timeout' and seen and now - tonumber(seen) < timeout and redis.call('HGET', session, 'node') ~= node
+		if reason == 'timeout' and not away then forget(viewer, id) end
+		if away or redis.call('HSETNX', session, 'told', '1') == 0 then total = -1 end
+		answer[#answer + 1] = tostring(total)
+	end
+end
+return answer`)
+
+	// restoreScript takes ended sessions: viewer, id, beginning, the seconds for which it
+	// matters.
+	restoreScript = newScript(`
+for i = 3, #ARGV, 4 do
+	local viewer, id, begun, seconds = unpack(ARGV, i, i + 3)
+	forget(viewer, id)
+	remember(viewer, id, begun, tonumber(seconds))
+end
+return 0`)
+
+	// endScript takes the id of a session, and returns whether it ran.
+	endScript = newScript(`
+local id = ARGV[3]
+local viewer = redis.call('HGET', P .. 'session:' .. id, 'viewer')
+if not viewer or not redis.call('ZSCORE', P .. 'seen:' .. viewer, id) then return 0 end
+finish(viewer, id, 'deleted')
+return 1`)
+
+	// listScript takes the name of an index and a place in it, and returns the next place,
+	// or "", and of up to 500 running sessions the id, how long ago each was last used, its
+	// beginning, bytes and description.
+	listScript = newScript(`
+local index, place, answer = P .. ARGV[3], tonumber(ARGV[4]), {''}
+local found = redis.call('ZRANGE', index, place, place + 499, 'WITHSCORES')
+if #found == 1000 then answer[1] = tostring(place + 500) end
+for i = 1, #found, 2 do
+	local has = redis.call('HMGET', P .. 'session:' .. found[i], 'viewer', 'bytes', 'info')
+	local ago = now - tonumber(found[i + 1])
+	if has[1] and ago < timeout then
+		for _, value in ipairs({found[i], tostring(ago), redis.call('ZSCORE', P .. 'begun:' .. has[1], found[i]) or '0', has[2] or '0', has[3]}) do
+			answer[#answer + 1] = value
+		end
+	end
+end
+return answer`)
+
+	// countScript takes a video, and returns how many sessions of it run.
+	countScript = newScript(`return redis.call('ZCOUNT', P .. 'video:' .. ARGV[3], now - timeout + 1, '+inf')`)
+)

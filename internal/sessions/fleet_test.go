@@ -1,0 +1,355 @@
+package sessions
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+	"github.com/redis/rueidis"
+	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+)
+
+// patience is how long a test waits for an event of a real server.
+const patience = 20 * time.Second
+
+// redisServer is a redis-server of a test's own, on a unix socket.
+type redisServer struct {
+	dir string
+	cmd *exec.Cmd
+}
+
+func startRedis(t *testing.T) *redisServer {
+	t.Helper()
+	s := &redisServer{dir: t.TempDir()}
+	s.start(t)
+	t.Cleanup(s.kill)
+	return s
+}
+
+func (s *redisServer) start(t *testing.T) {
+	t.Helper()
+	s.cmd = exec.Command("redis-server", "--port", "0", "--unixsocket", s.socket(), "--dir", s.dir, "--save", "", "--logfile", "log")
+	if err := s.cmd.Start(); err != nil {
+		t.Fatalf("redis-server does not start: install the Debian package redis-server: %v", err)
+	}
+	eventually(t, "redis-server answers", func() error {
+		conn, err := net.Dial("unix", s.socket())
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+}
+
+func (s *redisServer) kill() {
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+}
+
+func (s *redisServer) socket() string { return filepath.Join(s.dir, "s") }
+
+func (s *redisServer) do(t *testing.T, args ...string) rueidis.RedisMessage {
+	t.Helper()
+	o := rueidis.MustParseURL("unix://" + s.socket())
+	o.ForceSingleClient, o.DisableCache = true, true
+	client, err := rueidis.NewClient(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	message, err := client.Do(t.Context(), client.B().Arbitrary(args...).Build()).ToMessage()
+	if err != nil {
+		t.Fatalf("%q: %v", args, err)
+	}
+	return message
+}
+
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	err := check()
+	for end := time.Now().Add(patience); err != nil && time.Now().Before(end); err = check() {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// node joins a fleet. The test itself makes the turns of Run.
+func (s *redisServer) node(t *testing.T, policy Policy) *registry {
+	t.Helper()
+	storage := &certmagic.FileStorage{Path: t.TempDir()}
+	redis, err := store.NewRedis("unix://"+s.socket(), func() certmagic.Storage { return storage }, zap.NewNop, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	redis.Start()
+	t.Cleanup(redis.Close)
+	r := &registry{clock: new(clock)}
+	r.Tracker = New(Config{
+		Policy: policy, Now: time.Now, Redis: redis, CountError: func() { r.failures.Add(1) },
+		Ended: func(e Event) { r.ends = append(r.ends, e) },
+	})
+	go r.listen(t.Context())
+	select {
+	case <-r.fleet.wake: // the subscription has begun
+	case <-time.After(patience):
+		t.Fatal("the node does not listen")
+	}
+	r.work(t.Context(), true)
+	return r
+}
+
+func fleetOf(t *testing.T, nodes int, policy Policy) (*redisServer, []*registry) {
+	t.Helper()
+	s := startRedis(t)
+	fleet := make([]*registry, nodes)
+	for i := range fleet {
+		fleet[i] = s.node(t, policy)
+	}
+	return s, fleet
+}
+
+// begin is the first visit of a session of a viewer at home.
+func begin(session int, viewer string, limit int) Visit {
+	return Visit{Key: keyOf(session), Begins: true, Video: "film", Viewer: viewer, Address: home, Client: player{"CH", "hls.js"}, Limit: limit, Expires: time.Now().Add(time.Hour)}
+}
+
+// again is a later visit.
+func again(session int, viewer string, limit int) Visit {
+	v := begin(session, viewer, limit)
+	v.Begins, v.Begun = false, time.Now().Add(-time.Minute)
+	return v
+}
+
+func wantVisit(t *testing.T, r *registry, v Visit, want error) {
+	t.Helper()
+	if err := r.visit(v); !errors.Is(err, want) {
+		t.Errorf("%v, want %v", err, want)
+	}
+}
+
+func wantEnded(t *testing.T, fleet []*registry, v Visit) {
+	t.Helper()
+	for i, r := range fleet {
+		eventually(t, fmt.Sprintf("node %d refuses the ended session", i), func() error {
+			select {
+			case <-r.fleet.wake:
+				r.work(t.Context(), true)
+			default:
+			}
+			if err := r.visit(v); !errors.Is(err, ErrEnded) {
+				return fmt.Errorf("%v, want %w", err, ErrEnded)
+			}
+			return nil
+		})
+	}
+}
+
+// One viewer on several nodes has no more sessions than on one.
+func TestLimitsOfAFleet(t *testing.T) {
+	t.Parallel()
+	t.Run("end_oldest", func(t *testing.T) {
+		t.Parallel()
+		_, fleet := fleetOf(t, 3, Policy{Timeout: time.Minute})
+		wantVisit(t, fleet[0], begin(1, "anna", 2), nil)
+		wantVisit(t, fleet[1], begin(2, "anna", 2), nil)
+		wantVisit(t, fleet[2], again(1, "anna", 2), nil) // moved to another node
+		wantVisit(t, fleet[2], begin(3, "anna", 2), nil)
+		wantEnded(t, fleet, again(1, "anna", 2))
+		for _, r := range fleet {
+			wantVisit(t, r, again(2, "anna", 2), nil)
+			wantVisit(t, r, again(3, "anna", 2), nil)
+		}
+		wantVisit(t, fleet[0], begin(4, "berta", 2), nil)
+	})
+	t.Run("refuse_new", func(t *testing.T) {
+		t.Parallel()
+		_, fleet := fleetOf(t, 2, Policy{Timeout: time.Minute, RefuseNew: true})
+		wantVisit(t, fleet[0], begin(1, "anna", 1), nil)
+		wantVisit(t, fleet[1], begin(2, "anna", 1), ErrLimit)
+		wantVisit(t, fleet[1], again(1, "anna", 1), nil)
+		wantVisit(t, fleet[0], begin(3, "anna", 1), ErrLimit)
+	})
+	t.Run("the same player after a restart", func(t *testing.T) {
+		t.Parallel()
+		_, fleet := fleetOf(t, 1, Policy{Timeout: time.Minute, RefuseNew: true})
+		wantVisit(t, fleet[0], begin(1, "anna", 1), nil)
+		fleet[0].session(keyOf(1)).seen.Add(-int64(silence))
+		other := begin(2, "anna", 1)
+		other.Client = player{"CH", "VLC"}
+		wantVisit(t, fleet[0], other, ErrLimit)
+		wantVisit(t, fleet[0], begin(3, "anna", 1), nil)
+		wantEnded(t, fleet, again(1, "anna", 1))
+	})
+}
+
+// However many starts race on however many nodes, no more sessions run than permitted.
+func TestRacesAtTheLimitOfAFleet(t *testing.T) {
+	t.Parallel()
+	for _, refuseNew := range []bool{false, true} {
+		t.Run(fmt.Sprintf("refuse new %t", refuseNew), func(t *testing.T) {
+			t.Parallel()
+			const limit, starts = 3, 60
+			_, fleet := fleetOf(t, 3, Policy{Timeout: time.Minute, RefuseNew: refuseNew})
+			var group sync.WaitGroup
+			var allowed atomic.Int64
+			for session := range starts {
+				group.Go(func() {
+					if fleet[rand.IntN(len(fleet))].visit(begin(session, "anna", limit)) == nil {
+						allowed.Add(1)
+					}
+				})
+			}
+			group.Wait()
+			if got := allowed.Load(); got < limit || refuseNew && got > limit {
+				t.Errorf("%d starts were allowed", allowed.Load())
+			}
+			eventually(t, "the sessions beyond the limit have ended", func() error {
+				running := 0
+				for _, r := range fleet {
+					running += r.Count()
+				}
+				if running != limit {
+					return fmt.Errorf("%d sessions run on the nodes", running)
+				}
+				return nil
+			})
+			list, err := fleet[0].ListViewer(t.Context(), "anna")
+			if err != nil || len(list) != limit || fleet[1].CountVideo(t.Context(), "film") != limit {
+				t.Errorf("%d sessions are listed, %v", len(list), err)
+			}
+		})
+	}
+}
+
+// Without the Redis, sessions play on, ended ones stay ended, and each node holds the limit. When
+// it is back, without its data, the nodes tell it what they know.
+func TestFleetWithoutItsRedis(t *testing.T) {
+	t.Parallel()
+	for _, lose := range []string{"killed", "flushed"} {
+		t.Run(lose, func(t *testing.T) {
+			t.Parallel()
+			s, fleet := fleetOf(t, 2, Policy{Timeout: time.Minute})
+			wantVisit(t, fleet[0], begin(1, "anna", 1), nil)
+			wantVisit(t, fleet[0], begin(2, "anna", 1), nil) // ends 1
+			wantVisit(t, fleet[1], begin(3, "berta", 1), nil)
+			wantEnded(t, fleet, again(1, "anna", 1))
+			if lose == "flushed" {
+				s.do(t, "FLUSHALL")
+			} else {
+				s.kill()
+				for _, r := range fleet {
+					r.work(t.Context(), true)
+					if !r.fleet.away.Load() || r.failures.Load() == 0 {
+						t.Error("nobody notices that the redis is away")
+					}
+				}
+				wantVisit(t, fleet[0], again(2, "anna", 1), nil)
+				wantVisit(t, fleet[1], begin(4, "berta", 1), nil) // ends 3
+				wantVisit(t, fleet[1], again(3, "berta", 1), ErrEnded)
+				wantVisit(t, fleet[1], begin(5, "anna", 1), nil) // too many, while nobody knows
+				s.start(t)
+			}
+			for _, r := range fleet {
+				eventually(t, "the node comes back", func() error {
+					r.work(t.Context(), true)
+					if r.fleet.away.Load() {
+						return errors.New("still away")
+					}
+					return nil
+				})
+			}
+			newcomer := s.node(t, Policy{Timeout: time.Minute})
+			wantEnded(t, append(fleet, newcomer), again(1, "anna", 1))
+			if lose == "killed" {
+				wantEnded(t, append(fleet, newcomer), again(3, "berta", 1))
+				wantEnded(t, append(fleet, newcomer), again(2, "anna", 1))
+			}
+			list, err := newcomer.ListVideo(t.Context(), "film")
+			if err != nil || len(list) != 2 {
+				t.Errorf("the new node knows of %+v, %v: want 2 sessions", list, err)
+			}
+		})
+	}
+}
+
+// A session that moves between nodes ends once, with the bytes of all.
+func TestEndOfASessionInAFleet(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"timeout", "deleted", "limit"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			_, fleet := fleetOf(t, 2, Policy{Timeout: time.Minute})
+			for i, v := range []Visit{begin(1, "anna", 1), again(1, "anna", 1)} {
+				session, err := fleet[i].Visit(t.Context(), v)
+				if err != nil {
+					t.Fatal(err)
+				}
+				session.AddBytes(int64(1000 * (i + 1)))
+				fleet[i].work(t.Context(), true)
+			}
+			switch how {
+			case "timeout":
+				for _, r := range fleet {
+					r.Use(Policy{Timeout: time.Nanosecond})
+				}
+			case "deleted":
+				if found, err := fleet[0].End(t.Context(), keyOf(1).ID()); !found || err != nil {
+					t.Errorf("End: %t, %v", found, err)
+				}
+			case "limit":
+				wantVisit(t, fleet[1], begin(2, "anna", 1), nil)
+			}
+			var ends []Event
+			eventually(t, "the end is told", func() error {
+				ends = nil
+				for _, r := range fleet {
+					r.work(t.Context(), false)
+					ends = append(ends, slices.DeleteFunc(slices.Clone(r.ends), func(e Event) bool { return e.ID != keyOf(1).ID() })...)
+					if r.session(keyOf(1)) != nil {
+						return errors.New("the session still runs")
+					}
+				}
+				if len(ends) == 0 {
+					return errors.New("nobody tells")
+				}
+				return nil
+			})
+			if len(ends) != 1 || ends[0].Bytes != 3000 || string(ends[0].Reason) != how {
+				t.Errorf("%+v, want one end with 3000 bytes", ends)
+			}
+		})
+	}
+}
+
+// What other clients of the Redis publish ends nothing and makes no node fail.
+func TestHearIgnoresStrangers(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(Policy{Timeout: time.Minute})
+	if err := r.visit(r.request(1, "anna", 1)); err != nil {
+		t.Fatal(err)
+	}
+	id, viewer := keyOf(1).ID().String(), keyOfViewer("anna").String()
+	for _, message := range []string{"", "a b c d e", viewer + " " + id, viewer[1:] + " " + id + " 1 1 limit", viewer + " " + id + " x 1 limit", viewer + " " + id + " 1 y limit", viewer + " " + id[2:] + " 1 1 limit"} {
+		r.hear(message)
+	}
+	if r.Count() != 1 {
+		t.Error("the session has ended")
+	}
+	r.hear(viewer + " " + id + " 1 1 of_another_version")
+	if r.Count() != 0 {
+		t.Error("the session has not ended")
+	}
+}
