@@ -90,7 +90,9 @@ func (a *API) Provision(ctx caddy.Context) error {
 		Now:           func() time.Time { return app.now() },
 	}
 	for id, own := range app.Videos {
-		config.Videos[id] = app.apiSettings(app.videos[id], own)
+		video := app.apiSettings(app.videos[id], own)
+		video.AccessRules = own.AccessRules
+		config.Videos[id] = video
 	}
 	for _, pair := range a.AuthKeys {
 		config.AuthKeys = append(config.AuthKeys, controlapi.AuthKey(pair))

@@ -62,6 +62,13 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		{"anonymous_database of the wrong kind", `{"anonymous_database":"testdata/asn.mmdb"}`, "", []string{"anonymous_database", "testdata/asn.mmdb", "GeoLite2-ASN"}},
 		{"anonymous_database of an unset variable", `{"anonymous_database":"{env.TEST_UNSET}"}`, "", []string{"anonymous_database", "{env.TEST_UNSET}"}},
 		{"database of an unset variable", `{"geoip_database":"{env.TEST_UNSET}"}`, "", []string{"geoip_database", "{env.TEST_UNSET}"}},
+		{"access_rules that are no list", `{"access_rules":{}}`, "", []string{"access_rules", "{}"}},
+		{"access_rules that are null", `{"access_rules":null}`, "", []string{"access_rules", "null"}},
+		{"access_rules of another type", `{"access_rules":[{"type":"any","action":"allow"},{"type":"ip.of.tomorrow","action":"block"}]}`, "", []string{"access_rules", "rule 2", "ip.of.tomorrow"}},
+		{"access_rules of a video", `{"video":{"demo":{"access_rules":[{"type":"ip.src","ip":["x"],"action":"block"}]}}}`, "", []string{`video "demo"`, "access_rules", `"x"`}},
+		{"access_rules by country without a database", `{"access_rules":` + needsCountry + `}`, "", []string{"access_rules", "ip.geoip.country", "geoip_database"}},
+		{"access_rules by network without a database", `{"geoip_database":"testdata/country.mmdb","access_rules":` + blocksASN + `}`, "", []string{"access_rules", "ip.geoip.asnum", "asn_database"}},
+		{"access_rules of a video by anonymous network without a database", `{"video":{"demo":{"access_rules":` + blocksVPN + `}}}`, "", []string{`video "demo"`, "ip.anonymous", "anonymous_database"}},
 		{"jwks_url relative", `{"jwks_url":"keys.json"}`, "", []string{"jwks_url", "keys.json"}},
 		{"jwks_url of a file", `{"jwks_url":"file:///keys.json"}`, "", []string{"jwks_url", "http or https"}},
 		{"jwks_url of an unset variable", `{"jwks_url":"https://{env.TEST_UNSET}/keys"}`, "", []string{"jwks_url", "{env.TEST_UNSET}"}},
@@ -121,7 +128,8 @@ func TestConfigsThatAreAccepted(t *testing.T) {
 			"key_file": ["examples/public.jwks.json"], "jwks_url": "http://127.0.0.1:1/keys", "jwks_interval": "1s",
 			"geoip_database": "testdata/flat.mmdb", "asn_database": "testdata/flat_asn.mmdb", "anonymous_database": "testdata/anonymous_plus.mmdb", "require_signed_urls": false, "allowed_origins": ["*.example.com", "*"],
 			"missing_origin": "allow", "leeway": "0s", "max_token_lifetime": "24h", "audience": ["a", "b"], "issuer": ["c"],
-			"video": {"demo": {"require_signed_urls": true, "allowed_origins": ["localhost:3000"], "missing_origin": "deny"}}
+			"video": {"demo": {"require_signed_urls": true, "allowed_origins": ["localhost:3000"], "missing_origin": "deny", "access_rules": ` + blocksVPN + `}},
+			"access_rules": ` + needsCountry + `
 		}`, `{"origin_path": "/media/{video}", "downloads": ["*.mp4"], "manifest": "/a folder/épisode 1.m3u8"}`},
 		{"manifest of DASH, without a page", `{}`, `{"manifest": "video.mpd"}`},
 	} {

@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/dustin/go-humanize"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -278,6 +279,9 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    sessions            on|off
 //	    session_timeout     <duration>
 //	    max_sessions        <n>
+//	    access_rules {
+//	        <allow|block> <type> [<value>...]
+//	    }
 //	    on_session_limit    end_oldest|refuse_new
 //	    max_session         <duration>
 //	    video <id> {
@@ -285,6 +289,7 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	        allowed_origins     <pattern>...
 //	        missing_origin      deny|allow
 //	        max_sessions        <n>
+//	        access_rules { … }
 //	        enforce             on|off
 //	        report_only         <check>...
 //	    }
@@ -421,6 +426,7 @@ func (v *VideoSettings) videoOptions() map[string]option {
 	options := map[string]option{
 		"require_signed_urls": func(d *caddyfile.Dispenser) error { return switchArg(d, &v.RequireSignedURLs) },
 		"allowed_origins":     parsedArgs(&v.AllowedOrigins, weborigin.ParsePattern),
+		"access_rules":        v.parseAccessRules,
 		"missing_origin": func(d *caddyfile.Dispenser) error {
 			if err := oneArg(d, &v.MissingOrigin); err != nil {
 				return err
@@ -432,6 +438,64 @@ func (v *VideoSettings) videoOptions() map[string]option {
 	}
 	maps.Copy(options, v.Enforcement.options())
 	return options
+}
+
+// parseAccessRules reads a block with a rule in each line. An empty block is no rules.
+func (v *VideoSettings) parseAccessRules(d *caddyfile.Dispenser) error {
+	if d.NextArg() {
+		return d.Errf("access_rules takes a block with a rule in each line, not %q", d.Val())
+	}
+	rules := []token.AccessRule{}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		rule, err := parseAccessRule(d.Val(), d.RemainingArgs())
+		if err != nil {
+			return located(d, err)
+		}
+		rules = append(rules, rule)
+		if _, err := accessrules.Compile(caddyconfig.JSON(rules, nil)); err != nil {
+			return located(d, fmt.Errorf("access_rules: %w", err))
+		}
+	}
+	if d.Val() != "}" {
+		return d.Err("access_rules needs a block with a rule in each line, like `block ip.src 192.0.2.0/24`; an empty block is no rules")
+	}
+	v.AccessRules = caddyconfig.JSON(rules, nil)
+	return nil
+}
+
+// parseAccessRule reads the words of a rule. The values belong to its type.
+func parseAccessRule(action string, words []string) (rule token.AccessRule, err error) {
+	if len(words) == 0 {
+		return rule, fmt.Errorf("access_rules: %q: want allow or block, a type and its values, like `block ip.src 192.0.2.0/24`", action)
+	}
+	rule.Action, rule.Type = action, words[0]
+	values := words[1:]
+	if needed := []string{"ip.src", "ip.geoip.country", "ip.geoip.asnum"}; len(values) == 0 && slices.Contains(needed, rule.Type) {
+		return rule, fmt.Errorf("access_rules: %s needs at least one value", rule.Type)
+	}
+	switch rule.Type {
+	case "ip.src":
+		rule.IP = values
+	case "ip.geoip.country":
+		rule.Country = values
+	case "ip.geoip.asnum":
+		for _, value := range values {
+			number, err := strconv.ParseUint(value, 10, 32)
+			if err != nil {
+				return rule, fmt.Errorf("access_rules: ip.geoip.asnum %q: want numbers like 64500", value)
+			}
+			rule.ASN = append(rule.ASN, uint32(number))
+		}
+	case "ip.anonymous":
+		if len(values) > 0 {
+			rule.Kinds = values
+		}
+	case "any":
+		if len(values) > 0 {
+			return rule, fmt.Errorf("access_rules: any takes no values, not %q", values)
+		}
+	}
+	return rule, nil
 }
 
 // options returns the options that gates, video blocks and the global block have

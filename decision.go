@@ -50,7 +50,7 @@ type decision struct {
 
 	// From the client.
 	client      clientLocation
-	matchedRule int // of the token's access rules, or NoRule
+	matchedRule int // of the access rules that were evaluated last, or NoRule
 
 	result result
 	reason reason // of a refusal, or of one that is only reported; else ""

@@ -147,7 +147,7 @@ func optionBlocks(t *testing.T) []optionBlock {
 		{
 			heading: "A video block",
 			open:    "{\nsigned_playback {\nvideo demo {\n", end: "}\n}\n}\n:80 {\nsigned_playback\n}\n",
-			borrowed: []string{"require_signed_urls", "allowed_origins", "missing_origin", "max_sessions", "enforce", "report_only"},
+			borrowed: []string{"require_signed_urls", "allowed_origins", "missing_origin", "max_sessions", "access_rules", "enforce", "report_only"},
 		},
 		{
 			heading: "The directive signed_playback",

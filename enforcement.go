@@ -131,7 +131,7 @@ func (d *decision) reports(c check) bool {
 
 // reportOnly tells whether the request continues although a check has failed. It
 // cannot if nobody knows which video it is for. If the settings of the video are
-// unknown, allowed origins have to be in report-only mode as well.
+// unknown, the checks that they decide have to be in report-only mode as well.
 func (d *decision) reportOnly(c check) bool {
 	if c >= reportableChecks {
 		return false
@@ -140,7 +140,7 @@ func (d *decision) reportOnly(c check) bool {
 	if video == "" && d.gate.mayReportTokens {
 		video = d.assumeVideo()
 	}
-	if !d.reports(c) || video == "" || d.settingsUnknown && !d.reports(originsCheck) {
+	if !d.reports(c) || video == "" || d.settingsUnknown && !(d.reports(originsCheck) && d.reports(rulesCheck)) {
 		return false
 	}
 	d.continueWith(video)

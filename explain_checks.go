@@ -153,6 +153,10 @@ func (t *trace) explain(d *decision, name string, became verdict, err error) {
 		t.explainSettings(d, became, err)
 	case "origins":
 		t.add(name, became, err, explainOrigins(d)...)
+	case "access_rules":
+		if len(d.settings.rules) > 0 {
+			t.add(name, became, err, explainRules(d, d.settings.rules, d.matchedRule, err)...)
+		}
 	case "rules":
 		t.add(name, became, err, explainTokenRules(d, err)...)
 	case "download":
@@ -364,7 +368,7 @@ func explainRules(d *decision, rules accessrules.List, matched int, err error) (
 		switch {
 		case i < matched || matched == accessrules.NoRule:
 			made = rule.Seen(d) + "no match"
-		case i == matched && err != nil && !errors.Is(err, errRuleBlocked):
+		case i == matched && err != nil && !errors.Is(err, errRuleBlocked) && !errors.Is(err, errOperatorRule):
 			made = "cannot be evaluated"
 		case i == matched:
 			made = rule.Seen(d) + "match: " + rule.Action()

@@ -224,7 +224,13 @@ func explainedRules(t *testing.T) []explainedCase {
 	twoRules := `[{"type":"ip.src","ip":["198.51.100.0/24","2001:db8::/32"],"action":"block"},` +
 		`{"type":"ip.geoip.country","country":["GB","FR"],"action":"allow"},{"type":"any","action":"block"}]`
 	expiredBlocked := signed(func(c *token.Claims) { c.ExpiresAt, c.AccessRules = testTime, json.RawMessage(blocksAll) })
+	operators := testApp()
+	operators.AccessRules = json.RawMessage(`[{"type":"ip.geoip.asnum","asn":[64497],"action":"allow"},{"type":"ip.anonymous","kinds":["tor","vpn"],"action":"block"}]`)
+	operator := newGate(t, operators, new(Gate))
 	return []explainedCase{
+		{"a rule of the operator that blocks, and one of the token that allows", operator, signedWithRules(twoRules), "/x.ts", nil},
+		{"a rule of the operator that allows, and one of the token that blocks", operator, signedWithRules(twoRules), "/x.ts", from("198.51.100.1")},
+		{"rules of the operator of which none matches, without a token", operator, "public", "/x.ts", from("8.8.8.8")},
 		{"a rule that allows", refusing, signedWithRules(twoRules), "/x.ts", nil},
 		{"a rule that blocks", refusing, signedWithRules(twoRules), "/x.ts", from("8.8.8.8")},
 		{"no rule matches", refusing, signedWithRules(`[{"type":"ip.geoip.country","country":["US"],"action":"block"}]`), "/x.ts", nil},

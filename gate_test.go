@@ -77,6 +77,10 @@ func signed(change func(*token.Claims)) string {
 	return must(token.Sign(claims, testKey()))
 }
 
+func signedForWithRules(video, rules string) string {
+	return signed(func(c *token.Claims) { c.VideoID, c.AccessRules = video, json.RawMessage(rules) })
+}
+
 func signedWithRules(rules string) string {
 	return signed(func(c *token.Claims) { c.AccessRules = json.RawMessage(rules) })
 }

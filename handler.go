@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 )
 
 // pipelineStep is one check of the pipeline.
@@ -31,6 +33,7 @@ var pipeline = [...]pipelineStep{
 	{name: "token", check: tokenCheck, run: checkToken},
 	{name: "settings", check: tokenCheck, run: checkSettings},
 	{name: "origins", check: originsCheck, run: checkOrigin},
+	{name: "access_rules", check: rulesCheck, run: checkOperatorRules},
 	{name: "rules", check: rulesCheck, run: checkRules},
 	{name: "download", check: downloadsCheck, run: checkDownload},
 }
@@ -190,16 +193,26 @@ func checkOrigin(d *decision) error {
 	return d.settings.origins.check(d.request, d.kind, d.target.first())
 }
 
+// checkOperatorRules evaluates the operator's access rules.
+func checkOperatorRules(d *decision) error {
+	return d.evaluate(d.settings.rules, errOperatorRule)
+}
+
 // checkRules evaluates the access rules of the token.
-func checkRules(d *decision) (err error) {
+func checkRules(d *decision) error {
 	if d.verified == nil {
 		return nil
 	}
-	if d.matchedRule, err = d.verified.rules.Match(d); err != nil {
+	return d.evaluate(d.verified.rules, errRuleBlocked)
+}
+
+// evaluate refuses a viewer whom access rules block.
+func (d *decision) evaluate(rules accessrules.List, blocked error) (err error) {
+	if d.matchedRule, err = rules.Match(d); err != nil {
 		return err
 	}
-	if !d.verified.rules.Allows(d.matchedRule) {
-		return refuse(reasonRuleBlocked, errRuleBlocked)
+	if !rules.Allows(d.matchedRule) {
+		return refuse(reasonRuleBlocked, blocked)
 	}
 	return nil
 }
@@ -217,6 +230,7 @@ var (
 	errServiceWorker = errors.New("no file of a video may become a service worker, which would see all requests to this host")
 	errMethod        = errors.New("a playback URL is for GET, HEAD and OPTIONS")
 	errTokenRequired = errors.New("the video requires a signed token")
+	errOperatorRule  = errors.New("an access rule of the operator blocks the viewer")
 	errRuleBlocked   = errors.New("an access rule of the token blocks the viewer")
 	errDownload      = errors.New("downloads need a token with the claim downloadable")
 )

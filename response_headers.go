@@ -264,7 +264,7 @@ func (d *decision) setAccessHeaders(h http.Header) {
 	switch {
 	case d.verified != nil:
 		setPrivateCaching(h, d.own, d.verified.expiresAt().Sub(d.app.now()))
-	case d.settings.origins.allowed != nil:
+	case d.settings.origins.allowed != nil, len(d.settings.rules) > 0:
 		setPrivateCaching(h, d.own, time.Duration(1<<63-1))
 	}
 }

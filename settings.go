@@ -2,10 +2,14 @@ package signedplayback
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -49,6 +53,18 @@ type VideoSettings struct {
 	// lower it for a viewer. Default: no limit.
 	MaxSessions int `json:"max_sessions,omitempty"`
 
+	// The operator's own access rules, as an array of the same form as the claim
+	// `accessRules`. They are evaluated before those of the token, and for requests
+	// without a token too. A rule with the action `block` that matches refuses the
+	// viewer; one with `allow` ends the list, and then the token's rules decide. The
+	// list of a video replaces the one for all videos; an empty list is no rules.
+	// Default: none. Permitted:
+	//
+	//	[{"type": "ip.geoip.asnum", "asn": [64500], "action": "block"}]
+	//
+	// Prohibited: a rule whose database is not configured.
+	AccessRules json.RawMessage `json:"access_rules,omitempty"`
+
 	// Report-only mode. The setting of a video counts before the setting of its
 	// gate, and that before the setting for all videos.
 	Enforcement
@@ -58,6 +74,7 @@ type VideoSettings struct {
 type settings struct {
 	requireSignedURLs bool
 	origins           originPolicy
+	rules             accessrules.List
 	maxSessions       int         // of a viewer at a time, 0 for no limit
 	enforcement       enforcement // usually unset, so the gate's counts
 }
@@ -68,6 +85,9 @@ func (a *App) provisionSettings() (err error) {
 	}
 	a.enforcement, a.defaults.enforcement = a.defaults.enforcement, enforcement{}
 	a.enforcement.warn(a.logger, "all gates and videos that do not say otherwise")
+	if err := a.checkOwnRules(a.defaults.rules); err != nil {
+		return err
+	}
 	a.videos = make(map[string]settings, len(a.Videos))
 	for id, own := range a.Videos {
 		if !token.ValidVideoID(id) {
@@ -77,6 +97,25 @@ func (a *App) provisionSettings() (err error) {
 			return fmt.Errorf("video %q: %w", id, err)
 		}
 		a.videos[id].enforcement.warn(a.logger, "video "+id)
+		if own.AccessRules == nil {
+			continue
+		}
+		if err := a.checkOwnRules(a.videos[id].rules); err != nil {
+			return fmt.Errorf("video %q: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// checkOwnRules refuses rules of the config that need a database that the config does
+// not name, and warns of rules that are probably not meant.
+func (a *App) checkOwnRules(rules accessrules.List) error {
+	has := func(fact geo.Fact) bool { return a.databases()[fact] != "" }
+	if missing := rules.Missing(has); missing != nil {
+		return fmt.Errorf("access_rules: %s; set it", strings.Join(missing, "; "))
+	}
+	for _, warning := range rules.Warnings(has) {
+		a.logger.Warn("access_rules: " + warning)
 	}
 	return nil
 }
@@ -95,6 +134,13 @@ func (v VideoSettings) compile(defaults settings) (settings, error) {
 			return settings{}, err
 		}
 		compiled.origins.allowed = allowed
+	}
+	if v.AccessRules != nil {
+		rules, err := accessrules.Compile(v.AccessRules)
+		if err != nil {
+			return settings{}, fmt.Errorf("access_rules: %w", err)
+		}
+		compiled.rules = rules
 	}
 	if v.MaxSessions < 0 {
 		return settings{}, fmt.Errorf("max_sessions %d: want a positive number", v.MaxSessions)
@@ -163,6 +209,9 @@ func mergeInto(defaults settings, video *state.Video) settings {
 	}
 	if video.OriginsSet {
 		defaults.origins.allowed = video.AllowedOrigins
+	}
+	if video.AccessRules != nil {
+		defaults.rules = video.AccessRules
 	}
 	return defaults
 }

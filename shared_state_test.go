@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/jwks"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
@@ -271,6 +273,7 @@ func TestMergeInto(t *testing.T) {
 	site, other := must(weborigin.Compile([]string{"example.com"})), must(weborigin.Compile([]string{"example.org"}))
 	private := settings{requireSignedURLs: true, origins: originPolicy{allowed: site, allowMissing: true}}
 	public := settings{}
+	rules, otherRules := must(compileRules([]byte(blocksAll))), must(compileRules([]byte(needsAddress)))
 	for _, tc := range []struct {
 		name     string
 		video    *state.Video
@@ -286,9 +289,12 @@ func TestMergeInto(t *testing.T) {
 		{"other origins", &state.Video{OriginsSet: true, AllowedOrigins: other}, private, settings{requireSignedURLs: true, origins: originPolicy{other, true}}},
 		{"any origin", &state.Video{OriginsSet: true}, private, settings{requireSignedURLs: true, origins: originPolicy{nil, true}}},
 		{"origins where there were none", &state.Video{OriginsSet: true, AllowedOrigins: other}, public, settings{requireSignedURLs: false, origins: originPolicy{other, false}}},
+		{"other rules", &state.Video{AccessRules: otherRules}, settings{rules: rules}, settings{rules: otherRules}},
+		{"no rules", &state.Video{AccessRules: accessrules.List{}}, settings{rules: rules}, settings{rules: accessrules.List{}}},
+		{"the rules of all videos", &state.Video{}, settings{rules: rules}, settings{rules: rules}},
 		{"all of it", &state.Video{RequireSignedURLs: new(false), OriginsSet: true, AllowedOrigins: other}, private, settings{requireSignedURLs: false, origins: originPolicy{other, true}}},
 	} {
-		if got := mergeInto(tc.defaults, tc.video); got != tc.want {
+		if got := mergeInto(tc.defaults, tc.video); !reflect.DeepEqual(got, tc.want) {
 			t.Errorf("%s: mergeInto(%+v) = %+v, want %+v", tc.name, tc.defaults, got, tc.want)
 		}
 	}

@@ -286,12 +286,16 @@ func (r *Rule) matchesFacts(facts geo.Facts) bool {
 	return slices.Contains(r.countries, facts.Country) || slices.Contains(r.asns, facts.ASN) || r.anonymous&facts.Anonymous != 0
 }
 
-// Needs reports whether a rule needs a fact.
-func (l List) Needs(fact geo.Fact) bool {
-	return slices.ContainsFunc(l, func(r Rule) bool {
-		needed, ok := r.kind.fact()
-		return ok && needed == fact
-	})
+// Missing says which rules need a database that the gateway does not have. has tells
+// the facts for which it has one.
+func (l List) Missing(has func(geo.Fact) bool) (missing []string) {
+	for fact := range geo.FactCount {
+		k := byCountry + kind(fact)
+		if !has(fact) && slices.ContainsFunc(l, func(r Rule) bool { return r.kind == k }) {
+			missing = append(missing, fmt.Sprintf("there is a rule of type %s and the gateway has no %s", types[k], fact.Option()))
+		}
+	}
+	return missing
 }
 
 // Weight estimates the memory of a list in bytes.
@@ -397,10 +401,8 @@ func (l List) Warnings(has func(geo.Fact) bool) (warnings []string) {
 			v6 = v6 || prefix.Addr().Is6()
 		}
 	}
-	for fact := range geo.FactCount {
-		if l.Needs(fact) && !has(fact) {
-			warnings = append(warnings, fmt.Sprintf("there is a rule of type %s and the gateway has no %s, so viewers to whom it applies are refused", types[byCountry+kind(fact)], fact.Option()))
-		}
+	for _, missing := range l.Missing(has) {
+		warnings = append(warnings, missing+", so viewers to whom it applies are refused")
 	}
 	if v4 && !v6 {
 		warnings = append(warnings, "there are rules for IPv4 addresses and none for IPv6, and viewers who have both may come by IPv6")

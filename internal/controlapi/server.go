@@ -63,7 +63,7 @@ type Config struct {
 	// already be revoked, or its object damaged.
 	Revocable func(keyID string) bool
 
-	// CheckRules checks the `accessRules` of a token. A warning describes a valid
+	// CheckRules checks the `accessRules` of a token or a video. A warning describes a valid
 	// rule that probably does something else than the client wants.
 	CheckRules func(rules json.RawMessage) (warnings []string, err error)
 
@@ -90,7 +90,8 @@ type Config struct {
 // VideoSettings are the settings of a video in the config file.
 type VideoSettings struct {
 	RequireSignedURLs bool
-	AllowedOrigins    []string // empty for any
+	AllowedOrigins    []string        // empty for any
+	AccessRules       json.RawMessage // of this video alone, nil for none of its own
 }
 
 // Server answers calls. It is safe for concurrent use.

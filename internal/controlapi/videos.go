@@ -77,6 +77,7 @@ func (s *Server) describe(doc *state.VideoDocument, others VideoSettings) map[st
 		"playback":          map[string]string{"hls": base + "/manifest/video.m3u8", "dash": base + "/manifest/video.mpd"},
 		"requireSignedURLs": others.RequireSignedURLs,
 		"allowedOrigins":    append([]string{}, others.AllowedOrigins...),
+		"accessRules":       others.AccessRules,
 
 		"readyToStream": true, "readyToStreamAt": nil, "created": nil, "modified": nil, "uploaded": nil,
 		"status": map[string]string{"state": "ready", "pctComplete": "100.000000", "errorReasonCode": "", "errorReasonText": ""},
@@ -88,6 +89,9 @@ func (s *Server) describe(doc *state.VideoDocument, others VideoSettings) map[st
 	}
 	if doc.AllowedOrigins != nil {
 		v["allowedOrigins"] = *doc.AllowedOrigins
+	}
+	if doc.AccessRules != nil {
+		v["accessRules"] = doc.AccessRules
 	}
 	for name, member := range describingMembers {
 		v[name] = json.RawMessage(member.unset)
@@ -103,7 +107,7 @@ func (s *Server) describe(doc *state.VideoDocument, others VideoSettings) map[st
 }
 
 // parseEdit reads the body of a call that changes settings. A nil member of the
-// edit stays as it is, and a describing member that is null is removed. Other members
+// edit stays as it is, and access rules or a describing member that are null are removed. Other members
 // of a video are ignored: clients send back the whole video that they got.
 func (c *call) parseEdit(body strictjson.Value) (*state.VideoDocument, error) {
 	edit := &state.VideoDocument{Descriptive: make(map[string]json.RawMessage)}
@@ -125,6 +129,19 @@ func (c *call) parseEdit(body strictjson.Value) (*state.VideoDocument, error) {
 		patterns, err := parseAllowedOrigins(v)
 		edit.AllowedOrigins = &patterns
 		return err
+	}
+	readers["accessRules"] = func(v strictjson.Value) (err error) {
+		if edit.AccessRules = v.Raw(); string(v.Raw()) == "null" {
+			return nil
+		}
+		warnings, err := c.CheckRules(edit.AccessRules)
+		for _, warning := range warnings {
+			c.warn("accessRules: %s", warning)
+		}
+		if err != nil {
+			return badRequest("%v", err)
+		}
+		return nil
 	}
 	for name, member := range describingMembers {
 		readers[name] = func(v strictjson.Value) error {
@@ -171,6 +188,12 @@ func applyEdit(edit, doc *state.VideoDocument) {
 	}
 	if edit.AllowedOrigins != nil {
 		doc.AllowedOrigins = edit.AllowedOrigins
+	}
+	if edit.AccessRules != nil {
+		doc.AccessRules = edit.AccessRules
+	}
+	if string(edit.AccessRules) == "null" {
+		doc.AccessRules = nil
 	}
 	for name, value := range edit.Descriptive {
 		if string(value) == "null" {
@@ -226,7 +249,7 @@ func (c *call) editVideo(body strictjson.Value) (any, error) {
 	if err := c.checkNotConfigured(); err != nil {
 		return nil, err
 	}
-	if edit.RequireSignedURLs == nil && edit.AllowedOrigins == nil && len(edit.Descriptive) == 0 {
+	if edit.RequireSignedURLs == nil && edit.AllowedOrigins == nil && edit.AccessRules == nil && len(edit.Descriptive) == 0 {
 		return c.getVideo(body)
 	}
 	doc, err := c.State.EditVideo(c.ctx(), c.subject, func(doc *state.VideoDocument) { applyEdit(edit, doc) })
@@ -240,6 +263,7 @@ func (c *call) editVideo(body strictjson.Value) (any, error) {
 	c.changed = []zap.Field{
 		zap.Any("require_signed_urls", described["requireSignedURLs"]),
 		zap.Any("allowed_origins", described["allowedOrigins"]),
+		zap.Any("access_rules", described["accessRules"]),
 	}
 	return described, nil
 }

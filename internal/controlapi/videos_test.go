@@ -2,6 +2,7 @@ package controlapi
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -18,7 +19,9 @@ import (
 // may have meant to make a video private.
 func TestVideoEditsThatAreRefused(t *testing.T) {
 	t.Parallel()
-	c := control(t, nil)
+	c := control(t, func(config *Config) {
+		config.CheckRules = func(json.RawMessage) ([]string, error) { return nil, errors.New("refused by the gate") }
+	})
 	long := make([]string, 150)
 	for i := range long {
 		long[i] = fmt.Sprintf("%03d.%s.example", i, strings.Repeat("a", 50))
@@ -27,6 +30,9 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 	for why, bodies := range map[string][]string{
 		"requireSignedURLs is": {
 			`{"requireSignedURLs":"true"}`, `{"requireSignedURLs":1}`, `{"requireSignedURLs":null}`, `{"requireSignedURLs":[true]}`,
+		},
+		"refused by the gate": {
+			`{"accessRules":{}}`, `{"accessRules":[{"type":"refused by the gate"}]}`, `{"requireSignedURLs":true,"accessRules":"block"}`, `{"accessRules":[null]}`,
 		},
 		"allowedOrigins is not": {`{"allowedOrigins":null}`, `{"allowedOrigins":"example.com"}`, `{"allowedOrigins":{}}`},
 		"want strings":          {`{"allowedOrigins":[1]}`, `{"allowedOrigins":[null]}`, `{"allowedOrigins":[["example.com"]]}`},
@@ -46,7 +52,7 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 		"scheduledDeletion is":     {`{"scheduledDeletion":"tomorrow"}`, `{"scheduledDeletion":""}`, `{"scheduledDeletion":1800000000}`},
 		"uploadExpiry is":          {`{"uploadExpiry":"2026-01-02"}`},
 		"unknown member": {
-			`{"requiresignedurls":true}`, `{"requireSignedUrls":true}`, `{"allowed_origins":[]}`, `{"missingOrigin":"allow"}`, `{"require\u017fignedURLs":false}`,
+			`{"requiresignedurls":true}`, `{"requireSignedUrls":true}`, `{"allowed_origins":[]}`, `{"access_rules":[]}`, `{"AccessRules":[]}`, `{"missingOrigin":"allow"}`, `{"require\u017fignedURLs":false}`,
 			`{"":false}`, `{"__proto__":{"requireSignedURLs":false}}`, `{"\"},\"success\":true,\"x\":\"":1}`, `{"` + strings.Repeat("x", 60_000) + `":1}`,
 			`{"requireSignedURLs":false,"unknown":1}`,
 		},
@@ -66,7 +72,7 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 
 // unsetVideo is a video without settings. It has all members of Cloudflare's: an SDK that
 // decodes it finds what it needs, and null where Cloudflare documents null.
-const unsetVideo = `{"allowedOrigins":[],"clippedFrom":null,"created":null,"creator":null,"duration":-1,"input":{"height":-1,"width":-1},
+const unsetVideo = `{"accessRules":null,"allowedOrigins":[],"clippedFrom":null,"created":null,"creator":null,"duration":-1,"input":{"height":-1,"width":-1},
 	"maxDurationSeconds":null,"maxSizeBytes":null,"meta":{},"modified":null,
 	"playback":{"dash":"https://media.example.com/v/ID/manifest/video.mpd","hls":"https://media.example.com/v/ID/manifest/video.m3u8"},
 	"preview":"https://media.example.com/v/ID/iframe","publicDetails":null,"readyToStream":true,"readyToStreamAt":null,"requireSignedURLs":true,
@@ -114,6 +120,7 @@ func TestPartialUpdates(t *testing.T) {
 		`{"creator":"c","maxDurationSeconds":1.5,"publicDetails":{"title":"t"},"scheduledDeletion":"2030-01-02T03:04:05Z"}`,
 		`{"thumbnailTimestampPct":0.5,"uploadExpiry":"2030-01-02T03:04:05.123+01:00"}`, `{"meta":{}}`, `{"creator":null,"scheduledDeletion":null}`,
 		`{"publicDetails":null,"maxDurationSeconds":null,"uploadExpiry":null}`, `{"allowedOrigins":[]}`, `{"requireSignedURLs":true}`,
+		`{"accessRules":[{"type":"any","action":"block"}]}`, `{"accessRules":[]}`, `{"accessRules":null}`,
 	} {
 		wanted = append(wanted, body, fmt.Sprintf(`{"modified":%q}`, formatTime(*c.clock)))
 		c.wantVideo(t, c.call(t, "POST", "v", body), "v", wanted...)
@@ -150,15 +157,15 @@ func TestDefaultsAndEditsInForce(t *testing.T) {
 	const defaulted = `{"requireSignedURLs":false,"allowedOrigins":["default.example"]}`
 	c.wantVideo(t, c.call(t, "GET", "v", ""), "v", defaulted)
 	c.wantVideo(t, c.call(t, "POST", "v", `{"creator":"x"}`), "v", creationDates, defaulted, `{"creator":"x"}`)
-	inForce(`{"RequireSignedURLs":null,"AllowedOrigins":null,"OriginsSet":false}`)
+	inForce(`{"RequireSignedURLs":null,"AllowedOrigins":null,"OriginsSet":false,"AccessRules":null}`)
 	if data := c.store.data(store.Videos, "v"); strings.Contains(data, "requireSignedURLs") || strings.Contains(data, "allowedOrigins") {
 		t.Errorf("the store has the defaults: %s", data)
 	}
 	const edit = `{"requireSignedURLs":true,"allowedOrigins":[]}`
 	c.wantVideo(t, c.call(t, "POST", "v", edit), "v", creationDates, edit, `{"creator":"x"}`)
-	inForce(`{"RequireSignedURLs":true,"AllowedOrigins":null,"OriginsSet":true}`)
+	inForce(`{"RequireSignedURLs":true,"AllowedOrigins":null,"OriginsSet":true,"AccessRules":null}`)
 	wantReply(t, "POST", c.call(t, "POST", "v", `{"requireSignedURLs":false}`), 200, 0)
-	inForce(`{"RequireSignedURLs":false,"AllowedOrigins":null,"OriginsSet":true}`)
+	inForce(`{"RequireSignedURLs":false,"AllowedOrigins":null,"OriginsSet":true,"AccessRules":null}`)
 	wantReply(t, "DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
 	inForce("null")
 	// An answer has a copy of the defaults.
@@ -206,12 +213,12 @@ func TestWarningsAboutVideos(t *testing.T) {
 func TestVideosOfTheConfigFile(t *testing.T) {
 	t.Parallel()
 	c := control(t, func(config *Config) {
-		config.Videos = map[string]VideoSettings{"open": {AllowedOrigins: []string{"default.example"}}, "site": {true, []string{"site.example"}}}
+		config.Videos = map[string]VideoSettings{"open": {AllowedOrigins: []string{"default.example"}}, "site": {true, []string{"site.example"}, json.RawMessage(`[]`)}}
 	})
 	c.store.plant(store.Videos, "open", `{"uid":"open","requireSignedURLs":true,"created":"2020-01-01T00:00:00Z","descriptive":{"creator":"x"}}`)
 	c.store.plant(store.Videos, "site", "")
 	c.wantVideo(t, c.call(t, "GET", "open", ""), "open", `{"requireSignedURLs":false,"allowedOrigins":["default.example"]}`)
-	c.wantVideo(t, c.call(t, "GET", "site", ""), "site", `{"allowedOrigins":["site.example"]}`)
+	c.wantVideo(t, c.call(t, "GET", "site", ""), "site", `{"allowedOrigins":["site.example"],"accessRules":[]}`)
 	for _, id := range []string{"open", "site"} {
 		wantReply(t, "POST", c.call(t, "POST", id, `{"requireSignedURLs":true}`), 403, codeForbidden)
 		wantReply(t, "POST of nothing", c.call(t, "POST", id, ""), 403, codeForbidden)

@@ -15,6 +15,7 @@ import (
 	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
@@ -32,6 +33,9 @@ type VideoDocument struct {
 	// nil if it was never set; empty for any origin.
 	AllowedOrigins *[]string `json:"allowedOrigins,omitempty"`
 
+	// The access rules in JSON. nil if they were never set; an empty list for none.
+	AccessRules json.RawMessage `json:"accessRules,omitempty"`
+
 	// Members that describe the video and decide nothing, as they were sent.
 	Descriptive map[string]json.RawMessage `json:"descriptive,omitempty"`
 }
@@ -44,6 +48,8 @@ type Video struct {
 	// AllowedOrigins counts if OriginsSet is true.
 	AllowedOrigins *weborigin.List
 	OriginsSet     bool
+
+	AccessRules accessrules.List // nil if they are not set; empty for none
 }
 
 // videoMemory bounds the memory for settings of videos, all in bytes: an eighth
@@ -228,6 +234,11 @@ func (s *State) compileVideo(object store.Object) *videoRecord {
 			record.weight += ofPattern + uint32(len(pattern))
 		}
 	}
+	if video.AccessRules, err = accessrules.Compile(doc.AccessRules); err != nil {
+		record.damage = s.damaged(object.Name, err)
+		return record
+	}
+	record.weight += uint32(video.AccessRules.Weight())
 	record.video = video
 	return record
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
@@ -222,14 +224,19 @@ func TestVideoDocuments(t *testing.T) {
 	list := func(patterns ...string) *weborigin.List { return must(weborigin.Compile(patterns)) }
 	wanted := map[string]*Video{
 		`{"uid":"v"}`: {}, `{"uid":"v","allowedOrigins":null}`: {}, `{"uid":"v","requireSignedURLs":null}`: {},
-		`{"uid":"v","allowedOrigins":[]}`:                       {OriginsSet: true},
-		`{"uid":"v","allowedOrigins":["a.b","*.c.d"]}`:          {OriginsSet: true, AllowedOrigins: list("a.b", "*.c.d")},
+		`{"uid":"v","allowedOrigins":[]}`:              {OriginsSet: true},
+		`{"uid":"v","allowedOrigins":["a.b","*.c.d"]}`: {OriginsSet: true, AllowedOrigins: list("a.b", "*.c.d")},
+		`{"uid":"v","accessRules":[]}`:                 {AccessRules: accessrules.List{}},
+		`{"uid":"v","accessRules":[{"type":"ip.src","ip":["::1"],"action":"block"}]}`: {
+			AccessRules: must(accessrules.Compile([]byte(`[{"type":"ip.src","ip":["::1"],"action":"block"}]`))),
+		},
 		`{"uid":"v","requireSignedURLs":true,"later":"member"}`: {RequireSignedURLs: new(true)},
 	}
 	for _, data := range []string{
 		damaged, "null", `["v"]`, "{}", `{"uid":"w","requireSignedURLs":false}`, `{"uid":"V","requireSignedURLs":false}`, `{"uid":"v","requireSignedURLs":"false"}`,
 		`{"uid":"v","requireSignedURLs":0}`, `{"uid":"v","allowedOrigins":"example.com"}`, `{"uid":"v","allowedOrigins":[1]}`, `{"uid":"v","created":"x"}`,
 		`{"uid":"v","allowedOrigins":["https://example.com"]}`, `{"uid":"v","allowedOrigins":[""]}`, `{"uid":"v","descriptive":[]}`,
+		`{"uid":"v","accessRules":{}}`, `{"uid":"v","accessRules":[null]}`, `{"uid":"v","accessRules":[{"type":"ip.of.tomorrow","action":"block"}]}`,
 	} {
 		wanted[data] = nil
 	}
@@ -240,7 +247,7 @@ func TestVideoDocuments(t *testing.T) {
 		s := newTestState(t, f.Join())
 		for range 2 {
 			got, err := s.Video(t.Context(), "v")
-			if diff := cmp.Diff(want, got, cmp.AllowUnexported(weborigin.List{}, weborigin.Pattern{})); diff != "" || errors.Is(err, ErrDamaged) != (want == nil) {
+			if diff := cmp.Diff(want, got, cmp.AllowUnexported(weborigin.List{}, weborigin.Pattern{}, accessrules.Rule{}), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" || errors.Is(err, ErrDamaged) != (want == nil) {
 				t.Errorf("%s is %+v, %v (-want +got):\n%s", data, got, err, diff)
 			}
 		}
