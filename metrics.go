@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 	"github.com/signed-playback/caddy-signed-playback/mediacache"
 )
@@ -31,6 +32,8 @@ type metrics struct {
 	cacheMisses     prometheus.Counter
 	verified        map[reason]prometheus.Counter // "" for success
 	verifySeconds   prometheus.Histogram
+	sessionsEnded   map[sessions.Reason]prometheus.Counter
+	sessionsDropped *prometheus.CounterVec
 	cacheResults    map[mediacache.Result]prometheus.Counter
 
 	collectors []prometheus.Collector
@@ -57,6 +60,15 @@ func newMetrics() *metrics {
 	m.storeErrors = m.counters("store_errors_total", "Failures of the store by operation: changes, get, list, update and sessions (those of a fleet, in Redis) failed, or decode found a damaged object.", "operation")
 	for _, operation := range []string{"changes", "get", "list", "update", "sessions", "decode"} {
 		m.storeErrors.WithLabelValues(operation)
+	}
+	ended := m.counters("sessions_ended_total", "Playback sessions that have ended, by reason: timeout, limit, takeover, deleted or stopped.", "reason")
+	m.sessionsEnded = make(map[sessions.Reason]prometheus.Counter)
+	for _, why := range sessions.Reasons() {
+		m.sessionsEnded[why] = ended.WithLabelValues(string(why))
+	}
+	m.sessionsDropped = m.counters("sessions_dropped_total", "What was too much: requests for a session that found no room and played uncounted (session), and ends of sessions that were not told (end).", "what")
+	for _, what := range []string{sessions.DroppedSession, sessions.DroppedEnd} {
+		m.sessionsDropped.WithLabelValues(what)
 	}
 	cacheRequests := m.counters("cache_requests_total", "Requests to the media cache by what it did: hit, miss, collapsed, stale, revalidated or bypass.", "result")
 	m.cacheResults = make(map[mediacache.Result]prometheus.Counter)
@@ -155,6 +167,12 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 			func() float64 { return boolToFloat(!a.geo.Stale(fact)) },
 		})
 	}
+	if a.Sessions != nil && *a.Sessions {
+		gauges = append(gauges, gauge{
+			"sessions", "Playback sessions that run on this node.",
+			func() float64 { return float64(a.state.tracker.Count()) },
+		})
+	}
 	if remote := a.keys.remote; remote != nil {
 		gauges = append(gauges, gauge{
 			"jwks_last_success_timestamp_seconds", "When the remote key set was last loaded, in Unix seconds; 0 for never.",
@@ -219,6 +237,9 @@ func (m *metrics) countVerification(err error) {
 func (m *metrics) countStoreError(operation string) {
 	m.storeErrors.WithLabelValues(operation).Inc()
 }
+
+// countDropped counts what a bound of playback sessions has dropped.
+func (m *metrics) countDropped(what string) { m.sessionsDropped.WithLabelValues(what).Inc() }
 
 func (m *metrics) countURIs(stats manifest.Stats) {
 	m.urisRewritten.Add(float64(stats.Rewritten))

@@ -30,10 +30,11 @@ var statePool = caddy.NewUsagePool()
 type sharedState struct {
 	*state.State
 	tracker  *sessions.Tracker
-	tracking sync.Once // begins the tracker's work
+	tracking bool // the tracker works, because a config has sessions on
 	ctx      context.Context
 	stop     context.CancelFunc // ends it
 	poolKey  string
+	metrics  *metrics
 
 	mu      sync.RWMutex
 	configs []*App // that use it; the storage of the last one is used
@@ -112,19 +113,18 @@ func storageIdentity(storage certmagic.Storage) string {
 // that use it. Each call must be matched by a call of release.
 func (a *App) acquireState(poolKey string, open openStore) error {
 	value, loaded, err := statePool.LoadOrNew(poolKey, func() (caddy.Destructor, error) {
-		s := &sharedState{poolKey: poolKey, configs: []*App{a}}
-		logger := func() *zap.Logger { return caddy.Log().Named(appID) }
-		opened, err := open(s.storage, logger)
+		s := &sharedState{poolKey: poolKey, configs: []*App{a}, metrics: a.metrics}
+		opened, err := open(s.storage, s.logger)
 		if err != nil {
 			return nil, err
 		}
-		config := sessions.Config{Policy: a.sessionPolicy, Now: time.Now, Ended: func(sessions.Event) {}, CountError: func() { a.metrics.countStoreError("sessions") }}
+		config := sessions.Config{Policy: a.sessionPolicy, Now: time.Now, Ended: s.sessionEnded, Dropped: a.metrics.countDropped, CountError: func() { a.metrics.countStoreError("sessions") }}
 		if redis, shared := opened.(*store.Redis); shared {
 			config.Redis = redis
 		}
 		s.tracker = sessions.New(config)
 		s.ctx, s.stop = context.WithCancel(context.Background())
-		s.State = state.New(state.Config{Store: opened, Renew: len(a.EarlierStoreSecrets) > 0, Logger: logger, CountError: a.metrics.countStoreError})
+		s.State = state.New(state.Config{Store: opened, Renew: len(a.EarlierStoreSecrets) > 0, Logger: s.logger, CountError: a.metrics.countStoreError})
 		return s, nil
 	})
 	if err != nil {
@@ -136,6 +136,9 @@ func (a *App) acquireState(poolKey string, open openStore) error {
 	}
 	return nil
 }
+
+// logger returns the logger of the config in force.
+func (*sharedState) logger() *zap.Logger { return caddy.Log().Named(appID) }
 
 func (s *sharedState) release(config *App) error {
 	deleted, err := statePool.Delete(s.poolKey)
@@ -150,6 +153,9 @@ func (s *sharedState) release(config *App) error {
 // Destruct implements caddy.Destructor.
 func (s *sharedState) Destruct() error {
 	s.stop()
+	if s.tracking {
+		s.tracker.Stop()
+	}
 	s.Close()
 	return nil
 }
@@ -167,8 +173,9 @@ func (s *sharedState) use(config *App) {
 	defer s.mu.Unlock()
 	s.configs = append(without(s.configs, config), config)
 	s.tracker.Use(config.sessionPolicy)
-	if config.Sessions != nil && *config.Sessions {
-		s.tracking.Do(func() { go s.tracker.Run(s.ctx) })
+	if config.Sessions != nil && *config.Sessions && !s.tracking {
+		s.tracking = true
+		go s.tracker.Run(s.ctx)
 	}
 }
 

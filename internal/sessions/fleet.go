@@ -135,7 +135,7 @@ func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, sibling
 	if !v.Begins && !v.Begun.IsZero() {
 		begun = strconv.FormatInt(s.begun, 10)
 	}
-	viewer := keyOfViewer(v.Viewer)
+	viewer := s.viewerKey(v.Viewer)
 	args := []string{
 		s.id.String(), viewer.String(), s.video, begun, flag(v.Begins), strconv.Itoa(max(0, s.limit)), flag(t.policy.Load().RefuseNew),
 		t.left(s), s.describe(shortName(v.Viewer, viewer)),

@@ -99,7 +99,7 @@ func (s *redisServer) node(t *testing.T, policy Policy) *registry {
 	r := &registry{clock: new(clock)}
 	r.Tracker = New(Config{
 		Policy: policy, Now: time.Now, Redis: redis, CountError: func() { r.failures.Add(1) },
-		Ended: func(e Event) { r.ends = append(r.ends, e) },
+		Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {},
 	})
 	go r.listen(t.Context())
 	select {

@@ -81,7 +81,7 @@ func Reasons() []Reason { return []Reason{TimedOut, Replaced, TakenOver, Deleted
 type Visit struct {
 	Key    Key
 	Video  string
-	Viewer string // whose sessions count together; not empty
+	Viewer string // whose sessions count together; "" for one who has no other
 
 	// Begun is when the session began, as its key says; the zero time for now. Begins
 	// says that this request begins it, so no other node can know it.
@@ -108,11 +108,18 @@ type Config struct {
 	// Ended is told of each session that has ended, by the goroutine of Run.
 	Ended func(Event)
 
+	// Dropped counts what a bound has dropped: DroppedSession for a request that found no
+	// room and plays uncounted, DroppedEnd for an end of which Ended is not told.
+	Dropped func(what string)
+
 	// Redis is shared by the fleet; nil if each node counts by itself. CountError counts
 	// calls of it that fail.
 	Redis      Redis
 	CountError func()
 }
+
+// The values of Config.Dropped.
+const DroppedSession, DroppedEnd = "session", "end"
 
 // Event is the end of a session.
 type Event struct {
@@ -135,6 +142,14 @@ type Info struct {
 	Shared    bool // it was used from two networks in turns
 }
 
+// UID returns the name of the viewer, "" if the token has none.
+func (i Info) UID() string {
+	if strings.HasPrefix(i.Viewer, Unnamed) {
+		return ""
+	}
+	return i.Viewer
+}
+
 // Tracker is the registry of one node. It is safe for concurrent use.
 type Tracker struct {
 	config Config
@@ -152,9 +167,8 @@ type Tracker struct {
 	endings   []ending        // that are yet to be told
 	forgotten time.Time       // when sweep last looked for what may be forgotten
 
-	uncounted, unreported atomic.Int64
-
-	fleet *fleet // nil for a node of its own
+	done  chan struct{} // closed when Run has ended
+	fleet *fleet        // nil for a node of its own
 }
 
 // ending is the end of a session on this node.
@@ -174,7 +188,7 @@ type shard struct {
 
 // New returns a Tracker. Run has sessions end that are silent.
 func New(config Config) *Tracker {
-	t := &Tracker{config: config, capacity: maxSessions, fleet: newFleet(config.Redis), epoch: config.Now(), viewers: make(map[viewerKey]*viewer), networks: make(map[network]int)}
+	t := &Tracker{config: config, capacity: maxSessions, done: make(chan struct{}), fleet: newFleet(config.Redis), epoch: config.Now(), viewers: make(map[viewerKey]*viewer), networks: make(map[network]int)}
 	t.Use(config.Policy)
 	for i := range t.shards {
 		t.shards[i].sessions = make(map[Key]*Session)
@@ -258,7 +272,7 @@ func (t *Tracker) look(s *Session, v Visit) (siblings []*Session, known *Session
 	if known := t.running(s.key); known != nil {
 		return nil, known, nil
 	}
-	of := t.viewer(v.Viewer)
+	of := t.viewerOf(s, v.Viewer)
 	if of.listsEnded(s.id) {
 		return nil, nil, ErrEnded
 	}
@@ -284,7 +298,7 @@ func (t *Tracker) running(key Key) *Session {
 
 // letPass lets a session play for which the node has no room.
 func (t *Tracker) letPass(s *Session) *Session {
-	t.uncounted.Add(1)
+	t.config.Dropped(DroppedSession)
 	s.tracker = nil
 	return s
 }
@@ -306,7 +320,7 @@ func (t *Tracker) admit(s *Session, v Visit, may func(*viewer) error) (*Session,
 	if known := t.running(s.key); known != nil {
 		return known, nil
 	}
-	of := t.viewer(v.Viewer)
+	of := t.viewerOf(s, v.Viewer)
 	if err := may(of); err != nil {
 		return nil, err
 	}
@@ -324,7 +338,7 @@ func (t *Tracker) admit(s *Session, v Visit, may func(*viewer) error) (*Session,
 func (t *Tracker) remember(s *Session, v Visit) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	of := t.viewer(v.Viewer)
+	of := t.viewerOf(s, v.Viewer)
 	if len(t.viewers) < 2*t.capacity {
 		of.end(s.id, s.begun, s.memorable(t.config.Now()))
 		t.viewers[of.key] = of
@@ -345,9 +359,9 @@ func (t *Tracker) newSession(v Visit) *Session {
 	return s
 }
 
-// viewer returns what is known of a viewer.
-func (t *Tracker) viewer(name string) *viewer {
-	key := keyOfViewer(name)
+// viewerOf returns what is known of the viewer of a session.
+func (t *Tracker) viewerOf(s *Session, name string) *viewer {
+	key := s.viewerKey(name)
 	of := t.viewers[key]
 	if of == nil {
 		of = newViewer(key)
@@ -434,7 +448,7 @@ func (t *Tracker) end(s *Session, reason Reason) {
 	if len(t.endings) < maxEndings {
 		t.endings = append(t.endings, ending{Event{t.info(s), t.config.Now(), reason}, of.key, s.bytes.Load() - s.toldBytes})
 	} else {
-		t.unreported.Add(1)
+		t.config.Dropped(DroppedEnd)
 	}
 }
 
@@ -466,6 +480,7 @@ func (t *Tracker) Run(ctx context.Context) {
 	}
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
+	defer close(t.done)
 	for {
 		hurry := false
 		select {
@@ -490,6 +505,22 @@ func (t *Tracker) work(ctx context.Context, hurry bool) {
 	t.endings = nil
 	t.mu.Unlock()
 	for _, event := range t.settle(ctx, ended) {
+		t.config.Ended(event)
+	}
+}
+
+// Stop waits for the end of Run and then tells of what runs: to the fleet, where sessions go on, or
+// as ends of sessions. No request may come after it.
+func (t *Tracker) Stop() {
+	<-t.done
+	if t.fleet != nil {
+		t.tellFleet(context.Background(), false)
+		return
+	}
+	for s := range t.all() {
+		t.mu.Lock()
+		event := Event{t.info(s), t.config.Now(), Stopped}
+		t.mu.Unlock()
 		t.config.Ended(event)
 	}
 }
@@ -549,10 +580,6 @@ func (t *Tracker) Count() int {
 	defer t.mu.Unlock()
 	return t.count
 }
-
-// Uncounted returns how often a request found no room in the registry and was let
-// through without being counted.
-func (t *Tracker) Uncounted() int64 { return t.uncounted.Load() }
 
 // ListVideo returns the running sessions of a video, of the whole fleet.
 func (t *Tracker) ListVideo(ctx context.Context, video string) ([]Info, error) {

@@ -49,7 +49,7 @@ type registry struct {
 
 func newRegistry(policy Policy) *registry {
 	r := &registry{clock: new(clock)}
-	r.Tracker = New(Config{Policy: policy, Now: r.now, Ended: func(e Event) { r.ends = append(r.ends, e) }})
+	r.Tracker = New(Config{Policy: policy, Now: r.now, Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}})
 	return r
 }
 
@@ -308,6 +308,29 @@ func TestEvents(t *testing.T) {
 	}}
 	if diff := cmp.Diff(want, r.ends, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// The end of the server tells of each session that runs.
+func TestStop(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(Policy{Timeout: time.Minute})
+	for session := range 3 {
+		if err := r.visit(r.request(session, "anna", 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	go r.Run(ctx)
+	stop()
+	r.Stop()
+	for _, e := range r.ends {
+		if e.Reason != Stopped {
+			t.Errorf("%s has ended: %s", e.ID, e.Reason)
+		}
+	}
+	if len(r.ends) != 3 {
+		t.Errorf("%d ends are told", len(r.ends))
 	}
 }
 

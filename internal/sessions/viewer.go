@@ -29,6 +29,10 @@ type endedSession struct {
 	begun int64
 }
 
+// Unnamed begins the name of a viewer whose token has no claim that names them, before the
+// id or the digest of the token. No claim contains it.
+const Unnamed = "\x00"
+
 const (
 	maxEnded = 64
 
@@ -52,6 +56,14 @@ func shortName(name string, key viewerKey) string {
 		return "sha256:" + key.String()
 	}
 	return strings.Clone(name)
+}
+
+// viewerKey returns the key of the session's viewer. One without a name has no other session.
+func (s *Session) viewerKey(name string) viewerKey {
+	if name == "" {
+		return viewerKey(s.id)
+	}
+	return keyOfViewer(name)
 }
 
 func newViewer(key viewerKey) *viewer { return &viewer{key: key} }
