@@ -89,6 +89,9 @@ func (a *API) Provision(ctx caddy.Context) error {
 		SampledLogger: sampledLogger(ctx, time.Second, 5),
 		Now:           func() time.Time { return app.now() },
 	}
+	if app.Sessions != nil && *app.Sessions {
+		config.Sessions = app.state.tracker
+	}
 	for id, own := range app.Videos {
 		video := app.apiSettings(app.videos[id], own)
 		video.AccessRules = own.AccessRules

@@ -1,6 +1,7 @@
 package controlapi
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,63 +27,105 @@ type listCounts struct {
 	Range string `json:"range"`
 }
 
-// videoFilter is the query of a list of videos.
-type videoFilter struct {
-	ids, names, titles []string // nil for any
-	search             string
-	creator            *string
-	start, end         time.Time
-	limit              int
-	ascending          bool
-	counts             bool
-	none               bool // the query asks for videos that cannot exist here
+// listPage is the part of a list that its query asks for.
+type listPage struct {
+	start, end time.Time // exclusive
+	limit      int
+	ascending  bool
+	counts     bool
 }
 
-// parseVideoFilter reads the query. An unknown parameter is an error, because an
-// unfiltered list looks like a filtered one.
-func parseVideoFilter(query string) (*videoFilter, error) {
+// parsePage reads a query, with further parameters. An unknown parameter is an error,
+// because an unfiltered list looks like a filtered one.
+func parsePage(query string, readers map[string]func(string) error) (listPage, error) {
+	p := listPage{limit: maxListed}
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return nil, badRequest("the query cannot be read")
+		return p, badRequest("the query cannot be read")
 	}
-	f := &videoFilter{limit: maxListed}
 	date := func(into *time.Time) func(string) error {
 		return parameter(into, func(s string) (time.Time, error) { return time.Parse(time.RFC3339, s) }, "a date like 2026-01-02T15:04:05Z")
 	}
-	limit := parameter(&f.limit, func(s string) (int, error) {
+	limit := parameter(&p.limit, func(s string) (int, error) {
 		n, err := strconv.Atoi(s)
 		if n < 1 || n > maxListed {
 			err = strconv.ErrRange
 		}
 		return n, err
 	}, fmt.Sprintf("1 to %d", maxListed))
-	readers := map[string]func(string) error{
-		"id":             func(s string) error { f.ids = strings.Split(s, ","); return nil },
-		"name":           func(s string) error { f.names = strings.Split(s, ","); return nil },
-		"video_name":     func(s string) error { f.titles = []string{s}; return nil },
-		"search":         func(s string) error { f.search = strings.ToLower(s); return nil },
-		"creator":        func(s string) error { f.creator = &s; return nil },
-		"status":         func(s string) error { f.none = f.none || s != "ready"; return nil },
-		"type":           func(s string) error { f.none = f.none || s != "vod"; return nil },
-		"live_input_id":  func(string) error { f.none = true; return nil },
-		"start":          date(&f.start),
-		"after":          date(&f.start),
-		"end":            date(&f.end),
-		"before":         date(&f.end),
-		"asc":            parameter(&f.ascending, strconv.ParseBool, "true or false"),
-		"include_counts": parameter(&f.counts, strconv.ParseBool, "true or false"),
+	all := map[string]func(string) error{
+		"start":          date(&p.start),
+		"after":          date(&p.start),
+		"end":            date(&p.end),
+		"before":         date(&p.end),
+		"asc":            parameter(&p.ascending, strconv.ParseBool, "true or false"),
+		"include_counts": parameter(&p.counts, strconv.ParseBool, "true or false"),
 		"per_page":       limit,
 		"limit":          limit,
 	}
+	maps.Copy(all, readers)
 	for name, given := range values {
-		read, known := readers[name]
+		read, known := all[name]
 		if !known || len(given) != 1 {
-			return nil, badRequest("query parameter %.40q is unknown or repeated; known are %s",
-				name, strings.Join(slices.Sorted(maps.Keys(readers)), ", "))
+			return p, badRequest("query parameter %.40q is unknown or repeated; known are %s",
+				name, strings.Join(slices.Sorted(maps.Keys(all)), ", "))
 		}
 		if err := read(given[0]); err != nil {
-			return nil, badRequest("%s is %.40q: %v", name, given[0], err)
+			return p, badRequest("%s is %.40q: %v", name, given[0], err)
 		}
+	}
+	return p, nil
+}
+
+// covers reports whether an element of a date belongs to the list.
+func (p listPage) covers(date time.Time) bool {
+	return (p.start.IsZero() || date.After(p.start)) && (p.end.IsZero() || date.Before(p.end))
+}
+
+// order compares two elements by their dates, the newest first, and then by their ids.
+func (p listPage) order(a, b time.Time, idOfA, idOfB string) int {
+	order := b.Compare(a)
+	if p.ascending {
+		order = -order
+	}
+	return cmp.Or(order, strings.Compare(idOfA, idOfB))
+}
+
+// enterList waits until no other list is made. The caller must call leave.
+func (c *call) enterList() (leave func(), err error) {
+	if err := c.lists.Enter(c.ctx(), 1); errors.Is(err, queue.ErrFull) || errors.Is(err, queue.ErrTimeout) {
+		return nil, errTooManyLists
+	} else if err != nil {
+		return nil, err
+	}
+	return func() { c.lists.Leave(1) }, nil
+}
+
+// videoFilter is the query of a list of videos.
+type videoFilter struct {
+	listPage
+	ids, names, titles []string // nil for any
+	search             string
+	creator            *string
+	none               bool // the query asks for videos that cannot exist here
+}
+
+// parseVideoFilter reads the query of a list of videos.
+func parseVideoFilter(query string) (*videoFilter, error) {
+	f := new(videoFilter)
+	var err error
+	f.listPage, err = parsePage(query, map[string]func(string) error{
+		"id":            func(s string) error { f.ids = strings.Split(s, ","); return nil },
+		"name":          func(s string) error { f.names = strings.Split(s, ","); return nil },
+		"video_name":    func(s string) error { f.titles = []string{s}; return nil },
+		"search":        func(s string) error { f.search = strings.ToLower(s); return nil },
+		"creator":       func(s string) error { f.creator = &s; return nil },
+		"status":        func(s string) error { f.none = f.none || s != "ready"; return nil },
+		"type":          func(s string) error { f.none = f.none || s != "vod"; return nil },
+		"live_input_id": func(string) error { f.none = true; return nil },
+	})
+	if err != nil {
+		return nil, err
 	}
 	return f, nil
 }
@@ -113,8 +156,7 @@ func (f *videoFilter) matches(doc *state.VideoDocument) bool {
 		f.titles != nil && !slices.Contains(f.titles, meta.Name),
 		!strings.Contains(strings.ToLower(meta.Name), f.search),
 		f.creator != nil && *f.creator != creator,
-		!f.start.IsZero() && !doc.Created.After(f.start),
-		!f.end.IsZero() && !doc.Created.Before(f.end):
+		!f.covers(doc.Created):
 		return false
 	}
 	return true
@@ -127,12 +169,11 @@ func (c *call) listVideos(strictjson.Value) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.lists.Enter(c.ctx(), 1); errors.Is(err, queue.ErrFull) || errors.Is(err, queue.ErrTimeout) {
-		return nil, errTooManyLists
-	} else if err != nil {
+	leave, err := c.enterList()
+	if err != nil {
 		return nil, err
 	}
-	defer c.lists.Leave(1)
+	defer leave()
 	newest := newestVideos{filter: filter}
 	for doc, err := range c.State.VideoDocuments(c.ctx()) {
 		if errors.Is(err, state.ErrDamaged) {
@@ -183,14 +224,7 @@ func (n *newestVideos) add(doc *state.VideoDocument) {
 // first returns the first of the added videos, in the order of the list.
 func (n *newestVideos) first() []*state.VideoDocument {
 	slices.SortFunc(n.kept, func(a, b *state.VideoDocument) int {
-		order := b.Created.Compare(a.Created)
-		if n.filter.ascending {
-			order = -order
-		}
-		if order != 0 {
-			return order
-		}
-		return strings.Compare(a.UID, b.UID)
+		return n.filter.order(a.Created, b.Created, a.UID, b.UID)
 	})
 	return n.kept[:min(len(n.kept), n.filter.limit)]
 }

@@ -97,8 +97,8 @@ func TestListFilters(t *testing.T) {
 		}
 	}
 	for query, want := range map[string]videoFilter{
-		"": {limit: 1000}, "per_page=1": {limit: 1}, "limit=1000": {limit: 1000},
-		"asc=true&include_counts=true": {limit: 1000, ascending: true, counts: true}, "asc=false&include_counts=0": {limit: 1000},
+		"": {listPage: listPage{limit: 1000}}, "per_page=1": {listPage: listPage{limit: 1}}, "limit=1000": {listPage: listPage{limit: 1000}},
+		"asc=true&include_counts=true": {listPage: listPage{limit: 1000, ascending: true, counts: true}}, "asc=false&include_counts=0": {listPage: listPage{limit: 1000}},
 	} {
 		filter, err := parseVideoFilter(query)
 		if err != nil || filter.limit != want.limit || filter.ascending != want.ascending || filter.counts != want.counts {
@@ -112,7 +112,7 @@ func TestListFilters(t *testing.T) {
 func TestListOfManyVideos(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(3, 4))
-	for _, filter := range []videoFilter{{limit: 1}, {limit: 7, ascending: true}, {limit: maxListed}, {limit: maxListed, ascending: true}} {
+	for _, filter := range []videoFilter{{listPage: listPage{limit: 1}}, {listPage: listPage{limit: 7, ascending: true}}, {listPage: listPage{limit: maxListed}}, {listPage: listPage{limit: maxListed, ascending: true}}} {
 		for _, n := range []int{0, 5, 2*maxListed - 1, 2 * maxListed, 5 * maxListed} {
 			given := make([]*state.VideoDocument, n)
 			for i := range given { // some are of the same moment

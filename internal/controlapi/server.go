@@ -22,6 +22,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -71,6 +72,9 @@ type Config struct {
 	// the config file, by id, which the API cannot change.
 	Defaults VideoSettings
 	Videos   map[string]VideoSettings
+
+	// Sessions are the playback sessions, nil with sessions off.
+	Sessions Sessions
 
 	// PublicURL comes before playback paths, "" for paths without a host.
 	PublicURL string
@@ -226,16 +230,22 @@ type route struct {
 
 // routes are the calls by method and by the path below .../stream. A * is an id.
 var routes = map[string]route{
-	"GET ":              {"videos.list", (*call).listVideos},
-	"GET /keys":         {"keys.list", (*call).listKeys},
-	"POST /keys":        {"keys.create", (*call).createKey},
-	"POST /keys/rotate": {"keys.rotate", (*call).rotateKey},
-	"DELETE /keys/*":    {"keys.delete", (*call).deleteKey},
-	"GET /*":            {"videos.get", (*call).getVideo},
-	"POST /*":           {"videos.edit", (*call).editVideo},
-	"DELETE /*":         {"videos.delete", (*call).deleteVideo},
-	"POST /*/token":     {"token.create", (*call).createToken},
+	"GET ":               {"videos.list", (*call).listVideos},
+	"GET /keys":          {"keys.list", (*call).listKeys},
+	"POST /keys":         {"keys.create", (*call).createKey},
+	"POST /keys/rotate":  {"keys.rotate", (*call).rotateKey},
+	"DELETE /keys/*":     {"keys.delete", (*call).deleteKey},
+	"GET /*":             {"videos.get", (*call).getVideo},
+	"POST /*":            {"videos.edit", (*call).editVideo},
+	"DELETE /*":          {"videos.delete", (*call).deleteVideo},
+	"POST /*/token":      {"token.create", (*call).createToken},
+	"GET /*/sessions":    {"sessions.list", (*call).listVideoSessions},
+	"GET /sessions":      {"sessions.list", (*call).listViewerSessions},
+	"DELETE /sessions/*": {"sessions.delete", (*call).endSession},
 }
+
+// reserved are the names below stream that are no video's.
+var reserved = map[string]bool{"keys": true, "sessions": true}
 
 // find returns the route of the request, sets the subject, and checks it if it is
 // a video id. It reads the path as the client has sent it, so no part of it has a
@@ -249,11 +259,13 @@ func (c *call) find() (route, error) {
 		return route{}, noRoute(path)
 	}
 	subject := ""
-	if id, isKey := strings.CutPrefix(pattern, "/keys/"); isKey && id != "rotate" {
-		subject, pattern = id, "/keys/*" // deleteKey refuses a slash
-	} else if id, ok := strings.CutPrefix(pattern, "/"); ok && pattern != "/keys" && !isKey {
-		subject, _, _ = strings.Cut(id, "/")
-		pattern = "/*" + id[len(subject):]
+	below, isBelow := strings.CutPrefix(pattern, "/")
+	switch first, rest, hasRest := strings.Cut(below, "/"); {
+	case !isBelow, pattern == "/keys/rotate":
+	case !reserved[first]:
+		subject, pattern = first, "/*"+below[len(first):]
+	case hasRest:
+		subject, pattern = rest, "/"+first+"/*" // the calls refuse a slash in an id
 	}
 	if pattern == "/*" && subject == "" {
 		return route{}, noRoute(path)
@@ -363,6 +375,8 @@ func refusalOf(err error) *refusal {
 		status, code, text = http.StatusBadRequest, codeBadRequest, err.Error()
 	case errors.Is(err, state.ErrTooManyKeys), errors.Is(err, errTooManyLists):
 		status, code, text = http.StatusServiceUnavailable, codeUnavailable, err.Error()
+	case errors.Is(err, sessions.ErrUnavailable):
+		status, code, text = http.StatusServiceUnavailable, codeUnavailable, "the Redis of the sessions is not available; try again later"
 	case errors.Is(err, state.ErrBusy):
 		status, code, text = http.StatusServiceUnavailable, codeUnavailable, "another node is writing the same object; try again in a moment"
 	case errors.Is(err, state.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):

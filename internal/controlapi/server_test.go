@@ -44,7 +44,7 @@ func TestRoutes(t *testing.T) {
 	t.Parallel()
 	any64 := strings.Repeat("A", 64)
 	list, token := map[string]string{"GET": "videos.list"}, map[string]string{"POST": "token.create"}
-	key := map[string]string{"DELETE": "keys.delete"}
+	key, session := map[string]string{"DELETE": "keys.delete"}, map[string]string{"DELETE": "sessions.delete"}
 	video := map[string]string{"GET": "videos.get", "POST": "videos.edit", "DELETE": "videos.delete"}
 	type route struct {
 		calls map[string]string // by method
@@ -55,6 +55,8 @@ func TestRoutes(t *testing.T) {
 		streamPath + "/keys":        {map[string]string{"GET": "keys.list", "POST": "keys.create"}, ""},
 		streamPath + "/keys/rotate": {map[string]string{"POST": "keys.rotate"}, ""},
 		streamPath + "/keys/k":      {key, "k"}, streamPath + "/keys/a.b~c": {key, "a.b~c"}, streamPath + "/keys/token": {key, "token"},
+		streamPath + "/sessions": {map[string]string{"GET": "sessions.list"}, ""}, streamPath + "/vid/sessions": {map[string]string{"GET": "sessions.list"}, "vid"},
+		streamPath + "/sessions/s": {session, "s"}, streamPath + "/sessions/": {session, ""}, streamPath + "/sessions/a/b": {session, "a/b"},
 		streamPath + "/vid": {video, "vid"}, streamPath + "/vid/token": {token, "vid"},
 		// The call refuses these ids.
 		streamPath + "/keys/": {key, ""}, streamPath + "/keys/a/b": {key, "a/b"}, streamPath + "/keys/..": {key, ".."}, streamPath + "/keys/%2e%2e": {key, "%2e%2e"},

@@ -93,6 +93,7 @@ type description struct {
 	Network   string `json:"network"`
 	UserAgent string `json:"userAgent"`
 	Shared    bool   `json:"shared"`
+	Expires   int64  `json:"expires"` // Unix seconds, 0 without a token
 }
 
 // describe returns the description of a session. The caller holds the mutex, or is the
@@ -102,9 +103,9 @@ func (s *Session) describe(viewer string) string {
 	if from := s.place().prefix(); from.IsValid() {
 		network = from.String()
 	}
-	text, err := json.Marshal(description{viewer, s.video, s.country.String(), network, s.userAgent, s.shared})
+	text, err := json.Marshal(description{viewer, s.video, s.country.String(), network, s.userAgent, s.shared, max(0, s.expires.Load())})
 	if err != nil {
-		panic(err) // there are only strings and a bool
+		panic(err) // nothing of it can fail
 	}
 	return string(text)
 }
@@ -365,6 +366,18 @@ func (t *Tracker) listInFleet(ctx context.Context, index string) (list []Info, e
 	return slices.CompactFunc(list, func(a, b Info) bool { return a.ID == b.ID }), nil
 }
 
+// findInFleet returns a running session.
+func (t *Tracker) findInFleet(ctx context.Context, id ID) (info Info, found bool, err error) {
+	answer, err := t.run(ctx, findScript, id.String())
+	if err != nil || len(answer) == 0 {
+		return Info{}, false, err
+	}
+	if info, err = t.parseInfo(answer); err != nil {
+		return Info{}, false, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return info, true, nil
+}
+
 // parseInfo reads a session of listScript.
 func (t *Tracker) parseInfo(fields []string) (info Info, err error) {
 	if len(fields) != 5 {
@@ -381,6 +394,6 @@ func (t *Tracker) parseInfo(fields []string) (info Info, err error) {
 	network, _ := netip.ParsePrefix(has.Network)
 	return Info{
 		ID: id, Viewer: has.Viewer, Video: has.Video, Started: time.UnixMilli(begun), LastSeen: t.config.Now().Add(-time.Duration(ago) * time.Millisecond),
-		Country: has.Country, Network: network, UserAgent: has.UserAgent, Bytes: bytes, Shared: has.Shared,
+		Country: has.Country, Network: network, UserAgent: has.UserAgent, Bytes: bytes, Shared: has.Shared, Expires: unixTime(has.Expires),
 	}, nil
 }

@@ -82,6 +82,18 @@ local function keep(viewer, id, video, begun, seen, left, info)
 end
 `
 
+// luaRow adds a session to an answer, unless it is silent.
+const luaRow = `
+local function row(answer, id, seen)
+	local has = redis.call('HMGET', P .. 'session:' .. id, 'viewer', 'bytes', 'info')
+	local ago = now - tonumber(seen)
+	if not has[1] or ago >= timeout then return end
+	for _, value in ipairs({id, tostring(ago), redis.call('ZSCORE', P .. 'begun:' .. has[1], id) or '0', has[2] or '0', has[3]}) do
+		answer[#answer + 1] = value
+	end
+end
+`
+
 func newScript(body string) *rueidis.Lua { return rueidis.NewLuaScriptNoSha(luaFunctions + body) }
 
 var (
@@ -188,30 +200,31 @@ for i = 3, #ARGV, 4 do
 end
 return 0`)
 
-	// endScript takes the id of a session, and returns whether it ran.
+	// endScript takes the id of a session.
 	endScript = newScript(`
 local id = ARGV[3]
 local viewer = redis.call('HGET', P .. 'session:' .. id, 'viewer')
 if not viewer or not redis.call('ZSCORE', P .. 'seen:' .. viewer, id) then return 0 end
 finish(viewer, id, 'deleted')
-return 1`)
+return 0`)
+
+	// findScript takes the id of a session, and returns what listScript does of it, or
+	// nothing.
+	findScript = newScript(luaRow + `
+local viewer = redis.call('HGET', P .. 'session:' .. ARGV[3], 'viewer')
+local seen = viewer and redis.call('ZSCORE', P .. 'seen:' .. viewer, ARGV[3])
+local answer = {}
+if seen then row(answer, ARGV[3], seen) end
+return answer`)
 
 	// listScript takes the name of an index and a place in it, and returns the next place,
 	// or "", and of up to 500 running sessions the id, how long ago each was last used, its
 	// beginning, bytes and description.
-	listScript = newScript(`
+	listScript = newScript(luaRow + `
 local index, place, answer = P .. ARGV[3], tonumber(ARGV[4]), {''}
 local found = redis.call('ZRANGE', index, place, place + 499, 'WITHSCORES')
 if #found == 1000 then answer[1] = tostring(place + 500) end
-for i = 1, #found, 2 do
-	local has = redis.call('HMGET', P .. 'session:' .. found[i], 'viewer', 'bytes', 'info')
-	local ago = now - tonumber(found[i + 1])
-	if has[1] and ago < timeout then
-		for _, value in ipairs({found[i], tostring(ago), redis.call('ZSCORE', P .. 'begun:' .. has[1], found[i]) or '0', has[2] or '0', has[3]}) do
-			answer[#answer + 1] = value
-		end
-	end
-end
+for i = 1, #found, 2 do row(answer, found[i], found[i + 1]) end
 return answer`)
 
 	// countScript takes a video, and returns how many sessions of it run.

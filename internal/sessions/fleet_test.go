@@ -306,8 +306,11 @@ func TestEndOfASessionInAFleet(t *testing.T) {
 					r.Use(Policy{Timeout: time.Nanosecond})
 				}
 			case "deleted":
-				if found, err := fleet[0].End(t.Context(), keyOf(1).ID()); !found || err != nil {
-					t.Errorf("End: %t, %v", found, err)
+				if info, found, err := fleet[0].Find(t.Context(), keyOf(1).ID()); !found || err != nil || info.Viewer != "anna" {
+					t.Errorf("Find: %+v, %t, %v", info, found, err)
+				}
+				if err := fleet[0].End(t.Context(), keyOf(1).ID()); err != nil {
+					t.Errorf("End: %v", err)
 				}
 			case "limit":
 				wantVisit(t, fleet[1], begin(2, "anna", 1), nil)

@@ -147,7 +147,7 @@ func shortUserAgent(text string) string {
 }
 
 func unixTime(seconds int64) time.Time {
-	if seconds == 0 {
+	if seconds <= 0 {
 		return time.Time{}
 	}
 	return time.Unix(seconds, 0)

@@ -139,7 +139,8 @@ type Info struct {
 	Network   netip.Prefix
 	UserAgent string
 	Bytes     int64
-	Shared    bool // it was used from two networks in turns
+	Shared    bool      // it was used from two networks in turns
+	Expires   time.Time // the exp of the newest token, the zero time without one
 }
 
 // UID returns the name of the viewer, "" if the token has none.
@@ -466,7 +467,7 @@ func (t *Tracker) info(s *Session) Info {
 	return Info{
 		ID: s.id, Viewer: s.viewer.name, Video: s.video, Started: time.UnixMilli(s.begun),
 		LastSeen: t.config.Now().Add(-time.Duration(t.elapsed() - s.seen.Load())),
-		Country:  s.country.String(), Network: s.place().prefix(), UserAgent: s.userAgent, Bytes: s.bytes.Load(), Shared: s.shared,
+		Country:  s.country.String(), Network: s.place().prefix(), UserAgent: s.userAgent, Bytes: s.bytes.Load(), Shared: s.shared, Expires: unixTime(s.expires.Load()),
 	}
 }
 
@@ -625,15 +626,27 @@ func (t *Tracker) list(accept func(*Session) bool) (list []Info) {
 	return list
 }
 
-// End ends a running session of the fleet for good, and reports whether there was one.
-func (t *Tracker) End(ctx context.Context, id ID) (found bool, err error) {
-	if t.fleet != nil {
-		answer, err := t.run(ctx, endScript, id.String())
-		if found = err == nil && answer[0] == "1"; err != nil && !t.with(id, func(*Session) {}) {
-			return false, err
-		}
+// Find returns a running session of the fleet.
+func (t *Tracker) Find(ctx context.Context, id ID) (info Info, found bool, err error) {
+	if t.with(id, func(s *Session) { info = t.info(s) }) {
+		return info, true, nil
 	}
-	return t.with(id, func(s *Session) { t.end(s, Deleted) }) || found, nil
+	if t.fleet == nil {
+		return Info{}, false, nil
+	}
+	return t.findInFleet(ctx, id)
+}
+
+// End ends a running session of the fleet for good.
+func (t *Tracker) End(ctx context.Context, id ID) error {
+	here := t.with(id, func(s *Session) { t.end(s, Deleted) })
+	if t.fleet == nil {
+		return nil
+	}
+	if _, err := t.run(ctx, endScript, id.String()); err != nil && !here {
+		return err
+	}
+	return nil
 }
 
 // Extend lets a running session play until a time, whatever its token says, and reports

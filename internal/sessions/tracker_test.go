@@ -140,8 +140,11 @@ func TestTrackerFollowsTheSpecification(t *testing.T) {
 				if at >= 0 {
 					running[at].ended = true
 				}
-				if ended, _ := r.End(t.Context(), keyOf(key).ID()); ended != (at >= 0) {
-					t.Fatalf("seed %d, step %d: End(%d) = %t", seed, step, key, ended)
+				if _, found, _ := r.Find(t.Context(), keyOf(key).ID()); found != (at >= 0) {
+					t.Fatalf("seed %d, step %d: Find(%d) = %t", seed, step, key, found)
+				}
+				if err := r.End(t.Context(), keyOf(key).ID()); err != nil {
+					t.Fatal(err)
 				}
 			default:
 				r.advance(time.Second) // no two sessions begin at the same time
@@ -302,7 +305,7 @@ func TestEvents(t *testing.T) {
 	want := []Event{{
 		Info: Info{
 			ID: keyOf(1).ID(), Viewer: "anna", Video: "film", Started: started, LastSeen: started.Add(30 * time.Second),
-			Country: "CH", Network: netip.MustParsePrefix("192.0.2.0/24"), UserAgent: "hls.js", Bytes: 1234,
+			Country: "CH", Network: netip.MustParsePrefix("192.0.2.0/24"), Expires: started.Add(time.Hour), UserAgent: "hls.js", Bytes: 1234,
 		},
 		Ended: r.now(), Reason: TimedOut,
 	}}
@@ -359,7 +362,7 @@ func TestTrackerUnderLoad(t *testing.T) {
 				session := random.IntN(50)
 				switch random.IntN(20) {
 				case 0:
-					_, _ = r.End(t.Context(), keyOf(session).ID())
+					_ = r.End(t.Context(), keyOf(session).ID())
 				case 1:
 					r.advance(5 * time.Second)
 					r.sweep()

@@ -38,7 +38,7 @@ const (
 
 	// maxViewerName is the longest name of a viewer, in bytes, that is kept whole.
 	// A digest takes the place of a longer one.
-	maxViewerName = 128
+	maxViewerName = 256
 )
 
 // viewerKey names a viewer in maps and in Redis. Names may be addresses of people, which

@@ -1,0 +1,93 @@
+package controlapi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+)
+
+// television is a sessions.Client.
+type television struct{}
+
+func (television) Country() string   { return "CH" }
+func (television) UserAgent() string { return "TV/1" }
+
+// watched makes a control API of which three sessions run: 1 and 2 of anna, 2 and 3 of a film.
+func watched(t *testing.T) controlled {
+	t.Helper()
+	var tracker *sessions.Tracker
+	c := control(t, func(config *Config) {
+		tracker = sessions.New(sessions.Config{
+			Policy: sessions.Policy{Timeout: time.Minute}, Now: config.Now, Ended: func(sessions.Event) {}, Dropped: func(string) {},
+		})
+		config.Sessions = tracker
+	})
+	for i, v := range []sessions.Visit{{Video: "clip", Viewer: "anna"}, {Video: "film", Viewer: "anna"}, {Video: "film", Viewer: sessions.Unnamed + "a token"}} {
+		v.Key, v.Begins, v.Client, v.Address, v.Expires = sessions.Key{byte(i + 1)}, true, television{}, netip.MustParseAddr("192.0.2.7"), testTime.Add(time.Hour)
+		if _, err := tracker.Visit(context.Background(), v); err != nil {
+			t.Fatal(err)
+		}
+		*c.clock = c.clock.Add(time.Second)
+	}
+	return c
+}
+
+func sessionID(n byte) string { return sessions.Key{n}.ID().String() }
+
+func TestSessionLists(t *testing.T) {
+	t.Parallel()
+	c := watched(t)
+	a := c.call(t, "GET", "film/sessions?limit=1&include_counts=true", "")
+	want := fmt.Sprintf(`[{"id":%q,"uid":"","video":"film","started":"2027-01-15T08:00:02.000000Z","lastSeen":"2027-01-15T08:00:02.000000Z","country":"CH","network":"192.0.2.0/24","userAgent":"TV/1"}]`, sessionID(3))
+	if string(a.result) != want || a.total != "2" {
+		t.Errorf("the newest session: %s of %q, want %s", a.result, a.total, want)
+	}
+	for path, want := range map[string][]string{
+		"film/sessions": {sessionID(3), sessionID(2)}, "film/sessions?asc=true": {sessionID(2), sessionID(3)}, "other/sessions": nil,
+		"film/sessions?before=2027-01-15T08:00:02Z": {sessionID(2)}, "sessions?uid=anna": {sessionID(2), sessionID(1)},
+		"sessions?uid=anna&after=2027-01-15T08:00:00.5Z": {sessionID(2)}, "sessions?uid=berta": nil,
+	} {
+		var list []listedSession
+		a := c.call(t, "GET", path, "")
+		if err := json.Unmarshal(a.result, &list); err != nil {
+			t.Errorf("%s = %s", path, a.raw)
+		}
+		var got []string
+		for _, session := range list {
+			got = append(got, session.ID)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", path, diff)
+		}
+	}
+	for _, path := range []string{"sessions", "sessions?uid=", "sessions?video=film", "film/sessions?uid=anna", "film/sessions?limit=0", "sessions?uid=a&uid=b", "sessions?uid=%00a%20token"} {
+		wantReply(t, path, c.call(t, "GET", path, ""), 400, codeBadRequest)
+	}
+}
+
+func TestEndSession(t *testing.T) {
+	t.Parallel()
+	c := watched(t)
+	wantReply(t, "a session that runs", c.call(t, "DELETE", "sessions/"+sessionID(2), ""), 200, 0)
+	for id, status := range map[string]int{sessionID(2): 404, sessionID(9): 404, "": 400, "a/b": 400, sessionID(1)[1:]: 400, sessionID(1) + "/": 400, "%2e": 400} {
+		wantReply(t, id, c.call(t, "DELETE", "sessions/"+id, ""), status, 0)
+	}
+	if a := c.call(t, "GET", "sessions?uid=anna&include_counts=true", ""); a.total != "1" {
+		t.Errorf("%s sessions run", a.total)
+	}
+}
+
+func TestSessionCallsWithoutSessions(t *testing.T) {
+	t.Parallel()
+	c := control(t, nil)
+	for path, method := range map[string]string{"film/sessions": "GET", "sessions?uid=anna": "GET", "sessions/" + sessionID(1): "DELETE"} {
+		wantReply(t, path, c.call(t, method, path, ""), 403, codeForbidden)
+	}
+}
