@@ -95,6 +95,12 @@ func (a *API) Provision(ctx caddy.Context) error {
 	for id, own := range app.Videos {
 		video := app.apiSettings(app.videos[id], own)
 		video.AccessRules = own.AccessRules
+		if at := app.videos[id].availableFrom; !at.IsZero() {
+			video.AvailableFrom = &at
+		}
+		if at := app.videos[id].availableUntil; !at.IsZero() {
+			video.AvailableUntil = &at
+		}
 		config.Videos[id] = video
 	}
 	for _, pair := range a.AuthKeys {

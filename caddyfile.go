@@ -290,6 +290,8 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	        missing_origin      deny|allow
 //	        max_sessions        <n>
 //	        access_rules { … }
+//	        available_from      <time>
+//	        available_until     <time>
 //	        enforce             on|off
 //	        report_only         <check>...
 //	    }
@@ -306,7 +308,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 func (a *App) options() map[string]option {
-	options := a.videoOptions()
+	options := a.sharedOptions()
 	options["key_file"] = func(d *caddyfile.Dispenser) error { return someArgs(d, &a.KeyFiles, nil) }
 	options["jwks_url"] = a.parseJWKSURL
 	options["geoip_database"] = func(d *caddyfile.Dispenser) error { return oneArg(d, &a.GeoIPDatabase) }
@@ -420,9 +422,23 @@ func (a *App) parseVideo(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// videoOptions returns the options of the global block, where they hold for all
-// videos, and of a video block.
+// videoOptions returns the options of a video block.
 func (v *VideoSettings) videoOptions() map[string]option {
+	options := v.sharedOptions()
+	for name, value := range map[string]*string{"available_from": &v.AvailableFrom, "available_until": &v.AvailableUntil} {
+		options[name] = func(d *caddyfile.Dispenser) error {
+			if err := oneArg(d, value); err != nil {
+				return err
+			}
+			return located(d, new(settings).setSchedule(v.AvailableFrom, v.AvailableUntil))
+		}
+	}
+	return options
+}
+
+// sharedOptions returns the options of a video block that the global block has too,
+// for all videos.
+func (v *VideoSettings) sharedOptions() map[string]option {
 	options := map[string]option{
 		"require_signed_urls": func(d *caddyfile.Dispenser) error { return switchArg(d, &v.RequireSignedURLs) },
 		"allowed_origins":     parsedArgs(&v.AllowedOrigins, weborigin.ParsePattern),

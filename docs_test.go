@@ -106,7 +106,7 @@ func retried(r reason) bool {
 	case http.StatusTooEarly, http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		return true
 	}
-	return r == reasonTokenNotYetValid
+	return r == reasonTokenNotYetValid || r == reasonNotAvailableYet
 }
 
 // Each reason has a section with its status and with whether to try again, and a

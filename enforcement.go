@@ -20,6 +20,7 @@ type check int
 
 const (
 	tokenCheck check = iota
+	scheduleCheck
 	originsCheck
 	rulesCheck
 	downloadsCheck
@@ -32,7 +33,7 @@ const (
 const reportableChecks = methodCheck
 
 var namesOfChecks = [...]string{
-	tokenCheck: "token", originsCheck: "origins", rulesCheck: "rules", downloadsCheck: "downloads", methodCheck: "method", pathCheck: "path",
+	tokenCheck: "token", scheduleCheck: "schedule", originsCheck: "origins", rulesCheck: "rules", downloadsCheck: "downloads", methodCheck: "method", pathCheck: "path",
 }
 
 func (c check) String() string { return namesOfChecks[c] }
@@ -64,7 +65,8 @@ type Enforcement struct {
 	// HEAD and OPTIONS, are still refused. Default: true.
 	Enforce *bool `json:"enforce,omitempty"`
 
-	// The checks in report-only mode: `token`, `origins`, `rules`, `downloads`.
+	// The checks in report-only mode: `token`, `schedule`, `origins`, `rules`,
+	// `downloads`.
 	// Default: none.
 	ReportOnly []string `json:"report_only,omitempty"`
 }
@@ -140,7 +142,7 @@ func (d *decision) reportOnly(c check) bool {
 	if video == "" && d.gate.mayReportTokens {
 		video = d.assumeVideo()
 	}
-	if !d.reports(c) || video == "" || d.settingsUnknown && !(d.reports(originsCheck) && d.reports(rulesCheck)) {
+	if !d.reports(c) || video == "" || d.settingsUnknown && !(d.reports(scheduleCheck) && d.reports(originsCheck) && d.reports(rulesCheck)) {
 		return false
 	}
 	d.continueWith(video)

@@ -306,6 +306,10 @@ func playbacks() (credentials []credential, sites []site) {
 		{first: "demo", video: "demo", fails: reasonTokenRequired},
 		{first: "site", video: "site", fails: reasonTokenRequired},
 		{first: "public", video: "public"},
+		{first: "coming", video: "coming"},
+		{first: "gone", video: "gone", fails: reasonTokenRequired},
+		{first: signedFor("gone"), video: "gone", vouched: true},
+		{first: signedFor("coming"), video: "coming", vouched: true},
 		{first: "oursite", video: "oursite"},
 		{first: signed(downloadable), video: "demo", vouched: true, claim: true},
 		{first: expired, video: "site", fails: reasonTokenExpired, vouched: true, rules: needsAddress},
@@ -339,6 +343,10 @@ func (p playback) failures() (reasons [reportableChecks]reason) {
 	frame := p.suffix == "" || p.suffix == "/iframe"
 	reasons[tokenCheck] = p.fails
 	switch {
+	case p.video == "coming":
+		reasons[scheduleCheck] = reasonNotAvailableYet
+	case p.video == "gone":
+		reasons[scheduleCheck] = reasonNoLongerAvailable
 	case p.video == "site" && frame:
 		reasons[originsCheck] = p.strictFrame
 	case p.video == "site":
@@ -691,7 +699,7 @@ func TestReportOnlyIsLoudAtStart(t *testing.T) {
 		{"checks of a gate", "null", `, "report_only": ["downloads", "token"]`, []map[string]any{
 			loose, {"level": "warn", "msg": some, "of": "this gate", "report_only": "token, downloads"},
 		}},
-		{"all checks by name", "null", `, "report_only": ["downloads", "token", "rules", "origins"]`, []map[string]any{
+		{"all checks by name", "null", `, "report_only": ["downloads", "token", "rules", "schedule", "origins"]`, []map[string]any{
 			loose, {"level": "warn", "msg": nothing, "of": "this gate"},
 		}},
 		{"a gate that enforces where nothing else does", "false", `, "enforce": true`, []map[string]any{

@@ -151,6 +151,10 @@ func (t *trace) explain(d *decision, name string, became verdict, err error) {
 		}
 	case "settings":
 		t.explainSettings(d, became, err)
+	case "schedule":
+		if text := explainSchedule(d); text != "" {
+			t.add(name, became, err, text)
+		}
 	case "origins":
 		t.add(name, became, err, explainOrigins(d)...)
 	case "access_rules":
@@ -317,6 +321,18 @@ func explainAllowed(p originPolicy) string {
 		missing = "allows requests without one"
 	}
 	return fmt.Sprintf("allows the origins %s and %s", strings.Join(p.allowed.Patterns(), " "), missing)
+}
+
+// explainSchedule shows when the video may be played, "" for always.
+func explainSchedule(d *decision) string {
+	var bounds []string
+	if from := d.settings.availableFrom; !from.IsZero() {
+		bounds = append(bounds, "available from "+explainDate(d.app.now(), from))
+	}
+	if until := d.settings.availableUntil; !until.IsZero() {
+		bounds = append(bounds, "available until "+explainDate(d.app.now(), until))
+	}
+	return strings.Join(bounds, ", ")
 }
 
 func explainOrigins(d *decision) []string {

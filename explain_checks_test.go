@@ -231,6 +231,8 @@ func explainedRules(t *testing.T) []explainedCase {
 		{"a rule of the operator that blocks, and one of the token that allows", operator, signedWithRules(twoRules), "/x.ts", nil},
 		{"a rule of the operator that allows, and one of the token that blocks", operator, signedWithRules(twoRules), "/x.ts", from("198.51.100.1")},
 		{"rules of the operator of which none matches, without a token", operator, "public", "/x.ts", from("8.8.8.8")},
+		{"before the premiere", refusing, signedFor("coming"), "/x.ts", nil},
+		{"a time that is over, in report-only mode", newGate(t, testApp(), &Gate{Enforcement: Enforcement{ReportOnly: []string{"schedule"}}}), signedFor("gone"), "/x.ts", nil},
 		{"a rule that allows", refusing, signedWithRules(twoRules), "/x.ts", nil},
 		{"a rule that blocks", refusing, signedWithRules(twoRules), "/x.ts", from("8.8.8.8")},
 		{"no rule matches", refusing, signedWithRules(`[{"type":"ip.geoip.country","country":["US"],"action":"block"}]`), "/x.ts", nil},

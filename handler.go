@@ -32,6 +32,7 @@ var pipeline = [...]pipelineStep{
 	{name: "path", check: pathCheck, run: checkPath, preflight: true},
 	{name: "token", check: tokenCheck, run: checkToken},
 	{name: "settings", check: tokenCheck, run: checkSettings},
+	{name: "schedule", check: scheduleCheck, run: checkSchedule},
 	{name: "origins", check: originsCheck, run: checkOrigin},
 	{name: "access_rules", check: rulesCheck, run: checkOperatorRules},
 	{name: "rules", check: rulesCheck, run: checkRules},
@@ -189,6 +190,21 @@ func checkSettings(d *decision) error {
 	return nil
 }
 
+// checkSchedule compares the time with the one in which the video may be played.
+func checkSchedule(d *decision) error {
+	from, until := d.settings.availableFrom, d.settings.availableUntil
+	if from.IsZero() && until.IsZero() {
+		return nil
+	}
+	switch now := d.app.now(); {
+	case now.Before(from):
+		return refuse(reasonNotAvailableYet, errNotAvailableYet)
+	case !until.IsZero() && !now.Before(until):
+		return refuse(reasonNoLongerAvailable, errNoLongerAvailable)
+	}
+	return nil
+}
+
 func checkOrigin(d *decision) error {
 	return d.settings.origins.check(d.request, d.kind, d.target.first())
 }
@@ -227,10 +243,12 @@ func checkDownload(d *decision) error {
 }
 
 var (
-	errServiceWorker = errors.New("no file of a video may become a service worker, which would see all requests to this host")
-	errMethod        = errors.New("a playback URL is for GET, HEAD and OPTIONS")
-	errTokenRequired = errors.New("the video requires a signed token")
-	errOperatorRule  = errors.New("an access rule of the operator blocks the viewer")
-	errRuleBlocked   = errors.New("an access rule of the token blocks the viewer")
-	errDownload      = errors.New("downloads need a token with the claim downloadable")
+	errServiceWorker     = errors.New("no file of a video may become a service worker, which would see all requests to this host")
+	errMethod            = errors.New("a playback URL is for GET, HEAD and OPTIONS")
+	errTokenRequired     = errors.New("the video requires a signed token")
+	errNotAvailableYet   = errors.New("the video is not available yet; available_from or availableFrom says from when on")
+	errNoLongerAvailable = errors.New("the video is no longer available; available_until or availableUntil has said until when")
+	errOperatorRule      = errors.New("an access rule of the operator blocks the viewer")
+	errRuleBlocked       = errors.New("an access rule of the token blocks the viewer")
+	errDownload          = errors.New("downloads need a token with the claim downloadable")
 )

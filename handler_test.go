@@ -32,6 +32,8 @@ func testApp() *App {
 		GeoIPDatabase: "testdata/country.mmdb", ASNDatabase: "testdata/asn.mmdb", AnonymousDatabase: "testdata/anonymous.mmdb",
 		Videos: map[string]VideoSettings{
 			"public":  {RequireSignedURLs: new(false)},
+			"coming":  {RequireSignedURLs: new(false), AvailableFrom: "2027-01-15T10:00:00+01:00"}, // an hour after testTime
+			"gone":    {AvailableUntil: "2027-01-15T08:00:00Z"},
 			"site":    {AllowedOrigins: []string{"example.com"}},
 			"oursite": {RequireSignedURLs: new(false), AllowedOrigins: []string{"example.com"}, MissingOrigin: "allow"},
 		},
@@ -117,6 +119,10 @@ var refused = []struct {
 	{"R7 null origin", func() string { return "/" + signedFor("site") + "/x.ts" }, with("Origin", "null"), "origin_not_allowed"},
 	{"R9 other origin at a public video", literal("/oursite/x.ts"), with("Referer", "https://evil.com/"), "origin_not_allowed"},
 	{"R11 iframe within the gateway's own page", func() string { return "/" + signedFor("site") }, with("Referer", "https://media.example.net/x"), "origin_not_allowed"},
+	{"a video before its premiere", literal("/coming/x.ts"), nil, "not_available_yet"},
+	{"a token for a video before its premiere", func() string { return "/" + signedFor("coming") + "/x.ts" }, nil, "not_available_yet"},
+	{"a valid token for a video whose time is over", func() string { return "/" + signedFor("gone") + "/iframe" }, nil, "no_longer_available"},
+	{"a video whose time is over, without a token", literal("/gone/x.ts"), nil, "token_required"},
 	{"download without the claim", under(plainToken, "/downloads/default.mp4"), nil, "download_not_allowed"},
 	{"download of a public video without a token", literal("/public/downloads/default.mp4"), nil, "download_not_allowed"},
 	{"N5 address unknown", under(withRules(needsAddress), "/x.ts"), from(""), "client_ip_unknown"},
@@ -136,6 +142,41 @@ func TestRefusals(t *testing.T) {
 			r := requestFor(t, tc.target(), tc.change)
 			wantRefusal(t, r, ask(t, g, r), tc.want)
 		})
+	}
+}
+
+// A video plays at available_from, and no longer at available_until, whatever the offsets from
+// UTC are.
+func TestSchedule(t *testing.T) {
+	t.Parallel()
+	const from, until = "2027-01-15T09:30:00.5+01:30", "2027-01-15T08:00:01Z" // half a second and a second after testTime
+	for _, tc := range []struct {
+		from, until string
+		after       time.Duration // after testTime
+		want        string
+	}{
+		{from, until, -time.Hour, "not_available_yet"},
+		{from, until, time.Second/2 - 1, "not_available_yet"},
+		{from, until, time.Second / 2, ""},
+		{from, until, time.Second - 1, ""},
+		{from, until, time.Second, "no_longer_available"},
+		{from, until, 1000 * time.Hour, "no_longer_available"},
+		{from, "", 1000 * time.Hour, ""},
+		{from, "", -2 * time.Hour, "not_available_yet"},
+		{"", until, -1000 * time.Hour, ""},
+		{"", until, time.Second, "no_longer_available"},
+	} {
+		g := newGate(t, &App{VideoSettings: VideoSettings{RequireSignedURLs: new(false)}, Videos: map[string]VideoSettings{"demo": {AvailableFrom: tc.from, AvailableUntil: tc.until}}}, new(Gate))
+		g.app.now = func() time.Time { return testTime.Add(tc.after) }
+		for _, suffix := range []string{"/x.ts", "/iframe", "/manifest/video.m3u8"} {
+			r := requestFor(t, "/demo"+suffix, nil)
+			a := ask(t, g, r)
+			if tc.want != "" {
+				wantRefusal(t, r, a, tc.want)
+			} else if !a.allowed() {
+				t.Errorf("%s after testTime, from %q until %q: %s", tc.after, tc.from, tc.until, a.reason)
+			}
+		}
 	}
 }
 

@@ -30,6 +30,8 @@ const (
 	reasonOriginRequired        reason = "origin_required"
 	reasonOriginNotAllowed      reason = "origin_not_allowed"
 	reasonDownloadNotAllowed    reason = "download_not_allowed"
+	reasonNotAvailableYet       reason = "not_available_yet"
+	reasonNoLongerAvailable     reason = "no_longer_available"
 	reasonClientIPUnknown       reason = "client_ip_unknown"
 	reasonServiceWorker         reason = "service_worker_not_allowed"
 	reasonMethodNotAllowed      reason = "method_not_allowed"
@@ -46,7 +48,7 @@ var reasons = [...]reason{
 	reasonPathInvalid, reasonTokenRequired, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonKeyUnknown,
 	reasonSignatureInvalid, reasonAudienceNotAllowed, reasonTokenExpired, reasonTokenNotYetValid,
 	reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
-	reasonClientIPUnknown, reasonServiceWorker, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
+	reasonNotAvailableYet, reasonNoLongerAvailable, reasonClientIPUnknown, reasonServiceWorker, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
 	reasonManifestInvalid, reasonStateUnavailable, reasonCountryUnavailable, reasonNetworkUnavailable,
 }
 
@@ -54,7 +56,7 @@ var reasons = [...]reason{
 //
 //	400  the path is not a playback path
 //	401  the token is missing or not valid
-//	403  an access rule, the allowed origins, a missing claim or its use forbid it
+//	403  an access rule, the allowed origins, the schedule, a missing claim or its use forbid it
 //	405  the method is not GET, HEAD or OPTIONS
 //	425  the TLS handshake is unfinished and a rule needs the address
 //	429  the network has sent too many tokens with invalid signatures
@@ -70,7 +72,7 @@ func (r reason) status() int {
 		reasonTokenLifetimeExceeded, reasonRulesInvalid:
 		return http.StatusUnauthorized
 	case reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
-		reasonClientIPUnknown, reasonServiceWorker:
+		reasonNotAvailableYet, reasonNoLongerAvailable, reasonClientIPUnknown, reasonServiceWorker:
 		return http.StatusForbidden
 	case reasonMethodNotAllowed:
 		return http.StatusMethodNotAllowed

@@ -258,14 +258,19 @@ func isMediaType(contentType string) bool {
 	return err == nil
 }
 
-// setAccessHeaders says who may read and cache a response.
+// setAccessHeaders says who may read and cache a response. It is private where another
+// viewer may not get it, or not for as long.
 func (d *decision) setAccessHeaders(h http.Header) {
 	d.settings.origins.setCORS(h, d.own, d.requestOrigin)
-	switch {
-	case d.verified != nil:
-		setPrivateCaching(h, d.own, d.verified.expiresAt().Sub(d.app.now()))
-	case d.settings.origins.allowed != nil, len(d.settings.rules) > 0:
-		setPrivateCaching(h, d.own, time.Duration(1<<63-1))
+	lifetime, until := time.Duration(1<<63-1), d.settings.availableUntil
+	if d.verified != nil {
+		lifetime = d.verified.expiresAt().Sub(d.app.now())
+	}
+	if !until.IsZero() {
+		lifetime = min(lifetime, until.Sub(d.app.now()))
+	}
+	if d.verified != nil || !until.IsZero() || d.settings.origins.allowed != nil || len(d.settings.rules) > 0 {
+		setPrivateCaching(h, d.own, lifetime)
 	}
 }
 

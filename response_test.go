@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"encoding/json"
 	"io"
 	"maps"
 	"net/http"
@@ -66,6 +67,7 @@ func TestResponseHeaders(t *testing.T) {
 		return http.Header{"Access-Control-Allow-Origin": {origin}, "Access-Control-Expose-Headers": {"Content-Length, Content-Range, Accept-Ranges, Date, Signed-Playback-Reason"}}
 	}
 	anySite, bySite := http.Header{"Vary": {"Accept-Encoding"}}, http.Header{"Vary": {"Accept-Encoding", "Origin"}}
+	ending := map[string]VideoSettings{"ends": {AvailableUntil: "2027-01-15T08:01:00Z"}, "long": {AvailableUntil: "2028-01-15T08:01:00Z"}}
 	for _, tc := range []struct {
 		name     string
 		settings VideoSettings
@@ -81,12 +83,16 @@ func TestResponseHeaders(t *testing.T) {
 		}},
 		{"the iframe on any site", VideoSettings{}, "/" + plainToken(), nil, []http.Header{cors("*"), hour, anySite}},
 		{"an open video", open, "/vid1/a.jpg", nil, []http.Header{cors("*"), caching, anySite}},
+		{"an open video whose time ends", VideoSettings{RequireSignedURLs: new(false)}, "/ends/a.jpg", nil, []http.Header{cors("*"), {"Cache-Control": {"private, max-age=60"}}, anySite}},
+		{"a token for a video whose time ends before it", VideoSettings{}, "/" + signedFor("ends") + "/a.jpg", nil, []http.Header{cors("*"), {"Cache-Control": {"private, max-age=60"}}, anySite}},
+		{"a token that ends before the time of its video", VideoSettings{}, "/" + signedFor("long") + "/a.jpg", nil, []http.Header{cors("*"), hour, anySite}},
+		{"an open video with rules of the operator", VideoSettings{RequireSignedURLs: new(false), AccessRules: json.RawMessage(allowsAll)}, "/vid1/a.jpg", nil, []http.Header{cors("*"), {"Cache-Control": {"private, max-age=86400"}}, anySite}},
 		{"an open video with allowed origins", openOnSites, "/vid1/a.jpg", with("Origin", "https://example.com"), []http.Header{
 			cors("https://example.com"), {"Cache-Control": {"private, max-age=86400"}}, bySite,
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			g, w, want := newGate(t, &App{VideoSettings: tc.settings}, new(Gate)), httptest.NewRecorder(), plain.Clone()
+			g, w, want := newGate(t, &App{VideoSettings: tc.settings, Videos: ending}, new(Gate)), httptest.NewRecorder(), plain.Clone()
 			for _, header := range tc.want {
 				maps.Copy(want, header)
 			}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
@@ -65,6 +66,14 @@ type VideoSettings struct {
 	// Prohibited: a rule whose database is not configured.
 	AccessRules json.RawMessage `json:"access_rules,omitempty"`
 
+	// From when on a video may be played, in RFC 3339: `2030-01-31T20:00:00Z`, with
+	// any offset from UTC. Only for a single video. Default: always.
+	AvailableFrom string `json:"available_from,omitempty"`
+
+	// Until when a video may be played: before this time, and no longer at it. No
+	// response is fresh beyond it. Only for a single video. Default: for ever.
+	AvailableUntil string `json:"available_until,omitempty"`
+
 	// Report-only mode. The setting of a video counts before the setting of its
 	// gate, and that before the setting for all videos.
 	Enforcement
@@ -75,11 +84,16 @@ type settings struct {
 	requireSignedURLs bool
 	origins           originPolicy
 	rules             accessrules.List
+	availableFrom     time.Time   // zero for always
+	availableUntil    time.Time   // zero for ever
 	maxSessions       int         // of a viewer at a time, 0 for no limit
 	enforcement       enforcement // usually unset, so the gate's counts
 }
 
 func (a *App) provisionSettings() (err error) {
+	if at := cmp.Or(a.AvailableFrom, a.AvailableUntil); at != "" {
+		return fmt.Errorf("available_from and available_until are for single videos, not for all: put %q into a video block", at)
+	}
 	if a.defaults, err = a.VideoSettings.compile(settings{requireSignedURLs: true}); err != nil {
 		return err
 	}
@@ -142,6 +156,9 @@ func (v VideoSettings) compile(defaults settings) (settings, error) {
 		}
 		compiled.rules = rules
 	}
+	if err := compiled.setSchedule(v.AvailableFrom, v.AvailableUntil); err != nil {
+		return settings{}, err
+	}
 	if v.MaxSessions < 0 {
 		return settings{}, fmt.Errorf("max_sessions %d: want a positive number", v.MaxSessions)
 	}
@@ -156,6 +173,31 @@ func (v VideoSettings) compile(defaults settings) (settings, error) {
 	var err error
 	compiled.enforcement, err = v.Enforcement.compile()
 	return compiled, err
+}
+
+// setSchedule sets when the video may be played. "" leaves a bound out.
+func (s *settings) setSchedule(from, until string) (err error) {
+	if s.availableFrom, err = parseTimeOption("available_from", from); err != nil {
+		return err
+	}
+	if s.availableUntil, err = parseTimeOption("available_until", until); err != nil {
+		return err
+	}
+	if from != "" && until != "" && !s.availableFrom.Before(s.availableUntil) {
+		return fmt.Errorf("available_from %q is not before available_until %q", from, until)
+	}
+	return nil
+}
+
+// parseTimeOption reads the time of an option, "" for the zero time.
+func parseTimeOption(option, text string) (at time.Time, err error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if at.UnmarshalText([]byte(text)) != nil || at.IsZero() {
+		return time.Time{}, fmt.Errorf("%s %q: want a time like 2030-01-31T20:00:00Z", option, text)
+	}
+	return at, nil
 }
 
 func parseMissingOrigin(s string) (allow bool, err error) {
@@ -210,6 +252,7 @@ func mergeInto(defaults settings, video *state.Video) settings {
 	if video.OriginsSet {
 		defaults.origins.allowed = video.AllowedOrigins
 	}
+	defaults.availableFrom, defaults.availableUntil = video.AvailableFrom, video.AvailableUntil
 	if video.AccessRules != nil {
 		defaults.rules = video.AccessRules
 	}

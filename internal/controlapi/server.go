@@ -96,6 +96,8 @@ type VideoSettings struct {
 	RequireSignedURLs bool
 	AllowedOrigins    []string        // empty for any
 	AccessRules       json.RawMessage // of this video alone, nil for none of its own
+	AvailableFrom     *time.Time      // nil for no bound
+	AvailableUntil    *time.Time      // the same
 }
 
 // Server answers calls. It is safe for concurrent use.

@@ -1,6 +1,7 @@
 package controlapi
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -78,6 +79,8 @@ func (s *Server) describe(doc *state.VideoDocument, others VideoSettings) map[st
 		"requireSignedURLs": others.RequireSignedURLs,
 		"allowedOrigins":    append([]string{}, others.AllowedOrigins...),
 		"accessRules":       others.AccessRules,
+		"availableFrom":     cmp.Or(doc.AvailableFrom, others.AvailableFrom),
+		"availableUntil":    cmp.Or(doc.AvailableUntil, others.AvailableUntil),
 
 		"readyToStream": true, "readyToStreamAt": nil, "created": nil, "modified": nil, "uploaded": nil,
 		"status": map[string]string{"state": "ready", "pctComplete": "100.000000", "errorReasonCode": "", "errorReasonText": ""},
@@ -107,7 +110,8 @@ func (s *Server) describe(doc *state.VideoDocument, others VideoSettings) map[st
 }
 
 // parseEdit reads the body of a call that changes settings. A nil member of the
-// edit stays as it is, and access rules or a describing member that are null are removed. Other members
+// edit stays as it is. Access rules, a time or a describing member that are null are
+// removed; a time that is removed is zero. Other members
 // of a video are ignored: clients send back the whole video that they got.
 func (c *call) parseEdit(body strictjson.Value) (*state.VideoDocument, error) {
 	edit := &state.VideoDocument{Descriptive: make(map[string]json.RawMessage)}
@@ -143,6 +147,8 @@ func (c *call) parseEdit(body strictjson.Value) (*state.VideoDocument, error) {
 		}
 		return nil
 	}
+	readers["availableFrom"] = timeMember("availableFrom", &edit.AvailableFrom)
+	readers["availableUntil"] = timeMember("availableUntil", &edit.AvailableUntil)
 	for name, member := range describingMembers {
 		readers[name] = func(v strictjson.Value) error {
 			if !member.fits(v) {
@@ -153,6 +159,21 @@ func (c *call) parseEdit(body strictjson.Value) (*state.VideoDocument, error) {
 		}
 	}
 	return edit, readers.read(body)
+}
+
+// timeMember reads a time, the zero time for null.
+func timeMember(name string, into **time.Time) func(strictjson.Value) error {
+	return func(v strictjson.Value) error {
+		*into = new(time.Time)
+		if string(v.Raw()) == "null" {
+			return nil
+		}
+		text, _ := v.Text()
+		if (*into).UnmarshalText([]byte(text)) != nil || (*into).IsZero() {
+			return badRequest("%s is %.80s: want %s", name, v.Raw(), wantDate)
+		}
+		return nil
+	}
 }
 
 func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
@@ -181,8 +202,9 @@ func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
 	return patterns, nil
 }
 
-// applyEdit makes the changes of an edit.
-func applyEdit(edit, doc *state.VideoDocument) {
+// applyEdit makes the changes of an edit. It refuses a schedule that never lets the
+// video play.
+func applyEdit(edit, doc *state.VideoDocument) error {
 	if edit.RequireSignedURLs != nil {
 		doc.RequireSignedURLs = edit.RequireSignedURLs
 	}
@@ -195,6 +217,11 @@ func applyEdit(edit, doc *state.VideoDocument) {
 	if string(edit.AccessRules) == "null" {
 		doc.AccessRules = nil
 	}
+	doc.AvailableFrom = editedTime(doc.AvailableFrom, edit.AvailableFrom)
+	doc.AvailableUntil = editedTime(doc.AvailableUntil, edit.AvailableUntil)
+	if from, until := doc.AvailableFrom, doc.AvailableUntil; from != nil && until != nil && !from.Before(*until) {
+		return badRequest("availableFrom is %s, which is not before availableUntil (%s)", from.Format(time.RFC3339), until.Format(time.RFC3339))
+	}
 	for name, value := range edit.Descriptive {
 		if string(value) == "null" {
 			delete(doc.Descriptive, name)
@@ -205,6 +232,18 @@ func applyEdit(edit, doc *state.VideoDocument) {
 		}
 		doc.Descriptive[name] = value
 	}
+	return nil
+}
+
+// editedTime returns a time after an edit, nil for none.
+func editedTime(present, edit *time.Time) *time.Time {
+	switch {
+	case edit == nil:
+		return present
+	case edit.IsZero():
+		return nil
+	}
+	return edit
 }
 
 // getVideo returns the settings of a video, or the defaults.
@@ -249,10 +288,11 @@ func (c *call) editVideo(body strictjson.Value) (any, error) {
 	if err := c.checkNotConfigured(); err != nil {
 		return nil, err
 	}
-	if edit.RequireSignedURLs == nil && edit.AllowedOrigins == nil && edit.AccessRules == nil && len(edit.Descriptive) == 0 {
+	if edit.RequireSignedURLs == nil && edit.AllowedOrigins == nil && edit.AccessRules == nil &&
+		edit.AvailableFrom == nil && edit.AvailableUntil == nil && len(edit.Descriptive) == 0 {
 		return c.getVideo(body)
 	}
-	doc, err := c.State.EditVideo(c.ctx(), c.subject, func(doc *state.VideoDocument) { applyEdit(edit, doc) })
+	doc, err := c.State.EditVideo(c.ctx(), c.subject, func(doc *state.VideoDocument) error { return applyEdit(edit, doc) })
 	if err != nil {
 		return nil, c.videoError(err)
 	}
@@ -264,6 +304,8 @@ func (c *call) editVideo(body strictjson.Value) (any, error) {
 		zap.Any("require_signed_urls", described["requireSignedURLs"]),
 		zap.Any("allowed_origins", described["allowedOrigins"]),
 		zap.Any("access_rules", described["accessRules"]),
+		zap.Any("available_from", described["availableFrom"]),
+		zap.Any("available_until", described["availableUntil"]),
 	}
 	return described, nil
 }

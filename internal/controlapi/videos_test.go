@@ -50,9 +50,11 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 		"thumbnailTimestampPct is": {`{"thumbnailTimestampPct":null}`, `{"thumbnailTimestampPct":"0.5"}`},
 		"publicDetails is":         {`{"publicDetails":[]}`},
 		"scheduledDeletion is":     {`{"scheduledDeletion":"tomorrow"}`, `{"scheduledDeletion":""}`, `{"scheduledDeletion":1800000000}`},
+		"availableFrom is":         {`{"availableFrom":"2030-01-02"}`, `{"availableFrom":1893553445}`, `{"availableFrom":""}`, `{"availableFrom":"2030-02-30T00:00:00Z"}`, `{"availableFrom":"0001-01-01T00:00:00Z"}`},
+		"availableUntil is":        {`{"availableUntil":"2030-01-02 03:04:05Z"}`, `{"availableUntil":["2030-01-02T03:04:05Z"]}`, `{"availableUntil":"2030-01-02T03:04:05"}`},
 		"uploadExpiry is":          {`{"uploadExpiry":"2026-01-02"}`},
 		"unknown member": {
-			`{"requiresignedurls":true}`, `{"requireSignedUrls":true}`, `{"allowed_origins":[]}`, `{"access_rules":[]}`, `{"AccessRules":[]}`, `{"missingOrigin":"allow"}`, `{"require\u017fignedURLs":false}`,
+			`{"requiresignedurls":true}`, `{"requireSignedUrls":true}`, `{"allowed_origins":[]}`, `{"access_rules":[]}`, `{"available_from":null}`, `{"availableTo":null}`, `{"AccessRules":[]}`, `{"missingOrigin":"allow"}`, `{"require\u017fignedURLs":false}`,
 			`{"":false}`, `{"__proto__":{"requireSignedURLs":false}}`, `{"\"},\"success\":true,\"x\":\"":1}`, `{"` + strings.Repeat("x", 60_000) + `":1}`,
 			`{"requireSignedURLs":false,"unknown":1}`,
 		},
@@ -72,7 +74,7 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 
 // unsetVideo is a video without settings. It has all members of Cloudflare's: an SDK that
 // decodes it finds what it needs, and null where Cloudflare documents null.
-const unsetVideo = `{"accessRules":null,"allowedOrigins":[],"clippedFrom":null,"created":null,"creator":null,"duration":-1,"input":{"height":-1,"width":-1},
+const unsetVideo = `{"accessRules":null,"allowedOrigins":[],"availableFrom":null,"availableUntil":null,"clippedFrom":null,"created":null,"creator":null,"duration":-1,"input":{"height":-1,"width":-1},
 	"maxDurationSeconds":null,"maxSizeBytes":null,"meta":{},"modified":null,
 	"playback":{"dash":"https://media.example.com/v/ID/manifest/video.mpd","hls":"https://media.example.com/v/ID/manifest/video.m3u8"},
 	"preview":"https://media.example.com/v/ID/iframe","publicDetails":null,"readyToStream":true,"readyToStreamAt":null,"requireSignedURLs":true,
@@ -121,6 +123,8 @@ func TestPartialUpdates(t *testing.T) {
 		`{"thumbnailTimestampPct":0.5,"uploadExpiry":"2030-01-02T03:04:05.123+01:00"}`, `{"meta":{}}`, `{"creator":null,"scheduledDeletion":null}`,
 		`{"publicDetails":null,"maxDurationSeconds":null,"uploadExpiry":null}`, `{"allowedOrigins":[]}`, `{"requireSignedURLs":true}`,
 		`{"accessRules":[{"type":"any","action":"block"}]}`, `{"accessRules":[]}`, `{"accessRules":null}`,
+		`{"availableFrom":"2030-01-02T03:04:05.25+01:00"}`, `{"availableUntil":"2030-01-02T03:04:06Z"}`, `{"availableFrom":null}`,
+		`{"availableFrom":"2020-01-01T00:00:00Z","availableUntil":"2020-01-01T00:00:01Z"}`, `{"availableUntil":null,"availableFrom":null}`,
 	} {
 		wanted = append(wanted, body, fmt.Sprintf(`{"modified":%q}`, formatTime(*c.clock)))
 		c.wantVideo(t, c.call(t, "POST", "v", body), "v", wanted...)
@@ -137,6 +141,24 @@ func TestPartialUpdates(t *testing.T) {
 	wantReply(t, "DELETE again", c.call(t, "DELETE", "v", ""), 200, 0)
 	if data := c.store.data(store.Videos, "v"); data != "" {
 		t.Errorf("the store has %s", data)
+	}
+}
+
+// A schedule in which the video never plays is refused, also if only one of its ends is sent.
+func TestScheduleThatNeverPlays(t *testing.T) {
+	t.Parallel()
+	c := control(t, nil)
+	const until = `{"availableUntil":"2030-01-02T03:04:05Z"}`
+	c.wantVideo(t, c.call(t, "POST", "v", until), "v", creationDates, until)
+	for _, body := range []string{
+		`{"availableFrom":"2030-01-02T03:04:05Z"}`, `{"availableFrom":"2030-01-02T03:04:05.001Z","creator":"x"}`,
+		`{"availableFrom":"2030-01-02T03:04:06Z","availableUntil":"2030-01-02T04:04:06+01:00"}`,
+	} {
+		a := c.call(t, "POST", "v", body)
+		if wantReply(t, body, a, 400, codeBadRequest); !strings.Contains(a.raw, "not before") {
+			t.Errorf("%s: %s", body, a.raw)
+		}
+		c.wantVideo(t, c.call(t, "GET", "v", ""), "v", creationDates, until)
 	}
 }
 
@@ -157,15 +179,15 @@ func TestDefaultsAndEditsInForce(t *testing.T) {
 	const defaulted = `{"requireSignedURLs":false,"allowedOrigins":["default.example"]}`
 	c.wantVideo(t, c.call(t, "GET", "v", ""), "v", defaulted)
 	c.wantVideo(t, c.call(t, "POST", "v", `{"creator":"x"}`), "v", creationDates, defaulted, `{"creator":"x"}`)
-	inForce(`{"RequireSignedURLs":null,"AllowedOrigins":null,"OriginsSet":false,"AccessRules":null}`)
+	inForce(`{"RequireSignedURLs":null,"AllowedOrigins":null,"OriginsSet":false,"AccessRules":null,"AvailableFrom":"0001-01-01T00:00:00Z","AvailableUntil":"0001-01-01T00:00:00Z"}`)
 	if data := c.store.data(store.Videos, "v"); strings.Contains(data, "requireSignedURLs") || strings.Contains(data, "allowedOrigins") {
 		t.Errorf("the store has the defaults: %s", data)
 	}
 	const edit = `{"requireSignedURLs":true,"allowedOrigins":[]}`
 	c.wantVideo(t, c.call(t, "POST", "v", edit), "v", creationDates, edit, `{"creator":"x"}`)
-	inForce(`{"RequireSignedURLs":true,"AllowedOrigins":null,"OriginsSet":true,"AccessRules":null}`)
+	inForce(`{"RequireSignedURLs":true,"AllowedOrigins":null,"OriginsSet":true,"AccessRules":null,"AvailableFrom":"0001-01-01T00:00:00Z","AvailableUntil":"0001-01-01T00:00:00Z"}`)
 	wantReply(t, "POST", c.call(t, "POST", "v", `{"requireSignedURLs":false}`), 200, 0)
-	inForce(`{"RequireSignedURLs":false,"AllowedOrigins":null,"OriginsSet":true,"AccessRules":null}`)
+	inForce(`{"RequireSignedURLs":false,"AllowedOrigins":null,"OriginsSet":true,"AccessRules":null,"AvailableFrom":"0001-01-01T00:00:00Z","AvailableUntil":"0001-01-01T00:00:00Z"}`)
 	wantReply(t, "DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
 	inForce("null")
 	// An answer has a copy of the defaults.
@@ -213,12 +235,12 @@ func TestWarningsAboutVideos(t *testing.T) {
 func TestVideosOfTheConfigFile(t *testing.T) {
 	t.Parallel()
 	c := control(t, func(config *Config) {
-		config.Videos = map[string]VideoSettings{"open": {AllowedOrigins: []string{"default.example"}}, "site": {true, []string{"site.example"}, json.RawMessage(`[]`)}}
+		config.Videos = map[string]VideoSettings{"open": {AllowedOrigins: []string{"default.example"}}, "site": {true, []string{"site.example"}, json.RawMessage(`[]`), nil, &testTime}}
 	})
 	c.store.plant(store.Videos, "open", `{"uid":"open","requireSignedURLs":true,"created":"2020-01-01T00:00:00Z","descriptive":{"creator":"x"}}`)
 	c.store.plant(store.Videos, "site", "")
 	c.wantVideo(t, c.call(t, "GET", "open", ""), "open", `{"requireSignedURLs":false,"allowedOrigins":["default.example"]}`)
-	c.wantVideo(t, c.call(t, "GET", "site", ""), "site", `{"allowedOrigins":["site.example"],"accessRules":[]}`)
+	c.wantVideo(t, c.call(t, "GET", "site", ""), "site", `{"allowedOrigins":["site.example"],"accessRules":[],"availableUntil":"2027-01-15T08:00:00Z"}`)
 	for _, id := range []string{"open", "site"} {
 		wantReply(t, "POST", c.call(t, "POST", id, `{"requireSignedURLs":true}`), 403, codeForbidden)
 		wantReply(t, "POST of nothing", c.call(t, "POST", id, ""), 403, codeForbidden)

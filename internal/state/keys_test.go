@@ -125,7 +125,7 @@ func TestIDsThatAreNoNames(t *testing.T) {
 			"Revoke":        s.Revoke(t.Context(), id),
 			"Video":         errorOf(s.Video(t.Context(), id)),
 			"VideoDocument": errorOf(s.VideoDocument(t.Context(), id)),
-			"EditVideo":     errorOf(s.EditVideo(t.Context(), id, func(*VideoDocument) {})),
+			"EditVideo":     errorOf(s.EditVideo(t.Context(), id, func(*VideoDocument) error { return nil })),
 		} {
 			if !errors.Is(err, store.ErrName) {
 				t.Errorf("%s(%q) = %v, want ErrName", what, id, err)

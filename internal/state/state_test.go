@@ -258,7 +258,7 @@ func TestNobodyWaitsForAnUnavailableStore(t *testing.T) {
 		for what, err := range map[string]error{
 			"Revoke":     s.Revoke(t.Context(), "a"),
 			"storeKey":   errorOf(s.storeKey(t.Context(), keyOf("a").Public(), false, "")),
-			"EditVideo":  errorOf(s.EditVideo(t.Context(), "v", func(*VideoDocument) {})),
+			"EditVideo":  errorOf(s.EditVideo(t.Context(), "v", func(*VideoDocument) error { return nil })),
 			"SigningKey": errorOf(s.SigningKey(t.Context())),
 		} {
 			if !errors.Is(err, ErrUnavailable) {

@@ -36,6 +36,10 @@ type VideoDocument struct {
 	// The access rules in JSON. nil if they were never set; an empty list for none.
 	AccessRules json.RawMessage `json:"accessRules,omitempty"`
 
+	// When the video may be played. nil for no bound.
+	AvailableFrom  *time.Time `json:"availableFrom,omitempty"`
+	AvailableUntil *time.Time `json:"availableUntil,omitempty"`
+
 	// Members that describe the video and decide nothing, as they were sent.
 	Descriptive map[string]json.RawMessage `json:"descriptive,omitempty"`
 }
@@ -50,6 +54,9 @@ type Video struct {
 	OriginsSet     bool
 
 	AccessRules accessrules.List // nil if they are not set; empty for none
+
+	// When the video may be played, the zero time for no bound.
+	AvailableFrom, AvailableUntil time.Time
 }
 
 // videoMemory bounds the memory for settings of videos, all in bytes: an eighth
@@ -239,6 +246,12 @@ func (s *State) compileVideo(object store.Object) *videoRecord {
 		return record
 	}
 	record.weight += uint32(video.AccessRules.Weight())
+	if doc.AvailableFrom != nil {
+		video.AvailableFrom = *doc.AvailableFrom
+	}
+	if doc.AvailableUntil != nil {
+		video.AvailableUntil = *doc.AvailableUntil
+	}
 	record.video = video
 	return record
 }
@@ -294,9 +307,9 @@ func (s *State) VideoDocuments(ctx context.Context) iter.Seq2[*VideoDocument, er
 }
 
 // EditVideo changes the settings of a video, and then the change is in force on
-// this node. edit may be called more than once. The error wraps ErrDamaged if
-// the present settings are damaged; they are left alone.
-func (s *State) EditVideo(ctx context.Context, videoID string, edit func(*VideoDocument)) (*VideoDocument, error) {
+// this node. edit may be called more than once, and its error ends the edit. The error
+// wraps ErrDamaged if the present settings are damaged; they are left alone.
+func (s *State) EditVideo(ctx context.Context, videoID string, edit func(*VideoDocument) error) (*VideoDocument, error) {
 	var edited *VideoDocument
 	err := s.updateVideo(ctx, videoID, func(present store.Object) ([]byte, error) {
 		doc, err := s.decodeVideo(present)
@@ -308,7 +321,9 @@ func (s *State) EditVideo(ctx context.Context, videoID string, edit func(*VideoD
 			doc = &VideoDocument{UID: videoID, Created: now}
 		}
 		doc.Modified = now
-		edit(doc)
+		if err := edit(doc); err != nil {
+			return nil, err
+		}
 		edited = doc
 		return json.Marshal(doc)
 	})

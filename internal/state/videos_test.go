@@ -224,9 +224,10 @@ func TestVideoDocuments(t *testing.T) {
 	list := func(patterns ...string) *weborigin.List { return must(weborigin.Compile(patterns)) }
 	wanted := map[string]*Video{
 		`{"uid":"v"}`: {}, `{"uid":"v","allowedOrigins":null}`: {}, `{"uid":"v","requireSignedURLs":null}`: {},
-		`{"uid":"v","allowedOrigins":[]}`:              {OriginsSet: true},
-		`{"uid":"v","allowedOrigins":["a.b","*.c.d"]}`: {OriginsSet: true, AllowedOrigins: list("a.b", "*.c.d")},
-		`{"uid":"v","accessRules":[]}`:                 {AccessRules: accessrules.List{}},
+		`{"uid":"v","allowedOrigins":[]}`:                                          {OriginsSet: true},
+		`{"uid":"v","allowedOrigins":["a.b","*.c.d"]}`:                             {OriginsSet: true, AllowedOrigins: list("a.b", "*.c.d")},
+		`{"uid":"v","availableFrom":"2030-01-02T03:04:05Z","availableUntil":null}`: {AvailableFrom: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
+		`{"uid":"v","accessRules":[]}`:                                             {AccessRules: accessrules.List{}},
 		`{"uid":"v","accessRules":[{"type":"ip.src","ip":["::1"],"action":"block"}]}`: {
 			AccessRules: must(accessrules.Compile([]byte(`[{"type":"ip.src","ip":["::1"],"action":"block"}]`))),
 		},
@@ -236,7 +237,7 @@ func TestVideoDocuments(t *testing.T) {
 		damaged, "null", `["v"]`, "{}", `{"uid":"w","requireSignedURLs":false}`, `{"uid":"V","requireSignedURLs":false}`, `{"uid":"v","requireSignedURLs":"false"}`,
 		`{"uid":"v","requireSignedURLs":0}`, `{"uid":"v","allowedOrigins":"example.com"}`, `{"uid":"v","allowedOrigins":[1]}`, `{"uid":"v","created":"x"}`,
 		`{"uid":"v","allowedOrigins":["https://example.com"]}`, `{"uid":"v","allowedOrigins":[""]}`, `{"uid":"v","descriptive":[]}`,
-		`{"uid":"v","accessRules":{}}`, `{"uid":"v","accessRules":[null]}`, `{"uid":"v","accessRules":[{"type":"ip.of.tomorrow","action":"block"}]}`,
+		`{"uid":"v","availableUntil":"tomorrow"}`, `{"uid":"v","availableFrom":1}`, `{"uid":"v","accessRules":{}}`, `{"uid":"v","accessRules":[null]}`, `{"uid":"v","accessRules":[{"type":"ip.of.tomorrow","action":"block"}]}`,
 	} {
 		wanted[data] = nil
 	}
@@ -328,7 +329,10 @@ func TestEditingVideos(t *testing.T) {
 	clock := s.setTime()
 	wantVideo(t, s, "private")
 	f.Plant(videoNamed("v"), strings.Replace(f.Data(videoNamed("v")), `"x"`, `"y"`, 1)) // by another node
-	got, err := s.EditVideo(t.Context(), "v", func(doc *VideoDocument) { doc.RequireSignedURLs = new(false) })
+	got, err := s.EditVideo(t.Context(), "v", func(doc *VideoDocument) error {
+		doc.RequireSignedURLs = new(false)
+		return nil
+	})
 	want := &VideoDocument{
 		UID: "v", Created: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), Modified: *clock,
 		RequireSignedURLs: new(false), Descriptive: map[string]json.RawMessage{"creator": json.RawMessage(`"y"`)},
@@ -347,7 +351,7 @@ func TestEditingVideos(t *testing.T) {
 	n.Intercept(nil, nil)
 	s.Sync(t.Context())
 
-	if got, err := s.EditVideo(t.Context(), "new", func(*VideoDocument) {}); err != nil || !got.Created.Equal(*clock) || got.UID != "new" {
+	if got, err := s.EditVideo(t.Context(), "new", func(*VideoDocument) error { return nil }); err != nil || !got.Created.Equal(*clock) || got.UID != "new" {
 		t.Errorf("EditVideo of a new video = %+v, %v", got, err)
 	}
 	if deleted, damaged, err := s.DeleteVideo(t.Context(), "v"); err != nil || damaged || *deleted.RequireSignedURLs {
@@ -355,7 +359,7 @@ func TestEditingVideos(t *testing.T) {
 	}
 	wantVideo(t, s, "unset")
 	f.Write(videoNamed("v"), damaged)
-	if doc, err := s.EditVideo(t.Context(), "v", func(*VideoDocument) {}); !errors.Is(err, ErrDamaged) || doc != nil {
+	if doc, err := s.EditVideo(t.Context(), "v", func(*VideoDocument) error { return nil }); !errors.Is(err, ErrDamaged) || doc != nil {
 		t.Errorf("EditVideo of a damaged video = %v, %v", doc, err)
 	}
 	if _, err := s.VideoDocument(t.Context(), "v"); !errors.Is(err, ErrDamaged) {
