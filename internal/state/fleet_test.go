@@ -116,7 +116,7 @@ func newTestState(t *testing.T, n *node) *testState {
 func (s *testState) setTime() (clock *time.Time) {
 	now := testTime
 	s.clock = &now
-	s.since, s.rereadAt = now, now
+	s.since, s.rereadAt, s.revocations.readAllAt = now, now, now
 	return s.clock
 }
 

@@ -1,12 +1,12 @@
-// Package state is what the control API writes and the gates read: keys, the
-// settings of videos and the gateway's own signing key, as they are in a store
-// that a fleet shares.
+// Package state is what the control API writes and the gates read: keys,
+// revocations, the settings of videos and the gateway's own signing key, as they are in
+// a store that a fleet shares.
 //
 // # How it follows the store
 //
 // Requests read snapshots in memory. A goroutine looks each second, and whenever
 // the store wakes it, whether any node has written something, and then reads the
-// keys again and marks the settings of videos as stale. So a change on one node
+// keys again and the new revocations, and marks the settings of videos as stale. So a change on one node
 // is in force on all of them within two seconds. Every five minutes everything
 // is read again, in case of a change that nobody has announced.
 //
@@ -19,6 +19,7 @@ package state
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -91,10 +92,11 @@ type State struct {
 	newKey func() (*token.SigningKey, error) // tests set their own: making keys is slow
 
 	keys
-	videos *videos
-	signer signer
-	secret sessionSecret
-	making *queue.Queue // of calls that make keys
+	videos      *videos
+	signer      signer
+	secret      sessionSecret
+	revocations revocations
+	making      *queue.Queue // of calls that make keys
 
 	makingFailed atomic.Uint64 // how many keys could not be stored
 
@@ -110,7 +112,9 @@ type State struct {
 	// For Sync.
 	unread             map[store.Collection]bool // changed, and not read since
 	missingRevocations []string                  // revoked keys that the store has lost
+	lostRevocations    []*Revocation             // of tokens and sessions, the same
 	rereadAt           time.Time
+	begun              time.Time
 	since              time.Time // of the last success
 
 	unavailable atomic.Bool   // the last look has failed
@@ -131,10 +135,12 @@ func New(config Config) *State {
 		wanted:  make(chan struct{}, 1),
 		unread:  make(map[store.Collection]bool),
 		since:   config.Now(),
+		begun:   config.Now(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.next.Store(new(make(chan struct{})))
 	s.videos = newVideos(s)
+	s.revocations.building = make(chan struct{}, 1)
 	s.signer.state = s
 	ctx, cancel := context.WithTimeout(s.ctx, loadTimeout)
 	defer cancel()
@@ -167,7 +173,7 @@ func (s *State) Unavailable() bool { return s.unavailable.Load() }
 func (s *State) watch() {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	var begun time.Time
+	var begun, merged time.Time
 	for {
 		select {
 		case <-tick.C:
@@ -187,6 +193,10 @@ func (s *State) watch() {
 		s.Sync(ctx)
 		cancel()
 		close(ended)
+		if s.now().Sub(merged) > rereadInterval {
+			merged = s.now()
+			go s.mergeBatches(s.ctx)
+		}
 	}
 }
 
@@ -236,6 +246,7 @@ func (s *State) Sync(ctx context.Context) {
 		}
 		s.since = s.now()
 		s.restoreRevocations(ctx)
+		s.restoreLost(ctx)
 		return
 	}
 	if !s.unavailable.Swap(true) {
@@ -252,6 +263,7 @@ func (s *State) Sync(ctx context.Context) {
 // look that succeeds reads everything: the last one is long ago.
 func (s *State) forget() {
 	s.keys.forget()
+	s.revocations.forget()
 	s.videos.forget()
 	s.signer.forget()
 }
@@ -282,10 +294,19 @@ func (s *State) readChanges(ctx context.Context) error {
 		_ = s.readSecret(ctx, true) // the known secret stays in force
 	}
 	if reread || s.unread[store.Keys] {
-		if err := s.readKeys(ctx); err != nil {
-			return err
+		if err = s.readKeys(ctx); err == nil {
+			delete(s.unread, store.Keys)
 		}
-		delete(s.unread, store.Keys)
+	}
+	if reread || s.unread[store.Revocations] {
+		failure := s.readRevocations(ctx)
+		if failure == nil && s.Revocations() != nil {
+			delete(s.unread, store.Revocations)
+		}
+		err = errors.Join(err, failure)
+	}
+	if err != nil {
+		return err
 	}
 	if reread {
 		s.rereadAt = s.now()

@@ -70,15 +70,9 @@ func (s *Caddy) folders(ctx context.Context, collection Collection) ([]string, e
 var shardName = regexp.MustCompile(`^[0-9a-f]{2}$`)
 
 func (s *Caddy) allIn(ctx context.Context, collection Collection, folder string, yield func(Object, error) bool) bool {
-	files, err := s.list(ctx, folder)
+	names, err := s.namesIn(ctx, collection, folder)
 	if err != nil {
 		return yield(Object{}, err)
-	}
-	var names []Name
-	for _, file := range files {
-		if name, ok := nameOfPath(collection, file); ok {
-			names = append(names, name)
-		}
 	}
 	for some := range slices.Chunk(names, readsOfAll) {
 		objects, errs := s.getAll(ctx, some)
@@ -94,6 +88,29 @@ func (s *Caddy) allIn(ctx context.Context, collection Collection, folder string,
 		}
 	}
 	return true
+}
+
+// Names implements Store.
+func (s *Caddy) Names(ctx context.Context, collection Collection) (names []Name, err error) {
+	folders, err := s.folders(ctx, collection)
+	for _, folder := range folders {
+		some, err := s.namesIn(ctx, collection, folder)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, some...)
+	}
+	return names, err
+}
+
+func (s *Caddy) namesIn(ctx context.Context, collection Collection, folder string) (names []Name, err error) {
+	files, err := s.list(ctx, folder)
+	for _, file := range files {
+		if name, ok := nameOfPath(collection, file); ok {
+			names = append(names, name)
+		}
+	}
+	return names, err
 }
 
 // getAll reads some objects at the same time.

@@ -17,9 +17,10 @@ const lockRetry = 50 * time.Millisecond
 // Keys are not locked. A key's object is written when the key is made, under an id
 // that no other key has, and after that only to revoke the key, which is final. So
 // two writers lose nothing, and a revocation does not wait for the lock of a node that
-// has died.
+// has died. The same is true of revocations: each object is written once, under an id of
+// its own, and removed when others have its content or it is over.
 func (s *Caddy) acquire(ctx context.Context, name Name) (release func(), err error) {
-	if name.collection == Keys {
+	if name.collection == Keys || name.collection == Revocations {
 		return func() {}, nil
 	}
 	storage, lock := s.storage(), root+"_"+string(name.collection)+"_"+name.id

@@ -34,8 +34,8 @@ const (
 // have one hash tag, so that they are on one node of a cluster:
 //
 //	{signed_playback}:state  epoch, and the stamps of the collections
-//	{signed_playback}:keys   #epoch, and the objects by id; videos and signing
-//	                         are the same
+//	{signed_playback}:keys   #epoch, and the objects by id; videos, signing and
+//	                         revocations are the same
 //
 // A Redis can lose all its data in an instant, or some keys by eviction, and then answers
 // as if they had never existed. For a gate, no key would be revoked and no video would
@@ -276,10 +276,31 @@ func (r *Redis) scan(ctx context.Context, collection Collection, cursor string) 
 	return fields, string(value(answers[0])), nil
 }
 
+// Names implements Store.
+func (r *Redis) Names(ctx context.Context, collection Collection) (names []Name, err error) {
+	key := hashOf(collection)
+	answers, err := r.ask(ctx, r.calls, question{[]string{key}, 1, func(ctx context.Context, s *session) rueidis.RedisResult {
+		return namesScript.Exec(ctx, s.client, []string{key}, nil)
+	}})
+	if err != nil {
+		return nil, err
+	}
+	ids, err := answers[0].AsStrSlice()
+	if err != nil {
+		return nil, fmt.Errorf("%w: redis: not an answer to HKEYS", ErrUnavailable)
+	}
+	for _, id := range ids {
+		if name, err := NewName(collection, id); err == nil {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
 // Changes implements Store.
 func (r *Redis) Changes(ctx context.Context) ([]Collection, error) {
 	answers, err := r.ask(ctx, r.calls, question{allKeys, len(collections), func(ctx context.Context, s *session) rueidis.RedisResult {
-		return stampsScript.Exec(ctx, s.client, allKeys, nil)
+		return stampsScript.Exec(ctx, s.client, allKeys, stampFields)
 	}})
 	if err != nil {
 		return nil, err

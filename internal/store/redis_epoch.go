@@ -25,8 +25,18 @@ const (
 
 func hashOf(c Collection) string { return hashTag + string(c) }
 
-// allKeys are the keys with an epoch, which are all keys.
-var allKeys = []string{stateKey, hashOf(Keys), hashOf(Videos), hashOf(Signing)}
+var (
+	// allKeys are the keys with an epoch, which are all keys.
+	allKeys = []string{stateKey}
+	// stampFields are the fields of the state with the stamps of the keys after it.
+	stampFields []string
+)
+
+func init() {
+	for _, collection := range collections {
+		allKeys, stampFields = append(allKeys, hashOf(collection)), append(stampFields, string(collection))
+	}
+}
 
 // The scripts are sent whole each time. They are short, and their digest would
 // be SHA-1, which FIPS mode forbids.
@@ -34,14 +44,21 @@ var (
 	// luaEpochs collects the epochs of all keys.
 	luaEpochs = `
 local answer = {redis.call('HGET', KEYS[1], 'epoch')}
-for i = 2, 4 do answer[i] = redis.call('HGET', KEYS[i], '#epoch') end
+for i = 2, #KEYS do answer[i] = redis.call('HGET', KEYS[i], '#epoch') end
 `
 
-	// adoptScript takes all keys, and an epoch for data without one.
+	// adoptScript takes all keys; an epoch for data without one, '' for none, and the
+	// fields of the stamps. A collection that nobody has written to may be missing: it
+	// is newer than the data.
 	adoptScript = rueidis.NewLuaScriptNoSha(`
-if redis.call('EXISTS', unpack(KEYS)) == 0 then
-	for i = 2, 4 do redis.call('HSET', KEYS[i], '#epoch', ARGV[1]) end
+if ARGV[1] ~= '' and redis.call('EXISTS', unpack(KEYS)) == 0 then
 	redis.call('HSET', KEYS[1], 'epoch', ARGV[1])
+end
+local epoch = redis.call('HGET', KEYS[1], 'epoch')
+for i = 2, #KEYS do
+	if epoch and redis.call('EXISTS', KEYS[i]) + redis.call('HEXISTS', KEYS[1], ARGV[i]) == 0 then
+		redis.call('HSET', KEYS[i], '#epoch', epoch)
+	end
 end` + luaEpochs + `
 return answer`)
 
@@ -67,11 +84,14 @@ else
 end
 return {state, found[1], '` + swappedAnswer + `', false}`)
 
-	// stampsScript takes all keys.
+	// stampsScript takes all keys and the fields of the stamps.
 	stampsScript = rueidis.NewLuaScriptNoSha(luaEpochs + `
-local stamps = redis.call('HMGET', KEYS[1], 'keys', 'videos', 'signing')
-for i = 1, 3 do answer[4 + i] = stamps[i] end
+for i = 1, #ARGV do answer[#KEYS + i] = redis.call('HGET', KEYS[1], ARGV[i]) end
 return answer`)
+
+	// namesScript takes a hash.
+	namesScript = rueidis.NewLuaScriptNoSha(`
+return {redis.call('HGET', KEYS[1], '#epoch'), redis.call('HKEYS', KEYS[1])}`)
 
 	// scanScript takes a hash; a cursor and about how many fields to return.
 	// With a call of its own, the epoch could be older than a FLUSHALL and the
@@ -131,16 +151,25 @@ func (m memory) store(ctx context.Context, epoch string) error {
 
 // epoch returns the epoch that the data must have. A node that has never seen
 // any adopts the present one. Once it has started, it gives an empty Redis a new
-// one, and writes down which it has adopted.
+// one, writes down which it has adopted, and adds collections that are newer than the data.
 func (r *Redis) epoch(ctx context.Context, client rueidis.Client, started bool) (string, error) {
 	epoch, err := r.memory.load(ctx)
-	if err != nil || epoch != "" {
+	if err != nil || epoch != "" && !started {
 		return epoch, err
 	}
 	if !started {
 		return r.presentEpoch(epochsScript.Exec(ctx, client, allKeys, nil))
 	}
-	if epoch, err = r.presentEpoch(adoptScript.Exec(ctx, client, allKeys, []string{rand.Text()})); err != nil {
+	adopt := func(next string) rueidis.RedisResult {
+		return adoptScript.Exec(ctx, client, allKeys, append([]string{next}, stampFields...))
+	}
+	if epoch != "" {
+		if err := adopt("").Error(); err != nil {
+			return "", r.unavailable(err)
+		}
+		return epoch, nil
+	}
+	if epoch, err = r.presentEpoch(adopt(rand.Text())); err != nil {
 		return "", err
 	}
 	if err := r.memory.store(ctx, epoch); err != nil {

@@ -1,6 +1,6 @@
 // Package store keeps what outlives a process and is shared by a fleet: keys,
-// the settings of videos, and the gateway's own signing key. An object is a few
-// hundred bytes of JSON under a Name. The store does not look into it.
+// the settings of videos, the gateway's own signing key, and revocations. An object is
+// JSON under a Name, most often of a few hundred bytes. The store does not look into it.
 //
 // There are two implementations: Caddy's own storage and Redis. Both promise
 // the same: an Update that has returned nil survives a kill of the process, is
@@ -21,12 +21,13 @@ type Collection string
 
 // The collections.
 const (
-	Keys    Collection = "keys"
-	Videos  Collection = "videos"
-	Signing Collection = "signing"
+	Keys        Collection = "keys"
+	Videos      Collection = "videos"
+	Signing     Collection = "signing"
+	Revocations Collection = "revocations"
 )
 
-var collections = []Collection{Keys, Videos, Signing}
+var collections = []Collection{Keys, Videos, Signing, Revocations}
 
 // Collections returns all collections.
 func Collections() []Collection { return slices.Clone(collections) }
@@ -137,6 +138,10 @@ type Store interface {
 	// has a name concerns that object alone: it cannot be read, although the
 	// store answers. Any other error is the last value.
 	All(ctx context.Context, collection Collection) iter.Seq2[Object, error]
+
+	// Names returns the names of a collection's objects, in no order. It misses none that
+	// exists all the time that it takes.
+	Names(ctx context.Context, collection Collection) ([]Name, error)
 
 	// Changes returns the collections in which this node or others have written
 	// since the last call that succeeded. The first call returns all of them.

@@ -45,7 +45,11 @@ type Node struct {
 func NewFleet() *Fleet { return &Fleet{objects: make(map[store.Name]store.Object)} }
 
 func everything() map[store.Collection]bool {
-	return map[store.Collection]bool{store.Keys: true, store.Videos: true, store.Signing: true}
+	all := make(map[store.Collection]bool)
+	for _, collection := range store.Collections() {
+		all[collection] = true
+	}
+	return all
 }
 
 // Join adds a node.
@@ -215,21 +219,27 @@ func (n *Node) update(name store.Name, change store.Change) error {
 // All implements store.Store.
 func (n *Node) All(ctx context.Context, collection store.Collection) iter.Seq2[store.Object, error] {
 	return func(yield func(store.Object, error) bool) {
-		if err := n.begin(ctx, "list", store.Name{}); err != nil {
+		names, err := n.Names(ctx, collection)
+		if err != nil {
 			yield(store.Object{}, err)
 			return
 		}
-		names := slices.SortedFunc(maps.Keys(n.fleet.Backup()), func(a, b store.Name) int { return strings.Compare(a.String(), b.String()) })
 		for _, name := range names {
-			if name.Collection() != collection {
-				continue
-			}
 			object, err := n.readOfAll(ctx, name)
 			if !yield(object, err) || object.Name == (store.Name{}) {
 				return
 			}
 		}
 	}
+}
+
+// Names implements store.Store.
+func (n *Node) Names(ctx context.Context, collection store.Collection) ([]store.Name, error) {
+	if err := n.begin(ctx, "list", store.Name{}); err != nil {
+		return nil, err
+	}
+	names := slices.SortedFunc(maps.Keys(n.fleet.Backup()), func(a, b store.Name) int { return strings.Compare(a.String(), b.String()) })
+	return slices.DeleteFunc(names, func(name store.Name) bool { return name.Collection() != collection }), nil
 }
 
 func (n *Node) readOfAll(ctx context.Context, name store.Name) (store.Object, error) {
