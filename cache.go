@@ -107,6 +107,7 @@ func (c *Cache) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	c.server.RegisterConnContext(withRecordConn)
 	c.poolKey = fmt.Sprintf("%s %d", key, c.config.Memory)
 	pooled, _, err := mediaCachePool.LoadOrNew(c.poolKey, func() (caddy.Destructor, error) {
 		return mediaCache{mediacache.New(c.config.Memory)}, nil
@@ -156,7 +157,7 @@ func (c *Cache) compile() error {
 	c.config = mediacache.Config{
 		Memory: int64(memory), MaxObject: int64(maxObject), Query: c.Query,
 		SegmentTTL: orDuration(c.SegmentTTL, time.Hour), ManifestTTL: orDuration(c.ManifestTTL, time.Second),
-		ErrorTTL: orDuration(c.ErrorTTL, 500*time.Millisecond), Variant: variantOf, Context: originContext,
+		ErrorTTL: orDuration(c.ErrorTTL, 500*time.Millisecond), Variant: variantOf, Context: originContext, Gather: gatherRecords,
 	}
 	for _, name := range c.Query {
 		if err := checkParameter(name); err != nil {

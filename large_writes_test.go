@@ -1,8 +1,13 @@
 package signedplayback
 
 import (
+	"bytes"
 	"cmp"
+	"errors"
+	"io"
+	"net"
 	"net/http/httptest"
+	"os"
 	"testing"
 	"time"
 
@@ -33,4 +38,91 @@ func TestLargeWritesFollowTheTimeout(t *testing.T) {
 		}
 	}
 	useLargeWrites(httptest.NewRequest("GET", "/", nil)) // write_idle is negative
+}
+
+// connected returns both ends of a TCP connection.
+func connected(t *testing.T) (server *recordConn, client *net.TCPConn) {
+	t.Helper()
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
+	defer l.Close()
+	client = must(net.Dial("tcp", l.Addr().String())).(*net.TCPConn)
+	conn := must((&recordListener{Listener: l}).Accept())
+	t.Cleanup(func() { client.Close(); conn.Close() })
+	return conn.(*recordConn), client
+}
+
+// Not parallel: the number of connections that gather is of the process.
+func TestRecordsAreGathered(t *testing.T) {
+	server, client := connected(t)
+	sizes := []int{1, 16 << 10, recordsAtOnce - 1, 1, recordsAtOnce, recordRoom, recordRoom + 1, 1 << 20, 5}
+	want := make([]byte, 0, 2<<20)
+	got := make(chan []byte)
+	go func() { got <- must(io.ReadAll(client)) }()
+	for _, gathers := range []bool{true, false, true} {
+		if gathers {
+			server.gather()
+		}
+		for i, size := range sizes {
+			p := bytes.Repeat([]byte{byte(i + 1)}, size)
+			want = append(want, p...)
+			if n, err := server.Write(p); n != size || err != nil {
+				t.Fatalf("%d bytes of %d: %v", n, size, err)
+			}
+			clear(p) // TLS uses the memory of a record again
+		}
+		if pending := server.pending; pending != map[bool]int{true: 5, false: 0}[gathers] {
+			t.Errorf("%d bytes are pending after the last write of 5", pending)
+		}
+		if gathers {
+			if err := server.send(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	server.CloseWrite()
+	if !bytes.Equal(<-got, want) {
+		t.Error("wrong bytes")
+	}
+	if n := nowGathering.Load(); n != 0 {
+		t.Errorf("%d connections gather after the last has sent", n)
+	}
+}
+
+// The attack of clients that do not read: they take neither more than the bounded number of
+// buffers, nor one for longer than a write takes.
+func TestBuffersOfRecordsAreBounded(t *testing.T) {
+	server, client := connected(t)
+	nowGathering.Add(maxGathering)
+	server.gather()
+	if _, err := server.Write([]byte("at once")); err != nil || server.pending > 0 {
+		t.Errorf("%d bytes are pending without a buffer, %v", server.pending, err)
+	}
+	if err := server.send(); err != nil {
+		t.Error(err)
+	}
+	if n := nowGathering.Add(-maxGathering); n != 0 {
+		t.Errorf("%d connections gather", n)
+	}
+
+	server.SetWriteDeadline(time.Now().Add(2 * slowClient))
+	server.gather()
+	var err error
+	for n := 0; err == nil && n < 64<<20; n += 16 << 10 {
+		_, err = server.Write(make([]byte, 16<<10))
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a write to a client that does not read: %v", err)
+	}
+	if n := nowGathering.Load(); n != 0 || server.buffer != nil {
+		t.Errorf("%d connections gather after a slow write", n)
+	}
+	server.gather()
+	client.Close()
+	_, _ = server.Write([]byte("lost"))
+	if err := server.send(); err == nil {
+		t.Error("the failure of the last write is not told")
+	}
+	if n := nowGathering.Load(); n != 0 {
+		t.Errorf("%d connections gather after a failure", n)
+	}
 }

@@ -250,3 +250,37 @@ func TestCacheInFrontOfFileServer(t *testing.T) {
 		}
 	}
 }
+
+// Each version of HTTP gets the same bytes through the listener wrapper, on connections that
+// hits of several sizes share.
+func TestGatheredRecordsAreWhole(t *testing.T) {
+	t.Parallel()
+	o := startOrigin(t, exampleMedia())
+	g := startTLS(t, o, config{
+		global: "servers {\nlistener_wrappers {\nsigned_playback\ntls\n}\n}",
+		site:   cachedSite + "reverse_proxy " + o.addr(),
+	})
+	viewer := "/" + mint(t, "demo", func(c *token.Claims) { c.Downloadable = true })
+	for _, p := range protocols {
+		client, _ := p.connect(t, g)
+		var group sync.WaitGroup
+		for range 8 {
+			group.Go(func() {
+				for _, file := range []string{"ts/002.ts", "downloads/default.mp4", "ts/003.ts", "ts/002.ts", "downloads/default.mp4"} {
+					want, err := os.ReadFile("../examples/media/demo/" + file)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if res := g.ask(t, client, http.MethodGet, viewer+"/"+file); res.StatusCode != http.StatusOK || !bytes.Equal(res.body, want) {
+						t.Errorf("%s: %s: status %d, %d bytes of %d", p.name, file, res.StatusCode, len(res.body), len(want))
+					}
+					if res := g.ask(t, client, http.MethodGet, viewer+"/"+file, "Range: bytes=1000-40999"); !bytes.Equal(res.body, want[1000:min(41000, len(want))]) {
+						t.Errorf("%s: %s: status %d, %d bytes of a range", p.name, file, res.StatusCode, len(res.body))
+					}
+				}
+			})
+		}
+		group.Wait()
+	}
+}

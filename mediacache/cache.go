@@ -44,6 +44,11 @@ type Config struct {
 	// failed, as a status from 500 on does. nil: each error does.
 	OriginFailed func(error) bool
 
+	// Gather is called before bytes are written that have all arrived, so none needs to
+	// go out by itself. The function that it returns is called afterwards, and sends what
+	// is left. nil, for both: bytes go out as they are written.
+	Gather func(*http.Request) (send func() error)
+
 	// Panicked is told with what value a Handler has panicked, other than
 	// http.ErrAbortHandler, and where. nil: nobody is told.
 	Panicked func(value any, stack []byte)

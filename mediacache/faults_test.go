@@ -565,3 +565,47 @@ func TestACompleteBodyIsNotAbandoned(t *testing.T) {
 		t.Error("a complete body is abandoned")
 	}
 }
+
+// Bytes are gathered only if all have arrived: a viewer at the live edge gets each as soon
+// as the origin sends it. What is gathered is sent, however the answer ends.
+func TestOnlyCompleteBodiesAreGathered(t *testing.T) {
+	t.Parallel()
+	file := randomBytes(9, 3<<20)
+	s := newScene(large(file))
+	s.config.MaxObject = 1 << 20
+	whole := newScene(func(w http.ResponseWriter, r *http.Request) error {
+		return large(file[:40<<10])(w, r)
+	})
+	var begun, sent int
+	var failure error
+	gather := func(*http.Request) func() error {
+		begun++
+		return func() error { sent++; return failure }
+	}
+	s.config.Gather, whole.config.Gather = gather, gather
+	for i, row := range []struct {
+		scene        *scene
+		method, part string
+		fails        bool
+		want         int // -1: while it arrives, or just after
+	}{
+		{scene: whole, method: "GET", want: -1},
+		{scene: whole, method: "GET", want: 1},
+		{scene: whole, method: "HEAD"},
+		{scene: whole, method: "GET", part: "bytes=0-99"},
+		{scene: whole, method: "GET", part: "bytes=99-", want: 1},
+		{scene: whole, method: "GET", part: "bytes=0-20000,21000-40000", want: 2},
+		{scene: whole, method: "GET", fails: true, want: 1},
+		{scene: s, method: "GET", want: -1},
+		{scene: s, method: "GET", want: 3}, // slices
+	} {
+		begun, sent, failure = 0, 0, nil
+		if row.fails {
+			failure = errors.New("the client is gone")
+		}
+		_, err := row.scene.ask(row.method, "/v.mp4", "Range", row.part)
+		if row.want >= 0 && begun != row.want || sent != begun || (err != nil) != row.fails {
+			t.Errorf("row %d: gathered %d times, sent %d times, want %d; %v", i, begun, sent, row.want, err)
+		}
+	}
+}

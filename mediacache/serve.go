@@ -197,11 +197,21 @@ func (v *visit) send(o *object, rd *reader, part span) {
 	}
 }
 
-const unknownEnd = 1<<63 - 1
+const (
+	unknownEnd = 1<<63 - 1
 
-func (v *visit) copy(rd *reader, from, to int64, toTheEnd bool) error {
+	// A shorter body is one record of TLS.
+	minGather = 16 << 10
+)
+
+func (v *visit) copy(rd *reader, from, to int64, toTheEnd bool) (err error) {
 	if toTheEnd {
 		to = unknownEnd
+	}
+	if v.config.Gather != nil && to-from >= minGather && rd.body.isDone() {
+		if send := v.config.Gather(v.r); send != nil {
+			defer func() { err = errors.Join(err, send()) }()
+		}
 	}
 	controller := http.NewResponseController(v.w)
 	return rd.copyTo(v.r.Context(), v.w, from, to, func() { controller.Flush() })
