@@ -290,17 +290,22 @@ func fileVarsOf(r *http.Request) fileVars {
 }
 
 // variantOf tells requests apart for which a site has several roots, or gates that make
-// different manifests of the same.
-func variantOf(r *http.Request) string {
+// different manifests of the same, and groups those for one video.
+func variantOf(r *http.Request) (v mediacache.Variant) {
 	vars := fileVarsOf(r)
-	root, isText := vars.root.(string)
-	if vars.fs != nil || !isText && vars.root != nil {
-		root = fmt.Sprintf("%q %q", vars.root, vars.fs)
+	v.Text, _ = vars.root.(string)
+	if vars.fs != nil || v.Text == "" && vars.root != nil {
+		v.Text = fmt.Sprintf("%q %q", vars.root, vars.fs)
 	}
-	if d := decisionOf(r); d != nil && d.rewritesInCache(r) {
-		return root + d.gate.rewritingID
+	d := decisionOf(r)
+	if d == nil {
+		return v
 	}
-	return root
+	v.Group, v.Generation = d.video, d.purged
+	if d.rewritesInCache(r) {
+		v.Text += d.gate.rewritingID
+	}
+	return v
 }
 
 // originContext returns the context of a request to the origin. Of the viewer's, it has

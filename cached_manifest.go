@@ -20,6 +20,23 @@ func decisionOf(r *http.Request) *decision {
 	return d
 }
 
+// findPurge finds out when the video was last purged. A video of the config needs the store
+// for that only. While nobody knows, requests go past the cache, because what is there may
+// have been purged.
+func (d *decision) findPurge() {
+	d.purged = d.settings.purged
+	d.pastCache = d.pastCache || d.settingsUnknown
+	if _, configured := d.app.videos[d.video]; !configured {
+		return
+	}
+	switch video, err := d.app.state.Video(d.request.Context(), d.video); {
+	case err != nil:
+		d.pastCache = true
+	case video != nil:
+		d.purged = video.Purged
+	}
+}
+
 // manifestWorkKey is the context key of the decision of a fill, see decision.forAll.
 type manifestWorkKey struct{}
 

@@ -47,6 +47,7 @@ type decision struct {
 	// Of the request that the origin gets.
 	originPath string // escaped
 	pastCache  bool   // the origin may answer this viewer otherwise than others
+	purged     int64  // when the video was last purged, see state.VideoDocument
 
 	// From the client.
 	client      clientLocation

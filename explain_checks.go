@@ -298,7 +298,7 @@ func (t *trace) explainSettings(d *decision, became verdict, err error) {
 	source := "the global options"
 	if _, ok := d.app.videos[id]; ok {
 		source = "its video block in the config"
-	} else if stored, readErr := d.app.state.Video(d.request.Context(), id); readErr == nil && stored != nil {
+	} else if stored, readErr := d.app.state.Video(d.request.Context(), id); readErr == nil && stored.HasSettings() {
 		source = "the control API, over the global options"
 	}
 	demand := "requires no token"

@@ -13,6 +13,7 @@ func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Requ
 	hideOriginalURL(r)
 	d.pastCache = g.requestHeaders.clean(r.Header, d.target)
 	if len(g.app.caches) > 0 {
+		d.findPurge()
 		r = r.WithContext(context.WithValue(r.Context(), decisionKey{}, d))
 	}
 	limitRanges(r.Header)

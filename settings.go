@@ -88,6 +88,7 @@ type settings struct {
 	availableUntil    time.Time   // zero for ever
 	maxSessions       int         // of a viewer at a time, 0 for no limit
 	enforcement       enforcement // usually unset, so the gate's counts
+	purged            int64       // see state.VideoDocument; unknown for a video of the config
 }
 
 func (a *App) provisionSettings() (err error) {
@@ -246,6 +247,7 @@ func mergeInto(defaults settings, video *state.Video) settings {
 	if video == nil {
 		return defaults
 	}
+	defaults.purged = video.Purged
 	if video.RequireSignedURLs != nil {
 		defaults.requireSignedURLs = *video.RequireSignedURLs
 	}

@@ -31,9 +31,8 @@ type Config struct {
 	// others are not sent to the origin. nil: all but CMCD.
 	Query []string
 
-	// Variant returns what tells requests of one URL apart besides, for example the
-	// folder that a site serves. nil: nothing does.
-	Variant func(*http.Request) string
+	// Variant returns what tells requests of one URL apart besides. nil: nothing does.
+	Variant func(*http.Request) Variant
 
 	// Context returns the context of a request to the origin, which may outlive the
 	// viewer's request. It is called in the goroutine of that request. nil: an empty
@@ -125,11 +124,14 @@ type Cache struct {
 	index  index
 	memory memory
 	now    func() time.Time
+
+	// generations has the greatest of each group, if it is not 0. index.mu guards it.
+	generations map[string]int64
 }
 
 // New returns an empty cache that takes at most so many bytes.
 func New(bytes int64) *Cache {
-	c := &Cache{now: time.Now}
+	c := &Cache{now: time.Now, generations: map[string]int64{}}
 	c.index.entries = map[key]*entry{}
 	c.memory.max = bytes
 	c.memory.evict = func() bool { return c.index.evict(bytes) }
@@ -195,6 +197,7 @@ func (c *Cache) find(v *visit, k key, old *object) (o *object, f *fill, rd *read
 
 	c.index.mu.Lock()
 	defer c.index.mu.Unlock()
+	k.Generation = c.present(k.Variant)
 	e := c.index.entries[k]
 	if e == nil {
 		e = &entry{key: k.clone()}

@@ -179,7 +179,7 @@ func (w *fillWriter) start(status int, made time.Time, d directives) {
 	o.freshness, o.keep = freshnessOf(status, w.header, d, w.config.ttl(status, o.isManifest, o.isMedia), o.isManifest, w.asked)
 	w.expected, w.limit = o.length, w.config.MaxObject
 	o.sliced = o.length > w.config.MaxObject && o.keep && o.canBeSliced()
-	size := objectOverhead + headerSize(o.header) + int64(len(w.entry.key.variant)+len(w.entry.key.path)+len(w.entry.key.query))
+	size := objectOverhead + headerSize(o.header) + w.entry.key.Variant.size() + int64(len(w.entry.key.path)+len(w.entry.key.query))
 	if !o.sliced {
 		size += max(o.length, 0)
 	}

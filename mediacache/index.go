@@ -3,6 +3,7 @@ package mediacache
 import (
 	"container/list"
 	"hash/maphash"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -201,4 +202,22 @@ func (c *Cache) forget(k key) {
 		e.fill = nil // its viewers get the response, and nobody else
 		c.index.drop(e)
 	}
+}
+
+// present returns the greatest generation of a group so far. If that is a new one, present
+// drops the objects of those before, and what still arrives of them is not kept. The caller
+// has locked the index.
+func (c *Cache) present(v Variant) int64 {
+	known := c.generations[v.Group]
+	if v.Generation <= known {
+		return known
+	}
+	c.generations[strings.Clone(v.Group)] = v.Generation
+	for k, e := range c.index.entries {
+		if k.Group == v.Group && k.Generation < v.Generation {
+			e.fill = nil
+			c.index.drop(e)
+		}
+	}
+	return v.Generation
 }

@@ -10,17 +10,30 @@ import (
 // key names an object. Two requests with the same key get the same bytes, so it
 // contains everything that the origin is told.
 type key struct {
-	variant string // see Config
-	host    string // lower case
-	path    string // escaped, as the origin gets it
-	query   string // what counts of it, undecoded
-	slice   int64  // 1 + the number of a slice; 0 is the whole object
+	Variant
+	host  string // lower case
+	path  string // escaped, as the origin gets it
+	query string // what counts of it, undecoded
+	slice int64  // 1 + the number of a slice; 0 is the whole object
 }
+
+// Variant is the part of an object's key that the URL does not tell.
+type Variant struct {
+	Text string // what else tells requests of one URL apart, for example the folder that a site serves
+
+	// Group names objects that are dropped together, for example those of a video: by a
+	// request with a greater Generation than any before. Later requests with a smaller one
+	// count as of that one.
+	Group      string
+	Generation int64
+}
+
+func (v Variant) size() int64 { return int64(len(v.Text) + len(v.Group)) }
 
 // clone copies the strings of the key. The originals are parts of the request line, which
 // contains the token and would stay in memory with them.
 func (k key) clone() key {
-	k.variant, k.host, k.path, k.query = strings.Clone(k.variant), strings.Clone(k.host), strings.Clone(k.path), strings.Clone(k.query)
+	k.Text, k.Group, k.host, k.path, k.query = strings.Clone(k.Text), strings.Clone(k.Group), strings.Clone(k.host), strings.Clone(k.path), strings.Clone(k.query)
 	return k
 }
 
@@ -42,7 +55,7 @@ func (k key) url() *url.URL {
 func keyOf(r *http.Request, config *Config) key {
 	k := key{host: strings.ToLower(r.Host), path: r.URL.EscapedPath(), query: filterQuery(r.URL.RawQuery, config.Query)}
 	if config.Variant != nil {
-		k.variant = config.Variant(r)
+		k.Variant = config.Variant(r)
 	}
 	return k
 }

@@ -241,6 +241,7 @@ var routes = map[string]route{
 	"POST /*":            {"videos.edit", (*call).editVideo},
 	"DELETE /*":          {"videos.delete", (*call).deleteVideo},
 	"POST /*/token":      {"token.create", (*call).createToken},
+	"POST /*/purge":      {"videos.purge", (*call).purgeVideo},
 	"GET /*/sessions":    {"sessions.list", (*call).listVideoSessions},
 	"GET /sessions":      {"sessions.list", (*call).listViewerSessions},
 	"DELETE /sessions/*": {"sessions.delete", (*call).endSession},

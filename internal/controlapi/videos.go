@@ -326,3 +326,16 @@ func (c *call) deleteVideo(strictjson.Value) (any, error) {
 	c.changed = []zap.Field{zap.Bool("require_signed_urls", c.Defaults.RequireSignedURLs)}
 	return nil, nil
 }
+
+// purgeVideo has the media caches of all nodes drop what they have of a video, also of one in
+// the config file.
+func (c *call) purgeVideo(body strictjson.Value) (any, error) {
+	if err := (members{}).read(body); err != nil {
+		return nil, err
+	}
+	at, err := c.State.PurgeVideo(c.ctx(), c.subject)
+	if err != nil {
+		return nil, c.videoError(err)
+	}
+	return map[string]any{"uid": c.subject, "purged": formatTime(at)}, nil
+}

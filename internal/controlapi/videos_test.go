@@ -179,15 +179,15 @@ func TestDefaultsAndEditsInForce(t *testing.T) {
 	const defaulted = `{"requireSignedURLs":false,"allowedOrigins":["default.example"]}`
 	c.wantVideo(t, c.call(t, "GET", "v", ""), "v", defaulted)
 	c.wantVideo(t, c.call(t, "POST", "v", `{"creator":"x"}`), "v", creationDates, defaulted, `{"creator":"x"}`)
-	inForce(`{"RequireSignedURLs":null,"AllowedOrigins":null,"OriginsSet":false,"AccessRules":null,"AvailableFrom":"0001-01-01T00:00:00Z","AvailableUntil":"0001-01-01T00:00:00Z"}`)
+	inForce(`{"RequireSignedURLs":null,"AllowedOrigins":null,"OriginsSet":false,"AccessRules":null,"AvailableFrom":"0001-01-01T00:00:00Z","AvailableUntil":"0001-01-01T00:00:00Z","Purged":0,"OnlyPurged":false}`)
 	if data := c.store.data(store.Videos, "v"); strings.Contains(data, "requireSignedURLs") || strings.Contains(data, "allowedOrigins") {
 		t.Errorf("the store has the defaults: %s", data)
 	}
 	const edit = `{"requireSignedURLs":true,"allowedOrigins":[]}`
 	c.wantVideo(t, c.call(t, "POST", "v", edit), "v", creationDates, edit, `{"creator":"x"}`)
-	inForce(`{"RequireSignedURLs":true,"AllowedOrigins":null,"OriginsSet":true,"AccessRules":null,"AvailableFrom":"0001-01-01T00:00:00Z","AvailableUntil":"0001-01-01T00:00:00Z"}`)
+	inForce(`{"RequireSignedURLs":true,"AllowedOrigins":null,"OriginsSet":true,"AccessRules":null,"AvailableFrom":"0001-01-01T00:00:00Z","AvailableUntil":"0001-01-01T00:00:00Z","Purged":0,"OnlyPurged":false}`)
 	wantReply(t, "POST", c.call(t, "POST", "v", `{"requireSignedURLs":false}`), 200, 0)
-	inForce(`{"RequireSignedURLs":false,"AllowedOrigins":null,"OriginsSet":true,"AccessRules":null,"AvailableFrom":"0001-01-01T00:00:00Z","AvailableUntil":"0001-01-01T00:00:00Z"}`)
+	inForce(`{"RequireSignedURLs":false,"AllowedOrigins":null,"OriginsSet":true,"AccessRules":null,"AvailableFrom":"0001-01-01T00:00:00Z","AvailableUntil":"0001-01-01T00:00:00Z","Purged":0,"OnlyPurged":false}`)
 	wantReply(t, "DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
 	inForce("null")
 	// An answer has a copy of the defaults.
@@ -267,4 +267,32 @@ func TestDamagedVideos(t *testing.T) {
 		wantReply(t, what+": DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
 		c.wantVideo(t, c.call(t, "GET", "v", ""), "v")
 	}
+}
+
+// A purge needs no settings, changes none and makes none, also for a video of the config file.
+func TestPurgeVideo(t *testing.T) {
+	t.Parallel()
+	c := control(t, func(config *Config) { config.Videos = map[string]VideoSettings{"configured": {}} })
+	c.call(t, "POST", "v", `{"requireSignedURLs":false}`)
+	before := c.call(t, "GET", "v", "").raw
+	for _, id := range []string{"v", "unknown", "configured"} {
+		a := c.call(t, "POST", id+"/purge", "")
+		wantReply(t, id, a, 200, 0)
+		if want := fmt.Sprintf(`{"purged":%q,"uid":%q}`, formatTime(testTime), id); string(a.result) != want {
+			t.Errorf("%s: %s, want %s", id, a.result, want)
+		}
+	}
+	if after := c.call(t, "GET", "v", "").raw; after != before {
+		t.Errorf("the settings were %s and are %s", before, after)
+	}
+	if a := c.call(t, "GET", "", ""); strings.Contains(a.raw, "unknown") {
+		t.Errorf("the list has a video without settings: %s", a.raw)
+	}
+	for path, status := range map[string]int{"not.an.id/purge": 400, "videos/purge": 400, "keys/purge": 404, "v/purge/": 404, "v/Purge": 404} {
+		wantReply(t, path, c.call(t, "POST", path, ""), status, 0)
+	}
+	wantReply(t, "a method", c.call(t, "GET", "v/purge", ""), 404, codeRoute)
+	wantReply(t, "a member", c.call(t, "POST", "v/purge", `{"files":["a"]}`), 400, codeBadRequest)
+	c.store.plant(store.Videos, "broken", "broken")
+	wantReply(t, "damage", c.call(t, "POST", "broken/purge", ""), 503, codeUnavailable)
 }

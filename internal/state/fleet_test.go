@@ -218,7 +218,7 @@ func videoIs(video *Video, err error) string {
 		return "unavailable"
 	case err != nil:
 		return err.Error()
-	case video == nil:
+	case !video.HasSettings():
 		return "unset"
 	case video.RequireSignedURLs == nil:
 		return "default"

@@ -24,7 +24,7 @@ import (
 // them.
 type VideoDocument struct {
 	UID      string    `json:"uid"`
-	Created  time.Time `json:"created"`
+	Created  time.Time `json:"created"` // zero if the video has been purged and has no settings
 	Modified time.Time `json:"modified"`
 
 	// nil if it was never set.
@@ -39,6 +39,10 @@ type VideoDocument struct {
 	// When the video may be played. nil for no bound.
 	AvailableFrom  *time.Time `json:"availableFrom,omitempty"`
 	AvailableUntil *time.Time `json:"availableUntil,omitempty"`
+
+	// Purged is when the video was last purged, in Unix milliseconds, and greater than at the
+	// purge before. 0 means never.
+	Purged int64 `json:"purged,omitempty"`
 
 	// Members that describe the video and decide nothing, as they were sent.
 	Descriptive map[string]json.RawMessage `json:"descriptive,omitempty"`
@@ -57,6 +61,17 @@ type Video struct {
 
 	// When the video may be played, the zero time for no bound.
 	AvailableFrom, AvailableUntil time.Time
+
+	Purged     int64 // see VideoDocument
+	OnlyPurged bool  // there are no settings
+}
+
+// HasSettings reports whether the store has settings of the video.
+func (v *Video) HasSettings() bool { return v != nil && !v.OnlyPurged }
+
+// hasSettings reports whether the document is more than the date of a purge.
+func (d *VideoDocument) hasSettings() bool {
+	return d != nil && (d.Purged == 0 || !d.Created.IsZero())
 }
 
 // videoMemory bounds the memory for settings of videos, all in bytes: an eighth
@@ -231,7 +246,7 @@ func (s *State) compileVideo(object store.Object) *videoRecord {
 	if doc == nil {
 		return record
 	}
-	video := &Video{RequireSignedURLs: doc.RequireSignedURLs, OriginsSet: doc.AllowedOrigins != nil}
+	video := &Video{RequireSignedURLs: doc.RequireSignedURLs, OriginsSet: doc.AllowedOrigins != nil, Purged: doc.Purged, OnlyPurged: !doc.hasSettings()}
 	if video.OriginsSet {
 		if video.AllowedOrigins, err = weborigin.Compile(*doc.AllowedOrigins); err != nil {
 			record.damage = s.damaged(object.Name, err)
@@ -282,7 +297,11 @@ func (s *State) VideoDocument(ctx context.Context, videoID string) (*VideoDocume
 	if err != nil {
 		return nil, err
 	}
-	return s.decodeVideo(object)
+	doc, err := s.decodeVideo(object)
+	if !doc.hasSettings() {
+		return nil, err
+	}
+	return doc, err
 }
 
 // VideoDocuments reads the stored settings of all videos, in no order. An error
@@ -298,6 +317,9 @@ func (s *State) VideoDocuments(ctx context.Context) iter.Seq2[*VideoDocument, er
 			doc, err := s.decodeVideo(object)
 			if err != nil {
 				doc = &VideoDocument{UID: object.Name.ID()}
+			}
+			if !doc.hasSettings() {
+				continue
 			}
 			if !yield(doc, err) {
 				return
@@ -318,7 +340,10 @@ func (s *State) EditVideo(ctx context.Context, videoID string, edit func(*VideoD
 		}
 		now := s.date()
 		if doc == nil {
-			doc = &VideoDocument{UID: videoID, Created: now}
+			doc = &VideoDocument{UID: videoID}
+		}
+		if doc.Created.IsZero() {
+			doc.Created = now
 		}
 		doc.Modified = now
 		if err := edit(doc); err != nil {
@@ -338,10 +363,43 @@ func (s *State) EditVideo(ctx context.Context, videoID string, edit func(*VideoD
 func (s *State) DeleteVideo(ctx context.Context, videoID string) (deleted *VideoDocument, damaged bool, err error) {
 	err = s.updateVideo(ctx, videoID, func(present store.Object) ([]byte, error) {
 		doc, err := s.decodeVideo(present)
-		deleted, damaged = doc, errors.Is(err, ErrDamaged)
-		return nil, nil
+		deleted, damaged = nil, errors.Is(err, ErrDamaged)
+		if doc.hasSettings() {
+			deleted = doc
+		}
+		switch {
+		case damaged: // it may have been purged
+			return purged(videoID, s.date())
+		case doc == nil || doc.Purged == 0:
+			return nil, nil
+		}
+		return purged(videoID, time.UnixMilli(doc.Purged))
 	})
 	return deleted, damaged, err
+}
+
+// purged returns the document of a video without settings.
+func purged(videoID string, at time.Time) ([]byte, error) {
+	return json.Marshal(VideoDocument{UID: videoID, Purged: at.UnixMilli()})
+}
+
+// PurgeVideo has media caches drop what they have of a video, with or without settings. It
+// returns the date of the purge. The error wraps ErrDamaged if the present settings are
+// damaged.
+func (s *State) PurgeVideo(ctx context.Context, videoID string) (at time.Time, err error) {
+	err = s.updateVideo(ctx, videoID, func(present store.Object) ([]byte, error) {
+		doc, err := s.decodeVideo(present)
+		if err != nil {
+			return nil, err
+		}
+		if doc == nil {
+			doc = &VideoDocument{UID: videoID}
+		}
+		doc.Purged = max(doc.Purged+1, s.now().UnixMilli())
+		at = time.UnixMilli(doc.Purged)
+		return json.Marshal(doc)
+	})
+	return at, err
 }
 
 // updateVideo changes the object of a video and publishes the change. Reading it

@@ -404,3 +404,66 @@ func TestVideosUnderConcurrentChanges(t *testing.T) {
 	stop()
 	wg.Wait()
 }
+
+// The date of a purge grows, whatever the clock says, and outlives the settings: otherwise their
+// removal would bring back what caches had before the purge.
+func TestPurges(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f, _, s := fleetWith(t)
+		clock := s.setTime()
+		var last int64
+		purgedLater := func(what string) {
+			t.Helper()
+			video, err := s.Video(t.Context(), "v")
+			if err != nil || video == nil || video.Purged < last {
+				t.Fatalf("%s: %+v, %v; the last purge was %d", what, video, err, last)
+			}
+			last = video.Purged
+			documents := 0
+			for range s.VideoDocuments(t.Context()) {
+				documents++
+			}
+			doc, err := s.VideoDocument(t.Context(), "v")
+			if err != nil || (doc != nil) != video.HasSettings() || (documents == 1) != video.HasSettings() {
+				t.Errorf("%s: settings %t, document %+v, %d listed, %v", what, video.HasSettings(), doc, documents, err)
+			}
+		}
+		purge := func() {
+			t.Helper()
+			if at, err := s.PurgeVideo(t.Context(), "v"); err != nil || at.UnixMilli() <= last {
+				t.Errorf("PurgeVideo = %v, %v; the last was %d", at, err, last)
+			}
+		}
+		remove := func() { must(struct{}{}, errorOf2(s.DeleteVideo(t.Context(), "v"))) }
+		for _, step := range []struct {
+			what string
+			do   func()
+		}{
+			{"without settings", purge},
+			{"again, by a clock that was put back", func() { *clock = clock.Add(-time.Hour); purge() }},
+			{"settings", func() {
+				doc := must(s.EditVideo(t.Context(), "v", func(d *VideoDocument) error { d.RequireSignedURLs = new(bool); return nil }))
+				if doc.Created.IsZero() {
+					t.Error("the settings have no date")
+				}
+			}},
+			{"with settings", purge},
+			{"settings removed", remove},
+			{"nothing removed", remove},
+			{"a damaged object removed", func() {
+				*clock = clock.Add(2 * time.Hour)
+				f.Write(videoNamed("v"), damaged)
+				if _, err := s.PurgeVideo(t.Context(), "v"); !errors.Is(err, ErrDamaged) {
+					t.Errorf("PurgeVideo of a damaged object = %v", err)
+				}
+				remove()
+			}},
+		} {
+			step.do()
+			purgedLater(step.what)
+		}
+	})
+}
+
+func errorOf2[A, B any](_ A, _ B, err error) error { return err }
