@@ -146,8 +146,9 @@ type App struct {
 	manifests     *manifestMemory
 	geo           *geo.Databases
 	defaults      settings
-	sessionPolicy sessions.Policy // of the state's tracker
-	enforcement   enforcement     // of gates and videos without a setting
+	authority     *sessionAuthority // nil with sessions off
+	sessionPolicy sessions.Policy   // of the state's tracker
+	enforcement   enforcement       // of gates and videos without a setting
 	videos        map[string]settings
 	publicURL     string
 	caches        []*Cache                   // of this config
@@ -175,7 +176,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	for _, provision := range []func() error{
 		a.provisionPolicy, a.provisionSettings, a.provisionSessions, a.provisionPublicURL, func() error { return a.provisionState(ctx) },
-		a.provisionKeys, a.provisionVerifier, a.provisionDatabases,
+		a.provisionSessionSecret, a.provisionKeys, a.provisionVerifier, a.provisionDatabases,
 	} {
 		if err := provision(); err != nil {
 			return err
@@ -398,6 +399,7 @@ func (a *App) Start() error {
 	}
 	a.state.use(a)
 	a.state.Start()
+	a.startSessions()
 	if a.lacksKeys() {
 		a.logger.Warn(noKeys)
 	}

@@ -284,6 +284,7 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    }
 //	    on_session_limit    end_oldest|refuse_new
 //	    max_session         <duration>
+//	    session_secret      <secret>
 //	    video <id> {
 //	        require_signed_urls on|off
 //	        allowed_origins     <pattern>...
@@ -397,6 +398,17 @@ func (a *App) parseStoreSecret(d *caddyfile.Dispenser) error {
 		return d.Err("store_secret takes a secret, and perhaps earlier ones, none of them empty")
 	}
 	a.StoreSecret, a.EarlierStoreSecrets = secrets[0], secrets[1:]
+	return nil
+}
+
+// secretArg reads a secret, which no error contains.
+func secretArg(d *caddyfile.Dispenser, value *string) error {
+	name := d.Val()
+	args := d.RemainingArgs()
+	if len(args) != 1 || args[0] == "" {
+		return d.Errf("%s takes one secret, not \"%d\"", name, len(args))
+	}
+	*value = args[0]
 	return nil
 }
 

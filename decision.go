@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 )
 
 // decision is all that the gate finds out about one request, in the order in
@@ -48,6 +50,12 @@ type decision struct {
 	originPath string // escaped
 	pastCache  bool   // the origin may answer this viewer otherwise than others
 	purged     int64  // when the video was last purged, see state.VideoDocument
+
+	// From the session.
+	session   *sessions.Session // nil if the request is not counted
+	uncounted bool              // until the response tells which session the request is of
+	rooted    bool              // the response leads below a new session
+	until     time.Time         // of a session that plays on after its token has expired
 
 	// From the client.
 	client      clientLocation

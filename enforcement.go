@@ -24,6 +24,7 @@ const (
 	originsCheck
 	rulesCheck
 	downloadsCheck
+	sessionsCheck
 	methodCheck
 	pathCheck
 )
@@ -33,7 +34,7 @@ const (
 const reportableChecks = methodCheck
 
 var namesOfChecks = [...]string{
-	tokenCheck: "token", scheduleCheck: "schedule", originsCheck: "origins", rulesCheck: "rules", downloadsCheck: "downloads", methodCheck: "method", pathCheck: "path",
+	tokenCheck: "token", scheduleCheck: "schedule", originsCheck: "origins", rulesCheck: "rules", downloadsCheck: "downloads", sessionsCheck: "sessions", methodCheck: "method", pathCheck: "path",
 }
 
 func (c check) String() string { return namesOfChecks[c] }
@@ -66,7 +67,7 @@ type Enforcement struct {
 	Enforce *bool `json:"enforce,omitempty"`
 
 	// The checks in report-only mode: `token`, `schedule`, `origins`, `rules`,
-	// `downloads`.
+	// `downloads`, `sessions`.
 	// Default: none.
 	ReportOnly []string `json:"report_only,omitempty"`
 }

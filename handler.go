@@ -37,6 +37,7 @@ var pipeline = [...]pipelineStep{
 	{name: "access_rules", check: rulesCheck, run: checkOperatorRules},
 	{name: "rules", check: rulesCheck, run: checkRules},
 	{name: "download", check: downloadsCheck, run: checkDownload},
+	{name: "session", check: sessionsCheck, run: checkSession},
 }
 
 // ServeHTTP decides on a request and hands it to the next handler if it may
@@ -108,7 +109,7 @@ func (g *Gate) forward(w http.ResponseWriter, d *decision, next caddyhttp.Handle
 	r, done := g.originRequest(d.request, d)
 	defer done()
 	err := d.response.start(w, d).serve(next, r)
-	if _, isRefusal := errors.AsType[*refusal](err); isRefusal {
+	if isRefusal(err) {
 		return d.refuse(w, err)
 	}
 	if err != nil {
@@ -169,7 +170,7 @@ func checkToken(d *decision) error {
 	if err != nil {
 		return err
 	}
-	if err := verified.check(d.app.now(), d.app.policy); err != nil {
+	if err := verified.check(d.app.now(), d.app.policy); err != nil && !d.isExtended(verified, err) {
 		d.rejected = verified
 		return refuse(tokenReason(err), err)
 	}

@@ -48,7 +48,7 @@ func dribble(body string, over time.Duration, withLength bool) caddyhttp.Handler
 // manifest, or an error after a bounded wait.
 func TestManifestStormIsBounded(t *testing.T) {
 	t.Parallel()
-	const clients, size, over, limit, bound = 200, 512 << 10, time.Second, 128 << 20, 32 << 20
+	const clients, size, over, limit, bound = 200, 512 << 10, time.Second, 192 << 20, 48 << 20
 	large := playlistOf(size)
 	for _, withLength := range []bool{true, false} {
 		t.Run("with Content-Length "+strconv.FormatBool(withLength), func(t *testing.T) {

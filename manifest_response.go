@@ -27,6 +27,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
@@ -155,6 +156,9 @@ func (w *response) holdManifest() {
 	default:
 		w.state = holding
 		w.manifest = &manifestBuffer{memory: w.d.app.manifests, start: time.Now(), compressed: coding != ""}
+		if !w.forAll && w.d.mayLeadBelow() {
+			w.manifest.extra = sessionManifestFactor
+		}
 		if err == nil {
 			w.manifest.length = int(length)
 		}
@@ -217,8 +221,8 @@ func (w *response) sendManifest() error {
 		dropValidators(h)
 		w.pass()
 	}
-	if w.isHead() {
-		return nil
+	if w.isHead() || w.state == denied {
+		return w.err
 	}
 	w.manifest.body = nil
 	if w.manifest.shrinkTo(int64(cap(rewritten))) {
@@ -267,15 +271,30 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	}
 	refused := refusedNames{rules: w.d.gate.paths}
 	at.Refuses = refused.refuse
+	text := ""
+	if !w.forAll && w.d.mayLeadBelow() {
+		text = w.d.app.authority.get().New(w.d.owner(), w.d.app.now())
+		at.Session = sessions.Prefix + text + "/"
+	}
 	start := time.Now()
 	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, at, w.d.query, w.d.gate.features)
+	if err != nil && text != "" {
+		// What cannot lead below a session can still be played.
+		at.Session = ""
+		rewritten, stats, err = manifest.Rewrite(nil, body, format, at, w.d.query, w.d.gate.features)
+	}
 	w.d.app.metrics.manifestSeconds.Observe(time.Since(start).Seconds())
 	w.d.app.metrics.countURIs(stats)
 	if stats.Refused > 0 {
 		w.d.warnOfRefusedURIs(at.Path, stats.Refused, refused)
 	}
-	if optional && stats.Rewritten == 0 {
+	switch {
+	case optional && stats.Rewritten == 0:
 		err = errUnchanged
+	case err == nil && stats.Rooted:
+		err = w.d.beginSession(text)
+	case err == nil && !optional:
+		err = w.d.checkManifestStart()
 	}
 	return rewritten, format, err
 }
@@ -313,8 +332,9 @@ const (
 
 	// A manifest takes at most this many times its size: itself, the rewritten
 	// manifest, which manifest.Rewrite bounds, and its compressed form.
-	manifestFactor           = 3
+	manifestFactor           = 1 + manifest.MaxGrowth
 	compressedManifestFactor = manifestFactor + 1
+	sessionManifestFactor    = manifest.MaxSessionGrowth - manifest.MaxGrowth // more, if it leads below a session
 
 	// maxManifestMemory bounds the memory for all manifests, together with a
 	// quarter of the memory limit of the process.
@@ -349,7 +369,7 @@ var processManifestMemory = sync.OnceValue(func() *manifestMemory {
 // newManifestMemory returns the memory for a process with a memory limit in
 // bytes. The largest manifest always fits in.
 func newManifestMemory(limit int64) *manifestMemory {
-	bytes := memoryWithin(limit, compressedManifestFactor*manifest.MaxSize, maxManifestMemory)
+	bytes := memoryWithin(limit, (compressedManifestFactor+sessionManifestFactor)*manifest.MaxSize, maxManifestMemory)
 	return &manifestMemory{free: queue.New(semaphore.NewWeighted(int64(bytes)), maxManifestsWaiting, maxManifestWait)}
 }
 
@@ -359,6 +379,7 @@ type manifestBuffer struct {
 	body       []byte
 	start      time.Time
 	length     int // by Content-Length, 0 if unknown
+	extra      int // how many times its size more the rewritten one may have
 	compressed bool
 	reserved   int64 // bytes of memory
 }
@@ -388,9 +409,9 @@ func (b *manifestBuffer) reserve(ctx context.Context, size int) error {
 	if b.reserved > 0 || size <= freeManifestSize && !b.compressed {
 		return nil
 	}
-	bytes := int64(manifestFactor * cmp.Or(b.length, manifest.MaxSize))
+	bytes := int64((manifestFactor + b.extra) * cmp.Or(b.length, manifest.MaxSize))
 	if b.compressed {
-		bytes = compressedManifestFactor * manifest.MaxSize
+		bytes = int64((compressedManifestFactor + b.extra) * manifest.MaxSize)
 	}
 	if err := b.memory.free.Enter(ctx, bytes); err != nil {
 		if ctx.Err() == nil {
@@ -468,7 +489,7 @@ func (d *decision) location() manifest.Location {
 // viewerFolder returns the absolute URL that the video's folder has for the viewer. Behind a
 // proxy that terminates TLS, only public_url or a trusted X-Forwarded-Proto tells the scheme.
 func (d *decision) viewerFolder() string {
-	path := "/" + d.target.first() + "/"
+	path := d.target.folder()
 	r := d.request
 	scheme := "http"
 	switch trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool); {

@@ -33,6 +33,10 @@ const (
 	reasonNotAvailableYet       reason = "not_available_yet"
 	reasonNoLongerAvailable     reason = "no_longer_available"
 	reasonClientIPUnknown       reason = "client_ip_unknown"
+	reasonStartByPassed         reason = "start_by_passed"
+	reasonSessionInvalid        reason = "session_invalid"
+	reasonSessionLimit          reason = "session_limit"
+	reasonSessionEnded          reason = "session_ended"
 	reasonServiceWorker         reason = "service_worker_not_allowed"
 	reasonMethodNotAllowed      reason = "method_not_allowed"
 	reasonTooEarly              reason = "too_early"
@@ -48,15 +52,16 @@ var reasons = [...]reason{
 	reasonPathInvalid, reasonTokenRequired, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonKeyUnknown,
 	reasonSignatureInvalid, reasonAudienceNotAllowed, reasonTokenExpired, reasonTokenNotYetValid,
 	reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
-	reasonNotAvailableYet, reasonNoLongerAvailable, reasonClientIPUnknown, reasonServiceWorker, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
+	reasonNotAvailableYet, reasonNoLongerAvailable, reasonClientIPUnknown, reasonStartByPassed, reasonSessionInvalid,
+	reasonSessionLimit, reasonSessionEnded, reasonServiceWorker, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
 	reasonManifestInvalid, reasonStateUnavailable, reasonCountryUnavailable, reasonNetworkUnavailable,
 }
 
 // status maps a reason to an HTTP status:
 //
 //	400  the path is not a playback path
-//	401  the token is missing or not valid
-//	403  an access rule, the allowed origins, the schedule, a missing claim or its use forbid it
+//	401  the token is missing or not valid, or it is too late to begin with it
+//	403  an access rule, the allowed origins, the schedule, a missing claim, its use or the limit of sessions forbid it
 //	405  the method is not GET, HEAD or OPTIONS
 //	425  the TLS handshake is unfinished and a rule needs the address
 //	429  the network has sent too many tokens with invalid signatures
@@ -69,10 +74,10 @@ func (r reason) status() int {
 		return http.StatusBadRequest
 	case reasonTokenRequired, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonKeyUnknown,
 		reasonSignatureInvalid, reasonAudienceNotAllowed, reasonTokenExpired, reasonTokenNotYetValid,
-		reasonTokenLifetimeExceeded, reasonRulesInvalid:
+		reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonStartByPassed, reasonSessionInvalid:
 		return http.StatusUnauthorized
 	case reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
-		reasonNotAvailableYet, reasonNoLongerAvailable, reasonClientIPUnknown, reasonServiceWorker:
+		reasonNotAvailableYet, reasonNoLongerAvailable, reasonClientIPUnknown, reasonSessionLimit, reasonSessionEnded, reasonServiceWorker:
 		return http.StatusForbidden
 	case reasonMethodNotAllowed:
 		return http.StatusMethodNotAllowed
@@ -96,6 +101,11 @@ type refusal struct {
 }
 
 func refuse(r reason, err error) error { return &refusal{r, err} }
+
+func isRefusal(err error) bool {
+	_, is := errors.AsType[*refusal](err)
+	return is
+}
 
 func (r *refusal) Error() string { return fmt.Sprintf("%s: %v", r.reason, r.err) }
 

@@ -125,7 +125,7 @@ func (w *response) WriteHeader(status int) {
 	case rewritten && status == http.StatusPartialContent:
 		w.repeat(whole)
 	case rewritten:
-		w.pass()
+		w.passRewritten()
 	case unchanged:
 		w.passMedia()
 	case w.d.manifest || w.isHead() && w.isManifest() || !w.isHead() && contentCoding(w.Header()) != "":
@@ -137,6 +137,19 @@ func (w *response) WriteHeader(status int) {
 	}
 }
 
+// passRewritten passes a manifest that the cache has rewritten, or holds it if a session may
+// begin with it.
+func (w *response) passRewritten() {
+	switch why := w.d.checkManifestStart(); {
+	case why != nil:
+		w.refuse(why)
+	case w.d.mayLeadBelow():
+		w.holdManifest()
+	default:
+		w.pass()
+	}
+}
+
 func (w *response) isHead() bool { return w.d.request.Method == http.MethodHead }
 
 // pass sends the headers. From now on, writes go to the viewer.
@@ -144,6 +157,12 @@ func (w *response) pass() {
 	if w.forAll {
 		w.passForAll(nil)
 		return
+	}
+	if w.d.uncounted && w.status < 300 {
+		if err := w.d.beginSession(""); err != nil {
+			w.refuse(err)
+			return
+		}
 	}
 	w.state = passing
 	if w.status < 300 || w.status >= 400 {
@@ -161,7 +180,9 @@ func (w *response) pass() {
 // refuse has serve return a refusal, whatever the next handler still does.
 func (w *response) refuse(why error) {
 	w.state = denied
-	w.err = refuse(reasonManifestInvalid, why)
+	if w.err = why; !isRefusal(why) {
+		w.err = refuse(reasonManifestInvalid, why)
+	}
 	w.manifest.release()
 }
 

@@ -264,12 +264,21 @@ func (d *decision) setAccessHeaders(h http.Header) {
 	d.settings.origins.setCORS(h, d.own, d.requestOrigin)
 	lifetime, until := time.Duration(1<<63-1), d.settings.availableUntil
 	if d.verified != nil {
-		lifetime = d.verified.expiresAt().Sub(d.app.now())
+		ends := d.verified.expiresAt()
+		if d.until.After(ends) {
+			ends = d.until
+		}
+		lifetime = ends.Sub(d.app.now())
 	}
 	if !until.IsZero() {
 		lifetime = min(lifetime, until.Sub(d.app.now()))
 	}
-	if d.verified != nil || !until.IsZero() || d.settings.origins.allowed != nil || len(d.settings.rules) > 0 {
+	switch {
+	case d.rooted:
+		// Each viewer of it would have the session of the first.
+		d.own.set(h, "Cache-Control", "no-store")
+		dropSharedCaching(h)
+	case d.verified != nil || !until.IsZero() || d.settings.origins.allowed != nil || len(d.settings.rules) > 0:
 		setPrivateCaching(h, d.own, lifetime)
 	}
 }

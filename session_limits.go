@@ -26,6 +26,12 @@ type SessionOptions struct {
 	// the new one. Default: `end_oldest`.
 	OnSessionLimit string `json:"on_session_limit,omitempty"`
 
+	// A secret that authenticates the session ids in URLs, the same on all nodes: at
+	// least 16 characters. Placeholders are resolved. Default: one that is made and kept
+	// beside the signing key in the store. Permitted: `{env.SESSION_SECRET}`. Not
+	// permitted: `changeme`.
+	SessionSecret string `json:"session_secret,omitempty"`
+
 	// How long the control API may extend a session beyond the `exp` of its token.
 	// Default: not at all.
 	MaxSession caddy.Duration `json:"max_session,omitempty"`
@@ -94,6 +100,7 @@ func (o *SessionOptions) options() map[string]option {
 	return map[string]option{
 		"sessions":        func(d *caddyfile.Dispenser) error { return switchArg(d, &o.Sessions) },
 		"session_timeout": func(d *caddyfile.Dispenser) error { return durationArg(d, &o.SessionTimeout) },
+		"session_secret":  func(d *caddyfile.Dispenser) error { return secretArg(d, &o.SessionSecret) },
 		"max_session":     func(d *caddyfile.Dispenser) error { return durationArg(d, &o.MaxSession) },
 		"on_session_limit": func(d *caddyfile.Dispenser) error {
 			if err := oneArg(d, &o.OnSessionLimit); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/jwks"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/internal/store/storetest"
@@ -307,7 +308,7 @@ func TestStorageOfTheConfigInForce(t *testing.T) {
 	t.Parallel()
 	newConfig := func() *App { return &App{storage: &certmagic.FileStorage{}} }
 	a, b, c := newConfig(), newConfig(), newConfig()
-	s := &sharedState{poolKey: t.Name(), configs: []*App{a}}
+	s := &sharedState{poolKey: t.Name(), configs: []*App{a}, tracker: new(sessions.Tracker)}
 	withdraw := func(config *App) { s.configs = without(s.configs, config) }
 	for i, tc := range []struct {
 		do   func()

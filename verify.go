@@ -2,11 +2,14 @@ package signedplayback
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
@@ -15,12 +18,13 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 // verifiedToken is all that stays true of a token: its signature is valid and
 // its rules can be evaluated. The policy, keys, settings, address and origin are
-// checked on each request. It is immutable.
+// checked on each request. It is immutable, except for what it remembers of a session.
 type verifiedToken struct {
 	video              string
 	expires, notBefore int64 // Unix seconds
@@ -30,8 +34,12 @@ type verifiedToken struct {
 	id, viewer         string // "" if the token has no such claim
 	issued, startBy    int64  // Unix seconds, negative if the token has no such claim
 	sessionLimit       int    // 0 if the token has no such claim
+	sessionViewer      string // whose sessions count together
 	rules              accessrules.List
-	key                *token.PublicKey // nil if `explain` assumes that the token is valid
+	key                *token.PublicKey  // nil if `explain` assumes that the token is valid
+	digest             [sha256.Size]byte // of the token; zero if key is nil
+
+	session atomic.Pointer[verifiedSession] // of the last request that had one
 }
 
 func newVerifiedToken(claims token.Claims, rules accessrules.List, key *token.PublicKey) *verifiedToken {
@@ -45,6 +53,19 @@ func newVerifiedToken(claims token.Claims, rules accessrules.List, key *token.Pu
 		sessionLimit: claims.SessionLimit,
 		rules:        rules,
 		key:          key,
+	}
+}
+
+// identify takes the digest of a token down, and whose sessions count together.
+func (t *verifiedToken) identify(compact string) {
+	t.digest = sha256.Sum256([]byte(compact))
+	switch {
+	case t.viewer != "":
+		t.sessionViewer = t.viewer
+	case t.id != "":
+		t.sessionViewer = sessions.Unnamed + t.id
+	default:
+		t.sessionViewer = sessions.Unnamed + hex.EncodeToString(t.digest[:])
 	}
 }
 
@@ -171,6 +192,7 @@ func (v *verifier) check(r *http.Request, compact string, parsed token.Parsed, k
 	case errors.Is(err, token.ErrSignature):
 		v.limit.failures.spend(client)
 	case err == nil:
+		t.identify(compact)
 		v.cache.put(compact, t)
 	}
 	return t, err
@@ -284,8 +306,8 @@ func (c *tokenCache) put(compact string, t *verifiedToken) {
 
 // weighToken estimates the memory that a token takes in the cache, in bytes.
 func weighToken(compact string, t *verifiedToken) uint32 {
-	const entry, text = 416, 16
-	weight := entry + len(compact) + len(t.issuer) + len(t.id) + len(t.viewer) + t.rules.Weight()
+	const entry, text = 544, 16
+	weight := entry + len(compact) + len(t.issuer) + len(t.id) + len(t.viewer) + len(t.sessionViewer) + t.rules.Weight()
 	for _, audience := range t.audience {
 		weight += text + len(audience)
 	}

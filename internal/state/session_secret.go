@@ -12,15 +12,15 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 )
 
-// secretLength is the length of the secret in bytes.
-const secretLength = 32
+// SecretLength is the length of the secret of sessions in bytes.
+const SecretLength = 32
 
 var secretName = mustName(store.Signing, "sessions")
 
 // sessionSecret is the secret that authenticates session ids in URLs. It is beside the
 // signing key in the store, so that all nodes accept the sessions of each.
 type sessionSecret struct {
-	known  atomic.Pointer[[secretLength]byte]
+	known  atomic.Pointer[[SecretLength]byte]
 	wanted atomic.Bool // sessions are on, and the config has no secret
 	stale  atomic.Bool // the next look has to read it
 }
@@ -33,7 +33,7 @@ var errSecretLength = errors.New("the secret of sessions has another length")
 
 // SessionSecret returns the secret that authenticates session ids, nil while it is unknown.
 // A new secret has a new address.
-func (s *State) SessionSecret() *[secretLength]byte { return s.secret.known.Load() }
+func (s *State) SessionSecret() *[SecretLength]byte { return s.secret.known.Load() }
 
 // FollowSessionSecret reads the secret, and from Start on makes one if the store has none.
 // From then on the State follows the store. If the store does not answer, the next look
@@ -64,7 +64,7 @@ func (s *State) readSecret(ctx context.Context, write bool) (err error) {
 			if !present.Exists() {
 				secret := s.secret.known.Load()
 				if secret == nil {
-					secret = new([secretLength]byte)
+					secret = new([SecretLength]byte)
 					_, _ = rand.Read(secret[:]) // it never fails
 				}
 				object.Data, err = json.Marshal(secretDocument{secret[:]})
@@ -79,10 +79,10 @@ func (s *State) readSecret(ctx context.Context, write bool) (err error) {
 	if err := s.decode(object, &doc); err != nil {
 		return err
 	}
-	if len(doc.Secret) != secretLength {
+	if len(doc.Secret) != SecretLength {
 		return s.damaged(secretName, errSecretLength)
 	}
-	if secret := [secretLength]byte(doc.Secret); s.secret.known.Load() == nil || *s.secret.known.Load() != secret {
+	if secret := [SecretLength]byte(doc.Secret); s.secret.known.Load() == nil || *s.secret.known.Load() != secret {
 		s.secret.known.Store(&secret)
 	}
 	return nil

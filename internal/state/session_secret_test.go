@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func knownSecret(t *testing.T, s *testState) [secretLength]byte {
+func knownSecret(t *testing.T, s *testState) [SecretLength]byte {
 	t.Helper()
 	secret := s.SessionSecret()
 	if secret == nil {
@@ -31,7 +31,7 @@ func TestSessionSecretIsTheSameOnAllNodes(t *testing.T) {
 	third := newTestState(t, f.Join())
 	third.FollowSessionSecret(t.Context(), false)
 	secret := knownSecret(t, first)
-	if secret == [secretLength]byte{} || knownSecret(t, second) != secret || knownSecret(t, third) != secret {
+	if secret == [SecretLength]byte{} || knownSecret(t, second) != secret || knownSecret(t, third) != secret {
 		t.Error("two nodes have two secrets of sessions")
 	}
 	address := first.SessionSecret()
@@ -54,9 +54,9 @@ func TestSessionSecretSurvivesTheStore(t *testing.T) {
 	if f.Data(secretName) != stored || knownSecret(t, s) != secret {
 		t.Errorf("the store has %q after it has lost the secret, want %q", f.Data(secretName), stored)
 	}
-	f.Write(secretName, `{"secret":"`+base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, secretLength))+`"}`)
+	f.Write(secretName, `{"secret":"`+base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, SecretLength))+`"}`)
 	s.Sync(t.Context())
-	if knownSecret(t, s) != [secretLength]byte(bytes.Repeat([]byte{7}, secretLength)) {
+	if knownSecret(t, s) != [SecretLength]byte(bytes.Repeat([]byte{7}, SecretLength)) {
 		t.Error("a node does not follow a new secret")
 	}
 }

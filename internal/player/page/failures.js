@@ -1,7 +1,7 @@
 // Why nothing plays: how the page finds out, and how it tells the viewer.
 
 const CONNECT_TIMEOUT = 15_000; // milliseconds
-const RETRY_REASONS = ['token_not_yet_valid', 'not_available_yet', 'network_error', 'media_error'];
+const RETRY_REASONS = ['token_not_yet_valid', 'not_available_yet', 'session_limit', 'session_ended', 'network_error', 'media_error'];
 const RETRY_STATUSES = [425, 429, 500, 502, 503, 504];
 
 const canRetry = ({ reason, status }) =>

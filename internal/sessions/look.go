@@ -1,0 +1,50 @@
+package sessions
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Network returns the /24 or the /48 of an address as text, which is the same for each
+// address that it contains.
+func Network(address netip.Addr) string { return networkOf(address).prefix().String() }
+
+// Runs reports whether a session of a key runs on this node.
+func (t *Tracker) Runs(key Key) bool {
+	s := t.session(key)
+	return s != nil && !t.silent(s, t.policy.Load().Timeout)
+}
+
+// Until returns how long the session of a key may play beyond the end of its token, the
+// zero time without an extension.
+func (t *Tracker) Until(key Key) time.Time {
+	if s := t.session(key); s != nil {
+		return s.Until()
+	}
+	return time.Time{}
+}
+
+// MayBegin returns ErrLimit if Visit would refuse this visit, as far as this node knows, and
+// begins nothing.
+func (t *Tracker) MayBegin(v Visit) error {
+	if v.Limit <= 0 || !t.policy.Load().RefuseNew {
+		return nil
+	}
+	s := t.newSession(v)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	of := t.viewers[keyOfViewer(v.Viewer)]
+	if of == nil {
+		return nil
+	}
+	running := 0
+	for _, s := range of.running {
+		if !t.silent(s, t.policy.Load().Timeout) {
+			running++
+		}
+	}
+	if running < v.Limit || running == v.Limit && t.silentTwin(of, s) != nil {
+		return nil
+	}
+	return ErrLimit
+}

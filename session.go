@@ -1,0 +1,303 @@
+package signedplayback
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+var (
+	errSessionInvalid = errors.New("the session in the path is none of this token or video")
+	errSessionEnded   = errors.New("the session has ended: the viewer has begun another one, or the operator has ended it")
+	errSessionLimit   = errors.New("the viewer has as many playback sessions as permitted")
+	errStartBy        = errors.New("no session begins from the time of the claim startBy on")
+	errSessionSecret  = errors.New("the secret of sessions cannot be read from the store; set session_secret to need no store")
+)
+
+// minSessionSecret is the length of the shortest session_secret.
+const minSessionSecret = 16
+
+// sessionAuthority finds the secret that authenticates sessions in paths: that of the
+// config, else that of the store.
+type sessionAuthority struct {
+	state  *state.State
+	fixed  *sessions.Authority // nil without session_secret
+	stored atomic.Pointer[storedAuthority]
+}
+
+type storedAuthority struct {
+	*sessions.Authority
+	secret *[state.SecretLength]byte
+}
+
+// countsSessions reports whether `sessions` is on.
+func (a *App) countsSessions() bool { return a.Sessions != nil && *a.Sessions }
+
+func (a *App) provisionSessionSecret() error {
+	switch {
+	case !a.countsSessions() && a.SessionSecret != "":
+		return fmt.Errorf("session_secret: %w", errSessionsOff)
+	case !a.countsSessions():
+		return nil
+	}
+	a.authority = &sessionAuthority{state: a.state.State}
+	if a.SessionSecret == "" {
+		a.state.FollowSessionSecret(context.Background(), false)
+		return nil
+	}
+	secret, err := resolveSecret(a.SessionSecret)
+	if err != nil {
+		return fmt.Errorf("session_secret: %w", err)
+	}
+	if len(secret) < minSessionSecret {
+		return fmt.Errorf("session_secret: it has %d bytes, want at least %d; `openssl rand -hex 32` makes one", len(secret), minSessionSecret)
+	}
+	a.authority.fixed = sessions.NewAuthority([]byte(secret))
+	return nil
+}
+
+// startSessions has the store keep a secret, if the config has none.
+func (a *App) startSessions() {
+	if a.countsSessions() && a.authority.fixed == nil {
+		a.state.FollowSessionSecret(context.Background(), true)
+	}
+}
+
+// get returns nil while the secret of the store is unknown.
+func (s *sessionAuthority) get() *sessions.Authority {
+	if s.fixed != nil {
+		return s.fixed
+	}
+	secret := s.state.SessionSecret()
+	if secret == nil {
+		return nil
+	}
+	known := s.stored.Load()
+	if known == nil || known.secret != secret {
+		known = &storedAuthority{sessions.NewAuthority(secret[:]), secret}
+		s.stored.Store(known)
+	}
+	return known.Authority
+}
+
+// checkSession counts the request for its session, which it may begin. The manifest with
+// which a session begins is counted when it is known to be one (see beginSession).
+func checkSession(d *decision) error {
+	if !d.app.countsSessions() {
+		if d.manifest {
+			return d.checkManifestStart()
+		}
+		return nil
+	}
+	switch authority := d.app.authority.get(); {
+	case authority == nil:
+		return refuse(reasonStateUnavailable, errSessionSecret)
+	case d.target.session != "":
+		key, err := d.sessionInPath()
+		if err == nil {
+			err = d.checkStartBy(key.Begun())
+		}
+		if err != nil {
+			return err
+		}
+		return d.visit(sessions.Visit{Key: key, Begun: key.Begun()})
+	case d.resource.own, d.kind == kindThumbnail, d.request.Method == http.MethodHead:
+		return nil // none of it is playback
+	case d.media:
+		return d.visitOutside(authority)
+	default: // a manifest, or what may be one
+		return d.mayBegin(authority)
+	}
+}
+
+// sessionInPath returns the key of the session in the path, if it is one of this token or
+// video.
+func (d *decision) sessionInPath() (sessions.Key, error) {
+	text := d.target.session
+	var last *verifiedSession
+	if d.verified != nil {
+		last = d.verified.session.Load()
+	}
+	if last != nil && subtle.ConstantTimeCompare([]byte(last.text), []byte(text)) == 1 {
+		return last.key, nil
+	}
+	authority := d.app.authority.get()
+	if authority == nil {
+		return sessions.Key{}, refuse(reasonStateUnavailable, errSessionSecret)
+	}
+	key, err := authority.Verify(text, d.owner())
+	if err != nil {
+		return key, refuse(reasonSessionInvalid, errSessionInvalid)
+	}
+	if d.verified != nil {
+		d.verified.session.Store(&verifiedSession{text: string([]byte(text)), key: key})
+	}
+	return key, nil
+}
+
+// verifiedSession is the session of the last request with a token, so that the requests of one
+// player have it verified once.
+type verifiedSession struct {
+	text string
+	key  sessions.Key
+}
+
+// owner returns what the session ids of this request belong to.
+func (d *decision) owner() sessions.Owner {
+	switch {
+	case d.target.token == "":
+		return sessions.Owner{Video: d.target.videoID}
+	case d.verified != nil && d.verified.key != nil:
+		return sessions.Owner{Token: d.verified.digest}
+	default: // in report-only mode, or assumed by `explain`
+		return sessions.Owner{Token: sha256.Sum256([]byte(d.target.token))}
+	}
+}
+
+// visitOutside counts a request without a session in its path. What it begins has no id, so
+// only this gate and its fleet know of it.
+func (d *decision) visitOutside(authority *sessions.Authority) error {
+	key := d.outsideKey(authority)
+	if !d.app.state.tracker.Runs(key) {
+		if err := d.checkStartBy(d.app.now()); err != nil {
+			return err
+		}
+	}
+	return d.visit(sessions.Visit{Key: key})
+}
+
+// outsideKey tells a client without a session in its path apart by what its player says, else
+// by its network and its user agent.
+func (d *decision) outsideKey(authority *sessions.Authority) sessions.Key {
+	if id := playerSession(d.request.Header, d.query); id != "" {
+		return authority.KeyOf(d.owner(), "player", id)
+	}
+	addr, _ := clientAddress(d.request)
+	return authority.KeyOf(d.owner(), "client", sessions.Network(addr), d.request.UserAgent())
+}
+
+// mayBegin refuses what may be a manifest before the origin is asked, if it can neither begin a
+// session nor be of one that runs. The response tells which of the two it is.
+func (d *decision) mayBegin(authority *sessions.Authority) error {
+	d.uncounted = true
+	if d.app.state.tracker.Runs(d.outsideKey(authority)) {
+		return nil
+	}
+	if err := d.checkStartBy(d.app.now()); err != nil {
+		return err
+	}
+	return sessionRefusal(d.app.state.tracker.MayBegin(d.complete(sessions.Visit{Begins: true})))
+}
+
+// mayLeadBelow reports whether a manifest in the response leads below a new session, if players
+// begin with it: the request has none.
+func (d *decision) mayLeadBelow() bool {
+	return d.app.countsSessions() && d.target.session == "" && d.app.authority.get() != nil
+}
+
+// checkManifestStart holds startBy against a manifest with sessions off.
+func (d *decision) checkManifestStart() error {
+	if d.app.countsSessions() {
+		return nil
+	}
+	return d.checkStartBy(d.app.now())
+}
+
+// beginSession counts a request of which the response tells what it is: the beginning of the
+// session whose text is in the response, or, if that is "", one without a session in its path.
+// A HEAD begins none.
+func (d *decision) beginSession(text string) error {
+	d.rooted = text != ""
+	if !d.uncounted {
+		return nil
+	}
+	d.uncounted = false
+	if text == "" {
+		return d.visitOutside(d.app.authority.get())
+	}
+	if err := d.checkStartBy(d.app.now()); err != nil {
+		return err
+	}
+	key, _ := sessions.KeyIn(text)
+	return d.visit(sessions.Visit{Key: key, Begins: true})
+}
+
+// visit counts a request for a session.
+func (d *decision) visit(v sessions.Visit) (err error) {
+	d.session, err = d.app.state.tracker.Visit(d.request.Context(), d.complete(v))
+	return sessionRefusal(err)
+}
+
+// complete adds to a visit what it takes from the request.
+func (d *decision) complete(v sessions.Visit) sessions.Visit {
+	v.Video, v.Client = d.video, sessionClient{d}
+	v.Address, _ = clientAddress(d.request)
+	if t := d.verified; t != nil {
+		v.Viewer, v.Expires = t.sessionViewer, t.expiresAt()
+		v.Limit = smallerLimit(t.sessionLimit, d.settings.maxSessions)
+	}
+	return v
+}
+
+// smallerLimit returns the smaller of two limits. 0 is none.
+func smallerLimit(a, b int) int {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
+}
+
+func sessionRefusal(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, sessions.ErrEnded):
+		return refuse(reasonSessionEnded, errSessionEnded)
+	default:
+		return refuse(reasonSessionLimit, errSessionLimit)
+	}
+}
+
+// checkStartBy refuses what begins at or after the time of the claim startBy.
+func (d *decision) checkStartBy(begins time.Time) error {
+	if d.verified != nil && d.verified.startBy >= 0 && begins.Unix() >= d.verified.startBy {
+		return refuse(reasonStartByPassed, errStartBy)
+	}
+	return nil
+}
+
+// isExtended reports whether an expired token still plays for the session in the path, which
+// has been extended.
+func (d *decision) isExtended(t *verifiedToken, why error) bool {
+	if d.target.session == "" || !d.app.countsSessions() || !errors.Is(why, token.ErrExpired) {
+		return false
+	}
+	d.verified = t
+	key, err := d.sessionInPath()
+	d.verified = nil
+	if err != nil {
+		return false
+	}
+	until := d.app.state.tracker.Until(key)
+	// The other claims count as a second before exp.
+	if !d.app.now().Before(until) || t.check(t.expiresAt().Add(-time.Second), d.app.policy) != nil {
+		return false
+	}
+	d.until = until
+	return true
+}
+
+// sessionClient implements sessions.Client.
+type sessionClient struct{ d *decision }
+
+func (c sessionClient) Country() string   { return c.d.knownCountry() }
+func (c sessionClient) UserAgent() string { return c.d.request.UserAgent() }
