@@ -87,9 +87,11 @@ var reasonStatus = map[string]int{
 	"token_not_yet_valid": http.StatusUnauthorized, "token_lifetime_exceeded": http.StatusUnauthorized, "rules_invalid": http.StatusUnauthorized, "audience_not_allowed": http.StatusUnauthorized,
 	"rule_blocked": http.StatusForbidden, "origin_required": http.StatusForbidden, "origin_not_allowed": http.StatusForbidden,
 	"download_not_allowed": http.StatusForbidden, "client_ip_unknown": http.StatusForbidden,
+	"not_available_yet": http.StatusForbidden, "no_longer_available": http.StatusForbidden,
 	"method_not_allowed": http.StatusMethodNotAllowed, "too_early": http.StatusTooEarly, "verification_limited": http.StatusTooManyRequests,
 	"manifest_invalid":  http.StatusBadGateway,
 	"state_unavailable": http.StatusServiceUnavailable, "country_unavailable": http.StatusServiceUnavailable,
+	"network_unavailable": http.StatusServiceUnavailable,
 }
 
 // refusedFor is the verdict of a refusal.
