@@ -255,6 +255,10 @@ func withoutSources(config any) any {
 
 // ServeHTTP answers from memory, or asks the next handler on behalf of all viewers.
 func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if trace, ok := r.Context().Value(traceKey{}).(*trace); ok {
+		trace.explainCache(c, r)
+		return next.ServeHTTP(w, r)
+	}
 	if d := decisionOf(r); d != nil && d.pastCache {
 		c.metrics.cacheResults[mediacache.Bypass].Inc()
 		return next.ServeHTTP(w, r)

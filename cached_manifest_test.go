@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"strings"
@@ -114,5 +115,48 @@ func TestManifestsOfSeveralGatesBeforeOneCache(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{first, untouched, ofOther, first, untouched, ofOther}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// What explain says about the cache: the parts of the key, never a token, and why a request goes
+// past it. The cache asks nobody.
+func TestExplainedCache(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name, target string
+		header       string // that pass_request_headers names
+		want         []string
+	}{
+		{"segment", "/TOKEN/ts/1.ts?v=1&CMCD=x&t=TOKEN", "", []string{
+			`one object for all viewers: host "media.example.net", path "/demo/ts/1.ts", query "v=1"`,
+			"fresh for 1h0m0s if the origin does not say; 404 and 410 for 500ms"}},
+		{"manifest", "/TOKEN/a.m3u8", "", []string{
+			`one object for all viewers: host "media.example.net", path "/demo/a.m3u8", no query`,
+			"fresh for 1s if the origin does not say; 404 and 410 for 500ms"}},
+		{"another file", "/TOKEN/a", "", []string{
+			`one object for all viewers: host "media.example.net", path "/demo/a", no query`,
+			"fresh for 1h0m0s if the origin does not say, and only if its type is one of media; 404 and 410 for 500ms"}},
+		{"a header that passes", "/TOKEN/a", "Authorization", []string{
+			"goes past the cache: it has a header of pass_request_headers, or nobody knows when the video was last purged"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			gate := new(Gate)
+			if tc.header != "" {
+				gate.PassRequestHeaders = is(tc.header)
+			}
+			g := newGate(t, new(App), gate)
+			c := newCache(t, g, &Cache{Query: []string{"v"}})
+			r := requestFor(t, strings.ReplaceAll(tc.target, "TOKEN", plainToken()), func(r *http.Request) { r.Header.Set("Authorization", "Basic eDp5") })
+			found := new(trace)
+			r = r.WithContext(context.WithValue(r.Context(), traceKey{}, found))
+			exchangeOnce(t, g, r, c.through(func(http.ResponseWriter, *http.Request) error { return nil }))
+			last := found.checks[len(found.checks)-1]
+			if diff := cmp.Diff(explainedCheck{Check: "cache", Outcome: verdictPass, Details: tc.want}, last); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if objects, _ := c.cache.Usage(); objects > 0 {
+				t.Error("the cache has asked the origin")
+			}
+		})
 	}
 }

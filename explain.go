@@ -355,7 +355,7 @@ func (p *pruned) prune(config map[string]any) error {
 }
 
 // replayedHandlers are the handlers that only change what the gate sees.
-var replayedHandlers = []string{"signed_playback", "subroute", "rewrite", "vars", "map", "headers", "invoke"}
+var replayedHandlers = []string{"signed_playback", "signed_playback_cache", "subroute", "rewrite", "vars", "map", "headers", "invoke"}
 
 // The headers of a response that name the handlers which a request has met.
 const (

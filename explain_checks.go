@@ -396,3 +396,35 @@ func explainRules(d *decision, rules accessrules.List, matched int, err error) (
 	}
 	return details
 }
+
+// explainCache shows what a media cache would do with a request that has passed the gate.
+func (t *trace) explainCache(c *Cache, r *http.Request) {
+	d := decisionOf(r)
+	if d == nil {
+		return
+	}
+	plan := c.config.Plan(r)
+	switch {
+	case d.pastCache:
+		t.add("cache", verdictPass, nil, "goes past the cache: it has a header of pass_request_headers, or nobody knows when the video was last purged")
+		return
+	case plan.Bypass:
+		t.add("cache", verdictPass, nil, "goes past the cache: it has Authorization, or its method is neither GET nor HEAD")
+		return
+	}
+	query := "no query"
+	if plan.Query != "" {
+		query = fmt.Sprintf("query %q", plan.Query)
+	}
+	ttl := fmt.Sprintf("fresh for %s if the origin does not say", plan.TTL)
+	if !plan.Known {
+		ttl += ", and only if its type is one of media"
+	}
+	purged := ""
+	if d.purged > 0 {
+		purged = ", purged " + time.UnixMilli(d.purged).UTC().Format(time.RFC3339)
+	}
+	t.add("cache", verdictPass, nil,
+		fmt.Sprintf("one object for all viewers: host %q, path %q, %s%s", plan.Host, plan.Path, query, purged),
+		fmt.Sprintf("%s; 404 and 410 for %s", ttl, c.config.ErrorTTL))
+}

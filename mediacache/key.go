@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
 // key names an object. Two requests with the same key get the same bytes, so it
@@ -81,4 +82,22 @@ func filterQuery(query string, named []string) string {
 		}
 	}
 	return strings.Join(kept, "&")
+}
+
+// Plan is what a cache does with a request, as far as the request tells.
+type Plan struct {
+	Host, Path, Query string        // of the key
+	Bypass            bool          // the request goes past the cache
+	TTL               time.Duration // how long a whole answer is fresh if the origin does not say
+	Known             bool          // whether the name tells the TTL; else the TTL is that of media, and counts by the type
+}
+
+// Plan returns what a cache with this config does with a request.
+func (c *Config) Plan(r *http.Request) Plan {
+	k := keyOf(r, c)
+	isManifest, isMedia := classify("application/octet-stream", k.path)
+	return Plan{
+		Host: k.host, Path: k.path, Query: k.query, Bypass: !isCacheable(r),
+		TTL: c.ttl(http.StatusOK, isManifest, true), Known: isManifest || isMedia,
+	}
 }
