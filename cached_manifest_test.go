@@ -129,15 +129,19 @@ func TestExplainedCache(t *testing.T) {
 	}{
 		{"segment", "/TOKEN/ts/1.ts?v=1&CMCD=x&t=TOKEN", "", []string{
 			`one object for all viewers: host "media.example.net", path "/demo/ts/1.ts", query "v=1"`,
-			"fresh for 1h0m0s if the origin does not say; 404 and 410 for 500ms"}},
+			"fresh for 1h0m0s if the origin does not say; 404 and 410 for 500ms",
+		}},
 		{"manifest", "/TOKEN/a.m3u8", "", []string{
 			`one object for all viewers: host "media.example.net", path "/demo/a.m3u8", no query`,
-			"fresh for 1s if the origin does not say; 404 and 410 for 500ms"}},
+			"fresh for 1s if the origin does not say; 404 and 410 for 500ms",
+		}},
 		{"another file", "/TOKEN/a", "", []string{
 			`one object for all viewers: host "media.example.net", path "/demo/a", no query`,
-			"fresh for 1h0m0s if the origin does not say, and only if its type is one of media; 404 and 410 for 500ms"}},
+			"fresh for 1h0m0s if the origin does not say, and only if its type is one of media; 404 and 410 for 500ms",
+		}},
 		{"a header that passes", "/TOKEN/a", "Authorization", []string{
-			"goes past the cache: it has a header of pass_request_headers, or nobody knows when the video was last purged"}},
+			"goes past the cache: it has a header of pass_request_headers, or nobody knows when the video was last purged",
+		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			gate := new(Gate)
