@@ -391,6 +391,9 @@ func resolveAll(option string, values []string) ([]string, error) {
 // watching the geo databases. Before it, nothing is written: other commands
 // provision configs too.
 func (a *App) Start() error {
+	if err := a.openDisks(); err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
 	go a.geo.Watch(ctx)

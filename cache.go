@@ -7,7 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -24,7 +28,7 @@ func init() {
 	caddy.RegisterModule(new(Cache))
 }
 
-// Cache keeps the origin's answers in memory, one object for all viewers: each is
+// Cache keeps the origin's answers, one object for all viewers: each is
 // asked for once, and viewers who come meanwhile read it as it arrives. It answers GET
 // and HEAD as a shared cache (RFC 9111), and its place is between a gate and the handler
 // that asks the origin. The gate decides on every request, and the cache never sees a
@@ -40,6 +44,9 @@ type Cache struct {
 	// The memory for objects, in bytes, all overheads included. Default: 256 MiB, or
 	// a quarter of the memory limit of the process if that is less. At least 1 MiB.
 	Memory uint64 `json:"memory,omitempty"`
+
+	// A second tier below the memory. Default: none.
+	Disk *CacheDisk `json:"disk,omitempty"`
 
 	// The size in bytes up to which objects are kept whole. Larger ones are kept in
 	// slices of 1 MiB, if the origin answers ranges. Default: 64 MiB. At most half of
@@ -61,11 +68,24 @@ type Cache struct {
 	// origin. Default: all but CMCD. Permitted: `v`, `_HLS_msn`. Not permitted: `v=1`.
 	Query []string `json:"query,omitempty"`
 
-	config  mediacache.Config
-	cache   *mediacache.Cache
-	poolKey string
-	server  *caddyhttp.Server
-	metrics *metrics
+	config   mediacache.Config
+	cache    *mediacache.Cache
+	poolKey  string
+	diskPath string
+	server   *caddyhttp.Server
+	metrics  *metrics
+}
+
+// CacheDisk is a folder with objects of a media cache, which outlive reloads and restarts.
+// Several caches of one process may share it.
+type CacheDisk struct {
+	// The folder. Caddy creates it if it is missing, with mode 0700, and the files in it
+	// with mode 0600. No other process may use it. Permitted: `/var/cache/media`. Not
+	// permitted: `cache`, a relative path.
+	Path string `json:"path"`
+
+	// How many bytes it may take, with the overheads of the file system. At least 16 MiB.
+	Size uint64 `json:"size"`
 }
 
 const (
@@ -103,11 +123,14 @@ func (c *Cache) Provision(ctx caddy.Context) error {
 		logger.Error("panic in a handler after the cache", zap.Any("error", redactPanic(value)), zap.ByteString("stack", stack))
 	}
 	c.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	key, err := app.cacheKey(c.server)
+	key, lasts, err := app.cacheKey(c.server)
 	if err != nil {
 		return err
 	}
 	c.server.RegisterConnContext(withRecordConn)
+	if err := c.provisionDisk(app, key, lasts, logger); err != nil {
+		return err
+	}
 	c.poolKey = fmt.Sprintf("%s %d", key, c.config.Memory)
 	pooled, _, err := mediaCachePool.LoadOrNew(c.poolKey, func() (caddy.Destructor, error) {
 		return mediaCache{mediacache.New(c.config.Memory)}, nil
@@ -123,6 +146,60 @@ func (c *Cache) Provision(ctx caddy.Context) error {
 	return nil
 }
 
+// provisionDisk takes over the disk of the previous config, or prepares one that the app
+// opens when it starts: `caddy validate` must not disturb a running server.
+func (c *Cache) provisionDisk(app *App, site string, lasts bool, logger *zap.Logger) error {
+	if c.Disk == nil {
+		return nil
+	}
+	path, err := c.Disk.check()
+	if err != nil {
+		return err
+	}
+	if info, err := os.Stat(path); err == nil && !info.IsDir() {
+		return fmt.Errorf("disk %q: want a folder, and this is a file", path)
+	}
+	for _, other := range app.caches {
+		if other.diskPath == path && other.Disk.Size != c.Disk.Size {
+			return fmt.Errorf("disk %q: has the sizes %d and %d; give all caches that share it the same one", path, other.Disk.Size, c.Disk.Size)
+		}
+	}
+	if !lasts {
+		logger.Warn("objects of this media cache on the disk do not outlive the config: a cache of a server with named routes, or in an error route, begins without objects", zap.String("disk", path))
+	}
+	pooled, _, err := cacheDiskPool.LoadOrNew(path, func() (caddy.Destructor, error) {
+		return cacheDisk{mediacache.NewDisk(path, func(message string, err error) { logger.Warn(message, zap.String("disk", path), zap.Error(err)) })}, nil
+	})
+	if err != nil {
+		return err
+	}
+	c.diskPath, c.config.Disk, c.config.Site = path, pooled.(cacheDisk).Disk, site
+	c.config.Disk.Use(int64(c.Disk.Size))
+	return nil
+}
+
+func (d *CacheDisk) check() (path string, err error) {
+	path = filepath.Clean(d.Path)
+	if !filepath.IsAbs(path) || path == filepath.Dir(path) {
+		return "", fmt.Errorf("disk %q: want the absolute path of a folder that only this cache uses, like /var/cache/media", d.Path)
+	}
+	if d.Size < mediacache.MinDisk || d.Size > math.MaxInt64 {
+		return "", fmt.Errorf("disk %q: size %d: want at least 16 MiB, which is %d bytes", d.Path, d.Size, mediacache.MinDisk)
+	}
+	return path, nil
+}
+
+// cacheDiskPool keeps disks open over config reloads.
+var cacheDiskPool = caddy.NewUsagePool()
+
+type cacheDisk struct{ *mediacache.Disk }
+
+// Destruct implements caddy.Destructor.
+func (d cacheDisk) Destruct() error {
+	d.Close()
+	return nil
+}
+
 // mediaCachePool keeps objects over config reloads.
 var mediaCachePool = caddy.NewUsagePool()
 
@@ -132,11 +209,15 @@ type mediaCache struct{ *mediacache.Cache }
 func (mediaCache) Destruct() error { return nil }
 
 // Cleanup gives the objects up, unless another config uses them.
-func (c *Cache) Cleanup() error {
-	if c.cache == nil {
-		return nil
+func (c *Cache) Cleanup() (err error) {
+	if c.cache != nil {
+		_, err = mediaCachePool.Delete(c.poolKey)
 	}
-	_, err := mediaCachePool.Delete(c.poolKey)
+	if c.config.Disk != nil {
+		c.config.Disk.Release(int64(c.Disk.Size))
+		_, diskErr := cacheDiskPool.Delete(c.diskPath)
+		err = errors.Join(err, diskErr)
+	}
 	return err
 }
 
@@ -158,6 +239,7 @@ func (c *Cache) compile() error {
 		Memory: int64(memory), MaxObject: int64(maxObject), Query: c.Query,
 		SegmentTTL: orDuration(c.SegmentTTL, time.Hour), ManifestTTL: orDuration(c.ManifestTTL, time.Second),
 		ErrorTTL: orDuration(c.ErrorTTL, 500*time.Millisecond), Variant: variantOf, Context: originContext, Gather: gatherRecords,
+		MemoryOnly: checkedHeader,
 	}
 	for _, name := range c.Query {
 		if err := checkParameter(name); err != nil {
@@ -195,18 +277,21 @@ func isQueryName(name string) bool {
 // cacheKey returns the name under which a cache that is being provisioned outlives its
 // config: the handlers of its site, and its place among the caches there. Other handlers
 // may have another upstream, so a site whose handlers have changed begins without objects.
-func (a *App) cacheKey(server *caddyhttp.Server) (string, error) {
+// lasts reports whether the next config can find that name again.
+func (a *App) cacheKey(server *caddyhttp.Server) (key string, lasts bool, err error) {
 	if server == nil {
-		return "", errors.New("signed_playback_cache is a handler of an HTTP server")
+		return "", false, errors.New("signed_playback_cache is a handler of an HTTP server")
 	}
 	site := rand.Text() // of named routes and error routes, nothing is kept
 	for _, route := range server.Routes {
 		if route.HandlersRaw != nil && len(server.NamedRoutes) == 0 { // it is being provisioned
 			handlers, err := json.Marshal(withoutSources(route.HandlersRaw))
 			if err != nil {
-				return "", err
+				return "", false, err
 			}
-			site = fmt.Sprintf("%x", sha256.Sum256(handlers))
+			outside := caddy.NewReplacer().ReplaceAll(strings.Join(outsideText.FindAllString(string(handlers), -1), "\n"), "")
+			folder, _ := os.Getwd() // a relative root is below it
+			site, lasts = fmt.Sprintf("%x", sha256.Sum256(fmt.Append(handlers, "\n", outside, "\n", folder))), true
 			break
 		}
 	}
@@ -216,8 +301,12 @@ func (a *App) cacheKey(server *caddyhttp.Server) (string, error) {
 			others++
 		}
 	}
-	return fmt.Sprintf("%s %d", site, others), nil
+	return fmt.Sprintf("%s %d", site, others), lasts, nil
 }
+
+// outsideText finds the placeholders of a config whose values another process may have
+// otherwise.
+var outsideText = regexp.MustCompile(`\{(?:env|file)\.[^{}]*\}`)
 
 // cacheUsage returns how many objects all media caches have, and their memory.
 func (a *App) cacheUsage() (objects int, bytes int64) {
@@ -228,8 +317,34 @@ func (a *App) cacheUsage() (objects int, bytes int64) {
 	return objects, bytes
 }
 
-// withoutSources returns a part of a JSON config without the places of gates in the
-// Caddyfile, which change with each line before them.
+// diskUsage returns how many files the disks of media caches have, and their bytes.
+func (a *App) diskUsage() (files int, bytes int64) {
+	seen := map[*mediacache.Disk]bool{nil: true}
+	for _, c := range a.caches {
+		if !seen[c.config.Disk] {
+			seen[c.config.Disk] = true
+			n, size := c.config.Disk.Usage()
+			files, bytes = files+n, bytes+size
+		}
+	}
+	return files, bytes
+}
+
+// openDisks opens the disks of media caches.
+func (a *App) openDisks() error {
+	for _, c := range a.caches {
+		if c.config.Disk != nil {
+			if err := c.config.Disk.Open(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// withoutSources returns a part of a JSON config without what does not change objects: the
+// places of gates in the Caddyfile, which change with each line before them, and the sizes of
+// caches.
 func withoutSources(config any) any {
 	switch value := config.(type) {
 	case []json.RawMessage:
@@ -243,8 +358,12 @@ func withoutSources(config any) any {
 			value[i] = withoutSources(value[i])
 		}
 	case map[string]any:
-		if value["handler"] == "signed_playback" {
+		switch value["handler"] {
+		case "signed_playback":
 			delete(value, "source")
+		case "signed_playback_cache":
+			delete(value, "memory")
+			delete(value, "disk")
 		}
 		for name := range value {
 			value[name] = withoutSources(value[name])

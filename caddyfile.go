@@ -689,6 +689,7 @@ var (
 //
 //	signed_playback_cache [<matcher>] {
 //	    memory       <size>
+//	    disk         <path> <size>
 //	    max_object   <size>
 //	    segment_ttl  <duration>
 //	    manifest_ttl <duration>
@@ -714,12 +715,27 @@ func (c *Cache) options() map[string]option {
 	}
 	return map[string]option{
 		"memory":       func(d *caddyfile.Dispenser) error { return sizeArg(d, minCacheMemory, &c.Memory) },
+		"disk":         c.parseDisk,
 		"max_object":   func(d *caddyfile.Dispenser) error { return sizeArg(d, 1, &c.MaxObject) },
 		"segment_ttl":  ttl(&c.SegmentTTL),
 		"manifest_ttl": ttl(&c.ManifestTTL),
 		"error_ttl":    ttl(&c.ErrorTTL),
 		"query":        func(d *caddyfile.Dispenser) error { return someArgs(d, &c.Query, checkParameter) },
 	}
+}
+
+func (c *Cache) parseDisk(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) != 2 {
+		return d.Errf("disk takes a path and a size, like /var/cache/media 100GiB, not %q", args)
+	}
+	size, err := humanize.ParseBytes(args[1])
+	if err != nil {
+		return d.Errf("disk %q: size %q: want a size like 100GiB", args[0], args[1])
+	}
+	c.Disk = &CacheDisk{Path: args[0], Size: size}
+	_, err = c.Disk.check()
+	return located(d, err)
 }
 
 func parseCache(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {

@@ -281,7 +281,7 @@ func jsonNames(text string) (names []string) {
 func TestFieldsAreDocumented(t *testing.T) {
 	t.Parallel()
 	var fields []string
-	for _, config := range []any{App{}, VideoSettings{}, SessionOptions{}, Gate{}, Enforcement{}, PlayerConfig{}, API{}, AuthKey{}, Cache{}} {
+	for _, config := range []any{App{}, VideoSettings{}, SessionOptions{}, Gate{}, Enforcement{}, PlayerConfig{}, API{}, AuthKey{}, Cache{}, CacheDisk{}} {
 		for field := range reflect.TypeOf(config).Fields() {
 			if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" {
 				fields = append(fields, name)

@@ -184,16 +184,22 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 
 // registerCacheGauges adds the gauges of the media caches of an app.
 func registerCacheGauges(registry *prometheus.Registry, a *App) error {
-	return register(registry, prometheus.Labels{"tier": "memory"}, []gauge{
-		{
-			"cache_objects", "Objects of the media caches.",
-			func() float64 { objects, _ := a.cacheUsage(); return float64(objects) },
-		},
-		{
-			"cache_bytes", "Memory that the objects of the media caches take.",
-			func() float64 { _, bytes := a.cacheUsage(); return float64(bytes) },
-		},
-	})
+	for tier, usage := range map[string]func() (int, int64){"memory": a.cacheUsage, "disk": a.diskUsage} {
+		err := register(registry, prometheus.Labels{"tier": tier}, []gauge{
+			{
+				"cache_objects", "Objects of the media caches.",
+				func() float64 { objects, _ := usage(); return float64(objects) },
+			},
+			{
+				"cache_bytes", "Bytes that the objects of the media caches take.",
+				func() float64 { _, bytes := usage(); return float64(bytes) },
+			},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func register(registry *prometheus.Registry, labels prometheus.Labels, gauges []gauge) error {

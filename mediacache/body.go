@@ -72,10 +72,13 @@ func newBody(m *memory, old *object) *body {
 }
 
 // dropOld ends the use of the body of the old object.
-func (b *body) dropOld() {
+func (b *body) dropOld() { b.replaceOld(nil) }
+
+// replaceOld takes over a use of another old object's body.
+func (b *body) replaceOld(by *body) {
 	b.mu.Lock()
 	old := b.old
-	b.old = nil
+	b.old = by
 	b.mu.Unlock()
 	if old != nil {
 		old.drop()

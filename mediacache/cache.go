@@ -34,6 +34,15 @@ type Config struct {
 	// Variant returns what tells requests of one URL apart besides. nil: nothing does.
 	Variant func(*http.Request) Variant
 
+	// Disk is a second tier below the memory, which several caches may share. Site tells
+	// this cache from others there, also over restarts. nil: there is none.
+	Disk *Disk
+	Site string
+
+	// MemoryOnly is a header of objects that mean nothing to another process, so they do
+	// not go to the disk. Empty: there is none.
+	MemoryOnly string
+
 	// Context returns the context of a request to the origin, which may outlive the
 	// viewer's request. It is called in the goroutine of that request. nil: an empty
 	// one.
@@ -85,6 +94,7 @@ type Result int
 // The results. Their texts are those of metrics.
 const (
 	Hit         Result = iota // from memory
+	DiskHit                   // from the disk
 	Miss                      // asked the origin
 	Collapsed                 // waited with others for the origin
 	Stale                     // from memory, older than it should be
@@ -94,6 +104,7 @@ const (
 
 var resultTexts = [...]struct{ name, status string }{
 	Hit:         {"hit", "signed-playback; hit"},
+	DiskHit:     {"hit", "signed-playback; hit; detail=disk"},
 	Miss:        {"miss", "signed-playback; fwd=uri-miss"},
 	Collapsed:   {"collapsed", "signed-playback; fwd=uri-miss; collapsed"},
 	Stale:       {"stale", "signed-playback; hit; detail=stale"},
@@ -101,8 +112,8 @@ var resultTexts = [...]struct{ name, status string }{
 	Bypass:      {"bypass", "signed-playback; fwd=bypass"},
 }
 
-// Results lists all results.
-func Results() []Result { return []Result{Hit, Miss, Collapsed, Stale, Revalidated, Bypass} }
+// Results lists all results. Some have the same text.
+func Results() []Result { return []Result{Hit, DiskHit, Miss, Collapsed, Stale, Revalidated, Bypass} }
 
 func (r Result) String() string { return resultTexts[r].name }
 
@@ -163,7 +174,7 @@ func (c *Cache) bypass(w http.ResponseWriter, r *http.Request, config *Config, n
 	k, seen := keyOf(r, config), &statusWriter{ResponseWriter: w}
 	err := next(seen, r)
 	if err == nil && seen.status < 400 {
-		c.forget(k)
+		c.forget(config, k)
 	}
 	return err
 }
@@ -245,21 +256,27 @@ func (c *Cache) ended(f *fill, complete bool) {
 	if e.fill == f {
 		e.fill = nil
 	}
+	var kept *object
 	switch {
 	case current && complete && f.object.keep:
 		whole := *f.object
 		whole.length = f.body.received()
-		c.replace(e, &whole)
+		kept = &whole
+		c.replace(e, kept)
 	case current && f.outcome == confirmed && !f.object.keep:
 		c.index.drop(e)
-	case current && f.outcome == confirmed && f.object != f.old:
+	case current && f.outcome == confirmed && f.object != e.object:
 		c.replace(e, f.object)
 	case current && f.outcome == shared && f.object.sliced:
-		c.replace(e, f.object)
+		kept = f.object
+		c.replace(e, kept)
 	case current && f.renewed && (f.outcome != shared || !f.object.keep):
 		c.index.drop(e) // what the origin has taken back is not used if it fails later
 	}
 	c.index.forget(e)
+	if current {
+		f.toDisk(kept) // before another fill looks there
+	}
 	c.index.mu.Unlock()
 	f.body.drop()
 }

@@ -392,7 +392,7 @@ func TestLargeObjectsThatChange(t *testing.T) {
 	if a := get(13, "bytes=2097152-"); !bytes.Equal(a.body, want[2<<20:]) {
 		t.Errorf("status %d, %d bytes, %v: not the version that is fresh", a.status, len(a.body), a.err)
 	}
-	s.cache.forget(key{host: strings.TrimPrefix(s.URL, "http://"), path: "/v.mp4", slice: 3})
+	s.cache.forget(&s.config, key{host: strings.TrimPrefix(s.URL, "http://"), path: "/v.mp4", slice: 3})
 	// The answer breaks off, and the client may ask again by itself.
 	if a := get(14, "bytes=2097152-"); a.err == nil && !bytes.Equal(a.body, randomBytes(2, 3<<20)[2<<20:]) {
 		t.Errorf("got %d bytes of a version that does not exist any more", len(a.body))

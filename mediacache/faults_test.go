@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,22 +22,27 @@ import (
 // scene is a cache without sockets, whose origin is a handler.
 type scene struct {
 	*Cache
-	config  Config
-	clock   time.Duration
-	origin  Handler
-	running sync.WaitGroup // requests to the origin
-	mu      sync.Mutex
-	asked   []*http.Request
+	config    Config
+	clock     time.Duration
+	diskClock atomic.Int64 // clock at the last request
+	origin    Handler
+	running   sync.WaitGroup // requests to the origin, without a disk that answers some of them
+	mu        sync.Mutex
+	asked     []*http.Request
 }
+
+var sceneStart = time.Unix(1_800_000_000, 0)
 
 func newScene(origin Handler) *scene {
 	s := &scene{origin: origin}
 	s.config = Config{Memory: 8 << 20, MaxObject: 4 << 20, SegmentTTL: time.Hour, ManifestTTL: time.Second, Context: func(*http.Request) context.Context {
-		s.running.Add(1)
+		if s.config.Disk == nil {
+			s.running.Add(1)
+		}
 		return context.WithValue(context.Background(), ofCache{}, true)
 	}}
 	s.Cache = New(s.config.Memory)
-	s.now = func() time.Time { return time.Unix(1_800_000_000, 0).Add(s.clock) }
+	s.now = func() time.Time { return sceneStart.Add(s.clock) }
 	return s
 }
 
@@ -56,6 +62,7 @@ func (s *scene) ask(method, target string, fields ...string) (*httptest.Response
 }
 
 func (s *scene) serve(w http.ResponseWriter, r *http.Request) error {
+	s.diskClock.Store(int64(s.clock))
 	defer s.untilIdle()
 	defer s.running.Wait()
 	return s.visit(w, r)
@@ -69,7 +76,7 @@ func (s *scene) visit(w http.ResponseWriter, r *http.Request) (err error) {
 		}
 	}()
 	_, err = s.Serve(w, r, &s.config, func(w http.ResponseWriter, r *http.Request) error {
-		if r.Context().Value(ofCache{}) != nil {
+		if r.Context().Value(ofCache{}) != nil && s.config.Disk == nil {
 			defer s.running.Done()
 		}
 		s.mu.Lock()

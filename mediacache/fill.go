@@ -28,6 +28,7 @@ type fill struct {
 	object  *object
 	failure error // of the origin's handler; http.ErrAbortHandler if it has panicked
 	renewed bool  // the origin has given another answer than the old object
+	onDisk  bool  // the object is from there
 
 	// The first viewer takes a response over that nobody else may get.
 	takeOver chan http.ResponseWriter
@@ -65,7 +66,7 @@ func (f *fill) isJoinable(now time.Time) bool {
 	}
 }
 
-// run asks the origin.
+// run asks the disk, and the origin for what is not there.
 func (f *fill) run(next Handler, r *http.Request) {
 	w := &fillWriter{fill: f, ctx: r.Context(), header: http.Header{}, expected: -1}
 	defer f.cancel()
@@ -79,7 +80,11 @@ func (f *fill) run(next Handler, r *http.Request) {
 		}
 		w.finish(http.ErrAbortHandler)
 	}()
-	w.finish(next(w, r))
+	var failure error
+	if origin, request := w.fromDisk(r); origin != nil {
+		failure = next(origin, request)
+	}
+	w.finish(failure)
 }
 
 // finish ends the fill when the origin's handler has returned.
@@ -179,7 +184,7 @@ func (w *fillWriter) start(status int, made time.Time, d directives) {
 	o.freshness, o.keep = freshnessOf(status, w.header, d, w.config.ttl(status, o.isManifest, o.isMedia), o.isManifest, w.asked)
 	w.expected, w.limit = o.length, w.config.MaxObject
 	o.sliced = o.length > w.config.MaxObject && o.keep && o.canBeSliced()
-	size := objectOverhead + headerSize(o.header) + w.entry.key.Variant.size() + int64(len(w.entry.key.path)+len(w.entry.key.query))
+	size := w.overheadOf(o)
 	if !o.sliced {
 		size += max(o.length, 0)
 	}
@@ -193,6 +198,11 @@ func (w *fillWriter) start(status int, made time.Time, d directives) {
 		w.state = keeping
 		w.settle(shared, o)
 	}
+}
+
+// overheadOf is what an object takes of the memory besides its body.
+func (f *fill) overheadOf(o *object) int64 {
+	return objectOverhead + headerSize(o.header) + f.entry.key.size() + int64(len(f.entry.key.path)+len(f.entry.key.query))
 }
 
 // discard settles the fill when the body of the response is not needed.
@@ -215,7 +225,7 @@ func (w *fillWriter) startSlice(status int, made time.Time, d directives) {
 	}
 	o.made, o.freshness, o.keep = made, freshness{lifetime: w.old.freshness.lifetime}, true
 	o.length, w.expected = want.length(), want.length()
-	if !w.body.reserve(objectOverhead + headerSize(o.header) + o.length) {
+	if !w.body.reserve(w.overheadOf(o) + o.length) {
 		w.body.doNotKeep()
 	}
 	w.state = keeping

@@ -46,7 +46,7 @@ type index struct {
 	entries map[key]*entry
 
 	small, main, negative queue
-	ghosts                ghosts
+	ghosts                ghosts[key]
 }
 
 // entry has the object and the fill of a key. index.mu guards its fields.
@@ -165,7 +165,7 @@ func (e *entry) hit() {
 
 // ghosts remembers which keys were dropped from the small queue lately, as many as the
 // main queue has objects.
-type ghosts struct {
+type ghosts[K comparable] struct {
 	hashes map[uint64]struct{}
 	order  []uint64
 }
@@ -174,7 +174,7 @@ var ghostSeed = maphash.MakeSeed()
 
 const minGhosts = 1024
 
-func (g *ghosts) add(k key, atMost int) {
+func (g *ghosts[K]) add(k K, atMost int) {
 	if g.hashes == nil {
 		g.hashes = map[uint64]struct{}{}
 	}
@@ -187,21 +187,24 @@ func (g *ghosts) add(k key, atMost int) {
 	}
 }
 
-func (g *ghosts) take(k key) bool {
+func (g *ghosts[K]) take(k K) bool {
 	hash := maphash.Comparable(ghostSeed, k)
 	_, found := g.hashes[hash]
 	delete(g.hashes, hash)
 	return found
 }
 
-// forget drops the object under a key. A response that still arrives is not kept.
-func (c *Cache) forget(k key) {
+// forget drops the object under a key, on the disk too. A response that still arrives is
+// not kept.
+func (c *Cache) forget(config *Config, k key) {
 	c.index.mu.Lock()
 	defer c.index.mu.Unlock()
+	k.Generation = c.present(k.Variant)
 	if e := c.index.entries[k]; e != nil {
 		e.fill = nil // its viewers get the response, and nobody else
 		c.index.drop(e)
 	}
+	config.Disk.forgetObject(config.Site, k)
 }
 
 // present returns the greatest generation of a group so far. If that is a new one, present

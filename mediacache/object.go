@@ -44,9 +44,11 @@ func newObject(status int, header http.Header, path string, b *body) *object {
 // canBeSliced reports whether parts of the object can be asked for, and be told from
 // those of another one.
 func (o *object) canBeSliced() bool {
-	return o.status == http.StatusOK && o.header.Get("Accept-Ranges") == "bytes" &&
-		(o.etag != "" && !isWeak(o.etag) || !o.modified.IsZero())
+	return o.status == http.StatusOK && o.header.Get("Accept-Ranges") == "bytes" && o.hasValidator()
 }
+
+// hasValidator reports whether the object can be told from another version of it.
+func (o *object) hasValidator() bool { return o.etag != "" && !isWeak(o.etag) || !o.modified.IsZero() }
 
 // isOf reports whether a slice is of this version of a large object.
 func (o *object) isOf(large *object) bool {
@@ -99,6 +101,13 @@ func (o *object) isFresh(now time.Time) bool { return o.age(now) < o.freshness.l
 // canBeStale reports whether the object may be used for a while after it was fresh.
 func (o *object) canBeStale(now time.Time, after time.Duration) bool {
 	return o.age(now) < o.freshness.lifetime+after
+}
+
+// outlasts reports whether the object could be used at a time when its refreshed form, for
+// which the origin may have been stricter, cannot.
+func (o *object) outlasts(refreshed *object) bool {
+	end, f, r := refreshed.made.Sub(o.made), o.freshness, refreshed.freshness
+	return f.lifetime+f.staleWhileRevalidate > end+r.lifetime+r.staleWhileRevalidate || f.lifetime+f.staleIfError > end+r.lifetime+r.staleIfError
 }
 
 // setHeader sets fields, but not those about a connection, a single viewer or a single

@@ -49,7 +49,10 @@ func (v *visit) serve(k key) (Result, error) {
 	case shared:
 	}
 	result := Collapsed
-	if first {
+	switch {
+	case f.onDisk:
+		result = DiskHit
+	case first:
 		result = Miss
 	}
 	return result, v.answer(f.object, rd, result)
@@ -233,7 +236,7 @@ func (v *visit) sendSlice(o *object, k key, slice, part span) error {
 	s, f, rd, first := v.cache.find(v, k, o)
 	if s != nil && !s.isOf(o) {
 		rd.close()
-		v.cache.forget(k)
+		v.cache.forget(v.config, k)
 		s, f, rd, first = v.cache.find(v, k, o)
 	}
 	if s != nil {
@@ -251,7 +254,7 @@ func (v *visit) sendSlice(o *object, k key, slice, part span) error {
 		if f.outcome != shared || !f.object.isOf(o) {
 			// The whole is asked for next time.
 			k.slice = 0
-			v.cache.forget(k)
+			v.cache.forget(v.config, k)
 			return errOtherObject
 		}
 	}

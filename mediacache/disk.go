@@ -1,0 +1,667 @@
+package mediacache
+
+import (
+	"cmp"
+	"container/list"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Disk is the second tier of caches: files in a folder of its own. A fill looks here
+// before it asks the origin. Objects come here after their fill, if they stay fresh for a
+// while. What fails here costs a request to the origin, never an answer to a viewer.
+//
+// One goroutine changes files: it scans the folder after the start, writes, and evicts. Which
+// files to drop is decided by S3-FIFO, as in memory, so a scan of old titles passes through a
+// tenth of the disk. It is safe for concurrent use.
+type Disk struct {
+	path   string
+	warn   func(message string, err error)
+	now    func() time.Time
+	worth  time.Duration // worthDisk
+	open   func(root *os.Root, path string) (diskReader, int64, error)
+	create func(root *os.Root, path string) (diskWriter, error)
+
+	wake chan struct{}
+	stop context.CancelFunc
+	done chan struct{} // closed when the goroutine has ended
+
+	mu      sync.Mutex
+	root    *os.Root // nil while the disk is not open
+	lock    *os.File
+	sizes   []int64 // of the configs that use the disk; the largest counts
+	used    int64
+	files   map[fileName]*diskFile
+	scanned bool // files has all
+
+	small, main diskQueue
+	ghosts      ghosts[fileName]
+
+	jobs    []*diskJob
+	pending int64    // memory of the bodies that wait to be written, and of the one being written
+	current *diskJob // being written
+	doomed  []fileName
+	warned  time.Time
+}
+
+type diskReader interface {
+	io.ReaderAt
+	io.Closer
+}
+
+type diskWriter interface {
+	io.WriterAt
+	io.Closer
+}
+
+// diskFile is a file in the index. It takes about 200 bytes of memory.
+type diskFile struct {
+	name    fileName
+	size    int64 // with overheads
+	written int64 // Unix time, for the order after a scan
+	hits    uint8 // since its queue last looked at it, at most maxHits
+	doomed  bool  // to be removed, and not used any more
+	element *list.Element
+	in      *diskQueue
+}
+
+type diskQueue struct {
+	list.List
+	size int64
+}
+
+func (q *diskQueue) push(f *diskFile) {
+	f.in, f.element = q, q.PushBack(f)
+	q.size += f.size
+}
+
+func (q *diskQueue) remove(f *diskFile) {
+	q.Remove(f.element)
+	q.size -= f.size
+}
+
+// diskJob is an object that waits to be written.
+type diskJob struct {
+	name      fileName
+	key       []byte
+	object    *object
+	reader    *reader // keeps the body in memory
+	size      int64   // of the body in memory
+	cancelled bool
+}
+
+const (
+	diskBlock  = 4 << 10         // of a file system
+	diskFolder = 257 * diskBlock // 256 folders and the one with them
+	maxJobs    = 64
+
+	// bytesPerFile bounds the files, and so the memory for the index, to 1/300 of the size.
+	bytesPerFile = 64 << 10
+
+	// worthDisk is how long an object must stay fresh to be written. So live playlists, and
+	// what is revalidated each time, do not wear the disk.
+	worthDisk = 10 * time.Second
+
+	// MinDisk is the least size of a Disk.
+	MinDisk = 16 << 20
+
+	warnEvery = time.Minute
+	lockName  = "lock"
+	temporary = ".tmp"
+	scanBatch = 1024 // entries of a folder in memory
+)
+
+// diskSize is what a file takes: its blocks, and one for its inode and its name.
+func diskSize(size int64) int64 { return (size+diskBlock-1)/diskBlock*diskBlock + diskBlock }
+
+// NewDisk returns a disk tier in a folder, which is created if it is missing. It does
+// nothing before Open. warn is told about failures, at most once a minute.
+func NewDisk(path string, warn func(message string, err error)) *Disk {
+	return &Disk{path: path, warn: warn, now: time.Now, worth: worthDisk, open: openRegular, create: createFile, wake: make(chan struct{}, 1)}
+}
+
+// Use adds a config that uses at most so many bytes of the disk. Release takes it back.
+func (d *Disk) Use(size int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sizes = append(d.sizes, size)
+}
+
+// Release ends a Use.
+func (d *Disk) Release(size int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if i := slices.Index(d.sizes, size); i >= 0 {
+		d.sizes = slices.Delete(d.sizes, i, i+1)
+	}
+	d.wakeUp()
+}
+
+// Open locks the folder and begins to find out what is in it. An open disk stays open.
+// The error says what to do.
+func (d *Disk) Open() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.root != nil {
+		return nil
+	}
+	if err := os.MkdirAll(d.path, 0o700); err != nil {
+		return fmt.Errorf("disk %q: want a folder that Caddy may write: %w", d.path, err)
+	}
+	root, err := os.OpenRoot(d.path)
+	if err != nil {
+		return fmt.Errorf("disk %q: want a folder that Caddy may write: %w", d.path, err)
+	}
+	lock, err := root.OpenFile(lockName, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		root.Close()
+		return fmt.Errorf("disk %q: want a folder that Caddy may write: %w", d.path, err)
+	}
+	if err := lockFile(lock); err != nil {
+		lock.Close()
+		root.Close()
+		return fmt.Errorf("disk %q: another process uses this folder, or it cannot be locked; name one that only this process uses: %w", d.path, err)
+	}
+	var ctx context.Context
+	ctx, d.stop = context.WithCancel(context.Background())
+	d.root, d.lock, d.files, d.used, d.done = root, lock, map[fileName]*diskFile{}, diskFolder, make(chan struct{})
+	go d.run(ctx, root, d.done)
+	return nil
+}
+
+// Close ends the use of the folder. What waits to be written is lost.
+func (d *Disk) Close() {
+	d.mu.Lock()
+	root, lock := d.root, d.lock
+	d.root = nil
+	d.mu.Unlock()
+	if root == nil {
+		return
+	}
+	d.stop()
+	<-d.done
+	for d.take() != nil {
+		d.finish()
+	}
+	root.Close()
+	lock.Close()
+}
+
+// Usage returns how many files the disk has, and how many bytes they take.
+func (d *Disk) Usage() (objects int, bytes int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.files), d.used
+}
+
+func (d *Disk) wakeUp() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// fail tells of a failure.
+func (d *Disk) fail(message string, err error) {
+	d.mu.Lock()
+	now := d.now()
+	quiet := d.root == nil || now.Sub(d.warned) < warnEvery && !now.Before(d.warned)
+	if !quiet {
+		d.warned = now
+	}
+	d.mu.Unlock()
+	if !quiet {
+		d.warn(message, err)
+	}
+}
+
+// find opens the file of an object. It is nil if there is none that can be used.
+func (d *Disk) find(site string, k key) *stored {
+	if d == nil {
+		return nil
+	}
+	encoded := encodeKey(site, k)
+	name := fileName(sha256.Sum256(encoded))
+	d.mu.Lock()
+	root, f := d.root, d.files[name]
+	usable := root != nil && (f == nil && !d.scanned || f != nil && !f.doomed)
+	if f != nil {
+		f.hits = min(f.hits+1, maxHits)
+	}
+	d.mu.Unlock()
+	if !usable {
+		return nil
+	}
+	file, size, err := d.open(root, name.path())
+	if err != nil {
+		d.broken(name, err)
+		return nil
+	}
+	s, err := openStored(file, size, encoded)
+	if err != nil {
+		file.Close()
+		d.broken(name, err)
+		return nil
+	}
+	s.drop = func(err error) { d.broken(name, err) }
+	return s
+}
+
+// broken deals with a file that cannot be read.
+func (d *Disk) broken(name fileName, err error) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		d.mu.Lock()
+		d.forget(d.files[name])
+		d.mu.Unlock()
+	case errors.Is(err, errDamaged):
+		d.remove(name)
+		d.fail("removing a damaged file of the media cache; the origin is asked instead", fmt.Errorf("%s: %w", name.path(), err))
+	default:
+		d.fail("reading a file of the media cache; the origin is asked instead", err)
+	}
+}
+
+// put writes an object soon, if there is time. limit is how much memory the objects that
+// wait may take together.
+func (d *Disk) put(site string, k key, o *object, limit int64) {
+	isWhole := o.status == 200 || o.status == 206 && k.slice > 0
+	if d == nil || !isWhole || o.freshness.lifetime-o.age(d.now()) < d.worth {
+		return
+	}
+	encoded := encodeKey(site, k)
+	size := o.size()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.root == nil || len(d.jobs) >= maxJobs || d.pending > 0 && d.pending+size > limit {
+		return
+	}
+	d.jobs = append(d.jobs, &diskJob{name: sha256.Sum256(encoded), key: encoded, object: o, reader: o.body.read(), size: size})
+	d.pending += size
+	d.wakeUp()
+}
+
+// forgetObject drops an object.
+func (d *Disk) forgetObject(site string, k key) {
+	if d != nil {
+		d.remove(fileNameOf(site, k))
+	}
+}
+
+// remove drops the file of an object, and what waits to be written to it.
+func (d *Disk) remove(name fileName) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.root == nil {
+		return
+	}
+	for _, j := range append(d.jobs, d.current) {
+		if j != nil && j.name == name {
+			j.cancelled = true
+		}
+	}
+	f := d.files[name]
+	if f == nil {
+		if d.scanned {
+			return
+		}
+		f = d.add(name, 0, 0)
+	}
+	d.doom(f)
+}
+
+func (d *Disk) doom(f *diskFile) {
+	if !f.doomed {
+		f.doomed = true
+		d.doomed = append(d.doomed, f.name)
+		d.wakeUp()
+	}
+}
+
+// add puts a file into the index. The caller has locked the disk, and no file of this
+// name is there.
+func (d *Disk) add(name fileName, size, written int64) *diskFile {
+	f := &diskFile{name: name, size: size, written: written}
+	d.files[name] = f
+	d.used += size
+	if d.ghosts.take(name) {
+		d.main.push(f)
+	} else {
+		d.small.push(f)
+	}
+	return f
+}
+
+// forget takes a file out of the index. The caller has locked the disk.
+func (d *Disk) forget(f *diskFile) {
+	if f != nil && d.files[f.name] == f {
+		f.in.remove(f)
+		delete(d.files, f.name)
+		d.used -= f.size
+	}
+}
+
+// run is the goroutine that changes files.
+func (d *Disk) run(ctx context.Context, root *os.Root, done chan<- struct{}) {
+	defer close(done)
+	d.scan(ctx, root)
+	for ctx.Err() == nil {
+		d.work(ctx, root)
+		select {
+		case <-d.wake:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// work does all that waits.
+func (d *Disk) work(ctx context.Context, root *os.Root) {
+	d.removeDoomed(root)
+	if err := d.makeRoom(root, 0); err != nil {
+		d.fail("removing a file of the media cache", err)
+	}
+	for ctx.Err() == nil {
+		j := d.take()
+		if j == nil {
+			return
+		}
+		if err := d.store(root, j); err != nil {
+			d.fail("writing a file of the media cache; the cache works on without it", err)
+		}
+		d.finish()
+		d.removeDoomed(root)
+	}
+}
+
+// take returns the next object to write, or nil.
+func (d *Disk) take() *diskJob {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.jobs) == 0 {
+		return nil
+	}
+	d.current, d.jobs = d.jobs[0], d.jobs[1:]
+	return d.current
+}
+
+func (d *Disk) finish() {
+	d.mu.Lock()
+	j := d.current
+	d.current = nil
+	d.pending -= j.size
+	d.mu.Unlock()
+	j.reader.close()
+}
+
+// store writes an object to a temporary file and gives that its name. A process that
+// is killed meanwhile leaves a temporary file, which the next one removes.
+func (d *Disk) store(root *os.Root, j *diskJob) error {
+	header, size := newFileHeader(j.object, j.key, d.now())
+	d.mu.Lock()
+	useless := j.cancelled || diskSize(size) > d.max()/2
+	d.mu.Unlock()
+	if useless {
+		return nil
+	}
+	if err := d.makeRoom(root, diskSize(size)); err != nil {
+		return err
+	}
+	path := j.name.path()
+	if err := root.Mkdir(j.name.folder(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	f, err := d.create(root, path+temporary)
+	if err != nil {
+		return err
+	}
+	err = header.write(f, j.reader, size)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = root.Rename(path+temporary, path)
+	}
+	if err != nil {
+		return errors.Join(err, remove(root, path+temporary))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forget(d.files[j.name])
+	added := d.add(j.name, diskSize(size), d.now().Unix())
+	if j.cancelled {
+		d.doom(added)
+	}
+	return nil
+}
+
+// max is the size of the disk. The caller has locked the disk.
+func (d *Disk) max() int64 {
+	if len(d.sizes) == 0 {
+		return 0
+	}
+	return slices.Max(d.sizes)
+}
+
+// makeRoom evicts files until there is room for so many bytes.
+func (d *Disk) makeRoom(root *os.Root, size int64) error {
+	for {
+		f := d.victim(size)
+		if f == nil {
+			return nil
+		}
+		if err := d.delete(root, f); err != nil {
+			return err
+		}
+	}
+}
+
+// victim returns the file to evict, or nil if there is room.
+func (d *Disk) victim(size int64) *diskFile {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	bound := d.max()
+	if len(d.files) == 0 || d.used+size <= bound && int64(len(d.files)) < max(bound/bytesPerFile, 1) {
+		return nil
+	}
+	for {
+		if d.small.Len() > 0 && (d.small.size > bound/smallPart || d.main.Len() == 0) {
+			f := d.small.Front().Value.(*diskFile)
+			if f.hits == 0 || f.doomed {
+				d.ghosts.add(f.name, d.main.Len())
+				return f
+			}
+			f.hits = 0
+			d.small.remove(f)
+			d.main.push(f)
+			continue
+		}
+		f := d.main.Front().Value.(*diskFile)
+		if f.hits == 0 || f.doomed {
+			return f
+		}
+		f.hits--
+		d.main.MoveToBack(f.element)
+	}
+}
+
+// removeDoomed removes the files that are not used any more. What cannot be removed is
+// tried again later.
+func (d *Disk) removeDoomed(root *os.Root) {
+	d.mu.Lock()
+	names := d.doomed
+	d.doomed = nil
+	d.mu.Unlock()
+	for i, name := range names {
+		d.mu.Lock()
+		f := d.files[name]
+		d.mu.Unlock()
+		if f == nil || !f.doomed {
+			continue
+		}
+		if err := d.delete(root, f); err != nil {
+			d.mu.Lock()
+			d.doomed = append(d.doomed, names[i:]...)
+			d.mu.Unlock()
+			d.fail("removing a file of the media cache", err)
+			return
+		}
+	}
+}
+
+// delete removes a file and forgets it.
+func (d *Disk) delete(root *os.Root, f *diskFile) error {
+	if err := remove(root, f.name.path()); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forget(f)
+	return nil
+}
+
+// remove removes a file that may be gone already.
+func remove(root *os.Root, path string) error {
+	if err := root.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// scan finds out which files there are, by their names and sizes. What is in them is
+// checked when they are used.
+func (d *Disk) scan(ctx context.Context, root *os.Root) {
+	var foreign foreignFiles
+	d.scanFolder(root, ".", &foreign)
+	for i := range 256 {
+		if ctx.Err() != nil {
+			return
+		}
+		name := fileName{byte(i)}
+		d.scanFolder(root, name.folder(), &foreign)
+		d.work(ctx, root)
+	}
+	d.mu.Lock()
+	d.scanned = true
+	d.sortByAge()
+	d.mu.Unlock()
+	if foreign.count > 0 {
+		d.fail("the folder of the media cache has files of others, which stay where they are", fmt.Errorf("%d, for example %q", foreign.count, foreign.example))
+	}
+}
+
+// foreignFiles are those in the folder that are not of the cache.
+type foreignFiles struct {
+	count   int
+	example string
+}
+
+// sortByAge has the oldest files evicted first. The caller has locked the disk.
+func (d *Disk) sortByAge() {
+	files := make([]*diskFile, 0, d.small.Len())
+	for e := d.small.Front(); e != nil; e = e.Next() {
+		files = append(files, e.Value.(*diskFile))
+	}
+	slices.SortStableFunc(files, func(a, b *diskFile) int { return cmp.Compare(a.written, b.written) })
+	for _, f := range files {
+		d.small.MoveToBack(f.element)
+	}
+}
+
+// scanFolder adds the files of a folder to the index, and removes temporary ones.
+func (d *Disk) scanFolder(root *os.Root, folder string, foreign *foreignFiles) {
+	f, err := root.Open(folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		d.fail("reading the folder of the media cache", err)
+		return
+	}
+	defer f.Close()
+	for {
+		entries, err := f.ReadDir(scanBatch)
+		for _, entry := range entries {
+			if !isOfCache(folder, entry) {
+				foreign.count, foreign.example = foreign.count+1, folder+"/"+entry.Name()
+			} else if folder != "." {
+				d.addFound(root, folder, entry.Name())
+			}
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				d.fail("reading the folder of the media cache", err)
+			}
+			return
+		}
+	}
+}
+
+// isOfCache reports whether the cache has made a file or folder.
+func isOfCache(folder string, entry fs.DirEntry) bool {
+	if folder == "." {
+		first, err := hex.DecodeString(entry.Name())
+		return err == nil && len(first) == 1 && entry.IsDir() || entry.Name() == lockName
+	}
+	_, ok := parseFileName(folder, strings.TrimSuffix(entry.Name(), temporary))
+	return ok && entry.Type().IsRegular()
+}
+
+// addFound adds a file to the index, or removes it if it is a temporary one.
+func (d *Disk) addFound(root *os.Root, folder, text string) {
+	path := folder + "/" + text
+	if strings.HasSuffix(text, temporary) {
+		if err := remove(root, path); err != nil {
+			d.fail("removing a temporary file of the media cache", err)
+		}
+		return
+	}
+	name, _ := parseFileName(folder, text)
+	info, err := root.Lstat(path)
+	if err != nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.files[name] == nil {
+		d.add(name, diskSize(info.Size()), info.ModTime().Unix())
+	}
+}
+
+// openRegular opens a file for reading, if it is a regular one and not a link to one.
+func openRegular(root *os.Root, path string) (diskReader, int64, error) {
+	named, err := root.Lstat(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !named.Mode().IsRegular() {
+		return nil, 0, fmt.Errorf("%s is no regular file: %w", path, errDamaged)
+	}
+	f, err := root.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err == nil && !os.SameFile(info, named) {
+		err = fs.ErrNotExist // it has just been replaced
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
+}
+
+// createFile creates a file that only Caddy may read.
+func createFile(root *os.Root, path string) (diskWriter, error) {
+	if err := remove(root, path); err != nil {
+		return nil, err
+	}
+	return root.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+}
