@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 
 // Whatever a viewer takes for a complete answer has the bytes of the object, and nobody
 // who is refused gets any: while the origin fails in every way, configs are reloaded, keys
-// are revoked, and the server is killed and comes back.
+// are revoked, files change and are purged, and the server is killed and comes back.
 func TestCacheBytes(t *testing.T) {
 	t.Parallel()
 	testCacheBytes(t, 12, 1, config{})
@@ -71,7 +72,8 @@ const unreliableVideo = "show"
 // unreliableOrigin fails in most of the ways of faults, each time in another one.
 type unreliableOrigin struct {
 	*origin
-	faults []fault
+	faults  []fault
+	version atomic.Int64 // of all objects
 
 	mu     sync.Mutex
 	failed int
@@ -94,8 +96,9 @@ func startUnreliableOrigin(t testing.TB) *unreliableOrigin {
 
 // ServeHTTP implements http.Handler.
 func (o *unreliableOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if body := objectOf(strings.TrimPrefix(r.URL.Path, "/"+unreliableVideo+"/")); rand.IntN(3) > 0 {
-		w.Header().Set("ETag", `"v1"`)
+	version := o.version.Load()
+	if body := objectOf(strings.TrimPrefix(r.URL.Path, "/"+unreliableVideo+"/"), version); rand.IntN(3) > 0 {
+		w.Header().Set("ETag", fmt.Sprintf(`"v%d"`, version))
 		w.Header().Set("Content-Type", "video/mp4")
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 		return
@@ -124,12 +127,12 @@ func (o *unreliableOrigin) kinds() []string {
 	return kinds
 }
 
-// objectOf returns the bytes of an object, which follow from its name: of 1 KiB to 2 MiB,
-// so that the largest are kept in slices.
-func objectOf(name string) []byte {
+// objectOf returns the bytes of a version of an object. Its size follows from its name: 1 KiB
+// to 2 MiB, so that the largest are kept in slices.
+func objectOf(name string, version int64) []byte {
 	seed := sha256.Sum256([]byte(name))
 	body := make([]byte, 1<<10<<(seed[0]%12))
-	_, _ = rand.NewChaCha8(seed).Read(body)
+	_, _ = rand.NewChaCha8(sha256.Sum256(fmt.Append(seed[:], version))).Read(body)
 	return body
 }
 
@@ -139,6 +142,7 @@ type bytesCheck struct {
 	good []string          // tokens
 	bad  map[string]string // by what is wrong with them
 
+	purged       atomic.Int64 // the version before which all are purged
 	mu           sync.Mutex
 	revocable    string // the token of a key that is revoked soon
 	revoked      []string
@@ -146,7 +150,7 @@ type bytesCheck struct {
 	refused, cut int
 }
 
-// interfere reloads the config and revokes a key.
+// interfere reloads the config, purges the video and revokes a key.
 func (s *bytesCheck) interfere(t *testing.T, g *gateway, c config, admin string) {
 	var made apiKey
 	g.mustCall(t, http.MethodPost, "stream/keys", "", &made)
@@ -159,7 +163,11 @@ func (s *bytesCheck) interfere(t *testing.T, g *gateway, c config, admin string)
 		if err := g.load(admin, strings.Replace(g.caddyfile(t, s.o.origin, c), "admin off\n", "", 1)); err != nil {
 			t.Error(err)
 		}
-		<-time.After(300 * time.Millisecond)
+		<-time.After(150 * time.Millisecond)
+		version := s.o.version.Add(1)
+		g.mustCall(t, http.MethodPost, "stream/"+unreliableVideo+"/purge", "", nil)
+		s.purged.Store(version)
+		<-time.After(150 * time.Millisecond)
 	}
 	g.mustCall(t, http.MethodDelete, "stream/keys/"+made.ID, "", nil)
 	s.mu.Lock()
@@ -210,17 +218,19 @@ func (s *bytesCheck) token(random *rand.Rand) (compact, wrong string) {
 // ask makes one request and checks its answer.
 func (s *bytesCheck) ask(c *http.Client, random *rand.Rand, base, wrong string) error {
 	name := fmt.Sprintf("s%02d.m4s", random.IntN(40))
-	want := objectOf(name)
+	oldest := s.purged.Load()
+	whole := objectOf(name, oldest)
+	from, to := 0, len(whole)-1
 	r, err := http.NewRequest(http.MethodGet, base+name, nil)
 	if err != nil {
 		return err
 	}
 	wantStatus := http.StatusOK
 	if random.IntN(3) == 0 {
-		from := random.IntN(len(want))
-		to := from + random.IntN(len(want)-from)
+		from = random.IntN(len(whole))
+		to = from + random.IntN(len(whole)-from)
 		r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to))
-		want, wantStatus = want[from:to+1], http.StatusPartialContent
+		wantStatus = http.StatusPartialContent
 	}
 	res, err := c.Do(r)
 	if err != nil {
@@ -228,10 +238,14 @@ func (s *bytesCheck) ask(c *http.Client, random *rand.Rand, base, wrong string) 
 	}
 	defer res.Body.Close()
 	if random.IntN(10) == 0 {
-		_, _ = io.CopyN(io.Discard, res.Body, int64(random.IntN(len(want))))
+		_, _ = io.CopyN(io.Discard, res.Body, int64(random.IntN(to-from+1)))
 		return nil // the viewer leaves
 	}
 	body, err := io.ReadAll(res.Body)
+	right := false
+	for version := oldest; version <= s.o.version.Load(); version++ {
+		right = right || bytes.Equal(body, objectOf(name, version)[from:to+1])
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -244,8 +258,8 @@ func (s *bytesCheck) ask(c *http.Client, random *rand.Rand, base, wrong string) 
 		s.cut++
 	case res.StatusCode == http.StatusPartialContent && !strings.Contains(res.Header.Get("Cache-Status"), "hit") && strings.Trim(string(body), "x") == "":
 		// A part of a body that the origin has not broken off yet.
-	case res.StatusCode == wantStatus && !bytes.Equal(body, want):
-		return fmt.Errorf("%s, %q, %s: %d wrong bytes, want %d", name, r.Header["Range"], res.Header["Cache-Status"], len(body), len(want))
+	case res.StatusCode == wantStatus && !right:
+		return fmt.Errorf("%s, %q, %s: %d wrong bytes, want %d", name, r.Header["Range"], res.Header["Cache-Status"], len(body), to-from+1)
 	case res.StatusCode < 300 && res.StatusCode != wantStatus:
 		return fmt.Errorf("%s, %q: status %d with %d bytes", name, r.Header["Range"], res.StatusCode, len(body))
 	default:
