@@ -60,13 +60,13 @@ integration: bin/caddy bin/caddy-race ## Tests of the real binary: a recording o
 
 .PHONY: bin/bench
 bin/bench:
-	cd bench && go test . && go build -o ../$@ .
+	cd bench && go test ./... && go build -o ../$@ .
 
 # The bench names the Debian packages that are missing, and refuses to start on a
 # busy machine: if this has compiled something, wait a few minutes. BENCHFLAGS=flood
-# measures floods instead, BENCHFLAGS=-help lists what can be set.
+# measures floods instead, BENCHFLAGS=growth more objects and viewers, BENCHFLAGS=-help lists what can be set.
 .PHONY: bench
-bench: bin/caddy bin/bench ## Measure the gate beside bare Caddy, HAProxy, Traffic Server and nginx, on an idle machine
+bench: bin/caddy bin/bench ## Measure the gate beside bare Caddy, HAProxy, Traffic Server, nginx and Varnish, on an idle machine
 	cd bench && ../bin/bench $(BENCHFLAGS)
 
 .PHONY: lint

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/xml"
 	"errors"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -150,6 +152,41 @@ func TestTargets(t *testing.T) {
 		if missed := r.missed(); len(missed) != c.missed || !strings.Contains(out.String(), c.want) {
 			t.Errorf("with %d µs, missed() has %d entries, want %d, and %q in\n%s", c.micros, len(missed), c.missed, c.want, out.String())
 		}
+	}
+}
+
+// The chart is XML, and has a bar for each server in each cell.
+func TestChart(t *testing.T) {
+	t.Parallel()
+	r := report{setups: allSetups, samples: make(map[*setup]map[cell][]sample)}
+	for _, s := range allSetups {
+		r.samples[s] = make(map[cell][]sample)
+		for _, c := range s.cells(len(objectSizes)) {
+			r.samples[s][c] = []sample{{load: loadResult{Requests: 1000}, cpu: 25 * time.Millisecond}}
+		}
+	}
+	bars, texts := 0, 0
+	for d := xml.NewDecoder(strings.NewReader(r.chart())); ; {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch e := token.(type) {
+		case xml.StartElement:
+			if e.Name.Local == "rect" {
+				bars++
+			}
+		case xml.CharData:
+			if string(e) == "25" {
+				texts++
+			}
+		}
+	}
+	if bars != 6*6 || texts != 6*6-3 { // Varnish has no TLS
+		t.Errorf("%d bars and %d figures", bars, texts)
 	}
 }
 

@@ -67,7 +67,7 @@ func describeEnvironment(o options, args string) (environment, error) {
 	}
 	e.kernel, _, _ = strings.Cut(e.kernel, "-") // the rest is the builder's
 	packages := comparisonPackages
-	if o.flood {
+	if o.flood || o.growth {
 		packages = floodPackages
 	}
 	packaged, err := packageVersions(packages)

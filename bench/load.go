@@ -52,7 +52,7 @@ func (b *bench) run(ctx context.Context, l load) (r loadResult, err error) {
 		header = append(header, name+": "+value)
 	}
 	args := []string{
-		"-t1", "-c" + strconv.Itoa(l.connections), "-d" + l.duration.String(), "--timeout", "30s",
+		"-t1", "-c" + strconv.Itoa(l.connections), "-d" + seconds(l.duration), "--timeout", "30s",
 		"-s", b.script, l.url, "--", l.paths,
 	}
 	out, err := exec.CommandContext(ctx, "wrk", append(args, header...)...).CombinedOutput() //nolint:gosec // the arguments are ours
@@ -66,6 +66,9 @@ func (b *bench) run(ctx context.Context, l load) (r loadResult, err error) {
 	}
 	return r, json.Unmarshal(bytes.TrimPrefix(lines[i], []byte("RESULT ")), &r)
 }
+
+// seconds writes a duration as the load generators read it, which know no 2m5s.
+func seconds(d time.Duration) string { return strconv.Itoa(int(d/time.Second)) + "s" }
 
 // h2Windows are the flow-control windows of browsers: some MiB for a stream and more for
 // a connection.
@@ -81,8 +84,8 @@ func runH2Load(ctx context.Context, l load) (r loadResult, err error) {
 	if err := writeFile(urls, []byte(l.url+strings.ReplaceAll(strings.TrimSpace(string(paths)), "\n", "\n"+l.url)+"\n")); err != nil {
 		return r, err
 	}
-	args := append([]string{"-t1", "-c" + strconv.Itoa(l.connections), "-D" + l.duration.String(), "-i", urls}, h2Windows...)
-	out, err := exec.CommandContext(ctx, "h2load", args...).CombinedOutput() //nolint:gosec // the arguments are ours
+	args := append([]string{"-t1", "-c" + strconv.Itoa(l.connections), "-D" + seconds(l.duration), "-i", urls}, h2Windows...)
+	out, err := exec.CommandContext(ctx, "h2load", args...).CombinedOutput()
 	if err != nil {
 		return r, fmt.Errorf("h2load: %w\n%s", err, out)
 	}
@@ -98,8 +101,10 @@ func parseH2Load(out string, duration time.Duration) (r loadResult, err error) {
 		format string
 		fields []any
 	}{
-		{"requests: ", "requests: %d total, %d started, %d done, %d succeeded, %d failed, %d errored, %d timeout",
-			[]any{&ignored, &ignored, &ignored, &r.Requests, &ignored, &r.Errors.Read, &r.Errors.Timeout}},
+		{
+			"requests: ", "requests: %d total, %d started, %d done, %d succeeded, %d failed, %d errored, %d timeout",
+			[]any{&ignored, &ignored, &ignored, &r.Requests, &ignored, &r.Errors.Read, &r.Errors.Timeout},
+		},
 		{"status codes: ", "status codes: %d 2xx, %d 3xx, %d 4xx, %d 5xx", []any{&ignored, &redirects, &refusals, &failures}},
 	} {
 		_, rest, found := strings.Cut(out, "\n"+line.begins)

@@ -3,7 +3,8 @@
 --   wrk … -s load.lua <url> -- <file> [<Name: value>...]
 --
 -- In each request, {signature} in a path or header becomes a new signature of
--- random bytes, and {address} a new IPv4 address.
+-- random bytes, {address} a new IPv4 address, and {number 100} the next number
+-- below 100.
 --
 -- wrk must have one thread, because each thread begins at the first path.
 
@@ -42,13 +43,23 @@ local fill = {
 	end,
 }
 
+-- Begins anywhere, so that several loads reach all numbers.
+local function counter(below)
+	local next = random(below) - 1
+	return function()
+		next = (next + 1) % below
+		return next
+	end
+end
+
 -- Splits a request at its variable parts.
 local function template(text)
 	local parts, from = {}, 1
 	for at, marker, after in text:gmatch("()(%b{})()") do
-		if fill[marker] then
+		local below = marker:match("^{number (%d+)}$")
+		if fill[marker] or below then
 			parts[#parts + 1] = text:sub(from, at - 1)
-			parts[#parts + 1] = fill[marker]
+			parts[#parts + 1] = fill[marker] or counter(tonumber(below))
 			from = after
 		end
 	end

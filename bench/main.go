@@ -1,6 +1,6 @@
 // Command bench sends the same load to the gate and to other servers in front of one
 // origin, with and without their caches, and reports the cost of each. With the argument flood, it measures the effect of
-// floods of forged tokens on clients. README.md explains the reports.
+// floods of forged tokens on clients; with growth, the cost of more objects and viewers. README.md explains the reports.
 //
 // It is a separate module, so the product's go.mod does not list the dependencies of the
 // measurements.
@@ -23,6 +23,7 @@ import (
 // options are the command line.
 type options struct {
 	flood       bool // measure floods instead of comparing servers
+	growth      bool // measure more and more objects and viewers instead
 	quick       bool // a smoke test
 	small       bool // only the smallest object
 	rounds      int
@@ -49,6 +50,9 @@ func parseOptions(args []string) (options, error) {
 		o = options{flood: true, rounds: 5, duration: 10 * time.Second, connections: 256}
 		name, args = "bench flood", args[1:]
 	}
+	if len(args) > 0 && args[0] == "growth" {
+		o.growth, name, args = true, "bench growth", args[1:]
+	}
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.IntVar(&o.rounds, "rounds", o.rounds, "the `number` of rounds; each round measures everything once")
 	flags.DurationVar(&o.duration, "duration", o.duration, "the `duration` of a measurement, in whole seconds")
@@ -56,7 +60,7 @@ func parseOptions(args []string) (options, error) {
 	flags.StringVar(&o.caddy, "caddy", "../bin/caddy", "the `binary` that contains the gate")
 	flags.BoolVar(&o.quick, "quick", false, "a smoke test: measure a little, also on a busy machine, and write no report")
 	only := new(string)
-	if !o.flood {
+	if !o.flood && !o.growth {
 		flags.StringVar(only, "only", "", "measure the setups whose name matches a `pattern`, and write no report")
 		flags.BoolVar(&o.small, "small", false, "measure the smallest object only, and write no report")
 	}
@@ -102,8 +106,11 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	measure, file := compare, "results.md"
-	if o.flood {
+	switch {
+	case o.flood:
 		measure, file = measureFloods, "flood.md"
+	case o.growth:
+		measure, file = measureGrowth, "growth.md"
 	}
 	e, err := describeEnvironment(o, strings.Join(args, " "))
 	if err != nil {
@@ -145,6 +152,11 @@ func compare(ctx context.Context, o options, e environment) (markdown string, un
 		return "", nil, err
 	}
 	r := report{e, b.setups, b.samples}
+	if !o.partial() {
+		if err := writeFile("results.svg", []byte(r.chart())); err != nil {
+			return "", nil, err
+		}
+	}
 	return r.markdown(), r.unmet(), nil
 }
 

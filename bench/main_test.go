@@ -16,6 +16,7 @@ func TestOptions(t *testing.T) {
 	}{
 		{"comparison", []string{"-caddy", binary}, false, true},
 		{"flood", []string{"flood", "-caddy", binary}, true, true},
+		{"growth", []string{"growth", "-caddy", binary}, false, true},
 		{"unknown", []string{"floods", "-caddy", binary}, false, false},
 		{"flood after the flags", []string{"-caddy", binary, "flood"}, false, false},
 		{"a flag of the comparison", []string{"flood", "-caddy", binary, "-small"}, true, false},
