@@ -1,25 +1,103 @@
 package signedplayback
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/webhook"
 )
 
-// sessionEnded tells of the end of a session: one line of the log, and a metric.
+// sessionEvent is the end of a session as it is posted.
+type sessionEvent struct {
+	Event   string `json:"event"` // session.ended
+	ID      string `json:"id"`
+	UID     string `json:"uid"`
+	Video   string `json:"video"`
+	Started string `json:"started"`
+	Ended   string `json:"ended"`
+	Seconds int64  `json:"seconds"` // from the first request to the last
+	Bytes   int64  `json:"bytes"`
+	Country string `json:"country"`
+	Reason  string `json:"reason"`
+	Shared  bool   `json:"shared"`
+}
+
+// sessionEnded tells of the end of a session: in the log, in a metric, and to the receiver of
+// session_events.
 func (s *sharedState) sessionEnded(e sessions.Event) {
+	event := sessionEvent{
+		"session.ended", e.ID.String(), e.UID(), e.Video, e.Started.UTC().Format(time.RFC3339), e.Ended.UTC().Format(time.RFC3339),
+		int64(e.LastSeen.Sub(e.Started) / time.Second), e.Bytes, e.Country, string(e.Reason), e.Shared,
+	}
 	s.metrics.sessionsEnded[e.Reason].Inc()
 	s.logger().Named("sessions").Info("session ended",
-		zap.Stringer("session", e.ID),
-		zap.String("video", e.Video),
-		zap.String("uid", e.UID()),
-		zap.Time("started", e.Started),
-		zap.Int64("seconds", int64(e.LastSeen.Sub(e.Started)/time.Second)),
-		zap.Int64("bytes", e.Bytes),
-		zap.String("country", e.Country),
-		zap.String("reason", string(e.Reason)),
-		zap.Bool("shared", e.Shared),
-	)
+		zap.String("session", event.ID), zap.String("video", event.Video), zap.String("uid", event.UID), zap.String("started", event.Started),
+		zap.Int64("seconds", event.Seconds), zap.Int64("bytes", event.Bytes), zap.String("country", event.Country), zap.String("reason", event.Reason),
+		zap.Bool("shared", event.Shared))
+	s.mu.RLock()
+	receiver := s.receiver
+	s.mu.RUnlock()
+	if receiver == nil {
+		return
+	}
+	if body, err := json.Marshal(event); err == nil {
+		receiver.Send(body)
+	}
+}
+
+// eventReceiver is where a config has the ends of sessions posted.
+type eventReceiver struct {
+	*webhook.Webhook
+	identity string // of its configuration
+}
+
+// provisionSessionEvents checks session_events. Its errors quote no URL, which may contain a
+// secret.
+func (a *App) provisionSessionEvents() error {
+	address, err := resolveSecret(a.SessionEvents)
+	if err == nil && address != "" {
+		a.eventsURL, err = webhook.Parse(address, isLoopback)
+	}
+	if err != nil {
+		return fmt.Errorf("session_events: %w", err)
+	}
+	return nil
+}
+
+// eventsKey signs events. It is derived from session_secret, because whoever receives events
+// must not be able to make sessions; nil without one.
+func eventsKey(sessionSecret string) []byte {
+	if sessionSecret == "" {
+		return nil
+	}
+	mac := hmac.New(sha256.New, []byte(sessionSecret))
+	mac.Write([]byte("session_events"))
+	return []byte(hex.EncodeToString(mac.Sum(nil)))
+}
+
+// sendEventsOf has the ends of sessions posted as a config says. The caller holds s.mu.
+func (s *sharedState) sendEventsOf(config *App) {
+	identity := ""
+	if config.eventsURL != nil {
+		identity = fmt.Sprintf("%s %x", config.eventsURL, config.eventsKey)
+	}
+	if s.receiver != nil && s.receiver.identity == identity {
+		return
+	}
+	if s.receiver != nil {
+		go s.receiver.Close()
+		s.receiver = nil
+	}
+	if identity != "" {
+		s.receiver = &eventReceiver{webhook.New(webhook.Config{
+			URL: config.eventsURL, Key: config.eventsKey, Logger: s.logger, Drop: func() { s.metrics.countDropped("event") },
+		}), identity}
+	}
 }

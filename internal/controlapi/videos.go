@@ -24,7 +24,7 @@ const maxAncestorsBytes = 8 << 10
 // or in Cloudflare's. A call of such a resource must not become settings of a video with
 // that name.
 var reservedVideos = []string{
-	"audio", "clip", "copy", "direct_upload", "keys", "live_inputs", "storage-usage", "videos", "watermarks", "webhook",
+	"audio", "clip", "copy", "direct_upload", "keys", "live_inputs", "sessions", "storage-usage", "videos", "watermarks", "webhook",
 }
 
 // checkVideo checks the video id in the path.

@@ -108,6 +108,10 @@ type Config struct {
 	// Ended is told of each session that has ended, by the goroutine of Run.
 	Ended func(Event)
 
+	// Shared is told of each viewer who probably shares a token, once in ten minutes, by
+	// the goroutine of Run.
+	Shared func(Sharing)
+
 	// Dropped counts what a bound has dropped: DroppedSession for a request that found no
 	// room and plays uncounted, DroppedEnd for an end of which Ended is not told.
 	Dropped func(what string)
@@ -165,6 +169,8 @@ type Tracker struct {
 	count     int
 	viewers   map[viewerKey]*viewer
 	networks  map[network]int // sessions that began there
+	traces    int             // viewers with one
+	reports   []Sharing       // that are yet to be told
 	endings   []ending        // that are yet to be told
 	forgotten time.Time       // when sweep last looked for what may be forgotten
 
@@ -226,6 +232,7 @@ func (t *Tracker) Visit(ctx context.Context, v Visit) (*Session, error) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		s.moveTo(from, v.Client.Country())
+		t.noteUse(s, from)
 	}
 	return s, nil
 }
@@ -426,6 +433,7 @@ func (t *Tracker) add(of *viewer, s *Session) {
 	shard.Lock()
 	shard.sessions[s.key] = s
 	shard.Unlock()
+	t.noteUse(s, s.origin)
 }
 
 // end takes a session out of the registry.
@@ -444,12 +452,19 @@ func (t *Tracker) end(s *Session, reason Reason) {
 		of.end(s.id, s.begun, s.memorable(t.config.Now()))
 	}
 	if len(of.running) == 0 && (of.endedUntil == 0 || len(t.viewers) > 2*t.capacity) {
-		delete(t.viewers, of.key)
+		t.forgetViewer(of)
 	}
 	if len(t.endings) < maxEndings {
 		t.endings = append(t.endings, ending{Event{t.info(s), t.config.Now(), reason}, of.key, s.bytes.Load() - s.toldBytes})
 	} else {
 		t.config.Dropped(DroppedEnd)
+	}
+}
+
+func (t *Tracker) forgetViewer(of *viewer) {
+	delete(t.viewers, of.key)
+	if of.trace != nil {
+		t.traces--
 	}
 }
 
@@ -502,9 +517,12 @@ func (t *Tracker) work(ctx context.Context, hurry bool) {
 		t.tellFleet(ctx, hurry || t.fleet.away.Load())
 	}
 	t.mu.Lock()
-	ended := t.endings
-	t.endings = nil
+	ended, reports := t.endings, t.reports
+	t.endings, t.reports = nil, nil
 	t.mu.Unlock()
+	for _, report := range reports {
+		t.config.Shared(report)
+	}
 	for _, event := range t.settle(ctx, ended) {
 		t.config.Ended(event)
 	}
@@ -547,13 +565,14 @@ func (t *Tracker) sweep() {
 		return
 	}
 	t.forgotten = now
-	for key, of := range t.viewers {
+	t.forgetTraces()
+	for _, of := range t.viewers {
 		if of.endedUntil > now.Unix() || of.endedUntil == 0 {
 			continue
 		}
 		of.ended, of.endedThrough, of.endedUntil = nil, 0, 0
 		if len(of.running) == 0 {
-			delete(t.viewers, key)
+			t.forgetViewer(of)
 		}
 	}
 }

@@ -44,12 +44,13 @@ type registry struct {
 	*Tracker
 	*clock
 	ends     []Event
+	shared   []Sharing
 	failures atomic.Int64 // calls of the Redis
 }
 
 func newRegistry(policy Policy) *registry {
 	r := &registry{clock: new(clock)}
-	r.Tracker = New(Config{Policy: policy, Now: r.now, Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}})
+	r.Tracker = New(Config{Policy: policy, Now: r.now, Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Shared: func(s Sharing) { r.shared = append(r.shared, s) }})
 	return r
 }
 

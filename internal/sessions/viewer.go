@@ -14,6 +14,7 @@ type viewer struct {
 	key     viewerKey
 	name    string     // "" if only other nodes have seen the viewer
 	running []*Session // in no order
+	trace   *trace     // nil for a viewer with one session at one place
 
 	// Ended sessions stay ended until their tokens have expired. Of these, the
 	// maxEnded that began last are listed. Of a viewer with more, every
