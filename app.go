@@ -149,6 +149,9 @@ type App struct {
 	authority     *sessionAuthority // nil with sessions off
 	sessionPolicy sessions.Policy   // of the state's tracker
 	enforcement   enforcement       // of gates and videos without a setting
+	revokeShared  bool
+	eventsURL     *url.URL // of session_events, nil for none
+	eventsKey     []byte   // that signs them, nil for none
 	videos        map[string]settings
 	publicURL     string
 	caches        []*Cache                   // of this config

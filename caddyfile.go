@@ -285,6 +285,8 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    on_session_limit    end_oldest|refuse_new
 //	    max_session         <duration>
 //	    session_secret      <secret>
+//	    session_events      <url>
+//	    on_sharing          report|revoke
 //	    video <id> {
 //	        require_signed_urls on|off
 //	        allowed_origins     <pattern>...

@@ -33,6 +33,7 @@ type metrics struct {
 	verified        map[reason]prometheus.Counter // "" for success
 	verifySeconds   prometheus.Histogram
 	sessionsEnded   map[sessions.Reason]prometheus.Counter
+	sharing         prometheus.Counter
 	sessionsDropped *prometheus.CounterVec
 	cacheResults    map[mediacache.Result]prometheus.Counter
 
@@ -66,8 +67,9 @@ func newMetrics() *metrics {
 	for _, why := range sessions.Reasons() {
 		m.sessionsEnded[why] = ended.WithLabelValues(string(why))
 	}
-	m.sessionsDropped = m.counters("sessions_dropped_total", "What was too much: requests for a session that found no room and played uncounted (session), and ends of sessions that were not told (end).", "what")
-	for _, what := range []string{sessions.DroppedSession, sessions.DroppedEnd} {
+	m.sessionsDropped = m.counters("sessions_dropped_total", "What was too much: requests for a session that found no room and played uncounted (session), ends of sessions that were not told (end), and those that the receiver of session_events has not taken (event).", "what")
+	m.sharing = m.counter("sharing_reports_total", "Viewers who were reported because they probably share a token.")
+	for _, what := range []string{sessions.DroppedSession, sessions.DroppedEnd, droppedEvent} {
 		m.sessionsDropped.WithLabelValues(what)
 	}
 	cacheRequests := m.counters("cache_requests_total", "Requests to the media cache by what it did: hit, miss, collapsed, stale, revalidated or bypass.", "result")

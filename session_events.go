@@ -14,6 +14,9 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/webhook"
 )
 
+// droppedEvent counts an event that the receiver has not taken.
+const droppedEvent = "event"
+
 // sessionEvent is the end of a session as it is posted.
 type sessionEvent struct {
 	Event   string `json:"event"` // session.ended
@@ -52,6 +55,14 @@ func (s *sharedState) sessionEnded(e sessions.Event) {
 	}
 }
 
+// viewerShares tells of a viewer who probably shares a token.
+func (s *sharedState) viewerShares(report sessions.Sharing) {
+	s.metrics.sharing.Inc()
+	s.logger().Named("sessions").Warn("a viewer probably shares a token",
+		zap.String("uid", report.UID()), zap.Stringer("session", report.ID), zap.String("video", report.Video), zap.Int("score", report.Score),
+		zap.Int("networks", report.Networks), zap.Int("countries", report.Countries), zap.Int("sessions", report.Active))
+}
+
 // eventReceiver is where a config has the ends of sessions posted.
 type eventReceiver struct {
 	*webhook.Webhook
@@ -71,9 +82,9 @@ func (a *App) provisionSessionEvents() error {
 	return nil
 }
 
-// eventsKey signs events. It is derived from session_secret, because whoever receives events
+// keyOfEvents signs events. It is derived from session_secret, because whoever receives events
 // must not be able to make sessions; nil without one.
-func eventsKey(sessionSecret string) []byte {
+func keyOfEvents(sessionSecret string) []byte {
 	if sessionSecret == "" {
 		return nil
 	}
@@ -97,7 +108,7 @@ func (s *sharedState) sendEventsOf(config *App) {
 	}
 	if identity != "" {
 		s.receiver = &eventReceiver{webhook.New(webhook.Config{
-			URL: config.eventsURL, Key: config.eventsKey, Logger: s.logger, Drop: func() { s.metrics.countDropped("event") },
+			URL: config.eventsURL, Key: config.eventsKey, Logger: s.logger, Drop: func() { s.metrics.countDropped(droppedEvent) },
 		}), identity}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/webhook"
 )
 
 // SessionOptions are the options of playback sessions. All but the first need it.
@@ -35,6 +36,15 @@ type SessionOptions struct {
 	// How long the control API may extend a session beyond the `exp` of its token.
 	// Default: not at all.
 	MaxSession caddy.Duration `json:"max_session,omitempty"`
+
+	// The https URL to which the end of each session is posted as JSON; http to a
+	// loopback address only. Placeholders are resolved. Default: nowhere. Permitted:
+	// `https://hooks.example.com/playback`. Not permitted: `http://hooks.example.com/`.
+	SessionEvents string `json:"session_events,omitempty"`
+
+	// What happens to a viewer who probably shares a token: `report` writes a line to
+	// the log, `revoke` revokes the viewer's tokens as well. Default: `report`.
+	OnSharing string `json:"on_sharing,omitempty"`
 }
 
 // minSessionTimeout is more than a player's usual pause between two segments.
@@ -52,6 +62,10 @@ func (a *App) provisionSessions() error {
 			option = "on_session_limit"
 		case o.MaxSession != 0:
 			option = "max_session"
+		case o.SessionEvents != "":
+			option = "session_events"
+		case o.OnSharing != "":
+			option = "on_sharing"
 		case a.limitsSessions():
 			option = "max_sessions"
 		}
@@ -70,8 +84,13 @@ func (a *App) provisionSessions() error {
 		return fmt.Errorf("max_session %s is negative", time.Duration(o.MaxSession))
 	}
 	var err error
-	a.sessionPolicy.RefuseNew, err = parseOnSessionLimit(o.OnSessionLimit)
-	return err
+	if a.revokeShared, err = parseOnSharing(o.OnSharing); err != nil {
+		return err
+	}
+	if a.sessionPolicy.RefuseNew, err = parseOnSessionLimit(o.OnSessionLimit); err != nil {
+		return err
+	}
+	return a.provisionSessionEvents()
 }
 
 var errSessionsOff = errors.New("it needs `sessions on`")
@@ -96,12 +115,47 @@ func parseOnSessionLimit(value string) (refuseNew bool, err error) {
 	return false, fmt.Errorf("on_session_limit %q: want end_oldest or refuse_new", value)
 }
 
+// parseSessionEvents reads a URL that no error quotes: it may contain a secret.
+func (o *SessionOptions) parseSessionEvents(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) != 1 || args[0] == "" {
+		return d.Errf("session_events takes one URL, not %d arguments", len(args))
+	}
+	o.SessionEvents = args[0]
+	if hasPlaceholder(o.SessionEvents) {
+		return nil // Provision resolves and checks it
+	}
+	if _, err := webhook.Parse(o.SessionEvents, isLoopback); err != nil {
+		return d.Errf("session_events: %v", err)
+	}
+	return nil
+}
+
+// parseOnSharing reads the value of on_sharing.
+func parseOnSharing(value string) (revoke bool, err error) {
+	switch value {
+	case "", "report":
+		return false, nil
+	case "revoke":
+		return true, nil
+	}
+	return false, fmt.Errorf("on_sharing %q: want report or revoke", value)
+}
+
 func (o *SessionOptions) options() map[string]option {
 	return map[string]option{
 		"sessions":        func(d *caddyfile.Dispenser) error { return switchArg(d, &o.Sessions) },
 		"session_timeout": func(d *caddyfile.Dispenser) error { return durationArg(d, &o.SessionTimeout) },
 		"session_secret":  func(d *caddyfile.Dispenser) error { return secretArg(d, &o.SessionSecret) },
 		"max_session":     func(d *caddyfile.Dispenser) error { return durationArg(d, &o.MaxSession) },
+		"session_events":  o.parseSessionEvents,
+		"on_sharing": func(d *caddyfile.Dispenser) error {
+			if err := oneArg(d, &o.OnSharing); err != nil {
+				return err
+			}
+			_, err := parseOnSharing(o.OnSharing)
+			return located(d, err)
+		},
 		"on_session_limit": func(d *caddyfile.Dispenser) error {
 			if err := oneArg(d, &o.OnSessionLimit); err != nil {
 				return err

@@ -33,12 +33,16 @@ func TestSessionOptions(t *testing.T) {
 		{name: "limit of nothing", options: SessionOptions{Sessions: off}, max: 1, wantErr: "max_sessions: it needs"},
 		{name: "limit of a video without sessions", video: 1, wantErr: "max_sessions: it needs"},
 		{name: "action without sessions", options: SessionOptions{OnSessionLimit: "end_oldest"}, wantErr: "on_session_limit: it needs"},
+		{name: "events in cleartext", options: SessionOptions{Sessions: on, SessionEvents: "http://192.0.2.1/s3cret"}, wantErr: "session_events: http to"},
+		{name: "events without sessions", options: SessionOptions{SessionEvents: "https://h/"}, wantErr: "session_events: it needs"},
+		{name: "unknown answer to sharing", options: SessionOptions{Sessions: on, OnSharing: "ban"}, wantErr: `on_sharing "ban"`},
+		{name: "sharing without sessions", options: SessionOptions{OnSharing: "report"}, wantErr: "on_sharing: it needs"},
 		{name: "extension without sessions", options: SessionOptions{MaxSession: 1}, wantErr: "max_session: it needs"},
 	} {
 		a := &App{SessionOptions: tc.options, VideoSettings: VideoSettings{MaxSessions: tc.max}, Videos: map[string]VideoSettings{"film": {MaxSessions: tc.video}}}
 		err := a.provisionSessions()
 		if tc.wantErr != "" {
-			if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
+			if err == nil || !strings.Contains(err.Error(), tc.wantErr) || strings.Contains(err.Error(), "s3cret") {
 				t.Errorf("%s: %v, want an error with %q", tc.name, err, tc.wantErr)
 			}
 			continue

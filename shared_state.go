@@ -36,8 +36,9 @@ type sharedState struct {
 	poolKey  string
 	metrics  *metrics
 
-	mu      sync.RWMutex
-	configs []*App // that use it; the storage of the last one is used
+	mu       sync.RWMutex
+	receiver *eventReceiver // of the ends of sessions, nil for none
+	configs  []*App         // that use it; the storage of the last one is used
 }
 
 // openStore opens a store on a Caddy storage, or with the help of one.
@@ -118,7 +119,7 @@ func (a *App) acquireState(poolKey string, open openStore) error {
 		if err != nil {
 			return nil, err
 		}
-		config := sessions.Config{Policy: a.sessionPolicy, Now: time.Now, Ended: s.sessionEnded, Dropped: a.metrics.countDropped, CountError: func() { a.metrics.countStoreError("sessions") }}
+		config := sessions.Config{Policy: a.sessionPolicy, Now: time.Now, Ended: s.sessionEnded, Shared: s.viewerShares, Dropped: a.metrics.countDropped, CountError: func() { a.metrics.countStoreError("sessions") }}
 		if redis, shared := opened.(*store.Redis); shared {
 			config.Redis = redis
 		}
@@ -156,6 +157,9 @@ func (s *sharedState) Destruct() error {
 	if s.tracking {
 		s.tracker.Stop()
 	}
+	if s.receiver != nil {
+		s.receiver.Close()
+	}
 	s.Close()
 	return nil
 }
@@ -173,6 +177,7 @@ func (s *sharedState) use(config *App) {
 	defer s.mu.Unlock()
 	s.configs = append(without(s.configs, config), config)
 	s.tracker.Use(config.sessionPolicy)
+	s.sendEventsOf(config)
 	if config.Sessions != nil && *config.Sessions && !s.tracking {
 		s.tracking = true
 		go s.tracker.Run(s.ctx)
