@@ -90,7 +90,7 @@ func (a *API) Provision(ctx caddy.Context) error {
 		Now:           func() time.Time { return app.now() },
 	}
 	if app.Sessions != nil && *app.Sessions {
-		config.Sessions = app.state.tracker
+		config.Sessions, config.MaxSession = app.state.tracker, time.Duration(app.MaxSession)
 	}
 	for id, own := range app.Videos {
 		video := app.apiSettings(app.videos[id], own)

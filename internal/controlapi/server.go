@@ -76,6 +76,9 @@ type Config struct {
 	// Sessions are the playback sessions, nil with sessions off.
 	Sessions Sessions
 
+	// MaxSession is how long a session may be extended beyond its token, 0 for not at all.
+	MaxSession time.Duration
+
 	// PublicURL comes before playback paths, "" for paths without a host.
 	PublicURL string
 
@@ -244,6 +247,7 @@ var routes = map[string]route{
 	"POST /*/purge":      {"videos.purge", (*call).purgeVideo},
 	"GET /*/sessions":    {"sessions.list", (*call).listVideoSessions},
 	"GET /sessions":      {"sessions.list", (*call).listViewerSessions},
+	"POST /sessions/*":   {"sessions.extend", (*call).extendSession},
 	"DELETE /sessions/*": {"sessions.delete", (*call).endSession},
 }
 

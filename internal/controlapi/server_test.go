@@ -44,7 +44,7 @@ func TestRoutes(t *testing.T) {
 	t.Parallel()
 	any64 := strings.Repeat("A", 64)
 	list, token := map[string]string{"GET": "videos.list"}, map[string]string{"POST": "token.create"}
-	key, session := map[string]string{"DELETE": "keys.delete"}, map[string]string{"DELETE": "sessions.delete"}
+	key, session := map[string]string{"DELETE": "keys.delete"}, map[string]string{"POST": "sessions.extend", "DELETE": "sessions.delete"}
 	video := map[string]string{"GET": "videos.get", "POST": "videos.edit", "DELETE": "videos.delete"}
 	type route struct {
 		calls map[string]string // by method

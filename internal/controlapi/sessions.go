@@ -6,8 +6,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 )
 
@@ -17,6 +21,7 @@ type Sessions interface {
 	ListViewer(ctx context.Context, uid string) ([]sessions.Info, error)
 	Find(ctx context.Context, id sessions.ID) (info sessions.Info, found bool, err error)
 	End(ctx context.Context, id sessions.ID) error
+	Extend(id sessions.ID, until time.Time)
 }
 
 // listedSession is an element of a list of sessions.
@@ -106,13 +111,64 @@ func (c *call) findSession() (sessions.Info, error) {
 	return info, err
 }
 
-// endSession ends a session for good.
+// endSession ends a session for good. The revocation holds where the session is not known,
+// or not any more.
 func (c *call) endSession(strictjson.Value) (any, error) {
 	info, err := c.findSession()
 	if err != nil {
 		return nil, err
 	}
+	until := info.Expires
+	if until.IsZero() {
+		until = c.Now().Add(endedWithoutToken)
+	}
+	if extended := c.State.ExtendedUntil(c.ctx(), c.subject); extended.After(until) {
+		until = extended
+	}
+	ended := &state.Revocation{Selector: state.SelectSession, Value: c.subject, Expires: until.Unix(), Reason: "ended by the control API"}
+	if until.After(c.Now()) {
+		if err := c.State.Refuse(c.ctx(), []*state.Revocation{ended}); err != nil {
+			return nil, err
+		}
+	}
 	return nil, c.Sessions.End(c.ctx(), info.ID)
+}
+
+// endedWithoutToken is how long the end of a session without a token holds.
+const endedWithoutToken = 24 * time.Hour
+
+// extendedSession is the answer to an extension.
+type extendedSession struct {
+	ID    string `json:"id"`
+	Until int64  `json:"until"` // Unix seconds
+}
+
+// extendSession lets a session play beyond its token.
+func (c *call) extendSession(body strictjson.Value) (any, error) {
+	if c.Sessions != nil && c.MaxSession == 0 {
+		return nil, refuse(http.StatusForbidden, codeForbidden, "no session may be extended; the global option max_session says for how long")
+	}
+	var until time.Time
+	if err := (members{"until": dateMember("until", &until)}).read(body); err != nil {
+		return nil, err
+	}
+	info, err := c.findSession()
+	switch {
+	case err != nil:
+		return nil, err
+	case !until.After(c.Now()):
+		return nil, badRequest("until: want Unix seconds in the future")
+	case info.Expires.IsZero():
+		return nil, badRequest("the session has no token, so it does not expire")
+	case until.After(info.Expires.Add(c.MaxSession)):
+		return nil, badRequest("until is later than %d, which is max_session (%s) after the exp of the token", info.Expires.Add(c.MaxSession).Unix(), c.MaxSession)
+	}
+	if err := c.State.Extend(c.ctx(), c.subject, until); err != nil {
+		return nil, err
+	}
+	c.Sessions.Extend(info.ID, until)
+	c.changed = []zap.Field{zap.Time("until", until)}
+	return extendedSession{c.subject, until.Unix()}, nil
 }
 
 var errSessionsOff = refuse(http.StatusForbidden, codeForbidden, "playback sessions are off; the global option `sessions on` counts them")

@@ -84,6 +84,39 @@ func TestEndSession(t *testing.T) {
 	}
 }
 
+// A session plays on for as long as max_session permits, and no longer.
+func TestExtendSession(t *testing.T) {
+	t.Parallel()
+	c := watched(t)
+	path, exp := "sessions/"+sessionID(2), testTime.Add(time.Hour).Unix()
+	extend := func(until any) reply { return c.call(t, "POST", path, fmt.Sprintf(`{"until":%v}`, until)) }
+	wantReply(t, "without max_session", extend(exp+1), 403, codeForbidden)
+	c.MaxSession = 2 * time.Hour
+	for _, until := range []any{exp + 7201, testTime.Unix(), -1, 0, `"soon"`, 1.5, "null"} {
+		wantReply(t, fmt.Sprint(until), extend(until), 400, codeBadRequest)
+	}
+	for body, status := range map[string]int{`{}`: 400, `{"until":1,"until":2}`: 400, `{"till":1900000000}`: 400} {
+		wantReply(t, body, c.call(t, "POST", path, body), status, codeBadRequest)
+	}
+	wantReply(t, "an unknown session", c.call(t, "POST", "sessions/"+sessionID(9), fmt.Sprintf(`{"until":%d}`, exp)), 404, codeNotFound)
+	if got := c.State.ExtendedUntil(t.Context(), sessionID(2)); !got.IsZero() {
+		t.Errorf("refused calls have extended the session until %s", got)
+	}
+	for _, until := range []int64{exp + 7200, exp + 60} { // the last one counts
+		if a := extend(until); a.status != 200 || string(a.result) != fmt.Sprintf(`{"id":%q,"until":%d}`, sessionID(2), until) {
+			t.Errorf("extend until %d = %s", until, a.raw)
+		}
+		if got := c.State.ExtendedUntil(t.Context(), sessionID(2)).Unix(); got != until {
+			t.Errorf("extended until %d, want %d", got, until)
+		}
+	}
+	wantReply(t, "the end", c.call(t, "DELETE", path, ""), 200, 0)
+	*c.clock = time.Unix(exp+59, 0)
+	if c.State.Revocations().Session(sessionID(2), *c.clock) == nil {
+		t.Error("the session may come back while its extension lasts")
+	}
+}
+
 func TestSessionCallsWithoutSessions(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)

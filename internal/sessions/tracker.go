@@ -668,10 +668,9 @@ func (t *Tracker) End(ctx context.Context, id ID) error {
 	return nil
 }
 
-// Extend lets a running session play until a time, whatever its token says, and reports
-// whether there is one.
-func (t *Tracker) Extend(id ID, until time.Time) bool {
-	return t.with(id, func(s *Session) { s.until.Store(until.Unix()) })
+// Extend tells a running session of this node until when it may play, whatever its token says.
+func (t *Tracker) Extend(id ID, until time.Time) {
+	t.with(id, func(s *Session) { s.until.Store(until.Unix()) })
 }
 
 // with runs a function on a running session, with the mutex locked.

@@ -96,6 +96,7 @@ type State struct {
 	signer      signer
 	secret      sessionSecret
 	revocations revocations
+	extensions  *extensions
 	making      *queue.Queue // of calls that make keys
 
 	makingFailed atomic.Uint64 // how many keys could not be stored
@@ -140,6 +141,7 @@ func New(config Config) *State {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.next.Store(new(make(chan struct{})))
 	s.videos = newVideos(s)
+	s.extensions = newExtensions()
 	s.revocations.building = make(chan struct{}, 1)
 	s.signer.state = s
 	ctx, cancel := context.WithTimeout(s.ctx, loadTimeout)
@@ -196,6 +198,7 @@ func (s *State) watch() {
 		if s.now().Sub(merged) > rereadInterval {
 			merged = s.now()
 			go s.mergeBatches(s.ctx)
+			go s.forgetExtensions(s.ctx)
 		}
 	}
 }
@@ -264,6 +267,7 @@ func (s *State) Sync(ctx context.Context) {
 func (s *State) forget() {
 	s.keys.forget()
 	s.revocations.forget()
+	s.extensions.cache.InvalidateAll()
 	s.videos.forget()
 	s.signer.forget()
 }
@@ -284,6 +288,10 @@ func (s *State) readChanges(ctx context.Context) error {
 	if s.unread[store.Videos] {
 		s.videos.markStale()
 		delete(s.unread, store.Videos)
+	}
+	if reread || s.unread[store.Extensions] {
+		s.extensions.generation.Add(1)
+		delete(s.unread, store.Extensions)
 	}
 	if reread || s.unread[store.Signing] {
 		s.signer.markStale()

@@ -42,6 +42,7 @@ const (
 //	signed_playback/videos/<2 hexadecimal digits>/<id>.json
 //	signed_playback/signing/<id>.json
 //	signed_playback/revocations/<id>.json
+//	signed_playback/extensions/<id>.json
 //	signed_playback/stamps/<collection>
 //
 // A Caddy storage has no notifications and cannot append. So each write ends with a new

@@ -34,8 +34,8 @@ const (
 // have one hash tag, so that they are on one node of a cluster:
 //
 //	{signed_playback}:state  epoch, and the stamps of the collections
-//	{signed_playback}:keys   #epoch, and the objects by id; videos, signing and
-//	                         revocations are the same
+//	{signed_playback}:keys   #epoch, and the objects by id; videos, signing,
+//	                         revocations and extensions are the same
 //
 // A Redis can lose all its data in an instant, or some keys by eviction, and then answers
 // as if they had never existed. For a gate, no key would be revoked and no video would

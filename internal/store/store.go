@@ -1,5 +1,5 @@
 // Package store keeps what outlives a process and is shared by a fleet: keys,
-// the settings of videos, the gateway's own signing key, and revocations. An object is
+// the settings of videos, the gateway's own signing key, revocations, and extensions of sessions. An object is
 // JSON under a Name, most often of a few hundred bytes. The store does not look into it.
 //
 // There are two implementations: Caddy's own storage and Redis. Both promise
@@ -25,9 +25,10 @@ const (
 	Videos      Collection = "videos"
 	Signing     Collection = "signing"
 	Revocations Collection = "revocations"
+	Extensions  Collection = "extensions"
 )
 
-var collections = []Collection{Keys, Videos, Signing, Revocations}
+var collections = []Collection{Keys, Videos, Signing, Revocations, Extensions}
 
 // Collections returns all collections.
 func Collections() []Collection { return slices.Clone(collections) }
