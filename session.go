@@ -62,6 +62,7 @@ func (a *App) provisionSessionSecret() error {
 		return fmt.Errorf("session_secret: it has %d bytes, want at least %d; `openssl rand -hex 32` makes one", len(secret), minSessionSecret)
 	}
 	a.authority.fixed = sessions.NewAuthority([]byte(secret))
+	a.eventsKey = keyOfEvents(secret)
 	return nil
 }
 

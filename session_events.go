@@ -1,16 +1,20 @@
 package signedplayback
 
 import (
+	"cmp"
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/webhook"
 )
 
@@ -55,12 +59,48 @@ func (s *sharedState) sessionEnded(e sessions.Event) {
 	}
 }
 
-// viewerShares tells of a viewer who probably shares a token.
+// viewerShares tells of a viewer who probably shares a token, and revokes the viewer's tokens if
+// the config in force says so.
 func (s *sharedState) viewerShares(report sessions.Sharing) {
+	s.mu.RLock()
+	config := s.configs[len(s.configs)-1]
+	s.mu.RUnlock()
 	s.metrics.sharing.Inc()
 	s.logger().Named("sessions").Warn("a viewer probably shares a token",
 		zap.String("uid", report.UID()), zap.Stringer("session", report.ID), zap.String("video", report.Video), zap.Int("score", report.Score),
 		zap.Int("networks", report.Networks), zap.Int("countries", report.Countries), zap.Int("sessions", report.Active))
+	if !config.revokeShared {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, revokeTimeout)
+	defer cancel()
+	if err := s.Refuse(ctx, sharedTokens(report, config)); err != nil {
+		s.logger().Named("sessions").Error("could not revoke the tokens of a viewer who probably shares them", zap.Stringer("session", report.ID), zap.Error(err))
+	}
+}
+
+const revokeTimeout = 5 * time.Second
+
+// sharedTokens returns revocations of the tokens of a viewer: by uid, else by jti, else of the
+// token. A jti may look like the digest of a token, so it is revoked as both.
+func sharedTokens(report sessions.Sharing, config *App) []*state.Revocation {
+	now := config.now()
+	expires := report.Expires
+	if longest := now.Add(cmp.Or(config.policy.MaxLifetime, state.MaxTokenLifetime)); longest.After(expires) {
+		expires = longest
+	}
+	revocation := func(selector state.Selector, value string, issuedBefore int64) *state.Revocation {
+		return &state.Revocation{Selector: selector, Value: value, IssuedBefore: issuedBefore, Expires: expires.Unix(), Reason: "on_sharing"}
+	}
+	if uid := report.UID(); uid != "" {
+		return []*state.Revocation{revocation(state.SelectViewer, uid, now.Unix())}
+	}
+	name := strings.TrimPrefix(report.Viewer, sessions.Unnamed)
+	list := []*state.Revocation{revocation(state.SelectJTI, name, 0)}
+	if digest, err := hex.DecodeString(name); err == nil && len(digest) == sha256.Size {
+		list = append(list, revocation(state.SelectToken, name, 0))
+	}
+	return list
 }
 
 // eventReceiver is where a config has the ends of sessions posted.
@@ -82,12 +122,9 @@ func (a *App) provisionSessionEvents() error {
 	return nil
 }
 
-// keyOfEvents signs events. It is derived from session_secret, because whoever receives events
-// must not be able to make sessions; nil without one.
+// keyOfEvents signs events. It is derived from session_secret, because the receiver of events must
+// not be able to make sessions.
 func keyOfEvents(sessionSecret string) []byte {
-	if sessionSecret == "" {
-		return nil
-	}
 	mac := hmac.New(sha256.New, []byte(sessionSecret))
 	mac.Write([]byte("session_events"))
 	return []byte(hex.EncodeToString(mac.Sum(nil)))

@@ -377,8 +377,9 @@ func TestExtendedSession(t *testing.T) {
 	link := "/" + sessionToken(nil) + "/"
 	extended, other := begin(t, g, link+"master.m3u8"), begin(t, g, link+"master.m3u8")
 	key, _ := sessions.KeyIn(extended)
-	if !g.app.state.tracker.Extend(key.ID(), testTime.Add(2*time.Hour)) {
-		t.Fatal("the session cannot be extended")
+	g.app.state.Start()
+	if err := g.app.state.Extend(t.Context(), key.ID().String(), testTime.Add(2*time.Hour)); err != nil {
+		t.Fatal(err)
 	}
 	for _, tc := range []struct {
 		target string

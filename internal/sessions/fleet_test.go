@@ -99,7 +99,7 @@ func (s *redisServer) node(t *testing.T, policy Policy) *registry {
 	r := &registry{clock: new(clock)}
 	r.Tracker = New(Config{
 		Policy: policy, Now: time.Now, Redis: redis, CountError: func() { r.failures.Add(1) },
-		Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Shared: func(s Sharing) { r.shared = append(r.shared, s) },
+		Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Shared: func(s Sharing) { r.shared = append(r.shared, s) },
 	})
 	go r.listen(t.Context())
 	select {

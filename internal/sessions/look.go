@@ -16,12 +16,17 @@ func (t *Tracker) Runs(key Key) bool {
 }
 
 // Until returns how long the session of a key may play beyond the end of its token, the
-// zero time without an extension.
+// zero time without an extension. What it knows of a running session is a second old at
+// most.
 func (t *Tracker) Until(key Key) time.Time {
-	if s := t.session(key); s != nil {
-		return s.Until()
+	s := t.session(key)
+	if s == nil {
+		return t.config.Extended(key.ID())
 	}
-	return time.Time{}
+	if now := t.elapsed(); now-s.asked.Swap(now) >= int64(time.Second) {
+		s.extend(t.config.Extended(s.id))
+	}
+	return s.Until()
 }
 
 // MayBegin returns ErrLimit if Visit would refuse this visit, as far as this node knows, and

@@ -60,6 +60,7 @@ type Session struct {
 	seen    atomic.Int64 // of the last request: nanoseconds on the tracker's clock
 	bytes   atomic.Int64
 	until   atomic.Int64     // Unix seconds of the extension, 0 without one
+	asked   atomic.Int64     // when that was last looked up, on the tracker's clock; 0 for never
 	expires atomic.Int64     // Unix seconds of the newest token
 	places  [2]atomic.Uint64 // the networks from which it was last used: IPv4, IPv6
 
@@ -95,6 +96,9 @@ func (s *Session) AddBytes(n int64) {
 	s.bytes.Add(n)
 	s.seen.Store(s.tracker.elapsed())
 }
+
+// extend sets the extension, the zero time for none.
+func (s *Session) extend(until time.Time) { s.until.Store(max(0, until.Unix())) }
 
 // renew takes the end of a newer token down.
 func (s *Session) renew(expires time.Time) {

@@ -108,6 +108,9 @@ type Config struct {
 	// Ended is told of each session that has ended, by the goroutine of Run.
 	Ended func(Event)
 
+	// Extended returns how long a session may play beyond its token, as the store has it.
+	Extended func(ID) time.Time
+
 	// Shared is told of each viewer who probably shares a token, once in ten minutes, by
 	// the goroutine of Run.
 	Shared func(Sharing)
@@ -362,6 +365,7 @@ func (t *Tracker) newSession(v Visit) *Session {
 		s.begun = min(s.begun, v.Begun.UnixMilli())
 	}
 	s.seen.Store(t.elapsed())
+	s.asked.Store(-int64(time.Second))
 	s.renew(v.Expires)
 	s.moveTo(s.origin, v.Client.Country())
 	return s
@@ -670,7 +674,10 @@ func (t *Tracker) End(ctx context.Context, id ID) error {
 
 // Extend tells a running session of this node until when it may play, whatever its token says.
 func (t *Tracker) Extend(id ID, until time.Time) {
-	t.with(id, func(s *Session) { s.until.Store(until.Unix()) })
+	t.with(id, func(s *Session) {
+		s.extend(until)
+		s.asked.Store(t.elapsed())
+	})
 }
 
 // with runs a function on a running session, with the mutex locked.
