@@ -34,7 +34,7 @@ func testCacheBytes(t *testing.T, viewers, cycles int, c config) {
 	o := startUnreliableOrigin(t)
 	admin := freeAddr(t)
 	c.global, c.api = "admin "+admin, withAPI
-	c.site = "signed_playback_cache {\nmemory 8MiB\nmax_object 1MiB\nsegment_ttl 2s\n}\n" + impatient(o.origin, 1)
+	c.site = "signed_playback_cache {\nmemory 8MiB\nmax_object 1MiB\nsegment_ttl 2s\ndisk " + t.TempDir() + " 64MiB\n}\n" + impatient(o.origin, 1)
 	s := &bytesCheck{o: o, statuses: make(map[int]int)}
 	g := start(t, o.origin, c)
 	c.dir, c.addr, c.apiAddr = g.dir, g.addr, g.api
