@@ -77,10 +77,28 @@ lint: ## Linters, formatting, module files
 xcaddy: ## Build with xcaddy, as users do, and look for the modules
 	.ci/xcaddy
 
+# Of the last tag, or in a repository without tags of the last commit.
+VERSION ?= $(shell (git describe --tags --match 'v*' 2>/dev/null || git log -1 --format=v0.0.0~%cd.%h --date=format:%Y%m%d) | sed 's/^v//; s/-/+/')
+NFPM = $$(.ci/tool github.com/goreleaser/nfpm/v2/cmd/nfpm v2.45.2)
+
+.PHONY: deb rpm
+deb rpm: ## Make a Debian or RPM package in dist/
+	packaging/root dist/root
+	VERSION='$(VERSION)' ARCH=$$(go env GOARCH) $(NFPM) package --config packaging/nfpm.yaml --packager $@ --target dist/
+
+# Needs buildah, and no registry.
+.PHONY: image
+image: ## Make an OCI image in dist/
+	packaging/image dist/image
+	rm -f dist/signed-playback-$(VERSION).tar
+	buildah --storage-driver vfs build --format docker --isolation chroot --build-context files=dist/image/.. \
+		--build-arg VERSION='$(VERSION)' -f packaging/Dockerfile -t signed-playback:build .
+	buildah --storage-driver vfs push signed-playback:build oci-archive:dist/signed-playback-$(VERSION).tar:signed-playback:$(VERSION)
+
 .PHONY: vulncheck
 vulncheck: ## Look up known vulnerabilities; needs the network
 	go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
 
 .PHONY: clean
 clean: ## Remove what was built
-	rm -rf bin integration/node_modules
+	rm -rf bin dist integration/node_modules

@@ -46,7 +46,7 @@ https://github.com/signed-playback/caddy-signed-playback
 				}
 				return cmd.Help()
 			}
-			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand(), explainCommand(), doctorCommand(), proxyCommand(), versionCommand())
+			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand(), explainCommand(), doctorCommand(), healthCommand(), proxyCommand(), versionCommand())
 			for _, each := range append(cmd.Commands(), cmd) {
 				prepare(each)
 			}

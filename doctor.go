@@ -67,6 +67,51 @@ If the findings of a check are as you intend, accept them by the name of the che
 	return cmd
 }
 
+func healthCommand() *cobra.Command {
+	var config string
+	cmd := &cobra.Command{
+		Use:   "health --config <file>",
+		Short: "Tells whether the server of a config runs, for health checks",
+		Long: `
+Connects to each port that the config listens on, on this machine. The exit status
+is 0 if all accept connections, and 2 if one does not. Containers, which have no
+other program for health checks, use it.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error { return health(cmd.Context(), config) },
+	}
+	cmd.Flags().StringVarP(&config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
+	return cmd
+}
+
+// health connects to all TCP and Unix sockets of the servers of a config.
+func health(ctx context.Context, file string) error {
+	config, err := adaptConfig(file)
+	if err != nil {
+		return err
+	}
+	apps, _ := config["apps"].(map[string]any)
+	app, _ := apps["http"].(map[string]any)
+	servers, _ := app["servers"].(map[string]any)
+	for _, server := range servers {
+		fields, _ := server.(map[string]any)
+		listen, _ := fields["listen"].([]any)
+		for _, listener := range listen {
+			text, _ := listener.(string)
+			address, err := caddy.ParseNetworkAddress(text)
+			if err != nil {
+				return err
+			}
+			if host, err := netip.ParseAddr(address.Host); address.Host == "" || err == nil && host.IsUnspecified() {
+				address.Host = "127.0.0.1" // a container may not resolve localhost
+			}
+			if err := answers(ctx, address.Network, address.JoinHostPort(0), originTimeout); err != nil {
+				return fmt.Errorf("the server does not listen: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
 type doctorOptions struct {
 	config, url string
 	accepted    []string

@@ -23,12 +23,10 @@ export SIGNED_PLAYBACK_KEY_FILE=$made/public.json SIGNED_PLAYBACK_HLS_JS=$made/h
 
 # Many browsers do not play HLS without hls.js, which is not part of this repository.
 if [ ! -s "$SIGNED_PLAYBACK_HLS_JS" ]; then
-	if ! npm pack hls.js@1.7.4 --pack-destination "$made" --fetch-retries=0 >/dev/null 2>&1 ||
-		! tar -xzf "$made/hls.js-1.7.4.tgz" -C "$made" --strip-components=2 package/dist/hls.min.js; then
+	if ! packaging/hls-js "$made" 2>/dev/null; then
 		SIGNED_PLAYBACK_HLS_JS=
 		echo "npm cannot fetch hls.js, so the page plays only in browsers with HLS of their own: Safari, Chrome from 142 on." >&2
 	fi
-	rm -f "$made/hls.js-1.7.4.tgz"
 fi
 
 token() {

@@ -20,6 +20,8 @@ redis-server redis-server
 promtool prometheus
 jq jq
 nginx nginx libnginx-mod-rtmp
+debootstrap debootstrap
+systemd-analyze systemd
 php php-cli php-phpseclib3
 /usr/bin/python3 python3 python3-jwt python3-cryptography'
 

@@ -1,0 +1,9 @@
+#!/bin/sh
+# After the removal. Keys, settings and certificates go only with `apt purge`.
+set -e
+if [ -d /run/systemd/system ]; then
+	systemctl daemon-reload || true
+fi
+if [ "$1" = purge ]; then
+	rm -rf /var/lib/caddy /var/cache/caddy /var/log/caddy
+fi
