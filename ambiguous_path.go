@@ -115,7 +115,7 @@ type resource struct {
 	media    bool // audio, video, captions or a key by its name
 	webVTT   bool // by its name
 	download bool // needs the claim `downloadable`; the iframe can too
-	own      bool // the iframe, or the script of the player page
+	own      bool // the iframe, the script of the player page, or the number of viewers
 }
 
 // resource classifies a decoded suffix. Some origins ignore a trailing slash, so with
@@ -125,7 +125,7 @@ func (p pathRules) resource(decoded string) resource {
 	r := resource{kind: kindOf(name)}
 	r.manifest = r.kind == kindManifest
 	r.media, r.webVTT = r.kind == kindSegment, mediatype.Ending(name) == "vtt"
-	r.own = r.kind == kindIframe || name == hlsJSSuffix
+	r.own = r.kind == kindIframe || name == hlsJSSuffix || p.sessions && decoded == viewsSuffix
 	r.download = p.downloads.match(name) || len(name) != len(decoded) && p.downloads.match(decoded)
 	if r.download && r.kind != kindIframe {
 		r.kind = kindDownload

@@ -80,7 +80,7 @@ func (g *Gate) answer(w http.ResponseWriter, d *decision, next caddyhttp.Handler
 		w.WriteHeader(statusClientClosedRequest)
 		return nil
 	}
-	if g.player != nil && g.servePlayer(w, d) {
+	if g.player != nil && g.servePlayer(w, d) || g.serveViews(w, d) {
 		return nil
 	}
 	return g.forward(w, d, next)

@@ -171,11 +171,12 @@ type Tracker struct {
 	mu        sync.Mutex
 	count     int
 	viewers   map[viewerKey]*viewer
-	networks  map[network]int // sessions that began there
-	traces    int             // viewers with one
-	reports   []Sharing       // that are yet to be told
-	endings   []ending        // that are yet to be told
-	forgotten time.Time       // when sweep last looked for what may be forgotten
+	networks  map[network]int  // sessions that began there
+	counts    map[string]count // by video
+	traces    int              // viewers with one
+	reports   []Sharing        // that are yet to be told
+	endings   []ending         // that are yet to be told
+	forgotten time.Time        // when sweep last looked for what may be forgotten
 
 	done  chan struct{} // closed when Run has ended
 	fleet *fleet        // nil for a node of its own
@@ -198,7 +199,7 @@ type shard struct {
 
 // New returns a Tracker. Run has sessions end that are silent.
 func New(config Config) *Tracker {
-	t := &Tracker{config: config, capacity: maxSessions, done: make(chan struct{}), fleet: newFleet(config.Redis), epoch: config.Now(), viewers: make(map[viewerKey]*viewer), networks: make(map[network]int)}
+	t := &Tracker{config: config, capacity: maxSessions, done: make(chan struct{}), fleet: newFleet(config.Redis), epoch: config.Now(), viewers: make(map[viewerKey]*viewer), counts: make(map[string]count), networks: make(map[network]int)}
 	t.Use(config.Policy)
 	for i := range t.shards {
 		t.shards[i].sessions = make(map[Key]*Session)
@@ -625,13 +626,49 @@ func (t *Tracker) ListViewer(ctx context.Context, name string) ([]Info, error) {
 // CountVideo returns how many sessions of a video run, in the whole fleet, or on this node
 // while the fleet cannot be asked.
 func (t *Tracker) CountVideo(ctx context.Context, video string) int64 {
+	if n, known := t.recentCount(video); known {
+		return n
+	}
+	n := t.countVideo(ctx, video)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.counts) >= maxCounts {
+		clear(t.counts)
+	}
+	t.counts[video] = count{n, t.elapsed()}
+	return n
+}
+
+// count is how many sessions of a video ran at a time of the tracker's clock. Anybody may ask
+// for those of an open video, so a count is used again for countInterval.
+type count struct{ n, at int64 }
+
+const (
+	maxCounts     = 1000
+	countInterval = 500 * time.Millisecond
+)
+
+func (t *Tracker) recentCount(video string) (n int64, known bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c, known := t.counts[video]
+	return c.n, known && t.elapsed()-c.at < int64(countInterval)
+}
+
+func (t *Tracker) countVideo(ctx context.Context, video string) int64 {
 	if t.fleet != nil && !t.fleet.away.Load() {
 		if answer, err := t.run(ctx, countScript, video); err == nil {
 			n, _ := strconv.ParseInt(answer[0], 10, 64)
 			return n
 		}
 	}
-	return int64(len(t.list(func(s *Session) bool { return s.video == video })))
+	var n int64
+	for s := range t.all() {
+		if s.video == video && !t.silent(s, t.policy.Load().Timeout) {
+			n++
+		}
+	}
+	return n
 }
 
 // list returns the running sessions of this node that a filter accepts.

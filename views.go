@@ -1,0 +1,31 @@
+package signedplayback
+
+import (
+	"net/http"
+	"strconv"
+)
+
+// viewsSuffix is the suffix at which the gate tells how many sessions of a video run, with
+// sessions on. The origin's file of that name cannot be reached then.
+const viewsSuffix = "views"
+
+// serveViews answers a request for the number of viewers after the pipeline has let it pass, in
+// the shape of Cloudflare Stream. It reports whether it has answered.
+func (g *Gate) serveViews(w http.ResponseWriter, d *decision) bool {
+	if d.target.suffix.decoded != viewsSuffix || !d.app.countsSessions() {
+		return false
+	}
+	body := []byte(`{"liveViewers":` + strconv.FormatInt(d.app.state.tracker.CountVideo(d.request.Context(), d.video), 10) + "}")
+	h := w.Header()
+	d.own = newOwnHeaders()
+	dropCORS(h)
+	d.setAccessHeaders(h)
+	setSandbox(h)
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Set("Cache-Control", "no-store")
+	if d.request.Method != http.MethodHead {
+		_, _ = w.Write(body)
+	}
+	return true
+}
