@@ -29,6 +29,8 @@ func init() {
 	httpcaddyfile.RegisterDirectiveOrder("signed_playback", httpcaddyfile.After, "encode")
 	httpcaddyfile.RegisterHandlerDirective("signed_playback_api", parseAPI)
 	httpcaddyfile.RegisterDirectiveOrder("signed_playback_api", httpcaddyfile.After, "encode") // and so before the gate
+	httpcaddyfile.RegisterHandlerDirective("signed_playback_mint", parseMint)
+	httpcaddyfile.RegisterDirectiveOrder("signed_playback_mint", httpcaddyfile.After, "encode") // and so after forward_auth
 	httpcaddyfile.RegisterGlobalOption("signed_playback", parseApp)
 }
 
@@ -48,6 +50,7 @@ func optionPlaces() []optionPlace {
 		{"the directive signed_playback in a site", new(Gate).options},
 		{"the directive signed_playback_api in a site", new(API).options},
 		{"the directive signed_playback_cache in a site", new(Cache).options},
+		{"the directive signed_playback_mint in a site", new(Mint).options},
 	}
 }
 
@@ -743,4 +746,57 @@ func (c *Cache) parseDisk(d *caddyfile.Dispenser) error {
 func parseCache(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	c := new(Cache)
 	return c, c.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile sets up the links for users from Caddyfile tokens. Syntax:
+//
+//	signed_playback_mint [<matcher>] {
+//	    video  <id, with placeholders>
+//	    uid    <viewer, with placeholders>
+//	    exp    <duration>
+//	    to     iframe|manifest
+//	    climit <n>
+//	    rules  <json>
+//	}
+//
+// video and uid are required.
+func (m *Mint) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the directive's name
+	if d.NextArg() {
+		return d.Errf("unexpected argument %q; put the options of signed_playback_mint into a block", d.Val())
+	}
+	if err := parseBlock(d, m.options()); err != nil {
+		return err
+	}
+	return located(d, m.checkRequired())
+}
+
+func (m *Mint) options() map[string]option {
+	options := map[string]option{
+		"video":  func(d *caddyfile.Dispenser) error { return oneArg(d, &m.Video) },
+		"uid":    func(d *caddyfile.Dispenser) error { return oneArg(d, &m.UID) },
+		"exp":    func(d *caddyfile.Dispenser) error { return durationArg(d, &m.Exp) },
+		"to":     func(d *caddyfile.Dispenser) error { return oneArg(d, &m.To) },
+		"climit": func(d *caddyfile.Dispenser) error { return countArg(d, &m.Climit) },
+		"rules": func(d *caddyfile.Dispenser) error {
+			var text string
+			err := oneArg(d, &text)
+			m.Rules = []byte(text)
+			return err
+		},
+	}
+	for name, parse := range options {
+		options[name] = func(d *caddyfile.Dispenser) error {
+			if err := parse(d); err != nil {
+				return err
+			}
+			return located(d, m.check())
+		}
+	}
+	return options
+}
+
+func parseMint(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	m := new(Mint)
+	return m, m.UnmarshalCaddyfile(h.Dispenser)
 }

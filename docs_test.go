@@ -162,6 +162,10 @@ func optionBlocks(t *testing.T) []optionBlock {
 			heading: "The directive signed_playback_cache",
 			open:    ":80 {\nsigned_playback\nsigned_playback_cache {\n", end: "}\n}\n",
 		},
+		{
+			heading: "The directive signed_playback_mint",
+			open:    ":80 {\nsigned_playback_mint {\n", end: "}\n}\n",
+		},
 	}
 	described := sections(page(t, "docs/reference.md"), "##")
 	for i := range blocks {
@@ -260,6 +264,13 @@ func (b optionBlock) checkOption(t *testing.T, name, text string) {
 	if strings.HasSuffix(b.heading, "_api") && name == "account" {
 		credential = "bearer_token x\n"
 	}
+	if strings.HasSuffix(b.heading, "_mint") {
+		for _, required := range []string{"video demo\n", "uid {http.auth.user.id}\n"} {
+			if !strings.HasPrefix(required, name+" ") {
+				credential += required
+			}
+		}
+	}
 	adapted := b.adapt(t, credential+example[1])
 	for _, field := range jsonNames(text) {
 		if !strings.Contains(adapted, `"`+field+`":`) {
@@ -281,7 +292,7 @@ func jsonNames(text string) (names []string) {
 func TestFieldsAreDocumented(t *testing.T) {
 	t.Parallel()
 	var fields []string
-	for _, config := range []any{App{}, VideoSettings{}, SessionOptions{}, Gate{}, Enforcement{}, PlayerConfig{}, API{}, AuthKey{}, Cache{}, CacheDisk{}} {
+	for _, config := range []any{App{}, VideoSettings{}, SessionOptions{}, Gate{}, Enforcement{}, PlayerConfig{}, API{}, AuthKey{}, Cache{}, CacheDisk{}, Mint{}} {
 		for field := range reflect.TypeOf(config).Fields() {
 			if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" {
 				fields = append(fields, name)

@@ -143,7 +143,8 @@ func (d *decision) reportOnly(c check) bool {
 	if video == "" && d.gate.mayReportTokens {
 		video = d.assumeVideo()
 	}
-	if !d.reports(c) || video == "" || d.settingsUnknown && !(d.reports(scheduleCheck) && d.reports(originsCheck) && d.reports(rulesCheck)) {
+	reportsSettings := d.reports(scheduleCheck) && d.reports(originsCheck) && d.reports(rulesCheck)
+	if !d.reports(c) || video == "" || d.settingsUnknown && !reportsSettings {
 		return false
 	}
 	d.continueWith(video)

@@ -114,6 +114,7 @@ func compileRule(object strictjson.Value) (rule Rule, err error) {
 	}
 	rule.kind = kind(found)
 	switch rule.kind {
+	case anyViewer:
 	case byAddress:
 		rule.prefixes, err = compileList(m.ip, "ip", textOf(parsePrefix))
 	case byCountry:

@@ -28,6 +28,18 @@ type createdToken struct {
 	Token string `json:"token"`
 }
 
+// Complete adds the claims that a gate with this policy requires, which refuses other
+// tokens, and the time of signing.
+func Complete(claims *token.Claims, policy token.Policy, now time.Time) {
+	claims.IssuedAt, claims.ViewerClaim = now, policy.ViewerClaim.Name()
+	if len(policy.Audience) > 0 {
+		claims.Audience = policy.Audience[:1]
+	}
+	if len(policy.Issuer) > 0 {
+		claims.Issuer = policy.Issuer[0]
+	}
+}
+
 // createToken mints a token for a video.
 func (c *call) createToken(body strictjson.Value) (any, error) {
 	mint, err := c.parseMintRequest(body)
@@ -35,17 +47,11 @@ func (c *call) createToken(body strictjson.Value) (any, error) {
 		return nil, err
 	}
 	now, claims := c.Now(), mint.claims
-	claims.VideoID, claims.IssuedAt, claims.ViewerClaim = c.subject, now, c.Policy.ViewerClaim.Name()
+	claims.VideoID = c.subject
 	if err := setDates(&claims, now); err != nil {
 		return nil, err
 	}
-	// The gate refuses other tokens.
-	if allowed := c.Policy.Audience; len(allowed) > 0 {
-		claims.Audience = allowed[:1]
-	}
-	if allowed := c.Policy.Issuer; len(allowed) > 0 {
-		claims.Issuer = allowed[0]
-	}
+	Complete(&claims, c.Policy, now)
 	key, err := c.mintingKey(mint)
 	if err != nil {
 		return nil, err

@@ -421,12 +421,12 @@ func TestDatabasesAreReplacedUnderLookups(t *testing.T) {
 		} else {
 			replaceFile(t, paths[fact], versions[fact][version], i+1)
 			from := []Facts{before, after}[version]
-			switch fact {
-			case Country:
+			switch {
+			case fact == Country:
 				want.Country = from.Country
-			case ASN:
+			case fact == ASN:
 				want.ASN = from.ASN
-			case Anonymous:
+			default:
 				want.Anonymous = from.Anonymous
 			}
 		}

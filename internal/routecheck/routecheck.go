@@ -75,7 +75,7 @@ var (
 		"acme_server", "authentication", "copy_response_headers", "encode", "headers", "log_append", "map", "push",
 		"request_body", "signed_playback_api", "timeouts", "tracing",
 	}
-	answeringHandlers = []string{"copy_response", "error", "metrics", "static_response"}
+	answeringHandlers = []string{"copy_response", "error", "metrics", "signed_playback_mint", "static_response"}
 	mediaHandlers     = []string{"file_server", "reverse_proxy"}
 )
 

@@ -1,0 +1,167 @@
+package signedplayback
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+func newMint(t *testing.T, app *App, m *Mint) (*Mint, error) {
+	t.Helper()
+	ctx, err := provisionContext(&caddy.Config{AppsRaw: caddy.ModuleMap{appID: caddyconfig.JSON(app, nil)}})
+	if err != nil {
+		return nil, err
+	}
+	handler, err := ctx.LoadModuleByID("http.handlers.signed_playback_mint", caddyconfig.JSON(m, nil))
+	if err != nil {
+		return nil, err
+	}
+	ready := handler.(*Mint)
+	ready.app.now = func() time.Time { return testTime }
+	ready.app.state.Start()
+	t.Cleanup(func() {
+		if err := ready.app.Cleanup(); err != nil {
+			t.Errorf("App.Cleanup() = %v", err)
+		}
+	})
+	return ready, nil
+}
+
+// redirected is what becomes of a request for a link.
+func (m *Mint) redirected(t *testing.T, r *http.Request) (status int, location string, header http.Header) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	err := m.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error {
+		t.Error("the next handler is asked")
+		return nil
+	}))
+	status = w.Code
+	if failed, ok := errors.AsType[caddyhttp.HandlerError](err); ok {
+		status = failed.StatusCode
+	}
+	return status, w.Header().Get("Location"), w.Header()
+}
+
+func loggedIn(as string) func(*http.Request) { return with("Remote-User", as) }
+
+// A user who is logged in is led to a URL with a token of their own, which the gate accepts.
+func TestMint(t *testing.T) {
+	t.Parallel()
+	const rules = `[{"type":"ip.src","ip":["203.0.113.0/24"],"action":"allow"},{"type":"any","action":"block"}]`
+	m, err := newMint(t, &App{PublicURL: "https://media.example.com/videos/", Audience: []string{"gate"}, ViewerClaim: "account"}, &Mint{
+		Video: "{http.request.uri.path.file}", UID: "id:{http.request.header.Remote-User}", Exp: caddy.Duration(time.Minute), To: "manifest", Climit: 2, Rules: []byte(rules),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, location, header := m.redirected(t, requestFor(t, "/watch/demo?x=1", loggedIn("ann@example.com")))
+	compact, isPlayback := strings.CutSuffix(strings.TrimPrefix(location, "https://media.example.com/videos/"), "/manifest/video.m3u8")
+	if status != http.StatusSeeOther || !isPlayback || header.Get("Cache-Control") != "no-store" || header.Get("Referrer-Policy") != "no-referrer" {
+		t.Fatalf("%d to %q, headers %v", status, location, header)
+	}
+	parsed, err := m.app.policy.Parse(compact)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims := parsed.Unverified()
+	if claims.VideoID != "demo" || claims.Viewer != "id:ann@example.com" || claims.SessionLimit != 2 || string(claims.AccessRules) != rules ||
+		!claims.ExpiresAt.Equal(testTime.Add(time.Minute)) || !claims.IssuedAt.Equal(testTime) || claims.ID == "" || claims.Audience[0] != "gate" {
+		t.Errorf("the claims are %+v", claims)
+	}
+	if key := m.app.keys.Lookup(claims.KeyID); key == nil {
+		t.Errorf("the gate does not know the key %q", claims.KeyID)
+	} else if _, err := parsed.Verify(key); err != nil {
+		t.Errorf("Verify = %v", err)
+	}
+	_, again, _ := m.redirected(t, requestFor(t, "/watch/demo", loggedIn("ann@example.com")))
+	if again == location {
+		t.Error("two links have one token")
+	}
+}
+
+// Without an option, the link is a path to the player page for an hour.
+func TestMintDefaults(t *testing.T) {
+	t.Parallel()
+	m, err := newMint(t, new(App), &Mint{Video: "demo", UID: "{http.auth.user.id}"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := requestFor(t, "/", func(r *http.Request) {
+		r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Set("http.auth.user.id", "ann")
+	})
+	status, location, _ := m.redirected(t, r)
+	compact, isPage := strings.CutSuffix(strings.TrimPrefix(location, "/"), "/iframe")
+	parsed, err := token.Parse(compact)
+	if status != http.StatusSeeOther || !isPage || err != nil || !parsed.Unverified().ExpiresAt.Equal(testTime.Add(time.Hour)) {
+		t.Errorf("%d to %q, %v", status, location, err)
+	}
+}
+
+// The attack: a request without a user, or for something that is no video, gets a link. A part of
+// a name that is empty would give all such users one name. No value leads the redirect
+// elsewhere, and none is read as a placeholder.
+func TestMintRefuses(t *testing.T) {
+	t.Parallel()
+	m, err := newMint(t, new(App), &Mint{Video: "{http.request.uri.query.v}", UID: "user-{http.request.header.Remote-User}"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name, target string
+		change       func(*http.Request)
+		want         int
+	}{
+		{"no user", "/?v=demo", nil, 403},
+		{"an empty user", "/?v=demo", loggedIn(""), 403},
+		{"a user that is not UTF-8", "/?v=demo", loggedIn("\xff"), 403},
+		{"a user that is too long", "/?v=demo", loggedIn(strings.Repeat("a", 300)), 403},
+		{"no video", "/", loggedIn("ann"), 404},
+		{"an empty video", "/?v=", loggedIn("ann"), 404},
+		{"a path", "/?v=../demo", loggedIn("ann"), 404},
+		{"another host", "/?v=//evil.com", loggedIn("ann"), 404},
+		{"a header", "/?v=demo%0d%0aX:1", loggedIn("ann"), 404},
+		{"a placeholder", "/?v={http.request.host}", loggedIn("ann"), 404},
+		{"POST", "/?v=demo", func(r *http.Request) { loggedIn("ann")(r); r.Method = "POST" }, 405},
+		{"a user with a placeholder", "/?v=demo", loggedIn("{http.request.host}"), 303},
+	} {
+		status, location, header := m.redirected(t, requestFor(t, tc.target, tc.change))
+		if status != tc.want || (location != "") != (tc.want == 303) || header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %d to %q, want %d", tc.name, status, location, tc.want)
+		}
+		if tc.want == 303 {
+			if claims := must(token.Parse(strings.Split(location, "/")[1])).Unverified(); claims.Viewer != "user-{http.request.host}" {
+				t.Errorf("%s: the viewer is %q", tc.name, claims.Viewer)
+			}
+		}
+	}
+}
+
+func TestConfigsOfMint(t *testing.T) {
+	t.Parallel()
+	for want, m := range map[string]Mint{
+		"video is missing": {UID: "{http.auth.user.id}"},
+		`video "a b"`:      {Video: "a b", UID: "{http.auth.user.id}"},
+		"uid is missing":   {Video: "demo"},
+		`uid "ann"`:        {Video: "demo", UID: "ann"},
+		"exp 25h":          {Video: "demo", UID: "{x}", Exp: caddy.Duration(25 * time.Hour)},
+		"exp 1ms":          {Video: "demo", UID: "{x}", Exp: caddy.Duration(time.Millisecond)},
+		"exp 2h":           {Video: "demo", UID: "{x}", Exp: caddy.Duration(2 * time.Hour)},
+		`to "player"`:      {Video: "demo", UID: "{x}", To: "player"},
+		"climit -1":        {Video: "demo", UID: "{x}", Climit: -1},
+		"rules: ":          {Video: "demo", UID: "{x}", Rules: json.RawMessage(`[{"type":"any"}]`)},
+	} {
+		if _, err := newMint(t, &App{MaxTokenLifetime: caddy.Duration(90 * time.Minute)}, &m); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want an error with %q", m, err, want)
+		}
+	}
+}
