@@ -462,12 +462,13 @@ func (d *Disk) makeRoom(root *os.Root, size int64) error {
 	}
 }
 
-// victim returns the file to evict, or nil if there is room.
+// victim returns the file to evict, or nil if there is room. A disk that is closed, or that
+// no config uses any more, keeps its files for the next one.
 func (d *Disk) victim(size int64) *diskFile {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	bound := d.max()
-	if len(d.files) == 0 || d.used+size <= bound && int64(len(d.files)) < max(bound/bytesPerFile, 1) {
+	if d.root == nil || len(d.sizes) == 0 || len(d.files) == 0 || d.used+size <= bound && int64(len(d.files)) < max(bound/bytesPerFile, 1) {
 		return nil
 	}
 	for {
