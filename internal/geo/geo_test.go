@@ -421,12 +421,12 @@ func TestDatabasesAreReplacedUnderLookups(t *testing.T) {
 		} else {
 			replaceFile(t, paths[fact], versions[fact][version], i+1)
 			from := []Facts{before, after}[version]
-			switch {
-			case fact == Country:
+			switch fact {
+			case Country:
 				want.Country = from.Country
-			case fact == ASN:
+			case ASN:
 				want.ASN = from.ASN
-			default:
+			case Anonymous, FactCount:
 				want.Anonymous = from.Anonymous
 			}
 		}
