@@ -154,7 +154,7 @@ func exposeEverything(t *testing.T) families {
 	o := startOrigin(t, http.HandlerFunc(mediaOfEverySort))
 	full := start(t, o, config{
 		global: "metrics\n" + trusting("127.0.0.1/32"),
-		app:    "geoip_database " + testdata(t, "country.mmdb") + "\nasn_database " + testdata(t, "asn.mmdb") + "\nanonymous_database " + testdata(t, "anonymous.mmdb") + "\njwks_url " + keys.URL + " 1s",
+		app:    "sessions on\ngeoip_database " + testdata(t, "country.mmdb") + "\nasn_database " + testdata(t, "asn.mmdb") + "\nanonymous_database " + testdata(t, "anonymous.mmdb") + "\njwks_url " + keys.URL + " 1s",
 		gate:   "player",
 		site:   cachedSite + "reverse_proxy " + o.addr(),
 		sites:  "http://" + site + " {\n\tmetrics /metrics\n}",

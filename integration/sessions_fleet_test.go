@@ -1,0 +1,162 @@
+package integration
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	sessionEnded   = refusedFor("session_ended")
+	sessionLimited = refusedFor("session_limit")
+
+	sessionInManifest = regexp.MustCompile(`~[A-Za-z0-9_-]{32}/`)
+)
+
+// sessionOrigin serves a multivariant playlist and media.
+func sessionOrigin(t testing.TB) *httptest.Server {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, ".m3u8") {
+			_, _ = w.Write([]byte("#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nv/1.m3u8\n"))
+			return
+		}
+		w.Header().Set("Content-Type", "video/mp2t")
+		_, _ = w.Write(make([]byte, 1000))
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// startSessions starts a fleet with sessions on.
+func startSessions(t testing.TB, app string) *fleet {
+	t.Helper()
+	return startFleet(t, config{app: "sessions on\n" + app, site: "reverse_proxy " + strings.TrimPrefix(sessionOrigin(t).URL, "http://")})
+}
+
+// beginSession asks for a manifest and returns the path of a segment below its session, or
+// "" and the refusal.
+func (g *gateway) beginSession(t testing.TB, compact string) (segment string, got verdict) {
+	t.Helper()
+	res := g.get(t, "/"+compact+"/master.m3u8")
+	if res.StatusCode != http.StatusOK {
+		return "", res.verdict()
+	}
+	session := sessionInManifest.FindString(string(res.body))
+	if session == "" {
+		t.Fatalf("there is no session in %s", res.body)
+	}
+	return "/" + compact + "/" + session + "v/1.ts", res.verdict()
+}
+
+type sessionView struct {
+	ID, UID, Video, Started, LastSeen, Country, Network, UserAgent string
+}
+
+func (g *gateway) sessionsOf(t testing.TB, uid string) (list []sessionView) {
+	t.Helper()
+	g.mustCall(t, http.MethodGet, "stream/sessions?uid="+uid, "", &list)
+	return list
+}
+
+// Three nodes on one Redis are one gate to a viewer: limits, ends, lists and counts hold over
+// all of them, over a kill of a node, and as far as possible without the Redis.
+func TestSessionsOfAFleet(t *testing.T) {
+	t.Parallel()
+	redis := startRedis(t)
+	f := startSessions(t, redis.option())
+	compact := f.nodes[0].mintToken(t, "demo", `{"uid":"anna","climit":1}`)
+	first, _ := f.nodes[0].beginSession(t, compact)
+	f.wantEverywhere(t, "a session that moves between nodes", first, plays)
+	second, _ := f.nodes[1].beginSession(t, compact)
+	f.await(t, "the session that a newer one has replaced", first, sessionEnded)
+	f.wantEverywhere(t, "the newer session", second, plays)
+	for i, g := range f.nodes {
+		if list := g.sessionsOf(t, "anna"); len(list) != 1 || list[0].Video != "demo" || list[0].Network != "127.0.0.0/24" {
+			t.Errorf("node %d lists %+v", i+1, list)
+		}
+		eventually(t, "one viewer is counted", func() bool { return string(g.get(t, "/"+compact+"/views").body) == `{"liveViewers":1}` })
+	}
+	f.restart(t, 2)
+	f.wantEverywhere(t, "after the kill of a node", second, plays)
+	f.wantEverywhere(t, "an ended session after the kill of a node", first, sessionEnded)
+
+	redis.kill()
+	f.wantEverywhere(t, "without the redis", second, plays)
+	f.wantEverywhere(t, "an ended session without the redis", first, sessionEnded)
+	redis.start(t)
+	f.awaitLog(t, storeBack)
+
+	other := f.nodes[1].mintToken(t, "demo", `{"uid":"berta"}`)
+	third, _ := f.nodes[1].beginSession(t, other)
+	f.nodes[0].mustCall(t, http.MethodDelete, "stream/sessions/"+f.nodes[0].sessionsOf(t, "berta")[0].ID, "", nil)
+	f.await(t, "a session that the API has ended", third, sessionEnded)
+	f.restart(t, 1)
+	f.wantEverywhere(t, "a session that the API has ended, after a restart", third, sessionEnded)
+}
+
+// Viewers who race for the last place on all nodes get it once.
+func TestRaceForTheLastSession(t *testing.T) {
+	t.Parallel()
+	f := startSessions(t, "on_session_limit refuse_new\n"+startRedis(t).option())
+	const limit = 2
+	compact := f.nodes[0].mintToken(t, "demo", fmt.Sprintf(`{"uid":"anna","climit":%d}`, limit))
+	began := make(chan verdict)
+	const starts = 30
+	for n := range starts {
+		go func() {
+			_, got := f.nodes[n%len(f.nodes)].beginSession(t, compact)
+			began <- got
+		}()
+	}
+	outcomes := make(map[verdict]int)
+	for range starts {
+		outcomes[<-began]++
+	}
+	if outcomes[plays] != limit || outcomes[sessionLimited] != starts-limit {
+		t.Errorf("%v, want %d sessions", outcomes, limit)
+	}
+	if list := f.nodes[1].sessionsOf(t, "anna"); len(list) != limit {
+		t.Errorf("%d sessions are listed", len(list))
+	}
+}
+
+// The end of the server tells of each session: in its log, and to the receiver of events. A
+// reload, of which the sessions notice nothing, tells of none.
+func TestEndsOfSessionsAreTold(t *testing.T) {
+	t.Parallel()
+	events := make(chan string, 10)
+	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body := make([]byte, r.ContentLength)
+		_, _ = r.Body.Read(body)
+		events <- r.Header.Get("Webhook-Signature") + " " + string(body)
+	}))
+	defer receiver.Close()
+	origin := startOrigin(t, nil)
+	g := start(t, origin, config{
+		api: withAPI, app: "sessions on\nsession_secret 0123456789abcdef\nsession_events " + receiver.URL, site: "reverse_proxy " + strings.TrimPrefix(sessionOrigin(t).URL, "http://"),
+	})
+	compact := g.mintToken(t, "demo", `{"uid":"anna"}`)
+	path, _ := g.beginSession(t, compact)
+	if got := g.get(t, path).verdict(); got != plays {
+		t.Fatalf("%v", got)
+	}
+	g.stop(t)
+	for _, want := range []string{`"msg":"session ended"`, `"uid":"anna"`, `"reason":"stopped"`} {
+		if !strings.Contains(g.log.String(), want) {
+			t.Errorf("the log lacks %s", want)
+		}
+	}
+	select {
+	case event := <-events:
+		if !strings.HasPrefix(event, "time=") || !strings.Contains(event, `"uid":"anna"`) || !strings.Contains(event, `"video":"demo"`) {
+			t.Errorf("event %s", event)
+		}
+	case <-time.After(startTimeout):
+		t.Error("no event comes")
+	}
+}
