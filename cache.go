@@ -372,6 +372,10 @@ func withoutSources(config any) any {
 	return config
 }
 
+// pastCaches is the value of mediacache.GenerationHeader that sends a request past the next
+// tier too.
+var pastCaches = []string{"unknown"}
+
 // ServeHTTP answers from memory, or asks the next handler on behalf of all viewers.
 func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if trace, ok := r.Context().Value(traceKey{}).(*trace); ok {
@@ -380,6 +384,7 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	}
 	if d := decisionOf(r); d != nil && d.pastCache {
 		c.metrics.cacheResults[mediacache.Bypass].Inc()
+		r.Header[mediacache.GenerationHeader] = pastCaches
 		return next.ServeHTTP(w, r)
 	}
 	useLargeWrites(r)

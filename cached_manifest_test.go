@@ -2,7 +2,9 @@ package signedplayback
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -11,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/mediacache"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -162,5 +166,49 @@ func TestExplainedCache(t *testing.T) {
 				t.Error("the cache has asked the origin")
 			}
 		})
+	}
+}
+
+// What was purged is not served, whatever the store does: a request goes past this cache, and
+// past one in the next tier, while nobody knows the date of the purge. Once the date is known,
+// it stays in force while the store is away. A viewer who sends a date changes nothing.
+func TestPurgedWhileTheStoreIsAway(t *testing.T) {
+	t.Parallel()
+	const purged = "1800000000000"
+	for video, unknown := range map[string]string{"demo": "200, [unknown]", "other": "503, no request"} { // demo is a video of the config
+		g := newGate(t, &App{Videos: map[string]VideoSettings{"demo": {}}}, &Gate{PassRequestHeaders: is("*")})
+		m := newMemStore()
+		m.plant(store.Videos, video, `{"uid":"`+video+`","purged":`+purged+`}`)
+		c := newCache(t, g, new(Cache))
+		viewer := signed(func(c *token.Claims) { c.VideoID = video })
+		var got []string
+		ask := func(what string, header http.Header) {
+			told := "no request"
+			e := exchangeOnce(t, g, requestFor(t, "/"+viewer+"/1.ts", func(r *http.Request) { maps.Copy(r.Header, header) }),
+				c.through(func(w http.ResponseWriter, r *http.Request) error {
+					told = fmt.Sprint(r.Header[mediacache.GenerationHeader])
+					w.Header().Set("Content-Type", "video/mp2t")
+					_, err := io.WriteString(w, "1")
+					return err
+				}))
+			got = append(got, fmt.Sprintf("%s: %d, %s", what, e.status, told))
+		}
+		forged := http.Header{mediacache.GenerationHeader: is("0")}
+		useState(t, g.app, stateOf(t, m))
+		m.setDown(true)
+		ask("unknown", nil)
+		ask("unknown, forged", forged)
+		m.setDown(false)
+		ask("known", forged)
+		m.setDown(true)
+		ask("away", forged)
+		ask("away, a header that passes", http.Header{"X-A": is("1")})
+		want := []string{
+			"unknown: " + unknown, "unknown, forged: " + unknown, "known: 200, [" + purged + "]", "away: 200, no request",
+			"away, a header that passes: 200, [unknown]",
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", video, diff)
+		}
 	}
 }

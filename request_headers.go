@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/signed-playback/caddy-signed-playback/mediacache"
 )
 
 // requestHeaders are the headers of viewers that the origin gets. They are a list
@@ -42,10 +44,12 @@ func parseRequestHeader(name string) (string, error) {
 }
 
 // neverPassed are the headers that contain the viewer's URL by definition, those
-// that belong to a connection, and those of a body, which no playback request has.
+// that belong to a connection, those of a body, which no playback request has, and that of
+// the media cache, by which a viewer could ask for what has been purged.
 // An upgraded connection would outlive the token.
 var neverPassed = append([]string{
 	"Origin", "Referer", "Host", "Expect", "Http2-Settings", "Proxy-Authenticate", "Proxy-Authorization", "Content-Length",
+	mediacache.GenerationHeader,
 }, connectionHeaders...)
 
 // connectionHeaders belong to one connection (RFC 9110 section 7.6.1).

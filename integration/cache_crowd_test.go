@@ -34,15 +34,21 @@ func TestLongCrowd(t *testing.T) {
 func testCrowd(t *testing.T, count int, c config) {
 	m := startMediaOrigin(t)
 	c.gate, c.site = m.gate(), cachedSite+"reverse_proxy "+m.addr()
-	a := &crowd{g: start(t, m.origin, c), m: m, began: time.Now()}
+	(&crowd{gates: []*gateway{start(t, m.origin, c)}, m: m, began: time.Now()}).wantOnce(t, count)
+}
+
+// wantOnce has so many viewers watch, and checks how often the origin is asked.
+func (a *crowd) wantOnce(t *testing.T, count int) {
+	t.Helper()
+	m := a.m
 	page := startPlayersPage(t)
 	m.stream("relative", "ll").tick(time.Second / 2)
 	var viewers sync.WaitGroup
 	for i, viewer := range viewersOf(t, "vidA", count) {
 		viewers.Go(func() {
-			v := &spectator{crowd: a, client: &http.Client{Transport: new(http.Transport)}, base: a.g.url("/" + viewer + "/relative/")}
+			v := &spectator{crowd: a, client: &http.Client{Transport: new(http.Transport)}, base: a.gates[i%len(a.gates)].url("/" + viewer + "/relative/")}
 			defer v.client.CloseIdleConnections()
-			if err := v.watch(t.Context(), i%2 == 0); err != nil {
+			if err := v.watch(t.Context(), i/len(a.gates)%2 == 0); err != nil {
 				t.Error(err)
 			}
 		})
@@ -50,22 +56,22 @@ func testCrowd(t *testing.T, count int, c config) {
 	p := openTab(t)
 	p.open(t, page)
 	for clip, options := range map[string]string{"ts": "{}", "ll": "{lowLatencyMode: true}"} {
-		address := a.g.url("/" + mint(t, "vidA", nil) + "/relative/" + clip + "/master.m3u8")
+		address := a.gates[0].url("/" + mint(t, "vidA", nil) + "/relative/" + clip + "/master.m3u8")
 		if got := play(t, p, "hls.js", address, 1, liveSeconds, options); got.End != "played" || len(got.Errors) > 0 {
 			t.Errorf("hls.js, %s: %+v", clip, got)
 		}
 		wantDecoded(t, address, liveSeconds, "-t", strconv.Itoa(liveSeconds))
 	}
 	viewers.Wait()
-	a.wantOnce(t)
+	a.countRequests(t)
 	slices.Sort(a.late)
 	t.Logf("%d viewers, %d parts at the live edge: the first byte is later than the origin's by %s (median), %s (p99)",
 		count, len(a.late), a.late[len(a.late)/2], a.late[len(a.late)*99/100])
 }
 
-// crowd is many viewers of one gateway.
+// crowd is many viewers of gateways that lead to one origin.
 type crowd struct {
-	g     *gateway
+	gates []*gateway
 	m     *mediaOrigin
 	began time.Time
 
@@ -73,9 +79,9 @@ type crowd struct {
 	late []time.Duration // first bytes of parts, after the origin's
 }
 
-// wantOnce checks that the origin was asked once for each object. A live playlist without
+// countRequests checks that the origin was asked once for each object. A live playlist without
 // the directives of LL-HLS is another object every second.
-func (a *crowd) wantOnce(t *testing.T) {
+func (a *crowd) countRequests(t *testing.T) {
 	t.Helper()
 	asked := make(map[string]int)
 	for _, uri := range a.m.uris() {

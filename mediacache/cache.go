@@ -161,7 +161,8 @@ func (c *Cache) Serve(w http.ResponseWriter, r *http.Request, config *Config, ne
 
 // isCacheable reports whether the answer to a request can be for others too.
 func isCacheable(r *http.Request) bool {
-	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && len(r.Header["Authorization"]) == 0
+	_, ok := generationOf(r)
+	return ok && (r.Method == http.MethodGet || r.Method == http.MethodHead) && len(r.Header["Authorization"]) == 0
 }
 
 // bypass forwards a request as it is. An unsafe one that succeeds may have changed the

@@ -87,3 +87,40 @@ func TestGenerations(t *testing.T) {
 	}
 	s.checkMemory(t)
 }
+
+// A cache tells the one in the next tier the generation, so what was purged before is not
+// used there either. No value that a stranger invents shows another generation or drops one.
+func TestGenerationsInTheNextTier(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	next := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "video/mp2t")
+		fmt.Fprintf(w, "%d%q", asked.Add(1), r.Header[GenerationHeader])
+	})
+	first := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		var fields []string
+		if r.Header[GenerationHeader] != nil {
+			fields = []string{GenerationHeader, r.Header.Get(GenerationHeader)}
+		}
+		w.Header().Set("Content-Type", "video/mp2t")
+		w.Write(next.get(t, r.URL.Path, fields...).body)
+	}, func(c *Config) { byGroup(c); c.SegmentTTL = 0 })
+	const hit = "signed-playback; hit"
+	var got []string
+	for _, generation := range []int{0, 7, 7, 3, 9, 9} {
+		got = append(got, string(first.get(t, fmt.Sprintf("/1?group=a&g=%d", generation)).body))
+		first.idle(t)
+	}
+	for _, value := range []string{"", "-1", "9, 7", "1e3", "9223372036854775808", "unknown", "0", "9", "7", "70"} {
+		a := next.get(t, "/1", GenerationHeader, value)
+		got = append(got, fmt.Sprintf("%s: %s %s", value, a.body, status(a)))
+	}
+	want := []string{
+		`1[]`, `2["7"]`, `2["7"]`, `2["7"]`, `3["9"]`, `3["9"]`,
+		`: 4[""] `, `-1: 5["-1"] `, `9, 7: 6["9, 7"] `, `1e3: 7["1e3"] `, `9223372036854775808: 8["9223372036854775808"] `, `unknown: 9["unknown"] `,
+		`0: 1[] ` + hit, `9: 3["9"] ` + hit, `7: 2["7"] ` + hit, `70: 10["70"] signed-playback; fwd=uri-miss`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

@@ -211,6 +211,9 @@ func (c *Cache) forget(config *Config, k key) {
 // drops the objects of those before, and what still arrives of them is not kept. The caller
 // has locked the index.
 func (c *Cache) present(v Variant) int64 {
+	if v.Group == "" {
+		return v.Generation
+	}
 	known := c.generations[v.Group]
 	if v.Generation <= known {
 		return known

@@ -24,7 +24,7 @@ type Variant struct {
 
 	// Group names objects that are dropped together, for example those of a video: by a
 	// request with a greater Generation than any before. Later requests with a smaller one
-	// count as of that one.
+	// count as of that one. Without a group, Generation is that of GenerationHeader.
 	Group      string
 	Generation int64
 }
@@ -57,6 +57,9 @@ func keyOf(r *http.Request, config *Config) key {
 	k := key{host: strings.ToLower(r.Host), path: r.URL.EscapedPath(), query: filterQuery(r.URL.RawQuery, config.Query)}
 	if config.Variant != nil {
 		k.Variant = config.Variant(r)
+	}
+	if k.Group == "" {
+		k.Generation, _ = generationOf(r)
 	}
 	return k
 }

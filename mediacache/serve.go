@@ -38,7 +38,7 @@ func (v *visit) serve(k key) (Result, error) {
 	case failed:
 		return Miss, f.fail()
 	case exclusive:
-		return Bypass, v.goAlone(f, k, first)
+		return Bypass, v.goAlone(f, first)
 	case confirmed:
 		use := f.object.body.read() // f.body uses it while it has readers
 		defer use.close()
@@ -118,7 +118,7 @@ func (f *fill) fail() error {
 
 // goAlone gets a response that is for no one else. The first viewer takes over what
 // the fill has begun, if it is what the viewer needs: all of the object.
-func (v *visit) goAlone(f *fill, k key, first bool) error {
+func (v *visit) goAlone(f *fill, first bool) error {
 	needsAll := v.r.Method == http.MethodGet && len(v.r.Header["Range"]) == 0
 	if first && !needsAll {
 		f.cancel()
@@ -128,7 +128,7 @@ func (v *visit) goAlone(f *fill, k key, first bool) error {
 		defer cancel()
 		defer context.AfterFunc(v.r.Context(), cancel)()
 		addCacheStatus(v.w.Header(), Bypass)
-		out := originRequest(ctx, v.r, k, nil)
+		out := originRequest(ctx, v.r, f.entry.key, nil)
 		out.Method = v.r.Method
 		for _, name := range []string{"Range", "If-Range"} {
 			if values, ok := v.r.Header[name]; ok {
