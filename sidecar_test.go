@@ -100,7 +100,8 @@ func TestLargeCaptionsPass(t *testing.T) {
 			if e.status != 200 || e.body != body {
 				t.Errorf("%.6q: %d with %d bytes, want %d", start, e.status, len(e.body), len(body))
 			}
-			e = exchangeThrough(t, g, requestFor(t, "/"+tok+"/a", withRange("bytes=1-9")), origin)
+			// A cache answers ranges, whether the origin does or not.
+			e = exchangeOnce(t, g, requestFor(t, "/"+tok+"/a", withRange("bytes=1-9")), origin)
 			if e.status != 200 && (e.status != 206 || e.body != body[1:10]) {
 				t.Errorf("%.6q: a range is %d with %d bytes", start, e.status, len(e.body))
 			}
