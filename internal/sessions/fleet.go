@@ -137,10 +137,10 @@ func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, sibling
 		begun = strconv.FormatInt(s.begun, 10)
 	}
 	viewer := s.viewerKey(v.Viewer)
-	args := []string{
+	args := make([]string, 0, 9+2*len(siblings))
+	args = append(args,
 		s.id.String(), viewer.String(), s.video, begun, flag(v.Begins), strconv.Itoa(max(0, s.limit)), flag(t.policy.Load().RefuseNew),
-		t.left(s), s.describe(shortName(v.Viewer, viewer)),
-	}
+		t.left(s), s.describe(shortName(v.Viewer, viewer)))
 	for _, sibling := range siblings {
 		args = append(args, sibling.id.String(), t.ago(sibling))
 	}
@@ -209,7 +209,7 @@ func (t *Tracker) beatBatch(ctx context.Context, batch []*Session) ([]string, er
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
 	refuseNew := flag(t.policy.Load().RefuseNew)
-	var args []string
+	args := make([]string, 0, 10*len(batch))
 	seen, bytes := make([]int64, len(batch)), make([]int64, len(batch))
 	t.mu.Lock()
 	for i, s := range batch {

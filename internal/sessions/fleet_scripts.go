@@ -25,6 +25,8 @@ const (
 
 // luaFunctions begins each script. Its arguments begin with the timeout of sessions and the
 // name of the node.
+//
+//nolint:dupword // blocks of Lua end with end
 const luaFunctions = `
 local P, timeout, node = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local clock = redis.call('TIME')
@@ -83,6 +85,8 @@ end
 `
 
 // luaRow adds a session to an answer, unless it is silent.
+//
+//nolint:dupword // blocks of Lua end with end
 const luaRow = `
 local function row(answer, id, seen)
 	local has = redis.call('HMGET', P .. 'session:' .. id, 'viewer', 'bytes', 'info')
@@ -101,6 +105,8 @@ var (
 	// new, its limit, whether new ones are refused, the seconds until its token
 	// expires, its description; and pairs of the viewer's sessions on this node and
 	// how long ago they were last used. It returns what became of it, and its beginning.
+	//
+	//nolint:dupword // blocks of Lua end with end
 	startScript = newScript(`
 local id, viewer, video, begun, new, limit, refuse, left, info = unpack(ARGV, 3, 11)
 local twin = cjson.decode(info)
@@ -143,6 +149,8 @@ return {'begun', tostring(begun)}`)
 	// each was last used, its limit, whether new ones are refused, the seconds until its
 	// token expires, the bytes since the last beat, its description. It returns the
 	// ids of those that have ended, after "lost" if the data has been lost.
+	//
+	//nolint:dupword // blocks of Lua end with end
 	beatScript = newScript(`
 local answer = {}
 local mark = P .. 'node:' .. node
@@ -172,6 +180,8 @@ return answer`)
 	// settleScript takes sessions that this node has ended: id, viewer, reason, bytes
 	// since the last beat. For each it returns the bytes in all, "" if that is not
 	// known, or "-1" if the session runs elsewhere or another node has told its end.
+	//
+	//nolint:dupword // blocks of Lua end with end
 	settleScript = newScript(`
 local answer = {}
 for i = 3, #ARGV, 4 do

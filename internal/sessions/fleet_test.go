@@ -79,7 +79,7 @@ func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
 	err := check()
 	for end := time.Now().Add(patience); err != nil && time.Now().Before(end); err = check() {
-		time.Sleep(5 * time.Millisecond)
+		<-time.After(5 * time.Millisecond)
 	}
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
@@ -150,7 +150,7 @@ func wantEnded(t *testing.T, fleet []*registry, v Visit) {
 			default:
 			}
 			if err := r.visit(v); !errors.Is(err, ErrEnded) {
-				return fmt.Errorf("%v, want %w", err, ErrEnded)
+				return errors.Join(errors.New("it is not refused as ended"), err)
 			}
 			return nil
 		})
