@@ -1,5 +1,6 @@
-// Package redact removes tokens from text. A token opens its video to everybody
-// who reads it, so it must not appear in a log, a trace or an error message.
+// Package redact removes tokens and the session ids of URLs from text. A token opens its
+// video to everybody who reads it, so it must not appear in a log, a trace or an error
+// message, and with a session somebody plays in the name of another.
 //
 // It recognizes tokens by their characters: anywhere in a text, escaped or cut
 // short. In doubt it redacts too much: a long run of base64url counts as a part
@@ -12,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/percent"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 )
 
 // TokenID returns the name of a token in logs, from which nobody can compute
@@ -24,7 +26,8 @@ func TokenID(token string) string {
 	return hex.EncodeToString(digest[:8])
 }
 
-// Tokens returns the text with each token replaced by its id. Escapes in a run
+// Tokens returns the text with each token replaced by its id, and each session by the id
+// that the control API has for it. Escapes in a run
 // of characters that contains a token are decoded. A text without a token is
 // returned unchanged and without an allocation.
 func Tokens(text string) string { return redactRuns(text, decodeEscapes) }
@@ -75,6 +78,11 @@ func redactRuns(text string, escaped escapes) string {
 			redacted.WriteString(text[copied:start])
 			redacted.WriteString(replacement)
 			copied = end
+		} else if replacement, length := sessionAt(text, start, end); length > 0 {
+			redacted.WriteString(text[copied : start-len(sessions.Prefix)])
+			redacted.WriteString(replacement)
+			copied = start + length
+			end = copied - 1 // what follows is a run of its own
 		}
 		start = end
 	}
@@ -83,6 +91,26 @@ func redactRuns(text string, escaped escapes) string {
 	}
 	redacted.WriteString(text[copied:])
 	return redacted.String()
+}
+
+// sessionAt returns what replaces a session, or what is left of one, at the start of a run,
+// and its length. The first half of a session tells nobody how to play.
+func sessionAt(text string, start, end int) (replacement string, length int) {
+	if !strings.HasSuffix(text[:start], sessions.Prefix) {
+		return "", 0
+	}
+	length = strings.IndexFunc(text[start:end], func(c rune) bool { return c == '.' || c == '%' || c == '+' })
+	if length < 0 {
+		length = end - start
+	}
+	if length <= sessions.TextLength/2 {
+		return "", 0
+	}
+	session := text[start : start+length]
+	if key, ok := sessions.KeyIn(session); ok {
+		return key.ID().String(), length
+	}
+	return TokenID(session), length
 }
 
 // isTokenCharacter accepts base64url, dots, percent escapes, and of standard

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -144,6 +145,34 @@ func TestTokensAreRedacted(t *testing.T) {
 		}
 		wantRedacted(t, text, got, compact)
 		wantRedacted(t, text, got, other)
+	}
+}
+
+// The id of the control API replaces a session, which somebody could play with, wherever it is and
+// however it is escaped or cut.
+func TestSessionsAreRedacted(t *testing.T) {
+	t.Parallel()
+	session := sessions.NewAuthority([]byte("secret")).New(sessions.Owner{Video: "film"}, time.Unix(1_800_000_000, 0))
+	key, _ := sessions.KeyIn(session)
+	id := key.ID().String()
+	for text, want := range map[string]string{
+		"/film/~§/v/1.ts": "/film/¶/v/1.ts", "~§": "¶", "/film/~§": "/film/¶", "https://x/film/~§/?a=b&c=~§": "https://x/film/¶/?a=b&c=¶",
+		"/~§/~§/x": "/¶/¶/x", `{"uri":"/film/~§/"}`: `{"uri":"/film/¶/"}`, "~§.ts": "¶.ts", "~§%2Fx": "¶%2Fx", "~§+~§": "¶+¶",
+		"/film/%7E§/x": "/film/¶/x", "/film/%7e" + session + "/x": "/film/¶/x", "%2Ffilm%2F%7E§%2Fx": "/film/¶/x", "%257E§": "¶",
+		"/film/~" + session[:31] + "/x": "/film/" + TokenID(session[:31]) + "/x", "~" + session[:17]: TokenID(session[:17]),
+		"~" + session + "A": TokenID(session + "A"), "/~alice/notes": "/~alice/notes", "/~" + session[:16] + "/x": "/~" + session[:16] + "/x",
+		"/" + plainToken() + "/~§/x": "/" + TokenID(plainToken()) + "/¶/x", "/~" + plainToken() + "/x": "/~" + TokenID(plainToken()) + "/x",
+	} {
+		text, want = strings.ReplaceAll(text, "§", session), strings.ReplaceAll(want, "¶", id)
+		for name, redact := range map[string]func(string) string{"Tokens": Tokens, "Line": Line} {
+			got := redact(text)
+			if name == "Tokens" && got != want {
+				t.Errorf("%s becomes %s, want %s", text, got, want)
+			}
+			if strings.Contains(got, session[16:31]) || redact(got) != got {
+				t.Errorf("%s(%s) = %s", name, text, got)
+			}
+		}
 	}
 }
 
