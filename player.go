@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/player"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 )
 
 // PlayerConfig has the gate serve a player page at /<token>/iframe.
@@ -56,9 +57,15 @@ func (g *Gate) servePlayer(w http.ResponseWriter, d *decision) bool {
 	d.own = newOwnHeaders()
 	switch d.target.suffix.decoded {
 	case iframeSuffix:
+		// The page plays in one session, whatever it loads and however often. A second viewer of
+		// a cached page would have the session of the first.
+		session := ""
+		if d.mayLeadBelow() {
+			session, d.rooted = sessions.Prefix+g.app.authority.get().New(d.owner(), g.app.now()), true
+		}
 		dropCORS(h)
 		d.setAccessHeaders(h)
-		g.player.ServePage(w, d.request, d.settings.origins.allowed.FrameAncestors())
+		g.player.ServePage(w, d.request, d.settings.origins.allowed.FrameAncestors(), session)
 	case hlsJSSuffix:
 		dropCORS(h)
 		d.setAccessHeaders(h)

@@ -16,11 +16,12 @@ import (
 )
 
 var (
-	errSessionInvalid = errors.New("the session in the path is none of this token or video")
-	errSessionEnded   = errors.New("the session has ended: the viewer has begun another one, or the operator has ended it")
-	errSessionLimit   = errors.New("the viewer has as many playback sessions as permitted")
-	errStartBy        = errors.New("no session begins from the time of the claim startBy on")
-	errSessionSecret  = errors.New("the secret of sessions cannot be read from the store; set session_secret to need no store")
+	errSessionInvalid  = errors.New("the session in the path is none of this token or video")
+	errSessionEnded    = errors.New("the session has ended: the viewer has begun another one, or the operator has ended it")
+	errSessionLimit    = errors.New("the viewer has as many playback sessions as permitted")
+	errStartBy         = errors.New("no session begins from the time of the claim startBy on")
+	errSessionsUnknown = errors.New("the session cannot be looked up or extended: the store does not answer")
+	errSessionSecret   = errors.New("the secret of sessions cannot be read from the store; set session_secret to need no store")
 )
 
 // minSessionSecret is the length of the shortest session_secret.
@@ -102,6 +103,8 @@ func checkSession(d *decision) error {
 	switch authority := d.app.authority.get(); {
 	case authority == nil:
 		return refuse(reasonStateUnavailable, errSessionSecret)
+	case d.renewsSession():
+		return d.checkRenewal()
 	case d.target.session != "":
 		key, err := d.sessionInPath()
 		if err == nil {

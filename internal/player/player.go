@@ -108,8 +108,13 @@ func hashSource(text string) string {
 }
 
 // ServePage writes the page. frameAncestors is the value of the directive
-// frame-ancestors; "" leaves it out, and any site may embed the page.
-func (p *Page) ServePage(w http.ResponseWriter, r *http.Request, frameAncestors string) {
+// frame-ancestors; "" leaves it out, and any site may embed the page. session is the path
+// segment of the session in which the page plays, "" for none.
+func (p *Page) ServePage(w http.ResponseWriter, r *http.Request, frameAncestors, session string) {
+	attributes := ""
+	if session != "" {
+		attributes = ` data-session="` + html.EscapeString(session) + `"`
+	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", p.policyWith(frameAncestors))
@@ -117,9 +122,9 @@ func (p *Page) ServePage(w http.ResponseWriter, r *http.Request, frameAncestors 
 	// poster, get none of it. The gate needs it to tell its own page.
 	h.Set("Referrer-Policy", "same-origin")
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Length", strconv.Itoa(len(p.html)))
+	h.Set("Content-Length", strconv.Itoa(len(p.html)+len(attributes)))
 	if r.Method != http.MethodHead {
-		_, _ = w.Write(p.html) // the client has cancelled
+		p.write(w, attributes)
 	}
 }
 
@@ -134,6 +139,11 @@ func (p *Page) ServeRefusal(w http.ResponseWriter, reason string, status int) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(p.html)+len(attributes)))
 	w.WriteHeader(status)
+	p.write(w, attributes)
+}
+
+// write writes the page with attributes of its first element.
+func (p *Page) write(w http.ResponseWriter, attributes string) {
 	for _, part := range [][]byte{p.html[:p.opening], []byte(attributes), p.html[p.opening:]} {
 		_, _ = w.Write(part) // the client has cancelled, or asks for the headers only
 	}

@@ -34,7 +34,7 @@ func newPage(t *testing.T, hlsJS []byte) *Page {
 // includes what net/http adds.
 func servePage(t *testing.T, p *Page, method, frameAncestors string) (*http.Response, string) {
 	t.Helper()
-	return serve(t, method, "", func(w http.ResponseWriter, r *http.Request) { p.ServePage(w, r, frameAncestors) })
+	return serve(t, method, "", func(w http.ResponseWriter, r *http.Request) { p.ServePage(w, r, frameAncestors, "") })
 }
 
 func serve(t *testing.T, method, ifNoneMatch string, handler http.HandlerFunc) (*http.Response, string) {

@@ -10,16 +10,22 @@ const pageName = /[^/]\/iframe$/.test(location.pathname) ? 'iframe' : '';
 let base = location.origin + location.pathname.slice(0, location.pathname.length - pageName.length).replace(/\/?$/, '/');
 const formerBases = []; // with tokens that have been renewed
 
+// With sessions on, the page plays in one session, which is a folder below the base.
+let session = root.dataset.session ? `${root.dataset.session}/` : '';
+
 // The gate answers a refused request for the page with the page, and with the reason.
 const refused = root.dataset.refused && { reason: root.dataset.refused, status: Number(root.dataset.status) };
 
-const manifestBelow = (link) => link + root.dataset.manifest;
+const manifestBelow = (link, inSession = session) => link + inSession + root.dataset.manifest;
 const manifest = () => manifestBelow(base);
 
 // renewed returns an address that hls.js has learned, with the token of today.
 function renewed(url) {
   const former = formerBases.find((link) => url.startsWith(link));
-  return former ? base + url.slice(former.length) : url;
+  if (!former) return url;
+  const path = url.slice(former.length);
+  const below = path.replace(/^~[\w-]{32}\//, '');
+  return base + (below === path ? '' : session) + below;
 }
 
 const credentialOf = (link) => link.split('/').at(-2);

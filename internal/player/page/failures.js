@@ -9,10 +9,11 @@ const canRetry = ({ reason, status }) =>
 
 // askWhy returns why the manifest is refused, or null if it is not. Media
 // elements and scripts do not tell; a cached manifest would not know.
-async function askWhy(link = base) {
+async function askWhy(link = base, inSession = session) {
   try {
-    const response = await fetch(manifestBelow(link), {
-      cache: 'no-store', referrer: link + pageName, signal: AbortSignal.timeout?.(CONNECT_TIMEOUT),
+    const response = await fetch(manifestBelow(link, inSession), {
+      // Without its session, a page that has one would begin another.
+      method: root.dataset.session && !inSession ? 'HEAD' : 'GET', cache: 'no-store', referrer: link + pageName, signal: AbortSignal.timeout?.(CONNECT_TIMEOUT),
     });
     response.body?.cancel().catch(() => {});
     if (response.ok) return null;

@@ -30,6 +30,7 @@ function load() {
   }
   attempt++;
   loadedBase = base;
+  if (failure?.reason === 'session_ended') session = ''; // the gate makes another one
   failing = recovered = wantsPlay = false;
   failure = null;
   showBusy(false);

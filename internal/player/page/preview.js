@@ -10,7 +10,7 @@ let storyboard = null; // a track element, once the viewer has pointed at the se
 // loadStoryboard has the browser read the storyboard, for a video without one in vain. The
 // track belongs to a video element of its own, because hls.js clears tracks of the other.
 function loadStoryboard() {
-  const address = new URL(options.storyboard || 'thumbnails/storyboard.vtt', base).href;
+  const address = new URL(options.storyboard || 'thumbnails/storyboard.vtt', base + session).href;
   if (storyboard?.src === address) return;
   storyboard = document.createElement('track');
   storyboard.kind = 'metadata';

@@ -7,6 +7,19 @@ let expiryTimer = 0;
 let renewals = 0;
 let isRenewing = false; // the player starts again, and the embedding page hears nothing of that
 
+// sessionBelow returns the session of this page as it is below another token of the same viewer,
+// or '' if that token has another viewer, who begins a session of their own.
+async function sessionBelow(link) {
+  if (!session) return '';
+  try {
+    const response = await fetch(`${link}${session}renew`, { cache: 'no-store', referrer: link + pageName });
+    const answer = response.ok ? await response.json() : {};
+    return /^~[\w-]{32}$/.test(answer.session) ? `${answer.session}/` : '';
+  } catch {
+    return '';
+  }
+}
+
 // renew has all later requests use the new token. If the gate refuses that token, the old one
 // stays in use.
 async function renew(token) {
@@ -15,18 +28,21 @@ async function renew(token) {
   // embeds the page.
   if (refused) return { reopen: true };
   const current = ++renewals;
-  const refusal = await askWhy(next);
+  const nextSession = await sessionBelow(next);
+  const refusal = await askWhy(next, nextSession);
   if (current !== renewals) throw new DOMException('another token has come', 'AbortError');
   if (refusal && refusal.reason !== 'http_error') {
     throw Object.assign(new DOMException(`the token is refused: ${refusal.reason}`, 'DataError'), refusal);
   }
   formerBases.push(base);
   base = next;
+  const goesOn = !session === !nextSession;
+  session = nextSession;
   // The gate compares the address of this page, in the referrer, with the token of a request.
   history.replaceState(history.state, '', base + pageName + location.search + location.hash);
   watchExpiry();
   if (failure) load();
-  else if (failing || !hls) restart();
+  else if (failing || !hls || !goesOn) restart();
   return null;
 }
 
