@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -41,8 +42,16 @@ type benchCase struct {
 	header http.Header
 }
 
+// inSession is a token and a session of it, as they are in a path.
+func inSession() string {
+	owner := sessions.Owner{Token: sha256.Sum256([]byte(plainToken()))}
+	return plainToken() + "/~" + sessions.NewAuthority([]byte(testSecret)).New(owner, testTime)
+}
+
 var warmCases = []benchCase{
 	{"plain", new(App), plainToken, nil},
+	{"session", sessionApp(nil), inSession, nil},
+	{"sessions without one in the path", sessionApp(nil), plainToken, http.Header{"User-Agent": {"AndroidXMedia3/1.8.0 (Linux;Android 14) ExoPlayerLib/1.8.0"}}},
 	{
 		"country and origins", restrictedApp(), func() string { return signedWithRules(restrictedRules) },
 		http.Header{"Origin": {"https://www.example.org"}, "Referer": {"https://www.example.org/watch"}},

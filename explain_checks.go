@@ -165,6 +165,10 @@ func (t *trace) explain(d *decision, name string, became verdict, err error) {
 		t.add(name, became, err, explainTokenRules(d, err)...)
 	case "download":
 		t.add(name, became, err, explainDownload(d))
+	case "session":
+		if details := explainSession(d); err != nil || len(details) > 0 {
+			t.add(name, became, err, details...)
+		}
 	}
 }
 
@@ -374,6 +378,28 @@ func explainTokenRules(d *decision, err error) []string {
 		return []string{"the token has none"}
 	}
 	return explainRules(d, d.verified.rules, d.matchedRule, err)
+}
+
+// explainSession shows the session of the request, and what limits the viewer's sessions; nothing
+// with sessions off.
+func explainSession(d *decision) (details []string) {
+	if t := d.verified; t != nil && t.startBy >= 0 {
+		details = append(details, "startBy "+explainDate(d.app.now(), time.Unix(t.startBy, 0)))
+	}
+	if !d.app.countsSessions() {
+		return details
+	}
+	if key, err := d.sessionInPath(); d.target.session != "" && err == nil {
+		details = append(details, fmt.Sprintf("the session %s, which began %s", key.ID(), explainDate(d.app.now(), key.Begun())))
+	} else if d.target.session == "" {
+		details = append(details, "no session in the path")
+	}
+	if t := d.verified; t != nil {
+		if limit := smallerLimit(t.sessionLimit, d.settings.maxSessions); limit > 0 {
+			details = append(details, fmt.Sprintf("at most %d at a time for the viewer; how many run, only the server knows", limit))
+		}
+	}
+	return details
 }
 
 // explainRules shows for each rule of a list whether it matches the viewer. matched is

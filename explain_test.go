@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -494,5 +495,35 @@ func TestExplainOfTheProductionExample(t *testing.T) {
 	e := explanationOf(t, config, "https://media.example.com/demo/x.ts", func(o *explainOptions) { o.ip, o.headers = "10.0.0.1", []string{"X-Forwarded-For: 203.0.113.7"} })
 	if e.Reason != reasonTokenRequired || e.Client != "203.0.113.7" || e.Country != "GB" {
 		t.Errorf("%s for %s in %s, want token_required for 203.0.113.7 in GB", e.Reason, e.Client, e.Country)
+	}
+}
+
+// Explain verifies a session in the path, without counting it.
+func TestExplainSession(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, sessionApp(nil), new(Gate))
+	limited := sessionToken(func(c *token.Claims) { c.SessionLimit, c.StartBy = 2, testTime.Add(time.Minute) })
+	session := begin(t, g, "/"+limited+"/master.m3u8")
+	key, _ := sessions.KeyIn(session)
+	for target, want := range map[string]string{
+		"~" + session + "/7.ts":                 "pass: startBy 2027-01-15T08:01:00Z, in 1m0s; the session " + key.ID().String() + ", which began 2027-01-15T08:00:00Z, 0s ago; at most 2 at a time",
+		"7.ts":                                  "pass: startBy 2027-01-15T08:01:00Z, in 1m0s; no session in the path; at most 2 at a time",
+		"~" + strings.Repeat("A", 32) + "/7.ts": "refuse session_invalid: startBy",
+	} {
+		before := runningSessions(g)
+		trace := new(trace)
+		_ = trace.follow(newDecision(g, requestFor(t, "/"+limited+"/"+target, nil), trace), httptest.NewRecorder(), caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil }))
+		got := ""
+		for _, check := range trace.checks {
+			if check.Check == "session" {
+				got = strings.TrimSpace(string(check.Outcome)+" "+string(check.Reason)) + ": " + strings.Join(check.Details, "; ")
+			}
+		}
+		if !strings.HasPrefix(got, want) || strings.Contains(got, session) {
+			t.Errorf("%.20s…: %s, want %s", target, got, want)
+		}
+		if runningSessions(g) != before {
+			t.Errorf("%.20s…: explain counts a session", target)
+		}
 	}
 }

@@ -229,7 +229,8 @@ func (w *response) sendManifest() error {
 		// A client that does not read must not keep the memory from others.
 		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(manifestTimeout))
 	}
-	_, err = w.ResponseWriterWrapper.Write(rewritten)
+	n, err := w.ResponseWriterWrapper.Write(rewritten)
+	w.countBytes(int64(n))
 	return err
 }
 

@@ -195,7 +195,9 @@ func (w *response) Write(p []byte) (int, error) {
 		if w.isHead() { // a GET for the cache, if it is for a manifest
 			return len(p), nil
 		}
-		return w.ResponseWriterWrapper.Write(p)
+		n, err := w.ResponseWriterWrapper.Write(p)
+		w.countBytes(int64(n))
+		return n, err
 	case sniffing:
 		return w.sniff(p)
 	case holding:
@@ -204,6 +206,13 @@ func (w *response) Write(p []byte) (int, error) {
 		return w.skip(p)
 	default:
 		return 0, w.err
+	}
+}
+
+// countBytes counts what the viewer has got for the session.
+func (w *response) countBytes(n int64) {
+	if w.d.session != nil {
+		w.d.session.AddBytes(n)
 	}
 }
 
@@ -270,6 +279,7 @@ func (w *response) ReadFrom(r io.Reader) (n int64, err error) {
 	var rest int64
 	if w.state == passing && !w.isHead() {
 		rest, err = w.ResponseWriterWrapper.ReadFrom(r)
+		w.countBytes(rest)
 	} else {
 		rest, err = io.Copy(toWrite, r)
 	}

@@ -235,8 +235,11 @@ func (d *decision) beginSession(text string) error {
 	return d.visit(sessions.Visit{Key: key, Begins: true})
 }
 
-// visit counts a request for a session.
+// visit counts a request for a session. A request that `explain` replays is none.
 func (d *decision) visit(v sessions.Visit) (err error) {
+	if _, explained := d.observer.(*trace); explained {
+		return nil
+	}
 	d.session, err = d.app.state.tracker.Visit(d.request.Context(), d.complete(v))
 	return sessionRefusal(err)
 }

@@ -2,6 +2,7 @@ package signedplayback
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
@@ -404,6 +406,86 @@ func TestExtendedSession(t *testing.T) {
 		if tc.want == "" && !strings.HasPrefix(a.header.Get("Cache-Control"), "private") {
 			t.Errorf("%s after %s: Cache-Control %q", tc.target, tc.at, a.header.Get("Cache-Control"))
 		}
+	}
+}
+
+// A new token of the same video and viewer takes a session over, which is counted once, and lets
+// the old URLs play on within max_session.
+func TestRenewal(t *testing.T) {
+	t.Parallel()
+	long := func(c *token.Claims) { c.ExpiresAt, c.ID = testTime.Add(5*time.Hour), "j2" }
+	for name, tc := range map[string]struct {
+		maxSession time.Duration
+		next       string
+		method     string
+		reason     string
+		until      time.Duration // of the old URLs
+	}{
+		"without max_session":             {0, sessionToken(long), "GET", "", time.Hour},
+		"within max_session":              {8 * time.Hour, sessionToken(long), "GET", "", 5 * time.Hour},
+		"beyond max_session":              {2 * time.Hour, sessionToken(long), "GET", "", 3 * time.Hour},
+		"of another viewer":               {8 * time.Hour, sessionToken(func(c *token.Claims) { long(c); c.Viewer = "other" }), "GET", "session_invalid", time.Hour},
+		"of no viewer":                    {8 * time.Hour, sessionToken(func(c *token.Claims) { long(c); c.Viewer = "" }), "GET", "session_invalid", time.Hour},
+		"of another video":                {8 * time.Hour, sessionToken(func(c *token.Claims) { long(c); c.VideoID = "other" }), "GET", "session_invalid", time.Hour},
+		"of a token that has expired":     {8 * time.Hour, sessionToken(func(c *token.Claims) { long(c); c.ExpiresAt = testTime }), "GET", "token_expired", time.Hour},
+		"by a token with a bad signature": {8 * time.Hour, sessionToken(long) + "A", "GET", "signature_invalid", time.Hour},
+		"by an open video":                {8 * time.Hour, "open", "GET", "session_invalid", time.Hour},
+		"by a preflight":                  {8 * time.Hour, sessionToken(long), "OPTIONS", "", time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g, now := newGate(t, sessionApp(func(a *App) { a.MaxSession = caddy.Duration(tc.maxSession) }), new(Gate)), testTime
+			g.app.now = func() time.Time { return now }
+			g.app.state.Start()
+			old := "/" + sessionToken(nil)
+			session := begin(t, g, old+"/master.m3u8")
+			testFiles.get(t, g, requestFor(t, old+"/~"+session+"/7.ts", nil))
+			a := testFiles.get(t, g, requestFor(t, "/"+tc.next+"/~"+session+"/renew", method(tc.method)))
+			if a.reason != tc.reason || len(a.origin) > 0 {
+				t.Fatalf("%d %q %s, want %q", a.status, a.reason, a.text, tc.reason)
+			}
+			if tc.reason == "" && tc.method == "GET" {
+				var answer sessionRenewal
+				if err := json.Unmarshal([]byte(a.body), &answer); err != nil || answer.Until != testTime.Add(tc.until).Unix() {
+					t.Errorf("%s: until %d, want %d", a.body, answer.Until, testTime.Add(tc.until).Unix())
+				}
+				if a.header.Get("Cache-Control") != "no-store" || a.header.Get("Access-Control-Allow-Origin") != "*" || answer.Session == "~"+session {
+					t.Errorf("%q %q", a.header, a.body)
+				}
+				if below := testFiles.get(t, g, requestFor(t, "/"+tc.next+"/"+answer.Session+"/7.ts", nil)); below.reason != "" {
+					t.Errorf("below the new token: %s", below.text)
+				}
+			}
+			if got := runningSessions(g); got != 1 {
+				t.Errorf("%d sessions are counted", got)
+			}
+			for at, want := range map[time.Duration]string{tc.until - time.Second: "", tc.until: "token_expired"} {
+				now = testTime.Add(at)
+				if a := testFiles.get(t, g, requestFor(t, old+"/~"+session+"/7.ts", nil)); a.reason != want {
+					t.Errorf("the old URL after %s: %q, want %q", at, a.reason, want)
+				}
+			}
+		})
+	}
+}
+
+// The player page plays in one session, which its manifest begins.
+func TestPlayerPageHasOneSession(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, sessionApp(nil), &Gate{Player: new(PlayerConfig), Manifest: "master.m3u8"})
+	page := testFiles.get(t, g, requestFor(t, withToken("/T/iframe"), nil))
+	found := regexp.MustCompile(`<html[^>]* data-session="(~[\w-]{32})"`).FindStringSubmatch(page.body)
+	if found == nil || page.header.Get("Cache-Control") != "no-store" || runningSessions(g) != 0 {
+		t.Fatalf("%q %.100s, with %d sessions", page.header, page.body, runningSessions(g))
+	}
+	for _, target := range []string{"/master.m3u8", "/v/1.m3u8", "/7.ts", "/master.m3u8"} {
+		if a := testFiles.get(t, g, requestFor(t, "/"+plainToken()+"/"+found[1]+target, nil)); a.reason != "" {
+			t.Errorf("%s: %s", target, a.text)
+		}
+	}
+	testFiles.get(t, g, requestFor(t, withToken("/T/iframe/hls.js"), nil))
+	if got := runningSessions(g); got != 1 {
+		t.Errorf("one page has %d sessions", got)
 	}
 }
 

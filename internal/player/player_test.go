@@ -170,7 +170,7 @@ func TestPageHead(t *testing.T) {
 	}
 	// net/http drops the body of a HEAD response; other servers may not.
 	recorder := httptest.NewRecorder()
-	p.ServePage(recorder, httptest.NewRequest(http.MethodHead, "/token/iframe", nil), "")
+	p.ServePage(recorder, httptest.NewRequest(http.MethodHead, "/token/iframe", nil), "", "")
 	if recorder.Body.Len() != 0 {
 		t.Error("ServePage writes a body for HEAD")
 	}
