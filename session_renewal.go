@@ -51,8 +51,8 @@ func (d *decision) checkRenewal() error {
 // answerRenewal extends the session, so that a player that goes on with the old URLs plays on,
 // and tells a player that can change them what they are below the new token.
 func (g *Gate) answerRenewal(w http.ResponseWriter, d *decision) error {
-	until := d.renewed.Expires
-	extended := d.app.state.ExtendedUntil(d.request.Context(), d.renewed.ID.String())
+	key, _ := sessions.KeyIn(d.target.session)
+	until, extended := d.renewed.Expires, d.app.state.tracker.Until(key)
 	if latest := until.Add(time.Duration(g.app.MaxSession)); g.app.MaxSession > 0 && !until.IsZero() {
 		if until = d.verified.expiresAt(); until.After(latest) {
 			until = latest
@@ -67,7 +67,6 @@ func (g *Gate) answerRenewal(w http.ResponseWriter, d *decision) error {
 	if extended.After(until) {
 		until = extended
 	}
-	key, _ := sessions.KeyIn(d.target.session)
 	body, err := json.Marshal(sessionRenewal{sessions.Prefix + g.app.authority.get().Text(key, d.owner()), until.Unix()})
 	if err != nil {
 		return err

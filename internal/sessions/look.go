@@ -2,6 +2,7 @@ package sessions
 
 import (
 	"net/netip"
+	"time"
 )
 
 // Network returns the /24 or the /48 of an address as text, which is the same for each
