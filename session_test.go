@@ -411,7 +411,7 @@ func TestExtendedSession(t *testing.T) {
 
 // A new token of the same video and viewer takes a session over, which is counted once, and lets
 // the old URLs play on within max_session.
-func TestRenewal(t *testing.T) {
+func TestSessionIsTakenOver(t *testing.T) {
 	t.Parallel()
 	long := func(c *token.Claims) { c.ExpiresAt, c.ID = testTime.Add(5*time.Hour), "j2" }
 	for name, tc := range map[string]struct {
@@ -565,4 +565,70 @@ func FuzzSession(f *testing.F) {
 			t.Errorf("%q leaves a session to the origin: %q", rest, parsed.suffix.decoded)
 		}
 	})
+}
+
+// TestCountingError is the table of docs/sessions.md: how many sessions are counted in situations
+// in which it is hard to tell. What plays below a session is told apart exactly; the others are
+// players that are given the URL of a live rendition, or ask for files alone.
+func TestCountingError(t *testing.T) {
+	t.Parallel()
+	const phone, desktop = "phone", "desktop"
+	client := func(address, agent string) func(*http.Request) {
+		return func(r *http.Request) { from(address)(r); with("User-Agent", agent)(r) }
+	}
+	// A step is a client that opens the manifest or, with below, goes on where player n plays.
+	type step struct {
+		client func(*http.Request)
+		player int  // whose session the requests are below
+		opens  bool // the manifest first
+		alone  bool // without a session in the path
+	}
+	home, mobile := "192.0.2.7", "198.51.100.9"
+	fifty := make([]step, 50)
+	for i := range fifty {
+		fifty[i] = step{client(fmt.Sprintf("10.%d.0.1", i), phone), 0, i == 0, false}
+	}
+	fiftyAlone := make([]step, 50)
+	for i := range fiftyAlone {
+		fiftyAlone[i] = step{client(fmt.Sprintf("10.%d.0.1", i), phone), 0, false, true}
+	}
+	for situation, tc := range map[string]struct {
+		steps         []step
+		truth, counts int
+	}{
+		"two devices behind one address":                         {[]step{{client(home, phone), 0, true, false}, {client(home, phone), 1, true, false}}, 2, 2},
+		"two devices behind one address, without a session":      {[]step{{client(home, phone), 0, false, true}, {client(home, phone), 0, false, true}}, 2, 1},
+		"two kinds of devices there, without a session":          {[]step{{client(home, phone), 0, false, true}, {client(home, desktop), 0, false, true}}, 2, 2},
+		"Wi-Fi to mobile":                                        {[]step{{client(home, phone), 0, true, false}, {client(mobile, phone), 0, false, false}}, 1, 1},
+		"Wi-Fi to mobile, without a session":                     {[]step{{client(home, phone), 0, false, true}, {client(mobile, phone), 0, false, true}}, 1, 2},
+		"dual stack":                                             {[]step{{client(home, phone), 0, true, false}, {client("2001:db8::7", phone), 0, false, false}, {client(home, phone), 0, false, false}}, 1, 1},
+		"dual stack, without a session":                          {[]step{{client(home, phone), 0, false, true}, {client("2001:db8::7", phone), 0, false, true}}, 1, 2},
+		"a tab that is restored":                                 {[]step{{client(home, desktop), 0, true, false}, {client(home, desktop), 1, true, false}}, 1, 2},
+		"one URL of a session on 50 addresses":                   {fifty, 50, 1},
+		"one URL of a live rendition on 50 addresses":            {fiftyAlone, 50, 50},
+		"a downloader that asks for the files without a session": {[]step{{client(home, desktop), 0, false, true}, {client(home, desktop), 0, false, true}, {client(home, desktop), 0, false, true}}, 1, 1},
+	} {
+		g, players := newGate(t, sessionApp(nil), new(Gate)), make(map[int]string)
+		folder := "/" + sessionToken(nil) + "/"
+		for _, s := range tc.steps {
+			if s.opens {
+				a := testFiles.get(t, g, requestFor(t, folder+"master.m3u8", s.client))
+				players[s.player] = sessionInURI.FindString(a.body)
+			}
+			target := folder + players[s.player] + "7.ts"
+			if s.alone {
+				target = folder + "7.ts"
+			}
+			if a := testFiles.get(t, g, requestFor(t, target, s.client)); a.reason != "" {
+				t.Errorf("%s: %s", situation, a.text)
+			}
+		}
+		if got := runningSessions(g); got != tc.counts {
+			t.Errorf("%s: %d sessions, want %d", situation, got, tc.counts)
+		}
+		row := fmt.Sprintf("| %s | %d | %d |", situation, tc.truth, tc.counts)
+		if !strings.Contains(page(t, "docs/sessions.md"), row) {
+			t.Errorf("docs/sessions.md has no row %s", row)
+		}
+	}
 }
