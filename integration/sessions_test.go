@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,15 +14,6 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
-
-// sessionsOf returns the sessions that a gateway counts for a viewer.
-func (g *gateway) sessionsOf(t testing.TB, uid string) (list []struct{ ID, UserAgent string }) {
-	t.Helper()
-	g.mustCall(t, http.MethodGet, "stream/sessions?uid="+uid, "", &list)
-	return list
-}
-
-var sessionInPath = regexp.MustCompile(`~[A-Za-z0-9_-]{32}/`)
 
 // vlc plays what is at an address to its end, as another user than root.
 func vlc(t *testing.T, address string) outcome {
@@ -89,7 +79,7 @@ func TestPlayersHaveOneSession(t *testing.T) {
 			}
 			o.wantSegments(t, "/"+tc.way+"/", tc.segments)
 			for _, uri := range o.urisBelow("/" + tc.way + "/") {
-				if sessionInPath.MatchString(uri) {
+				if sessionInManifest.MatchString(uri) {
 					t.Errorf("the origin gets a session: %s", uri)
 				}
 			}
@@ -98,8 +88,8 @@ func TestPlayersHaveOneSession(t *testing.T) {
 			}
 		})
 	}
-	if log := g.log.String(); sessionInPath.MatchString(log) {
-		t.Errorf("the log contains a session: %.200s", sessionInPath.FindString(log))
+	if log := g.log.String(); sessionInManifest.MatchString(log) {
+		t.Errorf("the log contains a session: %.200s", sessionInManifest.FindString(log))
 	}
 }
 
@@ -159,7 +149,7 @@ func TestLongLiveStream(t *testing.T) {
 	folder := "/" + mint(t, "rooted", func(c *token.Claims) {
 		c.Viewer, c.ExpiresAt, c.StartBy = "fan", begin.Add(60*minute), begin.Add(20*minute)
 	}) + "/"
-	session := sessionInPath.FindString(string(g.get(t, folder+"manifest/video.m3u8").body))
+	session := sessionInManifest.FindString(string(g.get(t, folder+"manifest/video.m3u8").body))
 	list := g.sessionsOf(t, "fan")
 	if session == "" || len(list) != 1 {
 		t.Fatalf("the session is %q, and %v are counted", session, list)
