@@ -220,7 +220,9 @@ func (c *Cache) find(v *visit, k key, old *object) (o *object, f *fill, rd *read
 	}
 	if e.object != nil && e.object.canBeStale(now, e.object.freshness.staleWhileRevalidate) {
 		if e.fill == nil {
-			close(c.start(v, e, e.object).gone)
+			f := c.start(v, e, e.object)
+			close(f.gone)
+			time.AfterFunc(refreshWithin, func() { c.abandon(f) })
 		}
 		return e.object, nil, e.object.body.read(), false
 	}

@@ -37,6 +37,7 @@ var errDamaged = errors.New("mediacache: the file is damaged or of another objec
 type fileKey struct {
 	Site, Text, Group, Host, Path, Query []byte
 	Generation, Slice                    int64
+	OverTLS                              bool
 }
 
 // fileName names the file of an object. It is a digest, so nothing in a request can
@@ -44,7 +45,7 @@ type fileKey struct {
 type fileName [sha256.Size]byte
 
 func encodeKey(site string, k key) []byte {
-	encoded, err := json.Marshal(fileKey{[]byte(site), []byte(k.Text), []byte(k.Group), []byte(k.host), []byte(k.path), []byte(k.query), k.Generation, k.slice})
+	encoded, err := json.Marshal(fileKey{[]byte(site), []byte(k.Text), []byte(k.Group), []byte(k.host), []byte(k.path), []byte(k.query), k.Generation, k.slice, k.overTLS})
 	if err != nil {
 		panic(err) // such a struct has an encoding
 	}

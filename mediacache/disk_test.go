@@ -114,6 +114,7 @@ func TestFileNames(t *testing.T) {
 				{host: a, path: b},
 				{host: a, Variant: Variant{Text: b}},
 				{path: a, query: b},
+				{path: a, query: b, overTLS: true},
 				{path: a, slice: 1, host: b},
 				{query: a, slice: 2, Variant: Variant{Group: b}},
 				{query: a, Variant: Variant{Group: b, Generation: 2}},
@@ -140,7 +141,7 @@ func TestFileNames(t *testing.T) {
 func FuzzFileNames(f *testing.F) {
 	f.Add("site", "v", "host", "/p", "q", "site", "v", "host", "/p", "q", int64(0))
 	f.Fuzz(func(t *testing.T, s1, v1, h1, p1, q1, s2, v2, h2, p2, q2 string, slice int64) {
-		a, b := key{Variant{Text: v1}, h1, p1, q1, 0}, key{Variant{Text: v2}, h2, p2, q2, slice}
+		a, b := key{Variant{Text: v1}, false, h1, p1, q1, 0}, key{Variant{Text: v2}, slice%2 != 0, h2, p2, q2, slice}
 		if same := s1 == s2 && a == b; same != (fileNameOf(s1, a) == fileNameOf(s2, b)) {
 			t.Errorf("%q %+v and %q %+v: same file is %t", s1, a, s2, b, !same)
 		}

@@ -260,6 +260,30 @@ func TestRequestsToTheOriginFollowFromTheKey(t *testing.T) {
 	}
 }
 
+// The attack of a redirect loop: a server gets HTTP and HTTPS, and the origin, which learns which
+// of them, redirects to HTTPS. Viewers who are there already do not get the redirect.
+func TestTheSchemeMakesAnotherObject(t *testing.T) {
+	t.Parallel()
+	s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("Cache-Control", "max-age=60")
+		if r.TLS == nil {
+			http.Redirect(w, r, "https://example.com/s.ts", http.StatusMovedPermanently)
+		}
+		_, err := io.WriteString(w, "body")
+		return err
+	})
+	for range 2 {
+		for target, want := range map[string]int{"http://example.com/s.ts": 301, "https://example.com/s.ts": 200} {
+			if w, err := s.ask("GET", target); err != nil || w.Code != want {
+				t.Errorf("%s: status %d, want %d, error %v", target, w.Code, want, err)
+			}
+		}
+	}
+	if len(s.asked) != 2 {
+		t.Errorf("%d requests to the origin, want 2", len(s.asked))
+	}
+}
+
 // A viewer who needs less than a whole object that is for them alone gets no more, from
 // an endless one too.
 func TestAnswersForOneViewer(t *testing.T) {
@@ -361,6 +385,40 @@ func TestStalledFillsAreGivenUp(t *testing.T) {
 		stalled = false
 		if w, err := s.ask("GET", "/s.ts"); err != nil || w.Body.String() != "body" {
 			t.Errorf("%q, %v", w.Body, err)
+		}
+	})
+}
+
+// The same where no viewer has ever waited: the fill that refreshes a stale object.
+func TestStalledRefreshesAreGivenUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		requests, ended := 0, 0
+		s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+			if requests++; requests > 1 {
+				<-r.Context().Done()
+				ended++
+				return r.Context().Err()
+			}
+			w.Header().Set("Cache-Control", "max-age=1, stale-while-revalidate=1000")
+			_, err := io.WriteString(w, "body")
+			return err
+		})
+		ask := func() {
+			w := httptest.NewRecorder()
+			if err := s.visit(w, httptest.NewRequest("GET", "/s.ts", nil)); err != nil || w.Body.String() != "body" {
+				t.Errorf("%q, %v", w.Body, err)
+			}
+			synctest.Wait()
+		}
+		ask()
+		s.clock += 2 * time.Second
+		ask()
+		ask()
+		<-time.After(refreshWithin + time.Second) // of the bubble's clock
+		synctest.Wait()
+		if requests != 2 || ended != 1 {
+			t.Errorf("%d requests, %d of 1 stalled ones ended", requests, ended)
 		}
 	})
 }

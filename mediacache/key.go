@@ -12,10 +12,11 @@ import (
 // contains everything that the origin is told.
 type key struct {
 	Variant
-	host  string // lower case
-	path  string // escaped, as the origin gets it
-	query string // what counts of it, undecoded
-	slice int64  // 1 + the number of a slice; 0 is the whole object
+	overTLS bool   // else origins may redirect to HTTPS
+	host    string // lower case
+	path    string // escaped, as the origin gets it
+	query   string // what counts of it, undecoded
+	slice   int64  // 1 + the number of a slice; 0 is the whole object
 }
 
 // Variant is the part of an object's key that the URL does not tell.
@@ -54,7 +55,7 @@ func (k key) url() *url.URL {
 
 // keyOf returns the key of a request.
 func keyOf(r *http.Request, config *Config) key {
-	k := key{host: strings.ToLower(r.Host), path: r.URL.EscapedPath(), query: filterQuery(r.URL.RawQuery, config.Query)}
+	k := key{overTLS: r.TLS != nil, host: strings.ToLower(r.Host), path: r.URL.EscapedPath(), query: filterQuery(r.URL.RawQuery, config.Query)}
 	if config.Variant != nil {
 		k.Variant = config.Variant(r)
 	}

@@ -36,7 +36,7 @@ func originRequest(ctx context.Context, r *http.Request, k key, old *object) *ht
 	out.URL = k.url()
 	out.RequestURI = out.URL.RequestURI()
 	out.Proto, out.ProtoMajor, out.ProtoMinor = "HTTP/1.1", 1, 1
-	if r.TLS != nil {
+	if k.overTLS {
 		out.TLS = &tls.ConnectionState{HandshakeComplete: true} // with no certificate of the viewer
 	}
 	out.Header = http.Header{

@@ -78,6 +78,10 @@ func (v *visit) leave(f *fill, rd *reader, first bool) {
 const (
 	smallRest = 1 << 20
 	restAfter = 10 * time.Second
+
+	// refreshWithin is how long a fill may take that no viewer waits for, because a stale
+	// object is good enough.
+	refreshWithin = time.Minute
 )
 
 func (f *fill) hasEnded() bool {
