@@ -15,6 +15,9 @@ var (
 	// length than it announced.
 	errTruncated = errors.New("mediacache: the origin did not send the body to its end")
 
+	// errPassed is about a viewer who asks for ranges in descending order.
+	errPassed = errors.New("mediacache: the first bytes of a body that is not kept are gone")
+
 	errSlowViewer = errors.New("mediacache: other viewers of a body that is not kept would have to wait for this one")
 )
 
@@ -333,6 +336,8 @@ func (r *reader) next(offset int64) (data []byte, changed <-chan struct{}, err e
 	switch {
 	case r.err != nil:
 		return nil, nil, r.err
+	case offset < b.length && offset < b.chunks[0].at:
+		return nil, nil, errPassed
 	case offset < b.length:
 		return b.find(offset), nil, nil
 	case b.err != nil:

@@ -15,6 +15,10 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 )
 
 // Disk is the second tier of caches: files in a folder of its own. A fill looks here
@@ -29,6 +33,7 @@ type Disk struct {
 	warn   func(message string, err error)
 	now    func() time.Time
 	worth  time.Duration // worthDisk
+	reads  *queue.Queue
 	open   func(root *os.Root, path string) (diskReader, int64, error)
 	create func(root *os.Root, path string) (diskWriter, error)
 
@@ -115,6 +120,13 @@ const (
 	// MinDisk is the least size of a Disk.
 	MinDisk = 16 << 20
 
+	// A disk may hang, for example one on the network. Each read that hangs takes a thread, so
+	// there are few, and the origin is asked after a while.
+	maxReads        = 128
+	maxReadsWaiting = 1024
+	readWithin      = 3 * time.Second
+	closeWithin     = 5 * time.Second
+
 	warnEvery = time.Minute
 	lockName  = "lock"
 	temporary = ".tmp"
@@ -127,7 +139,10 @@ func diskSize(size int64) int64 { return (size+diskBlock-1)/diskBlock*diskBlock 
 // NewDisk returns a disk tier in a folder, which is created if it is missing. It does
 // nothing before Open. warn is told about failures, at most once a minute.
 func NewDisk(path string, warn func(message string, err error)) *Disk {
-	return &Disk{path: path, warn: warn, now: time.Now, worth: worthDisk, open: openRegular, create: createFile, wake: make(chan struct{}, 1)}
+	return &Disk{
+		path: path, warn: warn, now: time.Now, worth: worthDisk, open: openRegular, create: createFile, wake: make(chan struct{}, 1),
+		reads: queue.New(semaphore.NewWeighted(maxReads), maxReadsWaiting, time.Second),
+	}
 }
 
 // Use adds a config that uses at most so many bytes of the disk. Release takes it back.
@@ -179,7 +194,8 @@ func (d *Disk) Open() error {
 	return nil
 }
 
-// Close ends the use of the folder. What waits to be written is lost.
+// Close ends the use of the folder. What waits to be written is lost. While the disk hangs, the
+// folder stays locked.
 func (d *Disk) Close() {
 	d.mu.Lock()
 	root, lock := d.root, d.lock
@@ -189,12 +205,48 @@ func (d *Disk) Close() {
 		return
 	}
 	d.stop()
-	<-d.done
-	for d.take() != nil {
-		d.finish()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		<-d.done
+		for d.take() != nil {
+			d.finish()
+		}
+		root.Close()
+		lock.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeWithin):
+		d.warn("closing the folder of the media cache", errHangs)
 	}
-	root.Close()
-	lock.Close()
+}
+
+var errHangs = errors.New("mediacache: the disk does not answer")
+
+// read does something that reads from the disk, and returns without a result if that hangs.
+func read[T any](ctx context.Context, d *Disk, do func() (T, error)) (result T, err error) {
+	if err := d.reads.Enter(ctx, 1); err != nil {
+		return result, err
+	}
+	type outcome struct {
+		result T
+		err    error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		defer d.reads.Leave(1)
+		result, err := do()
+		done <- outcome{result, err}
+	}()
+	timer := time.NewTimer(readWithin)
+	defer timer.Stop()
+	select {
+	case o := <-done:
+		return o.result, o.err
+	case <-timer.C:
+		return result, errHangs
+	}
 }
 
 // Usage returns how many files the disk has, and how many bytes they take.
@@ -226,7 +278,7 @@ func (d *Disk) fail(message string, err error) {
 }
 
 // find opens the file of an object. It is nil if there is none that can be used.
-func (d *Disk) find(site string, k key) *stored {
+func (d *Disk) find(ctx context.Context, site string, k key) *stored {
 	if d == nil {
 		return nil
 	}
@@ -242,14 +294,18 @@ func (d *Disk) find(site string, k key) *stored {
 	if !usable {
 		return nil
 	}
-	file, size, err := d.open(root, name.path())
+	s, err := read(ctx, d, func() (*stored, error) {
+		file, size, err := d.open(root, name.path())
+		if err != nil {
+			return nil, err
+		}
+		s, err := openStored(file, size, encoded)
+		if err != nil {
+			file.Close()
+		}
+		return s, err
+	})
 	if err != nil {
-		d.broken(name, err)
-		return nil
-	}
-	s, err := openStored(file, size, encoded)
-	if err != nil {
-		file.Close()
 		d.broken(name, err)
 		return nil
 	}
@@ -260,6 +316,7 @@ func (d *Disk) find(site string, k key) *stored {
 // broken deals with a file that cannot be read.
 func (d *Disk) broken(name fileName, err error) {
 	switch {
+	case errors.Is(err, context.Canceled): // nobody waits for it any more
 	case errors.Is(err, fs.ErrNotExist):
 		d.mu.Lock()
 		d.forget(d.files[name])

@@ -12,7 +12,7 @@ func (w *fillWriter) fromDisk(r *http.Request) (http.ResponseWriter, *http.Reque
 	if w.old != nil && k.slice == 0 {
 		return w, r // memory has what the disk has, or a newer one
 	}
-	s := w.config.Disk.find(w.config.Site, k)
+	s := w.config.Disk.find(w.ctx, w.config.Site, k)
 	if s == nil {
 		return w, r
 	}
@@ -40,18 +40,18 @@ var blockBuffers = sync.Pool{New: func() any { return new([fileBlock]byte) }}
 // were used, and whether that is all of them.
 func (w *fillWriter) blocks(s *stored, use func(block []byte) error) (used int64, complete bool) {
 	buffer := blockBuffers.Get().(*[fileBlock]byte)
-	defer blockBuffers.Put(buffer)
-	for used < s.header.Stored {
-		block, err := s.block(buffer[:], used)
+	for used < s.header.Stored && w.ctx.Err() == nil {
+		block, err := read(w.ctx, w.config.Disk, func() ([]byte, error) { return s.block(buffer[:], used) })
 		if err != nil {
 			s.drop(err)
-			return used, false
+			return used, false // a read that hangs may still write to the buffer
 		}
-		if w.ctx.Err() != nil || use(block) != nil {
-			return used, true // nobody needs the rest
+		if use(block) != nil {
+			break // nobody needs the rest
 		}
 		used += int64(len(block))
 	}
+	blockBuffers.Put(buffer)
 	return used, true
 }
 

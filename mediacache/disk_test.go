@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -735,6 +736,23 @@ func (s *scene) checkDisk(t *testing.T) {
 	}
 }
 
+// A process that stops in order, or a reload to a config without the disk, takes all uses back
+// before it closes the disk. The files are there for the next start.
+func TestUnusedDiskKeepsItsFiles(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		origin := &segments{size: 1000, control: "max-age=100"}
+		s := newScene(origin.answer)
+		s.addDisk(t, t.TempDir())
+		s.want(t, "/1.ts", fromOrigin, origin.body("/1.ts"))
+		s.emptyMemory(t)
+		s.config.Disk.Release(MinDisk)
+		synctest.Wait()
+		s.restart(t)
+		s.want(t, "/1.ts", diskHit, origin.body("/1.ts"))
+	})
+}
+
 // Two processes would evict each other's files.
 func TestOneProcessForAFolder(t *testing.T) {
 	t.Parallel()
@@ -760,6 +778,72 @@ func TestOneProcessForAFolder(t *testing.T) {
 			t.Errorf("%s opens: %v", bad, err)
 		}
 	}
+}
+
+// A disk that hangs keeps neither viewers nor a reload waiting, nor takes more threads than a few.
+func TestHungDisk(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		reads, objects, size int // reads before the one that hangs; -1: opening the file does
+		want                 string
+	}{
+		"opening":                 {-1, 200, 1000, fromOrigin},
+		"reading the header":      {0, 200, 1000, fromOrigin},
+		"reading the first block": {2, 200, 1000, fromOrigin},
+		"reading a later block":   {3, 30, 300 << 10, diskHit},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				origin := &segments{size: tc.size, control: "max-age=100"}
+				s := newScene(origin.answer)
+				s.addDisk(t, t.TempDir())
+				d := s.config.Disk
+				for i := range tc.objects {
+					s.ask("GET", fmt.Sprintf("/%d.ts", i))
+					d.settle(t)
+				}
+				s.emptyMemory(t)
+				released := make(chan struct{})
+				var reading atomic.Int64
+				d.open = func(root *os.Root, path string) (diskReader, int64, error) {
+					reading.Add(1)
+					f, size, err := openRegular(root, path)
+					if tc.reads < 0 {
+						<-released
+					}
+					return &hung{diskReader: f, after: tc.reads, released: released}, size, err
+				}
+				d.create = func(root *os.Root, path string) (diskWriter, error) {
+					<-released
+					return createFile(root, path)
+				}
+				for i := range tc.objects {
+					path := fmt.Sprintf("/%d.ts", i)
+					s.want(t, path, tc.want, origin.body(path))
+				}
+				if want := min(tc.objects, maxReads); int(reading.Load()) != want {
+					t.Errorf("%d reads hang, want %d", reading.Load(), want)
+				}
+				d.Close()
+				close(released)
+			})
+		})
+	}
+}
+
+// hung is a file that hangs after so many reads.
+type hung struct {
+	diskReader
+	after    int
+	released chan struct{}
+}
+
+func (h *hung) ReadAt(p []byte, offset int64) (int, error) {
+	if h.after--; h.after < 0 {
+		<-h.released
+	}
+	return h.diskReader.ReadAt(p, offset)
 }
 
 // What waits to be written is bounded, and is never more than a part of the memory.

@@ -423,6 +423,26 @@ func TestStalledRefreshesAreGivenUp(t *testing.T) {
 	})
 }
 
+// The attack of ranges in descending order on a body that is not kept: the response breaks off.
+func TestReadersOfPassedBytes(t *testing.T) {
+	t.Parallel()
+	b := newBody(&memory{max: 1 << 20}, nil)
+	b.doNotKeep()
+	rd := b.read()
+	rd.next(4 * windowedChunk) // the first range
+	if err := b.write(t.Context(), make([]byte, 5*windowedChunk), 5*windowedChunk, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, offset := range []int64{0, windowedChunk, 3*windowedChunk - 1} {
+		if data, _, err := rd.next(offset); !errors.Is(err, errPassed) {
+			t.Errorf("offset %d: %d bytes, error %v", offset, len(data), err)
+		}
+	}
+	if data, _, err := rd.next(3 * windowedChunk); err != nil || len(data) != windowedChunk {
+		t.Errorf("%d bytes, error %v", len(data), err)
+	}
+}
+
 // The attack of slow readers on a body that is not kept: dropping one of them must not
 // change the bytes of others in the same chunk.
 func TestDroppedReadersChangeNoBytes(t *testing.T) {

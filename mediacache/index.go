@@ -45,7 +45,7 @@ type index struct {
 	mu      sync.RWMutex
 	entries map[key]*entry
 
-	small, main, negative queue
+	small, main, negative fifo
 	ghosts                ghosts[key]
 }
 
@@ -55,25 +55,25 @@ type entry struct {
 	object  *object // complete, or filled right now by a fill whose headers are known; nil before
 	fill    *fill   // in progress; nil if none
 	element *list.Element
-	in      *queue
+	in      *fifo
 
 	hits atomic.Uint32 // since the entry was last looked at by its queue, at most maxHits
 }
 
 const maxHits = 3
 
-// queue is a queue of entries with objects, the newest at the back.
-type queue struct {
+// fifo is a queue of entries with objects, the newest at the back.
+type fifo struct {
 	list.List
 	size int64
 }
 
-func (q *queue) push(e *entry) {
+func (q *fifo) push(e *entry) {
 	e.in, e.element = q, q.PushBack(e)
 	q.size += e.object.size()
 }
 
-func (q *queue) remove(e *entry) {
+func (q *fifo) remove(e *entry) {
 	q.Remove(e.element)
 	q.size -= e.object.size()
 	e.in, e.element = nil, nil
