@@ -79,6 +79,15 @@ func (s *sharedState) viewerShares(report sessions.Sharing) {
 	}
 }
 
+// sessionsAway tells that the Redis of a fleet does not answer, or that it does again.
+func (s *sharedState) sessionsAway(err error) {
+	if err == nil {
+		s.logger().Info("playback sessions are counted over the fleet again")
+		return
+	}
+	s.logger().Error("playback sessions are counted by this node alone, because redis does not answer; they play on", zap.Error(err))
+}
+
 const revokeTimeout = 5 * time.Second
 
 // sharedTokens returns revocations of the tokens of a viewer: by uid, else by jti, else of the

@@ -119,7 +119,11 @@ func (a *App) acquireState(poolKey string, open openStore) error {
 		if err != nil {
 			return nil, err
 		}
-		config := sessions.Config{Policy: a.sessionPolicy, Now: time.Now, Ended: s.sessionEnded, Shared: s.viewerShares, Extended: func(id sessions.ID) time.Time { return s.ExtendedUntil(context.Background(), id.String()) }, Dropped: a.metrics.countDropped, CountError: func() { a.metrics.countStoreError("sessions") }}
+		config := sessions.Config{
+			Policy: a.sessionPolicy, Now: time.Now, Ended: s.sessionEnded, Shared: s.viewerShares, Dropped: a.metrics.countDropped,
+			Extended:   func(id sessions.ID) time.Time { return s.ExtendedUntil(context.Background(), id.String()) },
+			CountError: func() { a.metrics.countStoreError("sessions") }, Away: s.sessionsAway,
+		}
 		if redis, shared := opened.(*store.Redis); shared {
 			config.Redis = redis
 		}

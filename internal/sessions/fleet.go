@@ -171,7 +171,11 @@ func (t *Tracker) tellFleet(ctx context.Context, all bool) {
 			err = t.restore(ctx)
 		}
 	}
-	if t.fleet.away.Swap(err != nil) && err == nil {
+	was := t.fleet.away.Swap(err != nil)
+	if was != (err != nil) {
+		t.config.Away(err)
+	}
+	if was && err == nil {
 		err = t.restore(ctx)
 	}
 	if err == nil {

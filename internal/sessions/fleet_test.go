@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -89,8 +92,13 @@ func eventually(t *testing.T, what string, check func() error) {
 // node joins a fleet. The test itself makes the turns of Run.
 func (s *redisServer) node(t *testing.T, policy Policy) *registry {
 	t.Helper()
+	return s.nodeAt(t, "unix://"+s.socket(), policy)
+}
+
+func (s *redisServer) nodeAt(t *testing.T, address string, policy Policy) *registry {
+	t.Helper()
 	storage := &certmagic.FileStorage{Path: t.TempDir()}
-	redis, err := store.NewRedis("unix://"+s.socket(), func() certmagic.Storage { return storage }, zap.NewNop, nil)
+	redis, err := store.NewRedis(address, func() certmagic.Storage { return storage }, zap.NewNop, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +106,7 @@ func (s *redisServer) node(t *testing.T, policy Policy) *registry {
 	t.Cleanup(redis.Close)
 	r := &registry{clock: new(clock)}
 	r.Tracker = New(Config{
-		Policy: policy, Now: time.Now, Redis: redis, CountError: func() { r.failures.Add(1) },
+		Policy: policy, Now: time.Now, Redis: redis, CountError: func() { r.failures.Add(1) }, Away: func(error) {},
 		Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Shared: func(s Sharing) { r.shared = append(r.shared, s) },
 	})
 	go r.listen(t.Context())
@@ -334,6 +342,40 @@ func TestEndOfASessionInAFleet(t *testing.T) {
 				t.Errorf("%+v, want one end with 3000 bytes", ends)
 			}
 		})
+	}
+}
+
+// The rights that the documentation asks for are enough.
+func TestRedisUserWithFewRights(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/control-api.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rights := regexp.MustCompile(`(?s)A Redis user with few rights.*?\.\n(?:A server)`).FindString(string(page))
+	user := []string{"ACL", "SETUSER", "playback", "on", ">secret", "~{signed_playback}:*", "~{signed_playback.sessions}:*", "&{signed_playback.sessions}:ended"}
+	for _, command := range regexp.MustCompile(`\b[A-Z]{3,}\b`).FindAllString(rights, -1) {
+		user = append(user, "+"+strings.ToLower(command))
+	}
+	s := startRedis(t)
+	s.do(t, user...)
+	r := s.nodeAt(t, "unix://playback:secret@"+s.socket(), Policy{Timeout: time.Minute, RefuseNew: true})
+	wantVisit(t, r, begin(1, "anna", 1), nil)
+	wantVisit(t, r, begin(2, "anna", 1), ErrLimit)
+	r.Use(Policy{Timeout: time.Minute})
+	for session := range maxEnded + 3 {
+		wantVisit(t, r, begin(10+session, "anna", 1), nil)
+	}
+	wantEnded(t, []*registry{r}, again(1, "anna", 1))
+	if list, err := r.ListVideo(t.Context(), "film"); len(list) != 1 || err != nil || r.CountVideo(t.Context(), "film") != 1 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if err := r.End(t.Context(), keyOf(9+maxEnded+3).ID()); err != nil {
+		t.Error(err)
+	}
+	r.work(t.Context(), true)
+	if err := r.restore(t.Context()); err != nil || r.failures.Load() != 0 {
+		t.Errorf("%d calls have failed, %v", r.failures.Load(), err)
 	}
 }
 

@@ -120,9 +120,11 @@ type Config struct {
 	Dropped func(what string)
 
 	// Redis is shared by the fleet; nil if each node counts by itself. CountError counts
-	// calls of it that fail.
+	// calls of it that fail. Away is told when it stops to answer, and why, and with nil
+	// when it is back.
 	Redis      Redis
 	CountError func()
+	Away       func(error)
 }
 
 // The values of Config.Dropped.
