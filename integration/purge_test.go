@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // A purge on one node holds on all, for a fill that is under way, for a video of the config
@@ -55,8 +56,15 @@ func TestPurge(t *testing.T) {
 				}
 			}
 			version.Store(1)
-			for _, video := range []string{"demo", "configured"} {
+			for i, video := range []string{"demo", "configured"} {
 				nodes[0].mustCall(t, "POST", "stream/"+video+"/purge", "", nil)
+				purged := time.Now()
+				wantVersion(1, files[i])
+				took := time.Since(purged)
+				t.Logf("the purge of %s came to the other node after %s", video, took)
+				if took > 10*time.Second { // the promise is 2 s, without other tests on the machine
+					t.Error("that is too late")
+				}
 			}
 			wantVersion(1, files...)
 			close(release)
