@@ -12,6 +12,7 @@ package mediacache
 
 import (
 	"context"
+	"hash/maphash"
 	"net/http"
 	"slices"
 	"time"
@@ -138,11 +139,15 @@ type Cache struct {
 
 	// generations has the greatest of each group, if it is not 0. index.mu guards it.
 	generations map[string]int64
+
+	// unshared tells until when nobody waits for a response that may again be for one viewer
+	// alone, by the hash of the key. index.mu guards it.
+	unshared map[uint64]time.Time
 }
 
 // New returns an empty cache that takes at most so many bytes.
 func New(bytes int64) *Cache {
-	c := &Cache{now: time.Now, generations: map[string]int64{}}
+	c := &Cache{now: time.Now, generations: map[string]int64{}, unshared: map[uint64]time.Time{}}
 	c.index.entries = map[key]*entry{}
 	c.memory.max = bytes
 	c.memory.evict = func() bool { return c.index.evict(bytes) }
@@ -195,7 +200,8 @@ func (w *statusWriter) WriteHeader(status int) {
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // find returns an object that may be used, with a reader of its body, or a fill that
-// is under way. first reports whether this call has started it.
+// is under way. first reports whether this call has started it. Without an object and a
+// fill, the viewer asks the origin alone.
 func (c *Cache) find(v *visit, k key, old *object) (o *object, f *fill, rd *reader, first bool) {
 	now := c.now()
 	c.index.mu.RLock()
@@ -226,6 +232,10 @@ func (c *Cache) find(v *visit, k key, old *object) (o *object, f *fill, rd *read
 		}
 		return e.object, nil, e.object.body.read(), false
 	}
+	if c.isUnshared(k, now) && (!v.needsAll() || e.fill != nil && !e.fill.isReady()) {
+		c.index.forget(e)
+		return nil, nil, nil, false
+	}
 	if e.fill != nil && e.fill.isJoinable(now) {
 		if rd := e.fill.body.join(); rd != nil {
 			e.hit()
@@ -237,6 +247,27 @@ func (c *Cache) find(v *visit, k key, old *object) (o *object, f *fill, rd *read
 	}
 	f = c.start(v, e, old)
 	return nil, f, f.body.read(), true
+}
+
+const (
+	unsharedFor = 3 * time.Second
+	maxUnshared = 4096 // because strangers can ask for any number of names
+)
+
+// markUnshared has others ask the origin for a key without waiting for each other, because a
+// response was for one viewer alone. One request at a time finds out whether that has changed.
+func (c *Cache) markUnshared(k key) {
+	c.index.mu.Lock()
+	defer c.index.mu.Unlock()
+	if len(c.unshared) >= maxUnshared {
+		clear(c.unshared)
+	}
+	c.unshared[maphash.Comparable(keySeed, k)] = c.now().Add(unsharedFor)
+}
+
+// isUnshared reports whether a key is marked. The caller has locked the index.
+func (c *Cache) isUnshared(k key, now time.Time) bool {
+	return len(c.unshared) > 0 && now.Before(c.unshared[maphash.Comparable(keySeed, k)])
 }
 
 // start starts a fill. The caller has locked the index.

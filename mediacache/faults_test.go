@@ -694,3 +694,71 @@ func TestOnlyCompleteBodiesAreGathered(t *testing.T) {
 		}
 	}
 }
+
+// The origin takes 200 ms for a response, and 50 viewers come in each round. Where responses turn
+// out to be for one viewer alone, viewers wait for each other once, and then no more. No
+// viewer gets the response of another one.
+func TestViewersDoNotWaitForPrivateResponses(t *testing.T) {
+	t.Parallel()
+	const answer, round = 200 * time.Millisecond, 50
+	for name, private := range map[string]string{"private": "Cache-Control: private", "no-store": "Cache-Control: no-store", "varies": "Vary: Origin"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var asked atomic.Int64
+				var isShared atomic.Bool
+				s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+					n := asked.Add(1)
+					w.Header().Set("Content-Type", "video/mp4")
+					if field, value, _ := strings.Cut(private, ": "); !isShared.Load() {
+						w.Header().Set(field, value)
+					}
+					<-time.After(answer) // of the bubble's clock
+					_, err := fmt.Fprint(w, n)
+					return err
+				})
+				s.now = time.Now
+				wantRound := func(what string, requests int64, latest time.Duration, method, byteRange string) {
+					t.Helper()
+					asked.Store(0)
+					var viewers sync.WaitGroup
+					var bodies sync.Map
+					for i := range round {
+						viewers.Go(func() {
+							<-time.After(time.Duration(i) * time.Millisecond)
+							came := time.Now()
+							w, r := httptest.NewRecorder(), httptest.NewRequest(method, "/s.mp4", nil)
+							if byteRange != "" {
+								r.Header.Set("Range", byteRange)
+							}
+							err := s.visit(w, r)
+							if took := time.Since(came); err != nil || took > latest {
+								t.Errorf("%s: viewer %d has waited %s, %v", what, i, took, err)
+							}
+							if other, found := bodies.Swap(w.Body.String(), i); found && !isShared.Load() && method == "GET" {
+								t.Errorf("%s: viewers %d and %v got the same response", what, i, other)
+							}
+						})
+					}
+					viewers.Wait()
+					if got := asked.Load(); got != requests {
+						t.Errorf("%s: the origin was asked %d times, want %d", what, got, requests)
+					}
+				}
+				wantRound("first", round, 2*answer, "GET", "")
+				wantRound("then", round, answer, "GET", "")
+				wantRound("ranges", round, answer, "GET", "bytes=0-9")
+				wantRound("HEAD", round, answer, "HEAD", "")
+				isShared.Store(true)
+				wantRound("shared from now on", round, answer, "GET", "")
+				wantRound("kept", 0, 0, "GET", "")
+				isShared.Store(false)
+				s.forget(&s.config, keyOf(httptest.NewRequest("GET", "/s.mp4", nil), &s.config))
+				<-time.After(unsharedFor)
+				wantRound("much later", round, 2*answer, "GET", "")
+				isShared.Store(true)
+				<-time.After(unsharedFor)
+				wantRound("shared after a pause", 1, answer, "GET", "bytes=0-0")
+			})
+		})
+	}
+}

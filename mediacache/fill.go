@@ -55,15 +55,19 @@ func (f *fill) settle(result outcome, o *object) {
 	close(f.ready)
 }
 
+func (f *fill) isReady() bool {
+	select {
+	case <-f.ready:
+		return true
+	default:
+		return false
+	}
+}
+
 // isJoinable reports whether a request that comes now may have the response of the
 // fill. The caller has locked the index.
 func (f *fill) isJoinable(now time.Time) bool {
-	select {
-	case <-f.ready:
-		return f.outcome == shared && f.object.isFresh(now) && !f.body.isWindowed()
-	default:
-		return true
-	}
+	return !f.isReady() || f.outcome == shared && f.object.isFresh(now) && !f.body.isWindowed()
 }
 
 // run asks the disk, and the origin for what is not there.
@@ -234,6 +238,7 @@ func (w *fillWriter) startSlice(status int, made time.Time, d directives) {
 
 // passToFirst gives the response to the first viewer, if it still waits.
 func (w *fillWriter) passToFirst(status int) {
+	w.cache.markUnshared(w.entry.key)
 	w.settle(exclusive, nil)
 	w.state = discarding
 	select {

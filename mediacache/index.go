@@ -170,7 +170,7 @@ type ghosts[K comparable] struct {
 	order  []uint64
 }
 
-var ghostSeed = maphash.MakeSeed()
+var keySeed = maphash.MakeSeed()
 
 const minGhosts = 1024
 
@@ -178,7 +178,7 @@ func (g *ghosts[K]) add(k K, atMost int) {
 	if g.hashes == nil {
 		g.hashes = map[uint64]struct{}{}
 	}
-	hash := maphash.Comparable(ghostSeed, k)
+	hash := maphash.Comparable(keySeed, k)
 	g.hashes[hash] = struct{}{}
 	g.order = append(g.order, hash)
 	for len(g.order) > max(atMost, minGhosts) {
@@ -188,7 +188,7 @@ func (g *ghosts[K]) add(k K, atMost int) {
 }
 
 func (g *ghosts[K]) take(k K) bool {
-	hash := maphash.Comparable(ghostSeed, k)
+	hash := maphash.Comparable(keySeed, k)
 	_, found := g.hashes[hash]
 	delete(g.hashes, hash)
 	return found

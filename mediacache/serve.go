@@ -28,6 +28,9 @@ func (v *visit) serve(k key) (Result, error) {
 		}
 		return result, v.answer(o, rd, result)
 	}
+	if f == nil {
+		return Bypass, v.goAlone(k)
+	}
 	defer v.leave(f, rd, first)
 	select {
 	case <-f.ready:
@@ -38,7 +41,13 @@ func (v *visit) serve(k key) (Result, error) {
 	case failed:
 		return Miss, f.fail()
 	case exclusive:
-		return Bypass, v.goAlone(f, first)
+		if first && v.needsAll() {
+			return Bypass, v.takeOver(f)
+		}
+		if first {
+			f.cancel()
+		}
+		return Bypass, v.goAlone(f.entry.key)
 	case confirmed:
 		use := f.object.body.read() // f.body uses it while it has readers
 		defer use.close()
@@ -120,27 +129,29 @@ func (f *fill) fail() error {
 	return f.failure // nil if no handler has answered
 }
 
-// goAlone gets a response that is for no one else. The first viewer takes over what
-// the fill has begun, if it is what the viewer needs: all of the object.
-func (v *visit) goAlone(f *fill, first bool) error {
-	needsAll := v.r.Method == http.MethodGet && len(v.r.Header["Range"]) == 0
-	if first && !needsAll {
-		f.cancel()
-	}
-	if !first || !needsAll {
-		ctx, cancel := v.config.originContext(v.r)
-		defer cancel()
-		defer context.AfterFunc(v.r.Context(), cancel)()
-		addCacheStatus(v.w.Header(), Bypass)
-		out := originRequest(ctx, v.r, f.entry.key, nil)
-		out.Method = v.r.Method
-		for _, name := range []string{"Range", "If-Range"} {
-			if values, ok := v.r.Header[name]; ok {
-				out.Header[name] = values
-			}
+// needsAll reports whether the viewer asks for all that a fill gets.
+func (v *visit) needsAll() bool {
+	return v.r.Method == http.MethodGet && len(v.r.Header["Range"]) == 0
+}
+
+// goAlone asks the origin for this viewer alone.
+func (v *visit) goAlone(k key) error {
+	ctx, cancel := v.config.originContext(v.r)
+	defer cancel()
+	defer context.AfterFunc(v.r.Context(), cancel)()
+	addCacheStatus(v.w.Header(), Bypass)
+	out := originRequest(ctx, v.r, k, nil)
+	out.Method = v.r.Method
+	for _, name := range []string{"Range", "If-Range"} {
+		if values, ok := v.r.Header[name]; ok {
+			out.Header[name] = values
 		}
-		return v.next(v.w, out)
 	}
+	return v.next(v.w, out)
+}
+
+// takeOver gets the response of a fill that is for no one else.
+func (v *visit) takeOver(f *fill) error {
 	defer context.AfterFunc(v.r.Context(), f.cancel)()
 	select {
 	case f.takeOver <- v.w:
