@@ -31,7 +31,7 @@ func init() {
 		Long: `
 Makes keys and signs playback URLs with them, shows the content of a token,
 explains the decision of a gate about a request, and runs a gate without a config
-file. No command needs a running server.`,
+file. No command but revoke needs a running server.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Use, cmd.Args = cmd.Name(), cobra.ArbitraryArgs
 			cmd.SetHelpTemplate(`{{with or .Long .Short}}{{. | trimTrailingWhitespaces}}
@@ -46,7 +46,7 @@ https://github.com/signed-playback/caddy-signed-playback
 				}
 				return cmd.Help()
 			}
-			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand(), explainCommand(), doctorCommand(), healthCommand(), proxyCommand(), versionCommand())
+			cmd.AddCommand(keygenCommand(), signCommand(), inspectCommand(), explainCommand(), doctorCommand(), healthCommand(), revokeCommand(), proxyCommand(), versionCommand())
 			for _, each := range append(cmd.Commands(), cmd) {
 				prepare(each)
 			}

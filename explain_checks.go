@@ -110,7 +110,7 @@ func (t *trace) canContinue(d *decision, refusedBy string) bool {
 		if d.verified == nil {
 			t.assumeClaims(d)
 		}
-	case "settings":
+	case "revoked", "settings":
 		d.continueWith(d.namedVideo())
 	}
 	return true
@@ -148,6 +148,10 @@ func (t *trace) explain(d *decision, name string, became verdict, err error) {
 	case "token":
 		if d.target.token != "" {
 			t.explainToken(d, became, err)
+		}
+	case "revoked":
+		if d.verified != nil {
+			t.add(name, became, err, explainRevocation(d))
 		}
 	case "settings":
 		t.explainSettings(d, became, err)
@@ -290,6 +294,26 @@ func explainDate(now, date time.Time) string {
 		return fmt.Sprintf("%s, %s ago", shown, apart)
 	}
 	return fmt.Sprintf("%s, in %s", shown, date.Sub(now).Truncate(time.Second))
+}
+
+// explainRevocation shows which revocation refuses the token.
+func explainRevocation(d *decision) string {
+	all := d.app.state.Revocations()
+	if all == nil {
+		return "the revocations are not known"
+	}
+	r := all.Match(d.verified.subject(d.target.token), d.app.now())
+	if r == nil {
+		return fmt.Sprintf("none of %d is about the token", len(all.Live(d.app.now())))
+	}
+	text := fmt.Sprintf("revocation %s, of the %s %q", r.ID, r.Selector, r.Value)
+	if r.IssuedBefore != 0 {
+		text += ", for tokens issued up to " + time.Unix(r.IssuedBefore, 0).UTC().Format(time.RFC3339)
+	}
+	if text += ", until " + explainDate(d.app.now(), time.Unix(r.Expires, 0)); r.Reason != "" {
+		text += fmt.Sprintf(": %q", r.Reason)
+	}
+	return text
 }
 
 // explainSettings shows what the video requires, and where that is configured.

@@ -31,6 +31,7 @@ var pipeline = [...]pipelineStep{
 	{name: "method", check: methodCheck, run: checkMethod, preflight: true},
 	{name: "path", check: pathCheck, run: checkPath, preflight: true},
 	{name: "token", check: tokenCheck, run: checkToken},
+	{name: "revoked", check: tokenCheck, run: checkRevocations},
 	{name: "settings", check: tokenCheck, run: checkSettings},
 	{name: "schedule", check: scheduleCheck, run: checkSchedule},
 	{name: "origins", check: originsCheck, run: checkOrigin},
@@ -181,6 +182,26 @@ func checkToken(d *decision) error {
 	return nil
 }
 
+// checkRevocations refuses a revoked token. It looks each token up once for each set of
+// revocations.
+func checkRevocations(d *decision) error {
+	if d.verified == nil {
+		return nil
+	}
+	all := d.app.state.Revocations()
+	if all == nil {
+		return refuse(reasonStateUnavailable, errRevocationsUnknown)
+	}
+	if d.verified.clean.Load() == all.Generation() {
+		return nil
+	}
+	if all.Match(d.verified.subject(d.target.token), d.app.now()) != nil {
+		return refuse(reasonTokenRevoked, errRevoked)
+	}
+	d.verified.clean.Store(all.Generation())
+	return nil
+}
+
 // checkSettings loads the settings of the video, and refuses a request without a
 // token where they require one.
 func checkSettings(d *decision) error {
@@ -247,12 +268,14 @@ func checkDownload(d *decision) error {
 }
 
 var (
-	errServiceWorker     = errors.New("no file of a video may become a service worker, which would see all requests to this host")
-	errMethod            = errors.New("a playback URL is for GET, HEAD and OPTIONS")
-	errTokenRequired     = errors.New("the video requires a signed token")
-	errNotAvailableYet   = errors.New("the video is not available yet; available_from or availableFrom says from when on")
-	errNoLongerAvailable = errors.New("the video is no longer available; available_until or availableUntil has said until when")
-	errOperatorRule      = errors.New("an access rule of the operator blocks the viewer")
-	errRuleBlocked       = errors.New("an access rule of the token blocks the viewer")
-	errDownload          = errors.New("downloads need a token with the claim downloadable")
+	errServiceWorker      = errors.New("no file of a video may become a service worker, which would see all requests to this host")
+	errRevocationsUnknown = errors.New("whether the token is revoked is unknown: the store has not been read, or an object in it is damaged")
+	errMethod             = errors.New("a playback URL is for GET, HEAD and OPTIONS")
+	errRevoked            = errors.New("the control API has revoked the token, its viewer or its video")
+	errTokenRequired      = errors.New("the video requires a signed token")
+	errNotAvailableYet    = errors.New("the video is not available yet; available_from or availableFrom says from when on")
+	errNoLongerAvailable  = errors.New("the video is no longer available; available_until or availableUntil has said until when")
+	errOperatorRule       = errors.New("an access rule of the operator blocks the viewer")
+	errRuleBlocked        = errors.New("an access rule of the token blocks the viewer")
+	errDownload           = errors.New("downloads need a token with the claim downloadable")
 )

@@ -151,6 +151,10 @@ func registerGauges(registry *prometheus.Registry, a *App) error {
 			func() float64 { return float64(a.manifests.reserved.Load()) },
 		},
 		{
+			"revocations", "Revocations of tokens and sessions in force.",
+			func() float64 { return float64(a.state.RevocationCount()) },
+		},
+		{
 			"store_up", "Whether the store of the control API's keys and settings answers; if not, the last known state is in force.",
 			func() float64 { return boolToFloat(!a.state.Unavailable()) },
 		},

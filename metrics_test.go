@@ -265,7 +265,7 @@ func gaugesOf(t *testing.T, app *App) map[string]float64 {
 // geo database or a key set must not fire where there is none.
 func TestGaugesFollowTheConfig(t *testing.T) {
 	t.Parallel()
-	always := []string{"keys", "manifest_memory_bytes", "store_up", "token_cache_bytes", "token_cache_entries"}
+	always := []string{"keys", "manifest_memory_bytes", "revocations", "store_up", "token_cache_bytes", "token_cache_entries"}
 	for _, tc := range []struct {
 		name string
 		app  *App

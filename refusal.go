@@ -26,6 +26,7 @@ const (
 	reasonTokenNotYetValid      reason = "token_not_yet_valid"
 	reasonTokenLifetimeExceeded reason = "token_lifetime_exceeded"
 	reasonRulesInvalid          reason = "rules_invalid"
+	reasonTokenRevoked          reason = "token_revoked"
 	reasonRuleBlocked           reason = "rule_blocked"
 	reasonOriginRequired        reason = "origin_required"
 	reasonOriginNotAllowed      reason = "origin_not_allowed"
@@ -51,7 +52,7 @@ const (
 var reasons = [...]reason{
 	reasonPathInvalid, reasonTokenRequired, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonKeyUnknown,
 	reasonSignatureInvalid, reasonAudienceNotAllowed, reasonTokenExpired, reasonTokenNotYetValid,
-	reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
+	reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonTokenRevoked, reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
 	reasonNotAvailableYet, reasonNoLongerAvailable, reasonClientIPUnknown, reasonStartByPassed, reasonSessionInvalid,
 	reasonSessionLimit, reasonSessionEnded, reasonServiceWorker, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
 	reasonManifestInvalid, reasonStateUnavailable, reasonCountryUnavailable, reasonNetworkUnavailable,
@@ -74,7 +75,7 @@ func (r reason) status() int {
 		return http.StatusBadRequest
 	case reasonTokenRequired, reasonTokenMalformed, reasonAlgorithmNotAllowed, reasonKeyUnknown,
 		reasonSignatureInvalid, reasonAudienceNotAllowed, reasonTokenExpired, reasonTokenNotYetValid,
-		reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonStartByPassed, reasonSessionInvalid:
+		reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonTokenRevoked, reasonStartByPassed, reasonSessionInvalid:
 		return http.StatusUnauthorized
 	case reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
 		reasonNotAvailableYet, reasonNoLongerAvailable, reasonClientIPUnknown, reasonSessionLimit, reasonSessionEnded, reasonServiceWorker:

@@ -237,6 +237,13 @@ func (d *decision) beginSession(text string) error {
 
 // visit counts a request for a session. A request that `explain` replays is none.
 func (d *decision) visit(v sessions.Visit) (err error) {
+	all := d.app.state.Revocations()
+	if all == nil {
+		return refuse(reasonStateUnavailable, errRevocationsUnknown)
+	}
+	if all.HasSessions() && all.Session(v.Key.ID().String(), d.app.now()) != nil {
+		return refuse(reasonSessionEnded, errSessionEnded)
+	}
 	if _, explained := d.observer.(*trace); explained {
 		return nil
 	}

@@ -19,13 +19,16 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 // verifiedToken is all that stays true of a token: its signature is valid and
-// its rules can be evaluated. The policy, keys, settings, address and origin are
-// checked on each request. It is immutable, except for what it remembers of a session.
+// its rules can be evaluated. The policy, keys, revocations, settings, address and
+// origin are checked on each request. It is immutable, except for what it remembers of a
+// session and, in clean, of the last revocations that did not contain it.
 type verifiedToken struct {
+	clean              atomic.Pointer[state.Generation]
 	video              string
 	expires, notBefore int64 // Unix seconds
 	downloadable       bool
@@ -70,6 +73,11 @@ func (t *verifiedToken) identify(compact string) {
 }
 
 func (t *verifiedToken) expiresAt() time.Time { return time.Unix(t.expires, 0) }
+
+// subject returns what revocations may name.
+func (t *verifiedToken) subject(compact string) state.Subject {
+	return state.Subject{Token: compact, ID: t.id, Viewer: t.viewer, Video: t.video, IssuedAt: t.issued}
+}
 
 func (t *verifiedToken) check(now time.Time, policy token.Policy) error {
 	claims := token.Claims{

@@ -249,10 +249,14 @@ var routes = map[string]route{
 	"GET /sessions":      {"sessions.list", (*call).listViewerSessions},
 	"POST /sessions/*":   {"sessions.extend", (*call).extendSession},
 	"DELETE /sessions/*": {"sessions.delete", (*call).endSession},
+
+	"GET /revocations":      {"revocations.list", (*call).listRevocations},
+	"POST /revocations":     {createRevocationsRoute, (*call).createRevocations},
+	"DELETE /revocations/*": {"revocations.delete", (*call).deleteRevocation},
 }
 
 // reserved are the names below stream that are no video's.
-var reserved = map[string]bool{"keys": true, "sessions": true}
+var reserved = map[string]bool{"keys": true, "sessions": true, "revocations": true}
 
 // find returns the route of the request, sets the subject, and checks it if it is
 // a video id. It reads the path as the client has sent it, so no part of it has a
@@ -306,13 +310,18 @@ func CheckAccount(account string) error {
 	return nil
 }
 
-// body reads the body as one JSON object and ignores its Content-Type: the curl lines
-// of Cloudflare's documentation send that of a form.
+// body reads the body as one JSON object, or as an array for the one call that takes it,
+// and ignores its Content-Type: the curl lines of Cloudflare's documentation send that of
+// a form.
 func (c *call) body(w http.ResponseWriter) (strictjson.Value, error) {
-	data, err := io.ReadAll(http.MaxBytesReader(w, c.request.Body, maxBodyBytes))
+	bulk, longest := c.route == createRevocationsRoute, int64(maxBodyBytes)
+	if bulk {
+		longest = maxBulkBytes
+	}
+	data, err := io.ReadAll(http.MaxBytesReader(w, c.request.Body, longest))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		return strictjson.Value{}, refuse(http.StatusRequestEntityTooLarge, codeTooLarge,
-			"the body is longer than %d bytes", maxBodyBytes)
+			"the body is longer than %d bytes", longest)
 	}
 	if err != nil {
 		return strictjson.Value{}, badRequest("the body could not be read")
@@ -325,7 +334,7 @@ func (c *call) body(w http.ResponseWriter) (strictjson.Value, error) {
 	if err != nil {
 		return strictjson.Value{}, badRequest("the body: %v", err)
 	}
-	if !body.IsObject() {
+	if !body.IsObject() && !(bulk && body.IsArray()) {
 		return strictjson.Value{}, badRequest("the body is not a JSON object")
 	}
 	return body, nil
@@ -380,6 +389,8 @@ func refusalOf(err error) *refusal {
 	switch {
 	case errors.Is(err, state.ErrKeyLimit):
 		status, code, text = http.StatusBadRequest, codeBadRequest, err.Error()
+	case errors.Is(err, state.ErrRevocationLimit):
+		status, code, text = http.StatusForbidden, codeForbidden, err.Error()
 	case errors.Is(err, state.ErrTooManyKeys), errors.Is(err, errTooManyLists):
 		status, code, text = http.StatusServiceUnavailable, codeUnavailable, err.Error()
 	case errors.Is(err, sessions.ErrUnavailable):

@@ -59,6 +59,7 @@ type Subject struct {
 type Revocations struct {
 	live       []*Revocation // in no order; some may have expired
 	found      map[selection]*found
+	sessions   bool // whether some are of sessions
 	generation *Generation
 }
 
@@ -84,6 +85,7 @@ func newRevocations(live []*Revocation) *Revocations {
 		at := selection{revocation.Selector, revocation.Value}
 		lists[i] = found{revocation, r.found[at]}
 		r.found[at] = &lists[i]
+		r.sessions = r.sessions || revocation.Selector == SelectSession
 	}
 	return r
 }
@@ -107,6 +109,9 @@ func (r *Revocations) Match(s Subject, now time.Time) *Revocation {
 	}
 	return nil
 }
+
+// HasSessions reports whether there may be revocations of sessions.
+func (r *Revocations) HasSessions() bool { return r.sessions }
 
 // Session returns a revocation of a playback session, nil if there is none.
 func (r *Revocations) Session(id string, now time.Time) *Revocation {
@@ -174,6 +179,14 @@ type batchDocument struct {
 
 // Revocations returns the revocations in force, nil while they are not known.
 func (s *State) Revocations() *Revocations { return s.revocations.snapshot.Load() }
+
+// RevocationCount returns how many revocations are in force, 0 while they are not known.
+func (s *State) RevocationCount() (count int) {
+	if all := s.Revocations(); all != nil {
+		count = len(all.Live(s.now()))
+	}
+	return count
+}
 
 // decodeBatch returns the records of an object.
 func decodeBatch(object store.Object) ([]*Revocation, error) {
