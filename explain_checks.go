@@ -150,7 +150,7 @@ func (t *trace) explain(d *decision, name string, became verdict, err error) {
 			t.explainToken(d, became, err)
 		}
 	case "revoked":
-		if d.verified != nil {
+		if err != nil || d.verified != nil && d.app.state.RevocationCount() > 0 {
 			t.add(name, became, err, explainRevocation(d))
 		}
 	case "settings":

@@ -72,7 +72,7 @@ func keyOf(id string) *token.SigningKey {
 }
 
 // stateOf returns a State that has read a store and does not follow it.
-func stateOf(t *testing.T, m *memStore) *state.State {
+func stateOf(t testing.TB, m *memStore) *state.State {
 	t.Helper()
 	m.fleet.Restore(m.fleet.Backup()) // another state may have heard of it
 	s := state.New(state.Config{
@@ -84,7 +84,7 @@ func stateOf(t *testing.T, m *memStore) *state.State {
 }
 
 // useState gives an app another state for the length of a test.
-func useState(t *testing.T, app *App, s *state.State) {
+func useState(t testing.TB, app *App, s *state.State) {
 	t.Helper()
 	before := app.state
 	use := func(s *sharedState) {

@@ -84,7 +84,7 @@ var reasonStatus = map[string]int{
 	"path_invalid":   http.StatusBadRequest,
 	"token_required": http.StatusUnauthorized, "token_malformed": http.StatusUnauthorized, "algorithm_not_allowed": http.StatusUnauthorized,
 	"key_unknown": http.StatusUnauthorized, "signature_invalid": http.StatusUnauthorized, "token_expired": http.StatusUnauthorized,
-	"token_not_yet_valid": http.StatusUnauthorized, "token_lifetime_exceeded": http.StatusUnauthorized, "rules_invalid": http.StatusUnauthorized, "audience_not_allowed": http.StatusUnauthorized,
+	"token_not_yet_valid": http.StatusUnauthorized, "token_lifetime_exceeded": http.StatusUnauthorized, "rules_invalid": http.StatusUnauthorized, "token_revoked": http.StatusUnauthorized, "audience_not_allowed": http.StatusUnauthorized,
 	"rule_blocked": http.StatusForbidden, "origin_required": http.StatusForbidden, "origin_not_allowed": http.StatusForbidden,
 	"download_not_allowed": http.StatusForbidden, "client_ip_unknown": http.StatusForbidden,
 	"not_available_yet": http.StatusForbidden, "no_longer_available": http.StatusForbidden,

@@ -57,7 +57,9 @@ func TestRoutes(t *testing.T) {
 		streamPath + "/keys/k":      {key, "k"}, streamPath + "/keys/a.b~c": {key, "a.b~c"}, streamPath + "/keys/token": {key, "token"},
 		streamPath + "/sessions": {map[string]string{"GET": "sessions.list"}, ""}, streamPath + "/vid/sessions": {map[string]string{"GET": "sessions.list"}, "vid"},
 		streamPath + "/sessions/s": {session, "s"}, streamPath + "/sessions/": {session, ""}, streamPath + "/sessions/a/b": {session, "a/b"},
-		streamPath + "/vid": {video, "vid"}, streamPath + "/vid/token": {token, "vid"},
+		streamPath + "/revocations":   {map[string]string{"GET": "revocations.list", "POST": "revocations.create"}, ""},
+		streamPath + "/revocations/r": {map[string]string{"DELETE": "revocations.delete"}, "r"},
+		streamPath + "/vid":           {video, "vid"}, streamPath + "/vid/token": {token, "vid"},
 		// The call refuses these ids.
 		streamPath + "/keys/": {key, ""}, streamPath + "/keys/a/b": {key, "a/b"}, streamPath + "/keys/..": {key, ".."}, streamPath + "/keys/%2e%2e": {key, "%2e%2e"},
 		streamPath + "/..": {video, ".."}, streamPath + "/%6beys": {video, "%6beys"}, streamPath + "//token": {token, ""},
