@@ -87,10 +87,10 @@ func cmcdValue(text string) (value, rest string, isString, ok bool) {
 	}
 	var b strings.Builder
 	for i := 1; i < len(text); i++ {
-		switch c := text[i]; {
-		case c == '"':
+		switch c := text[i]; c {
+		case '"':
 			return b.String(), text[i+1:], true, true
-		case c == '\\':
+		case '\\':
 			if i++; i == len(text) || text[i] != '"' && text[i] != '\\' {
 				return "", "", true, false
 			}

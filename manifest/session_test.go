@@ -181,24 +181,38 @@ func TestRooted(t *testing.T) {
 	t.Parallel()
 	const to = "../" + session + "manifest/"
 	for _, tc := range []struct{ name, in, want string }{
-		{"a multivariant playlist", "#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,URI=\"a/x.m3u8\"\n#EXT-X-STREAM-INF:BANDWIDTH=1\n../v/1.m3u8?a=1\n",
-			"#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,URI=\"" + to + "a/x.m3u8\"\n#EXT-X-STREAM-INF:BANDWIDTH=1\n../" + session + "v/1.m3u8?a=1\n"},
-		{"a whole video", "#EXTM3U\n#EXT-X-MAP:URI=\"i.mp4\"\n#EXT-X-KEY:METHOD=AES-128,URI=\"/library/vidA/v1/k\"\n1.ts\nhttps://cdn.example/2.ts\n#EXT-X-ENDLIST\n",
-			"#EXTM3U\n#EXT-X-MAP:URI=\"" + to + "i.mp4\"\n#EXT-X-KEY:METHOD=AES-128,URI=\"../" + session + "k\"\n" + to + "1.ts\nhttps://cdn.example/2.ts\n#EXT-X-ENDLIST\n"},
+		{
+			"a multivariant playlist", "#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,URI=\"a/x.m3u8\"\n#EXT-X-STREAM-INF:BANDWIDTH=1\n../v/1.m3u8?a=1\n",
+			"#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,URI=\"" + to + "a/x.m3u8\"\n#EXT-X-STREAM-INF:BANDWIDTH=1\n../" + session + "v/1.m3u8?a=1\n",
+		},
+		{
+			"a whole video", "#EXTM3U\n#EXT-X-MAP:URI=\"i.mp4\"\n#EXT-X-KEY:METHOD=AES-128,URI=\"/library/vidA/v1/k\"\n1.ts\nhttps://cdn.example/2.ts\n#EXT-X-ENDLIST\n",
+			"#EXTM3U\n#EXT-X-MAP:URI=\"" + to + "i.mp4\"\n#EXT-X-KEY:METHOD=AES-128,URI=\"../" + session + "k\"\n" + to + "1.ts\nhttps://cdn.example/2.ts\n#EXT-X-ENDLIST\n",
+		},
 		{"a video that says so at the start", "#EXTM3U\n#EXT-X-PLAYLIST-TYPE:VOD\r\n1.ts\n", "#EXTM3U\n#EXT-X-PLAYLIST-TYPE:VOD\r\n" + to + "1.ts\n"},
 		{"live", "#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:7\n1.ts\n", ""},
 		{"an event that goes on", "#EXTM3U\n#EXT-X-PLAYLIST-TYPE:EVENT\n1.ts\n", ""},
-		{"interstitials", "#EXTM3U\n#EXT-X-DATERANGE:ID=\"a\",X-ASSET-URI=\"ad.m3u8\"\n#EXT-X-ENDLIST\n",
-			"#EXTM3U\n#EXT-X-DATERANGE:ID=\"a\",X-ASSET-URI=\"https://gw.example/T/" + session + "manifest/ad.m3u8\"\n#EXT-X-ENDLIST\n"},
+		{
+			"interstitials", "#EXTM3U\n#EXT-X-DATERANGE:ID=\"a\",X-ASSET-URI=\"ad.m3u8\"\n#EXT-X-ENDLIST\n",
+			"#EXTM3U\n#EXT-X-DATERANGE:ID=\"a\",X-ASSET-URI=\"https://gw.example/T/" + session + "manifest/ad.m3u8\"\n#EXT-X-ENDLIST\n",
+		},
 		{"a URI without quotes stays, and plays", "#EXTM3U\n#EXT-X-MAP:URI=i.mp4\n#EXT-X-ENDLIST\n", "#EXTM3U\n#EXT-X-MAP:URI=i.mp4\n#EXT-X-ENDLIST\n"},
-		{"an MPD", `<MPD type="dynamic"><ProgramInformation/><Period><SegmentTemplate media="$Number$.m4s"/></Period></MPD>`,
-			`<MPD type="dynamic"><ProgramInformation/><BaseURL>` + to + "</BaseURL>\n<Location>" + to + "video.m3u8</Location>\n" + `<Period><SegmentTemplate media="$Number$.m4s"/></Period></MPD>`},
-		{"an MPD with a prefix", `<d:MPD xmlns:d="urn:x"><d:Period/></d:MPD>`,
-			`<d:MPD xmlns:d="urn:x"><d:BaseURL>` + to + "</d:BaseURL>\n<d:Location>" + to + "video.m3u8</d:Location>\n<d:Period/></d:MPD>"},
-		{"an MPD with base URLs", `<MPD><BaseURL>../v/</BaseURL><BaseURL>https://cdn.example/</BaseURL><Period><BaseURL>a/</BaseURL></Period></MPD>`,
-			`<MPD><BaseURL>../` + session + `v/</BaseURL><BaseURL>https://cdn.example/</BaseURL><Location>` + to + "video.m3u8</Location>\n<Period><BaseURL>a/</BaseURL></Period></MPD>"},
-		{"an MPD that has moved", `<MPD><Location>live.mpd</Location><PatchLocation>p.mpp</PatchLocation><Period/></MPD>`,
-			`<MPD><BaseURL>` + to + "</BaseURL>\n<Location>" + to + `live.mpd</Location><PatchLocation>` + to + `p.mpp</PatchLocation><Period/></MPD>`},
+		{
+			"an MPD", `<MPD type="dynamic"><ProgramInformation/><Period><SegmentTemplate media="$Number$.m4s"/></Period></MPD>`,
+			`<MPD type="dynamic"><ProgramInformation/><BaseURL>` + to + "</BaseURL>\n<Location>" + to + "video.m3u8</Location>\n" + `<Period><SegmentTemplate media="$Number$.m4s"/></Period></MPD>`,
+		},
+		{
+			"an MPD with a prefix", `<d:MPD xmlns:d="urn:x"><d:Period/></d:MPD>`,
+			`<d:MPD xmlns:d="urn:x"><d:BaseURL>` + to + "</d:BaseURL>\n<d:Location>" + to + "video.m3u8</d:Location>\n<d:Period/></d:MPD>",
+		},
+		{
+			"an MPD with base URLs", `<MPD><BaseURL>../v/</BaseURL><BaseURL>https://cdn.example/</BaseURL><Period><BaseURL>a/</BaseURL></Period></MPD>`,
+			`<MPD><BaseURL>../` + session + `v/</BaseURL><BaseURL>https://cdn.example/</BaseURL><Location>` + to + "video.m3u8</Location>\n<Period><BaseURL>a/</BaseURL></Period></MPD>",
+		},
+		{
+			"an MPD that has moved", `<MPD><Location>live.mpd</Location><PatchLocation>p.mpp</PatchLocation><Period/></MPD>`,
+			`<MPD><BaseURL>` + to + "</BaseURL>\n<Location>" + to + `live.mpd</Location><PatchLocation>` + to + `p.mpp</PatchLocation><Period/></MPD>`,
+		},
 		{"a patch", `<Patch><add sel="/MPD/Period[1]"><BaseURL>x/</BaseURL></add></Patch>`, ""},
 		{"a remote element", `<Period><BaseURL>x/</BaseURL></Period>`, ""},
 		{"a storyboard", "WEBVTT\n\n00:00.000 --> 00:01.000\n/library/vidA/v1/t.jpg\n", "WEBVTT\n\n00:00.000 --> 00:01.000\n../t.jpg\n"},

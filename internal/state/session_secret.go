@@ -67,7 +67,7 @@ func (s *State) readSecret(ctx context.Context, write bool) (err error) {
 					secret = new([SecretLength]byte)
 					_, _ = rand.Read(secret[:]) // it never fails
 				}
-				object.Data, err = json.Marshal(secretDocument{secret[:]})
+				object.Data, err = json.Marshal(secretDocument{secret[:]}) //nolint:gosec // it is for the store, as the signing key is
 			}
 			return object.Data, errors.Join(err, object.Damage)
 		})
