@@ -183,10 +183,10 @@ func (d *decision) visitOutside(authority *sessions.Authority) error {
 // by its network and its user agent.
 func (d *decision) outsideKey(authority *sessions.Authority) sessions.Key {
 	if id := playerSession(d.request.Header, d.query); id != "" {
-		return authority.KeyOf(d.owner(), "player", id)
+		return authority.KeyOfPlayer(d.owner(), id)
 	}
 	addr, _ := clientAddress(d.request)
-	return authority.KeyOf(d.owner(), "client", sessions.Network(addr), d.request.UserAgent())
+	return authority.KeyOfClient(d.owner(), addr, d.request.UserAgent())
 }
 
 // mayBegin refuses what may be a manifest before the origin is asked, if it can neither begin a

@@ -1,13 +1,8 @@
 package sessions
 
 import (
-	"net/netip"
 	"time"
 )
-
-// Network returns the /24 or the /48 of an address as text, which is the same for each
-// address that it contains.
-func Network(address netip.Addr) string { return networkOf(address).prefix().String() }
 
 // Runs reports whether a session of a key runs on this node.
 func (t *Tracker) Runs(key Key) bool {

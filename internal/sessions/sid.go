@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -148,15 +149,22 @@ func (k Key) Begun() time.Time {
 	return time.Unix(int64(binary.BigEndian.Uint32(k[randomLength:])), 0)
 }
 
-// KeyOf returns the key of a session without a text in URLs: that of an owner, and of what
-// tells one of its clients from another. All nodes of a fleet find the same.
-func (a *Authority) KeyOf(owner Owner, client ...string) (key Key) {
+// KeyOfPlayer returns the key of a session without a text in URLs, by what the player calls it.
+// All nodes of a fleet find the same.
+func (a *Authority) KeyOfPlayer(owner Owner, id string) Key { return a.keyOf('p', owner, 0, id) }
+
+// KeyOfClient returns the key of a session of which only the client is known, for all addresses of a
+// network.
+func (a *Authority) KeyOfClient(owner Owner, address netip.Addr, userAgent string) Key {
+	return a.keyOf('n', owner, networkOf(address), userAgent)
+}
+
+func (a *Authority) keyOf(kind byte, owner Owner, from network, text string) (key Key) {
 	m := a.macs.Get().(*mac)
 	defer a.macs.Put(m)
-	m.begin('c', owner)
-	for _, text := range client {
-		m.text(text)
-	}
+	m.begin(kind, owner)
+	m.Write(binary.BigEndian.AppendUint64(m.buffer[:0], uint64(from)))
+	m.text(text)
 	copy(key[:], m.Sum(m.sum[:0]))
 	return key
 }

@@ -3,8 +3,10 @@ package sessions
 import (
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -94,20 +96,30 @@ func TestHasForm(t *testing.T) {
 	}
 }
 
-func TestKeyOfTellsClientsApart(t *testing.T) {
+func TestKeysTellClientsApart(t *testing.T) {
 	t.Parallel()
-	a := NewAuthority([]byte("secret"))
+	a, again := NewAuthority([]byte("secret")), NewAuthority([]byte("secret"))
 	seen := make(map[Key]string)
-	for _, owner := range owners {
-		for _, client := range [][]string{{"a", "b"}, {"ab", ""}, {"", "ab"}, {"a", "b", ""}, {strings.Repeat("a", 200)}} {
-			key := a.KeyOf(owner, client...)
-			if earlier, ok := seen[key]; ok {
-				t.Errorf("%v %q has the key of %s", owner, client, earlier)
+	check := func(name string, key, onAnotherNode Key) {
+		t.Helper()
+		if earlier, ok := seen[key]; ok || key != onAnotherNode {
+			t.Errorf("%s has the key of %q, or another one on another node", name, earlier)
+		}
+		seen[key] = name
+	}
+	for i, owner := range owners {
+		for _, text := range []string{"", "a", "b", strings.Repeat("a", 200)} {
+			name := fmt.Sprintf("owner %d, %.3q", i, text)
+			check(name, a.KeyOfPlayer(owner, text), again.KeyOfPlayer(owner, text))
+			for _, address := range []string{"192.0.2.1", "192.0.3.1", "2001:db8::1", "2001:db8:1::1"} {
+				check(name+" at "+address, a.KeyOfClient(owner, netip.MustParseAddr(address), text), again.KeyOfClient(owner, netip.MustParseAddr(address), text))
 			}
-			seen[key] = strings.Join(client, "|")
-			if key != NewAuthority([]byte("secret")).KeyOf(owner, client...) {
-				t.Errorf("%v %q: another node finds another key", owner, client)
-			}
+			check(name+" at an unknown address", a.KeyOfClient(owner, netip.Addr{}, text), again.KeyOfClient(owner, netip.Addr{}, text))
+		}
+	}
+	for _, same := range [][2]string{{"192.0.2.1", "192.0.2.255"}, {"2001:db8::1", "2001:db8:0:ffff::1"}, {"192.0.2.1", "::ffff:192.0.2.7"}} {
+		if a.KeyOfClient(owners[0], netip.MustParseAddr(same[0]), "x") != a.KeyOfClient(owners[0], netip.MustParseAddr(same[1]), "x") {
+			t.Errorf("%s and %s are two clients", same[0], same[1])
 		}
 	}
 }
