@@ -191,7 +191,11 @@ type recordConnKey struct{}
 // withRecordConn adds the recordConn of a TLS connection to the context of its requests.
 func withRecordConn(ctx context.Context, c net.Conn) context.Context {
 	if overTLS, ok := c.(interface{ NetConn() net.Conn }); ok && ctx.Value(recordConnKey{}) == nil {
-		if conn, ok := overTLS.NetConn().(*recordConn); ok {
+		below := overTLS.NetConn()
+		if proxied, ok := below.(interface{ Raw() net.Conn }); ok { // of proxy_protocol
+			below = proxied.Raw()
+		}
+		if conn, ok := below.(*recordConn); ok {
 			return context.WithValue(ctx, recordConnKey{}, conn)
 		}
 	}

@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"bytes"
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -49,6 +50,33 @@ func connected(t *testing.T) (server *recordConn, client *net.TCPConn) {
 	conn := must((&recordListener{Listener: l}).Accept())
 	t.Cleanup(func() { client.Close(); conn.Close() })
 	return conn.(*recordConn), client
+}
+
+// proxied is like a connection of proxy_protocol.
+type proxied struct{ net.Conn }
+
+func (p proxied) Raw() net.Conn { return p.Conn }
+
+// The connection below TLS is found, also below proxy_protocol.
+func TestRecordConnIsFound(t *testing.T) {
+	t.Parallel()
+	server, client := connected(t)
+	for name, tc := range map[string]struct {
+		below net.Conn
+		want  any
+	}{
+		"TLS":                       {server, server},
+		"TLS after proxy_protocol":  {proxied{server}, server},
+		"without the wrapper":       {client, nil},
+		"the wrapper after another": {proxied{client}, nil},
+	} {
+		if got := withRecordConn(t.Context(), tls.Server(tc.below, nil)).Value(recordConnKey{}); got != tc.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if got := withRecordConn(t.Context(), server).Value(recordConnKey{}); got != nil {
+		t.Errorf("without TLS: %v", got)
+	}
 }
 
 // Not parallel: the number of connections that gather is of the process.
