@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -136,14 +138,22 @@ func TestEndsOfSessionsAreTold(t *testing.T) {
 		events <- r.Header.Get("Webhook-Signature") + " " + string(body)
 	}))
 	defer receiver.Close()
-	origin := startOrigin(t, nil)
+	origin, admin := startOrigin(t, nil), freeAddr(t)
 	g := start(t, origin, config{
-		api: withAPI, app: "sessions on\nsession_secret 0123456789abcdef\nsession_events " + receiver.URL, site: "reverse_proxy " + strings.TrimPrefix(sessionOrigin(t).URL, "http://"),
+		global: "admin " + admin,
+		api:    withAPI, app: "sessions on\nsession_secret 0123456789abcdef\nsession_events " + receiver.URL, site: "reverse_proxy " + strings.TrimPrefix(sessionOrigin(t).URL, "http://"),
 	})
 	compact := g.mintToken(t, "demo", `{"uid":"anna"}`)
 	path, _ := g.beginSession(t, compact)
 	if got := g.get(t, path).verdict(); got != plays {
 		t.Fatalf("%v", got)
+	}
+	caddyfile, err := os.ReadFile(filepath.Join(g.dir, "Caddyfile"))
+	if err == nil {
+		err = g.load(admin, string(caddyfile))
+	}
+	if got := g.get(t, path).verdict(); err != nil || got != plays || strings.Contains(g.log.String(), "session ended") {
+		t.Errorf("after a reload: %v, %v", got, err)
 	}
 	g.stop(t)
 	for _, want := range []string{`"msg":"session ended"`, `"uid":"anna"`, `"reason":"stopped"`} {
@@ -153,7 +163,7 @@ func TestEndsOfSessionsAreTold(t *testing.T) {
 	}
 	select {
 	case event := <-events:
-		if !strings.HasPrefix(event, "time=") || !strings.Contains(event, `"uid":"anna"`) || !strings.Contains(event, `"video":"demo"`) {
+		if !strings.HasPrefix(event, "time=") || strings.Contains(event, `"bytes":0`) || !strings.Contains(event, `"video":"demo"`) {
 			t.Errorf("event %s", event)
 		}
 	case <-time.After(startTimeout):
