@@ -215,7 +215,7 @@ func (c *Cache) find(v *visit, k key, old *object) (o *object, f *fill, rd *read
 
 	c.index.mu.Lock()
 	defer c.index.mu.Unlock()
-	k.Generation = c.present(k.Variant)
+	k.Generation = c.present(v.config, k.Variant)
 	e := c.index.entries[k]
 	if e == nil {
 		e = &entry{key: k.clone()}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"container/list"
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -56,6 +55,8 @@ type Disk struct {
 	pending int64    // memory of the bodies that wait to be written, and of the one being written
 	current *diskJob // being written
 	doomed  []fileName
+	purged  map[groupDigest]int64 // files of earlier generations are not used any more
+	purging bool                  // and the index may have some
 	warned  time.Time
 }
 
@@ -141,6 +142,7 @@ func diskSize(size int64) int64 { return (size+diskBlock-1)/diskBlock*diskBlock 
 func NewDisk(path string, warn func(message string, err error)) *Disk {
 	return &Disk{
 		path: path, warn: warn, now: time.Now, worth: worthDisk, open: openRegular, create: createFile, wake: make(chan struct{}, 1),
+		purged: map[groupDigest]int64{},
 		reads: queue.New(semaphore.NewWeighted(maxReads), maxReadsWaiting, time.Second),
 	}
 }
@@ -283,7 +285,7 @@ func (d *Disk) find(ctx context.Context, site string, k key) *stored {
 		return nil
 	}
 	encoded := encodeKey(site, k)
-	name := fileName(sha256.Sum256(encoded))
+	name := fileNameOf(k, encoded)
 	d.mu.Lock()
 	root, f := d.root, d.files[name]
 	usable := root != nil && (f == nil && !d.scanned || f != nil && !f.doomed)
@@ -343,7 +345,7 @@ func (d *Disk) put(site string, k key, o *object, limit int64) {
 	if d.root == nil || len(d.jobs) >= maxJobs || d.pending > 0 && d.pending+size > limit {
 		return
 	}
-	d.jobs = append(d.jobs, &diskJob{name: sha256.Sum256(encoded), key: encoded, object: o, reader: o.body.read(), size: size})
+	d.jobs = append(d.jobs, &diskJob{name: fileNameOf(k, encoded), key: encoded, object: o, reader: o.body.read(), size: size})
 	d.pending += size
 	d.wakeUp()
 }
@@ -351,7 +353,7 @@ func (d *Disk) put(site string, k key, o *object, limit int64) {
 // forgetObject drops an object.
 func (d *Disk) forgetObject(site string, k key) {
 	if d != nil {
-		d.remove(fileNameOf(site, k))
+		d.remove(fileNameOf(k, encodeKey(site, k)))
 	}
 }
 
@@ -377,6 +379,37 @@ func (d *Disk) remove(name fileName) {
 	d.doom(f)
 }
 
+// purge removes the files of a group from before a generation, soon.
+func (d *Disk) purge(group string, generation int64) {
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if of := digestOf(group); d.purged[of] < generation {
+		d.purged[of], d.purging = generation, true
+		d.wakeUp()
+	}
+}
+
+// isPurged reports whether a later generation is known. The caller has locked the disk.
+func (d *Disk) isPurged(name fileName) bool { return name.generation() < d.purged[name.group()] }
+
+// doomPurged marks the files of earlier generations.
+func (d *Disk) doomPurged() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.purging {
+		return
+	}
+	d.purging = false
+	for name, f := range d.files {
+		if d.isPurged(name) {
+			d.doom(f)
+		}
+	}
+}
+
 func (d *Disk) doom(f *diskFile) {
 	if !f.doomed {
 		f.doomed = true
@@ -395,6 +428,9 @@ func (d *Disk) add(name fileName, size, written int64) *diskFile {
 		d.main.push(f)
 	} else {
 		d.small.push(f)
+	}
+	if d.isPurged(name) {
+		d.doom(f)
 	}
 	return f
 }
@@ -423,6 +459,7 @@ func (d *Disk) run(ctx context.Context, root *os.Root, done chan<- struct{}) {
 
 // work does all that waits.
 func (d *Disk) work(ctx context.Context, root *os.Root) {
+	d.doomPurged()
 	d.removeDoomed(root)
 	if err := d.makeRoom(root, 0); err != nil {
 		d.fail("removing a file of the media cache", err)

@@ -40,9 +40,21 @@ type fileKey struct {
 	OverTLS                              bool
 }
 
-// fileName names the file of an object. It is a digest, so nothing in a request can
-// lead to another folder, and no two objects have the same name.
+// fileName names the file of an object: 20 bytes of a digest of the key, four of a digest of
+// its group, and the generation. So nothing in a request can lead to another folder, no two
+// objects have the same name, and a purge finds its files by their names.
 type fileName [sha256.Size]byte
+
+type groupDigest [4]byte
+
+func digestOf(group string) groupDigest {
+	sum := sha256.Sum256([]byte(group))
+	return groupDigest(sum[:])
+}
+
+func (n fileName) group() groupDigest { return groupDigest(n[20:]) }
+
+func (n fileName) generation() int64 { return int64(binary.BigEndian.Uint64(n[24:])) }
 
 func encodeKey(site string, k key) []byte {
 	encoded, err := json.Marshal(fileKey{[]byte(site), []byte(k.Text), []byte(k.Group), []byte(k.host), []byte(k.path), []byte(k.query), k.Generation, k.slice, k.overTLS})
@@ -52,7 +64,12 @@ func encodeKey(site string, k key) []byte {
 	return encoded
 }
 
-func fileNameOf(site string, k key) fileName { return sha256.Sum256(encodeKey(site, k)) }
+func fileNameOf(k key, encoded []byte) fileName {
+	n, group := fileName(sha256.Sum256(encoded)), digestOf(k.Group)
+	copy(n[20:], group[:])
+	binary.BigEndian.PutUint64(n[24:], uint64(k.Generation))
+	return n
+}
 
 // folder returns the folder of the file, one of 256.
 func (n fileName) folder() string { return hex.EncodeToString(n[:1]) }

@@ -62,7 +62,7 @@ func (d *Disk) settle(t *testing.T) {
 	t.Helper()
 	for round := range 5000 {
 		d.mu.Lock()
-		idle := d.scanned && len(d.jobs) == 0 && d.current == nil && (len(d.doomed) == 0 || round > 200)
+		idle := d.scanned && !d.purging && len(d.jobs) == 0 && d.current == nil && (len(d.doomed) == 0 || round > 200)
 		d.mu.Unlock()
 		if idle {
 			return
@@ -121,7 +121,7 @@ func TestFileNames(t *testing.T) {
 				{query: a, Variant: Variant{Group: b, Generation: 2}},
 			} {
 				for _, site := range []string{"", "a"} {
-					n, text := fileNameOf(site, k), fmt.Sprintf("%q %+v", site, k)
+					n, text := fileNameOf(k, encodeKey(site, k)), fmt.Sprintf("%q %+v", site, k)
 					if other, found := names[n]; found && other != text {
 						t.Errorf("one file for %s and %s", other, text)
 					}
@@ -143,7 +143,7 @@ func FuzzFileNames(f *testing.F) {
 	f.Add("site", "v", "host", "/p", "q", "site", "v", "host", "/p", "q", int64(0))
 	f.Fuzz(func(t *testing.T, s1, v1, h1, p1, q1, s2, v2, h2, p2, q2 string, slice int64) {
 		a, b := key{Variant{Text: v1}, false, h1, p1, q1, 0}, key{Variant{Text: v2}, slice%2 != 0, h2, p2, q2, slice}
-		if same := s1 == s2 && a == b; same != (fileNameOf(s1, a) == fileNameOf(s2, b)) {
+		if same := s1 == s2 && a == b; same != (fileNameOf(a, encodeKey(s1, a)) == fileNameOf(b, encodeKey(s2, b))) {
 			t.Errorf("%q %+v and %q %+v: same file is %t", s1, a, s2, b, !same)
 		}
 	})
@@ -428,6 +428,52 @@ func TestWhatGoesToTheDisk(t *testing.T) {
 			t.Errorf("%+v: %s", tc, w.Header())
 		}
 	}
+}
+
+// A purge removes the files of its video from before, slices, files that nobody has asked for
+// since a restart, and those that are written later too. It leaves newer files and those of other videos.
+func TestPurgeOfFiles(t *testing.T) {
+	t.Parallel()
+	origin := &segments{size: 100 << 10, control: "max-age=1000"}
+	s := newScene(origin.answer)
+	byGroup(&s.config)
+	s.config.MaxObject = 50 << 10
+	s.addDisk(t, t.TempDir())
+	ask := func(group string, generation, files int) {
+		t.Helper()
+		for i := range files {
+			s.ask("GET", fmt.Sprintf("/%d.mp4?group=%s&g=%d", i, group, generation))
+		}
+		s.untilIdle()
+		s.config.Disk.settle(t)
+	}
+	want := func(what string, files int) {
+		t.Helper()
+		if objects, _ := s.config.Disk.Usage(); objects != files || len(s.config.Disk.list(t)) != files {
+			t.Errorf("%s: %d files in the index, %d in the folder, want %d", what, objects, len(s.config.Disk.list(t)), files)
+		}
+	}
+	ask("a", 0, 5)
+	ask("b", 0, 3)
+	ask("", 0, 2)
+	want("before", 20) // each object and its slice
+	ask("a", 7, 1)
+	want("after a purge", 12)
+	s.restart(t)
+	ask("a", 7, 1)
+	want("nothing newer after a restart", 12)
+	s.restart(t)
+	ask("a", 9, 1)
+	ask("b", 8, 0)
+	want("a purge while the disk was closed", 12)
+	ask("b", 8, 3)
+	want("another video", 12)
+	k := key{Variant: Variant{Group: "b", Generation: 7}, path: "/late.mp4"}
+	late := &object{status: 200, header: http.Header{}, body: newBody(&s.memory, nil), made: s.now(), freshness: freshness{lifetime: time.Hour}}
+	late.body.end(nil)
+	s.config.Disk.put("site", k, late, 1<<20)
+	s.config.Disk.settle(t)
+	want("a file that was written late", 12)
 }
 
 // A large object has a file for each slice.

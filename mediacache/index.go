@@ -199,7 +199,7 @@ func (g *ghosts[K]) take(k K) bool {
 func (c *Cache) forget(config *Config, k key) {
 	c.index.mu.Lock()
 	defer c.index.mu.Unlock()
-	k.Generation = c.present(k.Variant)
+	k.Generation = c.present(config, k.Variant)
 	if e := c.index.entries[k]; e != nil {
 		e.fill = nil // its viewers get the response, and nobody else
 		c.index.drop(e)
@@ -210,7 +210,7 @@ func (c *Cache) forget(config *Config, k key) {
 // present returns the greatest generation of a group so far. If that is a new one, present
 // drops the objects of those before, and what still arrives of them is not kept. The caller
 // has locked the index.
-func (c *Cache) present(v Variant) int64 {
+func (c *Cache) present(config *Config, v Variant) int64 {
 	if v.Group == "" {
 		return v.Generation
 	}
@@ -219,6 +219,7 @@ func (c *Cache) present(v Variant) int64 {
 		return known
 	}
 	c.generations[strings.Clone(v.Group)] = v.Generation
+	config.Disk.purge(v.Group, v.Generation)
 	for k, e := range c.index.entries {
 		if k.Group == v.Group && k.Generation < v.Generation {
 			e.fill = nil
