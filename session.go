@@ -235,14 +235,22 @@ func (d *decision) beginSession(text string) error {
 	return d.visit(sessions.Visit{Key: key, Begins: true})
 }
 
-// visit counts a request for a session. A request that `explain` replays is none.
-func (d *decision) visit(v sessions.Visit) (err error) {
+// checkRevokedSession refuses a session that the operator has ended for good.
+func (d *decision) checkRevokedSession(key sessions.Key) error {
 	all := d.app.state.Revocations()
 	if all == nil {
 		return refuse(reasonStateUnavailable, errRevocationsUnknown)
 	}
-	if all.HasSessions() && all.Session(v.Key.ID().String(), d.app.now()) != nil {
+	if all.HasSessions() && all.Session(key.ID().String(), d.app.now()) != nil {
 		return refuse(reasonSessionEnded, errSessionEnded)
+	}
+	return nil
+}
+
+// visit counts a request for a session. A request that `explain` replays is none.
+func (d *decision) visit(v sessions.Visit) (err error) {
+	if err := d.checkRevokedSession(v.Key); err != nil {
+		return err
 	}
 	if _, explained := d.observer.(*trace); explained {
 		return nil

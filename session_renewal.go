@@ -37,6 +37,9 @@ func (d *decision) checkRenewal() error {
 	if !ok || t == nil {
 		return refuse(reasonSessionInvalid, errSessionInvalid)
 	}
+	if err := d.checkRevokedSession(key); err != nil {
+		return err
+	}
 	info, found, err := d.app.state.tracker.Find(d.request.Context(), key.ID())
 	switch {
 	case err != nil:
