@@ -299,10 +299,10 @@ type renewing struct {
 func startRenewing(t *testing.T, player [2]string, query string) *renewing {
 	t.Helper()
 	later := func(d time.Duration) func(*token.Claims) {
-		return func(c *token.Claims) { c.ExpiresAt = time.Now().Add(d) }
+		return func(c *token.Claims) { c.ExpiresAt, c.Viewer = time.Now().Add(d), "fan" }
 	}
-	w := startWeb(t, anyVideo(), config{app: sdkVideos, gate: player[0]})
-	r := &renewing{web: w, released: make(chan struct{}), old: mint(t, "sites", nil), next: mint(t, "sites", later(2*time.Hour))}
+	w := startWeb(t, anyVideo(), config{app: sdkVideos + "\nsessions on", gate: player[0]})
+	r := &renewing{web: w, released: make(chan struct{}), old: mint(t, "sites", later(time.Hour)), next: mint(t, "sites", later(2*time.Hour))}
 	r.forged = r.next[:len(r.next)-8] + "AAAAAAAA"
 	past := mint(t, "sites", later(-time.Minute))
 	w.tap.diverting(func(_ http.ResponseWriter, req *http.Request) bool {
@@ -331,7 +331,8 @@ func (r *renewing) renew(t *testing.T, compact string) string {
 	return evaluate[string](t, r.tab, fmt.Sprintf("outcome(player.renew(%q))", compact))
 }
 
-// A new token for the same video comes at any time, and playback goes on where it is.
+// A new token for the same video comes at any time, and playback goes on where it is, in the same
+// session.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
 	const playsOn = `player.currentTime > 9 && !backwards`
@@ -396,13 +397,13 @@ func TestRenewal(t *testing.T) {
 		}, query: "&startTime=1", then: playsOn, restarts: true},
 		{name: "twice", do: func(t *testing.T, r *renewing) {
 			playing(t, r)
-			r.want(t, "done", mint(t, "sites", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(3 * time.Hour) }))
+			r.want(t, "done", mint(t, "sites", func(c *token.Claims) { c.ExpiresAt, c.Viewer = time.Now().Add(3*time.Hour), "fan" }))
 			r.want(t, "done", r.next)
 			close(r.released)
 		}, then: playsOn},
 		{name: "by two assignments to src, of which the first is under way", do: func(t *testing.T, r *renewing) {
 			playing(t, r)
-			first := mint(t, "sites", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(3 * time.Hour) })
+			first := mint(t, "sites", func(c *token.Claims) { c.ExpiresAt, c.Viewer = time.Now().Add(3*time.Hour), "fan" })
 			evaluate[bool](t, r.tab, fmt.Sprintf(`player.src = %q, player.src = %q, true`, first, r.next))
 			wantTrue(t, r.tab, fmt.Sprintf(`player.src === %q`, r.next))
 			close(r.released)
