@@ -68,6 +68,7 @@ var guideTasks = map[string]func(*terminal){
 	"Restrict by country and address":        nil,
 	"Downloads":                              nil,
 	"Rotate and revoke keys":                 nil,
+	"Cut off a viewer":                       nil,
 	"Behind a CDN or a load balancer":        nil,
 	"Introduce it where viewers already are": (*terminal).wantReported,
 	"Before it goes live":                    (*terminal).wantNoTokenLogged,
