@@ -143,7 +143,7 @@ func NewDisk(path string, warn func(message string, err error)) *Disk {
 	return &Disk{
 		path: path, warn: warn, now: time.Now, worth: worthDisk, open: openRegular, create: createFile, wake: make(chan struct{}, 1),
 		purged: map[groupDigest]int64{},
-		reads: queue.New(semaphore.NewWeighted(maxReads), maxReadsWaiting, time.Second),
+		reads:  queue.New(semaphore.NewWeighted(maxReads), maxReadsWaiting, time.Second),
 	}
 }
 
