@@ -175,3 +175,23 @@ func TestDiskTierOverReloads(t *testing.T) {
 	}
 	check(object, "hit")
 }
+
+// A purge removes the files of the video, and no others, also after a restart.
+func TestPurgeOnDisk(t *testing.T) {
+	t.Parallel()
+	o := diskOrigin(t)
+	folder := filepath.Join(t.TempDir(), "cache")
+	g := start(t, o, config{api: withAPI, site: "signed_playback_cache {\nmemory 2MiB\ndisk " + folder + " 64MiB\n}\nreverse_proxy " + o.addr()})
+	for _, video := range []string{"demo", "other"} {
+		viewer := mint(t, video, nil)
+		for i := range 3 {
+			g.get(t, fmt.Sprintf("/%s/s%d.ts", viewer, i))
+		}
+	}
+	eventually(t, "each object has a file", func() bool { return len(diskFiles(t, folder)) == 6 })
+	g.mustCall(t, "POST", "stream/demo/purge", "", nil)
+	g.kill(t)
+	g = start(t, o, config{dir: g.dir, addr: g.addr, site: "signed_playback_cache {\nmemory 2MiB\ndisk " + folder + " 64MiB\n}\nreverse_proxy " + o.addr()})
+	g.get(t, "/"+mint(t, "demo", nil)+"/s0.ts")
+	eventually(t, "the old files are gone", func() bool { return len(diskFiles(t, folder)) == 4 })
+}
