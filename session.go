@@ -310,6 +310,10 @@ func (d *decision) isExtended(t *verifiedToken, why error) bool {
 		return false
 	}
 	until := d.app.state.tracker.Until(key)
+	// A revocation of the token lasts as long, whatever newer tokens or an earlier config permit.
+	if latest := t.expiresAt().Add(time.Duration(d.app.MaxSession)); until.After(latest) {
+		until = latest
+	}
 	// The other claims count as a second before exp.
 	if !d.app.now().Before(until) || t.check(t.expiresAt().Add(-time.Second), d.app.policy) != nil {
 		return false

@@ -98,6 +98,7 @@ func sharedTokens(report sessions.Sharing, config *App) []*state.Revocation {
 	if longest := now.Add(cmp.Or(config.policy.MaxLifetime, state.MaxTokenLifetime)); longest.After(expires) {
 		expires = longest
 	}
+	expires = expires.Add(time.Duration(config.MaxSession)) // of sessions that play on
 	revocation := func(selector state.Selector, value string, issuedBefore int64) *state.Revocation {
 		return &state.Revocation{Selector: selector, Value: value, IssuedBefore: issuedBefore, Expires: expires.Unix(), Reason: "on_sharing"}
 	}

@@ -83,6 +83,7 @@ func (a *App) provisionSessions() error {
 	if o.MaxSession < 0 {
 		return fmt.Errorf("max_session %s is negative", time.Duration(o.MaxSession))
 	}
+	a.sessionPolicy.Extension = time.Duration(o.MaxSession)
 	var err error
 	if a.revokeShared, err = parseOnSharing(o.OnSharing); err != nil {
 		return err

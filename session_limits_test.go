@@ -23,7 +23,7 @@ func TestSessionOptions(t *testing.T) {
 	}{
 		{name: "defaults", options: SessionOptions{Sessions: on}, want: sessions.Policy{Timeout: time.Minute}},
 		{
-			name: "all", max: 3, video: 1, want: sessions.Policy{Timeout: 2 * time.Minute, RefuseNew: true},
+			name: "all", max: 3, video: 1, want: sessions.Policy{Timeout: 2 * time.Minute, RefuseNew: true, Extension: time.Hour},
 			options: SessionOptions{Sessions: on, SessionTimeout: caddy.Duration(2 * time.Minute), OnSessionLimit: "refuse_new", MaxSession: caddy.Duration(time.Hour)},
 		},
 		{name: "short timeout", options: SessionOptions{Sessions: on, SessionTimeout: caddy.Duration(time.Second)}, wantErr: "session_timeout 1s"},

@@ -374,14 +374,18 @@ func TestStartBy(t *testing.T) {
 // An extended session plays beyond exp, playlists included, and nothing else does.
 func TestExtendedSession(t *testing.T) {
 	t.Parallel()
-	g, now := newGate(t, sessionApp(func(a *App) { a.MaxSession = 1 << 40 }), new(Gate)), testTime
+	g, now := newGate(t, sessionApp(func(a *App) { a.MaxSession = caddy.Duration(time.Hour) }), new(Gate)), testTime
 	g.app.now = func() time.Time { return now }
 	link := "/" + sessionToken(nil) + "/"
 	extended, other := begin(t, g, link+"master.m3u8"), begin(t, g, link+"master.m3u8")
 	key, _ := sessions.KeyIn(extended)
 	g.app.state.Start()
-	if err := g.app.state.Extend(t.Context(), key.ID().String(), testTime.Add(2*time.Hour)); err != nil {
-		t.Fatal(err)
+	tooLong := begin(t, g, link+"master.m3u8")
+	keyTooLong, _ := sessions.KeyIn(tooLong)
+	for key, until := range map[sessions.Key]time.Duration{key: 2 * time.Hour, keyTooLong: 9 * time.Hour} {
+		if err := g.app.state.Extend(t.Context(), key.ID().String(), testTime.Add(until)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, tc := range []struct {
 		target string
@@ -394,12 +398,14 @@ func TestExtendedSession(t *testing.T) {
 		{"~E/stream.mpd", 2*time.Hour - time.Second, ""},
 		{"~E/7.ts", 2 * time.Hour, "token_expired"},
 		{"~O/7.ts", time.Hour, "token_expired"},
+		{"~L/7.ts", 2*time.Hour - time.Second, ""},
+		{"~L/7.ts", 2 * time.Hour, "token_expired"}, // an extension longer than max_session, as a renewed token or an earlier config made it
 		{"7.ts", time.Hour, "token_expired"},
 		{"master.m3u8", time.Hour, "token_expired"},
 		{"~" + strings.Repeat("A", 32) + "/7.ts", time.Hour, "token_expired"},
 	} {
 		now = testTime.Add(tc.at)
-		a := testFiles.get(t, g, requestFor(t, link+strings.NewReplacer("~E", "~"+extended, "~O", "~"+other).Replace(tc.target), nil))
+		a := testFiles.get(t, g, requestFor(t, link+strings.NewReplacer("~E", "~"+extended, "~O", "~"+other, "~L", "~"+tooLong).Replace(tc.target), nil))
 		if a.reason != tc.want {
 			t.Errorf("%s after %s: %q %s, want %q", tc.target, tc.at, a.reason, a.text, tc.want)
 		}

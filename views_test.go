@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
+
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -51,7 +53,7 @@ func redactPath(target string) string { return target[len(target)-min(len(target
 // on_sharing revokes all tokens of a viewer that has a name, and else the one that is shared.
 func TestSharedTokens(t *testing.T) {
 	t.Parallel()
-	config := &App{now: func() time.Time { return testTime }}
+	config := &App{now: func() time.Time { return testTime }, SessionOptions: SessionOptions{MaxSession: caddy.Duration(2 * time.Hour)}}
 	digest := state.DigestOfToken("a token")
 	for viewer, want := range map[string][]state.Selector{
 		"anna": {state.SelectViewer}, sessions.Unnamed + "jti-1": {state.SelectJTI}, sessions.Unnamed + digest: {state.SelectJTI, state.SelectToken},
@@ -61,7 +63,7 @@ func TestSharedTokens(t *testing.T) {
 			t.Fatalf("%q: %d revocations, want %v", viewer, len(list), want)
 		}
 		for i, r := range list {
-			if r.Selector != want[i] || sessions.Unnamed+r.Value != viewer && r.Value != viewer || r.Expires != testTime.Add(24*time.Hour).Unix() {
+			if r.Selector != want[i] || sessions.Unnamed+r.Value != viewer && r.Value != viewer || r.Expires != testTime.Add(26*time.Hour).Unix() {
 				t.Errorf("%q: %+v, want %v", viewer, r, want)
 			}
 			if dated := r.IssuedBefore != 0; dated != (r.Selector == state.SelectViewer) {

@@ -122,6 +122,8 @@ func (c *call) endSession(strictjson.Value) (any, error) {
 	if until.IsZero() {
 		until = c.Now().Add(endedWithoutToken)
 	}
+	// Another node may extend the session before it knows of its end.
+	until = until.Add(c.MaxSession)
 	if extended := c.State.ExtendedUntil(c.ctx(), c.subject); extended.After(until) {
 		until = extended
 	}

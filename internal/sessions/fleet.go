@@ -112,8 +112,7 @@ func (s *Session) describe(viewer string) string {
 
 // left returns the seconds for which the end of the session matters.
 func (t *Tracker) left(s *Session) string {
-	now := t.config.Now()
-	return strconv.FormatInt(max(1, s.memorable(now)-now.Unix()), 10)
+	return strconv.FormatInt(max(1, t.memorable(s)-t.config.Now().Unix()), 10)
 }
 
 func (t *Tracker) ago(s *Session) string {
@@ -130,7 +129,8 @@ func flag(b bool) string {
 // startInFleet asks whether a session may begin. siblings are the viewer's sessions on this
 // node: of those the fleet knows only what the last beat has told.
 func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, siblings []*Session) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	// A client that cancels must not have the node decide alone, or take the Redis for away.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
 	begun := "0"
 	if !v.Begins && !v.Begun.IsZero() {

@@ -1,6 +1,7 @@
 package sessions
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -380,6 +381,22 @@ func TestRedisUserWithFewRights(t *testing.T) {
 }
 
 // What other clients of the Redis publish ends nothing and makes no node fail.
+// The attack: a client begins sessions and cancels each request, so that the node decides alone
+// or tells the Redis of all its sessions again.
+func TestCancelledStartsOfAFleet(t *testing.T) {
+	t.Parallel()
+	_, fleet := fleetOf(t, 2, Policy{Timeout: time.Minute, RefuseNew: true})
+	wantVisit(t, fleet[0], begin(1, "anna", 1), nil)
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := fleet[1].Visit(cancelled, begin(2, "anna", 1)); !errors.Is(err, ErrLimit) {
+		t.Errorf("a cancelled start beyond the limit: %v, want %v", err, ErrLimit)
+	}
+	if len(fleet[1].fleet.wake) != 0 || fleet[1].failures.Load() != 0 {
+		t.Errorf("the cancelled start has the node tell everything again; %d failures are counted", fleet[1].failures.Load())
+	}
+}
+
 func TestHearIgnoresStrangers(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(Policy{Timeout: time.Minute})

@@ -107,13 +107,14 @@ func (s *Session) renew(expires time.Time) {
 	}
 }
 
-// memorable returns until when, in Unix seconds, it matters that the session has ended.
-// Without a token it could come back for ever; a day is longer than players run.
-func (s *Session) memorable(now time.Time) int64 {
-	if last := max(s.expires.Load(), s.until.Load()); last > 0 {
-		return last
+// memorable returns until when, in Unix seconds, it matters that a session has ended. It may
+// have been extended on another node. Without a token it could come back for ever; a day is
+// longer than players run.
+func (t *Tracker) memorable(s *Session) int64 {
+	if expires := s.expires.Load(); expires > 0 {
+		return max(expires+int64(t.policy.Load().Extension/time.Second), s.until.Load())
 	}
-	return now.Add(24 * time.Hour).Unix()
+	return t.config.Now().Add(24 * time.Hour).Unix()
 }
 
 // at reports whether a network is the one from which the session was last used. A player

@@ -98,6 +98,7 @@ type Visit struct {
 type Policy struct {
 	Timeout   time.Duration // a session that is silent for so long has ended
 	RefuseNew bool          // at the limit, instead of ending the oldest
+	Extension time.Duration // how long at most a session plays beyond the end of its token
 }
 
 // Config is what a Tracker gets from its host. All functions are required.
@@ -354,7 +355,7 @@ func (t *Tracker) remember(s *Session, v Visit) {
 	defer t.mu.Unlock()
 	of := t.viewerOf(s, v.Viewer)
 	if len(t.viewers) < 2*t.capacity {
-		of.end(s.id, s.begun, s.memorable(t.config.Now()))
+		of.end(s.id, s.begun, t.memorable(s))
 		t.viewers[of.key] = of
 	}
 }
@@ -456,7 +457,7 @@ func (t *Tracker) end(s *Session, reason Reason) {
 		delete(t.networks, s.origin)
 	}
 	if reason != TimedOut && reason != Stopped {
-		of.end(s.id, s.begun, s.memorable(t.config.Now()))
+		of.end(s.id, s.begun, t.memorable(s))
 	}
 	if len(of.running) == 0 && (of.endedUntil == 0 || len(t.viewers) > 2*t.capacity) {
 		t.forgetViewer(of)

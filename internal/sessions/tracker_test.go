@@ -172,7 +172,7 @@ func TestTrackerFollowsTheSpecification(t *testing.T) {
 // were and whatever order they come back in, until their tokens have expired.
 func TestEndedSessionsStayEnded(t *testing.T) {
 	t.Parallel()
-	r := newRegistry(Policy{Timeout: time.Minute})
+	r := newRegistry(Policy{Timeout: time.Minute, Extension: time.Hour})
 	const flood = 10 * maxEnded
 	visit := func(session int) error {
 		v := r.request(session, "anna", 1)
@@ -196,6 +196,11 @@ func TestEndedSessionsStayEnded(t *testing.T) {
 	of := r.viewers[keyOfViewer("anna")]
 	if len(of.ended) > maxEnded {
 		t.Errorf("%d ended sessions are listed", len(of.ended))
+	}
+	r.advance(2 * time.Hour) // exp, and sessions may play on
+	r.sweep()
+	if err := visit(0); !errors.Is(err, ErrEnded) {
+		t.Errorf("a session comes back when its token has expired, before its extension would end: %v", err)
 	}
 	r.advance(3 * time.Hour)
 	r.sweep()
