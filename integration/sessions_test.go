@@ -19,7 +19,7 @@ import (
 func vlc(t *testing.T, address string) outcome {
 	t.Helper()
 	home := t.TempDir()
-	if err := os.Chmod(home, 0o777); err != nil { //nolint:gosec // it is empty
+	if err := os.Chmod(home, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)

@@ -105,8 +105,10 @@ func databases() []database {
 		{"anonymous.mmdb", "GeoIP2-Anonymous-IP", described, 6, buildEpoch, anonymousRecords(anonymousRecord)},
 		{"anonymous_plus.mmdb", "GeoIP-Anonymous-Plus", described, 6, buildEpoch, anonymousRecords(anonymousPlusRecord)},
 		{"updated_asn.mmdb", "GeoLite2-ASN", described, 6, buildEpoch + day, append(asnRecords(), entry[mmdbtype.Map]{"203.0.113.0/24", asnRecord("FR")})},
-		{"updated_anonymous.mmdb", "GeoIP2-Anonymous-IP", described, 6, buildEpoch + day,
-			append(anonymousRecords(anonymousRecord), entry[mmdbtype.Map]{"203.0.113.0/24", anonymousRecord([]string{"is_tor_exit_node"})})},
+		{
+			"updated_anonymous.mmdb", "GeoIP2-Anonymous-IP", described, 6, buildEpoch + day,
+			append(anonymousRecords(anonymousRecord), entry[mmdbtype.Map]{"203.0.113.0/24", anonymousRecord([]string{"is_tor_exit_node"})}),
+		},
 		{"updated.mmdb", "GeoLite2-Country", described, 6, buildEpoch + day, updatedRecords()},
 	}
 }
@@ -190,7 +192,8 @@ var anonymous = []entry[[]string]{
 
 func anonymousRecords(record func(members []string) mmdbtype.Map) []entry[mmdbtype.Map] {
 	unreadable := mmdbtype.Map{"is_anonymous": mmdbtype.String("yes")}
-	all := []entry[mmdbtype.Map]{{"198.18.0.0/15", unreadable}}
+	all := make([]entry[mmdbtype.Map], 0, len(anonymous)+1)
+	all = append(all, entry[mmdbtype.Map]{"198.18.0.0/15", unreadable})
 	for _, network := range anonymous {
 		all = append(all, entry[mmdbtype.Map]{network.network, record(network.value)})
 	}

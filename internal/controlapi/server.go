@@ -334,7 +334,7 @@ func (c *call) body(w http.ResponseWriter) (strictjson.Value, error) {
 	if err != nil {
 		return strictjson.Value{}, badRequest("the body: %v", err)
 	}
-	if !body.IsObject() && !(bulk && body.IsArray()) {
+	if !body.IsObject() && (!bulk || !body.IsArray()) {
 		return strictjson.Value{}, badRequest("the body is not a JSON object")
 	}
 	return body, nil

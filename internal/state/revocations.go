@@ -3,6 +3,7 @@ package state
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -321,9 +322,7 @@ func (r *revocations) commit(next map[store.Name]*batch, complete bool, now time
 	if !complete {
 		return nil
 	}
-	for name, of := range r.written {
-		next[name] = of
-	}
+	maps.Copy(next, r.written)
 	for name := range r.batches {
 		r.doubt = r.doubt || next[name] == nil
 	}

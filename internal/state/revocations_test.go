@@ -443,7 +443,7 @@ func TestSnapshotsAreBounded(t *testing.T) {
 		start := time.Now()
 		for i := range 500 {
 			wait.Go(func() {
-				time.Sleep(time.Duration(i) * 2 * time.Millisecond)
+				<-time.After(time.Duration(i) * 2 * time.Millisecond)
 				begun, one := time.Now(), fmt.Sprint("uid ", i)
 				if err := s.Refuse(t.Context(), []*Revocation{{Selector: SelectViewer, Value: one[4:], Expires: begun.Add(time.Hour).Unix()}}); err != nil {
 					t.Error(err)

@@ -48,8 +48,9 @@ func (s *State) Refuse(ctx context.Context, list []*Revocation) error {
 		return err
 	}
 	defer release()
-	for i, created := range r.dates(len(list), s.date()) {
-		list[i].ID, list[i].Created = randomID(), created
+	dates := r.dates(len(list), s.date())
+	for i, revocation := range list {
+		revocation.ID, revocation.Created = randomID(), dates[i]
 	}
 	return s.writeRevocations(ctx, list)
 }

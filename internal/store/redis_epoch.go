@@ -50,6 +50,8 @@ for i = 2, #KEYS do answer[i] = redis.call('HGET', KEYS[i], '#epoch') end
 	// adoptScript takes all keys; an epoch for data without one, '' for none, and the
 	// fields of the stamps. A collection that nobody has written to may be missing: it
 	// is newer than the data.
+	//
+	//nolint:dupword // Lua
 	adoptScript = rueidis.NewLuaScriptNoSha(`
 if ARGV[1] ~= '' and redis.call('EXISTS', unpack(KEYS)) == 0 then
 	redis.call('HSET', KEYS[1], 'epoch', ARGV[1])
