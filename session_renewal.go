@@ -40,7 +40,7 @@ func (d *decision) checkRenewal() error {
 	if err := d.checkRevokedSession(key); err != nil {
 		return err
 	}
-	info, found, err := d.app.state.tracker.Find(d.request.Context(), key.ID())
+	info, found, err := d.app.state.tracker.FindKey(d.request.Context(), key)
 	switch {
 	case err != nil:
 		return refuse(reasonStateUnavailable, errSessionsUnknown)

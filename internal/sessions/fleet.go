@@ -372,6 +372,9 @@ func (t *Tracker) listInFleet(ctx context.Context, index string) (list []Info, e
 
 // findInFleet returns a running session.
 func (t *Tracker) findInFleet(ctx context.Context, id ID) (info Info, found bool, err error) {
+	if t.fleet == nil {
+		return Info{}, false, nil
+	}
 	answer, err := t.run(ctx, findScript, id.String())
 	if err != nil || len(answer) == 0 {
 		return Info{}, false, err

@@ -694,10 +694,22 @@ func (t *Tracker) Find(ctx context.Context, id ID) (info Info, found bool, err e
 	if t.with(id, func(s *Session) { info = t.info(s) }) {
 		return info, true, nil
 	}
-	if t.fleet == nil {
-		return Info{}, false, nil
-	}
 	return t.findInFleet(ctx, id)
+}
+
+// FindKey does so at the request of a viewer, who may send any keys: it looks at no other
+// session of this node.
+func (t *Tracker) FindKey(ctx context.Context, key Key) (info Info, found bool, err error) {
+	t.mu.Lock()
+	s := t.session(key)
+	if s != nil {
+		info = t.info(s)
+	}
+	t.mu.Unlock()
+	if s != nil {
+		return info, true, nil
+	}
+	return t.findInFleet(ctx, key.ID())
 }
 
 // End ends a running session of the fleet for good.

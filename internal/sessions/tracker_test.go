@@ -343,6 +343,30 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// The attack: a viewer renews sessions that do not exist, on a node with many.
+func TestFindKeyLooksAtOneSession(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(Policy{Timeout: time.Minute})
+	for session := range 1000 {
+		if err := r.visit(r.request(session, "anna", 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if info, found, err := r.FindKey(t.Context(), keyOf(7)); !found || err != nil || info.ID != keyOf(7).ID() {
+		t.Errorf("a session that runs: %+v, %t, %v", info, found, err)
+	}
+	unknown := testing.Benchmark(func(b *testing.B) {
+		for b.Loop() {
+			if _, found, err := r.FindKey(b.Context(), keyOf(2000)); found || err != nil {
+				b.Errorf("an unknown session: %t, %v", found, err)
+			}
+		}
+	})
+	if unknown.AllocedBytesPerOp() > 200 {
+		t.Errorf("looking for an unknown session takes %d bytes: it copies the others", unknown.AllocedBytesPerOp())
+	}
+}
+
 func TestParseID(t *testing.T) {
 	t.Parallel()
 	id := keyOf(1).ID()
