@@ -332,7 +332,7 @@ func (c *Cache) abandon(f *fill) {
 func (c *Cache) replace(e *entry, o *object) {
 	o.body.use()
 	if e.object != nil {
-		e.in.remove(e)
+		e.leave()
 		e.object.body.drop()
 	}
 	e.object = o

@@ -1,17 +1,13 @@
 package mediacache
 
 import (
-	"cmp"
-	"container/list"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -48,8 +44,7 @@ type Disk struct {
 	files   map[fileName]*diskFile
 	scanned bool // files has all
 
-	small, main diskQueue
-	ghosts      ghosts[fileName]
+	kept s3fifo[fileName]
 
 	jobs    []*diskJob
 	pending int64    // memory of the bodies that wait to be written, and of the one being written
@@ -68,32 +63,6 @@ type diskReader interface {
 type diskWriter interface {
 	io.WriterAt
 	io.Closer
-}
-
-// diskFile is a file in the index. It takes about 200 bytes of memory.
-type diskFile struct {
-	name    fileName
-	size    int64 // with overheads
-	written int64 // Unix time, for the order after a scan
-	hits    uint8 // since its queue last looked at it, at most maxHits
-	doomed  bool  // to be removed, and not used any more
-	element *list.Element
-	in      *diskQueue
-}
-
-type diskQueue struct {
-	list.List
-	size int64
-}
-
-func (q *diskQueue) push(f *diskFile) {
-	f.in, f.element = q, q.PushBack(f)
-	q.size += f.size
-}
-
-func (q *diskQueue) remove(f *diskFile) {
-	q.Remove(f.element)
-	q.size -= f.size
 }
 
 // diskJob is an object that waits to be written.
@@ -131,7 +100,6 @@ const (
 	warnEvery = time.Minute
 	lockName  = "lock"
 	temporary = ".tmp"
-	scanBatch = 1024 // entries of a folder in memory
 )
 
 // diskSize is what a file takes: its blocks, and one for its inode and its name.
@@ -289,8 +257,8 @@ func (d *Disk) find(ctx context.Context, site string, k key) *stored {
 	d.mu.Lock()
 	root, f := d.root, d.files[name]
 	usable := root != nil && (f == nil && !d.scanned || f != nil && !f.doomed)
-	if f != nil {
-		f.hits = min(f.hits+1, maxHits)
+	if f != nil && usable {
+		f.hit()
 	}
 	d.mu.Unlock()
 	if !usable {
@@ -410,40 +378,6 @@ func (d *Disk) doomPurged() {
 	}
 }
 
-func (d *Disk) doom(f *diskFile) {
-	if !f.doomed {
-		f.doomed = true
-		d.doomed = append(d.doomed, f.name)
-		d.wakeUp()
-	}
-}
-
-// add puts a file into the index. The caller has locked the disk, and no file of this
-// name is there.
-func (d *Disk) add(name fileName, size, written int64) *diskFile {
-	f := &diskFile{name: name, size: size, written: written}
-	d.files[name] = f
-	d.used += size
-	if d.ghosts.take(name) {
-		d.main.push(f)
-	} else {
-		d.small.push(f)
-	}
-	if d.isPurged(name) {
-		d.doom(f)
-	}
-	return f
-}
-
-// forget takes a file out of the index. The caller has locked the disk.
-func (d *Disk) forget(f *diskFile) {
-	if f != nil && d.files[f.name] == f {
-		f.in.remove(f)
-		delete(d.files, f.name)
-		d.used -= f.size
-	}
-}
-
 // run is the goroutine that changes files.
 func (d *Disk) run(ctx context.Context, root *os.Root, done chan<- struct{}) {
 	defer close(done)
@@ -535,14 +469,6 @@ func (d *Disk) store(root *os.Root, j *diskJob) error {
 	return nil
 }
 
-// max is the size of the disk. The caller has locked the disk.
-func (d *Disk) max() int64 {
-	if len(d.sizes) == 0 {
-		return 0
-	}
-	return slices.Max(d.sizes)
-}
-
 // makeRoom evicts files until there is room for so many bytes.
 func (d *Disk) makeRoom(root *os.Root, size int64) error {
 	for {
@@ -553,36 +479,6 @@ func (d *Disk) makeRoom(root *os.Root, size int64) error {
 		if err := d.delete(root, f); err != nil {
 			return err
 		}
-	}
-}
-
-// victim returns the file to evict, or nil if there is room. A disk that is closed, or that
-// no config uses any more, keeps its files for the next one.
-func (d *Disk) victim(size int64) *diskFile {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	bound := d.max()
-	if d.root == nil || len(d.sizes) == 0 || len(d.files) == 0 || d.used+size <= bound && int64(len(d.files)) < max(bound/bytesPerFile, 1) {
-		return nil
-	}
-	for {
-		if d.small.Len() > 0 && (d.small.size > bound/smallPart || d.main.Len() == 0) {
-			f := d.small.Front().Value.(*diskFile)
-			if f.hits == 0 || f.doomed {
-				d.ghosts.add(f.name, d.main.Len())
-				return f
-			}
-			f.hits = 0
-			d.small.remove(f)
-			d.main.push(f)
-			continue
-		}
-		f := d.main.Front().Value.(*diskFile)
-		if f.hits == 0 || f.doomed {
-			return f
-		}
-		f.hits--
-		d.main.MoveToBack(f.element)
 	}
 }
 
@@ -627,106 +523,6 @@ func remove(root *os.Root, path string) error {
 		return err
 	}
 	return nil
-}
-
-// scan finds out which files there are, by their names and sizes. What is in them is
-// checked when they are used.
-func (d *Disk) scan(ctx context.Context, root *os.Root) {
-	var foreign foreignFiles
-	d.scanFolder(root, ".", &foreign)
-	for i := range 256 {
-		if ctx.Err() != nil {
-			return
-		}
-		name := fileName{byte(i)}
-		d.scanFolder(root, name.folder(), &foreign)
-		d.work(ctx, root)
-	}
-	d.mu.Lock()
-	d.scanned = true
-	d.sortByAge()
-	d.mu.Unlock()
-	if foreign.count > 0 {
-		d.fail("the folder of the media cache has files of others, which stay where they are", fmt.Errorf("%d, for example %q", foreign.count, foreign.example))
-	}
-}
-
-// foreignFiles are those in the folder that are not of the cache.
-type foreignFiles struct {
-	count   int
-	example string
-}
-
-// sortByAge has the oldest files evicted first. The caller has locked the disk.
-func (d *Disk) sortByAge() {
-	files := make([]*diskFile, 0, d.small.Len())
-	for e := d.small.Front(); e != nil; e = e.Next() {
-		files = append(files, e.Value.(*diskFile))
-	}
-	slices.SortStableFunc(files, func(a, b *diskFile) int { return cmp.Compare(a.written, b.written) })
-	for _, f := range files {
-		d.small.MoveToBack(f.element)
-	}
-}
-
-// scanFolder adds the files of a folder to the index, and removes temporary ones.
-func (d *Disk) scanFolder(root *os.Root, folder string, foreign *foreignFiles) {
-	f, err := root.Open(folder)
-	if errors.Is(err, fs.ErrNotExist) {
-		return
-	}
-	if err != nil {
-		d.fail("reading the folder of the media cache", err)
-		return
-	}
-	defer f.Close()
-	for {
-		entries, err := f.ReadDir(scanBatch)
-		for _, entry := range entries {
-			if !isOfCache(folder, entry) {
-				foreign.count, foreign.example = foreign.count+1, folder+"/"+entry.Name()
-			} else if folder != "." {
-				d.addFound(root, folder, entry.Name())
-			}
-		}
-		if err != nil {
-			if !errors.Is(err, io.EOF) {
-				d.fail("reading the folder of the media cache", err)
-			}
-			return
-		}
-	}
-}
-
-// isOfCache reports whether the cache has made a file or folder.
-func isOfCache(folder string, entry fs.DirEntry) bool {
-	if folder == "." {
-		first, err := hex.DecodeString(entry.Name())
-		return err == nil && len(first) == 1 && entry.IsDir() || entry.Name() == lockName
-	}
-	_, ok := parseFileName(folder, strings.TrimSuffix(entry.Name(), temporary))
-	return ok && entry.Type().IsRegular()
-}
-
-// addFound adds a file to the index, or removes it if it is a temporary one.
-func (d *Disk) addFound(root *os.Root, folder, text string) {
-	path := folder + "/" + text
-	if strings.HasSuffix(text, temporary) {
-		if err := remove(root, path); err != nil {
-			d.fail("removing a temporary file of the media cache", err)
-		}
-		return
-	}
-	name, _ := parseFileName(folder, text)
-	info, err := root.Lstat(path)
-	if err != nil {
-		return
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.files[name] == nil {
-		d.add(name, diskSize(info.Size()), info.ModTime().Unix())
-	}
 }
 
 // openRegular opens a file for reading, if it is a regular one and not a link to one.
