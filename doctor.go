@@ -410,6 +410,8 @@ func (c *checkup) checkPlayback(context.Context) {
 	c.server.ServeHTTP(w, c.playback)
 	why := w.header.Get("Signed-Playback-Reason")
 	switch {
+	case why == string(reasonManifestInvalid): // `explain` asks no origin, so it allows the request
+		c.toDo("ask the origin for the same path and look at its answer; the server's error log says what is wrong with it", "the gate refuses the origin's answer: %s", why)
 	case why != "":
 		c.toDo("`caddy signed-playback explain` shows each check", "the gate refuses the URL: %s", why)
 	case w.status != http.StatusOK:

@@ -45,6 +45,7 @@ func TestDoctor(t *testing.T) {
 		"accepted":              {global: global, site: "log", options: doctorOptions{accepted: []string{"config"}}},
 		"URIs lead out":         {global: global, path: "outside.m3u8", want: map[string]string{"playback": "1 of the manifest's 1 URIs"}},
 		"the gate refuses URIs": {global: global, path: "refused.m3u8", want: map[string]string{"config": "refuses files"}},
+		"an empty answer":       {global: global, origin: func(http.ResponseWriter, *http.Request) {}, want: map[string]string{"playback": "look at its answer"}},
 		"no such manifest":      {global: global, path: "none.m3u8", want: map[string]string{"playback": "404"}},
 	} {
 		t.Run(name, func(t *testing.T) {

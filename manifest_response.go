@@ -42,6 +42,7 @@ var (
 	errManifestSize       = fmt.Errorf("the manifest is larger than %d bytes", manifest.MaxSize)
 	errManifestLength     = errors.New("the origin sends more than it has told")
 	errManifestForm       = errors.New("the origin's response is neither HLS nor DASH")
+	errManifestEmpty      = fmt.Errorf("%w: it is empty; does the origin have a site for the Host that it gets?", errManifestForm)
 	errUnchanged          = errors.New("captions or JSON without a URI to rewrite")
 	errManifestStart      = errors.New("the playlist does not begin with #EXTM3U in UTF-8")
 	errManifestEncoding   = errors.New("the origin compressed what may be a manifest by other means than gzip")
@@ -256,6 +257,9 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	if format = manifest.Sniff(body); format == 0 {
 		if isHLS, _ := beginsLikeHLS(body); isHLS {
 			return nil, 0, errManifestStart
+		}
+		if len(body) == 0 {
+			return nil, 0, errManifestEmpty
 		}
 		return nil, 0, errManifestForm
 	}

@@ -58,7 +58,7 @@ or RFC 3339.`,
 		opts.values[selector] = flags.String(string(selector), "", meaning)
 	}
 	flags.StringVar(&opts.issuedBefore, "issued-before", "", "the `time` up to which revoked tokens were issued (default: now, for --uid and --video)")
-	flags.StringVar(&opts.expires, "expires", "", "the `time` when the revocation is over (default: with the token, or after max_token_lifetime)")
+	flags.StringVar(&opts.expires, "expires", "", "the `time` when the revocation is over (default: the exp of --token, else after max_token_lifetime, without which it is needed)")
 	flags.StringVar(&opts.reason, "reason", "", "a `note` for operators")
 	flags.StringVar(&opts.secret, "secret", "", "the `file` with the secret of the API, or - for standard input (default: "+apiTokenVariable+")")
 	flags.StringVar(&opts.account, "account", "any", "the account `id`, if the API has the option account")

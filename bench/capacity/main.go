@@ -61,6 +61,9 @@ func run(args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%q is no flag: put - before its name", flags.Arg(0))
+	}
 	text, err := os.ReadFile(*report)
 	if err != nil {
 		return err
@@ -73,7 +76,7 @@ func run(args []string) error {
 		"| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
 	for audience := range strings.SplitSeq(*audiences, ",") {
 		if s.viewers, err = strconv.Atoi(audience); err != nil {
-			return fmt.Errorf("-viewers: %w", err)
+			return fmt.Errorf("-viewers: %q: want a number, or several with commas between them", audience)
 		}
 		if err := s.check(); err != nil {
 			return err
