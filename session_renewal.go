@@ -60,7 +60,8 @@ func (g *Gate) answerRenewal(w http.ResponseWriter, d *decision) error {
 		if until = d.verified.expiresAt(); until.After(latest) {
 			until = latest
 		}
-		if until.After(extended) {
+		// A token that does not last longer must not write to the store.
+		if until.After(extended) && until.After(d.renewed.Expires) {
 			if err := d.app.state.Extend(d.request.Context(), d.renewed.ID.String(), until); err != nil {
 				return d.refuse(w, refuse(reasonStateUnavailable, errSessionsUnknown))
 			}

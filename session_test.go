@@ -475,6 +475,25 @@ func TestSessionIsTakenOver(t *testing.T) {
 	}
 }
 
+// The attack: a viewer begins session after session and renews each with its own token, which
+// writes to the store each time.
+func TestRenewalByTheSameTokenWritesNothing(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, sessionApp(func(a *App) { a.MaxSession = caddy.Duration(8 * time.Hour) }), new(Gate))
+	g.app.now = func() time.Time { return testTime }
+	g.app.state.Start()
+	link := "/" + sessionToken(nil) + "/"
+	session := begin(t, g, link+"master.m3u8")
+	a := testFiles.get(t, g, requestFor(t, link+"~"+session+"/renew", nil))
+	if want := fmt.Sprintf(`{"session":"~%s","until":%d}`, session, testTime.Add(time.Hour).Unix()); a.body != want {
+		t.Errorf("%d %s, want %s", a.status, a.body, want)
+	}
+	key, _ := sessions.KeyIn(session)
+	if got := g.app.state.ExtendedUntil(t.Context(), key.ID().String()); !got.IsZero() {
+		t.Errorf("the store has an extension until %s", got)
+	}
+}
+
 // The player page plays in one session, which its manifest begins.
 func TestPlayerPageHasOneSession(t *testing.T) {
 	t.Parallel()
