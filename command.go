@@ -361,6 +361,9 @@ func sign(opts signOptions, out io.Writer) error {
 	if !claims.ExpiresAt.After(opts.now()) {
 		fmt.Fprintf(opts.warnings, "warning: --exp %q is in the past, so the token does not play\n", opts.expires)
 	}
+	if !claims.StartBy.IsZero() && !claims.StartBy.After(opts.now()) {
+		fmt.Fprintf(opts.warnings, "warning: --start-by %q is in the past, so no session begins with the token\n", opts.startBy)
+	}
 	rules, err := compileRules(claims.AccessRules)
 	if err != nil {
 		return err
