@@ -107,9 +107,11 @@ func checkRootedDASH(t *testing.T, plain, rooted []byte) {
 		return // a Location was taken out
 	}
 	isAbove := func(s spot) bool {
-		return s.host == viewerHost && strings.HasPrefix(s.path, viewerRoot) && !strings.HasPrefix(s.path, viewerRoot+session)
+		return s.host == viewerHost && strings.HasPrefix(s.path, viewerRoot) && !strings.HasPrefix(s.path, viewerRoot+session) && !s.odd
 	}
-	isOutside := func(s spot) bool { return s.host == viewerHost && !strings.HasPrefix(s.path, viewerRoot+session) }
+	isOutside := func(s spot) bool {
+		return s.odd || s.host == viewerHost && !strings.HasPrefix(s.path, viewerRoot+session)
+	}
 	// Shaka resolves URIs against a Location, which is below the session.
 	for _, document := range []spot{viewerSpot(here), belowSession(here)} {
 		got, _ := mpdURIs(after, document)
@@ -126,10 +128,10 @@ func checkRootedDASH(t *testing.T, plain, rooted []byte) {
 	}
 }
 
-// leadsAlike reports whether some URI of an MPD leads to the same places. An empty one is the
-// MPD itself.
+// leadsAlike reports whether some URI of an MPD leads to the same places. An empty one and
+// a fragment are the MPD itself.
 func leadsAlike(u finding, all []finding) bool {
-	return u.uri == "" || slices.ContainsFunc(all, func(other finding) bool { return slices.Equal(spots(u.at), spots(other.at)) })
+	return u.uri == "" || u.uri[0] == '#' || slices.ContainsFunc(all, func(other finding) bool { return slices.Equal(spots(u.at), spots(other.at)) })
 }
 
 // spots returns the different places in their order.
