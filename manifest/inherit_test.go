@@ -220,7 +220,10 @@ func requests(merged map[string]*node, bases []spot) fetched {
 			}
 		}
 		for i, c := range n.children {
-			for _, name := range []string{"sourceURL", "media", "index"} {
+			attributes := map[string][]string{
+				"SegmentURL": {"media", "index"}, "Initialization": {"sourceURL"}, "RepresentationIndex": {"sourceURL"}, "BitstreamSwitching": {"sourceURL"},
+			}
+			for _, name := range attributes[c.name] {
 				same := 0
 				for _, before := range n.children[:i] {
 					if before.name == c.name {
