@@ -617,21 +617,22 @@ func TestCountingError(t *testing.T) {
 	for i := range fiftyAlone {
 		fiftyAlone[i] = step{client(fmt.Sprintf("10.%d.0.1", i), phone), 0, false, true}
 	}
-	for situation, tc := range map[string]struct {
+	for _, tc := range []struct {
+		situation     string
 		steps         []step
 		truth, counts int
 	}{
-		"two devices behind one address":                         {[]step{{client(home, phone), 0, true, false}, {client(home, phone), 1, true, false}}, 2, 2},
-		"two devices behind one address, without a session":      {[]step{{client(home, phone), 0, false, true}, {client(home, phone), 0, false, true}}, 2, 1},
-		"two kinds of devices there, without a session":          {[]step{{client(home, phone), 0, false, true}, {client(home, desktop), 0, false, true}}, 2, 2},
-		"Wi-Fi to mobile":                                        {[]step{{client(home, phone), 0, true, false}, {client(mobile, phone), 0, false, false}}, 1, 1},
-		"Wi-Fi to mobile, without a session":                     {[]step{{client(home, phone), 0, false, true}, {client(mobile, phone), 0, false, true}}, 1, 2},
-		"dual stack":                                             {[]step{{client(home, phone), 0, true, false}, {client("2001:db8::7", phone), 0, false, false}, {client(home, phone), 0, false, false}}, 1, 1},
-		"dual stack, without a session":                          {[]step{{client(home, phone), 0, false, true}, {client("2001:db8::7", phone), 0, false, true}}, 1, 2},
-		"a tab that is restored":                                 {[]step{{client(home, desktop), 0, true, false}, {client(home, desktop), 1, true, false}}, 1, 2},
-		"one URL of a session on 50 addresses":                   {fifty, 50, 1},
-		"one URL of a live rendition on 50 addresses":            {fiftyAlone, 50, 50},
-		"a downloader that asks for the files without a session": {[]step{{client(home, desktop), 0, false, true}, {client(home, desktop), 0, false, true}, {client(home, desktop), 0, false, true}}, 1, 1},
+		{"two devices behind one address", []step{{client(home, phone), 0, true, false}, {client(home, phone), 1, true, false}}, 2, 2},
+		{"two devices behind one address, without a session", []step{{client(home, phone), 0, false, true}, {client(home, phone), 0, false, true}}, 2, 1},
+		{"two kinds of devices there, without a session", []step{{client(home, phone), 0, false, true}, {client(home, desktop), 0, false, true}}, 2, 2},
+		{"Wi-Fi to mobile", []step{{client(home, phone), 0, true, false}, {client(mobile, phone), 0, false, false}}, 1, 1},
+		{"Wi-Fi to mobile, without a session", []step{{client(home, phone), 0, false, true}, {client(mobile, phone), 0, false, true}}, 1, 2},
+		{"dual stack", []step{{client(home, phone), 0, true, false}, {client("2001:db8::7", phone), 0, false, false}, {client(home, phone), 0, false, false}}, 1, 1},
+		{"dual stack, without a session", []step{{client(home, phone), 0, false, true}, {client("2001:db8::7", phone), 0, false, true}}, 1, 2},
+		{"a tab that is restored", []step{{client(home, desktop), 0, true, false}, {client(home, desktop), 1, true, false}}, 1, 2},
+		{"one URL of a session on 50 addresses", fifty, 50, 1},
+		{"one URL of a live rendition on 50 addresses", fiftyAlone, 50, 50},
+		{"a downloader that asks for the files without a session", []step{{client(home, desktop), 0, false, true}, {client(home, desktop), 0, false, true}, {client(home, desktop), 0, false, true}}, 1, 1},
 	} {
 		g, players := newGate(t, sessionApp(nil), new(Gate)), make(map[int]string)
 		folder := "/" + sessionToken(nil) + "/"
@@ -645,13 +646,13 @@ func TestCountingError(t *testing.T) {
 				target = folder + "7.ts"
 			}
 			if a := testFiles.get(t, g, requestFor(t, target, s.client)); a.reason != "" {
-				t.Errorf("%s: %s", situation, a.text)
+				t.Errorf("%s: %s", tc.situation, a.text)
 			}
 		}
 		if got := runningSessions(g); got != tc.counts {
-			t.Errorf("%s: %d sessions, want %d", situation, got, tc.counts)
+			t.Errorf("%s: %d sessions, want %d", tc.situation, got, tc.counts)
 		}
-		row := fmt.Sprintf("| %s | %d | %d |", situation, tc.truth, tc.counts)
+		row := fmt.Sprintf("| %s | %d | %d |", tc.situation, tc.truth, tc.counts)
 		if !strings.Contains(page(t, "docs/sessions.md"), row) {
 			t.Errorf("docs/sessions.md has no row %s", row)
 		}
