@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/netip"
 	"testing"
@@ -29,12 +30,15 @@ func TestWarmDecisionsAllocateNothing(t *testing.T) {
 			reset()
 			d := newDecision(g, r, silentObserver{})
 			fresh := *d
-			allocations := testing.AllocsPerRun(100, func() {
-				*d = fresh
-				if err := d.decide(); err != nil {
-					t.Fatal(err)
-				}
-			})
+			allocations := math.Inf(1)
+			for range 100 { // the race detector empties pools now and then
+				allocations = min(allocations, testing.AllocsPerRun(1, func() {
+					*d = fresh
+					if err := d.decide(); err != nil {
+						t.Fatal(err)
+					}
+				}))
+			}
 			if allocations != 0 {
 				t.Errorf("the decision makes %v allocations, want none", allocations)
 			}
