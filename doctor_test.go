@@ -77,7 +77,9 @@ func TestDoctor(t *testing.T) {
 			must(struct{}{}, sign(signOptions{key: dir + "/key.json", video: "demo", expires: "1h", baseURL: "http://media.test", path: test.path, warnings: signed, now: time.Now}, signed))
 			test.options.config, test.options.url, test.options.json = dir+"/Caddyfile", strings.TrimSpace(signed.String()), true
 			out := new(bytes.Buffer)
+			provisioning.Lock()
 			err := doctor(t.Context(), test.options, out)
+			provisioning.Unlock()
 			if (err != nil) != (len(test.want) > 0) || err != nil && !errors.Is(err, errRefused) {
 				t.Errorf("doctor ends with %v", err)
 			}
