@@ -213,7 +213,7 @@ func FuzzDASH(f *testing.F) {
 var nameInQuotes = regexp.MustCompile(`=[ \t]*"[^"]*(URI|X-ASSET-LIST)\s*=[ \t]*"`)
 
 var (
-	quotedURI   = regexp.MustCompile(`([ \t\r\n](?:media|index|initialization|bitstreamSwitching|sourceURL|value|[^\s"'=<>]*:href)[ \t\r\n]*=[ \t\r\n]*)("[^"]*"|'[^']*')`)
+	quotedURI   = regexp.MustCompile(`([ \t\r\n](?:media|index|initialization|bitstreamSwitching|sourceURL|moreInformationURL|contactURL|proxyServerURL|keyUriTemplate|ivUriTemplate|authUrlTemplate|value|[^\s"'=<>]*:href)[ \t\r\n]*=[ \t\r\n]*)("[^"]*"|'[^']*')`)
 	emptyTag    = regexp.MustCompile(`/>$`)
 	elementText = regexp.MustCompile(`(BaseURL|Location|ImportedMPD|ContentSteering)$`)
 )

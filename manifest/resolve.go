@@ -74,7 +74,11 @@ func (m *mapper) follow(base *baseURI, ref []byte) outcome {
 	if form == foreign {
 		return foreignURI
 	}
-	climbs := m.resolve(base.path, form, rest)
+	path := base.path
+	if base.inserted {
+		path = m.at.Path // what the reference is relative to on the origin
+	}
+	climbs := m.resolve(path, form, rest)
 	name, inside := m.nameInFolder(m.path)
 	switch {
 	case !inside && form != absolute && base.view != base.path && base.view != "":
@@ -83,6 +87,8 @@ func (m *mapper) follow(base *baseURI, ref []byte) outcome {
 		return outside
 	case base.view == "":
 		return unreachable
+	case form == relative && len(rest) == 0 && base.inserted:
+		// The MPD itself with another query. Against the BaseURL it would be its folder.
 	case form == relative && !climbs && base.view == base.path && !base.above:
 		return unchanged
 	}

@@ -117,11 +117,12 @@ func checkRootedDASH(t *testing.T, plain, rooted []byte) {
 		got, _ := mpdURIs(after, document)
 		for _, u := range want {
 			if !slices.ContainsFunc(u.at, isOutside) && !leadsAlike(u, got) {
-				t.Errorf("%q\nbecame %q:\nnothing leads to %v", plain, rooted, u.at)
+				t.Errorf("%q\nbecame %q:\nnothing leads to %v, as %q did", plain, rooted, u.at, u.uri)
 			}
 		}
 		for _, u := range got {
-			if slices.ContainsFunc(u.at, isAbove) && !leadsAlike(u, want) {
+			leadsAway := func(same finding) bool { return same.uri == u.uri && slices.ContainsFunc(same.at, isOutside) }
+			if slices.ContainsFunc(u.at, isAbove) && !leadsAlike(u, want) && !slices.ContainsFunc(want, leadsAway) {
 				t.Errorf("%q\nbecame %q:\n%q leads to %v", plain, rooted, u.uri, u.at)
 			}
 		}
@@ -214,6 +215,10 @@ func TestRooted(t *testing.T) {
 		{
 			"an MPD that has moved", `<MPD><Location>live.mpd</Location><PatchLocation>p.mpp</PatchLocation><Period/></MPD>`,
 			`<MPD><BaseURL>` + to + "</BaseURL>\n<Location>" + to + `live.mpd</Location><PatchLocation>` + to + `p.mpp</PatchLocation><Period/></MPD>`,
+		},
+		{
+			"queries of the MPD itself", `<MPD><Period><SegmentTemplate initialization="?i" media="$Number$.m4s"/></Period></MPD>`,
+			`<MPD><BaseURL>` + to + "</BaseURL>\n<Location>" + to + "video.m3u8</Location>\n" + `<Period><SegmentTemplate initialization="video.m3u8?i" media="$Number$.m4s"/></Period></MPD>`,
 		},
 		{"a patch", `<Patch><add sel="/MPD/Period[1]"><BaseURL>x/</BaseURL></add></Patch>`, ""},
 		{"a remote element", `<Period><BaseURL>x/</BaseURL></Period>`, ""},
