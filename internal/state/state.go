@@ -49,7 +49,7 @@ const (
 	callTimeout = 800 * time.Millisecond
 	slowTimeout = 3 * time.Second
 	syncTimeout = 5 * time.Second
-	loadTimeout = time.Second
+	loadTimeout = 2 * time.Second
 
 	// maxStale is how long the last known state stays in force without the
 	// store. After that time every token of the gateway's own key has expired,
