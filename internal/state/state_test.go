@@ -38,7 +38,7 @@ func TestStoreIsDownAtStart(t *testing.T) {
 			n.Intercept(fails, nil)
 			start := time.Now()
 			s := newTestState(t, n)
-			wantWaited(t, "opening the state", start, time.Second)
+			wantWaited(t, "opening the state", start, loadTimeout)
 			if operation == "one object" {
 				wantKeys(t, s, "a live", "b damaged")
 			} else {
