@@ -20,16 +20,7 @@ type pathRules struct {
 	sessions       bool
 }
 
-// parseAmbiguousPaths reads the value of ambiguous_paths.
-func parseAmbiguousPaths(word string) (allow bool, err error) {
-	switch word {
-	case "", "refuse":
-		return false, nil
-	case "allow":
-		return true, nil
-	}
-	return false, fmt.Errorf("ambiguous_paths %q: want refuse or allow", word)
-}
+var ambiguousPathsWords = twoWords{"ambiguous_paths", "refuse", "allow"}
 
 // parseSuffix parses a suffix that all servers read alike, or, where the rules allow it,
 // one that servers read in different ways of which none matters.

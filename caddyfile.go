@@ -169,13 +169,7 @@ func (g *Gate) options() map[string]option {
 		"manifest_hosts":        parsedArgs(&g.ManifestHosts, parseManifestHost),
 		"manifest_features":     parsedArgs(&g.ManifestFeatures, parseManifestFeature),
 		"pass_response_headers": parsedArgs(&g.PassResponseHeaders, parseResponseHeader),
-		"ambiguous_paths": func(d *caddyfile.Dispenser) error {
-			if err := oneArg(d, &g.AmbiguousPaths); err != nil {
-				return err
-			}
-			_, err := parseAmbiguousPaths(g.AmbiguousPaths)
-			return located(d, err)
-		},
+		"ambiguous_paths":       ambiguousPathsWords.read(&g.AmbiguousPaths),
 		"trust_origin_iframe": func(d *caddyfile.Dispenser) error {
 			g.TrustOriginIframe = true
 			return noArgs(d)
@@ -460,14 +454,8 @@ func (v *VideoSettings) sharedOptions() map[string]option {
 		"require_signed_urls": func(d *caddyfile.Dispenser) error { return switchArg(d, &v.RequireSignedURLs) },
 		"allowed_origins":     parsedArgs(&v.AllowedOrigins, weborigin.ParsePattern),
 		"access_rules":        v.parseAccessRules,
-		"missing_origin": func(d *caddyfile.Dispenser) error {
-			if err := oneArg(d, &v.MissingOrigin); err != nil {
-				return err
-			}
-			_, err := parseMissingOrigin(v.MissingOrigin)
-			return located(d, err)
-		},
-		"max_sessions": func(d *caddyfile.Dispenser) error { return countArg(d, &v.MaxSessions) },
+		"missing_origin":      missingOriginWords.read(&v.MissingOrigin),
+		"max_sessions":        func(d *caddyfile.Dispenser) error { return countArg(d, &v.MaxSessions) },
 	}
 	maps.Copy(options, v.Enforcement.options())
 	return options
@@ -582,6 +570,31 @@ func oneArg(d *caddyfile.Dispenser, value *string) error {
 	return nil
 }
 
+// twoWords is an option with one of two words as its value. The first one is the default.
+type twoWords struct{ option, first, second string }
+
+// isSecond reports whether a value is the second word. An empty value means the first.
+func (w twoWords) isSecond(value string) (bool, error) {
+	switch value {
+	case "", w.first:
+		return false, nil
+	case w.second:
+		return true, nil
+	}
+	return false, fmt.Errorf("%s %q: want %s or %s", w.option, value, w.first, w.second)
+}
+
+// read returns a function that reads the option from a Caddyfile.
+func (w twoWords) read(value *string) option {
+	return func(d *caddyfile.Dispenser) error {
+		if err := oneArg(d, value); err != nil {
+			return err
+		}
+		_, err := w.isSecond(*value)
+		return located(d, err)
+	}
+}
+
 // noArgs refuses arguments of an option that is on where it is written.
 func noArgs(d *caddyfile.Dispenser) error {
 	name := d.Val()
@@ -630,31 +643,26 @@ func parsedArgs[T any](values *[]string, parse func(string) (T, error)) option {
 // durationArg reads a duration in Caddy's format, like 1d12h. It must not be
 // negative.
 func durationArg(d *caddyfile.Dispenser, value *caddy.Duration) error {
-	name := d.Val()
-	var text string
-	if err := oneArg(d, &text); err != nil {
-		return err
-	}
-	duration, err := caddy.ParseDuration(text)
-	if err != nil || duration < 0 {
-		return d.Errf("%s %q: want a duration like 5s or 24h", name, text)
-	}
-	*value = caddy.Duration(duration)
-	return nil
+	return amountArg(d, value, caddy.ParseDuration, 0, "a duration like 5s or 24h")
 }
 
 // countArg reads a number of at least 1.
 func countArg(d *caddyfile.Dispenser, value *int) error {
+	return amountArg(d, value, strconv.Atoi, 1, "a number of at least 1")
+}
+
+// amountArg reads an argument that is at least least. want describes it.
+func amountArg[T, U ~int | ~int64](d *caddyfile.Dispenser, value *T, parse func(string) (U, error), least U, want string) error {
 	name := d.Val()
 	var text string
 	if err := oneArg(d, &text); err != nil {
 		return err
 	}
-	count, err := strconv.Atoi(text)
-	if err != nil || count < 1 {
-		return d.Errf("%s %q: want a number of at least 1", name, text)
+	amount, err := parse(text)
+	if err != nil || amount < least {
+		return d.Errf("%s %q: want %s", name, text, want)
 	}
-	*value = count
+	*value = T(amount)
 	return nil
 }
 

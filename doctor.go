@@ -89,12 +89,12 @@ func health(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	apps, _ := config["apps"].(map[string]any)
-	app, _ := apps["http"].(map[string]any)
-	servers, _ := app["servers"].(map[string]any)
+	_, servers, err := httpServers(config)
+	if err != nil {
+		return err
+	}
 	for _, server := range servers {
-		fields, _ := server.(map[string]any)
-		listen, _ := fields["listen"].([]any)
+		listen, _ := server["listen"].([]any)
 		for _, listener := range listen {
 			text, _ := listener.(string)
 			address, err := caddy.ParseNetworkAddress(text)
@@ -250,7 +250,10 @@ func loadCheckup(opts doctorOptions) (*checkup, error) {
 	if err := file.Close(); err != nil {
 		return c, err
 	}
-	if c.upstreams, err = isolate(config); err != nil {
+	if err := isolate(config); err != nil {
+		return c, fmt.Errorf("%s: %w", opts.config, err)
+	}
+	if c.upstreams, err = guardedUpstreams(config); err != nil {
 		return c, fmt.Errorf("%s: %w", opts.config, err)
 	}
 	writeWarnings(config, c.log)
@@ -258,37 +261,18 @@ func loadCheckup(opts doctorOptions) (*checkup, error) {
 	return c, err
 }
 
-// isolate removes from a config everything that listens or obtains certificates. It
-// returns the upstreams of sites with a gate.
-func isolate(config map[string]any) (upstreams []upstream, err error) {
-	apps, _ := config["apps"].(map[string]any)
-	server, _ := apps["http"].(map[string]any)
-	servers, _ := server["servers"].(map[string]any)
-	if len(servers) == 0 {
-		return nil, errors.New("the config has no site, so no gate")
-	}
-	kept := map[string]any{"http": server}
-	if app, ok := apps[appID]; ok {
-		kept[appID] = app
-	}
-	config["apps"], config["admin"] = kept, map[string]any{"disabled": true}
-	for _, value := range servers {
-		s, ok := value.(map[string]any)
-		if !ok {
-			return nil, errors.New("a server of the http app is no object")
-		}
-		for _, name := range []string{"listener_wrappers", "packet_conn_wrappers", "tls_connection_policies"} {
-			delete(s, name)
-		}
-		s["automatic_https"] = map[string]any{"disable": true}
-		sites, _ := s["routes"].([]any)
+// guardedUpstreams returns the upstreams of sites with a gate.
+func guardedUpstreams(config map[string]any) (upstreams []upstream, err error) {
+	_, servers, err := httpServers(config)
+	for _, server := range servers {
+		sites, _ := server["routes"].([]any)
 		for _, site := range sites {
 			if len(handlersIn(site, "signed_playback")) > 0 {
 				upstreams = append(upstreams, upstreamsOf(site)...)
 			}
 		}
 	}
-	return upstreams, nil
+	return upstreams, err
 }
 
 // handlersIn returns the handlers of a name in a part of a config.

@@ -320,37 +320,68 @@ type pruned struct {
 }
 
 func (p *pruned) prune(config map[string]any) error {
-	apps, _ := config["apps"].(map[string]any)
-	server, _ := apps["http"].(map[string]any)
-	servers, _ := server["servers"].(map[string]any)
-	if len(servers) == 0 {
-		return errors.New("the config has no site, so no gate")
+	app, servers, err := httpServers(config)
+	if err != nil {
+		return err
 	}
-	kept := map[string]any{"http": server}
-	if app, ok := apps[appID]; ok {
-		kept[appID] = app
-	}
-	config["apps"] = kept
-	config["admin"] = map[string]any{"disabled": true}
-	config["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{"level": "ERROR"}}}
-	for _, value := range servers {
-		s, ok := value.(map[string]any)
-		if !ok {
-			return errors.New("a server of the http app is no object")
-		}
+	for _, s := range servers {
 		listen, _ := s["listen"].([]any)
 		p.https = p.https || s["tls_connection_policies"] != nil || slices.Contains(listen, any(":443"))
-		for _, name := range []string{"listener_wrappers", "packet_conn_wrappers", "tls_connection_policies", "logs", "errors", "strict_sni_host", "metrics"} {
+	}
+	if err := isolate(config); err != nil {
+		return err
+	}
+	config["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{"level": "ERROR"}}}
+	for _, s := range servers {
+		for _, name := range []string{"logs", "errors", "strict_sni_host", "metrics"} {
 			delete(s, name)
 		}
-		s["automatic_https"] = map[string]any{"disable": true}
 		p.routes(s["routes"])
 		named, _ := s["named_routes"].(map[string]any)
 		for _, route := range named {
 			p.routes([]any{route})
 		}
 	}
-	delete(server, "metrics")
+	delete(app, "metrics")
+	return nil
+}
+
+// httpServers returns the http app of a config, and its servers.
+func httpServers(config map[string]any) (app map[string]any, servers []map[string]any, err error) {
+	apps, _ := config["apps"].(map[string]any)
+	app, _ = apps["http"].(map[string]any)
+	named, _ := app["servers"].(map[string]any)
+	for _, value := range named {
+		server, ok := value.(map[string]any)
+		if !ok {
+			return nil, nil, errors.New("a server of the http app is no object")
+		}
+		servers = append(servers, server)
+	}
+	return app, servers, nil
+}
+
+// isolate removes from a config everything that listens or obtains certificates.
+func isolate(config map[string]any) error {
+	app, servers, err := httpServers(config)
+	if err != nil {
+		return err
+	}
+	if len(servers) == 0 {
+		return errors.New("the config has no site, so no gate")
+	}
+	kept := map[string]any{"http": app}
+	apps, _ := config["apps"].(map[string]any)
+	if own, ok := apps[appID]; ok {
+		kept[appID] = own
+	}
+	config["apps"], config["admin"] = kept, map[string]any{"disabled": true}
+	for _, s := range servers {
+		for _, name := range []string{"listener_wrappers", "packet_conn_wrappers", "tls_connection_policies"} {
+			delete(s, name)
+		}
+		s["automatic_https"] = map[string]any{"disable": true}
+	}
 	return nil
 }
 

@@ -200,7 +200,7 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 // resolvePathRules compiles the options about suffixes.
 func (g *Gate) resolvePathRules() (p pathRules, err error) {
 	p.sessions = g.app.countsSessions()
-	if p.allowAmbiguous, err = parseAmbiguousPaths(g.AmbiguousPaths); err != nil {
+	if p.allowAmbiguous, err = ambiguousPathsWords.isSecond(g.AmbiguousPaths); err != nil {
 		return p, err
 	}
 	globs := g.Downloads

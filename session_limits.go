@@ -85,10 +85,10 @@ func (a *App) provisionSessions() error {
 	}
 	a.sessionPolicy.Extension = time.Duration(o.MaxSession)
 	var err error
-	if a.revokeShared, err = parseOnSharing(o.OnSharing); err != nil {
+	if a.revokeShared, err = onSharingWords.isSecond(o.OnSharing); err != nil {
 		return err
 	}
-	if a.sessionPolicy.RefuseNew, err = parseOnSessionLimit(o.OnSessionLimit); err != nil {
+	if a.sessionPolicy.RefuseNew, err = onSessionLimitWords.isSecond(o.OnSessionLimit); err != nil {
 		return err
 	}
 	return a.provisionSessionEvents()
@@ -105,16 +105,10 @@ func (a *App) limitsSessions() bool {
 	return a.MaxSessions != 0
 }
 
-// parseOnSessionLimit reads the value of on_session_limit.
-func parseOnSessionLimit(value string) (refuseNew bool, err error) {
-	switch value {
-	case "", "end_oldest":
-		return false, nil
-	case "refuse_new":
-		return true, nil
-	}
-	return false, fmt.Errorf("on_session_limit %q: want end_oldest or refuse_new", value)
-}
+var (
+	onSessionLimitWords = twoWords{"on_session_limit", "end_oldest", "refuse_new"}
+	onSharingWords      = twoWords{"on_sharing", "report", "revoke"}
+)
 
 // parseSessionEvents reads a URL that no error quotes: it may contain a secret.
 func (o *SessionOptions) parseSessionEvents(d *caddyfile.Dispenser) error {
@@ -132,37 +126,14 @@ func (o *SessionOptions) parseSessionEvents(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// parseOnSharing reads the value of on_sharing.
-func parseOnSharing(value string) (revoke bool, err error) {
-	switch value {
-	case "", "report":
-		return false, nil
-	case "revoke":
-		return true, nil
-	}
-	return false, fmt.Errorf("on_sharing %q: want report or revoke", value)
-}
-
 func (o *SessionOptions) options() map[string]option {
 	return map[string]option{
-		"sessions":        func(d *caddyfile.Dispenser) error { return switchArg(d, &o.Sessions) },
-		"session_timeout": func(d *caddyfile.Dispenser) error { return durationArg(d, &o.SessionTimeout) },
-		"session_secret":  func(d *caddyfile.Dispenser) error { return secretArg(d, &o.SessionSecret) },
-		"max_session":     func(d *caddyfile.Dispenser) error { return durationArg(d, &o.MaxSession) },
-		"session_events":  o.parseSessionEvents,
-		"on_sharing": func(d *caddyfile.Dispenser) error {
-			if err := oneArg(d, &o.OnSharing); err != nil {
-				return err
-			}
-			_, err := parseOnSharing(o.OnSharing)
-			return located(d, err)
-		},
-		"on_session_limit": func(d *caddyfile.Dispenser) error {
-			if err := oneArg(d, &o.OnSessionLimit); err != nil {
-				return err
-			}
-			_, err := parseOnSessionLimit(o.OnSessionLimit)
-			return located(d, err)
-		},
+		"sessions":         func(d *caddyfile.Dispenser) error { return switchArg(d, &o.Sessions) },
+		"session_timeout":  func(d *caddyfile.Dispenser) error { return durationArg(d, &o.SessionTimeout) },
+		"session_secret":   func(d *caddyfile.Dispenser) error { return secretArg(d, &o.SessionSecret) },
+		"max_session":      func(d *caddyfile.Dispenser) error { return durationArg(d, &o.MaxSession) },
+		"session_events":   o.parseSessionEvents,
+		"on_sharing":       onSharingWords.read(&o.OnSharing),
+		"on_session_limit": onSessionLimitWords.read(&o.OnSessionLimit),
 	}
 }

@@ -165,7 +165,7 @@ func (v VideoSettings) compile(defaults settings) (settings, error) {
 	}
 	compiled.maxSessions = cmp.Or(v.MaxSessions, defaults.maxSessions)
 	if v.MissingOrigin != "" {
-		allow, err := parseMissingOrigin(v.MissingOrigin)
+		allow, err := missingOriginWords.isSecond(v.MissingOrigin)
 		if err != nil {
 			return settings{}, err
 		}
@@ -201,15 +201,7 @@ func parseTimeOption(option, text string) (at time.Time, err error) {
 	return at, nil
 }
 
-func parseMissingOrigin(s string) (allow bool, err error) {
-	switch s {
-	case "allow":
-		return true, nil
-	case "deny":
-		return false, nil
-	}
-	return false, fmt.Errorf("missing_origin %q: want deny or allow", s)
-}
+var missingOriginWords = twoWords{"missing_origin", "deny", "allow"}
 
 const (
 	// A network may ask for this many videos at once without a token, and then for

@@ -101,6 +101,42 @@ func (c *call) enterList() (leave func(), err error) {
 	return func() { c.lists.Leave(1) }, nil
 }
 
+// listInPages answers with the first page of a list, newest first. read makes the list, which
+// the call then owns; place returns the date and the id by which an element is sorted.
+// readers are for parameters besides those of all lists.
+func listInPages[T, L any](c *call, readers map[string]func(string) error, read func() ([]T, error), place func(T) (time.Time, string), describe func(T) L) (any, error) {
+	page, err := parsePage(c.request.URL.RawQuery, readers)
+	if err != nil {
+		return nil, err
+	}
+	leave, err := c.enterList()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	all, err := read()
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(one T) bool {
+		created, _ := place(one)
+		return !page.covers(created)
+	})
+	slices.SortFunc(all, func(a, b T) int {
+		createdA, idA := place(a)
+		createdB, idB := place(b)
+		return page.order(createdA, createdB, idA, idB)
+	})
+	list := []L{}
+	for _, one := range all[:min(len(all), page.limit)] {
+		list = append(list, describe(one))
+	}
+	if page.counts {
+		c.counts = &listCounts{strconv.Itoa(len(all)), strconv.Itoa(len(list))}
+	}
+	return list, nil
+}
+
 // videoFilter is the query of a list of videos.
 type videoFilter struct {
 	listPage

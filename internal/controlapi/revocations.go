@@ -2,7 +2,6 @@ package controlapi
 
 import (
 	"net/http"
-	"slices"
 	"strconv"
 	"time"
 
@@ -178,29 +177,15 @@ func (c *call) setRevocationDates(r *state.Revocation, tokenExpires time.Time) e
 
 // listRevocations lists the revocations in force, newest first.
 func (c *call) listRevocations(strictjson.Value) (any, error) {
-	page, err := parsePage(c.request.URL.RawQuery, nil)
-	if err != nil {
-		return nil, err
+	read := func() ([]*state.Revocation, error) {
+		all := c.State.Revocations()
+		if all == nil {
+			return nil, state.ErrUnavailable
+		}
+		return all.Live(c.Now()), nil
 	}
-	leave, err := c.enterList()
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	all := c.State.Revocations()
-	if all == nil {
-		return nil, state.ErrUnavailable
-	}
-	live := slices.DeleteFunc(all.Live(c.Now()), func(r *state.Revocation) bool { return !page.covers(r.Created) })
-	slices.SortFunc(live, func(a, b *state.Revocation) int { return page.order(a.Created, b.Created, a.ID, b.ID) })
-	list := []listedRevocation{}
-	for _, r := range live[:min(len(live), page.limit)] {
-		list = append(list, describeRevocation(r))
-	}
-	if page.counts {
-		c.counts = &listCounts{strconv.Itoa(len(live)), strconv.Itoa(len(list))}
-	}
-	return list, nil
+	place := func(r *state.Revocation) (time.Time, string) { return r.Created, r.ID }
+	return listInPages(c, nil, read, place, describeRevocation)
 }
 
 func describeRevocation(r *state.Revocation) listedRevocation {

@@ -3,8 +3,6 @@ package controlapi
 import (
 	"context"
 	"net/http"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -68,31 +66,8 @@ func (c *call) listSessions(readers map[string]func(string) error, read func() (
 	if c.Sessions == nil {
 		return nil, errSessionsOff
 	}
-	page, err := parsePage(c.request.URL.RawQuery, readers)
-	if err != nil {
-		return nil, err
-	}
-	leave, err := c.enterList()
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	all, err := read()
-	if err != nil {
-		return nil, err
-	}
-	all = slices.DeleteFunc(all, func(info sessions.Info) bool { return !page.covers(info.Started) })
-	slices.SortFunc(all, func(a, b sessions.Info) int {
-		return page.order(a.Started, b.Started, a.ID.String(), b.ID.String())
-	})
-	list := []listedSession{}
-	for _, info := range all[:min(len(all), page.limit)] {
-		list = append(list, listed(info))
-	}
-	if page.counts {
-		c.counts = &listCounts{strconv.Itoa(len(all)), strconv.Itoa(len(list))}
-	}
-	return list, nil
+	place := func(info sessions.Info) (time.Time, string) { return info.Started, info.ID.String() }
+	return listInPages(c, readers, read, place, listed)
 }
 
 // findSession returns the running session that the path names.
