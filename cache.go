@@ -417,8 +417,8 @@ func fileVarsOf(r *http.Request) fileVars {
 	return fileVars{root: vars["root"], fs: vars["fs"]}
 }
 
-// variantOf tells requests apart for which a site has several roots, or gates that make
-// different manifests of the same, and groups those for one video.
+// variantOf returns a part of the key. It differs if the site has several roots, or gates
+// that rewrite the same manifest differently. Its group is the video.
 func variantOf(r *http.Request) (v mediacache.Variant) {
 	vars := fileVarsOf(r)
 	v.Text, _ = vars.root.(string)

@@ -55,8 +55,8 @@ var (
 // gate rewrites them for each viewer.
 var errForEach = errors.New("the manifest is different for each viewer")
 
-// identifyRewriting returns a text of all options that decide what the gate makes of a
-// manifest.
+// identifyRewriting returns a text that is different for gates that rewrite manifests
+// differently: it depends on each option that the rewriting depends on.
 func (g *Gate) identifyRewriting() string {
 	decides := fmt.Sprintf("%q %q %v %q %v", g.originPath.escaped, g.paths.downloads, g.paths.allowAmbiguous, g.manifestHosts, g.features)
 	return fmt.Sprintf("\x00%x", sha256.Sum256([]byte(decides)))
@@ -78,8 +78,8 @@ func (d *decision) forAll() *decision {
 	}
 }
 
-// fill has the next handler answer a request of the cache, with the gate's work on manifests
-// done. An error is a refusal if no viewer may get the manifest.
+// fill asks the next handler for the cache, and checks and rewrites the manifest that it
+// answers with. The error is a refusal if no viewer may get the manifest.
 func (d *decision) fill(to http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	d.request, d.query = r, r.URL.RawQuery
 	w := &d.response

@@ -10,9 +10,9 @@ import (
 // permits 64 characters.
 const maxClientID = 128
 
-// playerSession returns what a player calls its session: in X-Playback-Session-Id, as
-// AVPlayer does, or in the CMCD of its headers or its query (CTA-5004). It is "" if the
-// player does not say, or not in a form that all readers read alike.
+// playerSession returns the session id that a player sends: in X-Playback-Session-Id, as
+// AVPlayer does, or in CMCD (CTA-5004), in headers or in the query. It is "" without an id,
+// and if two readers could read different ids.
 func playerSession(h http.Header, query string) string {
 	if values := h["X-Playback-Session-Id"]; len(values) == 1 && isClientID(values[0]) {
 		return values[0]

@@ -168,8 +168,8 @@ func versionCommand() *cobra.Command {
 	}
 }
 
-// moduleVersion returns the version of this module in the binary: that of the
-// requirement, or in a build of the repository itself that of the commit.
+// moduleVersion returns the version of this module in the binary: the required version,
+// or the commit if the binary was built in the repository itself.
 func moduleVersion() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -293,8 +293,8 @@ func handlersIn(config any, name string) (found []map[string]any) {
 	return found
 }
 
-// writeWarnings has the warnings of this module written to a file, and those of others
-// to nowhere. The logs of the config stay, because one of the warnings is about them.
+// writeWarnings sends the warnings of this module to a file and drops all other lines. The
+// logs of the config stay, because one of the warnings is about them.
 func writeWarnings(config map[string]any, file string) {
 	logging, _ := config["logging"].(map[string]any)
 	logs, _ := logging["logs"].(map[string]any)
@@ -319,8 +319,8 @@ func writeWarnings(config map[string]any, file string) {
 	config["logging"] = map[string]any{"logs": written}
 }
 
-// checkWarnings reports what the module warns of when it loads the config, and of the
-// checks before.
+// checkWarnings reports the warnings that the module has logged while it loaded the config
+// and made the other checks.
 func (c *checkup) checkWarnings(context.Context) {
 	lines, err := os.ReadFile(c.log)
 	if err != nil {
@@ -469,7 +469,7 @@ const (
 	exposedTimeout = 500 * time.Millisecond
 )
 
-// checkOrigins looks whether the origins answer here, and elsewhere.
+// checkOrigins checks that each origin answers, and that only this machine can reach it.
 func (c *checkup) checkOrigins(ctx context.Context) {
 	for _, u := range c.upstreams {
 		if err := answers(ctx, u.network.Network, u.String(), originTimeout); err != nil {
@@ -534,7 +534,7 @@ func ownAddresses() (list []netip.Addr) {
 // maxClockDifference is what two clocks may differ: Date has whole seconds.
 const maxClockDifference = 3 * time.Second
 
-// checkClock compares the clock with those of the origins.
+// checkClock compares the clock of this machine with the clocks of the origins.
 func (c *checkup) checkClock(ctx context.Context) {
 	var compared []string
 	for _, u := range c.upstreams {

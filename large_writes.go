@@ -135,7 +135,8 @@ func (c *recordConn) gather() {
 	c.buffer = recordBuffers.Get().(*[recordRoom]byte)
 }
 
-// Write implements net.Conn. An error is that of this write or of an earlier one.
+// Write implements net.Conn. It also returns the error of an earlier write that failed
+// after that write had returned.
 func (c *recordConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -43,10 +43,10 @@ func parseRequestHeader(name string) (string, error) {
 	return canonical, nil
 }
 
-// neverPassed are the headers that contain the viewer's URL by definition, those
-// that belong to a connection, those of a body, which no playback request has, and that of
-// the media cache, by which a viewer could ask for what has been purged.
-// An upgraded connection would outlive the token.
+// neverPassed are headers that no option lets pass. Some contain the viewer's URL by
+// definition. Some belong to a connection: an upgraded one would outlive the token. Some
+// describe a body, which no playback request has. With the header of the media cache, a
+// viewer could ask for purged objects.
 var neverPassed = append([]string{
 	"Origin", "Referer", "Host", "Expect", "Http2-Settings", "Proxy-Authenticate", "Proxy-Authorization", "Content-Length",
 	mediacache.GenerationHeader,

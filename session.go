@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	errSessionInvalid  = errors.New("the session in the path is none of this token or video")
+	errSessionInvalid  = errors.New("the session in the path does not belong to this token or video")
 	errSessionEnded    = errors.New("the session has ended: the viewer has begun another one, or the operator has ended it")
 	errSessionLimit    = errors.New("the viewer has as many playback sessions as permitted")
 	errStartBy         = errors.New("no session begins from the time of the claim startBy on")

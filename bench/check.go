@@ -79,8 +79,8 @@ func (b *bench) try(ctx context.Context, srv *server, p protocol, attempts []att
 	return nil
 }
 
-// wantCipher refuses a connection whose encryption costs another time than that of the
-// other servers.
+// wantCipher refuses a connection with another cipher than the bench requires of all
+// servers: another cipher takes another time.
 func wantCipher(state tls.ConnectionState) error {
 	if state.CipherSuite != tls.TLS_AES_128_GCM_SHA256 {
 		return fmt.Errorf("the cipher is %s", tls.CipherSuiteName(state.CipherSuite))

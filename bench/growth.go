@@ -109,8 +109,8 @@ func (b *bench) sampleObjects(ctx context.Context, n int) (s growthSample, err e
 	return s, err
 }
 
-// sampleConnections keeps connections with TLS open, and measures what the requests of
-// others cost meanwhile.
+// sampleConnections keeps connections with TLS open, and measures the cost of other
+// requests meanwhile.
 func (b *bench) sampleConnections(ctx context.Context, n int) (s growthSample, err error) {
 	s.n = n
 	l, err := b.growthLoad(protocols[1], "o1.m4s")
@@ -188,7 +188,7 @@ func (b *bench) growthCPU(ctx context.Context, l load) (float64, error) {
 	return spreadOf(samples).median, nil
 }
 
-// kept is what the cache has, and the memory of its process.
+// kept has the objects and bytes of the cache, and the memory of its process.
 type kept struct{ objects, bytes, rss int64 }
 
 func (b *bench) kept(ctx context.Context) (k kept, err error) {
@@ -215,8 +215,8 @@ func growthReport(e environment, objects, connections []growthSample) string {
 	var out strings.Builder
 	e.write(&out, "Growth")
 	fmt.Fprintf(&out, "- Medians of %d measurements of %s; %d connections that send requests; %d threads\n", e.options.rounds, e.options.duration, e.options.connections, threads)
-	fmt.Fprint(&out, "\n## Objects\n\nEach has 1 KiB; they are read in turn over HTTP. Memory is what the process takes more (RSS), for each object, beside what the cache\n"+
-		"counts in its budget.\n\n| objects | CPU µs/hit | RSS bytes an object | counted bytes an object |\n| ---: | ---: | ---: | ---: |\n")
+	fmt.Fprint(&out, "\n## Objects\n\nEach object has 1 KiB. The bench reads them in turn over HTTP. For each object, the table has the growth of the process's memory (RSS)\n"+
+		"and the bytes that the cache counts.\n\n| objects | CPU µs/hit | RSS bytes an object | counted bytes an object |\n| ---: | ---: | ---: | ---: |\n")
 	for _, s := range objects {
 		fmt.Fprintf(&out, "| %d | %.1f | %s | %.0f |\n", s.n, s.perRequest, s.resident(1), s.counted)
 	}

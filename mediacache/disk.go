@@ -132,7 +132,7 @@ func (d *Disk) Release(size int64) {
 	d.wakeUp()
 }
 
-// Open locks the folder and begins to find out what is in it. An open disk stays open.
+// Open locks the folder and begins to scan it. It does nothing if the disk is open.
 // The error says what to do.
 func (d *Disk) Open() error {
 	d.mu.Lock()

@@ -351,8 +351,8 @@ func TestSignAddsIdentity(t *testing.T) {
 	}
 }
 
-// An identity provider has a claim of its own for the viewer. Only that one counts, and
-// its near misses are refused, because nobody could revoke such a viewer.
+// `viewer_claim` can name the claim in which an identity provider puts the viewer. The
+// attack: a misspelt claim makes a token without a viewer, whom nobody could revoke.
 func TestViewerClaim(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"email", "https://example.com/viewer", "cognito:username", "имя", "user_id", "uid", "---", strings.Repeat("x", 128)} {

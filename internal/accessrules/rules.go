@@ -230,7 +230,8 @@ func parseRuleCountry(s string) (geo.CountryCode, error) {
 	return code, nil
 }
 
-// parseASN reads the number of an autonomous system, in its one spelling. 0 is none.
+// parseASN reads the number of an autonomous system, which has one spelling. 0 is not a
+// number of a system.
 func parseASN(v strictjson.Value) (uint32, error) {
 	number, err := strconv.ParseUint(string(v.Raw()), 10, 32)
 	if err != nil || number == 0 {
@@ -281,8 +282,8 @@ func (r *Rule) matches(v Viewer) (bool, error) {
 	return false, nil
 }
 
-// matchesFacts reports whether one of the lists of a rule, of which all but one are
-// empty, has a fact. No list has a fact that is unknown.
+// matchesFacts reports whether the list of a rule contains the fact of its type. A rule has
+// one list that is not empty. An unknown fact matches nothing.
 func (r *Rule) matchesFacts(facts geo.Facts) bool {
 	return slices.Contains(r.countries, facts.Country) || slices.Contains(r.asns, facts.ASN) || r.anonymous&facts.Anonymous != 0
 }
@@ -339,8 +340,8 @@ func (r Rule) Action() string {
 	return "allow"
 }
 
-// Seen says what a rule looks at in a viewer, "" for nothing: `client 203.0.113.7 is in
-// GB, `.
+// Seen describes the facts of a viewer that the rule depends on, such as
+// `client 203.0.113.7 is in GB, `. It is "" if the rule depends on none.
 func (r Rule) Seen(v Viewer) string {
 	addr, err := v.Address()
 	if err != nil || r.kind == anyViewer {
@@ -379,8 +380,8 @@ func countryWarning(code string) string {
 	return ""
 }
 
-// Warnings says what is valid in a list and probably not meant. has tells the facts
-// for which the gateway has a database.
+// Warnings describes rules that are valid and probably a mistake. has reports whether the
+// gateway has a database for a fact.
 func (l List) Warnings(has func(geo.Fact) bool) (warnings []string) {
 	if len(l) == 0 {
 		return nil

@@ -227,7 +227,7 @@ var verdicts = []struct {
 	{`[{"\u0074ype":"any","action":"block"}]`, "", "", false},
 }
 
-// noKind is an anonymous network of which the database tells no kind.
+// noKind is an anonymous network whose kind the database does not tell.
 const noKind = geo.AnyAnonymous &^ (1<<5 - 1)
 
 // networkVerdicts are rules about networks, networks and what becomes of their viewers.
@@ -437,7 +437,7 @@ func rulesOf(random *rand.Rand) []byte {
 		case 1, 2:
 			rule["type"], rule["ip"] = "ip.src", some(random, networks)
 		case 3, 4:
-			rule["type"], rule["asn"], rule["country"] = "ip.geoip.asnum", some(random, testSystems[1:]), "XXX"
+			rule["type"], rule["asn"], rule["country"] = "ip.geoip.asnum", some(random, testSystems[1:]), "ignored"
 		case 5:
 			rule["type"] = "ip.anonymous"
 		case 6:
@@ -460,7 +460,7 @@ func some[T any](random *rand.Rand, from []T) (picked []T) {
 	return picked
 }
 
-// testSystems are the numbers of autonomous systems, of which the first is unknown.
+// testSystems are numbers of autonomous systems. The first one means unknown.
 var testSystems = []uint32{0, 1, 64496, 64500, 4294967295}
 
 var testViewers = []string{

@@ -41,7 +41,7 @@ type listedRevocation struct {
 	Created      string `json:"created"`
 }
 
-// createRevocations makes one revocation, or those of an array, all or none.
+// createRevocations makes one revocation, or all of an array. If one is invalid, it makes none.
 func (c *call) createRevocations(body strictjson.Value) (any, error) {
 	if !body.IsArray() {
 		one, err := c.parseRevocation(body)

@@ -327,8 +327,8 @@ func (c *call) deleteVideo(strictjson.Value) (any, error) {
 	return nil, nil
 }
 
-// purgeVideo has the media caches of all nodes drop what they have of a video, also of one in
-// the config file.
+// purgeVideo drops the objects of a video from the media caches of all nodes. The video may
+// be one of the config file.
 func (c *call) purgeVideo(body strictjson.Value) (any, error) {
 	if err := (members{}).read(body); err != nil {
 		return nil, err

@@ -41,8 +41,8 @@ func New(logger *zap.Logger) *Databases {
 	return d
 }
 
-// snapshot is the versions of the databases that are in force, and what has been
-// looked up in them. So nobody gets facts of a database that has been replaced.
+// snapshot has the loaded versions of the databases, and the facts found in them. A new
+// database makes a new snapshot, so nobody gets facts of a replaced database.
 type snapshot struct {
 	readers [FactCount]*reader // nil without a database
 	cache   *otter.Cache[netip.Addr, Facts]

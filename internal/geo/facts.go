@@ -25,8 +25,7 @@ const (
 // Option returns the option that names the database of a fact.
 func (f Fact) Option() string { return databases[f].option }
 
-// Facts are what the databases tell about one address. A fact that is zero is
-// unknown.
+// Facts are the entries of the databases for one address. A zero fact is unknown.
 type Facts struct {
 	Country    CountryCode
 	ASN        uint32
@@ -72,7 +71,7 @@ type AnonymousKinds uint8
 // anonymousNames are the kinds that have a name, in the order of their bits.
 var anonymousNames = [...]string{"vpn", "hosting", "public_proxy", "residential_proxy", "tor"}
 
-// otherAnonymous is an anonymous network of which the database tells no kind.
+// otherAnonymous marks an anonymous network whose kind the database does not tell.
 const otherAnonymous = AnonymousKinds(1 << len(anonymousNames))
 
 // AnyAnonymous has all kinds, and networks of no known kind.

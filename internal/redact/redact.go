@@ -93,8 +93,8 @@ func redactRuns(text string, escaped escapes) string {
 	return redacted.String()
 }
 
-// sessionAt returns what replaces a session, or what is left of one, at the start of a run,
-// and its length. The first half of a session tells nobody how to play.
+// sessionAt returns the replacement for a session id at the start of a run, and the length
+// of the text that it replaces. The id may be cut off. The first half of a session tells nobody how to play.
 func sessionAt(text string, start, end int) (replacement string, length int) {
 	if !strings.HasSuffix(text[:start], sessions.Prefix) {
 		return "", 0

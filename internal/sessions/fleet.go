@@ -32,13 +32,13 @@ const (
 // ErrUnavailable is the error of calls that ask the Redis, if it does not answer.
 var ErrUnavailable = errors.New("sessions: the redis that the fleet shares does not answer")
 
-// Redis is what a Tracker needs of a Redis. Calls may end later than their context.
+// Redis has the calls that a Tracker makes. A call may end later than its context.
 type Redis interface {
 	Run(ctx context.Context, script *rueidis.Lua, key string, args []string) (rueidis.RedisMessage, error)
 	Subscribe(ctx context.Context, channel string, subscribed func(), received func(message string)) error
 }
 
-// fleet is what a node knows of the other nodes.
+// fleet has the knowledge of a node about the other nodes.
 type fleet struct {
 	redis Redis
 	node  string // random: another one after a restart
@@ -234,7 +234,7 @@ func (t *Tracker) beatBatch(ctx context.Context, batch []*Session) ([]string, er
 	return answer, nil
 }
 
-// endAll ends those of some sessions that have an id of a list.
+// endAll ends the sessions in of whose ids are in a list.
 func (t *Tracker) endAll(ids []string, of []*Session) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -38,8 +38,8 @@ func ParseID(text string) (id ID, err error) {
 
 var errID = errors.New("sessions: a session id has 32 lower case hexadecimal digits")
 
-// Client is what a session says of its player. It is asked at the start of a session
-// and when the network changes, so a request of a known session does not pay for it.
+// Client describes the player of a session. The tracker asks it at the start of a session
+// and when the network changes, so other requests do not pay for the answer.
 type Client interface {
 	Country() string // ISO 3166-1 alpha-2, "" if it is unknown
 	UserAgent() string

@@ -31,9 +31,10 @@ const (
 )
 
 // ErrSession is the error of Authority.Verify. It says no more, because a stranger gets it.
-var ErrSession = errors.New("sessions: the session id is none of this token or video")
+var ErrSession = errors.New("sessions: the session id does not belong to this token or video")
 
-// Owner is what a session id is valid for. The zero Owner is not valid.
+// Owner is the token or the open video that a session id is valid for. The zero Owner is not
+// valid.
 type Owner struct {
 	Token [sha256.Size]byte // the SHA-256 of a token, zero without one
 	Video string            // the id of an open video, which is asked for without a token
@@ -57,8 +58,8 @@ type mac struct {
 	sum    [sha256.Size]byte
 }
 
-// begin writes what a MAC is about. The kind keeps MACs of one use from another, and lengths
-// keep texts apart.
+// begin writes the use and the owner of a MAC. The kind keeps a MAC of one use from being
+// valid for another. A length before each text keeps texts apart.
 func (m *mac) begin(kind byte, owner Owner) {
 	m.Reset()
 	m.Write(append(append(m.buffer[:0], kind), owner.Token[:]...))

@@ -278,9 +278,9 @@ func (t *Tracker) start(ctx context.Context, v Visit) (*Session, error) {
 	}
 }
 
-// look returns what the node can say without the fleet of a session that may begin: the
-// session itself if it runs, an error, or else the other sessions of the viewer if
-// their number is limited.
+// look decides about a session without the fleet. It returns the session if it runs, or an
+// error. Otherwise the session may begin, and look returns the other sessions of the viewer
+// if their number is limited.
 func (t *Tracker) look(s *Session, v Visit) (siblings []*Session, known *Session, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -375,7 +375,7 @@ func (t *Tracker) newSession(v Visit) *Session {
 	return s
 }
 
-// viewerOf returns what is known of the viewer of a session.
+// viewerOf returns the record of the viewer of a session.
 func (t *Tracker) viewerOf(s *Session, name string) *viewer {
 	key := s.viewerKey(name)
 	of := t.viewers[key]

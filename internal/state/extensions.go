@@ -14,8 +14,8 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 )
 
-// maxExtensions bounds the sessions of which a node knows how long they may play on. What it
-// does not know it reads when a session needs it.
+// maxExtensions bounds the extensions in the memory of a node. It reads others from the
+// store when a session needs them.
 const maxExtensions = 100_000
 
 // extensionDocument says how long a playback session may play beyond its token.
@@ -24,7 +24,7 @@ type extensionDocument struct {
 	Until   int64  `json:"until"` // Unix seconds
 }
 
-// extensions are those of the sessions whose tokens have expired.
+// extensions are the extensions of sessions whose tokens have expired.
 type extensions struct {
 	cache      *otter.Cache[string, extension]
 	reads      singleflight.Group

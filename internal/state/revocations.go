@@ -426,7 +426,7 @@ func (s *State) refreshRevocations() {
 	r.built, r.builtAt = version, time.Now()
 }
 
-// prune forgets what is over, and returns the revocations that are not taken back.
+// prune forgets expired records, and returns the revocations that are not taken back.
 func (r *revocations) prune(now time.Time) (live []*Revocation) {
 	live = make([]*Revocation, 0, len(r.records))
 	for id, record := range r.records {

@@ -271,8 +271,9 @@ func (r *revocations) manySmall() bool {
 	return small > maxSmallBatches
 }
 
-// smallBatches returns the batches of which nothing is needed, and those of which little
-// is needed, with that. A record that is in two batches is needed in the first.
+// smallBatches returns batches to remove: over has those without a record that is still
+// needed, small has those with few, and records are these few. If two batches have the same
+// record, it counts for the first.
 func (r *revocations) smallBatches(now time.Time) (over, small []store.Name, records []*Revocation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -383,8 +383,8 @@ func purged(videoID string, at time.Time) ([]byte, error) {
 	return json.Marshal(VideoDocument{UID: videoID, Purged: at.UnixMilli()})
 }
 
-// PurgeVideo has media caches drop what they have of a video, with or without settings. It
-// returns the date of the purge. The error wraps ErrDamaged if the present settings are
+// PurgeVideo drops the objects of a video from all media caches. The video needs no
+// settings. It returns the date of the purge. The error wraps ErrDamaged if the present settings are
 // damaged.
 func (s *State) PurgeVideo(ctx context.Context, videoID string) (at time.Time, err error) {
 	err = s.updateVideo(ctx, videoID, func(present store.Object) ([]byte, error) {
