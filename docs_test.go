@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"encoding/json"
 	"errors"
 	"go/ast"
 	"go/parser"
@@ -167,10 +168,10 @@ func optionBlocks(t *testing.T) []optionBlock {
 			open:    ":80 {\nsigned_playback_mint {\n", end: "}\n}\n",
 		},
 	}
-	described := sections(page(t, "docs/reference.md"), "##")
+	described := sections(page(t, "docs/caddyfile.md"), "##")
 	for i := range blocks {
 		if blocks[i].documented = described[blocks[i].heading]; blocks[i].documented == "" {
-			t.Fatalf("docs/reference.md has no section %q", blocks[i].heading)
+			t.Fatalf("docs/caddyfile.md has no section %q", blocks[i].heading)
 		}
 	}
 	return blocks
@@ -191,8 +192,7 @@ func (b optionBlock) options(t *testing.T) []string {
 
 var (
 	caddyfileBlock = regexp.MustCompile("(?ms)^```caddyfile\n(.*?)^```$")
-	jsonLine       = regexp.MustCompile(`(?m)^- JSON: (.*)$`)
-	jsonName       = regexp.MustCompile("`([a-z_]+)`")
+	fieldRow       = regexp.MustCompile("(?m)^\\| `([a-z_.]+)` \\| ([a-z ]+) \\| (?:\\[`([a-z_]+)`\\])?")
 )
 
 // The section of each block documents its options and no others, each with an
@@ -221,10 +221,10 @@ func TestOptionsAreDocumented(t *testing.T) {
 	}
 }
 
-// The overview at the head of the reference has the options of each block.
+// The overview at the head of the page has the options of each block.
 func TestOverviewHasAllOptions(t *testing.T) {
 	t.Parallel()
-	overview := caddyfileBlock.FindStringSubmatch(page(t, "docs/reference.md"))[1]
+	overview := caddyfileBlock.FindStringSubmatch(page(t, "docs/caddyfile.md"))[1]
 	firstWord := regexp.MustCompile(`(?m)^(\t+)([a-z_]+)`)
 	have := make(map[string][]string) // by indentation
 	for _, m := range firstWord.FindAllStringSubmatch(overview, -1) {
@@ -250,7 +250,7 @@ func (b optionBlock) adapt(t *testing.T, options string) string {
 
 func (b optionBlock) checkOption(t *testing.T, name, text string) {
 	t.Helper()
-	for _, want := range []string{"\n- Syntax: `" + name, "\n- JSON: `", "\n- Default: "} {
+	for _, want := range []string{"\n- Syntax: `" + name, "\n- Default: "} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%s: there is no line%s", name, want)
 		}
@@ -272,53 +272,111 @@ func (b optionBlock) checkOption(t *testing.T, name, text string) {
 		}
 	}
 	adapted := b.adapt(t, credential+example[1])
-	for _, field := range jsonNames(text) {
+	for _, field := range fieldsOf(t, name) {
 		if !strings.Contains(adapted, `"`+field+`":`) {
 			t.Errorf("%s: the example does not become JSON with %q: %s", name, field, adapted)
 		}
 	}
 }
 
-func jsonNames(text string) (names []string) {
-	for _, line := range jsonLine.FindAllStringSubmatch(text, -1) {
-		for _, name := range jsonName.FindAllStringSubmatch(line[1], -1) {
-			names = append(names, name[1])
+// fieldsOf returns the JSON fields that an option becomes, by the page of JSON.
+func fieldsOf(t *testing.T, option string) (names []string) {
+	t.Helper()
+	for _, row := range fieldRow.FindAllStringSubmatch(page(t, "docs/json.md"), -1) {
+		if row[3] == option {
+			names = append(names, row[1][strings.LastIndexByte(row[1], '.')+1:])
 		}
+	}
+	if names == nil {
+		t.Errorf("docs/json.md has no field for the option %s", option)
 	}
 	return names
 }
 
-// Every field of the JSON config is documented, and no other.
-func TestFieldsAreDocumented(t *testing.T) {
-	t.Parallel()
-	var fields []string
-	for _, config := range []any{App{}, VideoSettings{}, SessionOptions{}, Gate{}, Enforcement{}, PlayerConfig{}, API{}, AuthKey{}, Cache{}, CacheDisk{}, Mint{}} {
-		for field := range reflect.TypeOf(config).Fields() {
-			if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" {
-				fields = append(fields, name)
-			}
-		}
+// typeInJSON names the type of a field as docs/json.md does.
+func typeInJSON(typ reflect.Type) string {
+	switch {
+	case typ == reflect.TypeFor[caddy.Duration]():
+		return "duration"
+	case typ == reflect.TypeFor[json.RawMessage](): // access rules
+		return "array of objects"
 	}
-	wantSame(t, "fields", fields, jsonNames(page(t, "docs/reference.md")))
+	switch typ.Kind() {
+	case reflect.Pointer:
+		return typeInJSON(typ.Elem())
+	case reflect.Slice:
+		return "array of " + typeInJSON(typ.Elem()) + "s"
+	case reflect.Bool:
+		return "boolean"
+	case reflect.Int, reflect.Uint64:
+		return "number"
+	case reflect.Struct, reflect.Map:
+		return "object"
+	default:
+		return typ.Kind().String()
+	}
 }
 
-// The Caddyfile and the JSON of the reference are the same config.
-func TestJSONOfTheReference(t *testing.T) {
-	t.Parallel()
-	how := sections(page(t, "docs/reference.md"), "##")["How it is written"]
-	blocks := regexp.MustCompile("(?ms)^```(caddyfile|json)\n(.*?)^```$").FindAllStringSubmatch(how, -1)
-	if len(blocks) != 3 {
-		t.Fatalf("there are %d blocks: want the overview, a Caddyfile and its JSON", len(blocks))
+// fieldsWithTypes lists the JSON fields of a config, those of objects within it
+// below their names. Settings of videos have a list of their own.
+func fieldsWithTypes(config reflect.Type, prefix string) (fields []string) {
+	for field := range config.Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		if name == "" && field.Anonymous && field.Type != reflect.TypeFor[VideoSettings]() {
+			fields = append(fields, fieldsWithTypes(field.Type, prefix)...)
+		}
+		if name == "" {
+			continue
+		}
+		fields = append(fields, prefix+name+" "+typeInJSON(field.Type))
+		object := field.Type
+		for object.Kind() == reflect.Pointer || object.Kind() == reflect.Slice {
+			object = object.Elem()
+		}
+		if object.Kind() == reflect.Struct {
+			fields = append(fields, fieldsWithTypes(object, prefix+name+".")...)
+		}
 	}
-	if diff := cmp.Diff(blocks[2][2], adapt(t, blocks[1][2])); diff != "" {
+	return fields
+}
+
+// Every field of the JSON config is documented with its type, and no other.
+func TestFieldsAreDocumented(t *testing.T) {
+	t.Parallel()
+	described := sections(page(t, "docs/json.md"), "##")
+	for heading, config := range map[string]reflect.Type{
+		"The app":                           reflect.TypeFor[App](),
+		"Settings of videos":                reflect.TypeFor[VideoSettings](),
+		"The handler signed_playback":       reflect.TypeFor[Gate](),
+		"The handler signed_playback_api":   reflect.TypeFor[API](),
+		"The handler signed_playback_cache": reflect.TypeFor[Cache](),
+		"The handler signed_playback_mint":  reflect.TypeFor[Mint](),
+	} {
+		var documented []string
+		for _, row := range fieldRow.FindAllStringSubmatch(described[heading], -1) {
+			documented = append(documented, row[1]+" "+row[2])
+		}
+		wantSame(t, heading, fieldsWithTypes(config, ""), documented)
+	}
+}
+
+// The Caddyfile and the JSON of the page are the same config.
+func TestJSONOfThePage(t *testing.T) {
+	t.Parallel()
+	twice := sections(page(t, "docs/json.md"), "##")["The same config twice"]
+	blocks := regexp.MustCompile("(?ms)^```(caddyfile|json)\n(.*?)^```$").FindAllStringSubmatch(twice, -1)
+	if len(blocks) != 2 {
+		t.Fatalf("there are %d blocks: want a Caddyfile and its JSON", len(blocks))
+	}
+	if diff := cmp.Diff(blocks[1][2], adapt(t, blocks[0][2])); diff != "" {
 		t.Errorf("what the Caddyfile adapts to (-documented +got):\n%s", diff)
 	}
 }
 
-// The reference names the defaults of the code.
+// The page of the Caddyfile names the defaults of the code.
 func TestDefaultsAreDocumented(t *testing.T) {
 	t.Parallel()
-	described := page(t, "docs/reference.md")
+	described := page(t, "docs/caddyfile.md")
 	for option, want := range map[string]string{
 		"leeway":           "`" + defaultLeeway.String() + "`",
 		"session_timeout":  "`" + strings.TrimSuffix(sessions.DefaultTimeout.String(), "0s") + "`",
@@ -348,8 +406,8 @@ var frames = []optionBlock{
 // snippet or the address of a site.
 var wholeConfig = regexp.MustCompile(`(?m)^(?:\{|\(\w+\) \{|https?://\S+ \{)$`)
 
-// Caddy accepts the configs of all pages. The reference shows parts of blocks,
-// which TestOptionsAreDocumented checks.
+// Caddy accepts the configs of all pages. caddyfile.md shows parts of blocks, which
+// TestOptionsAreDocumented checks.
 func TestConfigsOfPagesAreValid(t *testing.T) {
 	dir := t.TempDir()
 	key := publicJWK(testKey())
@@ -369,7 +427,7 @@ func TestConfigsOfPagesAreValid(t *testing.T) {
 	blocks := regexp.MustCompile("(?ms)^```caddyfile[^\n]*\n(.*?)^```$")
 	validated := 0
 	walk(t, func(path string) {
-		if filepath.Ext(path) != ".md" || path == filepath.Join("docs", "reference.md") {
+		if filepath.Ext(path) != ".md" || path == filepath.Join("docs", "caddyfile.md") {
 			return
 		}
 		for _, block := range blocks.FindAllStringSubmatch(page(t, path), -1) {
@@ -441,10 +499,10 @@ func TestCommandsOfPagesParse(t *testing.T) {
 	}
 }
 
-// Placeholders and log fields are all in the reference, and no others.
+// Placeholders and log fields are all on their page, and no others.
 func TestPlaceholdersAreDocumented(t *testing.T) {
 	t.Parallel()
-	described := sections(page(t, "docs/reference.md"), "##")["Placeholders and log fields"]
+	described := sections(page(t, "docs/metrics.md"), "##")["Placeholders and log fields"]
 	var placeholders []string
 	for _, name := range recordedNames {
 		placeholders = append(placeholders, "{http.signed_playback."+name+"}")
@@ -458,10 +516,10 @@ func TestPlaceholdersAreDocumented(t *testing.T) {
 // commandFlag matches the start of a flag's description in the usage of a command.
 var commandFlag = regexp.MustCompile(`(?m)^ +(?:-\w, )?--[a-z-]+`)
 
-// Every command and each of its flags is in the reference, and no other.
+// Every command and each of its flags is on the page of commands, and no other.
 func TestCommandsAreDocumented(t *testing.T) {
 	t.Parallel()
-	described := sections(sections(page(t, "docs/reference.md"), "##")["Commands"], "###")
+	described := sections(page(t, "docs/commands.md"), "##")
 	cmd := new(cobra.Command)
 	caddycmd.Commands()["signed-playback"].CobraFunc(cmd)
 	var commands []string
@@ -533,9 +591,13 @@ var (
 
 // anchors returns the fragments that lead to the headings of a page.
 func anchors(text string) (names []string) {
+	repeated := make(map[string]int)
 	for _, m := range markdownHeading.FindAllStringSubmatch(anyFence.ReplaceAllString(text, ""), -1) {
-		name := noAnchor.ReplaceAllString(strings.ToLower(m[1]), "")
-		names = append(names, strings.ReplaceAll(name, " ", "-"))
+		name := strings.ReplaceAll(noAnchor.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-")
+		if repeated[name]++; repeated[name] > 1 {
+			name += "-" + strconv.Itoa(repeated[name]-1)
+		}
+		names = append(names, name)
 	}
 	return names
 }

@@ -26,6 +26,7 @@ const (
 	alertsFile    = "../monitoring/alerts.yml"
 	dashboardFile = "../monitoring/grafana-dashboard.json"
 	monitoringDoc = "../docs/monitoring.md"
+	metricsDoc    = "../docs/metrics.md"
 )
 
 // The rules are valid, and each alert fires when it should and only then. Each has a
@@ -272,7 +273,7 @@ func TestMonitoring(t *testing.T) {
 // testDocumentation compares the documentation with the gate: each metric with its
 // labels and their values. The dashboard shows each.
 func (m families) testDocumentation(t *testing.T) {
-	doc, dashboard := readText(t, monitoringDoc), readText(t, dashboardFile)
+	doc, dashboard := readText(t, metricsDoc), readText(t, dashboardFile)
 	documented, exposed := make(map[string]family), make(map[string]family)
 	row := regexp.MustCompile("(?m)^\\| `(caddy_\\w+)` \\| (\\w+) \\|([^|]*)\\|(.*)\\|$")
 	for _, columns := range row.FindAllStringSubmatch(doc, -1) {
