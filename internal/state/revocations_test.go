@@ -70,6 +70,10 @@ func join(t *testing.T, f *fleet) *testState {
 	return s
 }
 
+func snapshot(indexed, recent []*Revocation) *Revocations {
+	return &Revocations{newIndex(indexed), newIndex(recent), new(Generation)}
+}
+
 // Each selector refuses what it names, and nothing else: a token that was issued later, a
 // revocation that is over and the same text in another claim do not count.
 func TestRevocationsMatch(t *testing.T) {
@@ -116,15 +120,20 @@ func TestRevocationsMatch(t *testing.T) {
 			over := *one
 			over.Expires = 1
 			for _, all := range [][]*Revocation{{one}, {&over, one}, {one, &over}} {
-				if got := newRevocations(all).Match(tc.subject, now); (got != nil) != tc.want || got != nil && got != one {
-					t.Errorf("with %d revocations: %v, want %t", len(all), got, tc.want)
+				for indexed := range len(all) + 1 {
+					if got := snapshot(all[:indexed], all[indexed:]).Match(tc.subject, now); (got != nil) != tc.want || got != nil && got != one {
+						t.Errorf("with %d of %d revocations indexed: %v, want %t", indexed, len(all), got, tc.want)
+					}
 				}
 			}
 		})
 	}
-	all := newRevocations([]*Revocation{{Selector: SelectSession, Value: "s", Expires: past + 1}, {Selector: SelectSession, Value: "over", Expires: past}})
-	if all.Session("s", now) == nil || all.Session("over", now) != nil || all.Session("t", now) != nil || len(all.Live(now)) != 1 {
-		t.Error("the session alone is revoked, want that")
+	list := []*Revocation{{Selector: SelectSession, Value: "s", Expires: past + 1}, {Selector: SelectSession, Value: "over", Expires: past}}
+	for indexed := range len(list) + 1 {
+		all := snapshot(list[:indexed], list[indexed:])
+		if !all.HasSessions() || all.Session("s", now) == nil || all.Session("over", now) != nil || all.Session("t", now) != nil || len(all.Live(now)) != 1 {
+			t.Error("want the session alone revoked")
+		}
 	}
 }
 
@@ -316,7 +325,7 @@ func TestRevocationsWithoutTheStore(t *testing.T) {
 		t.Errorf("Refuse = %v", err)
 	}
 	wantRevoked(t, s, "allowed", "uid bob", "uid carl")
-	if _, err := s.TakeBack(t.Context(), s.Revocations().live[0].ID); !errors.Is(err, ErrUnavailable) {
+	if _, err := s.TakeBack(t.Context(), s.Revocations().Live(s.now())[0].ID); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("TakeBack = %v", err)
 	}
 	wantRevoked(t, s, "revoked", "uid ann")
@@ -379,7 +388,11 @@ func TestManyRevocations(t *testing.T) {
 	if _, err := s.TakeBack(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
+	indexed := s.Revocations().indexed
 	refuse(t, s, "video demo")
+	if all := s.Revocations(); all.indexed != indexed || len(all.recent.live) != 1 {
+		t.Errorf("one more revocation has %d indexed, and in another index: %t", len(all.recent.live), all.indexed != indexed)
+	}
 	before := n.Count("get", "read")
 	late.Sync(t.Context())
 	if got := n.Count("get", "read") - before; got != 2 {
