@@ -37,7 +37,7 @@ file. No command but revoke needs a running server.`,
 			cmd.SetHelpTemplate(`{{with or .Long .Short}}{{. | trimTrailingWhitespaces}}
 
 {{end}}{{if or .Runnable .HasSubCommands}}{{.UsageString}}{{end}}
-The guide and the reference are at
+The documentation is at
 https://github.com/signed-playback/caddy-signed-playback
 `)
 			cmd.RunE = func(cmd *cobra.Command, args []string) error {
