@@ -36,6 +36,8 @@ type sharedState struct {
 	poolKey  string
 	metrics  *metrics
 
+	endedUpTo *state.Generation // of the revocations of sessions that the tracker knows; of its goroutine
+
 	mu       sync.RWMutex
 	receiver *eventReceiver // of the ends of sessions, nil for none
 	configs  []*App         // that use it; the storage of the last one is used
@@ -121,6 +123,7 @@ func (a *App) acquireState(poolKey string, open openStore) error {
 		}
 		config := sessions.Config{
 			Policy: a.sessionPolicy, Now: time.Now, Ended: s.sessionEnded, Shared: s.viewerShares, Dropped: a.metrics.countDropped,
+			Revoked:    s.revokedSessions,
 			Extended:   func(id sessions.ID) time.Time { return s.ExtendedUntil(context.Background(), id.String()) },
 			CountError: func() { a.metrics.countStoreError("sessions") }, Away: s.sessionsAway,
 		}
@@ -140,6 +143,16 @@ func (a *App) acquireState(poolKey string, open openStore) error {
 		a.state.offer(a)
 	}
 	return nil
+}
+
+// revokedSessions returns which sessions are revoked, or nil if none has been since the last call.
+func (s *sharedState) revokedSessions() func(sessions.ID) bool {
+	all := s.Revocations()
+	if all == nil || !all.HasSessions() || all.Generation() == s.endedUpTo {
+		return nil
+	}
+	s.endedUpTo = all.Generation()
+	return func(id sessions.ID) bool { return all.Session(id.String(), time.Now()) != nil }
 }
 
 // logger returns the logger of the config in force.

@@ -101,6 +101,39 @@ func TestSessionsOfAFleet(t *testing.T) {
 	f.wantEverywhere(t, "a session that the API has ended, after a restart", third, sessionEnded)
 }
 
+// A session that is revoked on one node makes room at once, wherever it plays: the viewer need not
+// wait for session_timeout. Its player is refused.
+func TestRevokedSessionMakesRoom(t *testing.T) {
+	t.Parallel()
+	for name, store := range map[string]func() config{
+		"redis": func() config { return config{app: startRedis(t).option()} },
+		"files": func() config { return config{global: sharedFolder(t.TempDir())} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := store()
+			c.app, c.site = c.app+"\nsessions on\non_session_limit refuse_new\nsession_timeout 1h", "reverse_proxy "+strings.TrimPrefix(sessionOrigin(t).URL, "http://")
+			f := startFleet(t, c)
+			compact := f.nodes[0].mintToken(t, "demo", `{"uid":"anna","climit":1}`)
+			first, _ := f.nodes[0].beginSession(t, compact)
+			if _, got := f.nodes[0].beginSession(t, compact); got != sessionLimited {
+				t.Fatalf("a second session: %v", got)
+			}
+			f.nodes[1].revoke(t, fmt.Sprintf(`"session":%q`, f.nodes[0].sessionsOf(t, "anna")[0].ID))
+			second := ""
+			eventually(t, "another session may begin", func() bool {
+				path, got := f.nodes[0].beginSession(t, compact)
+				second = path
+				return got == plays
+			})
+			f.await(t, "the revoked session", first, sessionEnded)
+			if got := f.nodes[0].get(t, second).verdict(); got != plays {
+				t.Errorf("the session after it: %v", got)
+			}
+		})
+	}
+}
+
 // Viewers who race for the last place on all nodes get it once.
 func TestRaceForTheLastSession(t *testing.T) {
 	t.Parallel()

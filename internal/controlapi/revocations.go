@@ -46,7 +46,7 @@ func (c *call) createRevocations(body strictjson.Value) (any, error) {
 	if !body.IsArray() {
 		one, err := c.parseRevocation(body)
 		if err == nil {
-			err = c.State.Refuse(c.ctx(), []*state.Revocation{one})
+			err = c.refuseAll([]*state.Revocation{one})
 		}
 		if err != nil {
 			return nil, err
@@ -65,7 +65,7 @@ func (c *call) createRevocations(body strictjson.Value) (any, error) {
 		}
 		list = append(list, one)
 	}
-	if err := c.State.Refuse(c.ctx(), list); err != nil {
+	if err := c.refuseAll(list); err != nil {
 		return nil, err
 	}
 	c.changed = append(c.changed, zap.Int("revocations", len(list)))
@@ -74,6 +74,24 @@ func (c *call) createRevocations(body strictjson.Value) (any, error) {
 		created[i].ID = one.ID
 	}
 	return created, nil
+}
+
+// refuseAll makes revocations. Those of sessions end them at once, which makes room for others of the
+// viewer.
+func (c *call) refuseAll(list []*state.Revocation) error {
+	if err := c.State.Refuse(c.ctx(), list); err != nil {
+		return err
+	}
+	var ended []sessions.ID
+	for _, one := range list {
+		if id, err := sessions.ParseID(one.Value); err == nil && one.Selector == state.SelectSession {
+			ended = append(ended, id)
+		}
+	}
+	if c.Sessions != nil && len(ended) > 0 {
+		_ = c.Sessions.End(c.ctx(), ended...) // while Redis is away, each node does it when it hears of the revocation
+	}
+	return nil
 }
 
 // parseRevocation reads one revocation. No error has a token.

@@ -18,7 +18,7 @@ type Sessions interface {
 	ListVideo(ctx context.Context, video string) ([]sessions.Info, error)
 	ListViewer(ctx context.Context, uid string) ([]sessions.Info, error)
 	Find(ctx context.Context, id sessions.ID) (info sessions.Info, found bool, err error)
-	End(ctx context.Context, id sessions.ID) error
+	End(ctx context.Context, ids ...sessions.ID) error
 	Extend(id sessions.ID, until time.Time)
 }
 

@@ -25,7 +25,7 @@ func watched(t *testing.T) controlled {
 	var tracker *sessions.Tracker
 	c := control(t, func(config *Config) {
 		tracker = sessions.New(sessions.Config{
-			Policy: sessions.Policy{Timeout: time.Minute}, Now: config.Now, Ended: func(sessions.Event) {}, Dropped: func(string) {}, Extended: func(sessions.ID) time.Time { return time.Time{} }, Shared: func(sessions.Sharing) {},
+			Policy: sessions.Policy{Timeout: time.Minute}, Now: config.Now, Ended: func(sessions.Event) {}, Dropped: func(string) {}, Extended: func(sessions.ID) time.Time { return time.Time{} }, Shared: func(sessions.Sharing) {}, Revoked: func() func(sessions.ID) bool { return nil },
 		})
 		config.Sessions = tracker
 	})
@@ -81,6 +81,22 @@ func TestEndSession(t *testing.T) {
 	}
 	if a := c.call(t, "GET", "sessions?uid=anna&include_counts=true", ""); a.total != "1" {
 		t.Errorf("%s sessions run", a.total)
+	}
+}
+
+// A revocation of a session ends it at once, as DELETE does, and no other.
+func TestRevokeSession(t *testing.T) {
+	t.Parallel()
+	for _, body := range []string{`{"session":%q,"expires":1900000000}`, `[{"jti":"x","expires":1900000000},{"session":%q,"expires":1900000000}]`} {
+		c := watched(t)
+		a := c.call(t, "POST", "revocations", fmt.Sprintf(body, sessionID(2)))
+		wantReply(t, body, a, 200, 0)
+		if a := c.call(t, "GET", "sessions?uid=anna&include_counts=true", ""); a.total != "1" {
+			t.Errorf("%s: %s sessions of the viewer run, want 1", body, a.total)
+		}
+		if a := c.call(t, "GET", "film/sessions?include_counts=true", ""); a.total != "1" {
+			t.Errorf("%s: %s sessions of the film run, want that of another viewer", body, a.total)
+		}
 	}
 }
 

@@ -210,12 +210,14 @@ for i = 3, #ARGV, 4 do
 end
 return 0`)
 
-	// endScript takes the id of a session.
+	// endScript takes the ids of sessions.
+	//
+	//nolint:dupword // blocks of Lua end with end
 	endScript = newScript(`
-local id = ARGV[3]
-local viewer = redis.call('HGET', P .. 'session:' .. id, 'viewer')
-if not viewer or not redis.call('ZSCORE', P .. 'seen:' .. viewer, id) then return 0 end
-finish(viewer, id, 'deleted')
+for i = 3, #ARGV do
+	local viewer = redis.call('HGET', P .. 'session:' .. ARGV[i], 'viewer')
+	if viewer and redis.call('ZSCORE', P .. 'seen:' .. viewer, ARGV[i]) then finish(viewer, ARGV[i], 'deleted') end
+end
 return 0`)
 
 	// findScript takes the id of a session, and returns what listScript does of it, or

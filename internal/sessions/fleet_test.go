@@ -108,7 +108,7 @@ func (s *redisServer) nodeAt(t *testing.T, address string, policy Policy) *regis
 	r := &registry{clock: new(clock)}
 	r.Tracker = New(Config{
 		Policy: policy, Now: time.Now, Redis: redis, CountError: func() { r.failures.Add(1) }, Away: func(error) {},
-		Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Shared: func(s Sharing) { r.shared = append(r.shared, s) },
+		Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Revoked: func() func(ID) bool { return nil }, Shared: func(s Sharing) { r.shared = append(r.shared, s) },
 	})
 	go r.listen(t.Context())
 	select {

@@ -112,6 +112,10 @@ type Config struct {
 	// Extended returns how long a session may play beyond its token, as the store has it.
 	Extended func(ID) time.Time
 
+	// Revoked returns which sessions the operator has revoked, or nil if none has been since
+	// the last call. It is called by the goroutine of Run.
+	Revoked func() func(ID) bool
+
 	// Shared is told of each viewer who probably shares a token, once in ten minutes, by
 	// the goroutine of Run.
 	Shared func(Sharing)
@@ -552,21 +556,24 @@ func (t *Tracker) Stop() {
 	}
 }
 
-// sweep ends sessions that are silent, and forgets ended ones whose tokens have expired.
+// sweep ends sessions that are silent or revoked, and forgets ended ones whose tokens have expired.
 func (t *Tracker) sweep() {
 	timeout := t.policy.Load().Timeout
-	var silent []*Session
+	revoked := t.config.Revoked()
+	over := make(map[*Session]Reason)
 	for s := range t.all() {
-		if t.silent(s, timeout) {
-			silent = append(silent, s)
+		if revoked != nil && revoked(s.id) {
+			over[s] = Deleted
+		} else if t.silent(s, timeout) {
+			over[s] = TimedOut
 		}
 	}
 	now := t.config.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, s := range silent {
-		if t.session(s.key) == s && t.silent(s, timeout) {
-			t.end(s, TimedOut)
+	for s, reason := range over {
+		if t.session(s.key) == s && (reason == Deleted || t.silent(s, timeout)) {
+			t.end(s, reason)
 		}
 	}
 	if now.Sub(t.forgotten) < time.Minute {
@@ -712,14 +719,34 @@ func (t *Tracker) FindKey(ctx context.Context, key Key) (info Info, found bool, 
 	return t.findInFleet(ctx, key.ID())
 }
 
-// End ends a running session of the fleet for good.
-func (t *Tracker) End(ctx context.Context, id ID) error {
-	here := t.with(id, func(s *Session) { t.end(s, Deleted) })
+// End ends running sessions of the fleet for good.
+func (t *Tracker) End(ctx context.Context, ids ...ID) error {
+	wanted := make(map[ID]bool, len(ids))
+	for _, id := range ids {
+		wanted[id] = true
+	}
+	for s := range t.all() {
+		if !wanted[s.id] {
+			continue
+		}
+		t.mu.Lock()
+		if t.session(s.key) == s {
+			t.end(s, Deleted)
+			delete(wanted, s.id)
+		}
+		t.mu.Unlock()
+	}
 	if t.fleet == nil {
 		return nil
 	}
-	if _, err := t.run(ctx, endScript, id.String()); err != nil && !here {
-		return err
+	for batch := range slices.Chunk(ids, beatBatch) {
+		args := make([]string, len(batch))
+		for i, id := range batch {
+			args[i] = id.String()
+		}
+		if _, err := t.run(ctx, endScript, args...); err != nil && len(wanted) > 0 {
+			return err
+		}
 	}
 	return nil
 }

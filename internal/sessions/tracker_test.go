@@ -43,6 +43,7 @@ func keyOf(n int) (key Key) {
 type registry struct {
 	*Tracker
 	*clock
+	revoked  func(ID) bool // until it is asked
 	ends     []Event
 	shared   []Sharing
 	failures atomic.Int64 // calls of the Redis
@@ -50,8 +51,13 @@ type registry struct {
 
 func newRegistry(policy Policy) *registry {
 	r := &registry{clock: new(clock)}
-	r.Tracker = New(Config{Policy: policy, Now: r.now, Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Shared: func(s Sharing) { r.shared = append(r.shared, s) }})
+	r.Tracker = New(Config{Policy: policy, Now: r.now, Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Revoked: r.takeRevoked, Shared: func(s Sharing) { r.shared = append(r.shared, s) }})
 	return r
+}
+
+func (r *registry) takeRevoked() func(ID) bool {
+	defer func() { r.revoked = nil }()
+	return r.revoked
 }
 
 func (r *registry) visit(v Visit) error {
@@ -317,6 +323,28 @@ func TestEvents(t *testing.T) {
 	}}
 	if diff := cmp.Diff(want, r.ends, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A session that another node has revoked ends with the next turn, not with the next request of its
+// player, so the viewer may begin another one. All others stay.
+func TestRevokedSessionMakesRoom(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(Policy{Timeout: time.Minute, RefuseNew: true})
+	for session, want := range []error{nil, nil, ErrLimit} {
+		if err := r.visit(r.request(session, "anna", 2)); !errors.Is(err, want) {
+			t.Fatalf("session %d: %v, want %v", session, err, want)
+		}
+	}
+	r.revoked = func(id ID) bool { return id == keyOf(1).ID() }
+	r.work(t.Context(), false)
+	if len(r.ends) != 1 || r.ends[0].ID != keyOf(1).ID() || r.ends[0].Reason != Deleted {
+		t.Errorf("%+v have ended", r.ends)
+	}
+	for session, want := range map[int]error{0: nil, 1: ErrEnded, 2: nil} {
+		if err := r.visit(r.request(session, "anna", 2)); !errors.Is(err, want) {
+			t.Errorf("session %d after the revocation: %v, want %v", session, err, want)
+		}
 	}
 }
 
