@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -37,10 +38,10 @@ func useLargeWrites(r *http.Request) {
 	idle.MaxChunk = max(int(size), caddyhttp.DefaultMaxWriteChunk)
 }
 
-// ListenerWrapper makes answers of `signed_playback_cache` over TLS cheaper. TLS writes
+// ListenerWrapper makes answers of `signed_playback_cache` over HTTP/1.1 cheaper. TLS writes
 // each record of 16 KiB to its connection by itself. The wrapper gathers the records of an
-// answer and writes them in pieces of 64 KiB, over HTTP/1.1. It comes before `tls`, and
-// changes nothing else.
+// answer and writes them in pieces of 64 KiB. Without TLS, it writes the header of an answer
+// together with the body. It comes before `tls`, and changes nothing else.
 type ListenerWrapper struct{ logger *zap.Logger }
 
 // CaddyModule returns the Caddy module information.
@@ -99,7 +100,8 @@ const (
 	// recordsAtOnce is how many bytes of records go to the connection at once. A megabyte
 	// costs a quarter less than record by record; with 32 KiB or 128 KiB, it costs more.
 	recordsAtOnce = 64 << 10
-	recordRoom    = recordsAtOnce + 17<<10 // the last record may go beyond
+	maxRecord     = 17 << 10                  // a longer write is none of TLS
+	recordRoom    = recordsAtOnce + maxRecord // the last record may go beyond
 
 	// maxGathering is how many connections gather at a time. Each has a buffer.
 	maxGathering = 256
@@ -114,8 +116,8 @@ var (
 	nowGathering  atomic.Int32
 )
 
-// recordConn is a connection below TLS, which gathers records while a complete body is
-// sent. At other times nobody would send what is gathered.
+// recordConn is a connection of HTTP, mostly below TLS, which gathers small writes while a
+// complete body is sent. At other times nobody would send what is gathered.
 type recordConn struct {
 	*net.TCPConn
 
@@ -143,11 +145,8 @@ func (c *recordConn) Write(p []byte) (int, error) {
 	if c.buffer == nil {
 		return c.TCPConn.Write(p)
 	}
-	if c.pending+len(p) > len(c.buffer) {
-		if err := c.sendPending(); err != nil {
-			return 0, err
-		}
-		return c.TCPConn.Write(p)
+	if len(p) > maxRecord {
+		return c.writeWithPending(p)
 	}
 	c.pending += copy(c.buffer[c.pending:], p)
 	if c.pending < recordsAtOnce {
@@ -159,6 +158,25 @@ func (c *recordConn) Write(p []byte) (int, error) {
 		c.giveBack()
 	}
 	return len(p), err
+}
+
+// writeWithPending writes the header of an answer without TLS, which is pending, and the
+// beginning of its body with one system call. Each costs a client that waits a wake-up. The
+// rest of the body is large enough as it is.
+func (c *recordConn) writeWithPending(p []byte) (int, error) {
+	defer c.giveBack()
+	pending := int64(c.pending)
+	c.pending = 0
+	n, err := (&net.Buffers{c.buffer[:pending], p}).WriteTo(c.TCPConn)
+	return int(max(0, n-pending)), err
+}
+
+// ReadFrom implements io.ReaderFrom. The server may use it for a body without TLS.
+func (c *recordConn) ReadFrom(r io.Reader) (int64, error) {
+	if err := c.send(); err != nil {
+		return 0, err
+	}
+	return c.TCPConn.ReadFrom(r)
 }
 
 // send ends gathering, and writes what is left.
@@ -189,16 +207,16 @@ func (c *recordConn) giveBack() {
 // recordConnKey is the context key of the recordConn of a request.
 type recordConnKey struct{}
 
-// withRecordConn adds the recordConn of a TLS connection to the context of its requests.
+// withRecordConn adds the recordConn of a connection to the context of its requests.
 func withRecordConn(ctx context.Context, c net.Conn) context.Context {
-	if overTLS, ok := c.(interface{ NetConn() net.Conn }); ok && ctx.Value(recordConnKey{}) == nil {
-		below := overTLS.NetConn()
-		if proxied, ok := below.(interface{ Raw() net.Conn }); ok { // of proxy_protocol
-			below = proxied.Raw()
-		}
-		if conn, ok := below.(*recordConn); ok {
-			return context.WithValue(ctx, recordConnKey{}, conn)
-		}
+	if overTLS, ok := c.(interface{ NetConn() net.Conn }); ok {
+		c = overTLS.NetConn()
+	}
+	if proxied, ok := c.(interface{ Raw() net.Conn }); ok { // of proxy_protocol
+		c = proxied.Raw()
+	}
+	if conn, ok := c.(*recordConn); ok && ctx.Value(recordConnKey{}) == nil {
+		return context.WithValue(ctx, recordConnKey{}, conn)
 	}
 	return ctx
 }

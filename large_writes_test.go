@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http/httptest"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -74,45 +75,73 @@ func TestRecordConnIsFound(t *testing.T) {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
-	if got := withRecordConn(t.Context(), server).Value(recordConnKey{}); got != nil {
-		t.Errorf("without TLS: %v", got)
+	for name, c := range map[string]net.Conn{"HTTP": server, "HTTP after proxy_protocol": proxied{server}} {
+		if got := withRecordConn(t.Context(), c).Value(recordConnKey{}); got != server {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }
 
 // Not parallel: the number of connections that gather is of the process.
-func TestRecordsAreGathered(t *testing.T) {
-	server, client := connected(t)
-	sizes := []int{1, 16 << 10, recordsAtOnce - 1, 1, recordsAtOnce, recordRoom, recordRoom + 1, 1 << 20, 5}
-	want := make([]byte, 0, 2<<20)
-	got := make(chan []byte)
-	go func() { got <- must(io.ReadAll(client)) }()
-	for _, gathers := range []bool{true, false, true} {
-		if gathers {
-			server.gather()
-		}
-		for i, size := range sizes {
-			p := bytes.Repeat([]byte{byte(i + 1)}, size)
-			want = append(want, p...)
-			if n, err := server.Write(p); n != size || err != nil {
-				t.Fatalf("%d bytes of %d: %v", n, size, err)
+func TestWritesAreGathered(t *testing.T) {
+	for name, tc := range map[string]struct {
+		sizes   []int
+		pending int // after the last write
+	}{
+		"records of TLS":             {[]int{1, 16 << 10, maxRecord, 16<<10 - 1, 16 << 10, 5}, 5},
+		"a header and a body":        {[]int{4 << 10, 1 << 20, 5}, 0},
+		"a body after its header":    {[]int{maxRecord + 1, 5}, 0},
+		"a header, and then its end": {[]int{400, 1}, 401},
+	} {
+		server, client := connected(t)
+		got := make(chan []byte)
+		go func() { got <- must(io.ReadAll(client)) }()
+		var want []byte
+		for _, gathers := range []bool{true, false, true} {
+			if gathers {
+				server.gather()
 			}
-			clear(p) // TLS uses the memory of a record again
-		}
-		if pending := server.pending; pending != map[bool]int{true: 5, false: 0}[gathers] {
-			t.Errorf("%d bytes are pending after the last write of 5", pending)
-		}
-		if gathers {
+			for i, size := range tc.sizes {
+				p := bytes.Repeat([]byte{byte(i + 1)}, size)
+				want = append(want, p...)
+				if n, err := server.Write(p); n != size || err != nil {
+					t.Fatalf("%s: %d bytes of %d: %v", name, n, size, err)
+				}
+				clear(p) // TLS uses the memory of a record again
+			}
+			if want := tc.pending; gathers && server.pending != want || !gathers && server.pending != 0 {
+				t.Errorf("%s: %d bytes are pending after the last write, want %d where writes are gathered", name, server.pending, want)
+			}
 			if err := server.send(); err != nil {
-				t.Fatal(err)
+				t.Fatal(name, err)
 			}
 		}
+		server.CloseWrite()
+		if !bytes.Equal(<-got, want) {
+			t.Error(name, "wrong bytes")
+		}
+		if n := nowGathering.Load(); n != 0 {
+			t.Errorf("%s: %d connections gather after the last has sent", name, n)
+		}
+	}
+}
+
+// What the server copies to the connection itself comes after what is pending.
+func TestReadFromSendsWhatIsPending(t *testing.T) {
+	server, client := connected(t)
+	server.gather()
+	if _, err := server.Write([]byte("header, ")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := server.ReadFrom(strings.NewReader("body")); n != 4 || err != nil {
+		t.Error(n, err)
+	}
+	if err := server.send(); err != nil || nowGathering.Load() != 0 {
+		t.Error(err, nowGathering.Load())
 	}
 	server.CloseWrite()
-	if !bytes.Equal(<-got, want) {
-		t.Error("wrong bytes")
-	}
-	if n := nowGathering.Load(); n != 0 {
-		t.Errorf("%d connections gather after the last has sent", n)
+	if got := must(io.ReadAll(client)); string(got) != "header, body" {
+		t.Errorf("got %q", got)
 	}
 }
 

@@ -253,16 +253,25 @@ func TestCacheInFrontOfFileServer(t *testing.T) {
 
 // Each version of HTTP gets the same bytes through the listener wrapper, on connections that
 // hits of several sizes share.
-func TestGatheredRecordsAreWhole(t *testing.T) {
+func TestGatheredWritesAreWhole(t *testing.T) {
 	t.Parallel()
 	o := startOrigin(t, exampleMedia())
-	g := startTLS(t, o, config{
+	c := config{
 		global: "servers {\nlistener_wrappers {\nsigned_playback\ntls\n}\n}",
 		site:   cachedSite + "reverse_proxy " + o.addr(),
-	})
-	viewer := "/" + mint(t, "demo", func(c *token.Claims) { c.Downloadable = true })
+	}
+	plain, overTLS := start(t, o, c), startTLS(t, o, c)
+	get := map[string]func(path string, header ...string) *response{
+		"HTTP/1.1 without TLS": func(path string, header ...string) *response { return plain.get(t, path, header...) },
+	}
 	for _, p := range protocols {
-		client, _ := p.connect(t, g)
+		client, _ := p.connect(t, overTLS)
+		get[p.name] = func(path string, header ...string) *response {
+			return overTLS.ask(t, client, http.MethodGet, path, header...)
+		}
+	}
+	viewer := "/" + mint(t, "demo", func(c *token.Claims) { c.Downloadable = true })
+	for name, get := range get {
 		var group sync.WaitGroup
 		for range 8 {
 			group.Go(func() {
@@ -272,11 +281,11 @@ func TestGatheredRecordsAreWhole(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					if res := g.ask(t, client, http.MethodGet, viewer+"/"+file); res.StatusCode != http.StatusOK || !bytes.Equal(res.body, want) {
-						t.Errorf("%s: %s: status %d, %d bytes of %d", p.name, file, res.StatusCode, len(res.body), len(want))
+					if res := get(viewer + "/" + file); res.StatusCode != http.StatusOK || !bytes.Equal(res.body, want) {
+						t.Errorf("%s: %s: status %d, %d bytes of %d", name, file, res.StatusCode, len(res.body), len(want))
 					}
-					if res := g.ask(t, client, http.MethodGet, viewer+"/"+file, "Range: bytes=1000-40999"); !bytes.Equal(res.body, want[1000:min(41000, len(want))]) {
-						t.Errorf("%s: %s: status %d, %d bytes of a range", p.name, file, res.StatusCode, len(res.body))
+					if res := get(viewer+"/"+file, "Range: bytes=1000-40999"); !bytes.Equal(res.body, want[1000:min(41000, len(want))]) {
+						t.Errorf("%s: %s: status %d, %d bytes of a range", name, file, res.StatusCode, len(res.body))
 					}
 				}
 			})
