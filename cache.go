@@ -80,8 +80,8 @@ type Cache struct {
 // Several caches of one process may share it.
 type CacheDisk struct {
 	// The folder. Caddy creates it if it is missing, with mode 0700, and the files in it
-	// with mode 0600. No other process may use it. Permitted: `/var/cache/media`. Not
-	// permitted: `cache`, a relative path.
+	// with mode 0600. No other process may use it, and no other user may write to it.
+	// Permitted: `/var/cache/media`. Not permitted: `cache`, a relative path.
 	Path string `json:"path"`
 
 	// How many bytes it may take, with the overheads of the file system. At least 16 MiB.

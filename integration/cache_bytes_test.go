@@ -18,8 +18,8 @@ import (
 )
 
 // Whatever a viewer takes for a complete answer has the bytes of the object, and nobody
-// who is refused gets any: while the origin fails in every way, configs are reloaded, keys
-// are revoked, files change and are purged, and the server is killed and comes back.
+// who is refused gets any: while the origin fails in every way, configs are reloaded, keys, tokens
+// and viewers are revoked, files change and are purged, and the server is killed and comes back.
 func TestCacheBytes(t *testing.T) {
 	t.Parallel()
 	testCacheBytes(t, 12, 1, config{})
@@ -144,19 +144,25 @@ type bytesCheck struct {
 
 	purged       atomic.Int64 // the version before which all are purged
 	mu           sync.Mutex
-	revocable    string // the token of a key that is revoked soon
+	revocable    []string // tokens that are revoked soon
 	revoked      []string
 	statuses     map[int]int // of complete answers to good tokens
 	refused, cut int
 }
 
-// interfere reloads the config, purges the video and revokes a key.
+// interfere reloads the config, purges the video, and revokes a key, a token and a viewer.
 func (s *bytesCheck) interfere(t *testing.T, g *gateway, c config, admin string) {
 	var made apiKey
 	g.mustCall(t, http.MethodPost, "stream/keys", "", &made)
 	_, pair := decodedPEM(t, made.PEM)
+	viewer := rand.Uint64()
+	revocable := []string{
+		tokenOf(t, newSigningKey(made.ID, pair), unreliableVideo),
+		mint(t, unreliableVideo, func(c *token.Claims) { c.ID = fmt.Sprintf("id-%x", viewer) }),
+		mint(t, unreliableVideo, func(c *token.Claims) { c.Viewer = fmt.Sprintf("viewer-%x", viewer) }),
+	}
 	s.mu.Lock()
-	s.revocable = tokenOf(t, newSigningKey(made.ID, pair), unreliableVideo)
+	s.revocable = revocable
 	s.mu.Unlock()
 	for i := range 4 {
 		c.app = fmt.Sprintf("leeway %ds", i+1)
@@ -170,8 +176,10 @@ func (s *bytesCheck) interfere(t *testing.T, g *gateway, c config, admin string)
 		<-time.After(150 * time.Millisecond)
 	}
 	g.mustCall(t, http.MethodDelete, "stream/keys/"+made.ID, "", nil)
+	until := time.Now().Add(time.Hour).Unix()
+	g.mustCall(t, http.MethodPost, "stream/revocations", fmt.Sprintf(`[{"jti":"id-%x","expires":%d},{"uid":"viewer-%[1]x","expires":%[2]d}]`, viewer, until), nil)
 	s.mu.Lock()
-	s.revoked, s.revocable = append(s.revoked, s.revocable), ""
+	s.revoked, s.revocable = append(s.revoked, revocable...), nil
 	s.mu.Unlock()
 	<-time.After(300 * time.Millisecond)
 }
@@ -205,11 +213,11 @@ func (s *bytesCheck) token(random *rand.Rand) (compact, wrong string) {
 		}
 	case 1:
 		if len(s.revoked) > 0 {
-			return s.revoked[random.IntN(len(s.revoked))], "a token of a revoked key"
+			return s.revoked[random.IntN(len(s.revoked))], "a revoked token"
 		}
 	case 2:
-		if s.revocable != "" {
-			return s.revocable, ""
+		if len(s.revocable) > 0 {
+			return s.revocable[random.IntN(len(s.revocable))], ""
 		}
 	}
 	return s.good[random.IntN(len(s.good))], ""

@@ -147,6 +147,10 @@ func (d *Disk) Open() error {
 	if err != nil {
 		return fmt.Errorf("disk %q: want a folder that Caddy may write: %w", d.path, err)
 	}
+	if err := checkFolder(root); err != nil {
+		root.Close()
+		return fmt.Errorf("disk %q: %w", d.path, err)
+	}
 	lock, err := root.OpenFile(lockName, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		root.Close()
@@ -161,6 +165,18 @@ func (d *Disk) Open() error {
 	ctx, d.stop = context.WithCancel(context.Background())
 	d.root, d.lock, d.files, d.used, d.done = root, lock, map[fileName]*diskFile{}, diskFolder, make(chan struct{})
 	go d.run(ctx, root, d.done)
+	return nil
+}
+
+// checkFolder refuses a folder in which other users may put files: they would decide what viewers get.
+func checkFolder(root *os.Root) error {
+	info, err := root.Stat(".")
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode().Perm(); mode&0o022 != 0 {
+		return fmt.Errorf("other users may write to this folder, which has mode %04o; take that from them with chmod go-w, or name a folder in it that does not exist yet", mode)
+	}
 	return nil
 }
 

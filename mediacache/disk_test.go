@@ -481,6 +481,7 @@ func TestSlicesOnDisk(t *testing.T) {
 	t.Parallel()
 	origin := &segments{size: 5<<20 + 100, control: "max-age=100"}
 	s := newScene(origin.answer)
+	s.config.Memory = 64 << 20 // an eighth of it may wait for the disk, which is all slices
 	s.addDisk(t, t.TempDir())
 	body := origin.body("/v.mp4")
 	s.want(t, "/v.mp4", fromOrigin, body)
@@ -823,6 +824,27 @@ func TestOneProcessForAFolder(t *testing.T) {
 		if err := NewDisk(bad, nil).Open(); err == nil || !strings.Contains(err.Error(), bad) {
 			t.Errorf("%s opens: %v", bad, err)
 		}
+	}
+}
+
+// The attack of another user of the machine who puts files there.
+func TestFoldersThatOthersMayWrite(t *testing.T) {
+	t.Parallel()
+	for mode, open := range map[os.FileMode]bool{0o700: true, 0o755: true, 0o750: true, 0o770: false, 0o702: false, 0o777 | os.ModeSticky: false} {
+		path := t.TempDir()
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		d := NewDisk(path, nil)
+		if err := d.Open(); (err == nil) != open {
+			t.Errorf("mode %v: %v", mode, err)
+		}
+		d.Close()
+		below := NewDisk(filepath.Join(path, "cache"), nil)
+		if err := below.Open(); err != nil {
+			t.Errorf("mode %v: a new folder in it: %v", mode, err)
+		}
+		below.Close()
 	}
 }
 
