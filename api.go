@@ -39,6 +39,7 @@ type API struct {
 	Account string `json:"account,omitempty"`
 
 	app    *App
+	ctx    caddy.Context
 	server *controlapi.Server
 }
 
@@ -88,6 +89,9 @@ func (a *API) Provision(ctx caddy.Context) error {
 		Logger:        ctx.Logger(),
 		SampledLogger: sampledLogger(ctx, time.Second, 5),
 		Now:           func() time.Time { return app.now() },
+		Explain:       a.explainRunning,
+		Refusals:      func() controlapi.Refusals { return app.metrics.refusals.last(time.Now()) },
+		Gateway:       a.describeGateway,
 	}
 	if app.Sessions != nil && *app.Sessions {
 		config.Sessions, config.MaxSession = app.state.tracker, time.Duration(app.MaxSession)
@@ -106,7 +110,7 @@ func (a *API) Provision(ctx caddy.Context) error {
 	for _, pair := range a.AuthKeys {
 		config.AuthKeys = append(config.AuthKeys, controlapi.AuthKey(pair))
 	}
-	a.app = app
+	a.app, a.ctx = app, ctx
 	a.server, err = controlapi.New(config)
 	return err
 }

@@ -155,7 +155,7 @@ func TestExplainedCache(t *testing.T) {
 			g := newGate(t, new(App), gate)
 			c := newCache(t, g, &Cache{Query: []string{"v"}})
 			r := requestFor(t, strings.ReplaceAll(tc.target, "TOKEN", plainToken()), func(r *http.Request) { r.Header.Set("Authorization", "Basic eDp5") })
-			found := new(trace)
+			found := &trace{at: testTime}
 			r = r.WithContext(context.WithValue(r.Context(), traceKey{}, found))
 			exchangeOnce(t, g, r, c.through(func(http.ResponseWriter, *http.Request) error { return nil }))
 			last := found.checks[len(found.checks)-1]

@@ -86,9 +86,24 @@ func (d *decision) namedVideo() string {
 	return d.target.videoID
 }
 
+// now returns the time of the request, which `explain` may choose.
+func (d *decision) now() time.Time {
+	if t := d.explained(); t != nil {
+		return t.at
+	}
+	return d.app.now()
+}
+
+// explained returns the trace of a request that `explain` replays, nil for one of a viewer.
+func (d *decision) explained() *trace {
+	t, _ := d.observer.(*trace)
+	return t
+}
+
 // loadSettings looks up the settings of a video. Its errors are refusals.
 func (d *decision) loadSettings(videoID string) (err error) {
-	d.settings, err = d.app.settings(d.request, videoID, d.verified == nil)
+	stranger := d.verified == nil && d.explained() == nil
+	d.settings, err = d.app.settings(d.request, videoID, stranger)
 	d.settingsUnknown = err != nil
 	return err
 }

@@ -175,7 +175,7 @@ func doctor(ctx context.Context, opts doctorOptions, out io.Writer) (err error) 
 	var playback *http.Request
 	if opts.url != "" {
 		if playback, err = (explainOptions{url: opts.url, stdin: opts.stdin, method: http.MethodGet}).request(); err != nil {
-			return err
+			return fmt.Errorf("--%w", err)
 		}
 	}
 	c, err := loadCheckup(opts)

@@ -114,7 +114,7 @@ var errRefused = errors.New("the request is refused")
 func explain(opts explainOptions, out io.Writer) (err error) {
 	request, err := opts.request()
 	if err != nil {
-		return err
+		return fmt.Errorf("--%w", err)
 	}
 	at, err := opts.time()
 	if err != nil {
@@ -125,13 +125,10 @@ func explain(opts explainOptions, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, replayed.app.Cleanup()) }()
-	replayed.app.now = func() time.Time { return at }
-	found, err := replayed.serve(request)
+	e, err := replayed.explanation(request, at)
 	if err != nil {
 		return err
 	}
-	e := found.explanation(at)
-	e.Notes = append(e.Notes, replayed.notes...)
 	if err := e.print(out, opts.json); err != nil {
 		return err
 	}
@@ -152,20 +149,21 @@ func (o explainOptions) time() (time.Time, error) {
 	return at, nil
 }
 
-// request returns the request of the options as a server would read it.
+// request returns the request of the options as a server would read it. Its errors begin
+// with the name of the option.
 func (o explainOptions) request() (*http.Request, error) {
 	address := o.url
 	if address == "-" {
 		text, err := io.ReadAll(io.LimitReader(o.stdin, 1<<20))
 		if err != nil {
-			return nil, fmt.Errorf("--url: reading standard input: %w", err)
+			return nil, fmt.Errorf("url: reading standard input: %w", err)
 		}
 		address = strings.TrimSpace(string(text))
 	}
 	// The gate must see the path byte for byte, so it is not parsed here.
 	scheme, rest, ok := strings.Cut(address, "://")
 	if !ok || scheme != "http" && scheme != "https" {
-		return nil, errors.New("--url: want the whole URL that the viewer requested, like https://media.example.com/eyJhbGci…/manifest/video.m3u8")
+		return nil, errors.New("url: want the whole URL that the viewer requested, like https://media.example.com/eyJhbGci…/manifest/video.m3u8")
 	}
 	host, target := rest, "/"
 	if i := strings.IndexAny(rest, "/?"); i >= 0 {
@@ -177,11 +175,11 @@ func (o explainOptions) request() (*http.Request, error) {
 	}
 	u, err := url.ParseRequestURI(target)
 	if err != nil || host == "" || strings.ContainsAny(host, "@ ") {
-		return nil, errors.New("--url: it has no host, or a path that no server accepts")
+		return nil, errors.New("url: it has no host, or a path that no server accepts")
 	}
 	ip, err := netip.ParseAddr(cmp.Or(o.ip, "127.0.0.1"))
 	if err != nil {
-		return nil, fmt.Errorf("--ip %q: want an IP address", o.ip)
+		return nil, fmt.Errorf("ip %q: want an IP address", o.ip)
 	}
 	r := &http.Request{
 		Method: o.method, URL: u, RequestURI: target, Host: host,
@@ -201,10 +199,10 @@ func (o explainOptions) request() (*http.Request, error) {
 
 func (o explainOptions) setHeaders(h http.Header) error {
 	if _, host, _ := strings.Cut(o.origin, "://"); o.origin != "" && o.origin != "null" && (host == "" || strings.Contains(host, "/")) {
-		return fmt.Errorf("--origin %q: want an origin as browsers send it, like https://www.example.com; --header sends any text", o.origin)
+		return fmt.Errorf("origin %q: want an origin as browsers send it, like https://www.example.com", o.origin)
 	}
 	if o.referer != "" && !strings.Contains(o.referer, "://") {
-		return fmt.Errorf("--referer %q: want a URL like https://www.example.com/page; --header sends any text", o.referer)
+		return fmt.Errorf("referer %q: want a URL like https://www.example.com/page", o.referer)
 	}
 	for name, value := range map[string]string{"Origin": o.origin, "Referer": o.referer} {
 		if value != "" {
@@ -214,17 +212,18 @@ func (o explainOptions) setHeaders(h http.Header) error {
 	for _, line := range o.headers {
 		name, value, ok := strings.Cut(line, ":")
 		if name = strings.TrimSpace(name); !ok || name == "" || strings.ContainsAny(name, " \t") {
-			return fmt.Errorf("--header %q: want 'Name: value'", name)
+			return fmt.Errorf("header %q: want 'Name: value'", name)
 		}
 		h.Add(name, strings.TrimSpace(value))
 	}
 	return nil
 }
 
-// replay is a provisioned config that is not started.
+// replay is a config in which requests are replayed.
 type replay struct {
-	app     *App
+	app     *App // nil for the running config
 	servers map[string]*caddyhttp.Server
+	serve   func(*caddyhttp.Server, http.ResponseWriter, *http.Request)
 	notes   []string
 	https   bool // Caddy may redirect from port 80
 }
@@ -277,7 +276,7 @@ func provision(file string, config map[string]any) (*replay, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	return &replay{app: app.(*App), servers: server.(*caddyhttp.App).Servers}, nil
+	return &replay{app: app.(*App), servers: server.(*caddyhttp.App).Servers, serve: (*caddyhttp.Server).ServeHTTP}, nil
 }
 
 // adaptConfig reads a config file as `caddy run` does.
@@ -394,6 +393,12 @@ const (
 	notReplayed = "X-Not-Replayed"
 )
 
+// answersRequests reports whether a handler answers the requests that reach it. One with routes for
+// responses only asks another server.
+func answersRequests(name string, handlesResponses bool) bool {
+	return routecheck.AnswersAlone(name) || routecheck.ServesMedia(name) && !handlesResponses
+}
+
 func (p *pruned) routes(routes any) {
 	list, _ := routes.([]any)
 	for _, route := range list {
@@ -410,7 +415,7 @@ func (p *pruned) routes(routes any) {
 			case slices.Contains(replayedHandlers, name):
 				p.routes(handler["routes"])
 				kept = append(kept, handler)
-			case routecheck.AnswersAlone(name) || routecheck.ServesMedia(name) && handler["handle_response"] == nil: // with one, it only asks another server
+			case answersRequests(name, handler["handle_response"] != nil):
 				kept = append(kept, map[string]any{
 					"handler": "static_response",
 					"headers": map[string]any{answeredBy: []any{name}},
@@ -426,15 +431,15 @@ func (p *pruned) routes(routes any) {
 	}
 }
 
-// serve replays a request on the server that listens on its port.
-func (p *replay) serve(r *http.Request) (*trace, error) {
+// explanation replays a request on the server that listens on its port.
+func (p *replay) explanation(r *http.Request, at time.Time) (*explanation, error) {
 	server, err := p.listening(r)
 	if err != nil {
 		return nil, err
 	}
-	found := new(trace)
+	found := &trace{at: at}
 	w := &unread{header: make(http.Header)}
-	server.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), traceKey{}, found)))
+	p.serve(server, w, r.WithContext(context.WithValue(r.Context(), traceKey{}, found)))
 	by := w.header.Get(answeredBy)
 	left := slices.Compact(slices.Sorted(slices.Values(w.header[notReplayed])))
 	for _, name := range left {
@@ -447,7 +452,9 @@ func (p *replay) serve(r *http.Request) (*trace, error) {
 	default:
 		return nil, noGateReached(server, r, by)
 	}
-	return found, nil
+	e := found.explanation()
+	e.Notes = append(e.Notes, p.notes...)
+	return e, nil
 }
 
 // noGateReached says why a request reaches no gate. A handler may have answered it.
@@ -536,10 +543,10 @@ func (w *unread) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (t *trace) explanation(at time.Time) explanation {
+func (t *trace) explanation() *explanation {
 	d := t.decision
-	e := explanation{
-		Allowed: t.refusal == nil, Result: resultAllowed, At: at.UTC(), Checks: t.checks,
+	e := &explanation{
+		Allowed: t.refusal == nil, Result: resultAllowed, At: t.at.UTC(), Checks: t.checks,
 		Video: d.video, TokenID: redact.TokenID(d.target.token), Country: d.knownCountry(),
 	}
 	e.KeyID, _ = d.recordedValue("key_id")
@@ -565,7 +572,7 @@ func (t *trace) explanation(at time.Time) explanation {
 	return e
 }
 
-func (e explanation) print(out io.Writer, asJSON bool) error {
+func (e *explanation) print(out io.Writer, asJSON bool) error {
 	if asJSON {
 		return writeJSON(out, e)
 	}
@@ -596,7 +603,7 @@ func (e explanation) print(out io.Writer, asJSON bool) error {
 	return err
 }
 
-func (e explanation) summary() string {
+func (e *explanation) summary() string {
 	who := fmt.Sprintf("for %s at %s", cmp.Or(e.Client, "an unknown address"), e.At.Format(time.RFC3339))
 	switch e.Result {
 	case resultRefused:

@@ -24,6 +24,7 @@ type traceKey struct{}
 // as it does for viewers, but continues after a refusal as far as it can, so that
 // you see all reasons and not only the first.
 type trace struct {
+	at       time.Time // of the request
 	decision *decision // nil until the request has reached a gate
 	checks   []explainedCheck
 	refusal  error // the first refusal with which the request ends
@@ -213,7 +214,7 @@ var tokenParts = []struct {
 		return explainAudience(d.app.policy, c)
 	}},
 	{"dates", []reason{reasonTokenExpired, reasonTokenNotYetValid, reasonTokenLifetimeExceeded}, func(d *decision, c token.Claims) string {
-		return explainDates(d.app.now(), c)
+		return explainDates(d.now(), c)
 	}},
 }
 
@@ -302,15 +303,15 @@ func explainRevocation(d *decision) string {
 	if all == nil {
 		return "the revocations are not known"
 	}
-	r := all.Match(d.verified.subject(d.target.token), d.app.now())
+	r := all.Match(d.verified.subject(d.target.token), d.now())
 	if r == nil {
-		return fmt.Sprintf("none of %d is about the token", len(all.Live(d.app.now())))
+		return fmt.Sprintf("none of %d is about the token", len(all.Live(d.now())))
 	}
 	text := fmt.Sprintf("revocation %s, of the %s %q", r.ID, r.Selector, r.Value)
 	if r.IssuedBefore != 0 {
 		text += ", for tokens issued up to " + time.Unix(r.IssuedBefore, 0).UTC().Format(time.RFC3339)
 	}
-	if text += ", until " + explainDate(d.app.now(), time.Unix(r.Expires, 0)); r.Reason != "" {
+	if text += ", until " + explainDate(d.now(), time.Unix(r.Expires, 0)); r.Reason != "" {
 		text += fmt.Sprintf(": %q", r.Reason)
 	}
 	return text
@@ -355,10 +356,10 @@ func explainAllowed(p originPolicy) string {
 func explainSchedule(d *decision) string {
 	var bounds []string
 	if from := d.settings.availableFrom; !from.IsZero() {
-		bounds = append(bounds, "available from "+explainDate(d.app.now(), from))
+		bounds = append(bounds, "available from "+explainDate(d.now(), from))
 	}
 	if until := d.settings.availableUntil; !until.IsZero() {
-		bounds = append(bounds, "available until "+explainDate(d.app.now(), until))
+		bounds = append(bounds, "available until "+explainDate(d.now(), until))
 	}
 	return strings.Join(bounds, ", ")
 }
@@ -408,13 +409,13 @@ func explainTokenRules(d *decision, err error) []string {
 // with sessions off.
 func explainSession(d *decision) (details []string) {
 	if t := d.verified; t != nil && t.startBy >= 0 {
-		details = append(details, "startBy "+explainDate(d.app.now(), time.Unix(t.startBy, 0)))
+		details = append(details, "startBy "+explainDate(d.now(), time.Unix(t.startBy, 0)))
 	}
 	if !d.app.countsSessions() {
 		return details
 	}
 	if key, err := d.sessionInPath(); d.target.session != "" && err == nil {
-		details = append(details, fmt.Sprintf("the session %s, which began %s", key.ID(), explainDate(d.app.now(), key.Begun())))
+		details = append(details, fmt.Sprintf("the session %s, which began %s", key.ID(), explainDate(d.now(), key.Begun())))
 	} else if d.target.session == "" {
 		details = append(details, "no session in the path")
 	}

@@ -25,9 +25,9 @@ import (
 
 // explainedBy returns a gate's explanation of a request. The gate must not answer
 // the request, and only an allowed one reaches the next handler.
-func explainedBy(t *testing.T, g *Gate, r *http.Request) explanation {
+func explainedBy(t *testing.T, g *Gate, r *http.Request) *explanation {
 	t.Helper()
-	found := new(trace)
+	found := &trace{at: g.app.now()}
 	w := httptest.NewRecorder()
 	_ = g.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), traceKey{}, found)), caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error {
 		if found.refusal != nil {
@@ -41,7 +41,7 @@ func explainedBy(t *testing.T, g *Gate, r *http.Request) explanation {
 	if found.decision == nil {
 		t.Fatalf("%s is not explained", shortened(r))
 	}
-	return found.explanation(g.app.now())
+	return found.explanation()
 }
 
 // told is the outcome in an explanation.
@@ -83,7 +83,7 @@ func wantExplained(t *testing.T, g *Gate, request func() *http.Request) told {
 	return want
 }
 
-func printed(t *testing.T, e explanation, asJSON bool) string {
+func printed(t *testing.T, e *explanation, asJSON bool) string {
 	t.Helper()
 	var out bytes.Buffer
 	if err := e.print(&out, asJSON); err != nil {

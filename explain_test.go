@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
@@ -47,8 +48,36 @@ func explaining(config, address string, change func(*explainOptions)) (string, e
 	return out.String(), err
 }
 
+// running provisions a config as a server does, and returns the explanations of its API. Only
+// the command notes that there are no keys: the tests have them in files.
+func running(t *testing.T, config string) func(address string, change func(*explainOptions)) (*explanation, error) {
+	t.Helper()
+	adapted := must(adaptConfig(config))
+	adapted["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{"writer": map[string]any{"output": "discard"}}}}
+	servers := serversOf(t, string(must(json.Marshal(adapted))))
+	return func(address string, change func(*explainOptions)) (*explanation, error) {
+		opts := explainOptions{url: address, ip: "203.0.113.7", method: http.MethodGet}
+		if change != nil {
+			change(&opts)
+		}
+		return (&replay{servers: servers, serve: serveReplayed}).explanation(must(opts.request()), testTime)
+	}
+}
+
+// wantSameExplanation checks that a running config explains a request as the command does.
+func wantSameExplanation(t *testing.T, want *explanation, got *explanation, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("the running config: %v", err)
+	}
+	want.Notes = slices.DeleteFunc(want.Notes, func(note string) bool { return note == noKeys })
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("the running config (-command +running):\n%s", diff)
+	}
+}
+
 // explanationOf is explaining for a request that reaches a gate.
-func explanationOf(t *testing.T, config, address string, change func(*explainOptions)) (e explanation) {
+func explanationOf(t *testing.T, config, address string, change func(*explainOptions)) *explanation {
 	t.Helper()
 	out, err := explaining(config, address, func(o *explainOptions) {
 		o.json = true
@@ -56,7 +85,8 @@ func explanationOf(t *testing.T, config, address string, change func(*explainOpt
 			change(o)
 		}
 	})
-	if decodeErr := json.Unmarshal([]byte(out), &e); decodeErr != nil {
+	e := new(explanation)
+	if decodeErr := json.Unmarshal([]byte(out), e); decodeErr != nil {
 		t.Fatalf("explain printed %q: %v, %v", out, err, decodeErr)
 	}
 	if refused := errors.Is(err, errRefused); refused == e.Allowed || err != nil && !refused {
@@ -110,6 +140,7 @@ func TestExplainOutput(t *testing.T) {
 func TestExplainFindsTheGate(t *testing.T) {
 	t.Parallel()
 	config := siteFile(t)
+	inRunning := running(t, config)
 	good, site := plainToken(), signedFor("site")
 	const own, tls = "http://media.example.net", "https://media.example.net"
 	for _, tc := range []struct {
@@ -137,11 +168,10 @@ func TestExplainFindsTheGate(t *testing.T) {
 		{"fragment", own + "/" + good + "/x.ts#a/../b", nil, told{true, resultAllowed, "", 0}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			out, err := explaining(config, tc.address, func(o *explainOptions) { o.headers, o.json = tc.headers, true })
-			var e explanation
-			if decodeErr := json.Unmarshal([]byte(out), &e); decodeErr != nil {
-				t.Fatalf("explain ends with %v", err)
-			}
+			change := func(o *explainOptions) { o.headers = tc.headers }
+			e := explanationOf(t, config, tc.address, change)
+			got, err := inRunning(tc.address, change)
+			wantSameExplanation(t, e, got, err)
 			if diff := cmp.Diff(tc.want, told{e.Allowed, e.Result, e.Reason, e.Status}); diff != "" {
 				t.Errorf("(-want +got):\n%s%s", diff, printed(t, e, false))
 			}
@@ -156,6 +186,7 @@ func TestExplainFindsTheGate(t *testing.T) {
 func TestExplainFindsNoGate(t *testing.T) {
 	t.Parallel()
 	config := siteFile(t)
+	inRunning := running(t, config)
 	for address, want := range map[string]string{
 		"http://media.example.net/health":          `static_response answers "media.example.net"`,
 		"http://media.example.net/a.b/x.ts":        `each gate of the site (`,
@@ -174,6 +205,10 @@ func TestExplainFindsNoGate(t *testing.T) {
 		out, err := explaining(config, address, nil)
 		if err == nil || !strings.Contains(err.Error(), want) || out != "" {
 			t.Errorf("%s: %v and %q, want an error with %q and nothing", address, err, out, want)
+		}
+		want, _, _ = strings.Cut(want, " (and perhaps") // Caddy knows
+		if e, err := inRunning(address, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: the running config explains it: %v and %v, want an error with %q", address, e, err, want)
 		}
 	}
 }
@@ -207,6 +242,8 @@ func TestExplainGoesOn(t *testing.T) {
 				path = sdkPath
 			}
 			e := explanationOf(t, config, "http://media.example.net"+path, nil)
+			got, err := running(t, config)("http://media.example.net"+path, nil)
+			wantSameExplanation(t, e, got, err)
 			text := printed(t, e, false)
 			if diff := cmp.Diff(tc.want, told{e.Allowed, e.Result, e.Reason, e.Status}); diff != "" || !strings.Contains(text, tc.text) || strings.Contains(text, "answers 502") != strings.Contains(tc.text, "answers 502") {
 				t.Errorf("(-want +got):\n%s%s", diff, text)
@@ -214,7 +251,7 @@ func TestExplainGoesOn(t *testing.T) {
 		})
 	}
 	config := writeFile(t, "Caddyfile", "http://media.example.net {\nsigned_playback\nhandle {\nsigned_playback\n}\nreverse_proxy 127.0.0.1:1\n}\n")
-	if _, err := explaining(config, "http://media.example.net/demo/x.ts", nil); err == nil || !strings.Contains(err.Error(), "two gates in one chain") {
+	if _, err := loadReplay(config); err == nil || !strings.Contains(err.Error(), "two gates in one chain") {
 		t.Errorf("a config that does not load: %v", err)
 	}
 }
@@ -237,6 +274,9 @@ func TestExplainDoesNotAskOthers(t *testing.T) {
 			if !strings.Contains(out, want) {
 				t.Errorf("explain does not mention the handler before the gate: %s", out)
 			}
+			if e, err := running(t, config)("http://media.example.net/demo/x.ts", nil); err != nil || !strings.Contains("note: "+strings.Join(e.Notes, "\nnote: "), want) {
+				t.Errorf("the running config: %+v, %v, want %q", e, err, want)
+			}
 			if out, err = explaining(config, "http://other.example.net/demo/x.ts", nil); !errors.Is(err, errRefused) || strings.Contains(out, "not replayed") {
 				t.Errorf("explain = %v, and mentions a handler of another site: %s", err, out)
 			}
@@ -249,6 +289,7 @@ func TestExplainDoesNotAskOthers(t *testing.T) {
 func TestExplainAddresses(t *testing.T) {
 	t.Parallel()
 	config := siteFile(t)
+	inRunning := running(t, config)
 	compact := signedWithRules(needsCountry) // GB only
 	for _, tc := range []struct {
 		name, ip string
@@ -268,7 +309,10 @@ func TestExplainAddresses(t *testing.T) {
 		{"not a trusted header", "10.0.0.1", []string{"X-Real-IP: 203.0.113.7"}, "10.0.0.1", "", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			e := explanationOf(t, config, "http://media.example.net/"+compact+"/x.ts", func(o *explainOptions) { o.ip, o.headers = tc.ip, tc.headers })
+			address, change := "http://media.example.net/"+compact+"/x.ts", func(o *explainOptions) { o.ip, o.headers = tc.ip, tc.headers }
+			e := explanationOf(t, config, address, change)
+			got, err := inRunning(address, change)
+			wantSameExplanation(t, e, got, err)
 			if e.Client != tc.client || e.Country != tc.country || e.Allowed != tc.allowed {
 				t.Errorf("client %s in %q, allowed %t; want %s in %q, %t", e.Client, e.Country, e.Allowed, tc.client, tc.country, tc.allowed)
 			}
@@ -294,9 +338,12 @@ func TestExplainReadsJSON(t *testing.T) {
 			if e := explanationOf(t, config, "https://media.example.net/"+plainToken()+"/x.ts", nil); !e.Allowed {
 				t.Errorf("it is refused: %s", e.Reason)
 			}
-			if e := explanationOf(t, config, "https://media.example.net/demo/x.ts", nil); e.Reason != reasonTokenRequired {
+			e := explanationOf(t, config, "https://media.example.net/demo/x.ts", nil)
+			if e.Reason != reasonTokenRequired {
 				t.Errorf("a video id: %q", e.Reason)
 			}
+			got, err := running(t, config)("https://media.example.net/demo/x.ts", nil)
+			wantSameExplanation(t, e, got, err)
 		})
 	}
 }
@@ -511,7 +558,7 @@ func TestExplainSession(t *testing.T) {
 		"~" + strings.Repeat("A", 32) + "/7.ts": "refuse session_invalid: startBy",
 	} {
 		before := runningSessions(g)
-		trace := new(trace)
+		trace := &trace{at: testTime}
 		_ = trace.follow(newDecision(g, requestFor(t, "/"+limited+"/"+target, nil), trace), httptest.NewRecorder(), caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil }))
 		got := ""
 		for _, check := range trace.checks {

@@ -170,11 +170,15 @@ func checkToken(d *decision) error {
 	if d.target.token == "" {
 		return nil
 	}
-	verified, err := d.app.verifier.verify(d.request, d.target.token)
+	verify := d.app.verifier.verify
+	if d.explained() != nil {
+		verify = d.app.verifier.verifyUncounted
+	}
+	verified, err := verify(d.request, d.target.token)
 	if err != nil {
 		return err
 	}
-	if err := verified.check(d.app.now(), d.app.policy); err != nil && !d.isExtended(verified, err) {
+	if err := verified.check(d.now(), d.app.policy); err != nil && !d.isExtended(verified, err) {
 		d.rejected = verified
 		return refuse(tokenReason(err), err)
 	}
@@ -195,7 +199,7 @@ func checkRevocations(d *decision) error {
 	if d.verified.clean.Load() == all.Generation() {
 		return nil
 	}
-	if all.Match(d.verified.subject(d.target.token), d.app.now()) != nil {
+	if all.Match(d.verified.subject(d.target.token), d.now()) != nil {
 		return refuse(reasonTokenRevoked, errRevoked)
 	}
 	d.verified.clean.Store(all.Generation())
@@ -221,7 +225,7 @@ func checkSchedule(d *decision) error {
 	if from.IsZero() && until.IsZero() {
 		return nil
 	}
-	switch now := d.app.now(); {
+	switch now := d.now(); {
 	case now.Before(from):
 		return refuse(reasonNotAvailableYet, errNotAvailableYet)
 	case !until.IsZero() && !now.Before(until):

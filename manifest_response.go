@@ -278,7 +278,7 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	at.Refuses = refused.refuse
 	text := ""
 	if !w.forAll && w.d.mayLeadBelow() {
-		text = w.d.app.authority.get().New(w.d.owner(), w.d.app.now())
+		text = w.d.app.authority.get().New(w.d.owner(), w.d.now())
 		at.Session = sessions.Prefix + text + "/"
 	}
 	start := time.Now()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -37,13 +38,15 @@ type metrics struct {
 	sessionsDropped *prometheus.CounterVec
 	cacheResults    map[mediacache.Result]prometheus.Counter
 
+	refusals refusalHistory
+
 	collectors []prometheus.Collector
 }
 
 var collectMetrics = sync.OnceValue(newMetrics)
 
 func newMetrics() *metrics {
-	m := new(metrics)
+	m := &metrics{refusals: refusalHistory{began: time.Now()}}
 	m.requests = m.counters("requests_total", "Requests by outcome (allowed, refused, would_refuse, preflight), reason and kind of resource.", "result", "reason", "kind")
 	m.allowed = beginRequests(m.requests)
 	m.cacheHits = m.counter("token_cache_hits_total", "Requests whose token was remembered as verified.")
@@ -232,6 +235,9 @@ func (m *metrics) countRequest(became result, why reason, k kind) {
 		return
 	}
 	m.requests.WithLabelValues(string(became), string(why), string(k)).Inc()
+	if why != "" {
+		m.refusals.count(became, why, time.Now())
+	}
 }
 
 // countVerification counts a verification by its outcome.

@@ -128,6 +128,7 @@ type Gate struct {
 	enforcement   enforcement
 	originPath    originPath
 	paths         pathRules
+	manifest      string       // escaped
 	player        *player.Page // nil without a player
 	manifestHosts []string
 	features      manifest.Features
@@ -175,11 +176,12 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	g.manifest = manifestPath.escaped
 	if g.Player != nil {
 		if g.TrustOriginIframe {
 			return errTwoPages
 		}
-		if g.player, err = g.Player.provision(manifestPath.escaped); err != nil {
+		if g.player, err = g.Player.provision(g.manifest); err != nil {
 			return fmt.Errorf("player %w", err)
 		}
 	}

@@ -268,10 +268,10 @@ func (d *decision) setAccessHeaders(h http.Header) {
 		if d.until.After(ends) {
 			ends = d.until
 		}
-		lifetime = ends.Sub(d.app.now())
+		lifetime = ends.Sub(d.now())
 	}
 	if !until.IsZero() {
-		lifetime = min(lifetime, until.Sub(d.app.now()))
+		lifetime = min(lifetime, until.Sub(d.now()))
 	}
 	switch {
 	case d.rooted:

@@ -172,7 +172,7 @@ func (d *decision) owner() sessions.Owner {
 func (d *decision) visitOutside(authority *sessions.Authority) error {
 	key := d.outsideKey(authority)
 	if !d.app.state.tracker.Runs(key) {
-		if err := d.checkStartBy(d.app.now()); err != nil {
+		if err := d.checkStartBy(d.now()); err != nil {
 			return err
 		}
 	}
@@ -196,7 +196,7 @@ func (d *decision) mayBegin(authority *sessions.Authority) error {
 	if d.app.state.tracker.Runs(d.outsideKey(authority)) {
 		return nil
 	}
-	if err := d.checkStartBy(d.app.now()); err != nil {
+	if err := d.checkStartBy(d.now()); err != nil {
 		return err
 	}
 	return sessionRefusal(d.app.state.tracker.MayBegin(d.complete(sessions.Visit{Begins: true})))
@@ -213,7 +213,7 @@ func (d *decision) checkManifestStart() error {
 	if d.app.countsSessions() {
 		return nil
 	}
-	return d.checkStartBy(d.app.now())
+	return d.checkStartBy(d.now())
 }
 
 // beginSession counts a request of which the response tells what it is: the beginning of the
@@ -228,7 +228,7 @@ func (d *decision) beginSession(text string) error {
 	if text == "" {
 		return d.visitOutside(d.app.authority.get())
 	}
-	if err := d.checkStartBy(d.app.now()); err != nil {
+	if err := d.checkStartBy(d.now()); err != nil {
 		return err
 	}
 	key, _ := sessions.KeyIn(text)
@@ -241,7 +241,7 @@ func (d *decision) checkRevokedSession(key sessions.Key) error {
 	if all == nil {
 		return refuse(reasonStateUnavailable, errRevocationsUnknown)
 	}
-	if all.HasSessions() && all.Session(key.ID().String(), d.app.now()) != nil {
+	if all.HasSessions() && all.Session(key.ID().String(), d.now()) != nil {
 		return refuse(reasonSessionEnded, errSessionEnded)
 	}
 	return nil
@@ -252,7 +252,7 @@ func (d *decision) visit(v sessions.Visit) (err error) {
 	if err := d.checkRevokedSession(v.Key); err != nil {
 		return err
 	}
-	if _, explained := d.observer.(*trace); explained {
+	if d.explained() != nil {
 		return nil
 	}
 	d.session, err = d.app.state.tracker.Visit(d.request.Context(), d.complete(v))
@@ -315,7 +315,7 @@ func (d *decision) isExtended(t *verifiedToken, why error) bool {
 		until = latest
 	}
 	// The other claims count as a second before exp.
-	if !d.app.now().Before(until) || t.check(t.expiresAt().Add(-time.Second), d.app.policy) != nil {
+	if !d.now().Before(until) || t.check(t.expiresAt().Add(-time.Second), d.app.policy) != nil {
 		return false
 	}
 	d.until = until

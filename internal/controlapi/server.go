@@ -22,6 +22,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
@@ -84,6 +85,16 @@ type Config struct {
 
 	// Policy is that of the gate.
 	Policy token.Policy
+
+	// Explain replays a request in the running config, and returns each check with its
+	// outcome. Its errors are for the client.
+	Explain func(context.Context, ExplainedRequest) (any, error)
+
+	// Refusals returns the refusals of the last hours.
+	Refusals func() Refusals
+
+	// Gateway describes the running config, except what this Config has.
+	Gateway func() (Gateway, error)
 
 	ClientAddress func(*http.Request) netip.Addr
 	Logger        *zap.Logger
@@ -194,8 +205,9 @@ const (
 	codeWarning = 10100
 )
 
+// refuse returns a refusal. Its text has no token: a client may send one in any place.
 func refuse(status, code int, format string, args ...any) error {
-	return &refusal{status, message{code, fmt.Sprintf(format, args...)}}
+	return &refusal{status, message{code, redact.Tokens(fmt.Sprintf(format, args...))}}
 }
 
 func badRequest(format string, args ...any) error {
@@ -250,13 +262,19 @@ var routes = map[string]route{
 	"POST /sessions/*":   {"sessions.extend", (*call).extendSession},
 	"DELETE /sessions/*": {"sessions.delete", (*call).endSession},
 
+	"GET /sessions/live":    {"sessions.live", (*call).listLive},
+	"POST /explain":         {"explain", (*call).explain},
+	"GET /refusals":         {"refusals", (*call).listRefusals},
+	"GET /gateway":          {"gateway", (*call).describeGateway},
 	"GET /revocations":      {"revocations.list", (*call).listRevocations},
 	"POST /revocations":     {createRevocationsRoute, (*call).createRevocations},
 	"DELETE /revocations/*": {"revocations.delete", (*call).deleteRevocation},
 }
 
 // reserved are the names below stream that are no video's.
-var reserved = map[string]bool{"keys": true, "sessions": true, "revocations": true}
+var reserved = map[string]bool{
+	"keys": true, "sessions": true, "revocations": true, "explain": true, "refusals": true, "gateway": true,
+}
 
 // find returns the route of the request, sets the subject, and checks it if it is
 // a video id. It reads the path as the client has sent it, so no part of it has a
@@ -272,7 +290,7 @@ func (c *call) find() (route, error) {
 	subject := ""
 	below, isBelow := strings.CutPrefix(pattern, "/")
 	switch first, rest, hasRest := strings.Cut(below, "/"); {
-	case !isBelow, pattern == "/keys/rotate":
+	case !isBelow, pattern == "/keys/rotate", c.request.Method == http.MethodGet && pattern == "/sessions/live":
 	case !reserved[first]:
 		subject, pattern = first, "/*"+below[len(first):]
 	case hasRest:

@@ -1,8 +1,10 @@
 package controlapi
 
 import (
+	"cmp"
 	"context"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 type Sessions interface {
 	ListVideo(ctx context.Context, video string) ([]sessions.Info, error)
 	ListViewer(ctx context.Context, uid string) ([]sessions.Info, error)
+	CountVideos(ctx context.Context) (map[string]int64, error)
 	Find(ctx context.Context, id sessions.ID) (info sessions.Info, found bool, err error)
 	End(ctx context.Context, ids ...sessions.ID) error
 	Extend(id sessions.ID, until time.Time)
@@ -68,6 +71,31 @@ func (c *call) listSessions(readers map[string]func(string) error, read func() (
 	}
 	place := func(info sessions.Info) (time.Time, string) { return info.Started, info.ID.String() }
 	return listInPages(c, readers, read, place, listed)
+}
+
+// liveVideo is how many sessions of a video run.
+type liveVideo struct {
+	Video       string `json:"video"`
+	LiveViewers int64  `json:"liveViewers"`
+}
+
+// listLive lists the videos with the most running sessions.
+func (c *call) listLive(strictjson.Value) (any, error) {
+	if c.Sessions == nil {
+		return nil, errSessionsOff
+	}
+	counts, err := c.Sessions.CountVideos(c.ctx())
+	if err != nil {
+		return nil, err
+	}
+	list := make([]liveVideo, 0, len(counts))
+	for video, n := range counts {
+		list = append(list, liveVideo{video, n})
+	}
+	slices.SortFunc(list, func(a, b liveVideo) int {
+		return cmp.Or(cmp.Compare(b.LiveViewers, a.LiveViewers), strings.Compare(a.Video, b.Video))
+	})
+	return list[:min(len(list), maxListed)], nil
 }
 
 // findSession returns the running session that the path names.

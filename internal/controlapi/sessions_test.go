@@ -72,6 +72,23 @@ func TestSessionLists(t *testing.T) {
 	}
 }
 
+// The most watched videos come first. A video may have a name of this API.
+func TestLiveVideos(t *testing.T) {
+	t.Parallel()
+	c := watched(t)
+	if a := c.call(t, "GET", "sessions/live", ""); string(a.result) != `[{"video":"film","liveViewers":2},{"video":"clip","liveViewers":1}]` {
+		t.Errorf("live = %s", a.raw)
+	}
+	*c.clock = c.clock.Add(time.Hour)
+	if a := c.call(t, "GET", "sessions/live", ""); string(a.result) != `[]` {
+		t.Errorf("live, after the sessions have timed out = %s", a.raw)
+	}
+	wantReply(t, "GET live/sessions", c.call(t, "GET", "live/sessions", ""), 200, 0)
+	for _, path := range []string{"sessions/live/", "sessions/liv", "sessions/live/x"} {
+		wantReply(t, path, c.call(t, "GET", path, ""), 404, codeRoute)
+	}
+}
+
 func TestEndSession(t *testing.T) {
 	t.Parallel()
 	c := watched(t)
@@ -139,7 +156,7 @@ func TestExtendSession(t *testing.T) {
 func TestSessionCallsWithoutSessions(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
-	for path, method := range map[string]string{"film/sessions": "GET", "sessions?uid=anna": "GET", "sessions/" + sessionID(1): "DELETE"} {
+	for path, method := range map[string]string{"film/sessions": "GET", "sessions?uid=anna": "GET", "sessions/live": "GET", "sessions/" + sessionID(1): "DELETE"} {
 		wantReply(t, path, c.call(t, method, path, ""), 403, codeForbidden)
 	}
 }

@@ -370,6 +370,28 @@ func (t *Tracker) listInFleet(ctx context.Context, index string) (list []Info, e
 	return slices.CompactFunc(list, func(a, b Info) bool { return a.ID == b.ID }), nil
 }
 
+// countAllInFleet returns how many sessions of each video run.
+func (t *Tracker) countAllInFleet(ctx context.Context) (map[string]int64, error) {
+	counts := make(map[string]int64)
+	for place := "0"; place != ""; {
+		answer, err := t.run(ctx, countAllScript, place)
+		if err != nil {
+			return nil, err
+		}
+		place = answer[0]
+		for fields := range slices.Chunk(answer[1:], 2) {
+			n, err := strconv.ParseInt(fields[len(fields)-1], 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+			}
+			if n > 0 { // a video stays in the list for a while
+				counts[fields[0]] = n
+			}
+		}
+	}
+	return counts, nil
+}
+
 // findInFleet returns a running session.
 func (t *Tracker) findInFleet(ctx context.Context, id ID) (info Info, found bool, err error) {
 	if t.fleet == nil {

@@ -10,6 +10,7 @@ import "github.com/redis/rueidis"
 //	ended:<viewer>    sessions that have ended for good, with the time of their beginning
 //	through:<viewer>  every session that began until then and does not run has ended
 //	video:<video>     running sessions of a video, with the time of their last request
+//	videos            videos with running sessions, with the time of their last beat
 //	session:<id>      what lists show of a session, and what its end needs
 //	node:<node>       it is missing after a loss of the data
 //
@@ -77,10 +78,11 @@ local function keep(viewer, id, video, begun, seen, left, info)
 	redis.call('ZADD', P .. 'seen:' .. viewer, seen, id)
 	redis.call('ZADD', P .. 'begun:' .. viewer, begun, id)
 	redis.call('ZADD', index, seen, id)
-	redis.call('ZREMRANGEBYSCORE', index, '-inf', now - timeout)
+	redis.call('ZADD', P .. 'videos', now, video)
+	for _, key in ipairs({index, P .. 'videos'}) do redis.call('ZREMRANGEBYSCORE', key, '-inf', now - timeout) end
 	redis.call('HSET', session, 'viewer', viewer, 'video', video, 'node', node, 'info', info, 'ends', math.floor(now / 1000 + left))
 	redis.call('PEXPIRE', session, 2 * timeout)
-	for _, key in ipairs({P .. 'seen:' .. viewer, P .. 'begun:' .. viewer, index}) do redis.call('PEXPIRE', key, timeout) end
+	for _, key in ipairs({P .. 'seen:' .. viewer, P .. 'begun:' .. viewer, index, P .. 'videos'}) do redis.call('PEXPIRE', key, timeout) end
 end
 `
 
@@ -237,6 +239,18 @@ local index, place, answer = P .. ARGV[3], tonumber(ARGV[4]), {''}
 local found = redis.call('ZRANGE', index, place, place + 499, 'WITHSCORES')
 if #found == 1000 then answer[1] = tostring(place + 500) end
 for i = 1, #found, 2 do row(answer, found[i], found[i + 1]) end
+return answer`)
+
+	// countAllScript takes a place in the list of videos, and returns the next place, or "",
+	// and of up to 500 videos the id and how many sessions run.
+	countAllScript = newScript(`
+local place, answer = tonumber(ARGV[3]), {''}
+local found = redis.call('ZRANGE', P .. 'videos', place, place + 499)
+if #found == 500 then answer[1] = tostring(place + 500) end
+for _, video in ipairs(found) do
+	answer[#answer + 1] = video
+	answer[#answer + 1] = tostring(redis.call('ZCOUNT', P .. 'video:' .. video, now - timeout + 1, '+inf'))
+end
 return answer`)
 
 	// countScript takes a video, and returns how many sessions of it run.

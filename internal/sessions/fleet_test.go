@@ -239,6 +239,9 @@ func TestRacesAtTheLimitOfAFleet(t *testing.T) {
 			if err != nil || len(list) != limit || fleet[1].CountVideo(t.Context(), "film") != limit {
 				t.Errorf("%d sessions are listed, %v", len(list), err)
 			}
+			if counts, err := fleet[1].CountVideos(t.Context()); err != nil || len(counts) != 1 || counts["film"] != limit {
+				t.Errorf("sessions by video: %v, %v", counts, err)
+			}
 		})
 	}
 }

@@ -649,6 +649,21 @@ func (t *Tracker) CountVideo(ctx context.Context, video string) int64 {
 	return n
 }
 
+// CountVideos returns how many sessions of each video run, in the whole fleet. A video without
+// one is not in the result.
+func (t *Tracker) CountVideos(ctx context.Context) (map[string]int64, error) {
+	if t.fleet != nil {
+		return t.countAllInFleet(ctx)
+	}
+	counts := make(map[string]int64)
+	for s := range t.all() {
+		if !t.silent(s, t.policy.Load().Timeout) {
+			counts[s.video]++
+		}
+	}
+	return counts, nil
+}
+
 // count is how many sessions of a video ran at a time of the tracker's clock. Anybody may ask
 // for those of an open video, so a count is used again for countInterval.
 type count struct{ n, at int64 }

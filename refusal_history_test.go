@@ -1,0 +1,82 @@
+package signedplayback
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
+)
+
+// The history has the numbers of a model that keeps every refusal, also where the clock skips
+// hours and days.
+func TestRefusalHistory(t *testing.T) {
+	t.Parallel()
+	type refused struct {
+		result result
+		reason reason
+		at     time.Time
+	}
+	random := rand.New(rand.NewPCG(19, 1))
+	h := &refusalHistory{began: testTime.Add(30 * time.Minute)}
+	now, all := h.began, []refused(nil)
+	for range 2000 {
+		now = now.Add(time.Duration(random.Int64N(int64(time.Hour))))
+		if random.IntN(100) == 0 {
+			now = now.Add(time.Duration(random.Int64N(int64(60 * time.Hour))))
+		}
+		one := refused{pick(random, []result{resultRefused, resultWouldRefuse}), pick(random, reasons[:]), now}
+		h.count(one.result, one.reason, one.at)
+		all = append(all, one)
+
+		first := now.Truncate(time.Hour).Add(-23 * time.Hour)
+		want := controlapi.Refusals{Since: first}
+		if h.began.After(first) {
+			want.Since = h.began
+		}
+		for i := range 24 {
+			want.Hours = append(want.Hours, controlapi.RefusalHour{
+				Start: first.Add(time.Duration(i) * time.Hour), Refused: map[string]uint64{}, WouldRefuse: map[string]uint64{},
+			})
+		}
+		for _, one := range all {
+			if one.at.Before(first) {
+				continue
+			}
+			hour := want.Hours[one.at.Sub(first)/time.Hour]
+			if one.result == resultRefused {
+				hour.Refused[string(one.reason)]++
+			} else {
+				hour.WouldRefuse[string(one.reason)]++
+			}
+		}
+		if diff := cmp.Diff(want, h.last(now)); diff != "" {
+			t.Fatalf("at %s (-want +got):\n%s", now, diff)
+		}
+	}
+}
+
+// Each refusal of a gate is counted by its reason; what is allowed is not, and a preflight neither.
+func TestRefusalsAreCountedByReason(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, new(App), new(Gate))
+	g.app.metrics = newMetrics()
+	for path, times := range map[string]int{"/demo/x.ts": 3, "/a//b": 2, "/" + plainToken() + "/x.ts": 5} {
+		for range times {
+			ask(t, g, requestFor(t, path, nil))
+		}
+	}
+	ask(t, g, requestFor(t, "/demo/x.ts", method("OPTIONS")))
+	hours := g.app.metrics.refusals.last(time.Now()).Hours
+	refused := make(map[string]uint64)
+	for _, hour := range hours {
+		for why, n := range hour.Refused {
+			refused[why] += n
+		}
+	}
+	if diff := cmp.Diff(map[string]uint64{"token_required": 3, "path_invalid": 2}, refused); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
