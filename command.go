@@ -282,7 +282,7 @@ func writeNewFile(path string, value any) error {
 func signCommand() *cobra.Command {
 	opts := signOptions{now: time.Now}
 	cmd := &cobra.Command{
-		Use:   "sign --key <file> --sub <video> [--kid <id>] [--exp <time>] [--nbf <time>] [--downloadable] [--rules <json>] [--aud <value>] [--iss <value>] [--uid <viewer>] [--climit <number>] [--start-by <time>] [--url <base> [--path <manifest>]]",
+		Use:   "sign --key <file> --sub <video> [--kid <id>] [--exp <time>] [--nbf <time>] [--downloadable] [--rules <json>] [--aud <value>] [--iss <value>] [--uid <viewer> [--viewer-claim <name>]] [--climit <number>] [--start-by <time>] [--url <base> [--path <manifest>]]",
 		Short: "Signs a token or a playback URL",
 		Long: `
 Signs a token for a video and prints it. With --url it prints the URL of the
@@ -316,6 +316,7 @@ may play, by address and country:
 	flags.StringVar(&opts.audience, "aud", "", "the `value` of the claim aud, if the gate has the option audience")
 	flags.StringVar(&opts.issuer, "iss", "", "the `value` of the claim iss, if the gate has the option issuer")
 	flags.StringVar(&opts.viewer, "uid", "", "the `viewer`, for revocations and session limits (default: none)")
+	flags.StringVar(&opts.viewerClaim, "viewer-claim", "uid", "the `name` of the claim that --uid writes, if the gate has the option viewer_claim")
 	flags.StringVar(&opts.sessionLimit, "climit", "", "how `many` playback sessions the viewer may have at a time (default: no limit)")
 	flags.StringVar(&opts.startBy, "start-by", "", "the `time` from which on no playback session begins (default: none)")
 	flags.StringVar(&opts.baseURL, "url", "", "print a playback URL below this `address` of the gate")
@@ -331,6 +332,7 @@ type signOptions struct {
 	rules              string
 	audience, issuer   string
 	viewer             string
+	viewerClaim        string
 	startBy            string
 	sessionLimit       string
 	baseURL, path      string
@@ -443,7 +445,12 @@ func (opts signOptions) claims() (claims token.Claims, err error) {
 	if opts.audience != "" {
 		claims.Audience = []string{opts.audience}
 	}
-	claims.Viewer, claims.IssuedAt = opts.viewer, opts.now()
+	claims.Viewer, claims.ViewerClaim, claims.IssuedAt = opts.viewer, opts.viewerClaim, opts.now()
+	if opts.viewer != "" {
+		if _, err := token.NewViewerClaim(opts.viewerClaim); err != nil {
+			return claims, fmt.Errorf("--viewer-claim %w", err)
+		}
+	}
 	if opts.sessionLimit != "" {
 		if claims.SessionLimit, err = strconv.Atoi(opts.sessionLimit); err != nil || claims.SessionLimit < 1 {
 			return claims, fmt.Errorf("--climit %q: want a whole number from 1 on", opts.sessionLimit)
