@@ -352,7 +352,7 @@ func TestEndOfASessionInAFleet(t *testing.T) {
 // The rights that the documentation asks for are enough.
 func TestRedisUserWithFewRights(t *testing.T) {
 	t.Parallel()
-	page, err := os.ReadFile("../../docs/control-api.md")
+	page, err := os.ReadFile("../../docs/store.md")
 	if err != nil {
 		t.Fatal(err)
 	}
