@@ -6,9 +6,9 @@ set -eu
 cd "$(dirname "$0")"
 
 # Each line: a program, and the Debian packages that it comes with. The race
-# detector needs gcc together with the headers of the C library, and PHP and Python
-# are for the guide, with libraries. Debian's Python is named by its path, for
-# another one would not have Debian's.
+# detector needs gcc together with the headers of the C library. PHP, Ruby and Python
+# are for the guide and the examples of signing, with libraries and frameworks.
+# Debian's Python is named by its path, for another one would not have Debian's.
 tools='gcc gcc libc6-dev
 ffmpeg ffmpeg
 ffprobe ffmpeg
@@ -22,16 +22,18 @@ jq jq
 nginx nginx libnginx-mod-rtmp
 debootstrap debootstrap
 systemd-analyze systemd
-php php-cli php-phpseclib3
-/usr/bin/python3 python3 python3-jwt python3-cryptography'
+php php-cli php-phpseclib3 php-laravel-framework
+ruby ruby ruby-jwt
+/usr/bin/python3 python3 python3-jwt python3-cryptography python3-django'
 
 works() {
 	command -v "$1" >/dev/null || return 1
 	case $1 in
 	gcc) echo '#include <stdlib.h>' | gcc -E -x c - >/dev/null 2>&1 ;;
 	nginx) [ -e /usr/lib/nginx/modules/ngx_rtmp_module.so ] ;;
-	php) "$1" -r 'require "phpseclib3/autoload.php";' 2>/dev/null ;;
-	/usr/bin/python3) "$1" -c 'import jwt, cryptography' 2>/dev/null ;;
+	php) "$1" -r 'require "phpseclib3/autoload.php"; require "Illuminate/autoload.php";' 2>/dev/null ;;
+	ruby) "$1" -r jwt -e '' 2>/dev/null ;;
+	/usr/bin/python3) "$1" -c 'import jwt, cryptography, django' 2>/dev/null ;;
 	esac
 }
 
