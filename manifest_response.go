@@ -278,8 +278,9 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	at.Refuses = refused.refuse
 	text := ""
 	if !w.forAll && w.d.mayLeadBelow() {
-		text = w.d.app.authority.get().New(w.d.owner(), w.d.now())
-		at.Session = sessions.Prefix + text + "/"
+		authority := w.d.app.authority.get()
+		text = authority.New(w.d.owner(), w.d.now())
+		at.Session, at.Playing = sessions.Prefix+text+"/", w.d.app.state.tracker.Runs(w.d.outsideKey(authority))
 	}
 	start := time.Now()
 	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, at, w.d.query, w.d.gate.features)

@@ -102,7 +102,6 @@ func runningSessions(g *Gate) int { return g.app.state.tracker.Count() }
 // them. All others stay as they are.
 func TestManifestsBeginSessions(t *testing.T) {
 	t.Parallel()
-	g := newGate(t, sessionApp(nil), new(Gate))
 	for _, first := range []string{plainToken(), "open"} {
 		for name, want := range map[string]string{
 			"master.m3u8": "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n~S/v/1.m3u8\n",
@@ -112,7 +111,7 @@ func TestManifestsBeginSessions(t *testing.T) {
 				`<Period><SegmentTemplate media="$Number$.m4s"/></Period></MPD>`,
 			"live.m3u8": livePlaylist,
 		} {
-			link := "/" + first + "/" + name
+			g, link := newGate(t, sessionApp(nil), new(Gate)), "/"+first+"/"+name
 			a := testFiles.get(t, g, requestFor(t, link, nil))
 			session := "S"
 			if found := sessionInURI.FindStringSubmatch(a.body); found != nil {
@@ -213,6 +212,8 @@ func TestSessionsAreCountedOnce(t *testing.T) {
 		"a player below its session":              {[]request{manifest, {"~S/v/1.m3u8", nil}, {"~S/7.ts", nil}, {"~S/7.ts", from("2001:db8::1")}}, 1},
 		"two manifests are two players":           {[]request{manifest, {"~S/7.ts", nil}, manifest}, 2},
 		"a live playlist that is asked for alone": {[]request{{"live.m3u8", nil}, {"live.m3u8", nil}, segment(nil), segment(nil)}, 1},
+		"a live playlist that ends":               {[]request{{"live.m3u8", nil}, segment(nil), {"vod.m3u8", nil}, segment(nil), {"vod.m3u8", method("HEAD")}}, 1},
+		"another player while that plays":         {[]request{{"live.m3u8", nil}, {"master.m3u8", nil}}, 2},
 		"a HEAD and a preflight begin nothing":    {[]request{{"master.m3u8", method("HEAD")}, {"7.ts", method("HEAD")}, {"master.m3u8", method("OPTIONS")}}, 0},
 		"pictures begin nothing":                  {[]request{{"thumbnails/poster.jpg", nil}}, 0},
 		"a file of which only the content tells":  {[]request{{"data", nil}, segment(nil)}, 1},

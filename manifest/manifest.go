@@ -86,10 +86,14 @@ const (
 
 // Location is where a manifest is on the origin.
 type Location struct {
-	Path    string   // escaped absolute path of the manifest, without dot segments
-	Folder  string   // escaped absolute path of the video's folder, with a trailing slash; a prefix of Path
-	Base    string   // for interstitials: the absolute URL that the folder has for the viewer, with a trailing slash
-	Session string   // where the viewer has the folder below itself for one session, as `~id/`; see Stats.Rooted
+	Path    string // escaped absolute path of the manifest, without dot segments
+	Folder  string // escaped absolute path of the video's folder, with a trailing slash; a prefix of Path
+	Base    string // for interstitials: the absolute URL that the folder has for the viewer, with a trailing slash
+	Session string // where the viewer has the folder below itself for one session, as `~id/`; see Stats.Rooted
+
+	// Playing says that the client plays already without a session. Then the playlist of a rendition
+	// stays there: a live one that ends must not move its player to another session.
+	Playing bool
 	Hosts   []string // host[:port] of the origin in lower case, in all forms that absolute URIs may have
 
 	// Refuses reports whether the viewer cannot load a file of the folder by this name,
@@ -144,7 +148,7 @@ func Rewrite(dst, src []byte, f Format, at Location, query string, allowed Featu
 	if len(src) > MaxSize {
 		return dst, Stats{}, invalid("more than %d bytes", MaxSize)
 	}
-	rooted := at.Session != "" && begins(src, f)
+	rooted := at.Session != "" && begins(src, f, !at.Playing)
 	if !rooted {
 		at.Session = ""
 	}
@@ -173,8 +177,9 @@ func Rewrite(dst, src []byte, f Format, at Location, query string, allowed Featu
 	return out, stats, nil
 }
 
-// begins reports whether a player begins with a manifest.
-func begins(src []byte, f Format) bool {
+// begins reports whether a player begins with a manifest. whole says that it may be the playlist of
+// a whole rendition.
+func begins(src []byte, f Format, whole bool) bool {
 	if f == DASH {
 		return isMPD(src)
 	}
@@ -184,10 +189,14 @@ func begins(src []byte, f Format) bool {
 		}
 		tag, value, _ := bytes.Cut(bytes.TrimRightFunc(line, isBlank), []byte{':'})
 		switch string(tag) {
-		case "#EXT-X-STREAM-INF", "#EXT-X-I-FRAME-STREAM-INF", "#EXT-X-MEDIA", "#EXT-X-ENDLIST":
+		case "#EXT-X-STREAM-INF", "#EXT-X-I-FRAME-STREAM-INF", "#EXT-X-MEDIA":
 			return true
+		case "#EXT-X-ENDLIST":
+			if whole {
+				return true
+			}
 		case "#EXT-X-PLAYLIST-TYPE":
-			if string(value) == "VOD" {
+			if whole && string(value) == "VOD" {
 				return true
 			}
 		}

@@ -44,6 +44,10 @@ func checkRooted(t *testing.T, body []byte, f manifest.Format, query string, fea
 	if len(rooted) > manifest.MaxSessionGrowth*len(body)+4096 {
 		t.Errorf("%d bytes became %d", len(body), len(rooted))
 	}
+	at.Playing = true
+	if got, _, err := manifest.Rewrite(nil, body, f, at, query, features); err != nil || !bytes.Equal(got, rooted) && (f != manifest.HLS || !bytes.Equal(got, plain)) {
+		t.Errorf("%q\nfor a client that plays already becomes\n%q, %v", body, got, err)
+	}
 	switch {
 	case !stats.Rooted:
 		if !bytes.Equal(rooted, plain) {
