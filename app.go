@@ -156,6 +156,8 @@ type App struct {
 	publicURL     string
 	caches        []*Cache                   // of this config
 	checked       map[*caddyhttp.Server]bool // by checkServer
+	gateManifests []string                   // of this config's gates, each once
+	linksLead     bool                       // to the manifest: by a signed_playback_mint
 	stop          context.CancelFunc
 }
 

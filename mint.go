@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -40,8 +41,8 @@ type Mint struct {
 	// How long the token lasts, at most 24 hours. Default: `1h`.
 	Exp caddy.Duration `json:"exp,omitempty"`
 
-	// Where the URL leads: `iframe`, the player page, or `manifest`, the path
-	// `manifest/video.m3u8`. Default: `iframe`.
+	// Where the URL leads: `iframe`, the player page, or `manifest`, the path that
+	// the option `manifest` of the gates names. Default: `iframe`.
 	To string `json:"to,omitempty"`
 
 	// The claim `climit`: how many playback sessions the viewer may have at a time.
@@ -84,6 +85,12 @@ func (m *Mint) Provision(ctx caddy.Context) error {
 	for _, warning := range rules.Warnings(m.app.geo.Has) {
 		ctx.Logger().Warn("rules: " + warning)
 	}
+	if m.To == toManifest {
+		m.app.linksLead = true
+		if _, err := m.app.manifestOfLinks(); err != nil {
+			return err
+		}
+	}
 	if longest := m.app.policy.MaxLifetime; longest > 0 && time.Duration(m.Exp) > longest {
 		return fmt.Errorf("exp %s is longer than max_token_lifetime %s, so the gate would refuse the tokens", time.Duration(m.Exp), longest)
 	}
@@ -123,6 +130,7 @@ func (m *Mint) check() error {
 
 var (
 	errMintMethod = errors.New("a link for the user is for GET and HEAD")
+	errMintEmbed  = errors.New("a page of another site loads the link into itself; link to it instead")
 	errMintVideo  = errors.New("the request names no video id")
 	errMintUser   = errors.New("the request names no user who is logged in")
 )
@@ -130,7 +138,7 @@ var (
 // ServeHTTP answers with a redirect to the playback URL:
 //
 //	303  to the URL
-//	403  there is no user, or no name that a token can have
+//	403  there is no user, or no name that a token can have, or a page of another site loads the link into itself
 //	404  there is no video id
 //	405  the method is not GET or HEAD
 //	503  the gateway's own key cannot be read
@@ -142,6 +150,9 @@ func (m *Mint) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Han
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		h.Set("Allow", "GET, HEAD")
 		return caddyhttp.Error(http.StatusMethodNotAllowed, errMintMethod)
+	}
+	if isEmbeddedElsewhere(r) {
+		return caddyhttp.Error(http.StatusForbidden, errMintEmbed)
 	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	video, err := repl.ReplaceOrErr(m.Video, true, true)
@@ -167,7 +178,7 @@ func (m *Mint) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Han
 	}
 	suffix := iframeSuffix
 	if m.To == toManifest {
-		suffix = defaultManifest
+		suffix, _ = m.app.manifestOfLinks() // which Provision has checked
 	}
 	if logged, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		logged.Add(zap.String("signed_playback_video", video))
@@ -175,6 +186,33 @@ func (m *Mint) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Han
 	h.Set("Location", m.app.publicURL+"/"+compact+"/"+suffix)
 	w.WriteHeader(http.StatusSeeOther)
 	return nil
+}
+
+// manifestOfLinks returns the path of the manifest to which links lead: the escaped one of all
+// gates. It returns an error if the gates have several.
+func (a *App) manifestOfLinks() (string, error) {
+	switch paths := a.gateManifests; {
+	case len(paths) == 0:
+		return defaultManifest, nil
+	case len(paths) > 1 && a.linksLead:
+		return "", fmt.Errorf("to manifest of signed_playback_mint: the gates have the manifests %q and %q, and the link cannot tell which; "+
+			"give them the same option `manifest`, or the link `to iframe`", paths[0], paths[1])
+	default:
+		return paths[0], nil
+	}
+}
+
+// isEmbeddedElsewhere reports whether a browser says that a page of another site asks for
+// something to load into itself. The browser sends the user's credentials even then, and a
+// hidden frame or picture would begin playbacks in the user's name and use up `climit`. The
+// page cannot read the link. A user who follows a link from another site may pass.
+func isEmbeddedElsewhere(r *http.Request) bool {
+	for _, site := range r.Header["Sec-Fetch-Site"] {
+		if site != "same-origin" && site != "same-site" && site != "none" {
+			return !slices.Equal(r.Header["Sec-Fetch-Dest"], []string{"document"})
+		}
+	}
+	return false
 }
 
 // Interface guards

@@ -54,6 +54,16 @@ func (m *Mint) redirected(t *testing.T, r *http.Request) (status int, location s
 
 func loggedIn(as string) func(*http.Request) { return with("Remote-User", as) }
 
+// fetchedBy is what a browser says of a user's request: where the page is from that makes it, and
+// what it becomes.
+func fetchedBy(site, destination string) func(*http.Request) {
+	return func(r *http.Request) {
+		loggedIn("{http.request.host}")(r)
+		r.Header.Set("Sec-Fetch-Site", site)
+		r.Header.Set("Sec-Fetch-Dest", destination)
+	}
+}
+
 // A user who is logged in is led to a URL with a token of their own, which the gate accepts.
 func TestMint(t *testing.T) {
 	t.Parallel()
@@ -132,6 +142,21 @@ func TestMintRefuses(t *testing.T) {
 		{"a header", "/?v=demo%0d%0aX:1", loggedIn("ann"), 404},
 		{"a placeholder", "/?v={http.request.host}", loggedIn("ann"), 404},
 		{"POST", "/?v=demo", func(r *http.Request) { loggedIn("ann")(r); r.Method = "POST" }, 405},
+		{"a picture in a page of another site", "/?v=demo", fetchedBy("cross-site", "image"), 403},
+		{"a frame in a page of another site", "/?v=demo", fetchedBy("cross-site", "iframe"), 403},
+		{"an object in a page of another site", "/?v=demo", fetchedBy("cross-site", "object"), 403},
+		{"a script of another site", "/?v=demo", fetchedBy("cross-site", "empty"), 403},
+		{"another site without a destination", "/?v=demo", fetchedBy("cross-site", ""), 403},
+		{"a site that no browser names", "/?v=demo", fetchedBy("same-origin, cross-site", "iframe"), 403},
+		{"two destinations", "/?v=demo", func(r *http.Request) {
+			fetchedBy("cross-site", "document")(r)
+			r.Header.Add("Sec-Fetch-Dest", "image")
+		}, 403},
+		{"a link on another site", "/?v=demo", fetchedBy("cross-site", "document"), 303},
+		{"a typed address", "/?v=demo", fetchedBy("none", "document"), 303},
+		{"a frame in a page of the same site", "/?v=demo", fetchedBy("same-site", "iframe"), 303},
+		{"a player in the page", "/?v=demo", fetchedBy("same-origin", "empty"), 303},
+		{"HEAD", "/?v=demo", func(r *http.Request) { loggedIn("{http.request.host}")(r); r.Method = "HEAD" }, 303},
 		{"a user with a placeholder", "/?v=demo", loggedIn("{http.request.host}"), 303},
 	} {
 		status, location, header := m.redirected(t, requestFor(t, tc.target, tc.change))
@@ -141,6 +166,52 @@ func TestMintRefuses(t *testing.T) {
 		if tc.want == 303 {
 			if claims := must(token.Parse(strings.Split(location, "/")[1])).Unverified(); claims.Viewer != "user-{http.request.host}" {
 				t.Errorf("%s: the viewer is %q", tc.name, claims.Viewer)
+			}
+		}
+	}
+}
+
+// The link leads to the manifest of the gates, in whichever order they and the handler are
+// provisioned. Gates with several manifests are an error only if a link leads there.
+func TestMintLeadsToTheManifestOfTheGates(t *testing.T) {
+	t.Parallel()
+	gate := func(manifest string) *Gate { return &Gate{Manifest: manifest} }
+	mint := func(to string) *Mint { return &Mint{Video: "demo", UID: "{http.request.header.Remote-User}", To: to} }
+	for _, tc := range []struct {
+		handlers []caddy.Module
+		want     string // "" for an error
+	}{
+		{[]caddy.Module{mint(toManifest)}, defaultManifest},
+		{[]caddy.Module{gate(""), mint(toManifest)}, defaultManifest},
+		{[]caddy.Module{gate("a%20b.m3u8"), mint(toManifest), gate("a%20b.m3u8")}, "a%20b.m3u8"},
+		{[]caddy.Module{mint(toManifest), gate("stream.mpd")}, "stream.mpd"},
+		{[]caddy.Module{gate("stream.mpd"), mint(toIframe), gate("")}, "iframe"},
+		{[]caddy.Module{gate("stream.mpd"), gate(""), mint(toManifest)}, ""},
+		{[]caddy.Module{gate("stream.mpd"), mint(toManifest), gate("")}, ""},
+		{[]caddy.Module{mint(toManifest), gate("a.m3u8"), gate("stream.mpd")}, ""},
+	} {
+		ctx := must(provisionContext(&caddy.Config{AppsRaw: caddy.ModuleMap{appID: caddyconfig.JSON(new(App), nil)}}))
+		var m *Mint
+		var err error
+		for _, h := range tc.handlers {
+			var loaded any
+			if loaded, err = ctx.LoadModuleByID(string(h.CaddyModule().ID), caddyconfig.JSON(h, nil)); err != nil {
+				break
+			}
+			if link, ok := loaded.(*Mint); ok {
+				m = link
+			}
+		}
+		if (err != nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), `"stream.mpd"`) {
+			t.Errorf("%+v: %v", tc, err)
+		}
+		if err == nil {
+			m.app.state.Start()
+			if _, location, _ := m.redirected(t, requestFor(t, "/", loggedIn("ann"))); !strings.HasSuffix(location, "/"+tc.want) {
+				t.Errorf("%+v: the link is %q", tc, location)
+			}
+			if err := m.app.Cleanup(); err != nil {
+				t.Error(err)
 			}
 		}
 	}
@@ -159,6 +230,7 @@ func TestConfigsOfMint(t *testing.T) {
 		`to "player"`:      {Video: "demo", UID: "{x}", To: "player"},
 		"climit -1":        {Video: "demo", UID: "{x}", Climit: -1},
 		"rules: ":          {Video: "demo", UID: "{x}", Rules: json.RawMessage(`[{"type":"any"}]`)},
+		`"{http.request`:   {Video: "demo", UID: "{x}", Rules: json.RawMessage(`[{"type":"ip.src","ip":["{http.request.remote.host}"],"action":"allow"}]`)},
 	} {
 		if _, err := newMint(t, &App{MaxTokenLifetime: caddy.Duration(90 * time.Minute)}, &m); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want an error with %q", m, err, want)

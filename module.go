@@ -177,6 +177,12 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 		return err
 	}
 	g.manifest = manifestPath.escaped
+	if !slices.Contains(g.app.gateManifests, g.manifest) {
+		g.app.gateManifests = append(g.app.gateManifests, g.manifest)
+	}
+	if _, err := g.app.manifestOfLinks(); err != nil {
+		return err
+	}
 	if g.Player != nil {
 		if g.TrustOriginIframe {
 			return errTwoPages
