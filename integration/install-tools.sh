@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees to the programs that the tests need: installs the Debian packages of
 # those that are missing, or names them where it may not install, fetches the npm
-# packages of package-lock.json and builds MediaMTX. Silent when everything is there.
+# packages of package-lock.json and builds oauth2-proxy and MediaMTX. Silent when everything is there.
 set -eu
 cd "$(dirname "$0")"
 
@@ -68,6 +68,8 @@ fi
 if [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
 	npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
 fi
+
+ln -sf "$(../.ci/tool github.com/oauth2-proxy/oauth2-proxy/v7 v7.15.6)" ../bin/oauth2-proxy
 
 # Its module lacks two files that it embeds, which its own build fetches.
 mediamtx=v1.19.3

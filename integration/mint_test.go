@@ -1,31 +1,41 @@
 package integration
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// A login becomes a link, after a real forward_auth. The attack: a client that is let in
-// without a name, or with its own, sends the header by which the login names users.
-func TestLoginBecomesALink(t *testing.T) {
-	t.Parallel()
+// loginLink is a site whose links lead to a gate, after a real forward_auth to a login.
+type loginLink struct {
+	gate *gateway
+	addr string
+}
+
+func startLoginLink(t *testing.T) *loginLink {
+	t.Helper()
 	login := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.Header.Get("Cookie") {
 		case "session=ann":
 			w.Header().Set("Remote-User", "ann")
+		case "session=empty":
+			w.Header().Set("Remote-User", "")
 		case "session=guest": // may come in, without a name
 		default:
 			w.WriteHeader(http.StatusUnauthorized)
 		}
 	}))
 	t.Cleanup(login.Close)
-	o, site := startOrigin(t, nil), freeAddr(t)
-	g := start(t, o, config{log: quiet, sites: `
-		http://` + site + ` {
+	s := &loginLink{addr: freeAddr(t)}
+	s.gate = start(t, startOrigin(t, nil), config{
+		log: quiet, app: "sessions on\non_session_limit refuse_new", gate: "manifest live/main.m3u8",
+		sites: `
+		http://:` + port(s.addr) + ` {
 			@watch path_regexp ^/watch/([A-Za-z0-9_-]+)$
 			handle @watch {
 				forward_auth ` + strings.TrimPrefix(login.URL, "http://") + ` {
@@ -42,61 +52,111 @@ func TestLoginBecomesALink(t *testing.T) {
 			handle {
 				error 404
 			}
-		}`})
-	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	ask := func(path string, header ...string) (status int, location string, h http.Header) {
-		t.Helper()
-		r, err := http.NewRequest(http.MethodGet, "http://"+site+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := 0; i < len(header); i += 2 {
-			r.Header.Add(header[i], header[i+1])
-		}
-		res, err := client.Do(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer res.Body.Close()
-		return res.StatusCode, res.Header.Get("Location"), res.Header
+		}`,
+	})
+	return s
+}
+
+// want sends a request and checks its status. It returns the path of the link, if the request gets
+// one: on this host, to the manifest of the gate, for ann.
+func (s *loginLink) want(t *testing.T, name, request string, status int) (link string) {
+	t.Helper()
+	res := rawTo(t, s.addr, request)
+	link = res.Header.Get("Location")
+	if res.StatusCode != status || (link != "") != (status == http.StatusSeeOther) {
+		t.Errorf("%s: %d to %q, want %d", name, res.StatusCode, link, status)
+		return link
 	}
-	for _, tc := range []struct {
-		name   string
-		path   string
-		header []string
-		want   int
-	}{
-		{"nobody", "/watch/vidA", nil, 401},
-		{"a forged name alone", "/watch/vidA", []string{"Remote-User", "ann"}, 401},
-		{"a guest", "/watch/vidA", []string{"Cookie", "session=guest"}, 403},
-		{"a guest with a forged name", "/watch/vidA", []string{"Cookie", "session=guest", "Remote-User", "ann"}, 403},
-		{"a guest with a forged name in small letters and an underscore", "/watch/vidA", []string{"Cookie", "session=guest", "remote_user", "ann"}, 403},
-		{"no video", "/watch/", []string{"Cookie", "session=ann"}, 404},
-		{"a video that is none", "/watch/a%2Fb", []string{"Cookie", "session=ann"}, 404},
-		{"a path below a video", "/watch/vidA/x", []string{"Cookie", "session=ann"}, 404},
-		{"a video id that is too long", "/watch/" + strings.Repeat("a", 65), []string{"Cookie", "session=ann"}, 404},
-		{"another host for a video", "/watch/evil.com", []string{"Cookie", "session=ann"}, 404},
-		{"a user", "/watch/vidA", []string{"Cookie", "session=ann"}, 303},
-		{"a user with a forged name", "/watch/vidA", []string{"Cookie", "session=ann", "Remote-User", "bob"}, 303},
+	if status != http.StatusSeeOther {
+		return ""
+	}
+	if res.Header.Get("Cache-Control") != "no-store" || res.Header.Get("Referrer-Policy") != "no-referrer" {
+		t.Errorf("%s: the headers are %v", name, res.Header)
+	}
+	compact, isManifest := strings.CutSuffix(strings.TrimPrefix(link, "/"), "/live/main.m3u8")
+	parsed, err := token.Parse(compact)
+	if err != nil || !isManifest {
+		t.Fatalf("%s: %q: %v", name, link, err)
+	}
+	if claims := parsed.Unverified(); claims.Viewer != "ann" || claims.VideoID != "vidA" || claims.SessionLimit != 2 {
+		t.Errorf("%s: the claims are %+v", name, claims)
+	}
+	return link
+}
+
+// The attack: a client that may not come in, or comes in without a name or with its own, sends the
+// header by which the login names users, in each way in which a server may read one.
+func TestForgedUsers(t *testing.T) {
+	t.Parallel()
+	s := startLoginLink(t)
+	for _, forged := range [][]string{
+		nil, {"Remote-User: bob"}, {"remote-user: bob"}, {"REMOTE-USER:bob"}, {"Remote-User: \tbob\t"}, {"remote_user: bob"}, {"Remote_User: bob"},
+		{"HTTP_REMOTE_USER: bob"}, {"Remote-User: bob", "Remote-User: eve"}, {"Remote-User:", "remote-user: bob"}, {"Remote-User: {http.request.host}"},
+		{"Remote-User: bob", "Connection: Remote-User"}, {"Remote-User: bob", "Connection: Cookie"},
+		{"X-Forwarded-User: bob"}, {"Authorization: Basic Ym9iOng="}, {"X-Forwarded-Uri: /auth?user=bob"}, {"X-Forwarded-For: 127.0.0.1"}, {"X-Original-URL: /public"},
+		{"Transfer-Encoding: chunked", "Trailer: Remote-User", "", "0", "Remote-User: bob"},
 	} {
-		status, location, h := ask(tc.path, tc.header...)
-		if status != tc.want || (location != "") != (tc.want == 303) {
-			t.Errorf("%s: %d to %q, want %d", tc.name, status, location, tc.want)
-			continue
+		for cookie, status := range map[string]int{"": 401, "session=guest": 403, "session=empty": 403, "session=ann": 303} {
+			if slices.Contains(forged, "Connection: Cookie") { // the login gets no cookie
+				status = 401
+			}
+			s.want(t, cookie+" with "+strings.Join(forged, ", "), rawGet("/watch/vidA", append([]string{"Cookie: " + cookie}, forged...)...), status)
 		}
-		if tc.want != 303 {
-			continue
-		}
-		if h.Get("Cache-Control") != "no-store" || h.Get("Referrer-Policy") != "no-referrer" {
-			t.Errorf("%s: the headers are %v", tc.name, h)
-		}
-		parsed, err := token.Parse(strings.Split(location, "/")[1])
-		if err != nil {
-			t.Fatalf("%s: %q: %v", tc.name, location, err)
-		}
-		if claims := parsed.Unverified(); claims.Viewer != "ann" || claims.VideoID != "vidA" || claims.SessionLimit != 2 {
-			t.Errorf("%s: the claims are %+v", tc.name, claims)
-		}
-		wantVerdict(t, g, location, plays)
+	}
+}
+
+// The attack: a request of a user who is logged in gets a link for something that is no video, or
+// one that leads to another host, or a page of another site uses the user's login.
+func TestRequestsForLinks(t *testing.T) {
+	t.Parallel()
+	s := startLoginLink(t)
+	for _, tc := range []struct {
+		name, method, target string
+		header               []string
+		want                 int
+	}{
+		{"a video", "GET", "/watch/vidA", nil, 303},
+		{"a video in other letters", "GET", "/watch/vid%41", nil, 303},
+		{"a query", "GET", "/watch/vidA?rd=//evil.test&uid=bob&to=https://evil.test", nil, 303},
+		{"HEAD", "HEAD", "/watch/vidA", nil, 303},
+		{"another host", "GET", "/watch/vidA", []string{"Host: evil.test"}, 303},
+		{"another host of a proxy", "GET", "/watch/vidA", []string{"X-Forwarded-Host: evil.test", "X-Forwarded-Proto: https", "Forwarded: host=evil.test"}, 303},
+		{"a whole URL", "GET", "http://evil.test/watch/vidA", nil, 303},
+		{"a link on another site", "GET", "/watch/vidA", []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: document", "Sec-Fetch-Mode: navigate"}, 303},
+		{"a prefetch", "GET", "/watch/vidA", []string{"Sec-Purpose: prefetch;prerender", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Dest: document"}, 303},
+		{"a validator", "GET", "/watch/vidA", []string{"If-None-Match: *", "Range: bytes=0-0"}, 303},
+		{"a frame in a page of another site", "GET", "/watch/vidA", []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: iframe", "Sec-Fetch-Mode: navigate"}, 403},
+		{"a video in a page of another site", "GET", "/watch/vidA", []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: video", "Sec-Fetch-Mode: no-cors"}, 403},
+		{"POST", "POST", "/watch/vidA", nil, 405},
+		{"OPTIONS", "OPTIONS", "/watch/vidA", nil, 405},
+		{"an invented method", "MINT", "/watch/vidA", []string{"X-HTTP-Method-Override: GET"}, 405},
+		{"no video", "GET", "/watch/", nil, 404},
+		{"a path below a video", "GET", "/watch/vidA/x", nil, 404},
+		{"a slash", "GET", "/watch/vidA/", nil, 404},
+		{"a video id that is too long", "GET", "/watch/" + strings.Repeat("a", 65), nil, 404},
+		{"another host for a video", "GET", "/watch/evil.com", nil, 404},
+		{"another host for a path", "GET", "//evil.test/watch/vidA", nil, 404},
+		{"a host after the path", "GET", "/watch//evil.test", nil, 404},
+		{"a user", "GET", "/watch/vidA@evil.test", nil, 404},
+		{"an encoded slash", "GET", "/watch/a%2Fb", nil, 404},
+		{"an encoded backslash", "GET", "/watch/%5Cevil", nil, 404},
+		{"an encoded folder", "GET", "/watch/%2e%2e%2fvidA", nil, 404},
+		{"a line break", "GET", "/watch/vidA%0d%0aSet-Cookie:x=1", nil, 404},
+		{"a line break at the end", "GET", "/watch/vidA%0a", nil, 404},
+		{"a zero", "GET", "/watch/vidA%00", nil, 404},
+		{"a placeholder", "GET", "/watch/%7Bhttp.request.host%7D", nil, 404},
+		{"letters beyond ASCII", "GET", "/watch/vid%CE%91", nil, 404},
+	} {
+		s.want(t, tc.name, rawRequest(tc.method, tc.target, append([]string{"Cookie: session=ann"}, tc.header...)...), tc.want)
+	}
+}
+
+// All links of a user count together, whichever of them is played.
+func TestLimitOfAUser(t *testing.T) {
+	t.Parallel()
+	s := startLoginLink(t)
+	for i, want := range []verdict{plays, plays, refusedFor("session_limit")} {
+		link := s.want(t, "a link", rawGet("/watch/vidA", "Cookie: session=ann"), http.StatusSeeOther)
+		wantVerdict(t, s.gate, link, want, fmt.Sprintf("User-Agent: device %d", i))
 	}
 }
