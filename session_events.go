@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,23 +60,32 @@ func (s *sharedState) sessionEnded(e sessions.Event) {
 	}
 }
 
-// viewerShares tells of a viewer who probably shares a token, and revokes the viewer's tokens if
-// the config in force says so.
-func (s *sharedState) viewerShares(report sessions.Sharing) {
+// viewersShare tells of viewers who probably share a token, and revokes their tokens if the config in
+// force says so. The caller, which the sessions of the fleet need, does not wait for the store.
+func (s *sharedState) viewersShare(reports []sessions.Sharing) {
 	s.mu.RLock()
 	config := s.configs[len(s.configs)-1]
 	s.mu.RUnlock()
-	s.metrics.sharing.Inc()
-	s.logger().Named("sessions").Warn("a viewer probably shares a token",
-		zap.String("uid", report.UID()), zap.Stringer("session", report.ID), zap.String("video", report.Video), zap.Int("score", report.Score),
-		zap.Int("networks", report.Networks), zap.Int("countries", report.Countries), zap.Int("sessions", report.Active))
-	if !config.revokeShared {
-		return
+	var list []*state.Revocation
+	for _, report := range reports {
+		s.metrics.sharing.Inc()
+		s.logger().Named("sessions").Warn("a viewer probably shares a token",
+			zap.String("uid", report.UID()), zap.Stringer("session", report.ID), zap.String("video", report.Video), zap.Int("score", report.Score),
+			zap.Int("networks", report.Networks), zap.Int("countries", report.Countries), zap.Int("sessions", report.Active))
+		if config.revokeShared {
+			list = append(list, sharedTokens(report, config)...)
+		}
 	}
+	go s.revokeShared(list)
+}
+
+func (s *sharedState) revokeShared(list []*state.Revocation) {
 	ctx, cancel := context.WithTimeout(s.ctx, revokeTimeout)
 	defer cancel()
-	if err := s.Refuse(ctx, sharedTokens(report, config)); err != nil {
-		s.logger().Named("sessions").Error("could not revoke the tokens of a viewer who probably shares them", zap.Stringer("session", report.ID), zap.Error(err))
+	for some := range slices.Chunk(list, state.MaxInCall) {
+		if err := s.Refuse(ctx, some); err != nil {
+			s.logger().Named("sessions").Error("could not revoke the tokens of viewers who probably share them", zap.Int("revocations", len(some)), zap.Error(err))
+		}
 	}
 }
 

@@ -134,6 +134,27 @@ func TestRevokedSessionMakesRoom(t *testing.T) {
 	}
 }
 
+// The end of a session whose node was killed is in the log of one of the others.
+func TestEndOfASessionOfAKilledNode(t *testing.T) {
+	t.Parallel()
+	f := startSessions(t, "session_timeout 15s\n"+startRedis(t).option())
+	path, _ := f.nodes[0].beginSession(t, f.nodes[0].mintToken(t, "demo", `{"uid":"anna"}`))
+	if got := f.nodes[0].get(t, path).verdict(); got != plays {
+		t.Fatalf("%v", got)
+	}
+	f.nodes[0].kill(t)
+	told := func() (times int) {
+		for _, g := range f.nodes {
+			times += strings.Count(g.log.String(), `"msg":"session ended"`)
+		}
+		return times
+	}
+	eventually(t, "the end is told", func() bool { return told() > 0 })
+	if log := f.nodes[1].log.String() + f.nodes[2].log.String(); told() != 1 || !strings.Contains(log, `"uid":"anna"`) || !strings.Contains(log, `"reason":"timeout"`) {
+		t.Errorf("the end is told %d times", told())
+	}
+}
+
 // Viewers who race for the last place on all nodes get it once.
 func TestRaceForTheLastSession(t *testing.T) {
 	t.Parallel()

@@ -25,7 +25,7 @@ func watched(t *testing.T) controlled {
 	var tracker *sessions.Tracker
 	c := control(t, func(config *Config) {
 		tracker = sessions.New(sessions.Config{
-			Policy: sessions.Policy{Timeout: time.Minute}, Now: config.Now, Ended: func(sessions.Event) {}, Dropped: func(string) {}, Extended: func(sessions.ID) time.Time { return time.Time{} }, Shared: func(sessions.Sharing) {}, Revoked: func() func(sessions.ID) bool { return nil },
+			Policy: sessions.Policy{Timeout: time.Minute}, Now: config.Now, Ended: func(sessions.Event) {}, Dropped: func(string) {}, Extended: func(sessions.ID) time.Time { return time.Time{} }, Shared: func([]sessions.Sharing) {}, Revoked: func() func(sessions.ID) bool { return nil },
 		})
 		config.Sessions = tracker
 	})

@@ -26,6 +26,10 @@ const (
 	startTimeout = time.Second
 	beatTimeout  = 2 * time.Second
 
+	// orphaned is how long after its timeout a session has no node that tells its end. A node that
+	// runs has told it by then.
+	orphaned = 2 * beatInterval
+
 	beatBatch = 100 // sessions of one script, which no other call can interrupt
 )
 
@@ -47,8 +51,8 @@ type fleet struct {
 	// wait for it.
 	away  atomic.Bool
 	wake  chan struct{} // receives when a beat should not wait for its time
-	beat  time.Time     // the last one that succeeded; of Run only
-	began bool          // there was one
+	beat  time.Time     // when the last one was due; of Run only
+	began bool          // one has succeeded
 }
 
 func newFleet(redis Redis) *fleet {
@@ -162,12 +166,12 @@ func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, sibling
 	return nil
 }
 
-// tellFleet tells of the sessions that were used since the last beat, or of all of them, and
-// hears which have ended.
-func (t *Tracker) tellFleet(ctx context.Context, all bool) {
-	lost, err := t.beat(ctx, all)
+// tellFleet tells of sessions and hears which have ended. A Redis that has lost its data is told
+// everything.
+func (t *Tracker) tellFleet(ctx context.Context, used []*Session) {
+	lost, err := t.beat(ctx, used)
 	if err == nil && lost {
-		if _, err = t.beat(ctx, true); err == nil {
+		if _, err = t.beat(ctx, slices.Collect(t.all())); err == nil {
 			err = t.restore(ctx)
 		}
 	}
@@ -176,21 +180,23 @@ func (t *Tracker) tellFleet(ctx context.Context, all bool) {
 		t.config.Away(err)
 	}
 	if was && err == nil {
-		err = t.restore(ctx)
-	}
-	if err == nil {
-		t.fleet.beat = t.config.Now()
+		_ = t.restore(ctx)
 	}
 }
 
-// beat tells of sessions in batches. lost says that the Redis does not know this node.
-func (t *Tracker) beat(ctx context.Context, all bool) (lost bool, err error) {
-	var used []*Session
+// untold returns the sessions that were used since the last beat.
+func (t *Tracker) untold() (used []*Session) {
 	for s := range t.all() {
-		if all || s.seen.Load() > s.told {
+		if s.seen.Load() > s.told {
 			used = append(used, s)
 		}
 	}
+	return used
+}
+
+// beat tells of sessions in batches, and asks at least whether the data is there: lost says that the
+// Redis does not know this node.
+func (t *Tracker) beat(ctx context.Context, used []*Session) (lost bool, err error) {
 	for {
 		batch := used[:min(len(used), beatBatch)]
 		used = used[len(batch):]
@@ -326,6 +332,23 @@ func (t *Tracker) settle(ctx context.Context, ended []ending) (events []Event) {
 				e.Bytes = total
 				events = append(events, e.Event)
 			}
+		}
+	}
+	return events
+}
+
+// orphans returns the ends of sessions that a killed node cannot tell. Each is told by one node.
+func (t *Tracker) orphans(ctx context.Context) (events []Event) {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	answer, err := t.run(ctx, orphansScript, strconv.FormatInt(orphaned.Milliseconds(), 10))
+	if err != nil {
+		return nil
+	}
+	const fields = 6
+	for orphan := range slices.Chunk(answer, fields) {
+		if info, err := t.parseInfo(orphan[:len(orphan)-1]); err == nil {
+			events = append(events, Event{info, t.config.Now(), Reason(orphan[fields-1]).known()})
 		}
 	}
 	return events

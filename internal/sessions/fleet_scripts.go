@@ -12,6 +12,7 @@ import "github.com/redis/rueidis"
 //	video:<video>     running sessions of a video, with the time of their last request
 //	videos            videos with running sessions, with the time of their last beat
 //	session:<id>      what lists show of a session, and what its end needs
+//	untold            sessions whose end no node has told, with the time of their last request or their end
 //	node:<node>       it is missing after a loss of the data
 //
 // Times are those of the Redis, in milliseconds, because the clocks of nodes differ. Nodes
@@ -63,6 +64,7 @@ local function finish(viewer, id, reason)
 	local seconds = math.max(math.ceil(ends - now / 1000), 60)
 	forget(viewer, id)
 	remember(viewer, id, begun, seconds)
+	redis.call('HSET', P .. 'session:' .. id, 'reason', reason)
 	redis.call('PUBLISH', P .. 'ended', table.concat({viewer, id, begun, seconds, reason}, ' '))
 end
 
@@ -80,8 +82,9 @@ local function keep(viewer, id, video, begun, seen, left, info)
 	redis.call('ZADD', index, seen, id)
 	redis.call('ZADD', P .. 'videos', now, video)
 	for _, key in ipairs({index, P .. 'videos'}) do redis.call('ZREMRANGEBYSCORE', key, '-inf', now - timeout) end
-	redis.call('HSET', session, 'viewer', viewer, 'video', video, 'node', node, 'info', info, 'ends', math.floor(now / 1000 + left))
-	redis.call('PEXPIRE', session, 2 * timeout)
+	redis.call('HSET', session, 'viewer', viewer, 'video', video, 'node', node, 'info', info, 'begun', begun, 'seen', seen, 'ends', math.floor(now / 1000 + left))
+	redis.call('ZADD', P .. 'untold', seen, id)
+	for _, key in ipairs({session, P .. 'untold'}) do redis.call('PEXPIRE', key, 2 * timeout + 60000) end
 	for _, key in ipairs({P .. 'seen:' .. viewer, P .. 'begun:' .. viewer, index, P .. 'videos'}) do redis.call('PEXPIRE', key, timeout) end
 end
 `
@@ -91,10 +94,10 @@ end
 //nolint:dupword // blocks of Lua end with end
 const luaRow = `
 local function row(answer, id, seen)
-	local has = redis.call('HMGET', P .. 'session:' .. id, 'viewer', 'bytes', 'info')
+	local has = redis.call('HMGET', P .. 'session:' .. id, 'viewer', 'bytes', 'info', 'begun')
 	local ago = now - tonumber(seen)
 	if not has[1] or ago >= timeout then return end
-	for _, value in ipairs({id, tostring(ago), redis.call('ZSCORE', P .. 'begun:' .. has[1], id) or '0', has[2] or '0', has[3]}) do
+	for _, value in ipairs({id, tostring(ago), has[4], has[2] or '0', has[3]}) do
 		answer[#answer + 1] = value
 	end
 end
@@ -143,7 +146,7 @@ if limit > 0 then
 		for _, oldest in ipairs(redis.call('ZRANGE', P .. 'begun:' .. viewer, 0, excess - 1)) do finish(viewer, oldest, 'limit') end
 	end
 end
-redis.call('HDEL', P .. 'session:' .. id, 'told', 'bytes')
+redis.call('HDEL', P .. 'session:' .. id, 'told', 'bytes', 'reason')
 keep(viewer, id, video, begun, now, left, info)
 return {'begun', tostring(begun)}`)
 
@@ -156,8 +159,9 @@ return {'begun', tostring(begun)}`)
 	beatScript = newScript(`
 local answer = {}
 local mark = P .. 'node:' .. node
-if redis.call('EXISTS', mark) == 0 then answer[1] = 'lost' end
-redis.call('SETEX', mark, 86400, '1')
+local left = redis.call('TTL', mark)
+if left < 0 then answer[1] = 'lost' end
+if left < 43200 then redis.call('SETEX', mark, 86400, '1') end
 for i = 3, #ARGV, 10 do
 	local id, viewer, video, begun, ago, limit, refuse, left, bytes, info = unpack(ARGV, i, i + 9)
 	limit = tonumber(limit)
@@ -166,6 +170,7 @@ for i = 3, #ARGV, 10 do
 		answer[#answer + 1] = id
 	else
 		redis.call('HINCRBY', P .. 'session:' .. id, 'bytes', bytes)
+		if not last then redis.call('HDEL', P .. 'session:' .. id, 'told', 'reason') end
 		keep(viewer, id, video, math.min(tonumber(begun), now), math.max(tonumber(last or '0'), now - ago), left, info)
 		if not last and limit > 0 then
 			local excess = running(viewer) - limit
@@ -197,7 +202,27 @@ for i = 3, #ARGV, 4 do
 		local away = reason == 'timeout' and seen and now - tonumber(seen) < timeout and redis.call('HGET', session, 'node') ~= node
 		if reason == 'timeout' and not away then forget(viewer, id) end
 		if away or redis.call('HSETNX', session, 'told', '1') == 0 then total = -1 end
+		if not away then redis.call('ZREM', P .. 'untold', id) end
 		answer[#answer + 1] = tostring(total)
+	end
+end
+return answer`)
+
+	// orphansScript takes how long after the timeout of a session, in milliseconds, its node has not told
+	// its end because it was killed. Of up to 100 such sessions it returns what listScript does and
+	// the reason of the end. No other call returns the same ones.
+	//
+	//nolint:dupword // blocks of Lua end with end
+	orphansScript = newScript(luaRow + `
+local answer, silent = {}, timeout
+timeout = math.huge
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'untold', '-inf', now - silent - ARGV[3], 'LIMIT', 0, 100)) do
+	redis.call('ZREM', P .. 'untold', id)
+	local has = redis.call('HMGET', P .. 'session:' .. id, 'viewer', 'seen', 'reason')
+	if has[1] and redis.call('HSETNX', P .. 'session:' .. id, 'told', '1') == 1 then
+		forget(has[1], id)
+		row(answer, id, has[2])
+		answer[#answer + 1] = has[3] or 'timeout'
 	end
 end
 return answer`)

@@ -108,7 +108,7 @@ func (s *redisServer) nodeAt(t *testing.T, address string, policy Policy) *regis
 	r := &registry{clock: new(clock)}
 	r.Tracker = New(Config{
 		Policy: policy, Now: time.Now, Redis: redis, CountError: func() { r.failures.Add(1) }, Away: func(error) {},
-		Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Revoked: func() func(ID) bool { return nil }, Shared: func(s Sharing) { r.shared = append(r.shared, s) },
+		Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Revoked: func() func(ID) bool { return nil }, Shared: func(s []Sharing) { r.shared = append(r.shared, s...) },
 	})
 	go r.listen(t.Context())
 	select {
@@ -276,7 +276,7 @@ func TestFleetWithoutItsRedis(t *testing.T) {
 			}
 			for _, r := range fleet {
 				eventually(t, "the node comes back", func() error {
-					r.work(t.Context(), true)
+					r.work(t.Context(), lose == "killed") // a flush is noticed in the next second, without a hint
 					if r.fleet.away.Load() {
 						return errors.New("still away")
 					}
@@ -349,6 +349,45 @@ func TestEndOfASessionInAFleet(t *testing.T) {
 	}
 }
 
+// The end of a session whose node was killed is told once, by a node that runs, with its reason.
+func TestEndOfASessionOfAKilledNode(t *testing.T) {
+	t.Parallel()
+	s, fleet := fleetOf(t, 1, Policy{Timeout: time.Minute})
+	for session := range 2 {
+		known, err := fleet[0].Visit(t.Context(), begin(session, "anna", 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		known.AddBytes(1000)
+	}
+	fleet[0].work(t.Context(), true) // the last turn of the node
+	running := []*registry{s.node(t, Policy{Timeout: time.Minute}), s.node(t, Policy{Timeout: time.Minute})}
+	if err := running[0].End(t.Context(), keyOf(0).ID()); err != nil {
+		t.Fatal(err)
+	}
+	wantVisit(t, running[0], begin(2, "berta", 0), nil) // it has a node that runs
+	for session := range 2 {
+		s.do(t, "ZINCRBY", fleetKey+"untold", fmt.Sprint(-(time.Minute + orphaned).Milliseconds()), keyOf(session).ID().String()) // the time passes
+	}
+	var wait sync.WaitGroup
+	for _, r := range running {
+		r.fleet.beat = time.Time{}
+		wait.Go(func() { r.work(t.Context(), false) })
+	}
+	wait.Wait()
+	ends := append(running[0].ends, running[1].ends...)
+	reasons := make(map[ID]Reason)
+	for _, e := range ends {
+		reasons[e.ID] = e.Reason
+		if e.Bytes != 1000 || e.Viewer != "anna" || e.Video != "film" || time.Since(e.Started) > patience || time.Since(e.LastSeen) > patience {
+			t.Errorf("the end %+v", e)
+		}
+	}
+	if len(ends) != 2 || reasons[keyOf(0).ID()] != Deleted || reasons[keyOf(1).ID()] != TimedOut {
+		t.Errorf("%d ends are told: %v", len(ends), reasons)
+	}
+}
+
 // The rights that the documentation asks for are enough.
 func TestRedisUserWithFewRights(t *testing.T) {
 	t.Parallel()
@@ -383,7 +422,6 @@ func TestRedisUserWithFewRights(t *testing.T) {
 	}
 }
 
-// What other clients of the Redis publish ends nothing and makes no node fail.
 // The attack: a client begins sessions and cancels each request, so that the node decides alone
 // or tells the Redis of all its sessions again.
 func TestCancelledStartsOfAFleet(t *testing.T) {
@@ -400,6 +438,7 @@ func TestCancelledStartsOfAFleet(t *testing.T) {
 	}
 }
 
+// What other clients of the Redis publish ends nothing and makes no node fail.
 func TestHearIgnoresStrangers(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(Policy{Timeout: time.Minute})

@@ -116,9 +116,9 @@ type Config struct {
 	// the last call. It is called by the goroutine of Run.
 	Revoked func() func(ID) bool
 
-	// Shared is told of each viewer who probably shares a token, once in ten minutes, by
+	// Shared is told of the viewers who probably share a token, each once in ten minutes, by
 	// the goroutine of Run.
-	Shared func(Sharing)
+	Shared func([]Sharing)
 
 	// Dropped counts what a bound has dropped: DroppedSession for a request that found no
 	// room and plays uncounted, DroppedEnd for an end of which Ended is not told.
@@ -525,19 +525,40 @@ func (t *Tracker) Run(ctx context.Context) {
 // work is one turn of Run.
 func (t *Tracker) work(ctx context.Context, hurry bool) {
 	t.sweep()
-	if t.fleet != nil && (hurry || t.fleet.away.Load() || t.config.Now().Sub(t.fleet.beat) >= beatInterval) {
-		t.tellFleet(ctx, hurry || t.fleet.away.Load())
+	var orphans []Event
+	if t.fleet != nil {
+		orphans = t.followFleet(ctx, hurry)
 	}
 	t.mu.Lock()
 	ended, reports := t.endings, t.reports
 	t.endings, t.reports = nil, nil
 	t.mu.Unlock()
-	for _, report := range reports {
-		t.config.Shared(report)
+	if len(reports) > 0 {
+		t.config.Shared(reports)
 	}
-	for _, event := range t.settle(ctx, ended) {
+	for _, event := range append(t.settle(ctx, ended), orphans...) {
 		t.config.Ended(event)
 	}
+}
+
+// followFleet tells of all sessions if there may be news of them, every ten seconds of those that were
+// used, and otherwise asks only whether the Redis has lost its data. It returns the ends that a
+// killed node cannot tell.
+func (t *Tracker) followFleet(ctx context.Context, hurry bool) (orphans []Event) {
+	due := t.config.Now().Sub(t.fleet.beat) >= beatInterval
+	switch {
+	case hurry || t.fleet.away.Load():
+		t.tellFleet(ctx, slices.Collect(t.all()))
+	case due:
+		t.tellFleet(ctx, t.untold())
+	default:
+		t.tellFleet(ctx, nil)
+	}
+	if !due || t.fleet.away.Load() {
+		return nil
+	}
+	t.fleet.beat = t.config.Now()
+	return t.orphans(ctx)
 }
 
 // Stop waits for the end of Run and then tells of what runs: to the fleet, where sessions go on, or
@@ -545,7 +566,7 @@ func (t *Tracker) work(ctx context.Context, hurry bool) {
 func (t *Tracker) Stop() {
 	<-t.done
 	if t.fleet != nil {
-		t.tellFleet(context.Background(), false)
+		t.tellFleet(context.Background(), t.untold())
 		return
 	}
 	for s := range t.all() {

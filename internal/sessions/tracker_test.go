@@ -51,7 +51,7 @@ type registry struct {
 
 func newRegistry(policy Policy) *registry {
 	r := &registry{clock: new(clock)}
-	r.Tracker = New(Config{Policy: policy, Now: r.now, Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Revoked: r.takeRevoked, Shared: func(s Sharing) { r.shared = append(r.shared, s) }})
+	r.Tracker = New(Config{Policy: policy, Now: r.now, Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Revoked: r.takeRevoked, Shared: func(s []Sharing) { r.shared = append(r.shared, s...) }})
 	return r
 }
 
