@@ -95,6 +95,14 @@ image: ## Make an OCI image in dist/
 		--build-arg VERSION='$(VERSION)' -f packaging/Dockerfile -t signed-playback:build .
 	buildah --storage-driver vfs push signed-playback:build oci-archive:dist/signed-playback-$(VERSION).tar:signed-playback:$(VERSION)
 
+# The pages have the diagrams as files, so that they show without a build.
+D2 = $$(.ci/tool oss.terrastruct.com/d2 v0.7.2)
+.PHONY: diagrams
+diagrams: ## Draw the diagrams of docs/how-it-works.md from text
+	for source in docs/diagrams/*.d2; do \
+		$(D2) --theme 0 --dark-theme 200 --pad 8 --scale 0.75 --omit-version $$source $${source%.d2}.svg && chmod 644 $${source%.d2}.svg || exit; \
+	done
+
 .PHONY: vulncheck
 vulncheck: ## Look up known vulnerabilities; needs the network
 	go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...

@@ -412,7 +412,7 @@ func TestConfigsOfPagesAreValid(t *testing.T) {
 	dir := t.TempDir()
 	key := publicJWK(testKey())
 	for name, content := range map[string]string{
-		"public.json": key, "stream.jwk": key, "2030-01.public.json": key, "2030-02.public.json": key, "hls.min.js": "self.Hls = {}",
+		"public.json": key, "stream.jwk": key, "2030-01.public.json": key, "2030-02.public.json": key, "K2JCJMDQS1EIOO.pem": key, "hls.min.js": "self.Hls = {}",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)

@@ -23,9 +23,9 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// snippet is a fenced block of docs/guide.md.
+// snippet is a fenced block of a page.
 type snippet struct {
-	task    string // the heading of the second level above it
+	task    string // the heading of the second level above it, or the name of a page that is one task
 	heading string // the nearest heading
 	lang    string
 	file    string // what the text says to save it as, "" for nothing
@@ -38,7 +38,7 @@ var headingOrBlock = regexp.MustCompile("(?ms)^(##|###) ([^\n]*)$|^```([a-z]+)(?
 func guide(t testing.TB) (snippets []snippet) {
 	t.Helper()
 	var task, heading string
-	for _, m := range headingOrBlock.FindAllStringSubmatch(guideText(t), -1) {
+	for _, m := range headingOrBlock.FindAllStringSubmatch(readText(t, "../docs/guide.md"), -1) {
 		switch m[1] {
 		case "##":
 			task, heading = m[2], m[2]
@@ -51,17 +51,20 @@ func guide(t testing.TB) (snippets []snippet) {
 	return snippets
 }
 
-func guideText(t testing.TB) string {
+// pageAsTask returns the blocks of a page of docs that is one task from its first line to
+// its last.
+func pageAsTask(t testing.TB, name string) (snippets []snippet) {
 	t.Helper()
-	page, err := os.ReadFile("../docs/guide.md")
-	if err != nil {
-		t.Fatal(err)
+	for _, m := range headingOrBlock.FindAllStringSubmatch(readText(t, "../docs/"+name), -1) {
+		if m[1] == "" {
+			snippets = append(snippets, snippet{task: name, lang: m[3], file: m[4], text: m[5]})
+		}
 	}
-	return string(page)
+	return snippets
 }
 
-// guideTasks are the tasks of the guide that use a shell, with a check of the end
-// where the lines do not say all.
+// guideTasks are the tasks of the guide that use a shell, and pages that are tasks, with a
+// check of the end where the lines do not say all.
 var guideTasks = map[string]func(*terminal){
 	"Protect an origin":                      nil,
 	"Embed on your site":                     nil,
@@ -72,17 +75,26 @@ var guideTasks = map[string]func(*terminal){
 	"Behind a CDN or a load balancer":        nil,
 	"Introduce it where viewers already are": (*terminal).wantReported,
 	"Before it goes live":                    (*terminal).wantNoTokenLogged,
-	"Move from Cloudflare Stream":            (*terminal).wantMoved,
 	"When a viewer cannot play":              nil,
+	"from-cloudflare-stream.md":              (*terminal).wantMoved,
+	"from-cloudfront-or-bunny.md":            nil,
+	"from-nginx-secure-link.md":              nil,
+	"upgrade.md":                             nil,
 }
 
-// You get what the guide says when you type what it says: each line of each task is
+// You get what the pages say when you type what they say: each line of each task is
 // run in order, with the task's configs, and does what its comment says.
 func TestGuideTasks(t *testing.T) {
 	t.Parallel()
 	var order []string
 	tasks := make(map[string][]snippet)
-	for _, s := range guide(t) {
+	snippets := guide(t)
+	for name := range guideTasks {
+		if strings.HasSuffix(name, ".md") {
+			snippets = append(snippets, pageAsTask(t, name)...)
+		}
+	}
+	for _, s := range snippets {
 		if isShell(s) && !slices.Contains(order, s.task) {
 			order = append(order, s.task)
 		}
@@ -153,7 +165,7 @@ func openTerminal(t *testing.T, task []snippet, files map[string]string) *termin
 	}
 	term.provide(files, task)
 	origin := freeAddr(t)
-	if !slices.ContainsFunc(task, func(s snippet) bool { return strings.HasPrefix(s.text, "caddy file-server") }) {
+	if !slices.ContainsFunc(task, func(s snippet) bool { return strings.HasPrefix(s.text, "caddy file-server") || s.file == "nginx.conf" }) {
 		origin = startOrigin(t, exampleMedia()).addr()
 	}
 	admin := freeAddr(t)
@@ -201,7 +213,7 @@ func (term *terminal) provide(files map[string]string, task []snippet) {
 			term.t.Fatal(err)
 		}
 	}
-	makesKeys := slices.ContainsFunc(task, func(s snippet) bool { return strings.Contains(s.text, "keygen -o key.json --public public.json") })
+	makesKeys := slices.ContainsFunc(task, func(s snippet) bool { return strings.Contains(s.text, "keygen -o key.json ") })
 	for name, content := range files {
 		if !makesKeys || name != "key.json" && name != "public.json" {
 			writeFile(term.t, term.path(name), []byte(content))
@@ -218,6 +230,8 @@ func (term *terminal) rename(origin, admin string) {
 		"https://media.example.com", "http://"+gate,
 		"localhost:8080", "localhost:"+port,
 		"127.0.0.1:8081", origin,
+		"127.0.0.1:8082", freeAddr(term.t),
+		"/srv/videos", must(filepath.Abs("../examples/media"))(term.t),
 		"https://api.example.com", "http://"+freeAddr(term.t),
 		"https://api.cloudflare.com", startCloudflare(term.t),
 		"localhost:2019", admin,
@@ -231,6 +245,10 @@ func (term *terminal) rename(origin, admin string) {
 func (term *terminal) save(name, text string) {
 	term.t.Helper()
 	text = term.names.Replace(text)
+	if name == "nginx.conf" {
+		term.serveByNginx(text)
+		return
+	}
 	if name == "Caddyfile" {
 		text = strings.Replace(text, "{\n", "{\n\tdefault_bind 127.0.0.1\n", 1)
 	}
@@ -242,6 +260,16 @@ func (term *terminal) save(name, text string) {
 	if strings.Contains(term.gate.log.String(), "not formatted") {
 		term.t.Error("the Caddyfile is not formatted as caddy fmt would")
 	}
+}
+
+// serveByNginx starts nginx with these servers.
+func (term *terminal) serveByNginx(servers string) {
+	term.t.Helper()
+	s := &mediaServer{dir: term.dir}
+	writeFile(term.t, term.path("nginx.conf"), []byte("daemon off;\nmaster_process off;\npid nginx.pid;\nuser root;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n"+servers+"}\n"))
+	s.run(term.t, tool(term.t, "nginx"), "-p", ".", "-e", "stderr", "-c", "nginx.conf")
+	addr := regexp.MustCompile(`listen (\S+);`).FindStringSubmatch(servers)[1]
+	eventually(term.t, "nginx listens", func() bool { return listens(addr) })
 }
 
 // serve starts a server that runs to the end of the task.
