@@ -131,7 +131,7 @@ func (t *trace) assumeClaims(d *decision) {
 }
 
 func (t *trace) add(name string, became verdict, err error, details ...string) {
-	s := explainedCheck{Check: name, Outcome: became, Details: details}
+	s := explainedCheck{Check: name, Outcome: became, Details: append([]string{}, details...)}
 	if why, ok := errors.AsType[*refusal](err); ok && (became == verdictRefuse || became == verdictReport) {
 		s.Reason = why.reason
 		s.Details = append(s.Details, why.Error())

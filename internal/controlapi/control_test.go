@@ -174,6 +174,7 @@ func (c controlled) call(t testing.TB, method, path, body string, change ...func
 	}
 	w := httptest.NewRecorder()
 	c.ServeHTTP(w, r)
+	wantHeaders(t, method+" "+path, w.Header())
 	a := reply{status: w.Code, header: w.Header(), raw: w.Body.String()}
 	var decoded struct {
 		Result   json.RawMessage `json:"result"`
@@ -195,6 +196,22 @@ func (c controlled) call(t testing.TB, method, path, body string, change ...func
 		t.Errorf("%s %s = %d %s", method, path, a.status, a.raw)
 	}
 	return a
+}
+
+// wantHeaders checks that a browser takes an answer for nothing but JSON, keeps no copy, and lets no
+// page of another site read it.
+func wantHeaders(t testing.TB, what string, h http.Header) {
+	t.Helper()
+	for name, want := range map[string]string{"Content-Type": "application/json", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"} {
+		if got := h[name]; len(got) != 1 || got[0] != want {
+			t.Errorf("%s has %s %q, want %q", what, name, got, want)
+		}
+	}
+	for name := range h {
+		if strings.HasPrefix(name, "Access-Control-") || name == "Set-Cookie" {
+			t.Errorf("%s has %s", what, name)
+		}
+	}
 }
 
 // wantReply checks status and code of an answer; 0 stands for any code.

@@ -6,6 +6,7 @@ package controlapi
 
 import (
 	"context"
+	_ "embed" // openapi.json
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -245,7 +246,10 @@ type route struct {
 	handle func(c *call, body strictjson.Value) (result any, err error)
 }
 
-// routes are the calls by method and by the path below .../stream. A * is an id.
+// describedAPI is the call that belongs to no account.
+var describedAPI = route{"openapi.get", func(*call, strictjson.Value) (any, error) { return openAPI, nil }}
+
+// routes are the other calls by method and by the path below .../stream. A * is an id.
 var routes = map[string]route{
 	"GET ":               {"videos.list", (*call).listVideos},
 	"GET /keys":          {"keys.list", (*call).listKeys},
@@ -281,6 +285,10 @@ var reserved = map[string]bool{
 // second spelling.
 func (c *call) find() (route, error) {
 	path := c.request.URL.EscapedPath()
+	if path == pathPrefix+"/openapi.json" && c.request.Method == http.MethodGet {
+		c.route = describedAPI.name
+		return describedAPI, nil
+	}
 	rest, ok := strings.CutPrefix(path, pathPrefix+"/accounts/")
 	account, rest, _ := strings.Cut(rest, "/")
 	pattern, isStream := strings.CutPrefix(rest, "stream")
@@ -358,7 +366,14 @@ func (c *call) body(w http.ResponseWriter) (strictjson.Value, error) {
 	return body, nil
 }
 
-// envelope wraps every answer.
+// description is an answer without an envelope: the calls, their parameters and answers as an
+// OpenAPI 3.1 document.
+type description []byte
+
+//go:embed openapi.json
+var openAPI description
+
+// envelope wraps every other answer.
 type envelope struct {
 	Result   any       `json:"result"`
 	Success  bool      `json:"success"`
@@ -387,7 +402,10 @@ func (c *call) answer(w http.ResponseWriter, result any, err error) (status int)
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		h.Set("Retry-After", "1")
 	}
-	body, err := json.Marshal(out)
+	body, isDescription := result.(description)
+	if !isDescription {
+		body, err = json.Marshal(out)
+	}
 	if err != nil {
 		c.Logger.Error("could not encode an answer", zap.Error(err))
 		status, body = http.StatusInternalServerError, nil
