@@ -1,11 +1,14 @@
 package signedplayback
 
 import (
+	"encoding/json"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
 )
@@ -78,5 +81,22 @@ func TestRefusalsAreCountedByReason(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[string]uint64{"token_required": 3, "path_invalid": 2}, refused); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// The description of the API knows every reason, and no other.
+func TestOpenAPIHasEveryReason(t *testing.T) {
+	t.Parallel()
+	var file struct {
+		Components struct {
+			Schemas struct{ Reason struct{ Enum []reason } }
+		}
+	}
+	if err := json.Unmarshal(must(os.ReadFile("internal/controlapi/openapi.json")), &file); err != nil {
+		t.Fatal(err)
+	}
+	sorted := cmpopts.SortSlices(func(a, b reason) bool { return a < b })
+	if diff := cmp.Diff(reasons[:], file.Components.Schemas.Reason.Enum, sorted); diff != "" {
+		t.Errorf("(-gate +file):\n%s", diff)
 	}
 }
