@@ -77,23 +77,50 @@ lint: ## Linters, formatting, module files
 xcaddy: ## Build with xcaddy, as users do, and look for the modules
 	.ci/xcaddy
 
-# Of the last tag, or in a repository without tags of the last commit.
-VERSION ?= $(shell (git describe --tags --match 'v*' 2>/dev/null || git log -1 --format=v0.0.0~%cd.%h --date=format:%Y%m%d) | sed 's/^v//; s/-/+/')
-NFPM = $$(.ci/tool github.com/goreleaser/nfpm/v2/cmd/nfpm v2.45.2)
+# The last tag, or in a repository without tags a version before all others.
+VERSION ?= $(shell (git describe --tags --match 'v*' 2>/dev/null || git log -1 --format=v0.0.0-dev.%cd.%h --date=format:%Y%m%d) | sed -E 's/^v//; s/-([0-9]+-g)/+\1/')
+# Packages and images are for ARCH, and made of BINARY if there is one for it already.
+ARCH ?= $(shell go env GOARCH)
+BINARY ?=
+ROOT = dist/root_$(ARCH)
+IMAGE = signed-playback:$(subst +,-,$(VERSION))
+
+.PHONY: $(ROOT)
+$(ROOT):
+	packaging/root $@ $(ARCH) $(BINARY)
 
 .PHONY: deb rpm
-deb rpm: ## Make a Debian or RPM package in dist/
-	packaging/root dist/root
-	VERSION='$(VERSION)' ARCH=$$(go env GOARCH) $(NFPM) package --config packaging/nfpm.yaml --packager $@ --target dist/
+deb rpm: $(ROOT) ## Make a Debian or RPM package in dist/
+	VERSION='$(VERSION)' ARCH=$(ARCH) ROOT=$(ROOT) $$(.ci/tool github.com/goreleaser/nfpm/v2/cmd/nfpm v2.45.2) \
+		package --config packaging/nfpm.yaml --packager $@ --target dist/
 
 # Needs buildah, and no registry.
 .PHONY: image
-image: ## Make an OCI image in dist/
-	packaging/image dist/image
-	rm -f dist/signed-playback-$(VERSION).tar
-	buildah --storage-driver vfs build --format docker --isolation chroot --build-context files=dist/image/.. \
-		--build-arg VERSION='$(VERSION)' -f packaging/Dockerfile -t signed-playback:build .
-	buildah --storage-driver vfs push signed-playback:build oci-archive:dist/signed-playback-$(VERSION).tar:signed-playback:$(VERSION)
+image: $(ROOT) ## Make an OCI image in dist/
+	packaging/image dist/image_$(ARCH)/image $(ROOT)
+	buildah --storage-driver vfs build --format docker --isolation chroot --timestamp $(shell git log -1 --format=%ct) --arch $(ARCH) --build-context files=dist/image_$(ARCH) \
+		--build-arg VERSION='$(VERSION)' -f packaging/Dockerfile -t $(IMAGE) .
+	packaging/oci-archive $(IMAGE) $(IMAGE) dist/signed-playback_$(VERSION)_$(ARCH).oci.tar
+	buildah --storage-driver vfs rmi $(IMAGE)
+
+bin/hls.js:
+	packaging/hls-js $@
+
+# The tools of a release, in the order in which they compile fastest. cosign is for `make release` alone.
+GORELEASER = sbom=$$(.ci/tool github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod v1.10.0) && \
+	PATH="$${sbom%/*}:$$PATH" VERSION='$(VERSION)' $$(.ci/tool github.com/goreleaser/goreleaser/v2 v2.16.0) \
+	release --clean --parallelism 1 --timeout 2h --release-notes bin/release-notes.md
+
+.PHONY: release-dry-run
+release-dry-run: ## Make what a release has in dist/, and publish nothing
+	packaging/release-notes >bin/release-notes.md
+	$(GORELEASER) --snapshot --skip=sign
+
+# The workflow `release` calls it for a tag. The release stays a draft until the workflow has done the rest.
+.PHONY: release
+release:
+	packaging/release-notes '$(VERSION)' >bin/release-notes.md
+	$(GORELEASER)
 
 # The pages have the diagrams as files, so that they show without a build.
 D2 = $$(.ci/tool oss.terrastruct.com/d2 v0.7.2)
