@@ -103,8 +103,11 @@ image: $(ROOT) ## Make an OCI image in dist/
 	packaging/oci-archive $(IMAGE) $(IMAGE) dist/signed-playback_$(VERSION)_$(ARCH).oci.tar
 	buildah --storage-driver vfs rmi $(IMAGE)
 
-bin/hls.js:
+# What a program has beside it.
+.PHONY: bin/beside
+bin/beside:
 	packaging/hls-js $@
+	packaging/drop-in $@/caddy.service.d/signed-playback.conf
 
 # The tools of a release, in the order in which they compile fastest. cosign is for `make release` alone.
 GORELEASER = sbom=$$(.ci/tool github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod v1.10.0) && \

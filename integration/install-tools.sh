@@ -21,6 +21,11 @@ promtool prometheus
 jq jq
 nginx nginx libnginx-mod-rtmp
 debootstrap debootstrap
+buildah buildah
+podman podman
+runc runc
+skopeo skopeo
+rpm rpm
 systemd-analyze systemd
 php php-cli php-phpseclib3 php-laravel-framework
 ruby ruby ruby-jwt
