@@ -125,6 +125,14 @@ release:
 	packaging/release-notes '$(VERSION)' >bin/release-notes.md
 	$(GORELEASER)
 
+# Hugo fails where a link leads to no page, or docs/README.md lacks one. It takes minutes to compile, once.
+HUGO = $$(CGO_ENABLED=0 .ci/tool github.com/gohugoio/hugo v0.164.0) --source site --noBuildLock
+.PHONY: docs docs-build
+docs: ## Serve the documentation as a site, and follow changes of the pages
+	$(HUGO) server --disableFastRender
+docs-build: ## Write the documentation as a site to dist/docs
+	$(HUGO) --destination ../dist/docs --cleanDestinationDir --panicOnWarning
+
 # The pages have the diagrams as files, so that they show without a build.
 D2 = $$(.ci/tool oss.terrastruct.com/d2 v0.7.2)
 .PHONY: diagrams
