@@ -79,6 +79,7 @@ var guideTasks = map[string]func(*terminal){
 	"from-cloudflare-stream.md":              (*terminal).wantMoved,
 	"from-cloudfront-or-bunny.md":            nil,
 	"from-nginx-secure-link.md":              nil,
+	"login.md":                               nil,
 	"upgrade.md":                             nil,
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -259,4 +260,15 @@ func (s *loginSite) link(t *testing.T, browser *http.Client) string {
 		t.Fatalf("the link is answered with %d to %q at %s", res.StatusCode, link, res.Request.URL)
 	}
 	return link
+}
+
+// The page shows how the example asks for the user, and what it does at a logout.
+func TestPageHasTheLoginOfTheExample(t *testing.T) {
+	t.Parallel()
+	example := readText(t, "../examples/login.caddyfile")
+	for _, part := range []string{`(?s)\n\(user\) \{.*?\n\}\n`, `(?s)\n\thandle /logout \{.*?\n\t\}\n`, `(?s)\n\thandle /oauth2/\* \{.*?\n\t\}\n`} {
+		if text := regexp.MustCompile(part).FindString(example); text == "" || !strings.Contains(readText(t, "../docs/login.md"), text) {
+			t.Errorf("the page has not %q of the example:\n%s", part, text)
+		}
+	}
 }

@@ -2,11 +2,14 @@ package integration
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/chromedp/chromedp"
 
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -159,4 +162,81 @@ func TestLimitOfAUser(t *testing.T) {
 		link := s.want(t, "a link", rawGet("/watch/vidA", "Cookie: session=ann"), http.StatusSeeOther)
 		wantVerdict(t, s.gate, link, want, fmt.Sprintf("User-Agent: device %d", i))
 	}
+}
+
+// A link plays in a frame and in a player of a page of the site. The gate refuses it alone if the
+// video has allowed origins, because no page has led there. The attack: a page of another site loads
+// links as frames and pictures, and begins playbacks in the user's name.
+func TestLinksInPages(t *testing.T) {
+	t.Parallel()
+	pages := map[string]string{
+		"/framed": `<iframe src="/watch/demo" allow="autoplay"></iframe>`,
+		"/player": `<video muted></video><script src="/hls.min.js"></script><script>
+			const hls = new Hls(); hls.loadSource("/play/demo"); hls.attachMedia(document.querySelector("video"))</script>`,
+	}
+	files := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hls.min.js" {
+			http.ServeFile(w, r, hlsJS(t))
+			return
+		}
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = io.WriteString(w, "<!doctype html><title>A page</title><link rel=icon href=data:,>"+pages[r.URL.Path])
+	}))
+	t.Cleanup(files.Close)
+	const host = "www.media.test"
+	addr, o := freeAddr(t), startOrigin(t, exampleMedia())
+	site := "http://" + host + ":" + port(addr)
+	gateAddr := freeAddr(t)
+	g := start(t, o, config{
+		addr: gateAddr, gate: "player " + hlsJS(t), app: "allowed_origins " + host + ":" + port(addr) + "\npublic_url http://" + gateHost + ":" + port(gateAddr),
+		sites: "http://:" + port(addr) + ` {
+			handle_path /watch/* {
+				signed_playback_mint {
+					video demo
+					uid {host}
+				}
+			}
+			handle_path /play/* {
+				signed_playback_mint {
+					video demo
+					uid {host}
+					to manifest
+				}
+			}
+			reverse_proxy ` + strings.TrimPrefix(files.URL, "http://") + `
+		}`,
+	})
+	pages["/evil"] = `<script>let done = 0</script><iframe onload="done++" src="` + site + `/watch/demo"></iframe>
+		<iframe onload="done++" src="` + site + `/play/demo"></iframe><img onerror="done++" src="` + site + `/play/demo">
+		<video onerror="done++" src="` + site + `/play/demo"></video>`
+
+	t.Run("a page of another site", func(t *testing.T) {
+		p := openTab(t)
+		p.open(t, "http://evil.test:"+portOf(files)+"/evil")
+		eventually(t, "everything has been answered", func() bool { return evaluate[int](t, p, "done") == 4 })
+		if i := slices.IndexFunc(p.asked(), func(address string) bool { return strings.Contains(address, port(g.addr)) }); i >= 0 {
+			t.Errorf("the page has led to %s", p.asked()[i])
+		}
+		o.wantUntouched(t)
+	})
+	t.Run("the link alone", func(t *testing.T) {
+		p := openTab(t)
+		p.open(t, "http://evil.test:"+portOf(files)+"/")
+		p.do(t, chromedp.Navigate(site+"/watch/demo"))
+		eventually(t, "the page says why", func() bool {
+			return evaluate[bool](t, p, `!!document.body?.innerText.includes("origin_required")`)
+		})
+	})
+	t.Run("a frame", func(t *testing.T) {
+		o.take()
+		openTab(t, noNativeHLS).open(t, site+"/framed")
+		eventually(t, "the frame loads the manifest", func() bool { return slices.Contains(o.uris(), "/demo/manifest/video.m3u8") })
+	})
+	t.Run("a player", func(t *testing.T) {
+		p := openTab(t)
+		p.open(t, site+"/player")
+		eventually(t, "the video plays", func() bool {
+			return evaluate[bool](t, p, `(v => { v.play().catch(() => {}); return v.currentTime > 0.5 })(document.querySelector("video"))`)
+		})
+	})
 }
