@@ -280,7 +280,7 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	if !w.forAll && w.d.mayLeadBelow() {
 		authority := w.d.app.authority.get()
 		text = authority.New(w.d.owner(), w.d.now())
-		at.Session, at.Playing = sessions.Prefix+text+"/", w.d.app.state.tracker.Runs(w.d.outsideKey(authority))
+		at.Session, at.Playing = sessions.Prefix+text+"/", w.d.playsOutside(authority)
 	}
 	start := time.Now()
 	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, at, w.d.query, w.d.gate.features)

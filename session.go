@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -126,24 +128,22 @@ func checkSession(d *decision) error {
 // sessionInPath returns the key of the session in the path, if it is one of this token or
 // video.
 func (d *decision) sessionInPath() (sessions.Key, error) {
-	text := d.target.session
-	var last *verifiedSession
-	if d.verified != nil {
-		last = d.verified.session.Load()
-	}
-	if last != nil && subtle.ConstantTimeCompare([]byte(last.text), []byte(text)) == 1 {
-		return last.key, nil
-	}
-	authority := d.app.authority.get()
+	text, authority := d.target.session, d.app.authority.get()
 	if authority == nil {
 		return sessions.Key{}, refuse(reasonStateUnavailable, errSessionSecret)
+	}
+	if d.verified != nil {
+		last := d.verified.session.Load()
+		if last != nil && last.authority == authority && subtle.ConstantTimeCompare([]byte(last.text), []byte(text)) == 1 {
+			return last.key, nil
+		}
 	}
 	key, err := authority.Verify(text, d.owner())
 	if err != nil {
 		return key, refuse(reasonSessionInvalid, errSessionInvalid)
 	}
 	if d.verified != nil {
-		d.verified.session.Store(&verifiedSession{text: string([]byte(text)), key: key})
+		d.verified.session.Store(&verifiedSession{authority, string([]byte(text)), key})
 	}
 	return key, nil
 }
@@ -151,8 +151,9 @@ func (d *decision) sessionInPath() (sessions.Key, error) {
 // verifiedSession is the session of the last request with a token, so that the requests of one
 // player have it verified once.
 type verifiedSession struct {
-	text string
-	key  sessions.Key
+	authority *sessions.Authority
+	text      string
+	key       sessions.Key
 }
 
 // owner returns what the session ids of this request belong to.
@@ -170,30 +171,69 @@ func (d *decision) owner() sessions.Owner {
 // visitOutside counts a request without a session in its path. What it begins has no id, so
 // only this gate and its fleet know of it.
 func (d *decision) visitOutside(authority *sessions.Authority) error {
-	key := d.outsideKey(authority)
-	if !d.app.state.tracker.Runs(key) {
-		if err := d.checkStartBy(d.now()); err != nil {
+	client := d.outsideClient()
+	key := d.outsideKey(authority, client)
+	if t := d.verified; t != nil && t.startBy >= 0 && !d.app.state.tracker.Runs(key) {
+		if err := d.checkStartBy(d.app.now()); err != nil {
 			return err
 		}
 	}
-	return d.visit(sessions.Visit{Key: key})
+	return d.visit(sessions.Visit{Key: key, Address: client.address})
 }
 
-// outsideKey tells a client without a session in its path apart by what its player says, else
-// by its network and its user agent.
-func (d *decision) outsideKey(authority *sessions.Authority) sessions.Key {
-	if id := playerSession(d.request.Header, d.query); id != "" {
-		return authority.KeyOfPlayer(d.owner(), id)
+// outsideClient is what tells apart a client without a session in its path.
+type outsideClient struct {
+	address netip.Addr
+	named   bool   // text is what the player calls its session, and not its user agent
+	text    string // without a copy of its own
+}
+
+func (d *decision) outsideClient() (c outsideClient) {
+	c.address, _ = clientAddress(d.request)
+	if c.text = playerSession(d.request.Header, d.query); c.text != "" {
+		c.named = true
+	} else if agent := d.request.Header["User-Agent"]; len(agent) > 0 {
+		c.text = agent[0]
 	}
-	addr, _ := clientAddress(d.request)
-	return authority.KeyOfClient(d.owner(), addr, d.request.UserAgent())
+	return c
+}
+
+// outsideSession is the session of the last such request with a token, so that the requests of one
+// player have its key computed once.
+type outsideSession struct {
+	authority *sessions.Authority
+	client    outsideClient
+	key       sessions.Key
+}
+
+func (d *decision) outsideKey(authority *sessions.Authority, client outsideClient) (key sessions.Key) {
+	if d.verified != nil {
+		if last := d.verified.outside.Load(); last != nil && last.authority == authority && last.client == client {
+			return last.key
+		}
+	}
+	if client.named {
+		key = authority.KeyOfPlayer(d.owner(), client.text)
+	} else {
+		key = authority.KeyOfClient(d.owner(), client.address, client.text)
+	}
+	if d.verified != nil {
+		client.text = strings.Clone(client.text)
+		d.verified.outside.Store(&outsideSession{authority, client, key})
+	}
+	return key
+}
+
+// playsOutside reports whether the client plays already without a session in its path.
+func (d *decision) playsOutside(authority *sessions.Authority) bool {
+	return d.app.state.tracker.Runs(d.outsideKey(authority, d.outsideClient()))
 }
 
 // mayBegin refuses what may be a manifest before the origin is asked, if it can neither begin a
 // session nor be of one that runs. The response tells which of the two it is.
 func (d *decision) mayBegin(authority *sessions.Authority) error {
 	d.uncounted = true
-	if d.app.state.tracker.Runs(d.outsideKey(authority)) {
+	if d.playsOutside(authority) {
 		return nil
 	}
 	if err := d.checkStartBy(d.now()); err != nil {
@@ -262,7 +302,9 @@ func (d *decision) visit(v sessions.Visit) (err error) {
 // complete adds to a visit what it takes from the request.
 func (d *decision) complete(v sessions.Visit) sessions.Visit {
 	v.Video, v.Client = d.video, sessionClient{d}
-	v.Address, _ = clientAddress(d.request)
+	if !v.Address.IsValid() {
+		v.Address, _ = clientAddress(d.request)
+	}
 	if t := d.verified; t != nil {
 		v.Viewer, v.Expires = t.sessionViewer, t.expiresAt()
 		v.Limit = smallerLimit(t.sessionLimit, d.settings.maxSessions)

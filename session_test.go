@@ -221,7 +221,8 @@ func TestSessionsAreCountedOnce(t *testing.T) {
 		"CMCD in headers":                         {[]request{cmcd(`sid="a"`), cmcd(`cid="x",sid="a",v=1`), cmcd(`sid="b"`)}, 2},
 		"CMCD in the query":                       {[]request{{`7.ts?CMCD=sid%3D%22a%22`, nil}, {`7.ts?x=1&CMCD=br%3D100%2Csid%3D%22a%22`, nil}, cmcd(`sid="a"`)}, 1},
 		"one network and one user agent":          {[]request{agent("a"), segment(func(r *http.Request) { with("User-Agent", "a")(r); from("203.0.113.200")(r) })}, 1},
-		"two user agents":                         {[]request{agent("a"), agent("b")}, 2},
+		"two user agents":                         {[]request{agent("a"), agent("b"), agent("a")}, 2},
+		"a user agent like another's session":     {[]request{agent("a"), segment(with("X-Playback-Session-Id", "a")), agent("a")}, 2},
 		"two networks":                            {[]request{segment(from("192.0.2.1")), segment(from("198.51.100.1")), segment(from("2001:db8:1::1")), segment(from("2001:db8:1:ff::1"))}, 3},
 	} {
 		for _, first := range []string{sessionToken(nil), "open"} {

@@ -122,7 +122,7 @@ func (a *App) acquireState(poolKey string, open openStore) error {
 			return nil, err
 		}
 		config := sessions.Config{
-			Policy: a.sessionPolicy, Now: time.Now, Ended: s.sessionEnded, Shared: s.viewersShare, Dropped: a.metrics.countDropped,
+			Policy: a.sessionPolicy, Ended: s.sessionEnded, Shared: s.viewersShare, Dropped: a.metrics.countDropped,
 			Revoked:    s.revokedSessions,
 			Extended:   func(id sessions.ID) time.Time { return s.ExtendedUntil(context.Background(), id.String()) },
 			CountError: func() { a.metrics.countStoreError("sessions") }, Away: s.sessionsAway,

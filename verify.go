@@ -42,7 +42,8 @@ type verifiedToken struct {
 	key                *token.PublicKey  // nil if `explain` assumes that the token is valid
 	digest             [sha256.Size]byte // of the token; zero if key is nil
 
-	session atomic.Pointer[verifiedSession] // of the last request that had one
+	session atomic.Pointer[verifiedSession] // of the last request that had one in its path
+	outside atomic.Pointer[outsideSession]  // of the last request that had none there
 }
 
 func newVerifiedToken(claims token.Claims, rules accessrules.List, key *token.PublicKey) *verifiedToken {
