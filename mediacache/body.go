@@ -39,7 +39,7 @@ type body struct {
 	wake     chan struct{} // closed at the next change; nil while nobody waits
 	uses     int           // by the index and fills
 	old      *body         // of the old object that readers may get instead; nil without one
-	readers  map[*reader]struct{}
+	readers  []*reader     // in no order
 	windowed bool          // chunks that all readers have passed are used again
 	room     chan struct{} // closed when a reader of a windowed body advances
 }
@@ -66,7 +66,7 @@ const (
 // newBody returns an empty body. Its readers may need the body of an old object too,
 // which is in use as long as they read, or until the body does without it.
 func newBody(m *memory, old *object) *body {
-	b := &body{memory: m, uses: 1, readers: map[*reader]struct{}{}}
+	b := &body{memory: m, uses: 1}
 	if old != nil {
 		b.old = old.body
 		b.old.use()
@@ -204,7 +204,7 @@ func (b *body) recycle(ctx context.Context, size int64) ([]byte, error) {
 
 func (b *body) slowest() int64 {
 	slowest := b.length
-	for r := range b.readers {
+	for _, r := range b.readers {
 		slowest = min(slowest, r.offset)
 	}
 	return slowest
@@ -213,10 +213,10 @@ func (b *body) slowest() int64 {
 // dropSlowest ends the readers that are furthest behind.
 func (b *body) dropSlowest() {
 	slowest := b.slowest()
-	for r := range b.readers {
+	for _, r := range slices.Clone(b.readers) {
 		if r.offset == slowest {
 			r.err = errSlowViewer
-			delete(b.readers, r)
+			b.leave(r)
 		}
 	}
 }
@@ -280,6 +280,7 @@ func (b *body) freeLocked() {
 type reader struct {
 	body   *body
 	offset int64 // what comes before is not read again
+	place  int   // in body.readers; -1 if it is not there
 	err    error // why the body has dropped the reader
 }
 
@@ -291,9 +292,21 @@ func (b *body) read() *reader {
 }
 
 func (b *body) readLocked() *reader {
-	r := &reader{body: b}
-	b.readers[r] = struct{}{}
+	r := &reader{body: b, place: len(b.readers)}
+	b.readers = append(b.readers, r)
 	return r
+}
+
+// leave takes a reader off the list. The caller has locked the body.
+func (b *body) leave(r *reader) {
+	if r.place < 0 {
+		return
+	}
+	end := len(b.readers) - 1
+	last := b.readers[end]
+	b.readers[r.place], last.place = last, r.place
+	b.readers[end], r.place = nil, -1
+	b.readers = b.readers[:end]
 }
 
 // join begins a reader of a body that a fill still appends to. It is nil if the first
@@ -311,7 +324,7 @@ func (b *body) join() *reader {
 func (r *reader) close() (last bool) {
 	b := r.body
 	b.mu.Lock()
-	delete(b.readers, r)
+	b.leave(r)
 	last = len(b.readers) == 0
 	if b.room != nil {
 		close(b.room)

@@ -106,10 +106,8 @@ func newFileHeader(o *object, encodedKey []byte, now time.Time) (h fileHeader, s
 		Key: encodedKey, Status: o.status, Length: o.length, Stored: o.length, Sliced: o.sliced, Made: o.made.UnixNano(), Written: now.UnixNano(),
 		Freshness: [3]time.Duration{o.freshness.lifetime, o.freshness.staleWhileRevalidate, o.freshness.staleIfError},
 	}
-	for name, values := range o.header {
-		for _, value := range values {
-			h.Fields = append(h.Fields, []byte(name), []byte(value))
-		}
+	for name, value := range o.fields.each {
+		h.Fields = append(h.Fields, []byte(name), []byte(value))
 	}
 	if h.Sliced {
 		h.Stored = 0

@@ -126,7 +126,7 @@ func (f *fill) toDisk(kept *object) {
 	if f.renewed || f.outcome == confirmed && (!f.object.keep || f.old.outlasts(f.object)) {
 		f.config.Disk.forgetObject(f.config.Site, f.entry.key)
 	}
-	if kept != nil && !f.onDisk && len(kept.header[f.config.MemoryOnly]) == 0 {
+	if kept != nil && !f.onDisk && kept.fields.get(f.config.MemoryOnly) == "" {
 		f.config.Disk.put(f.config.Site, f.entry.key, kept, f.config.Memory/waitingPart)
 	}
 }

@@ -195,7 +195,7 @@ func readFile(file []byte) (http.Header, []byte, error) {
 		}
 		body = append(body, block...)
 	}
-	return s.object("/s.ts", nil, time.Unix(9, 0)).header, body, nil
+	return s.object("/s.ts", nil, time.Unix(9, 0)).fields.header(), body, nil
 }
 
 // A file with any bit changed, any length missing or anything added is not used.
@@ -469,7 +469,7 @@ func TestPurgeOfFiles(t *testing.T) {
 	ask("b", 8, 3)
 	want("another video", 12)
 	k := key{Variant: Variant{Group: "b", Generation: 7}, path: "/late.mp4"}
-	late := &object{status: 200, header: http.Header{}, body: newBody(&s.memory, nil), made: s.now(), freshness: freshness{lifetime: time.Hour}}
+	late := &object{status: 200, fields: encodeFields(nil), body: newBody(&s.memory, nil), made: s.now(), freshness: freshness{lifetime: time.Hour}}
 	late.body.end(nil)
 	s.config.Disk.put("site", k, late, 1<<20)
 	s.config.Disk.settle(t)

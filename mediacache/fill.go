@@ -175,9 +175,10 @@ func (w *fillWriter) WriteHeader(status int) {
 // confirm refreshes the old object.
 func (w *fillWriter) confirm(made time.Time) {
 	o := w.old.refreshed(w.header, made)
-	d := parseDirectives(o.header["Cache-Control"])
-	o.freshness, o.keep = freshnessOf(o.status, o.header, d, w.config.ttl(o.status, o.isManifest, o.isMedia), o.isManifest, w.asked)
-	o.keep = o.keep && isShareable(o.status, o.header, d)
+	header := o.fields.header()
+	d := parseDirectives(header["Cache-Control"])
+	o.freshness, o.keep = freshnessOf(o.status, header, d, w.config.ttl(o.status, o.isManifest, o.isMedia), o.isManifest, w.asked)
+	o.keep = o.keep && isShareable(o.status, header, d)
 	w.discard(confirmed, o)
 }
 
@@ -206,7 +207,7 @@ func (w *fillWriter) start(status int, made time.Time, d directives) {
 
 // overheadOf is what an object takes of the memory besides its body.
 func (f *fill) overheadOf(o *object) int64 {
-	return objectOverhead + headerSize(o.header) + f.entry.key.size() + int64(len(f.entry.key.path)+len(f.entry.key.query))
+	return objectOverhead + int64(len(o.fields)) + f.entry.key.size() + int64(len(f.entry.key.path)+len(f.entry.key.query))
 }
 
 // discard settles the fill when the body of the response is not needed.

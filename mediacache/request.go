@@ -53,12 +53,12 @@ func originRequest(ctx context.Context, r *http.Request, k key, old *object) *ht
 		if old.etag != "" && !isWeak(old.etag) {
 			out.Header.Set("If-Range", old.etag)
 		} else {
-			out.Header.Set("If-Range", old.header.Get("Last-Modified"))
+			out.Header.Set("If-Range", old.fields.get("Last-Modified"))
 		}
 	case old != nil && old.etag != "":
 		out.Header.Set("If-None-Match", old.etag)
 	case old != nil && !old.modified.IsZero():
-		out.Header.Set("If-Modified-Since", old.header.Get("Last-Modified"))
+		out.Header.Set("If-Modified-Since", old.fields.get("Last-Modified"))
 	}
 	return out
 }

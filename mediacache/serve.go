@@ -165,7 +165,7 @@ func (v *visit) takeOver(f *fill) error {
 // answer sends an object, whose body may still arrive.
 func (v *visit) answer(o *object, rd *reader, result Result) error {
 	h := v.w.Header()
-	copyHeader(h, o.header)
+	o.fields.addTo(h)
 	addCacheStatus(h, result)
 	h["Age"] = []string{strconv.FormatInt(int64(o.age(v.cache.now())/time.Second), 10)}
 	if o.status == http.StatusOK {
@@ -231,8 +231,7 @@ func (v *visit) copy(rd *reader, from, to int64, toTheEnd bool) (err error) {
 			defer func() { err = errors.Join(err, send()) }()
 		}
 	}
-	controller := http.NewResponseController(v.w)
-	return rd.copyTo(v.r.Context(), v.w, from, to, func() { controller.Flush() })
+	return rd.copyTo(v.r.Context(), v.w, from, to, func() { http.NewResponseController(v.w).Flush() })
 }
 
 // sendSlices writes a part of a large object, slice by slice.
