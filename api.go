@@ -12,7 +12,9 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/console"
 	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
+	"github.com/signed-playback/caddy-signed-playback/internal/routecheck"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -38,9 +40,16 @@ type API struct {
 	// any.
 	Account string `json:"account,omitempty"`
 
+	// Whether the operator's page is served at `/console/`. It needs a bearer token to
+	// sign in with. The page is static and open to everybody; all that it shows and does is
+	// a call of the API. It shows players of the origin of `public_url`, and of no other.
+	// Default: off.
+	Console bool `json:"console,omitempty"`
+
 	app    *App
 	ctx    caddy.Context
 	server *controlapi.Server
+	page   *console.Page // nil without Console
 }
 
 // AuthKey is an email address and the key that belongs to it.
@@ -111,9 +120,29 @@ func (a *API) Provision(ctx caddy.Context) error {
 		config.AuthKeys = append(config.AuthKeys, controlapi.AuthKey(pair))
 	}
 	a.app, a.ctx = app, ctx
-	a.server, err = controlapi.New(config)
+	if a.server, err = controlapi.New(config); err != nil || !a.Console {
+		return err
+	}
+	return a.provisionConsole(ctx, account)
+}
+
+// provisionConsole prepares the operator's page. A config in which nobody could use it is
+// an error.
+func (a *API) provisionConsole(ctx caddy.Context, account string) (err error) {
+	if len(a.BearerTokens) == 0 {
+		return errConsoleWithoutToken
+	}
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		if path := routecheck.KeptFromConsole(serverConfig(server), console.Path, console.Path+"console.js"); path != "" {
+			return fmt.Errorf("console: no request for %q gets to signed_playback_api; let its matcher, or that of the handle block around it, "+
+				"have the path %q too", path, console.Path+"*")
+		}
+	}
+	a.page, err = console.New(account, a.app.publicURL)
 	return err
 }
+
+var errConsoleWithoutToken = errors.New("console: operators sign in to the page with a bearer token; set bearer_token")
 
 // apiSettings returns settings of the config file as the API shows them.
 func (a *App) apiSettings(compiled settings, configured VideoSettings) controlapi.VideoSettings {
@@ -149,8 +178,12 @@ func (a *App) checkRules(raw json.RawMessage) (warnings []string, err error) {
 	return rules.Warnings(a.geo.Has), nil
 }
 
-// ServeHTTP answers calls of the API and hands other requests on.
+// ServeHTTP answers calls of the API and requests for the console, and hands other requests on.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if a.page != nil && a.page.Serves(r.URL.Path) {
+		a.page.ServeHTTP(w, r)
+		return nil
+	}
 	if !controlapi.Serves(r.URL.Path) {
 		return next.ServeHTTP(w, r)
 	}

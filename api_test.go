@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -146,6 +147,55 @@ func TestRequestsOfTheAPI(t *testing.T) {
 		skipped, _ := caddyhttp.GetVar(r.Context(), caddyhttp.LogSkipVar).(bool)
 		if handed != tc.handed || skipped != tc.skipped {
 			t.Errorf("%s with %v is handed on: %t, want %t; left out of the log: %t, want %t", tc.path, r.Header, handed, tc.handed, skipped, tc.skipped)
+		}
+	}
+}
+
+// The page of the console comes from the API's site, and what is not one of its files goes on.
+func TestConsoleIsServed(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		console bool
+		path    string
+		handed  bool
+	}{
+		{true, "/console", false},
+		{true, "/console/", false},
+		{true, "/console/console.js", false},
+		{true, "/console/manifest/video.m3u8", true}, // of a video with this name
+		{true, "/", true},
+		{false, "/console/", true},
+	} {
+		api, err := newAPI(t, new(App), &API{BearerTokens: []string{"secret-of-the-tests"}, Console: tc.console})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, handed := callAPI(t, api, requestFor(t, tc.path, nil), nil); handed != tc.handed {
+			t.Errorf("console %t: %s is handed on: %t", tc.console, tc.path, handed)
+		}
+	}
+}
+
+// A console that nobody could open is an error of the config.
+func TestConsolesThatNobodyReaches(t *testing.T) {
+	t.Parallel()
+	const page, script = `no request for "/console/" gets`, `no request for "/console/console.js" gets`
+	for _, tc := range []struct{ around, matcher, want string }{
+		{"route", "", ""},
+		{"route", "/client/*", page},
+		{"route", "/client/v4/*", page},
+		{"route", "/console/", script},
+		{"route", "/con*", ""},
+		{"route /x/*", "", page},
+		{"handle /client/v4/*", "", page},
+		{"handle /console/*", "", ""},
+		{"handle_path /ops/*", "", ""},
+		{"handle_path /ops/*", "/client/*", page},
+	} {
+		site := fmt.Sprintf("http://:9080 {\n%s {\nsigned_playback_api %s {\nbearer_token secret-of-the-tests\nconsole\n}\n}\n}\n", tc.around, tc.matcher)
+		_, err := validateWarnings(t, adapt(t, formatted(site)), filepath.Join(t.TempDir(), "log"))
+		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s with the matcher %q: %v, want %q", tc.around, tc.matcher, err, tc.want)
 		}
 	}
 }

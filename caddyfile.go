@@ -200,11 +200,12 @@ func parseGate(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    bearer_token <secret>...
 //	    auth_key     <email> <key>
 //	    account      <id>
+//	    console
 //	}
 //
-// There must be at least one credential, bearer_token or auth_key. auth_key may
-// be repeated. Without account, the API serves every account id. Errors contain
-// no secret.
+// There must be at least one credential, bearer_token or auth_key; console needs the
+// former. auth_key may be repeated. Without account, the API serves every account id.
+// Errors contain no secret.
 func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the directive's name
 	if d.NextArg() {
@@ -215,6 +216,9 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	if len(a.BearerTokens)+len(a.AuthKeys) == 0 {
 		return located(d, controlapi.ErrNoCredential)
+	}
+	if a.Console && len(a.BearerTokens) == 0 {
+		return located(d, errConsoleWithoutToken)
 	}
 	return nil
 }
@@ -241,6 +245,10 @@ func (a *API) options() map[string]option {
 				return err // Provision resolves and checks placeholders
 			}
 			return located(d, controlapi.CheckAccount(a.Account))
+		},
+		"console": func(d *caddyfile.Dispenser) error {
+			a.Console = true
+			return noArgs(d)
 		},
 	}
 }

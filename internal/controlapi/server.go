@@ -259,6 +259,7 @@ var routes = map[string]route{
 	"GET /*":             {"videos.get", (*call).getVideo},
 	"POST /*":            {"videos.edit", (*call).editVideo},
 	"DELETE /*":          {"videos.delete", (*call).deleteVideo},
+	"POST /*/check":      {"videos.check", (*call).checkEdit},
 	"POST /*/token":      {"token.create", (*call).createToken},
 	"POST /*/purge":      {"videos.purge", (*call).purgeVideo},
 	"GET /*/sessions":    {"sessions.list", (*call).listVideoSessions},

@@ -310,6 +310,28 @@ func (c *call) editVideo(body strictjson.Value) (any, error) {
 	return described, nil
 }
 
+// checkEdit answers as editVideo would, and changes nothing.
+func (c *call) checkEdit(body strictjson.Value) (any, error) {
+	edit, err := c.parseEdit(body)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.checkNotConfigured(); err != nil {
+		return nil, err
+	}
+	doc, err := c.State.VideoDocument(c.ctx(), c.subject)
+	if err != nil {
+		return nil, c.videoError(err)
+	}
+	if doc == nil {
+		doc = &state.VideoDocument{UID: c.subject}
+	}
+	if err := applyEdit(edit, doc); err != nil {
+		return nil, err
+	}
+	return c.describe(doc, c.Defaults), nil
+}
+
 // deleteVideo forgets the settings of a video.
 func (c *call) deleteVideo(strictjson.Value) (any, error) {
 	if err := c.checkNotConfigured(); err != nil {

@@ -66,6 +66,8 @@ type Handler struct {
 	// Of the gate.
 	OriginPath string `json:"origin_path"`
 	Source     string `json:"source"`
+
+	Console bool `json:"console"` // of the API
 }
 
 // passingHandlers hand requests on. answeringHandlers answer, and not with media.
