@@ -262,7 +262,7 @@ func (b optionBlock) checkOption(t *testing.T, name, text string) {
 		return
 	}
 	credential := ""
-	if strings.HasSuffix(b.heading, "_api") && name == "account" {
+	if strings.HasSuffix(b.heading, "_api") && (name == "account" || name == "console") {
 		credential = "bearer_token x\n"
 	}
 	if strings.HasSuffix(b.heading, "_mint") {
