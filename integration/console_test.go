@@ -2,8 +2,14 @@ package integration
 
 import (
 	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/cdproto/accessibility"
 	"github.com/chromedp/cdproto/dom"
@@ -13,7 +19,34 @@ import (
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+	"github.com/makiuchi-d/gozxing/qrcode/decoder"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
 )
+
+const withConsole = withAPI + "\n\t\tconsole"
+
+// startConsole starts a gateway with a console and all that its sections need.
+func startConsole(t *testing.T, app string) *gateway {
+	t.Helper()
+	addr := freeAddr(t)
+	_, port, _ := strings.Cut(addr, ":")
+	return start(t, startOrigin(t, anyVideo()), config{
+		addr: addr, api: withConsole, gate: "player " + hlsJS(t),
+		app: "public_url http://" + gateHost + ":" + port + "\nsessions on\n" + app,
+	})
+}
+
+// openConsole opens the console of a gateway and signs in.
+func openConsole(t *testing.T, g *gateway) *tab {
+	t.Helper()
+	p := openTab(t, watchPolicy)
+	p.open(t, "http://"+g.api+"/console")
+	p.fill(t, "Bearer token", apiSecret)
+	p.press(t, "button", "Sign in")
+	p.with(t, "heading", "Videos", "function() {}")
+	return p
+}
 
 // found returns the first element with a role and a name, as assistive technology has
 // them, or "". An empty name is any.
@@ -78,9 +111,13 @@ func (p *tab) press(t *testing.T, role, name string) {
 func (p *tab) fill(t *testing.T, name, text string) {
 	t.Helper()
 	role := "textbox"
-	if p.found(t, role, name) == "" && p.found(t, "searchbox", name) != "" {
-		role = "searchbox"
-	}
+	eventually(t, "there is a field "+name, func() bool {
+		if p.found(t, role, name) == "" {
+			role = map[string]string{"textbox": "searchbox", "searchbox": "textbox"}[role]
+			return false
+		}
+		return true
+	})
 	p.with(t, role, name, `function() { this.focus(); this.select() }`)
 	if _, err := chromedp.Call(p.ctx, input.InsertText, input.InsertTextParams{Text: text}); err != nil {
 		t.Fatal(err)
@@ -116,4 +153,246 @@ func (p *tab) shot(t *testing.T, file string, width int64, scheme string) {
 	if err := os.WriteFile(file, picture.Data, 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// has waits until the page shows a text.
+func (p *tab) has(t *testing.T, text string) {
+	t.Helper()
+	quoted, _ := json.Marshal(text)
+	defer func() {
+		if t.Failed() {
+			t.Logf("the page: %s", evaluate[string](t, p, "document.body.innerText"))
+		}
+	}()
+	eventually(t, "the page shows "+text, func() bool {
+		return evaluate[bool](t, p, "document.body.innerText.includes("+string(quoted)+")")
+	})
+}
+
+// A newcomer gets from a fresh start to a video that plays on their site and on no other,
+// with the keyboard and without curl.
+func TestConsoleNewcomer(t *testing.T) {
+	t.Parallel()
+	g, code := startConsole(t, ""), ""
+	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = w.Write([]byte(code))
+	}))
+	t.Cleanup(site.Close)
+	began := time.Now()
+	p := openTab(t, watchPolicy)
+	p.open(t, "http://"+g.api+"/console")
+	p.fill(t, "Bearer token", "a-wrong-secret-of-the-tests")
+	p.press(t, "button", "Sign in")
+	p.has(t, "That is not a bearer token of this API.")
+	p.fill(t, "Bearer token", apiSecret)
+	p.press(t, "button", "Sign in")
+
+	p.fill(t, "Video id or name", "demo")
+	p.do(t, chromedp.KeyEvent(kb.Enter))
+	p.with(t, "heading", "Videos / demo", "function() {}")
+	p.press(t, "radio", "Open Everybody who knows the video’s id. Allowed origins, rules and schedule hold all the same.")
+	p.fill(t, "Allowed origins", "https://shop.test")
+	p.has(t, `allowed origin must not specify protocol: "https://shop.test"`)
+	mine := "shop.media.test:" + portOf(site)
+	p.fill(t, "Allowed origins", mine)
+	p.has(t, "Plays only on pages of "+mine+".")
+	p.press(t, "button", "Save")
+	p.has(t, "Saved.")
+	p.press(t, "link", "Make a link")
+	p.choose(t, "Link", "Without a token, for an open video")
+	p.press(t, "button", "Make the link")
+	p.has(t, "The video has allowed origins.")
+	code = p.with(t, "textbox", "Embed code", "function() { return this.value }")
+	t.Logf("from the first look to the embed code: %s", time.Since(began))
+
+	for host, want := range map[string]string{mine: "plays", "evil.media.test:" + portOf(site): "refused"} {
+		visitor := openTab(t)
+		visitor.open(t, "http://"+host)
+		framed := visitor.inFrame
+		got := ""
+		eventually(t, "the player on "+host+" plays or is refused", func() bool {
+			got = evaluate[string](t, visitor, `(() => {
+				const video = document.querySelector("video"), alert = document.querySelector("[role=alert]")
+				return video?.readyState > 0 ? "plays" : alert?.checkVisibility() ? "refused" : ""
+			})()`, framed("http://"+gateHost+":"+portOfAddr(g.addr)))
+			return got != ""
+		})
+		if got != want {
+			t.Errorf("on %s: %s, want %s", host, got, want)
+		}
+	}
+}
+
+func portOfAddr(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
+
+// hostileText is stored wherever the API stores text: markup, attributes, templates, scripts,
+// and characters that turn the direction of text.
+const hostileText = `"><img src=x onerror="alert(1)"><script>alert(2)</script>{{3}}javascript:alert(4)` + "\u202e\u2066"
+
+// Attacks: a viewer, a signer or another operator stores markup where the console shows it; a
+// program in the page looks for the credential; somebody finds the tab open.
+func TestConsoleHostileTexts(t *testing.T) {
+	t.Parallel()
+	g := startConsole(t, "")
+	quoted, _ := json.Marshal(hostileText)
+	g.mustCall(t, http.MethodPost, "stream/demo", fmt.Sprintf(`{"meta": {"name": %s, %[1]s: %[1]s}, "creator": %[1]s}`, quoted), nil)
+	g.mustCall(t, http.MethodPost, "stream/other", `{"meta": {"name": {"toString": 1}}}`, nil)
+	viewer := strings.TrimSuffix(hostileText, "\u202e\u2066")
+	compact := mint(t, "demo", func(c *token.Claims) { c.Viewer = viewer })
+	g.get(t, "/"+compact+"/manifest/video.m3u8", "User-Agent: "+viewer)
+
+	p := openConsole(t, g)
+	seen := func(section string) {
+		t.Helper()
+		p.has(t, "onerror")
+		if violations := evaluate[[]string](t, p, "violations"); len(violations) > 0 {
+			t.Errorf("%s: the policy has blocked %v", section, violations)
+		}
+		if made := evaluate[int](t, p, "document.querySelectorAll('main img, main script, [onerror]').length"); made > 0 {
+			t.Errorf("%s: text has become %d elements", section, made)
+		}
+		if found := evaluate[bool](t, p, `[document.documentElement.outerHTML, location.href, document.cookie, JSON.stringify({...localStorage}), JSON.stringify({...sessionStorage}),
+			...[...document.querySelectorAll("input, textarea")].map(field => field.value)].some(text => text.includes("`+apiSecret+`"))`); found {
+			t.Errorf("%s: the credential is in the document or in a store", section)
+		}
+		p.wantAccessible(t, section)
+	}
+	seen("the list of videos")
+	p.fill(t, "Video id or name", "DEM")
+	seen("a search")
+	p.press(t, "link", "demo")
+	p.with(t, "textbox", "Name", `function() { if (!this.value.includes("onerror")) throw this.value }`)
+	p.fill(t, "Allowed origins", strings.ReplaceAll(viewer, " ", "/"))
+	seen("the settings of a video")
+	p.press(t, "link", "Watching")
+	p.press(t, "link", "demo")
+	seen("the sessions of a video")
+	p.press(t, "link", viewer)
+	p.has(t, "1 session of viewer "+viewer)
+	seen("the sessions of a viewer")
+	p.press(t, "link", "Why not")
+	p.fill(t, "Playback URL", g.url("/"+compact+"/"+url.PathEscape("\"><img src=x onerror=alert(1)>")))
+	p.press(t, "button", "Explain")
+	p.has(t, "It plays.")
+	seen("explain")
+
+	// A tab that was left open.
+	evaluate[bool](t, p, `(() => { const now = Date.now; Date.now = () => now() + 16 * 60 * 1000; return true })()`)
+	p.has(t, "You were signed out after 15 minutes without use.")
+	if left := evaluate[bool](t, p, `document.documentElement.outerHTML.includes("onerror")`); left {
+		t.Error("after the end, the page still shows what only operators may see")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dialogs > 0 {
+		t.Errorf("text has run as code: %d dialogs", p.dialogs)
+	}
+	for _, address := range p.requests {
+		isOwn := strings.HasPrefix(address, "http://"+g.api+"/") || strings.HasPrefix(address, "data:") // Chromium's own icons
+		if strings.Contains(address, apiSecret) || !isOwn {
+			t.Errorf("the page has asked for %s", address)
+		}
+	}
+}
+
+// wantAccessible checks that each control has a name, and that a narrow page does not scroll
+// sideways.
+func (p *tab) wantAccessible(t *testing.T, section string) {
+	t.Helper()
+	for _, role := range []string{"button", "link", "textbox", "searchbox", "combobox", "checkbox", "radio", "spinbutton", "table", "dialog", "group", "image"} {
+		document, err := chromedp.Call(p.ctx, dom.GetDocument, dom.GetDocumentParams{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree, err := chromedp.Call(p.ctx, accessibility.QueryAXTree, accessibility.QueryAXTreeParams{NodeID: document.Root.NodeID, Role: role})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, node := range tree.Nodes {
+			if !node.Ignored && (node.Name == nil || string(node.Name.Value) == `""`) {
+				t.Errorf("%s: a %s has no name", section, role)
+			}
+		}
+	}
+	p.do(t, chromedp.EmulateViewport(360, 640))
+	if width := evaluate[float64](t, p, "document.documentElement.scrollWidth"); width > 360 {
+		t.Errorf("%s: %v pixels wide on a screen of 360", section, width)
+	}
+	p.do(t, chromedp.EmulateViewport(1100, 800))
+}
+
+// Another program reads the QR codes of the page, of every length and of hostile text.
+func TestConsoleQRCodes(t *testing.T) {
+	t.Parallel()
+	g := startConsole(t, "")
+	p := openTab(t)
+	p.open(t, "http://"+g.api+"/console/")
+	texts := []string{hostileText, "https://media.example.com/" + mint(t, "demo", nil) + "/iframe?title=" + strings.Repeat("%C3%A4", 20)}
+	for length := 1; length <= 2953; length += 1 + length/25 {
+		texts = append(texts, strings.Repeat("eyJhbGciOiJSUzI1NiJ9.", 150)[:length])
+	}
+	texts = append(texts, strings.Repeat("x", 2953))
+	given, _ := json.Marshal(texts)
+	for i, rows := range evaluate[[][]string](t, p, `import("./qr.js").then(({ qrModules }) =>
+		`+string(given)+`.map(text => qrModules(text).map(row => row.map(dark => dark ? "1" : "0").join(""))))`) {
+		modules := make([][]bool, len(rows))
+		for y, row := range rows {
+			for _, module := range row {
+				modules[y] = append(modules[y], module == '1')
+			}
+		}
+		read, err := decoder.NewDecoder().DecodeBoolMapWithoutHint(modules)
+		if err != nil || read.GetText() != texts[i] {
+			t.Fatalf("a text of %d bytes: %v", len(texts[i]), err)
+		}
+	}
+	if tooLong := evaluate[bool](t, p, `import("./qr.js").then(({ qrModules }) => qrModules("x".repeat(2954)) === null)`); !tooLong {
+		t.Error("a text that is too long gets a code")
+	}
+}
+
+// An operator at one node acts on all of them, on a real Redis.
+func TestConsoleOfAFleet(t *testing.T) {
+	t.Parallel()
+	redis := startRedis(t)
+	node := func() *gateway { return startConsole(t, redis.option()) }
+	here, there := node(), node()
+	p := openConsole(t, here)
+
+	p.press(t, "link", "Keys")
+	p.press(t, "button", "Create a key")
+	p.press(t, "button", "Show")
+	private := p.with(t, "textbox", "Private key", "function() { return this.value }")
+	p.press(t, "button", "Done")
+	ids := there.keyIDs(t)
+	if len(ids) != 1 || !strings.Contains(p.with(t, "main", "", "function() { return this.innerText }"), ids[0]) {
+		t.Fatalf("the other node has the keys %v", ids)
+	}
+	if evaluate[bool](t, p, fmt.Sprintf("document.documentElement.outerHTML.includes(%q) || [...document.querySelectorAll('input, textarea')].some(f => f.value)", private)) {
+		t.Error("the private key is in the document after the dialog")
+	}
+	compact := signWith(t, apiKey{ID: ids[0], PEM: private}, "demo")
+	started := there.get(t, "/"+compact+"/manifest/video.m3u8")
+	session := "/" + compact + "/" + sessionInManifest.FindString(string(started.body)) + "manifest/video.m3u8"
+	wantVerdict(t, there, session, plays)
+
+	p.press(t, "link", "Watching")
+	p.press(t, "link", "demo")
+	p.has(t, "1 session of video demo")
+	var running []sessionView
+	there.mustCall(t, http.MethodGet, "stream/demo/sessions", "", &running)
+	p.press(t, "button", "Cut off "+running[0].ID)
+	p.press(t, "button", "Cut off")
+	p.has(t, "The session is cut off.")
+	eventually(t, "the session has ended at the other node", func() bool { return there.get(t, session).verdict() == sessionEnded })
+	wantVerdict(t, there, "/"+compact+"/manifest/video.m3u8", plays)
+
+	p.press(t, "link", "Keys")
+	p.press(t, "button", "Revoke "+ids[0])
+	p.press(t, "button", "Revoke")
+	p.has(t, "The key is revoked.")
+	eventually(t, "the key is revoked at the other node", func() bool {
+		return there.get(t, "/"+compact+"/manifest/video.m3u8").verdict() == refusedFor("key_unknown")
+	})
 }

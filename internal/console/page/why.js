@@ -43,7 +43,7 @@ function explained(found) {
 	const facts = [['Video', found.video], ['Token', found.token_id], ['Key', found.key_id], ['Address', found.client_ip], ['Country', found.country]]
 	const rows = found.checks.map(check => [
 		check.check, el('span', { class: `is-${check.outcome}` }, outcomes[check.outcome] ?? check.outcome),
-		el('span', null, check.reason && el('code', null, data(check.reason)), check.reason && check.details?.length ? ': ' : '', data((check.details ?? []).join('; '))),
+		data((check.details ?? []).join('; ') || check.reason),
 	])
 	return [
 		el('p', { class: found.allowed ? 'verdict good' : 'verdict problem' }, verdicts[found.result] ?? found.result, found.reason && documentation(found.reason), found.status && ` (${found.status})`),
