@@ -1,12 +1,18 @@
 package integration
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"image"
+	"image/draw"
+	"image/png"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -135,8 +141,8 @@ func (p *tab) choose(t *testing.T, name, option string) {
 	}`)
 }
 
-// shot keeps a picture of the page.
-func (p *tab) shot(t *testing.T, file string, width int64, scheme string) {
+// shot keeps a picture of the visible part of the page, with 32 shades of each color so that it stays small.
+func (p *tab) shot(t *testing.T, file string, width, height int64, scheme string) {
 	t.Helper()
 	_, err := chromedp.Call(p.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
@@ -144,15 +150,64 @@ func (p *tab) shot(t *testing.T, file string, width int64, scheme string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.do(t, chromedp.EmulateViewport(width, 800))
-	whole := true
-	picture, err := chromedp.Call(p.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{CaptureBeyondViewport: &whole})
+	p.do(t, chromedp.EmulateViewport(width, height))
+	picture, err := chromedp.Call(p.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(file, picture.Data, 0o644); err != nil {
+	shown, err := png.Decode(bytes.NewReader(picture.Data))
+	if err != nil {
 		t.Fatal(err)
 	}
+	colors := image.NewRGBA(shown.Bounds())
+	draw.Draw(colors, colors.Rect, shown, image.Point{}, draw.Src)
+	for i, shade := range colors.Pix {
+		colors.Pix[i] = shade>>3<<3 | shade>>5
+	}
+	var small bytes.Buffer
+	encoder := png.Encoder{CompressionLevel: png.BestCompression}
+	if err := encoder.Encode(&small, colors); err != nil {
+		t.Fatal(err)
+	}
+	if small.Len() > 100<<10 {
+		t.Errorf("%s has %d bytes, which is too many for the documentation", file, small.Len())
+	}
+	if err := os.WriteFile(file, small.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The pictures of docs/console.md. This takes them again:
+//
+//	SCREENSHOTS=../docs go test -run TestConsoleScreenshots .
+func TestConsoleScreenshots(t *testing.T) {
+	t.Parallel()
+	dir := cmp.Or(os.Getenv("SCREENSHOTS"), t.TempDir())
+	g := startConsole(t, withCountries(t))
+	g.mustCall(t, http.MethodPost, "stream/launch", `{"requireSignedURLs": false, "allowedOrigins": ["example.com", "*.example.org"], "meta": {"name": "The launch"},
+		"accessRules": [{"type": "ip.geoip.country", "country": ["DE", "AT"], "action": "block"}]}`, nil)
+	p := openConsole(t, g)
+	p.press(t, "link", "launch")
+	p.has(t, "Plays only on pages of")
+	p.with(t, "button", "Save", "function() { this.focus() }")
+	p.shot(t, filepath.Join(dir, "console-video.png"), 760, 1110, "light")
+
+	blocked := mint(t, "launch", func(c *token.Claims) {
+		c.AccessRules = json.RawMessage(`[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]`)
+	})
+	for range 3 {
+		g.get(t, "/"+blocked+"/manifest/video.m3u8", "Origin: https://example.com")
+		g.get(t, "/"+mint(t, "launch", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Hour) })+"/manifest/video.m3u8")
+	}
+	p.press(t, "link", "Why not")
+	p.fill(t, "Playback URL", "http://"+gateHost+":"+portOfAddr(g.addr)+"/"+blocked+"/manifest/video.m3u8")
+	p.fill(t, "Origin of the page", "https://example.com")
+	p.press(t, "button", "Explain")
+	p.has(t, "Refused: ")
+	p.press(t, "button", "Refresh")
+	p.has(t, "token_expired")
+	p.with(t, "heading", "Why not", "function() { this.focus() }")
+	p.shot(t, filepath.Join(dir, "console-why.png"), 720, 800, "dark")
 }
 
 // has waits until the page shows a text.

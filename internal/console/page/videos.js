@@ -163,7 +163,7 @@ function settingsForm(video, gateway) {
 function covers(patterns) {
 	if (!patterns.length) return 'Any site may embed this video.'
 	if (patterns.includes('*')) return 'Any site may embed this video; requests without an origin are refused.'
-	return `Plays only on pages of ${patterns.map(pattern => pattern.startsWith('*.') ? `${pattern.slice(2)} and all sites below it` : pattern).join(', ')}.`
+	return `Plays only on pages of ${patterns.map(pattern => pattern.startsWith('*.') ? `${pattern.slice(2)} with all hosts below it` : pattern).join(', ')}.`
 }
 
 const otherActions = (id, gateway) => el('div', { class: 'actions end' },
