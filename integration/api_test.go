@@ -79,6 +79,9 @@ func readAPIResponse(t testing.TB, res *response) *apiResponse {
 	if err := dec.Decode(out); err != nil {
 		t.Fatalf("status %d with a body that is no envelope: %v: %.200q", res.StatusCode, err, res.body)
 	}
+	if res.Request.URL != nil { // not of a raw connection
+		wantDescribed(t, res.Request, res.StatusCode, res.Header, res.body)
+	}
 	if out.Success != (res.StatusCode == http.StatusOK) || out.Success != (len(out.Errors) == 0) {
 		t.Errorf("status %d with success %v and the errors %v", res.StatusCode, out.Success, out.Errors)
 	}

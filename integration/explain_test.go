@@ -99,6 +99,12 @@ func TestExplainBesideTheServer(t *testing.T) {
 			}
 			o.take()
 			e := explain(t, g.dir, g.url(tc.path), args...)
+			var running explained
+			asked, _ := json.Marshal(map[string]string{"url": g.url(tc.path), "ip": "127.0.0.1", "origin": tc.origin})
+			g.mustCall(t, http.MethodPost, "stream/explain", string(asked), &running)
+			if diff := cmp.Diff(e, running); diff != "" {
+				t.Errorf("the API explains it differently (-command +API):\n%s", diff)
+			}
 			want := explained{Allowed: tc.want == plays, Reason: tc.want.Reason, Status: tc.want.Status, Result: "refused", Client: "127.0.0.1", Country: "US"}
 			if tc.want == plays {
 				want.Status, want.Result = 0, "allowed"
@@ -116,6 +122,22 @@ func TestExplainBesideTheServer(t *testing.T) {
 			o.wantUntouched(t)
 		})
 	}
+	t.Run("counts of the server alone", func(t *testing.T) {
+		var refusals struct {
+			Hours []struct{ Refused, WouldRefuse map[string]int }
+		}
+		g.mustCall(t, http.MethodGet, "stream/refusals", "", &refusals)
+		got := make(map[string]int)
+		for _, hour := range refusals.Hours {
+			for reason, n := range hour.Refused {
+				got[reason] += n
+			}
+			got["reported"] += hour.WouldRefuse["rule_blocked"]
+		}
+		if diff := cmp.Diff(map[string]int{"key_unknown": 1, "origin_not_allowed": 1, "rule_blocked": 1, "reported": 1}, got); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
 	t.Run("through a proxy", func(t *testing.T) {
 		e := explain(t, g.dir, g.url(segment(mint(t, "demo", inGB))), "--ip", "127.0.0.2", "--header", "X-Forwarded-For: 203.0.113.7")
 		if !e.Allowed || e.Client != "203.0.113.7" || e.Country != "GB" {
