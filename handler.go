@@ -84,7 +84,7 @@ func (g *Gate) answer(w http.ResponseWriter, d *decision, next caddyhttp.Handler
 	if g.player != nil && g.servePlayer(w, d) || g.serveViews(w, d) {
 		return nil
 	}
-	if d.renewed.Video != "" {
+	if d.renewed != nil {
 		return g.answerRenewal(w, d)
 	}
 	return g.forward(w, d, next)

@@ -47,7 +47,7 @@ func (d *decision) checkRenewal() error {
 	case !found || info.Video != d.video || info.Viewer != t.sessionViewer:
 		return refuse(reasonSessionInvalid, errSessionInvalid)
 	}
-	d.renewed = info
+	d.renewed = &info
 	return nil
 }
 
