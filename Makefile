@@ -129,7 +129,7 @@ release:
 HUGO = $$(CGO_ENABLED=0 .ci/tool github.com/gohugoio/hugo v0.164.0) --source site --noBuildLock
 .PHONY: docs docs-build
 docs: ## Serve the documentation as a site, and follow changes of the pages
-	$(HUGO) server --disableFastRender
+	$(HUGO) server --disableFastRender --renderToMemory
 docs-build: ## Write the documentation as a site to dist/docs
 	$(HUGO) --destination ../dist/docs --cleanDestinationDir --panicOnWarning
 

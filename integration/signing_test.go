@@ -37,8 +37,10 @@ var signingExamples = map[string]signingExample{
 
 // longSigningExamples first fetch a whole framework.
 var longSigningExamples = map[string]signingExample{
-	"wordpress": {"7", `<p><a href="/wp-login.php">Log in to watch this video.</a></p>`,
-		"(apt-get download wordpress || { apt-get update && apt-get download wordpress; }) >&2 && dpkg -x wordpress_*.deb . && mv usr/share/wordpress . && php wordpress.php"},
+	"wordpress": {
+		"7", `<p><a href="/wp-login.php">Log in to watch this video.</a></p>`,
+		"(apt-get download wordpress || { apt-get update && apt-get download wordpress; }) >&2 && dpkg -x wordpress_*.deb . && mv usr/share/wordpress . && php wordpress.php",
+	},
 	"nextjs": {"7", "401", "sh nextjs.sh"},
 }
 
