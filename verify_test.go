@@ -20,7 +20,7 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// The decision about a known token allocates nothing. README promises that.
+// The decision about a known token allocates nothing. ARCHITECTURE.md promises that.
 func TestWarmDecisionsAllocateNothing(t *testing.T) {
 	for _, c := range warmCases {
 		t.Run(c.name, func(t *testing.T) {
