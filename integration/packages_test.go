@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -108,9 +107,9 @@ func wantHardened(t *testing.T, unit string) {
 // The image plays a signed video without root, with a file system that nobody can write to. What
 // it keeps in /data, such as the key that signs, is there for the next container.
 func TestLongImage(t *testing.T) {
-	dir, arch := t.TempDir(), runtime.GOARCH
-	succeed(t, "make -C .. image VERSION=0.1.0")
-	archive := "../dist/signed-playback_0.1.0_" + arch + ".oci.tar"
+	dir := t.TempDir()
+	archive := filepath.Join(dir, "image.tar")
+	succeed(t, "make -C .. image VERSION=0.1.0 && mv ../dist/signed-playback_0.1.0_*.oci.tar "+archive)
 	var image struct {
 		Config struct {
 			User        string
@@ -132,7 +131,7 @@ func TestLongImage(t *testing.T) {
 		"http://%s {\n\tsigned_playback_api {\n\t\tbearer_token %s\n\t}\n}\n", media, o.addr(), api, apiSecret)), 0o644))(t) //nolint:gosec // the container's user reads it
 	program := "podman --root " + dir + "/root --runroot " + dir + "/run --storage-driver=vfs --runtime runc "
 	podman := func(args string) string { return succeed(t, program+args) }
-	t.Cleanup(func() { podman("rm --force --all --time 0") })
+	t.Cleanup(func() { _ = exec.Command("sh", "-c", program+"rm --force --all --time 0").Run() })
 	podman("load --quiet --input " + archive)
 	run := func() {
 		podman("run --detach --name gateway --read-only --cap-drop ALL --security-opt no-new-privileges --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 --network=host" +
