@@ -641,6 +641,18 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	})
 }
 
+// The index of the documentation has all of its pages. The site's navigation is made from it.
+func TestIndexHasAllPages(t *testing.T) {
+	t.Parallel()
+	index := page(t, "docs/README.md")
+	walk(t, func(path string) {
+		name, isPage := strings.CutPrefix(path, "docs/")
+		if isPage && filepath.Ext(name) == ".md" && name != "README.md" && !strings.Contains(index, "]("+name+")") {
+			t.Errorf("docs/README.md does not name %s", name)
+		}
+	})
+}
+
 // The pages build the version of Caddy that is tested, with the Go that has the
 // fixes on which the threat model relies. The other modules are built with it too.
 func TestPagesNameTheVersionsOfCaddyAndGo(t *testing.T) {
