@@ -10,7 +10,7 @@ import "github.com/redis/rueidis"
 //	ended:<viewer>    sessions that have ended for good, with the time of their beginning
 //	through:<viewer>  every session that began until then and does not run has ended
 //	video:<video>     running sessions of a video, with the time of their last request
-//	videos            videos with running sessions, with the time of their last beat
+//	videos            each video that has running sessions, with the time of their last beat
 //	session:<id>      what lists show of a session, and what its end needs
 //	untold            sessions whose end no node has told, with the time of their last request or their end
 //	node:<node>       it is missing after a loss of the data
