@@ -603,13 +603,15 @@ func TestCountingError(t *testing.T) {
 	client := func(address, agent string) func(*http.Request) {
 		return func(r *http.Request) { from(address)(r); with("User-Agent", agent)(r) }
 	}
-	// A step is a client that opens the manifest or, with below, goes on where player n plays.
+	// A step is a client that opens the manifest, or goes on where player n plays. One without a client
+	// is a pause of ten minutes, after which every session has been silent for too long.
 	type step struct {
 		client func(*http.Request)
 		player int  // whose session the requests are below
 		opens  bool // the manifest first
 		alone  bool // without a session in the path
 	}
+	pause := step{}
 	home, mobile := "192.0.2.7", "198.51.100.9"
 	fifty := make([]step, 50)
 	for i := range fifty {
@@ -631,6 +633,8 @@ func TestCountingError(t *testing.T) {
 		{"Wi-Fi to mobile, without a session", []step{{client(home, phone), 0, false, true}, {client(mobile, phone), 0, false, true}}, 1, 2},
 		{"dual stack", []step{{client(home, phone), 0, true, false}, {client("2001:db8::7", phone), 0, false, false}, {client(home, phone), 0, false, false}}, 1, 1},
 		{"dual stack, without a session", []step{{client(home, phone), 0, false, true}, {client("2001:db8::7", phone), 0, false, true}}, 1, 2},
+		{"10 minutes' pause", []step{{client(home, phone), 0, true, false}, pause, {client(home, phone), 0, false, false}}, 1, 1},
+		{"10 minutes' pause, without a session", []step{{client(home, phone), 0, false, true}, pause, {client(home, phone), 0, false, true}}, 1, 1},
 		{"a tab that is restored", []step{{client(home, desktop), 0, true, false}, {client(home, desktop), 1, true, false}}, 1, 2},
 		{"one URL of a session on 50 addresses", fifty, 50, 1},
 		{"one URL of a live rendition on 50 addresses", fiftyAlone, 50, 50},
@@ -639,6 +643,10 @@ func TestCountingError(t *testing.T) {
 		g, players := newGate(t, sessionApp(nil), new(Gate)), make(map[int]string)
 		folder := "/" + sessionToken(nil) + "/"
 		for _, s := range tc.steps {
+			if s.client == nil {
+				g.app.state.tracker.Use(sessions.Policy{Timeout: time.Nanosecond})
+				continue
+			}
 			if s.opens {
 				a := testFiles.get(t, g, requestFor(t, folder+"master.m3u8", s.client))
 				players[s.player] = sessionInURI.FindString(a.body)
@@ -650,6 +658,7 @@ func TestCountingError(t *testing.T) {
 			if a := testFiles.get(t, g, requestFor(t, target, s.client)); a.reason != "" {
 				t.Errorf("%s: %s", tc.situation, a.text)
 			}
+			g.app.state.tracker.Use(sessions.Policy{Timeout: time.Minute})
 		}
 		if got := runningSessions(g); got != tc.counts {
 			t.Errorf("%s: %d sessions, want %d", tc.situation, got, tc.counts)

@@ -135,7 +135,12 @@ func fillRevocations(t *testing.T, g *gateway, many int) {
 // version of HTTP, and after a reload.
 func TestRevocationOnOpenConnections(t *testing.T) {
 	t.Parallel()
-	g := startTLS(t, startOrigin(t, nil), config{api: withAPI})
+	admin := freeAddr(t)
+	g := startTLS(t, startOrigin(t, nil), config{api: withAPI, global: "admin " + admin})
+	caddyfile, err := os.ReadFile(filepath.Join(g.dir, "Caddyfile"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, protocol := range protocols {
 		t.Run(protocol.name, func(t *testing.T) {
 			client, dials := protocol.connect(t, g)
@@ -146,6 +151,12 @@ func TestRevocationOnOpenConnections(t *testing.T) {
 			g.mustCall(t, http.MethodPost, "stream/revocations", fmt.Sprintf(`{"token":%q}`, compact), nil)
 			if got := g.ask(t, client, http.MethodGet, segment(compact)).verdict(); got != tokenRevoked || dials.Load() != 1 {
 				t.Errorf("after the revocation: %v, on %d connections", got, dials.Load())
+			}
+			if err := g.load(admin, "# "+protocol.name+"\n"+string(caddyfile)); err != nil {
+				t.Fatal(err)
+			}
+			if got := g.ask(t, client, http.MethodGet, segment(compact)).verdict(); got != tokenRevoked {
+				t.Errorf("after a reload: %v", got)
 			}
 		})
 	}

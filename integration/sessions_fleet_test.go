@@ -99,6 +99,17 @@ func TestSessionsOfAFleet(t *testing.T) {
 	f.await(t, "a session that the API has ended", third, sessionEnded)
 	f.restart(t, 1)
 	f.wantEverywhere(t, "a session that the API has ended, after a restart", third, sessionEnded)
+
+	carla := f.nodes[0].mintToken(t, "demo", `{"uid":"carla","climit":1}`)
+	before, _ := f.nodes[0].beginSession(t, carla)
+	redis.do(t, "FLUSHALL")
+	after, got := f.nodes[2].beginSession(t, carla)
+	if got != plays {
+		t.Errorf("a session after FLUSHALL: %v", got)
+	}
+	f.await(t, "the session of another node that it has replaced", before, sessionEnded)
+	f.wantEverywhere(t, "the session after FLUSHALL", after, plays)
+	f.wantEverywhere(t, "an ended session after FLUSHALL", first, sessionEnded)
 }
 
 // A session that is revoked on one node makes room at once, wherever it plays: the viewer need not

@@ -138,6 +138,37 @@ func TestScriptedPlayersHaveOneSession(t *testing.T) {
 	}
 }
 
+// A viewer pauses a film past the exp of the token and the end of the session, while the server is killed and
+// starts again. The film goes on, because the back end has extended the session, and for this player only.
+func TestPausePastTheEndOfTheToken(t *testing.T) {
+	t.Parallel()
+	o := startWrittenMedia(t)
+	c := config{app: "sessions on\nsession_timeout 15s\nmax_session 1h", gate: "manifest_hosts " + o.host, api: withAPI}
+	g := start(t, o.origin, c)
+	exp := time.Now().Add(20 * time.Second)
+	folder := "/" + mint(t, "rooted", func(c *token.Claims) { c.Viewer, c.ExpiresAt = "fan", exp }) + "/"
+	session := sessionInManifest.FindString(string(g.get(t, folder+"manifest/video.m3u8").body))
+	list := g.sessionsOf(t, "fan")
+	if session == "" || len(list) != 1 {
+		t.Fatalf("the session is %q, and %v are counted", session, list)
+	}
+	g.mustCall(t, http.MethodPost, "stream/sessions/"+list[0].ID, fmt.Sprintf(`{"until":%d}`, exp.Add(time.Hour).Unix()), nil)
+	eventually(t, "the session has ended", func() bool { return len(g.sessionsOf(t, "fan")) == 0 })
+	g.kill(t)
+	g = startAgain(t, o.origin, g, c)
+	eventually(t, "the token expires for others", func() bool {
+		return g.get(t, folder+"views").verdict() == refusedFor("token_expired")
+	})
+	for _, name := range []string{"manifest/video.m3u8", "audio/001.m4s"} {
+		if got := g.get(t, folder+session+name).verdict(); got != plays {
+			t.Errorf("%s after the pause: %v", name, got)
+		}
+	}
+	if list := g.sessionsOf(t, "fan"); len(list) != 1 {
+		t.Errorf("after the pause, %v are counted", list)
+	}
+}
+
 // A live stream of which nobody may begin to watch after startBy, with short tokens, plays on as long
 // as the back end extends its session, and stops when it does not. Three hours are 18 seconds here.
 func TestLongLiveStream(t *testing.T) {
