@@ -150,8 +150,9 @@ type App struct {
 	sessionPolicy sessions.Policy   // of the state's tracker
 	enforcement   enforcement       // of gates and videos without a setting
 	revokeShared  bool
-	eventsURL     *url.URL // of session_events, nil for none
-	eventsKey     []byte   // that signs them, nil for none
+	eventsURL     *url.URL       // of session_events, nil for none
+	eventsKey     []byte         // that signs them, and questions of admission; nil for none
+	admission     *admissionDesk // nil without the option
 	videos        map[string]settings
 	publicURL     string
 	caches        []*Cache                   // of this config
@@ -181,7 +182,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	for _, provision := range []func() error{
 		a.provisionPolicy, a.provisionSettings, a.provisionSessions, a.provisionPublicURL, func() error { return a.provisionState(ctx) },
-		a.provisionSessionSecret, a.provisionKeys, a.provisionVerifier, a.provisionDatabases,
+		a.provisionSessionSecret, func() error { return a.provisionAdmission(ctx) }, a.provisionKeys, a.provisionVerifier, a.provisionDatabases,
 	} {
 		if err := provision(); err != nil {
 			return err
@@ -433,6 +434,9 @@ func (a *App) Cleanup() error {
 	if a.verifier != nil {
 		_, releaseErr := tokenCachePool.Delete(a.tokenCacheKey())
 		err = errors.Join(err, releaseErr)
+	}
+	if a.admission != nil {
+		a.admission.Close()
 	}
 	if a.keys != nil && a.keys.remote != nil {
 		err = errors.Join(err, a.keys.remote.release())

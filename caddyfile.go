@@ -291,6 +291,7 @@ func parseAPI(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //	    max_session         <duration>
 //	    session_secret      <secret>
 //	    session_events      <url>
+//	    admission           <url> [on_error allow|deny]
 //	    on_sharing          report|revoke
 //	    video <id> {
 //	        require_signed_urls on|off

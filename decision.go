@@ -54,6 +54,7 @@ type decision struct {
 	// From the session.
 	session   *sessions.Session // nil if the request is not counted
 	uncounted bool              // until the response tells which session the request is of
+	admitted  *admitted         // the answer about the session that the response begins
 	renewed   *sessions.Info    // the session that the token takes over; nil for other requests
 	rooted    bool              // the response leads below a new session
 	until     time.Time         // of a session that plays on after its token has expired

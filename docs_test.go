@@ -425,6 +425,7 @@ func TestConfigsOfPagesAreValid(t *testing.T) {
 	t.Setenv("SIGNED_PLAYBACK_API_TOKEN", "a-secret-of-some-length")
 	t.Setenv("CLOUDFLARE_API_TOKEN", "a-secret-of-some-length")
 	t.Setenv("SIGNED_PLAYBACK_REDIS", "redis://127.0.0.1:1")
+	t.Setenv("SESSION_SECRET", "a-secret-of-some-length")
 	blocks := regexp.MustCompile("(?ms)^```caddyfile[^\n]*\n(.*?)^```$")
 	validated := 0
 	walk(t, func(path string) {

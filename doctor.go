@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/spf13/cobra"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/admission"
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
@@ -140,6 +142,7 @@ type checkup struct {
 	opts      doctorOptions
 	log       string // the file with the warnings
 	upstreams []upstream
+	backEnd   *url.URL          // of admission, nil without the option
 	playback  *http.Request     // nil without --url
 	server    *caddyhttp.Server // that listens for it
 	findings  []finding
@@ -156,6 +159,7 @@ var doctorChecks = []struct {
 	{"keys", (*checkup).checkKeys},
 	{"store", (*checkup).checkStore},
 	{"geo", (*checkup).checkGeo},
+	{"admission", (*checkup).checkAdmission},
 	{"origin", (*checkup).checkOrigins},
 	{"clock", (*checkup).checkClock},
 	{"config", (*checkup).checkWarnings},
@@ -258,6 +262,10 @@ func loadCheckup(opts doctorOptions) (*checkup, error) {
 	}
 	writeWarnings(config, c.log)
 	c.replay, err = provision(opts.config, config)
+	if err == nil && c.app.admission != nil {
+		// The playback of doctor is no session about which a back end wants to know.
+		c.backEnd, c.app.admission = c.app.admission.url, nil
+	}
 	return c, err
 }
 
@@ -382,6 +390,37 @@ func (c *checkup) checkGeo(context.Context) {
 		built = []string{"no database, so access rules cannot use countries and networks"}
 	}
 	c.ok(strings.Join(built, ", "))
+}
+
+// checkAdmission connects to the back end and asks it nothing.
+func (c *checkup) checkAdmission(ctx context.Context) {
+	if c.backEnd == nil {
+		c.ok("no back end is asked about sessions")
+		return
+	}
+	const fix = "start it, or correct the URL of admission; until it answers, on_error decides about each session that begins"
+	if err := reaches(ctx, c.backEnd); err != nil {
+		c.toDo(fix, "%s does not answer: %v", c.backEnd.Host, err)
+	}
+	c.ok(c.backEnd.Host + " answers")
+}
+
+// reaches connects to the server of a URL.
+func reaches(ctx context.Context, u *url.URL) error {
+	ctx, cancel := context.WithTimeout(ctx, admission.Timeout)
+	defer cancel()
+	var dialer interface {
+		DialContext(ctx context.Context, network, address string) (net.Conn, error)
+	} = new(net.Dialer)
+	port := "80"
+	if u.Scheme == "https" {
+		dialer, port = new(tls.Dialer), "443"
+	}
+	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port)))
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 // checkPlayback requests a manifest as a viewer does.

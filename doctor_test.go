@@ -32,21 +32,23 @@ func TestDoctor(t *testing.T) {
 		options      doctorOptions
 		want         map[string]string // check: part of its text
 	}{
-		"nothing to do":         {global: global},
-		"the origin is down":    {global: global, upstream: down, want: map[string]string{"origin": "does not answer", "playback": "502"}},
-		"clocks differ":         {global: global, origin: fast, want: map[string]string{"clock": "differ by"}},
-		"no keys":               {want: map[string]string{"keys": "no verification keys", "playback": "key_unknown"}},
-		"a key set is gone":     {global: global + "\njwks_url http://" + down + "/jwks\naudience x", want: map[string]string{"keys": "connection refused", "playback": "audience_not_allowed"}},
-		"a private key":         {global: "key_file DIR/key.json", want: map[string]string{"config": "private key"}},
-		"an old database":       {global: global + "\ngeoip_database testdata/country.mmdb", options: doctorOptions{now: func() time.Time { return time.Now().AddDate(20, 0, 0) }}, want: map[string]string{"geo": "days ago", "clock": "differ"}},
-		"no store":              {global: global + "\nstore redis redis://" + down, want: map[string]string{"store": "cannot be read", "playback": "state_unavailable"}},
-		"tokens in logs":        {global: global, site: "log", want: map[string]string{"config": "tokens, get into logs"}},
-		"redacted logs":         {global: global, site: "log {\nformat signed_playback\n}", want: map[string]string{"config": "http.log.error"}},
-		"accepted":              {global: global, site: "log", options: doctorOptions{accepted: []string{"config"}}},
-		"URIs lead out":         {global: global, path: "outside.m3u8", want: map[string]string{"playback": "1 of the manifest's 1 URIs"}},
-		"the gate refuses URIs": {global: global, path: "refused.m3u8", want: map[string]string{"config": "refuses files"}},
-		"an empty answer":       {global: global, origin: func(http.ResponseWriter, *http.Request) {}, want: map[string]string{"playback": "look at its answer"}},
-		"no such manifest":      {global: global, path: "none.m3u8", want: map[string]string{"playback": "404"}},
+		"nothing to do":          {global: global},
+		"the origin is down":     {global: global, upstream: down, want: map[string]string{"origin": "does not answer", "playback": "502"}},
+		"clocks differ":          {global: global, origin: fast, want: map[string]string{"clock": "differ by"}},
+		"no keys":                {want: map[string]string{"keys": "no verification keys", "playback": "key_unknown"}},
+		"a key set is gone":      {global: global + "\njwks_url http://" + down + "/jwks\naudience x", want: map[string]string{"keys": "connection refused", "playback": "audience_not_allowed"}},
+		"a private key":          {global: "key_file DIR/key.json", want: map[string]string{"config": "private key"}},
+		"an old database":        {global: global + "\ngeoip_database testdata/country.mmdb", options: doctorOptions{now: func() time.Time { return time.Now().AddDate(20, 0, 0) }}, want: map[string]string{"geo": "days ago", "clock": "differ"}},
+		"no store":               {global: global + "\nstore redis redis://" + down, want: map[string]string{"store": "cannot be read", "playback": "state_unavailable"}},
+		"tokens in logs":         {global: global, site: "log", want: map[string]string{"config": "tokens, get into logs"}},
+		"redacted logs":          {global: global, site: "log {\nformat signed_playback\n}", want: map[string]string{"config": "http.log.error"}},
+		"no back end answers":    {global: global + "\nsessions on\nsession_secret 0123456789abcdef\nadmission http://" + down + "/s3cret", want: map[string]string{"admission": "does not answer"}},
+		"questions in cleartext": {global: global + "\nsessions on\nsession_secret 0123456789abcdef\nadmission http://192.0.2.1/s3cret", want: map[string]string{"admission": "192.0.2.1 does not answer", "config": "not encrypted"}},
+		"accepted":               {global: global, site: "log", options: doctorOptions{accepted: []string{"config"}}},
+		"URIs lead out":          {global: global, path: "outside.m3u8", want: map[string]string{"playback": "1 of the manifest's 1 URIs"}},
+		"the gate refuses URIs":  {global: global, path: "refused.m3u8", want: map[string]string{"config": "refuses files"}},
+		"an empty answer":        {global: global, origin: func(http.ResponseWriter, *http.Request) {}, want: map[string]string{"playback": "look at its answer"}},
+		"no such manifest":       {global: global, path: "none.m3u8", want: map[string]string{"playback": "404"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -25,6 +25,7 @@ const (
 	rulesCheck
 	downloadsCheck
 	sessionsCheck
+	admissionCheck // a part of the sessions
 	methodCheck
 	pathCheck
 )
@@ -34,7 +35,7 @@ const (
 const reportableChecks = methodCheck
 
 var namesOfChecks = [...]string{
-	tokenCheck: "token", scheduleCheck: "schedule", originsCheck: "origins", rulesCheck: "rules", downloadsCheck: "downloads", sessionsCheck: "sessions", methodCheck: "method", pathCheck: "path",
+	tokenCheck: "token", scheduleCheck: "schedule", originsCheck: "origins", rulesCheck: "rules", downloadsCheck: "downloads", sessionsCheck: "sessions", admissionCheck: "admission", methodCheck: "method", pathCheck: "path",
 }
 
 func (c check) String() string { return namesOfChecks[c] }
@@ -67,7 +68,7 @@ type Enforcement struct {
 	Enforce *bool `json:"enforce,omitempty"`
 
 	// The checks in report-only mode: `token`, `schedule`, `origins`, `rules`,
-	// `downloads`, `sessions`.
+	// `downloads`, `sessions`, `admission`. The last one is a part of `sessions`.
 	// Default: none.
 	ReportOnly []string `json:"report_only,omitempty"`
 }
@@ -196,11 +197,29 @@ func (silentObserver) stepDone(d *decision, _ *pipelineStep, err error, reportOn
 	if !reportOnly {
 		return err
 	}
-	// The first refusal counts, as it would without report-only mode.
+	d.report(err)
+	return nil
+}
+
+// report lets a request continue in spite of a refusal. The first one counts, as it would
+// without report-only mode.
+func (d *decision) report(err error) {
 	if why, ok := errors.AsType[*refusal](err); ok && d.reason == "" {
 		d.result, d.reason = resultWouldRefuse, why.reason
+		if d.response.d != nil { // what comes before has been logged
+			d.logReported()
+		}
 	}
-	return nil
+}
+
+// unlessReported returns the refusal of a session that the response begins, nil in report-only
+// mode.
+func (d *decision) unlessReported(err error) error {
+	if isRefusal(err) && d.reports(sessionsCheck) {
+		d.report(err)
+		return nil
+	}
+	return err
 }
 
 // applyReportOnly prepares the response to a request that passes in report-only
@@ -210,9 +229,12 @@ func (d *decision) applyReportOnly() {
 	if d.reports(originsCheck) {
 		d.settings.origins = originPolicy{}
 	}
-	if d.result != resultWouldRefuse {
-		return
+	if d.result == resultWouldRefuse {
+		d.logReported()
 	}
+}
+
+func (d *decision) logReported() {
 	d.log()
 	if entry := d.gate.reportLog.Check(zapcore.WarnLevel, "would refuse: "+string(d.reason)); entry != nil {
 		fields := []zap.Field{zap.Inline(d)}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -420,9 +421,12 @@ func explainSession(d *decision) (details []string) {
 		details = append(details, "no session in the path")
 	}
 	if t := d.verified; t != nil {
-		if limit := smallerLimit(t.sessionLimit, d.settings.maxSessions); limit > 0 {
+		if limit := sessions.SmallerLimit(t.sessionLimit, d.settings.maxSessions); limit > 0 {
 			details = append(details, fmt.Sprintf("at most %d at a time for the viewer; how many run, only the server knows", limit))
 		}
+	}
+	if desk := d.app.admission; desk != nil && !d.resource.own {
+		details = append(details, fmt.Sprintf("if the session does not run yet, the server asks %s (on_error %s); explain does not", desk.url.Host, desk.onError()))
 	}
 	return details
 }

@@ -278,9 +278,8 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	at.Refuses = refused.refuse
 	text := ""
 	if !w.forAll && w.d.mayLeadBelow() {
-		authority := w.d.app.authority.get()
-		text = authority.New(w.d.owner(), w.d.now())
-		at.Session, at.Playing = sessions.Prefix+text+"/", w.d.playsOutside(authority)
+		text = w.d.newSessionText()
+		at.Session, at.Playing = sessions.Prefix+text+"/", w.d.playsOutside(w.d.app.authority.get())
 	}
 	start := time.Now()
 	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, at, w.d.query, w.d.gate.features)
@@ -300,7 +299,7 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	case err == nil && stats.Rooted:
 		err = w.d.beginSession(text)
 	case err == nil && !optional:
-		err = w.d.checkManifestStart()
+		err = w.d.unlessReported(w.d.checkManifestStart())
 	}
 	return rewritten, format, err
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/admission"
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
@@ -36,6 +37,8 @@ type metrics struct {
 	sessionsEnded   map[sessions.Reason]prometheus.Counter
 	sharing         prometheus.Counter
 	sessionsDropped *prometheus.CounterVec
+	admissions      map[admission.Result]prometheus.Counter
+	admissionTime   prometheus.Histogram
 	cacheResults    map[mediacache.Result]prometheus.Counter
 
 	refusals refusalHistory
@@ -65,7 +68,7 @@ func newMetrics() *metrics {
 	for _, operation := range []string{"changes", "get", "list", "update", "sessions", "decode"} {
 		m.storeErrors.WithLabelValues(operation)
 	}
-	ended := m.counters("sessions_ended_total", "Playback sessions that have ended, by reason: timeout, limit, takeover, deleted or stopped.", "reason")
+	ended := m.counters("sessions_ended_total", "Playback sessions that have ended, by reason: timeout, limit, takeover, deleted, stopped or until.", "reason")
 	m.sessionsEnded = make(map[sessions.Reason]prometheus.Counter)
 	for _, why := range sessions.Reasons() {
 		m.sessionsEnded[why] = ended.WithLabelValues(string(why))
@@ -75,6 +78,12 @@ func newMetrics() *metrics {
 	for _, what := range []string{sessions.DroppedSession, sessions.DroppedEnd, droppedEvent} {
 		m.sessionsDropped.WithLabelValues(what)
 	}
+	admissions := m.counters("admissions_total", "Questions to the back end of admission by result: allowed, denied, timeout, failed, status, invalid, or limited for those that were not asked.", "result")
+	m.admissions = make(map[admission.Result]prometheus.Counter)
+	for _, result := range admission.Results() {
+		m.admissions[result] = admissions.WithLabelValues(string(result))
+	}
+	m.admissionTime = m.histogram("admission_seconds", "Time that the back end of admission took.", prometheus.ExponentialBuckets(0.001, 2, 11))
 	cacheRequests := m.counters("cache_requests_total", "Requests to the media cache by what it did: hit, miss, collapsed, stale, revalidated or bypass.", "result")
 	m.cacheResults = make(map[mediacache.Result]prometheus.Counter)
 	for _, result := range mediacache.Results() {
@@ -258,6 +267,14 @@ func (m *metrics) countStoreError(operation string) {
 
 // countDropped counts what a bound of playback sessions has dropped.
 func (m *metrics) countDropped(what string) { m.sessionsDropped.WithLabelValues(what).Inc() }
+
+// countAdmission counts a question to the back end.
+func (m *metrics) countAdmission(result admission.Result, took time.Duration) {
+	m.admissions[result].Inc()
+	if result != admission.Limited {
+		m.admissionTime.Observe(took.Seconds())
+	}
+}
 
 func (m *metrics) countURIs(stats manifest.Stats) {
 	m.urisRewritten.Add(float64(stats.Rewritten))

@@ -38,6 +38,7 @@ const (
 	reasonSessionInvalid        reason = "session_invalid"
 	reasonSessionLimit          reason = "session_limit"
 	reasonSessionEnded          reason = "session_ended"
+	reasonAdmissionDenied       reason = "admission_denied"
 	reasonServiceWorker         reason = "service_worker_not_allowed"
 	reasonMethodNotAllowed      reason = "method_not_allowed"
 	reasonTooEarly              reason = "too_early"
@@ -46,6 +47,7 @@ const (
 	reasonStateUnavailable      reason = "state_unavailable"
 	reasonCountryUnavailable    reason = "country_unavailable"
 	reasonNetworkUnavailable    reason = "network_unavailable"
+	reasonAdmissionUnavailable  reason = "admission_unavailable"
 )
 
 // reasons lists all reasons.
@@ -54,20 +56,20 @@ var reasons = [...]reason{
 	reasonSignatureInvalid, reasonAudienceNotAllowed, reasonTokenExpired, reasonTokenNotYetValid,
 	reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonTokenRevoked, reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
 	reasonNotAvailableYet, reasonNoLongerAvailable, reasonClientIPUnknown, reasonStartByPassed, reasonSessionInvalid,
-	reasonSessionLimit, reasonSessionEnded, reasonServiceWorker, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
-	reasonManifestInvalid, reasonStateUnavailable, reasonCountryUnavailable, reasonNetworkUnavailable,
+	reasonSessionLimit, reasonSessionEnded, reasonAdmissionDenied, reasonServiceWorker, reasonMethodNotAllowed, reasonTooEarly, reasonVerificationLimited,
+	reasonManifestInvalid, reasonStateUnavailable, reasonCountryUnavailable, reasonNetworkUnavailable, reasonAdmissionUnavailable,
 }
 
 // status maps a reason to an HTTP status:
 //
 //	400  the path is not a playback path
 //	401  the token is missing or not valid, or it is too late to begin with it
-//	403  an access rule, the allowed origins, the schedule, a missing claim, its use or the limit of sessions forbid it
+//	403  an access rule, the allowed origins, the schedule, a missing claim, its use, the limit of sessions or the back end of admission forbid it
 //	405  the method is not GET, HEAD or OPTIONS
 //	425  the TLS handshake is unfinished and a rule needs the address
-//	429  the network has sent too many tokens with invalid signatures
+//	429  the network has sent too many tokens with invalid signatures, or too many sessions begin
 //	502  the origin's manifest cannot be rewritten, or it redirects elsewhere
-//	503  the keys, settings or a geo database cannot be read
+//	503  the keys, settings or a geo database cannot be read, or the back end of admission does not answer
 //	500  an unknown reason, which is a bug of the gate
 func (r reason) status() int {
 	switch r {
@@ -78,7 +80,7 @@ func (r reason) status() int {
 		reasonTokenLifetimeExceeded, reasonRulesInvalid, reasonTokenRevoked, reasonStartByPassed, reasonSessionInvalid:
 		return http.StatusUnauthorized
 	case reasonRuleBlocked, reasonOriginRequired, reasonOriginNotAllowed, reasonDownloadNotAllowed,
-		reasonNotAvailableYet, reasonNoLongerAvailable, reasonClientIPUnknown, reasonSessionLimit, reasonSessionEnded, reasonServiceWorker:
+		reasonNotAvailableYet, reasonNoLongerAvailable, reasonClientIPUnknown, reasonSessionLimit, reasonSessionEnded, reasonAdmissionDenied, reasonServiceWorker:
 		return http.StatusForbidden
 	case reasonMethodNotAllowed:
 		return http.StatusMethodNotAllowed
@@ -88,7 +90,7 @@ func (r reason) status() int {
 		return http.StatusTooManyRequests
 	case reasonManifestInvalid:
 		return http.StatusBadGateway
-	case reasonStateUnavailable, reasonCountryUnavailable, reasonNetworkUnavailable:
+	case reasonStateUnavailable, reasonCountryUnavailable, reasonNetworkUnavailable, reasonAdmissionUnavailable:
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError

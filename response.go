@@ -140,7 +140,7 @@ func (w *response) WriteHeader(status int) {
 // passRewritten passes a manifest that the cache has rewritten, or holds it if a session may
 // begin with it.
 func (w *response) passRewritten() {
-	switch why := w.d.checkManifestStart(); {
+	switch why := w.d.unlessReported(w.d.checkManifestStart()); {
 	case why != nil:
 		w.refuse(why)
 	case w.d.mayLeadBelow():

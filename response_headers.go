@@ -263,12 +263,15 @@ func isMediaType(contentType string) bool {
 func (d *decision) setAccessHeaders(h http.Header) {
 	d.settings.origins.setCORS(h, d.own, d.requestOrigin)
 	lifetime, until := time.Duration(1<<63-1), d.settings.availableUntil
+	if d.session != nil && !d.session.Ends().IsZero() {
+		lifetime = d.session.Ends().Sub(d.app.now())
+	}
 	if d.verified != nil {
 		ends := d.verified.expiresAt()
 		if d.until.After(ends) {
 			ends = d.until
 		}
-		lifetime = ends.Sub(d.now())
+		lifetime = min(lifetime, ends.Sub(d.now()))
 	}
 	if !until.IsZero() {
 		lifetime = min(lifetime, until.Sub(d.now()))
@@ -278,7 +281,7 @@ func (d *decision) setAccessHeaders(h http.Header) {
 		// Each viewer of it would have the session of the first.
 		d.own.set(h, "Cache-Control", "no-store")
 		dropSharedCaching(h)
-	case d.verified != nil || !until.IsZero() || d.settings.origins.allowed != nil || len(d.settings.rules) > 0:
+	case d.verified != nil || !until.IsZero() || d.settings.origins.allowed != nil || len(d.settings.rules) > 0 || d.app.admission != nil:
 		setPrivateCaching(h, d.own, lifetime)
 	}
 }

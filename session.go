@@ -239,7 +239,10 @@ func (d *decision) mayBegin(authority *sessions.Authority) error {
 	if err := d.checkStartBy(d.now()); err != nil {
 		return err
 	}
-	return sessionRefusal(d.app.state.tracker.MayBegin(d.complete(sessions.Visit{Begins: true})))
+	if err := d.app.state.tracker.MayBegin(d.complete(sessions.Visit{Begins: true})); err != nil {
+		return sessionRefusal(err)
+	}
+	return d.admitBeforeOrigin(authority)
 }
 
 // mayLeadBelow reports whether a manifest in the response leads below a new session, if players
@@ -265,14 +268,15 @@ func (d *decision) beginSession(text string) error {
 		return nil
 	}
 	d.uncounted = false
+	d.learnManifest(d.rooted)
 	if text == "" {
-		return d.visitOutside(d.app.authority.get())
+		return d.unlessReported(d.visitOutside(d.app.authority.get()))
 	}
 	if err := d.checkStartBy(d.now()); err != nil {
-		return err
+		return d.unlessReported(err)
 	}
 	key, _ := sessions.KeyIn(text)
-	return d.visit(sessions.Visit{Key: key, Begins: true})
+	return d.unlessReported(d.visit(sessions.Visit{Key: key, Begins: true}))
 }
 
 // checkRevokedSession refuses a session that the operator has ended for good.
@@ -301,29 +305,21 @@ func (d *decision) visit(v sessions.Visit) (err error) {
 
 // complete adds to a visit what it takes from the request.
 func (d *decision) complete(v sessions.Visit) sessions.Visit {
-	v.Video, v.Client = d.video, sessionClient{d}
+	v.Video, v.Client, v.Asks = d.video, sessionClient{d}, d.app.admission != nil
 	if !v.Address.IsValid() {
 		v.Address, _ = clientAddress(d.request)
 	}
 	if t := d.verified; t != nil {
 		v.Viewer, v.Expires = t.sessionViewer, t.expiresAt()
-		v.Limit = smallerLimit(t.sessionLimit, d.settings.maxSessions)
+		v.Limit = sessions.SmallerLimit(t.sessionLimit, d.settings.maxSessions)
 	}
 	return v
 }
 
-// smallerLimit returns the smaller of two limits. 0 is none.
-func smallerLimit(a, b int) int {
-	if a == 0 || b == 0 {
-		return max(a, b)
-	}
-	return min(a, b)
-}
-
 func sessionRefusal(err error) error {
 	switch {
-	case err == nil:
-		return nil
+	case err == nil || isRefusal(err):
+		return err
 	case errors.Is(err, sessions.ErrEnded):
 		return refuse(reasonSessionEnded, errSessionEnded)
 	default:

@@ -134,7 +134,7 @@ type eventReceiver struct {
 func (a *App) provisionSessionEvents() error {
 	address, err := resolveSecret(a.SessionEvents)
 	if err == nil && address != "" {
-		a.eventsURL, err = webhook.Parse(address, isLoopback)
+		a.eventsURL, err = webhook.ParsePrivate(address, isLoopback)
 	}
 	if err != nil {
 		return fmt.Errorf("session_events: %w", err)

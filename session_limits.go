@@ -42,6 +42,16 @@ type SessionOptions struct {
 	// `https://hooks.example.com/playback`. Not permitted: `http://hooks.example.com/`.
 	SessionEvents string `json:"session_events,omitempty"`
 
+	// The http or https URL of your back end, which is asked with POST at the start of
+	// each session whether it may begin. Placeholders are resolved. Default: none, so
+	// every session begins that the other checks allow. Permitted:
+	// `https://app.example.com/admission`. Not permitted: `app.example.com`.
+	Admission string `json:"admission,omitempty"`
+
+	// Whether a session may begin if the back end gives no answer that counts: `deny` or
+	// `allow`. Default: `deny`.
+	AdmissionOnError string `json:"admission_on_error,omitempty"`
+
 	// What happens to a viewer who probably shares a token: `report` writes a line to
 	// the log, `revoke` revokes the viewer's tokens as well. Default: `report`.
 	OnSharing string `json:"on_sharing,omitempty"`
@@ -64,6 +74,8 @@ func (a *App) provisionSessions() error {
 			option = "max_session"
 		case o.SessionEvents != "":
 			option = "session_events"
+		case o.Admission != "":
+			option = "admission"
 		case o.OnSharing != "":
 			option = "on_sharing"
 		case a.limitsSessions():
@@ -120,7 +132,7 @@ func (o *SessionOptions) parseSessionEvents(d *caddyfile.Dispenser) error {
 	if hasPlaceholder(o.SessionEvents) {
 		return nil // Provision resolves and checks it
 	}
-	if _, err := webhook.Parse(o.SessionEvents, isLoopback); err != nil {
+	if _, err := webhook.ParsePrivate(o.SessionEvents, isLoopback); err != nil {
 		return d.Errf("session_events: %v", err)
 	}
 	return nil
@@ -133,6 +145,7 @@ func (o *SessionOptions) options() map[string]option {
 		"session_secret":   func(d *caddyfile.Dispenser) error { return secretArg(d, &o.SessionSecret) },
 		"max_session":      func(d *caddyfile.Dispenser) error { return durationArg(d, &o.MaxSession) },
 		"session_events":   o.parseSessionEvents,
+		"admission":        o.parseAdmission,
 		"on_sharing":       onSharingWords.read(&o.OnSharing),
 		"on_session_limit": onSessionLimitWords.read(&o.OnSessionLimit),
 	}

@@ -19,6 +19,10 @@ type television struct{}
 func (television) Country() string   { return "CH" }
 func (television) UserAgent() string { return "TV/1" }
 
+func (television) Admit(context.Context, sessions.ID) (sessions.Terms, error) {
+	return sessions.Terms{}, nil
+}
+
 // watched makes a control API of which three sessions run: 1 and 2 of anna, 2 and 3 of a film.
 func watched(t *testing.T) controlled {
 	t.Helper()

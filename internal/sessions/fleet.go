@@ -98,6 +98,10 @@ type description struct {
 	UserAgent string `json:"userAgent"`
 	Shared    bool   `json:"shared"`
 	Expires   int64  `json:"expires"` // Unix seconds, 0 without a token
+
+	// The terms of its start, which hold on every node.
+	Granted int   `json:"granted,omitempty"`
+	Ends    int64 `json:"ends,omitempty"`
 }
 
 // describe returns the description of a session. The caller holds the mutex, or is the
@@ -107,7 +111,7 @@ func (s *Session) describe(viewer string) string {
 	if from := s.place().prefix(); from.IsValid() {
 		network = from.String()
 	}
-	text, err := json.Marshal(description{viewer, s.video, s.country.String(), network, s.userAgent, s.shared, max(0, s.expires.Load())})
+	text, err := json.Marshal(description{viewer, s.video, s.country.String(), network, s.userAgent, s.shared, max(0, s.expires.Load()), s.granted, s.ends})
 	if err != nil {
 		panic(err) // nothing of it can fail
 	}
@@ -131,8 +135,9 @@ func flag(b bool) string {
 }
 
 // startInFleet asks whether a session may begin. siblings are the viewer's sessions on this
-// node: of those the fleet knows only what the last beat has told.
-func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, siblings []*Session) error {
+// node: of those the fleet knows only what the last beat has told. If the session is unasked,
+// it only resumes one that runs on another node, or the error is errUnasked.
+func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, siblings []*Session, unasked bool) error {
 	// A client that cancels must not have the node decide alone, or take the Redis for away.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
@@ -141,10 +146,10 @@ func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, sibling
 		begun = strconv.FormatInt(s.begun, 10)
 	}
 	viewer := s.viewerKey(v.Viewer)
-	args := make([]string, 0, 9+2*len(siblings))
+	args := make([]string, 0, 10+2*len(siblings))
 	args = append(args,
 		s.id.String(), viewer.String(), s.video, begun, flag(v.Begins), strconv.Itoa(max(0, s.limit)), flag(t.policy.Load().RefuseNew),
-		t.left(s), s.describe(shortName(v.Viewer, viewer)))
+		t.left(s), s.describe(shortName(v.Viewer, viewer)), flag(unasked))
 	for _, sibling := range siblings {
 		args = append(args, sibling.id.String(), t.ago(sibling))
 	}
@@ -157,12 +162,19 @@ func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, sibling
 		return ErrEnded
 	case "limit":
 		return ErrLimit
+	case "unasked":
+		return errUnasked
 	}
-	s.begun, err = strconv.ParseInt(answer[len(answer)-1], 10, 64)
-	if err != nil {
+	var has description
+	s.begun, err = strconv.ParseInt(answer[1], 10, 64)
+	if err := errors.Join(err, json.Unmarshal([]byte(answer[2]), &has)); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	s.accept(Terms{has.Granted, unixTime(has.Ends)})
 	s.told = s.seen.Load()
+	if t.isOver(s) {
+		return ErrEnded
+	}
 	return nil
 }
 
@@ -446,6 +458,6 @@ func (t *Tracker) parseInfo(fields []string) (info Info, err error) {
 	network, _ := netip.ParsePrefix(has.Network)
 	return Info{
 		ID: id, Viewer: has.Viewer, Video: has.Video, Started: time.UnixMilli(begun), LastSeen: t.config.Now().Add(-time.Duration(ago) * time.Millisecond),
-		Country: has.Country, Network: network, UserAgent: has.UserAgent, Bytes: bytes, Shared: has.Shared, Expires: unixTime(has.Expires),
+		Country: has.Country, Network: network, UserAgent: has.UserAgent, Bytes: bytes, Shared: has.Shared, Expires: unixTime(has.Expires), Ends: unixTime(has.Ends),
 	}, nil
 }

@@ -108,12 +108,13 @@ func newScript(body string) *rueidis.Lua { return rueidis.NewLuaScriptNoSha(luaF
 var (
 	// startScript takes a session: id, viewer, video, its beginning or 0, whether it is
 	// new, its limit, whether new ones are refused, the seconds until its token
-	// expires, its description; and pairs of the viewer's sessions on this node and
-	// how long ago they were last used. It returns what became of it, and its beginning.
+	// expires, its description, whether nobody has asked for it yet; and pairs of the
+	// viewer's sessions on this node and how long ago they were last used. It returns what
+	// became of it, and of one that runs its beginning and its description.
 	//
 	//nolint:dupword // blocks of Lua end with end
 	startScript = newScript(`
-local id, viewer, video, begun, new, limit, refuse, left, info = unpack(ARGV, 3, 11)
+local id, viewer, video, begun, new, limit, refuse, left, info, unasked = unpack(ARGV, 3, 12)
 local twin = cjson.decode(info)
 local known = redis.call('ZSCORE', P .. 'begun:' .. viewer, id)
 local seen = redis.call('ZSCORE', P .. 'seen:' .. viewer, id)
@@ -121,12 +122,14 @@ if redis.call('ZSCORE', P .. 'ended:' .. viewer, id) then return {'ended'} end
 begun, limit = math.min(tonumber(begun), now), tonumber(limit)
 if begun == 0 then begun = now end
 if seen and known and now - tonumber(seen) < timeout then
+	info = redis.call('HGET', P .. 'session:' .. id, 'info') or info
 	keep(viewer, id, video, known, now, left, info)
-	return {'running', known}
+	return {'running', known, info}
 end
 if new == '0' and begun <= tonumber(redis.call('GET', P .. 'through:' .. viewer) or '-1') then return {'ended'} end
+if unasked == '1' then return {'unasked'} end
 if limit > 0 then
-	for i = 12, #ARGV, 2 do
+	for i = 13, #ARGV, 2 do
 		if redis.call('ZSCORE', P .. 'seen:' .. viewer, ARGV[i]) then redis.call('ZADD', P .. 'seen:' .. viewer, now - ARGV[i + 1], ARGV[i]) end
 	end
 	local excess = running(viewer) - limit + 1
@@ -148,7 +151,7 @@ if limit > 0 then
 end
 redis.call('HDEL', P .. 'session:' .. id, 'told', 'bytes', 'reason')
 keep(viewer, id, video, begun, now, left, info)
-return {'begun', tostring(begun)}`)
+return {'begun', tostring(begun), info}`)
 
 	// beatScript takes sessions of this node: id, viewer, video, beginning, how long ago
 	// each was last used, its limit, whether new ones are refused, the seconds until its
@@ -201,6 +204,7 @@ for i = 3, #ARGV, 4 do
 		local total = redis.call('HINCRBY', session, 'bytes', bytes)
 		local away = reason == 'timeout' and seen and now - tonumber(seen) < timeout and redis.call('HGET', session, 'node') ~= node
 		if reason == 'timeout' and not away then forget(viewer, id) end
+		if reason == 'until' then finish(viewer, id, reason) end
 		if away or redis.call('HSETNX', session, 'told', '1') == 0 then total = -1 end
 		if not away then redis.call('ZREM', P .. 'untold', id) end
 		answer[#answer + 1] = tostring(total)

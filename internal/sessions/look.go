@@ -7,7 +7,11 @@ import (
 // Runs reports whether a session of a key runs on this node.
 func (t *Tracker) Runs(key Key) bool {
 	s := t.session(key)
-	return s != nil && !t.silent(s, t.policy.Load().Timeout)
+	if s == nil {
+		return false
+	}
+	_, ended := t.ended(s)
+	return !ended
 }
 
 // Until returns how long the session of a key may play beyond the end of its token, the
@@ -27,19 +31,23 @@ func (t *Tracker) Until(key Key) time.Time {
 // MayBegin returns ErrLimit if Visit would refuse this visit, as far as this node knows, and
 // begins nothing.
 func (t *Tracker) MayBegin(v Visit) error {
-	if v.Limit <= 0 || !t.policy.Load().RefuseNew {
+	refuseNew := v.Limit > 0 && t.policy.Load().RefuseNew
+	if !refuseNew && !v.Asks {
 		return nil
 	}
 	s := t.newSession(v)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	of := t.viewers[keyOfViewer(v.Viewer)]
-	if of == nil {
+	of := t.viewerOf(s, v.Viewer)
+	if v.Asks && !t.hasRoom(of, s.origin) {
+		return ErrLimit
+	}
+	if !refuseNew {
 		return nil
 	}
 	running := 0
 	for _, s := range of.running {
-		if !t.silent(s, t.policy.Load().Timeout) {
+		if _, ended := t.ended(s); !ended {
 			running++
 		}
 	}

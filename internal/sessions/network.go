@@ -29,6 +29,9 @@ func networkOf(address netip.Addr) network {
 	return 0
 }
 
+// NetworkOf returns the network of an address as lists show it, the zero value for an unknown one.
+func NetworkOf(address netip.Addr) netip.Prefix { return networkOf(address).prefix() }
+
 // family returns 0 for IPv4 and 1 for IPv6.
 func (n network) family() int { return int(n>>57) & 1 }
 

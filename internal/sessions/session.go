@@ -2,6 +2,7 @@ package sessions
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -43,6 +44,11 @@ var errID = errors.New("sessions: a session id has 32 lower case hexadecimal dig
 type Client interface {
 	Country() string // ISO 3166-1 alpha-2, "" if it is unknown
 	UserAgent() string
+
+	// Admit decides whether a session of this client may begin, and on which terms. It is
+	// called where Visit.Asks is true, once at a time for each session. It may take its
+	// time.
+	Admit(context.Context, ID) (Terms, error)
 }
 
 // Session is a running session. It is safe for concurrent use.
@@ -55,6 +61,8 @@ type Session struct {
 	userAgent string
 	begun     int64   // Unix milliseconds; the order in which sessions are ended
 	limit     int     // that it began with
+	granted   int     // the part of it that Terms say
+	ends      int64   // Unix seconds of Terms.Until, 0 for never
 	origin    network // where it began
 
 	seen    atomic.Int64 // of the last request: nanoseconds on the tracker's clock
@@ -87,6 +95,17 @@ func (s *Session) Video() string { return s.video }
 // Until returns how long the session may play beyond the end of its token, the zero
 // time without an extension.
 func (s *Session) Until() time.Time { return unixTime(s.until.Load()) }
+
+// Ends returns when the session ends for good, the zero time for never.
+func (s *Session) Ends() time.Time { return unixTime(s.ends) }
+
+func (t *Tracker) isOver(s *Session) bool { return s.ends > 0 && t.config.Now().Unix() >= s.ends }
+
+// accept takes the terms of a session down, before anybody else knows it.
+func (s *Session) accept(terms Terms) {
+	s.granted, s.ends = terms.Limit, max(0, terms.Until.Unix())
+	s.limit = SmallerLimit(s.limit, terms.Limit)
+}
 
 // AddBytes counts n bytes of a response. A session that receives is not silent.
 func (s *Session) AddBytes(n int64) {
@@ -147,7 +166,8 @@ func (s *Session) place() network {
 // maxUserAgent is how much of a User-Agent is kept, in bytes.
 const maxUserAgent = 160
 
-func shortUserAgent(text string) string {
+// ShortUserAgent returns a User-Agent as lists show it.
+func ShortUserAgent(text string) string {
 	return strings.Clone(strings.ToValidUTF8(text[:min(len(text), maxUserAgent)], ""))
 }
 

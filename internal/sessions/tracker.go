@@ -27,6 +27,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 )
 
 const (
@@ -48,7 +50,7 @@ const (
 	shardCount    = 64
 )
 
-// The errors of Visit.
+// The errors of Visit, besides those of Client.Admit.
 var (
 	ErrLimit = errors.New("sessions: the viewer has as many sessions as permitted")
 	ErrEnded = errors.New("sessions: the session has ended")
@@ -64,6 +66,7 @@ const (
 	TakenOver Reason = "takeover" // a new session of the same client took its place
 	Deleted   Reason = "deleted"  // the operator has ended or revoked it
 	Stopped   Reason = "stopped"  // the server stops; the session may go on elsewhere
+	Over      Reason = "until"    // Terms.Until has come
 )
 
 // known returns the reason, or the most likely one of a node of another version.
@@ -75,7 +78,7 @@ func (r Reason) known() Reason {
 }
 
 // Reasons returns all reasons.
-func Reasons() []Reason { return []Reason{TimedOut, Replaced, TakenOver, Deleted, Stopped} }
+func Reasons() []Reason { return []Reason{TimedOut, Replaced, TakenOver, Deleted, Stopped, Over} }
 
 // Visit is one request.
 type Visit struct {
@@ -92,6 +95,23 @@ type Visit struct {
 	Client  Client
 	Limit   int       // of the viewer's sessions at a time, 0 for none
 	Expires time.Time // of the token, the zero time without one
+
+	// Asks says that the session begins only if Client.Admit permits it.
+	Asks bool
+}
+
+// Terms are what the operator permits a session at its start.
+type Terms struct {
+	Limit int       // of the viewer's sessions at a time, 0 for none
+	Until time.Time // when the session ends for good, the zero time for never
+}
+
+// SmallerLimit returns the smaller of two limits. 0 is none.
+func SmallerLimit(a, b int) int {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
 }
 
 // Policy is what the config in force says. The zero value is not valid.
@@ -155,6 +175,7 @@ type Info struct {
 	Bytes     int64
 	Shared    bool      // it was used from two networks in turns
 	Expires   time.Time // the exp of the newest token, the zero time without one
+	Ends      time.Time // Terms.Until
 }
 
 // UID returns the name of the viewer, "" if the token has none.
@@ -174,6 +195,7 @@ type Tracker struct {
 	capacity int // maxSessions; tests have less
 
 	shards [shardCount]shard
+	starts singleflight.Group // of sessions that ask, by key
 
 	mu        sync.Mutex
 	count     int
@@ -234,11 +256,12 @@ func (t *Tracker) session(key Key) *Session {
 }
 
 // Visit counts a request for its session, which it begins or resumes if it does not
-// run. The error is ErrLimit or ErrEnded.
+// run. The error is ErrLimit, ErrEnded or one of Client.Admit. Only a request that begins or
+// resumes a session waits.
 func (t *Tracker) Visit(ctx context.Context, v Visit) (*Session, error) {
 	s := t.session(v.Key)
 	now := t.elapsed()
-	if s == nil || now-s.seen.Load() >= int64(t.policy.Load().Timeout) {
+	if s == nil || now-s.seen.Load() >= int64(t.policy.Load().Timeout) || t.isOver(s) {
 		return t.start(ctx, v)
 	}
 	s.seen.Store(now)
@@ -257,17 +280,51 @@ func (t *Tracker) silent(s *Session, long time.Duration) bool {
 	return t.elapsed()-s.seen.Load() >= int64(long)
 }
 
-// start begins or resumes a session.
+// ended returns why a session that runs has ended by itself.
+func (t *Tracker) ended(s *Session) (why Reason, ended bool) {
+	if t.isOver(s) {
+		return Over, true
+	}
+	return TimedOut, t.silent(s, t.policy.Load().Timeout)
+}
+
+// start begins or resumes a session. Requests that begin the same one ask for it once.
 func (t *Tracker) start(ctx context.Context, v Visit) (*Session, error) {
+	if !v.Asks {
+		return t.startOne(ctx, v)
+	}
+	started, err, _ := t.starts.Do(string(v.Key[:]), func() (any, error) { return t.startOne(ctx, v) })
+	if err != nil {
+		return nil, err
+	}
+	return started.(*Session), nil
+}
+
+func (t *Tracker) startOne(ctx context.Context, v Visit) (*Session, error) {
 	s := t.newSession(v)
-	if t.fleet == nil || t.fleet.away.Load() {
+	alone := t.fleet == nil || t.fleet.away.Load()
+	if alone && !v.Asks {
 		return t.admitAlone(s, v)
 	}
 	siblings, known, err := t.look(s, v)
 	if known != nil || err != nil {
 		return known, err
 	}
-	switch err := t.startInFleet(ctx, s, v, siblings); {
+	err = errUnasked
+	if !alone && (!v.Asks || !v.Begins) {
+		err = t.startInFleet(ctx, s, v, siblings, v.Asks)
+	}
+	if v.Asks && err != nil && !errors.Is(err, ErrEnded) {
+		if err := t.ask(ctx, s, v); err != nil {
+			return nil, err
+		}
+		if !alone && errors.Is(err, errUnasked) {
+			err = t.startInFleet(ctx, s, v, siblings, false)
+		}
+	}
+	switch {
+	case alone:
+		return t.admitAlone(s, v)
 	case err == nil:
 		return t.admit(s, v, func(of *viewer) error {
 			if of.listsEnded(s.id) { // another start has ended it meanwhile
@@ -286,6 +343,19 @@ func (t *Tracker) start(ctx context.Context, v Visit) (*Session, error) {
 	}
 }
 
+// errUnasked says that a session does not run in the fleet, and that nobody has asked for it yet.
+var errUnasked = errors.New("sessions: nobody has asked whether the session may begin")
+
+// ask asks on which terms a session may begin.
+func (t *Tracker) ask(ctx context.Context, s *Session, v Visit) error {
+	terms, err := v.Client.Admit(ctx, s.id)
+	if err != nil {
+		return err
+	}
+	s.accept(terms)
+	return nil
+}
+
 // look decides about a session without the fleet. It returns the session if it runs, or an
 // error. Otherwise the session may begin, and look returns the other sessions of the viewer
 // if their number is limited.
@@ -299,21 +369,31 @@ func (t *Tracker) look(s *Session, v Visit) (siblings []*Session, known *Session
 	if of.listsEnded(s.id) {
 		return nil, nil, ErrEnded
 	}
-	if v.Limit <= 0 && !t.hasRoom(of, s.origin) {
+	if !t.hasRoom(of, s.origin) && !v.mustCount() {
 		return nil, t.letPass(s), nil
 	}
-	if v.Limit > 0 {
+	if v.Asks && !t.hasRoom(of, s.origin) {
+		return nil, nil, ErrLimit
+	}
+	if v.mustCount() {
 		siblings = slices.Clone(of.running[:min(len(of.running), beatBatch)])
 	}
 	return siblings, nil, nil
 }
 
-// running returns the session with a key, and ends it if it is silent. The caller holds
+// mustCount reports whether a session plays only if it is counted, because nothing else holds
+// what it may.
+func (v Visit) mustCount() bool { return v.Limit > 0 || v.Asks }
+
+// running returns the session with a key, and ends it if its time has come. The caller holds
 // the mutex.
 func (t *Tracker) running(key Key) *Session {
 	s := t.session(key)
-	if s != nil && t.silent(s, t.policy.Load().Timeout) {
-		t.end(s, TimedOut)
+	if s == nil {
+		return nil
+	}
+	if why, ended := t.ended(s); ended {
+		t.end(s, why)
 		return nil
 	}
 	return s
@@ -348,7 +428,7 @@ func (t *Tracker) admit(s *Session, v Visit, may func(*viewer) error) (*Session,
 		return nil, err
 	}
 	if !t.hasRoom(of, s.origin) {
-		if v.Limit > 0 {
+		if v.mustCount() {
 			return nil, ErrLimit
 		}
 		return t.letPass(s), nil
@@ -371,7 +451,7 @@ func (t *Tracker) remember(s *Session, v Visit) {
 func (t *Tracker) newSession(v Visit) *Session {
 	s := &Session{
 		tracker: t, key: v.Key, id: v.Key.ID(), video: strings.Clone(v.Video), limit: v.Limit, origin: networkOf(v.Address),
-		begun: t.config.Now().UnixMilli(), userAgent: shortUserAgent(v.Client.UserAgent()),
+		begun: t.config.Now().UnixMilli(), userAgent: ShortUserAgent(v.Client.UserAgent()),
 	}
 	if !v.Begins && !v.Begun.IsZero() {
 		s.begun = min(s.begun, v.Begun.UnixMilli())
@@ -484,11 +564,11 @@ func (t *Tracker) forgetViewer(of *viewer) {
 	}
 }
 
-// endSilent ends the sessions of a viewer that are silent for too long.
+// endSilent ends the sessions of a viewer whose time has come.
 func (t *Tracker) endSilent(of *viewer) {
 	for _, s := range slices.Clone(of.running) {
-		if t.silent(s, t.policy.Load().Timeout) {
-			t.end(s, TimedOut)
+		if why, ended := t.ended(s); ended {
+			t.end(s, why)
 		}
 	}
 }
@@ -498,7 +578,7 @@ func (t *Tracker) info(s *Session) Info {
 	return Info{
 		ID: s.id, Viewer: s.viewer.name, Video: s.video, Started: time.UnixMilli(s.begun),
 		LastSeen: t.config.Now().Add(-time.Duration(t.elapsed() - s.seen.Load())),
-		Country:  s.country.String(), Network: s.place().prefix(), UserAgent: s.userAgent, Bytes: s.bytes.Load(), Shared: s.shared, Expires: unixTime(s.expires.Load()),
+		Country:  s.country.String(), Network: s.place().prefix(), UserAgent: s.userAgent, Bytes: s.bytes.Load(), Shared: s.shared, Expires: unixTime(s.expires.Load()), Ends: unixTime(s.ends),
 	}
 }
 
@@ -581,23 +661,22 @@ func (t *Tracker) Stop() {
 	}
 }
 
-// sweep ends sessions that are silent or revoked, and forgets ended ones whose tokens have expired.
+// sweep ends sessions whose time has come or that are revoked, and forgets ended ones whose tokens have expired.
 func (t *Tracker) sweep() {
-	timeout := t.policy.Load().Timeout
 	revoked := t.config.Revoked()
 	over := make(map[*Session]Reason)
 	for s := range t.all() {
 		if revoked != nil && revoked(s.id) {
 			over[s] = Deleted
-		} else if t.silent(s, timeout) {
-			over[s] = TimedOut
+		} else if why, ended := t.ended(s); ended {
+			over[s] = why
 		}
 	}
 	now := t.config.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for s, reason := range over {
-		if t.session(s.key) == s && (reason == Deleted || t.silent(s, timeout)) {
+		if _, ended := t.ended(s); t.session(s.key) == s && (reason == Deleted || ended) {
 			t.end(s, reason)
 		}
 	}

@@ -18,16 +18,16 @@ import (
 
 func isLoopback(host string) bool { return host == "localhost" || strings.HasPrefix(host, "127.") }
 
-func TestParse(t *testing.T) {
+func TestParsePrivate(t *testing.T) {
 	t.Parallel()
 	for address, why := range map[string]string{
 		"https://hooks.example.com/x?y=z": "", "https://u:secret@10.0.0.1/": "", "http://127.0.0.1:8080/": "", "http://localhost/secret": "",
 		"http://hooks.example.com/secret": "https", "http://10.0.0.1/secret": "https", "ftp://localhost/secret": "want", "https:///secret": "want", "https://:443/secret": "want",
 		"hooks.example.com": "want", "": "want", "https://h/#secret": "want", "https://secret\x7f": "want", "unix:///secret": "want",
 	} {
-		u, err := Parse(address, isLoopback)
+		u, err := ParsePrivate(address, isLoopback)
 		if (err == nil) != (why == "") || (u == nil) == (why == "") || err != nil && (!strings.Contains(err.Error(), why) || strings.Contains(err.Error(), "secret")) {
-			t.Errorf("Parse(%q) = %v, %v", address, u, err)
+			t.Errorf("ParsePrivate(%q) = %v, %v", address, u, err)
 		}
 	}
 }
