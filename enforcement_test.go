@@ -699,7 +699,7 @@ func TestReportOnlyIsLoudAtStart(t *testing.T) {
 		{"checks of a gate", "null", `, "report_only": ["downloads", "token"]`, []map[string]any{
 			loose, {"level": "warn", "msg": some, "of": "this gate", "report_only": "token, downloads"},
 		}},
-		{"all checks by name", "null", `, "report_only": ["downloads", "token", "rules", "sessions", "schedule", "origins"]`, []map[string]any{
+		{"all checks by name", "null", `, "report_only": ["downloads", "token", "rules", "sessions", "admission", "schedule", "origins"]`, []map[string]any{
 			loose, {"level": "warn", "msg": nothing, "of": "this gate"},
 		}},
 		{"a gate that enforces where nothing else does", "false", `, "enforce": true`, []map[string]any{
