@@ -128,7 +128,7 @@ func TestLongImage(t *testing.T) {
 	caddyfile := filepath.Join(dir, "Caddyfile")
 	must(0, os.WriteFile(caddyfile, []byte(fmt.Sprintf("{\n\tadmin unix//data/admin.sock\n\tlog {\n\t\tformat signed_playback\n\t}\n}\n\n"+
 		"http://%s {\n\tsigned_playback {\n\t\tplayer /usr/share/caddy-signed-playback/hls.min.js\n\t}\n\tsigned_playback_cache {\n\t\tdisk /data/media 64MiB\n\t}\n\treverse_proxy %s\n}\n\n"+
-		"http://%s {\n\tsigned_playback_api {\n\t\tbearer_token %s\n\t}\n}\n", media, o.addr(), api, apiSecret)), 0o644))(t) //nolint:gosec // the container's user reads it
+		"http://%s {\n\tsigned_playback_api {\n\t\tbearer_token %s\n\t}\n}\n", media, o.addr(), api, apiSecret)), 0o644))(t) // the container's user reads it
 	program := "podman --root " + dir + "/root --runroot " + dir + "/run --storage-driver=vfs --runtime runc "
 	podman := func(args string) string { return succeed(t, program+args) }
 	t.Cleanup(func() { _ = exec.Command("sh", "-c", program+"rm --force --all --time 0").Run() })
