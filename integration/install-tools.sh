@@ -20,7 +20,7 @@ redis-server redis-server
 promtool prometheus
 jq jq
 nginx nginx libnginx-mod-rtmp
-debootstrap debootstrap
+debootstrap debootstrap debian-archive-keyring
 buildah buildah
 podman podman
 runc runc
