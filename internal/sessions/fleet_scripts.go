@@ -13,6 +13,8 @@ import "github.com/redis/rueidis"
 //	videos            each video that has running sessions, with the time of their last beat
 //	session:<id>      what lists show of a session, and what its end needs
 //	untold            sessions whose end no node has told, with the time of their last request or their end
+//	places:<viewer>   networks and countries from which a viewer has played, with the time of the last use
+//	reported:<viewer> a viewer who has lately been reported for sharing
 //	node:<node>       it is missing after a loss of the data
 //
 // Times are those of the Redis, in milliseconds, because the clocks of nodes differ. Nodes
@@ -227,6 +229,36 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'untold', '-inf', now - sil
 		forget(has[1], id)
 		row(answer, id, has[2])
 		answer[#answer + 1] = has[3] or 'timeout'
+	end
+end
+return answer`)
+
+	// sharingScript takes the period and the threshold of the score, and uses of sessions: viewer,
+	// network, its family, country, and what the session itself adds to the score. Of each viewer who
+	// is to be reported it returns the number of the use, the score, and how many networks, countries
+	// and sessions make it.
+	//
+	//nolint:dupword // blocks of Lua end with end
+	sharingScript = newScript(`
+local period, threshold, answer = tonumber(ARGV[3]), tonumber(ARGV[4]), {}
+for i = 5, #ARGV, 5 do
+	local viewer, network, family, country, own = unpack(ARGV, i, i + 4)
+	local places = P .. 'places:' .. viewer
+	redis.call('ZADD', places, now, family .. ' ' .. network .. ' ' .. country)
+	redis.call('ZREMRANGEBYSCORE', places, '-inf', now - period)
+	redis.call('PEXPIRE', places, period)
+	local seen, countries, networks = {}, 0, {['0'] = 0, ['1'] = 0}
+	for _, place in ipairs(redis.call('ZRANGE', places, -64, -1)) do
+		local of, at, from = string.match(place, '^(%d) (%d+) (%a*)$')
+		if not seen[at] then networks[of] = networks[of] + 1 end
+		if from ~= '' and not seen[from] then countries = countries + 1 end
+		seen[at], seen[from] = true, true
+	end
+	local most, active = math.max(networks['0'], networks['1']), running(viewer)
+	local score = math.max(0, most - 1) + 2 * math.max(0, countries - 1) + math.max(0, active - 1) + own
+	if score >= threshold and redis.call('EXISTS', P .. 'reported:' .. viewer) == 0 then
+		redis.call('SET', P .. 'reported:' .. viewer, '1', 'PX', period)
+		for _, value in ipairs({(i - 5) / 5, score, most, countries, active}) do answer[#answer + 1] = tostring(value) end
 	end
 end
 return answer`)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -385,6 +386,31 @@ func TestEndOfASessionOfAKilledNode(t *testing.T) {
 	}
 	if len(ends) != 2 || reasons[keyOf(0).ID()] != Deleted || reasons[keyOf(1).ID()] != TimedOut {
 		t.Errorf("%d ends are told: %v", len(ends), reasons)
+	}
+}
+
+// The attack: one link on several nodes, on none of which it is used often enough to be noticed. The viewer
+// is reported once, by one node; a family on two nodes is not.
+func TestSharingIsScoredOverTheFleet(t *testing.T) {
+	t.Parallel()
+	_, fleet := fleetOf(t, 3, Policy{Timeout: time.Minute})
+	for i, r := range fleet {
+		for n := range 2 {
+			v := begin(10*i+n, "anna", 0)
+			v.Address = netip.AddrFrom4([4]byte{10, 0, byte(2*i + n), 1})
+			wantVisit(t, r, v, nil)
+			v = begin(100+10*i+n, "berta", 0)
+			wantVisit(t, r, v, nil)
+		}
+		r.work(t.Context(), false)
+	}
+	var reports []Sharing
+	for _, r := range fleet {
+		r.work(t.Context(), false)
+		reports = append(reports, r.shared...)
+	}
+	if len(reports) != 1 || reports[0].Viewer != "anna" || reports[0].Score < SharingThreshold || reports[0].Networks < 3 || reports[0].Countries != 1 {
+		t.Errorf("%+v are reported, want one viewer", reports)
 	}
 }
 

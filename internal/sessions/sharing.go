@@ -1,6 +1,11 @@
 package sessions
 
-import "time"
+import (
+	"context"
+	"slices"
+	"strconv"
+	"time"
+)
 
 const (
 	// sharingPeriod is the time over which a score of sharing is made.
@@ -17,7 +22,7 @@ const (
 	// maxScored bounds the sessions of a viewer that a score looks at.
 	maxScored = 256
 
-	// maxReports bounds the reports that wait for Run.
+	// maxReports bounds the reports, and the uses for the fleet, that wait for Run.
 	maxReports = 1000
 )
 
@@ -42,11 +47,24 @@ type place struct {
 	seen    int64 // on the tracker's clock
 }
 
+// use is the use of a session from a network, of which the fleet is to be told.
+type use struct {
+	session *Session
+	from    network
+	inTurns bool
+}
+
 // noteUse takes down from where a session is used, and reports the viewer if that makes the
-// score high enough. The caller holds the mutex.
+// score high enough. In a fleet, Run asks for the score. The caller holds the mutex.
 func (t *Tracker) noteUse(s *Session, from network) {
 	of := s.viewer
 	if of.name == "" || from == 0 {
+		return
+	}
+	if t.fleet != nil && !t.fleet.away.Load() {
+		if len(t.uses) < maxReports {
+			t.uses = append(t.uses, use{s, from, s.shared})
+		}
 		return
 	}
 	if of.trace == nil {
@@ -120,6 +138,41 @@ func (t *Tracker) score(of *viewer) (s Sharing) {
 	s.Networks, s.Countries = max(networks[0], networks[1]), len(countries)
 	s.Score = max(0, s.Networks-1) + 2*max(0, s.Countries-1) + max(0, s.Active-1) + 2*inTurns
 	return s
+}
+
+// scoreInFleet tells the fleet of uses, and returns the viewers whose score over all nodes is high enough.
+func (t *Tracker) scoreInFleet(ctx context.Context, uses []use) (reports []Sharing) {
+	for batch := range slices.Chunk(uses, beatBatch) {
+		args := []string{strconv.FormatInt(sharingPeriod.Milliseconds(), 10), strconv.Itoa(SharingThreshold)}
+		t.mu.Lock()
+		for _, u := range batch {
+			own := "0"
+			if u.inTurns {
+				own = "2"
+			}
+			args = append(args, u.session.viewer.key.String(), strconv.FormatUint(uint64(u.from), 10), strconv.Itoa(u.from.family()), u.session.country.String(), own)
+		}
+		t.mu.Unlock()
+		ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+		answer, err := t.run(ctx, sharingScript, args...)
+		cancel()
+		if err != nil {
+			return reports
+		}
+		for row := range slices.Chunk(answer, 5) {
+			var numbers [5]int
+			for i, text := range row {
+				numbers[i], _ = strconv.Atoi(text) // of our own script
+			}
+			if numbers[0] < 0 || numbers[0] >= len(batch) {
+				return reports
+			}
+			t.mu.Lock()
+			reports = append(reports, Sharing{t.info(batch[numbers[0]].session), numbers[1], numbers[2], numbers[3], numbers[4]})
+			t.mu.Unlock()
+		}
+	}
+	return reports
 }
 
 // forgetTraces forgets the traces of viewers who have moved nowhere lately. The caller holds the

@@ -204,6 +204,7 @@ type Tracker struct {
 	counts    map[string]count // by video
 	traces    int              // viewers with one
 	reports   []Sharing        // that are yet to be told
+	uses      []use            // of which the fleet is yet to be told
 	endings   []ending         // that are yet to be told
 	forgotten time.Time        // when sweep last looked for what may be forgotten
 
@@ -614,9 +615,12 @@ func (t *Tracker) work(ctx context.Context, hurry bool) {
 		orphans = t.followFleet(ctx, hurry)
 	}
 	t.mu.Lock()
-	ended, reports := t.endings, t.reports
-	t.endings, t.reports = nil, nil
+	ended, reports, uses := t.endings, t.reports, t.uses
+	t.endings, t.reports, t.uses = nil, nil, nil
 	t.mu.Unlock()
+	if len(uses) > 0 {
+		reports = append(reports, t.scoreInFleet(ctx, uses)...)
+	}
 	if len(reports) > 0 {
 		t.config.Shared(reports)
 	}
