@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Starts examples/Caddyfile with a new key and a page of signed links.
+# Starts examples/Caddyfile with a new key, a page of signed links, and the console.
 # Usage: examples/run.sh <caddy binary>. Ctrl-C ends it.
 set -eu
 caddy=$(realpath "$1")
 cd "$(dirname "$0")/.."
 trap 'exit 0' INT TERM
-gate=http://localhost:8080 origin=http://localhost:8081
+gate=http://localhost:8080 origin=http://localhost:8081 api=http://localhost:8082
 
-# Two servers of Caddy can share a port, and each would get half of the requests.
-for port in "${gate##*:}" "${origin##*:}"; do
+# Two servers of Caddy can share a port, and each would get a part of the requests.
+for port in "${gate##*:}" "${origin##*:}" "${api##*:}"; do
 	if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
 		echo "Port $port is in use, and the demo needs it. Is another one running?" >&2
 		exit 1
@@ -29,18 +29,32 @@ if [ ! -s "$SIGNED_PLAYBACK_HLS_JS" ]; then
 	fi
 fi
 
-token() {
+sign() {
 	"$caddy" signed-playback sign --key "$made/key.json" --sub demo "$@"
 }
 only_gb='[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]'
 page=$(<examples/page.html)
-page=${page//PLAYS/$(token --exp 12h --downloadable)}
-page=${page//EXPIRED/$(token --exp=-1h 2>/dev/null)}
-page=${page//BLOCKED/$(token --exp 12h --rules "$only_gb")}
+page=${page//PLAYS/$(sign --exp 12h --downloadable)}
+page=${page//EXPIRED/$(sign --exp=-1h 2>/dev/null)}
+page=${page//BLOCKED/$(sign --exp 12h --rules "$only_gb")}
 page=${page//GATE/$gate}
 echo "${page//ORIGIN/$origin}" >"$made/page/index.html"
 
-"$caddy" run --config examples/Caddyfile 2>"$made/log" &
+# The console, with a new token for each run.
+token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+(umask 077 && echo "$token" >"$made/api-token")
+cat examples/Caddyfile - >"$made/Caddyfile" <<SITE
+$api {
+	bind 127.0.0.1
+	signed_playback_api {
+		bearer_token {file.$made/api-token}
+		console
+	}
+	respond 404
+}
+SITE
+
+"$caddy" run --config "$made/Caddyfile" 2>"$made/log" &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
 
@@ -56,6 +70,8 @@ done
 cat <<TEXT
 
 Open $gate to see a video that plays, and links that the gate refuses.
+
+Open $api/console/ to make links and to say who may watch. Sign in with $token
 
 Sign more links:  $1 signed-playback sign --key $made/key.json --sub demo --url $gate
 The server's log: $made/log

@@ -65,14 +65,14 @@ func TestExampleConfigs(t *testing.T) {
 }
 
 // demoPorts are the ports that the demo uses.
-var demoPorts = []string{"8080", "8081"}
+var demoPorts = []string{"8080", "8081", "8082"}
 
 // demo is a running copy of the demo.
 type demo struct {
-	gate, origin string // host:port
-	output       *logBuffer
-	pid          int        // of the shell, which leads the process group
-	ended        chan error // gets the outcome of the shell
+	gate, origin, api string // host:port
+	output            *logBuffer
+	pid               int        // of the shell, which leads the process group
+	ended             chan error // gets the outcome of the shell
 }
 
 // startDemo runs the demo on ports of its own, in a copy that has hls.js already, and
@@ -89,8 +89,8 @@ func startDemo(t *testing.T) *demo {
 		t.Fatal(err)
 	}
 	writeFile(t, filepath.Join(root, "bin/demo/hls.min.js"), []byte(readText(t, hlsJS(t))))
-	d := &demo{gate: freeAddr(t), origin: freeAddr(t), output: newLogBuffer(), ended: make(chan error, 1)}
-	ports := strings.NewReplacer(demoPorts[0], port(d.gate), demoPorts[1], port(d.origin))
+	d := &demo{gate: freeAddr(t), origin: freeAddr(t), api: freeAddr(t), output: newLogBuffer(), ended: make(chan error, 1)}
+	ports := strings.NewReplacer(demoPorts[0], port(d.gate), demoPorts[1], port(d.origin), demoPorts[2], port(d.api))
 	script := filepath.Join(root, "examples/run.sh")
 	for _, name := range []string{script, filepath.Join(root, "examples/Caddyfile")} {
 		writeFile(t, name, []byte(ports.Replace(readText(t, name))))
@@ -138,7 +138,7 @@ func TestDemo(t *testing.T) {
 			eventually(t, "the processes of the demo end", func() bool {
 				return errors.Is(syscall.Kill(-d.pid, 0), syscall.ESRCH)
 			})
-			for _, addr := range []string{d.gate, d.origin} {
+			for _, addr := range []string{d.gate, d.origin, d.api} {
 				if listens(addr) {
 					t.Errorf("something still listens on %s", addr)
 				}
@@ -157,6 +157,14 @@ func checkDemo(t *testing.T, d *demo) {
 	t.Helper()
 	address := "http://localhost:" + port(d.gate)
 	html := string(send(t, client, http.MethodGet, address+"/", "").body)
+	var secret string
+	if words := strings.Fields(d.output.String()); slices.Contains(words, "http://localhost:"+port(d.api)+"/console/") {
+		secret = words[slices.Index(words, "with")+1]
+	}
+	facts := send(t, client, http.MethodGet, "http://localhost:"+port(d.api)+"/client/v4/accounts/any/stream/gateway", "", "Authorization: Bearer "+secret)
+	if !strings.Contains(string(facts.body), `"playback":"`+address+`"`) {
+		t.Errorf("with the printed secret, the console finds %s", facts.body)
+	}
 	got := make(map[verdict]int)
 	ask := func(playback string, want verdict) {
 		t.Helper()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +63,9 @@ func TestVideoEditsThatAreRefused(t *testing.T) {
 		for _, body := range bodies {
 			a := c.call(t, "POST", "v", body)
 			wantReply(t, body, a, 400, codeBadRequest)
+			if checked := c.call(t, "POST", "v/check", body); !cmp.Equal(checked.errors, a.errors) {
+				t.Errorf("a check of %s says %v, and the call says %v", body, checked.errors, a.errors)
+			}
 			if len(a.errors) > 0 && (!strings.Contains(a.errors[0].Message, why) || len(a.errors[0].Message) > 1000) {
 				t.Errorf("%s is refused with %q, want %q in it", body, a.errors[0].Message, why)
 			}
@@ -117,7 +121,7 @@ func TestPartialUpdates(t *testing.T) {
 		t.Error("an edit that changes nothing writes to the store")
 	}
 	wanted := []string{creationDates}
-	for _, body := range []string{
+	for i, body := range []string{
 		`{"requireSignedURLs":false}`, `{"allowedOrigins":["Example.COM","*.example.org:8443"]}`, `{"uid":"v","meta":{"name":"A \"b\"","n":[1,2.50,{"x":null}]}}`,
 		`{"creator":"c","maxDurationSeconds":1.5,"publicDetails":{"title":"t"},"scheduledDeletion":"2030-01-02T03:04:05Z"}`,
 		`{"thumbnailTimestampPct":0.5,"uploadExpiry":"2030-01-02T03:04:05.123+01:00"}`, `{"meta":{}}`, `{"creator":null,"scheduledDeletion":null}`,
@@ -126,6 +130,9 @@ func TestPartialUpdates(t *testing.T) {
 		`{"availableFrom":"2030-01-02T03:04:05.25+01:00"}`, `{"availableUntil":"2030-01-02T03:04:06Z"}`, `{"availableFrom":null}`,
 		`{"availableFrom":"2020-01-01T00:00:00Z","availableUntil":"2020-01-01T00:00:01Z"}`, `{"availableUntil":null,"availableFrom":null}`,
 	} {
+		unchanged := wanted[:len(wanted)*min(i, 1)] // no dates before the first edit
+		c.wantVideo(t, c.call(t, "POST", "v/check", body), "v", append(slices.Clone(unchanged), body)...)
+		c.wantVideo(t, c.call(t, "GET", "v", ""), "v", unchanged...)
 		wanted = append(wanted, body, fmt.Sprintf(`{"modified":%q}`, formatTime(*c.clock)))
 		c.wantVideo(t, c.call(t, "POST", "v", body), "v", wanted...)
 		got := c.call(t, "GET", "v", "")
@@ -155,7 +162,8 @@ func TestScheduleThatNeverPlays(t *testing.T) {
 		`{"availableFrom":"2030-01-02T03:04:06Z","availableUntil":"2030-01-02T04:04:06+01:00"}`,
 	} {
 		a := c.call(t, "POST", "v", body)
-		if wantReply(t, body, a, 400, codeBadRequest); !strings.Contains(a.raw, "not before") {
+		checked := c.call(t, "POST", "v/check", body)
+		if wantReply(t, body, a, 400, codeBadRequest); !strings.Contains(a.raw, "not before") || checked.raw != a.raw {
 			t.Errorf("%s: %s", body, a.raw)
 		}
 		c.wantVideo(t, c.call(t, "GET", "v", ""), "v", creationDates, until)

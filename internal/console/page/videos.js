@@ -112,37 +112,22 @@ function settingsForm(video, gateway) {
 	const access = accessChoice(video, changed)
 	const rules = rulesChoice(video, changed, gateway)
 	const patterns = () => origins.value.split(/[\s,]+/).filter(Boolean)
-	const edit = () => ({
+	const typed = () => ({
 		requireSignedURLs: access.value(), allowedOrigins: patterns(), accessRules: rules.value(),
 		availableFrom: fromLocal(from.value), availableUntil: fromLocal(until.value),
 		meta: name.value.trim() || nameOf(video) ? { ...video.meta, name: name.value.trim() } : undefined,
 	})
 
-	/** The server reads what is typed as it would when it is saved. */
-	let asked = 0
-	const check = async isFirst => {
-		const turn = ++asked
-		let messages = [], error = null
-		try {
-			messages = (await answer('POST', `/${part(id)}/check`, edit())).messages
-		} catch (refused) {
-			if (!refused.status || refused.status === 401) throw refused
-			error = refused
-		}
-		if (turn !== asked) return false
-		if (isFirst && error?.status === 403) form.querySelectorAll('input, textarea, select, button').forEach(control => { control.disabled = true })
-		const ofOrigins = error && /allowed ?origin/i.test(error.message)
-		origins.setAttribute('aria-invalid', String(Boolean(ofOrigins)))
-		originsNote.textContent = ofOrigins ? error.message : covers(patterns())
-		originsNote.classList.toggle('problem', Boolean(ofOrigins))
-		problem.textContent = error && !ofOrigins ? error.message : ''
-		warnings.replaceChildren(...messages.map(({ message }) => el('p', { class: 'warning' }, message)))
-		return !error
-	}
+	let saved = typed()
+	/** The members that differ from what is saved. The others stay as they are, so that defaults stay defaults. */
+	const edit = () => Object.fromEntries(Object.entries(typed()).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(saved[name])))
+
+	const check = checker(id, edit, () => covers(patterns()), { origins, originsNote, problem, warnings })
 	const save = async () => {
 		clearTimeout(timer)
-		if (!await check()) return (origins.getAttribute('aria-invalid') === 'true' ? origins : problem).focus()
+		if (!await check()) return form.querySelector('[aria-invalid=true]')?.focus()
 		video = await call('POST', `/${part(id)}`, edit())
+		saved = typed()
 		say('Saved. It holds from the next request on.')
 	}
 	const form = el('form', { class: 'settings', onsubmit: event => { event.preventDefault(); submit.click() }, oninput: changed },
@@ -157,6 +142,31 @@ function settingsForm(video, gateway) {
 	const submit = button('Save', save, { class: 'primary' })
 	form.append(el('div', { class: 'actions' }, submit, el('a', { href: `#link/${part(id)}`, class: 'button' }, 'Make a link')))
 	return { element: el('div', null, form, otherActions(id, gateway)), check }
+}
+
+/** Returns a function that has the server read what is typed, as it would when it is saved, and shows what it says. */
+function checker(id, edit, summary, { origins, originsNote, problem, warnings }) {
+	let asked = 0
+	return async isFirst => {
+		const turn = ++asked
+		let messages = [], error = null
+		try {
+			messages = (await answer('POST', `/${part(id)}/check`, edit())).messages
+		} catch (refused) {
+			if (!refused.status || refused.status === 401) throw refused
+			error = refused
+		}
+		if (turn !== asked) return false
+		// The config file has settings for the video, which win.
+		if (isFirst && error?.status === 403) origins.form.querySelectorAll('input, textarea, select, button').forEach(control => { control.disabled = true })
+		const ofOrigins = Boolean(error && /allowed ?origin/i.test(error.message))
+		origins.setAttribute('aria-invalid', String(ofOrigins))
+		originsNote.textContent = ofOrigins ? error.message : summary()
+		originsNote.classList.toggle('problem', ofOrigins)
+		problem.textContent = error && !ofOrigins ? error.message : ''
+		warnings.replaceChildren(...messages.map(({ message }) => el('p', { class: 'warning' }, message)))
+		return !error
+	}
 }
 
 /** Says in words where a video with these origins plays. */
