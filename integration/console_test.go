@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -450,4 +451,98 @@ func TestConsoleOfAFleet(t *testing.T) {
 	eventually(t, "the key is revoked at the other node", func() bool {
 		return there.get(t, "/"+compact+"/manifest/video.m3u8").verdict() == refusedFor("key_unknown")
 	})
+}
+
+// Attacks by a page of another site in the operator's browser: it frames the console, reads it,
+// or calls the API. And a player on the console's own host, which runs what its operator has
+// configured, reaches for the page around it.
+func TestConsoleAgainstOtherPages(t *testing.T) {
+	t.Parallel()
+	g := startConsole(t, "")
+	evil := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = fmt.Fprintf(w, `<iframe src="http://%s/console/"></iframe>`, g.api)
+	}))
+	t.Cleanup(evil.Close)
+	p := openTab(t)
+	p.open(t, evil.URL)
+	eventually(t, "the frame is blocked", func() bool { return p.logged("frame-ancestors") })
+	for _, attempt := range []string{
+		`fetch("http://%[1]s/console/console.js").then(r => r.text())`,
+		`fetch("http://%[1]s/client/v4/accounts/any/stream/keys", {method: "POST", headers: {Authorization: "Bearer %[2]s"}})`,
+		`fetch("http://%[1]s/client/v4/accounts/any/stream/keys", {method: "POST", mode: "no-cors", headers: {Authorization: "Bearer %[2]s"}}).then(() => fetch("x:"))`,
+		`import("http://%[1]s/console/api.js")`,
+		`new Promise((done, failed) => { const image = new Image(); image.onload = done; image.onerror = failed; image.src = "http://%[1]s/console/icon.svg" })`,
+	} {
+		script := fmt.Sprintf(attempt, g.api, apiSecret)
+		if outcome := evaluate[string](t, p, script+`.then(() => "done", () => "failed")`); outcome != "failed" {
+			t.Errorf("a page of another site can do this: %s", script)
+		}
+	}
+	if keys := g.keyIDs(t); len(keys) > 0 {
+		t.Errorf("a page of another site has made the keys %v", keys)
+	}
+}
+
+// A player on the console's own host, which runs what its operator has configured, plays and has
+// no access to the page around it.
+func TestConsolePreviewOnTheSameHost(t *testing.T) {
+	t.Parallel()
+	o, addr := startOrigin(t, anyVideo()), freeAddr(t)
+	site := "http://" + gateHost + ":" + portOfAddr(addr)
+	start(t, o, config{
+		addr: addr, app: "public_url " + site, gate: "player " + hlsJS(t),
+		site: "signed_playback_api {\n" + withConsole + "\n}\nreverse_proxy " + o.addr(),
+	})
+	p := openTab(t)
+	p.open(t, site+"/console/#link/demo")
+	p.fill(t, "Bearer token", apiSecret)
+	p.press(t, "button", "Sign in")
+	p.press(t, "button", "Make the link")
+	p.has(t, "Plays until")
+	eventually(t, "the preview asks for media", func() bool {
+		return slices.ContainsFunc(o.uris(), func(uri string) bool { return strings.Contains(uri, ".m4s") || strings.Contains(uri, ".ts") })
+	})
+	if reached := evaluate[bool](t, p, `document.querySelector("iframe").contentDocument !== null`); reached {
+		t.Error("the player and the console are of one origin")
+	}
+}
+
+// With the keyboard alone: the order of the focus, a dialog that keeps it, and the way back.
+func TestConsoleKeyboard(t *testing.T) {
+	t.Parallel()
+	p := openConsole(t, startConsole(t, ""))
+	focused := func() string {
+		return evaluate[string](t, p, `(element => element.getAttribute("aria-label") || element.labels?.[0]?.innerText || element.innerText)(document.activeElement)`)
+	}
+	p.with(t, "link", "Skip to the content", "function() { this.focus() }")
+	for _, want := range []string{"Videos", "Keys", "Link", "Watching", "Why not", "Sign out", "Video id or name"} {
+		p.do(t, chromedp.KeyEvent(kb.Tab))
+		if got := focused(); got != want {
+			t.Errorf("Tab leads to %q, want %q", got, want)
+		}
+		if seen := evaluate[string](t, p, `getComputedStyle(document.activeElement).outlineStyle`); seen != "solid" {
+			t.Errorf("the focus on %q is not visible", want)
+		}
+	}
+	p.press(t, "link", "Keys")
+	p.has(t, "No keys yet.")
+	if got := focused(); got != "Keys" {
+		t.Errorf("in a new section, the focus is on %q", got)
+	}
+	p.press(t, "button", "Create a key")
+	p.with(t, "dialog", "The new key", "function() {}")
+	for range 12 {
+		p.do(t, chromedp.KeyEvent(kb.Tab))
+		if out := evaluate[bool](t, p, `document.activeElement !== document.body && !document.querySelector("dialog").contains(document.activeElement)`); out {
+			t.Errorf("the focus leaves the dialog for %q", focused())
+		}
+	}
+	p.do(t, chromedp.KeyEvent(kb.Escape))
+	p.has(t, "You have neither saved nor copied the private half.")
+	p.do(t, chromedp.KeyEvent(kb.Escape))
+	eventually(t, "the dialog has closed", func() bool { return !evaluate[bool](t, p, `Boolean(document.querySelector("dialog"))`) })
+	if got := focused(); got != "Create a key" {
+		t.Errorf("after the dialog, the focus is on %q", got)
+	}
 }

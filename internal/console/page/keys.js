@@ -46,12 +46,15 @@ function present(key) {
 			copyButton('Copy PEM', () => { kept(); return key.pem }),
 			reveal),
 		shown,
-		el('div', { class: 'actions end' }, button('Done', () => {
-			if (saved || shown.value) return close()
-			saved = true
-			say('You have neither saved nor copied the private half. Press Done again to close without it.', true)
-		})),
+		el('div', { class: 'actions end' }, button('Done', () => mayClose() && close())),
 	])
+	const mayClose = () => {
+		if (saved || shown.value) return true
+		saved = true
+		say('You have neither saved nor copied the private half. Do this again to close without it.', true)
+		return false
+	}
+	box.addEventListener('cancel', event => mayClose() || event.preventDefault())
 	box.addEventListener('close', () => {
 		shown.value = ''
 		key = null
