@@ -38,7 +38,11 @@ func (a *App) checkServer(ctx caddy.Context) error {
 		return err
 	}
 	for _, w := range report.Warnings {
-		a.logger.Warn(w.Text, zap.String("site", w.Site), zap.String("gate", w.Source))
+		gate := zap.Skip() // a link, or all of the server
+		if w.Source != "" {
+			gate = zap.String("gate", w.Source)
+		}
+		a.logger.Warn(w.Text, zap.String("site", w.Site), gate)
 	}
 	for _, g := range report.Gates {
 		if report.ErrorRoutes && server.WriteIdleTimeout < 0 {
@@ -55,6 +59,15 @@ func (a *App) checkServer(ctx caddy.Context) error {
 		if logs := unredactedLogs(core, server.Logs, g.Site); len(logs) > 0 {
 			a.logger.Warn("playback URLs, and with them tokens, get into logs; set `format signed_playback` in their log blocks",
 				zap.String("site", g.Site), zap.String("gate", g.Source), zap.Strings("logs", logs))
+		}
+	}
+	for _, link := range report.Links {
+		if logs := unredacted(core, accessLines(server.Logs, link.Site)); len(logs) > 0 {
+			a.logger.Warn("links of signed_playback_mint, and with them tokens, get into logs; set `format signed_playback` in their log blocks",
+				zap.String("site", link.Site), zap.Strings("logs", logs))
+		}
+		if a.publicURL == "" && !link.Gated {
+			a.logger.Warn("links of signed_playback_mint lead to the site itself, which has no gate; set public_url to the address of the gate", zap.String("site", link.Site))
 		}
 	}
 	return nil
@@ -144,11 +157,22 @@ func unredactedLogs(core zapcore.Core, config *caddyhttp.ServerLogConfig, site s
 		{Level: zapcore.ErrorLevel, LoggerName: "http.log.error"}, // the line of an error has the request
 		{Level: zapcore.DebugLevel, LoggerName: "http.handlers.reverse_proxy"},
 	}
+	return unredacted(core, append(lines, accessLines(config, site)...))
+}
+
+// accessLines returns a line of each access log of a site.
+func accessLines(config *caddyhttp.ServerLogConfig, site string) (lines []zapcore.Entry) {
 	for host := range strings.FieldsSeq(site) {
 		for _, name := range accessLogs(config, host) {
 			lines = append(lines, zapcore.Entry{Level: zapcore.InfoLevel, LoggerName: strings.TrimSuffix("http.log.access."+name, ".")})
 		}
 	}
+	return lines
+}
+
+// unredacted returns the names of the loggers of lines that some log writes without the
+// log format.
+func unredacted(core zapcore.Core, lines []zapcore.Entry) (names []string) {
 	for _, line := range lines {
 		if !slices.Contains(names, line.LoggerName) && writesUnredacted(core, line) {
 			names = append(names, line.LoggerName)

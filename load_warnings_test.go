@@ -111,6 +111,40 @@ func TestLogsWithoutTheFormat(t *testing.T) {
 	}
 }
 
+// The response with a link is in the access log of the login's site. Without public_url, the link
+// leads to that site, too.
+func TestLinksWithoutTheFormatOrAGate(t *testing.T) {
+	const link = "signed_playback_mint {\nvideo demo\nuid {http.auth.user.id}\n}\n"
+	for name, tc := range map[string]struct {
+		global, site string
+		logs         []string
+		alone        bool
+	}{
+		"all right":            {"log {\nformat signed_playback\n}\nsigned_playback {\npublic_url https://media.example.com\n}\ndebug", "log\n" + link, nil, false},
+		"a gate beside it":     {"", link + "handle {\nsigned_playback {\nplayer\n}\nrespond ok\n}", nil, false},
+		"no gate":              {"", link, nil, true},
+		"an access log":        {"signed_playback {\npublic_url https://media.example.com\n}", "log {\nformat json\noutput file DIR/own\n}\n" + link, []string{"http.log.access.log0"}, false},
+		"no access log at all": {"log {\nformat json\n}\nsigned_playback {\npublic_url https://media.example.com\n}", link, nil, false},
+	} {
+		dir := t.TempDir()
+		text := strings.ReplaceAll(fmt.Sprintf("{\n%s\n}\nhttp://www.example.com {\n%s\n}\n", tc.global, tc.site), "DIR", dir)
+		warnings, err := validateWarnings(t, adapt(t, formatted(text)), filepath.Join(dir, "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var logs []string
+		var alone bool
+		for _, w := range warnings {
+			if strings.HasPrefix(w.Msg, "links of ") {
+				logs, alone = append(logs, w.Logs...), alone || strings.Contains(w.Msg, "public_url")
+			}
+		}
+		if !cmp.Equal(logs, tc.logs) || alone != tc.alone {
+			t.Errorf("%s: %+v", name, warnings)
+		}
+	}
+}
+
 // The attack: a page that error routes get with success hides the gate's refusal. Without
 // the server's writer for idle timeouts the gate cannot keep its status.
 func TestErrorRoutesWithoutWriteIdle(t *testing.T) {

@@ -77,6 +77,9 @@ func (m *Mint) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading app %s: %w", appID, err)
 	}
 	m.app = module.(*App)
+	if err := m.app.checkServer(ctx); err != nil {
+		return err
+	}
 	m.Exp, m.To = cmp.Or(m.Exp, caddy.Duration(defaultMintLifetime)), cmp.Or(m.To, toIframe)
 	if err := cmp.Or(m.checkRequired(), m.check()); err != nil {
 		return err

@@ -333,3 +333,59 @@ func TestSitesAreCheckedAtLoad(t *testing.T) {
 		}
 	}
 }
+
+// The attack: a client names the user itself, in a header that no handler before the link has set or
+// removed. The check finds it in the JSON and at load, where handlers are provisioned in part.
+func TestSitesWithLinks(t *testing.T) {
+	const (
+		mint   = "signed_playback_mint {\nvideo demo\nuid {header.Remote-User}\n}\n"
+		atPath = "signed_playback_mint /a/* {\nvideo demo\nuid {header.remote-user}\n}\n"
+		login  = "o:2 {\nuri /auth\ncopy_headers Remote-User\n}\n"
+		gate   = "\nsigned_playback /v/* {\nplayer\n}\nreverse_proxy /v/* o:1"
+		forged = "a client can send the header"
+		noPage = "which no gate of the server has"
+	)
+	for site, want := range map[string]string{
+		mint + gate: forged,
+		"forward_auth o:2 {\nuri /auth\n}\n" + mint + gate:                                              forged,
+		"forward_auth o:2 {\nuri /auth\ncopy_headers Remote-Email Remote-Users\n}\n" + mint + gate:      forged,
+		"forward_auth o:2 {\nuri /auth\ncopy_headers X-User>Remote-User-Name\n}\n" + mint + gate:        forged,
+		"forward_auth /a/* " + login + mint + gate:                                                      forged,
+		"forward_auth /b/* " + login + atPath + gate:                                                    forged,
+		"route {\n" + mint + "forward_auth " + login + "}" + gate:                                       forged,
+		"request_header /a/* -Remote-User\n" + mint + gate:                                              forged,
+		"request_header +Remote-User x\n" + mint + gate:                                                 forged,
+		"header -Remote-User\n" + mint + gate:                                                           forged,
+		"@guests not remote_ip 10.0.0.0/8\nroute @guests {\n" + mint + "}" + gate:                       forged,
+		"reverse_proxy /a/* o:2\n" + mint + gate:                                                        forged,
+		"signed_playback_mint {\nvideo demo\nuid {http.auth.user.id}@{header.Tenant}\n}\n" + gate:       forged,
+		"forward_auth " + login + mint + gate:                                                           "",
+		"forward_auth o:2 {\nuri /auth\ncopy_headers X-User>Remote-User\n}\n" + mint + gate:             "",
+		"forward_auth /a/* " + login + atPath + gate:                                                    "",
+		"@w path_regexp ^/a/\nforward_auth @w " + login + "handle @w {\n" + mint + "}" + gate:           "",
+		"route {\nrequest_header -Remote-*\nforward_auth " + login + mint + "}" + gate:                  "",
+		"request_header Remote-User {http.request.tls.client.subject}\n" + mint + gate:                  "",
+		"@proxy remote_ip 10.0.0.0/8\nroute @proxy {\n" + mint + "}" + gate:                             "",
+		"signed_playback_mint {\nvideo demo\nuid {http.auth.user.id}\n}\n" + gate:                       "",
+		"forward_auth " + login + mint + "\nsigned_playback /v/*\nreverse_proxy /v/* o:1":               noPage,
+		"forward_auth " + login + mint + "\nsigned_playback /v/* {\ntrust_origin_iframe\n}\nrespond ok": "",
+	} {
+		adapted := adaptSite(t, namedSite, site)
+		inJSON, err := sitesOf(t, adapted)
+		warnings, loadErr := validateWarnings(t, adapted, filepath.Join(t.TempDir(), "log"))
+		var atLoad []string
+		for _, w := range warnings {
+			atLoad = append(atLoad, warningText(w.Site, w.Gate, w.Msg))
+		}
+		other := func(text string) bool {
+			return !strings.Contains(text, forged) && !strings.Contains(text, noPage)
+		}
+		inJSON, atLoad = slices.DeleteFunc(inJSON, other), slices.DeleteFunc(atLoad, other)
+		if diff := cmp.Diff(inJSON, atLoad); diff != "" || err != nil || loadErr != nil {
+			t.Errorf("%s: %v, %v, at load (-JSON +load):\n%s", site, err, loadErr, diff)
+		}
+		if text := strings.Join(inJSON, "\n"); (want == "") != (text == "") || !strings.Contains(text, want) {
+			t.Errorf("%s: %q, want %q", site, text, want)
+		}
+	}
+}

@@ -64,8 +64,16 @@ type Handler struct {
 	RegularExpression json.RawMessage `json:"path_regexp"`
 
 	// Of the gate.
-	OriginPath string `json:"origin_path"`
-	Source     string `json:"source"`
+	OriginPath        string          `json:"origin_path"`
+	Source            string          `json:"source"`
+	Player            json.RawMessage `json:"player"`
+	TrustOriginIframe bool            `json:"trust_origin_iframe"`
+
+	// Of signed_playback_mint.
+	UID string `json:"uid"`
+	To  string `json:"to"`
+
+	Request headerOps `json:"request"` // of headers
 
 	Console bool `json:"console"` // of the API
 }
@@ -74,16 +82,18 @@ type Handler struct {
 // mediaHandlers answer with media. Every other handler may do that or hand on.
 var (
 	passingHandlers = []string{
-		"acme_server", "authentication", "copy_response_headers", "encode", "headers", "log_append", "map", "push",
+		"acme_server", "authentication", "copy_response_headers", "encode", headersHandler, "log_append", "map", "push",
 		"request_body", "signed_playback_api", "timeouts", "tracing",
 	}
-	answeringHandlers = []string{"copy_response", "error", "metrics", "signed_playback_mint", "static_response"}
+	answeringHandlers = []string{"copy_response", "error", "metrics", mintHandler, "static_response"}
 	mediaHandlers     = []string{"file_server", "reverse_proxy"}
 )
 
 const (
 	gateHandler      = "signed_playback"
 	cacheHandler     = "signed_playback_cache"
+	mintHandler      = "signed_playback_mint"
+	headersHandler   = "headers"
 	templatesHandler = "templates"
 	interceptHandler = "intercept"
 	videoPlaceholder = "{video}" // of origin_path
@@ -99,6 +109,7 @@ func ServesMedia(handler string) bool { return slices.Contains(mediaHandlers, ha
 // Report has the gates of a server, in the order of the config, and the mistakes.
 type Report struct {
 	Gates       []Gate
+	Links       []Link
 	Warnings    []Warning
 	ErrorRoutes bool // the server has some (handle_errors)
 }
@@ -106,7 +117,7 @@ type Report struct {
 // Check checks the gates of a server. It returns an error if a gate refuses every
 // request that another one lets pass.
 func Check(s Server) (Report, error) {
-	c := &checker{Server: s, gates: make(map[*Handler]*gate), media: make(map[mediaKey]*mediaHandler)}
+	c := &checker{Server: s, gates: make(map[*Handler]*gate), links: make(map[*Handler]*link), media: make(map[mediaKey]*mediaHandler)}
 	for _, name := range slices.Sorted(maps.Keys(s.NamedRoutes)) {
 		c.collect([]Route{s.NamedRoutes[name]}, "")
 	}
@@ -124,6 +135,7 @@ func Check(s Server) (Report, error) {
 	for _, g := range c.order {
 		report.Gates = append(report.Gates, g.Gate)
 	}
+	c.reportLinks(&report)
 	return report, nil
 }
 
@@ -151,10 +163,12 @@ type Warning struct {
 // checker follows requests through the routes of a server.
 type checker struct {
 	Server
-	steps int
-	gates map[*Handler]*gate
-	order []*gate // the gates in the order of the config
-	media map[mediaKey]*mediaHandler
+	steps     int
+	gates     map[*Handler]*gate
+	order     []*gate // the gates in the order of the config
+	links     map[*Handler]*link
+	linkOrder []*link
+	media     map[mediaKey]*mediaHandler
 	// Requests that have got a root and passed no gate. Error routes keep the root,
 	// and get the client's path.
 	rooted      []requestState
@@ -166,6 +180,7 @@ type checker struct {
 type gate struct {
 	Gate
 	folder   string // of the origin, up to the video
+	hasPage  bool   // at /iframe
 	reached  bool
 	answered bool   // a handler is behind the gate
 	chain    string // how a request gets here that has passed another gate
@@ -180,9 +195,13 @@ func (c *checker) collect(routes []Route, site string) {
 		site := cmp.Or(site, r.hosts())
 		for i := range r.Handle {
 			h := &r.Handle[i]
-			if h.Handler == gateHandler {
-				c.gates[h] = &gate{Gate: Gate{cmp.Or(site, c.name()), h.Source}, folder: h.folder()}
+			switch h.Handler {
+			case gateHandler:
+				c.gates[h] = &gate{Gate: Gate{cmp.Or(site, c.name()), h.Source}, folder: h.folder(), hasPage: h.hasPage()}
 				c.order = append(c.order, c.gates[h])
+			case mintHandler:
+				c.links[h] = newLink(h, cmp.Or(site, c.name()))
+				c.linkOrder = append(c.linkOrder, c.links[h])
 			}
 			c.collect(h.Routes, site)
 			c.collect(h.Errors.Routes, site)
@@ -224,9 +243,10 @@ const maxSiteSteps = 100_000
 
 // requestState is what is known about a request. It is never changed, only copied.
 type requestState struct {
-	facts  []fact   // in the order in which they were found out
-	groups []string // of which a route has matched
-	root   string
+	facts   []fact   // in the order in which they were found out
+	groups  []string // of which a route has matched
+	root    string
+	settled []string // headers that are not the client's, as patterns
 
 	// How often a handler has changed the path, and its end.
 	prefixes, suffixes int
@@ -294,7 +314,7 @@ func (c *checker) routes(list []Route, s requestState, next follow) {
 // changesNothing reports whether it does not matter if the route matches.
 func (r Route) changesNothing() bool {
 	return r.Group == "" && !r.Terminal && !slices.ContainsFunc(r.Handle, func(h Handler) bool {
-		return !slices.Contains(passingHandlers, h.Handler) && (h.Handler != "vars" || h.Root != "")
+		return (!slices.Contains(passingHandlers, h.Handler) || len(h.settling()) > 0) && (h.Handler != "vars" || h.Root != "")
 	})
 }
 
@@ -466,6 +486,11 @@ func (c *checker) handlers(list []Handler, s requestState, next follow) {
 		s.root = cmp.Or(h.Root, s.root)
 		c.keepRoot(s)
 		after(s)
+	case h.Handler == headersHandler:
+		after(s.settling(h.settling()...))
+	case h.Handler == mintHandler:
+		c.link(h, s)
+		s.answer()
 	case slices.Contains(passingHandlers, h.Handler):
 		after(s)
 	case slices.Contains(answeringHandlers, h.Handler):
@@ -567,7 +592,7 @@ func (g *gate) place() string {
 func (c *checker) serve(h *Handler, s requestState, after follow) {
 	passes := !slices.Contains(mediaHandlers, h.Handler) || h.PassThrough
 	if h.handsSuccessOn() { // forward_auth, which asks another server whether the viewer may pass
-		after(s)
+		after(s.settling(h.settling()...))
 		return
 	}
 	s.answer()
@@ -592,6 +617,9 @@ func (c *checker) serve(h *Handler, s requestState, after follow) {
 		}
 	}
 	if passes {
+		if !slices.Contains(mediaHandlers, h.Handler) {
+			s = s.settling("*") // another module may name the user
+		}
 		after(s)
 	}
 }
