@@ -92,7 +92,7 @@ var reasonStatus = map[string]int{
 	"manifest_invalid":  http.StatusBadGateway,
 	"state_unavailable": http.StatusServiceUnavailable, "country_unavailable": http.StatusServiceUnavailable,
 	"network_unavailable": http.StatusServiceUnavailable,
-	"session_ended":       http.StatusForbidden, "session_limit": http.StatusForbidden,
+	"session_ended":       http.StatusForbidden, "session_limit": http.StatusForbidden, "admission_denied": http.StatusForbidden, "admission_unavailable": http.StatusServiceUnavailable,
 }
 
 // refusedFor is the verdict of a refusal.

@@ -1,0 +1,141 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+var (
+	admissionDenied      = refusedFor("admission_denied")
+	admissionUnavailable = refusedFor("admission_unavailable")
+)
+
+// The answer of the back end holds for a session on all nodes, over a kill of a node, until its
+// time has come. Whoever is denied gets nothing, and the origin is not asked.
+func TestAdmissionOfAFleet(t *testing.T) {
+	t.Parallel()
+	var asked, origin atomic.Int64
+	var answer atomic.Value
+	answer.Store(`{"allow":false}`)
+	backEnd := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		asked.Add(1)
+		if strings.Contains(string(body), "eyJ") || r.Header.Get("Webhook-Signature") == "" {
+			t.Errorf("the question has a token or no signature: %s", body)
+		}
+		_, _ = io.WriteString(w, answer.Load().(string))
+	}))
+	t.Cleanup(backEnd.Close)
+	media := sessionOrigin(t)
+	counting := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		origin.Add(1)
+		media.Config.Handler.ServeHTTP(w, r)
+	}))
+	t.Cleanup(counting.Close)
+	f := startFleet(t, config{
+		app:  "sessions on\nsession_secret 0123456789abcdef\nadmission " + backEnd.URL + "/secret\n" + startRedis(t).option(),
+		site: "reverse_proxy " + strings.TrimPrefix(counting.URL, "http://"),
+	})
+	wantAsked := func(what string, want int64) {
+		t.Helper()
+		if n := asked.Swap(0); n != want {
+			t.Errorf("%s: %d questions, want %d", what, n, want)
+		}
+	}
+	compact := f.nodes[0].mintToken(t, "demo", `{"uid":"anna"}`)
+	for _, path := range []string{"/master.m3u8", "/v/1.ts"} {
+		if got := f.nodes[0].get(t, "/"+compact+path).verdict(); got != admissionDenied {
+			t.Errorf("%s of a viewer who is denied: %+v", path, got)
+		}
+	}
+	wantAsked("two sessions that are denied", 2)
+	if n := origin.Load(); n > 0 {
+		t.Errorf("the origin was asked %d times for a viewer who is denied", n)
+	}
+
+	until := time.Now().Add(8 * time.Second)
+	answer.Store(fmt.Sprintf(`{"allow":true,"climit":1,"until":%d}`, until.Unix()))
+	first, _ := f.nodes[0].beginSession(t, compact)
+	f.wantEverywhere(t, "a session that moves between nodes", first, plays)
+	f.restart(t, 1)
+	f.wantEverywhere(t, "after the kill of a node", first, plays)
+	wantAsked("one session on all nodes", 1)
+	f.await(t, "the time of the answer", first, sessionEnded)
+	if time.Now().Before(until.Truncate(time.Second)) {
+		t.Error("the session has ended too early")
+	}
+	wantAsked("a session whose time has come", 0)
+
+	answer.Store(`{"allow":true,"climit":1}`)
+	first, _ = f.nodes[0].beginSession(t, compact)
+	second, _ := f.nodes[1].beginSession(t, compact)
+	f.await(t, "the session beyond the limit of the answer", first, sessionEnded)
+	f.wantEverywhere(t, "the newer session", second, plays)
+	wantAsked("two sessions", 2)
+	backEnd.Close()
+	f.wantEverywhere(t, "a session that plays, without the back end", second, plays)
+	if _, got := f.nodes[0].beginSession(t, compact); got != admissionUnavailable {
+		t.Errorf("a session that begins without the back end: %+v", got)
+	}
+}
+
+// The back end that the docs show runs as it is.
+func TestExampleOfABackEnd(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../docs/sessions.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := regexp.MustCompile("(?s)```python\n(.*?)```").FindSubmatch(text)
+	file := filepath.Join(t.TempDir(), "admission.py")
+	if program == nil || os.WriteFile(file, program[1], 0o600) != nil {
+		t.Fatal("docs/sessions.md has no example")
+	}
+	const secret = "0123456789abcdef"
+	address := freeAddr(t)
+	_, port, _ := strings.Cut(address, ":")
+	cmd := exec.Command("python3", file)
+	cmd.Env = append(os.Environ(), "SESSION_SECRET="+secret, "PORT="+port)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	eventually(t, "the back end answers", func() bool {
+		res, err := http.Get("http://" + address)
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		return err == nil
+	})
+	for _, tc := range []struct {
+		secret, uid string
+		want        []verdict
+	}{
+		{secret, "anna", []verdict{plays, plays}},
+		{secret, "eve", []verdict{admissionDenied}},
+		{"another secret of the gate", "anna", []verdict{admissionUnavailable}},
+	} {
+		g := start(t, nil, config{
+			api: withAPI, app: fmt.Sprintf("sessions on\non_session_limit refuse_new\nsession_secret %q\nadmission http://%s/admission", tc.secret, address),
+			site: "reverse_proxy " + strings.TrimPrefix(sessionOrigin(t).URL, "http://"),
+		})
+		body, _ := json.Marshal(map[string]string{"uid": tc.uid})
+		compact := g.mintToken(t, "demo", string(body))
+		for i, want := range append(tc.want, map[bool][]verdict{true: {sessionLimited}}[tc.want[0] == plays]...) {
+			if _, got := g.beginSession(t, compact); got != want {
+				t.Errorf("session %d of %s: %+v, want %+v", i, tc.uid, got, want)
+			}
+		}
+	}
+}
