@@ -323,6 +323,21 @@ func TestSessionLimits(t *testing.T) {
 	}
 }
 
+// In report-only mode, what begins too late plays, also if only the response tells that it begins.
+func TestStartByOnlyReports(t *testing.T) {
+	t.Parallel()
+	link := "/" + sessionToken(func(c *token.Claims) { c.StartBy = testTime }) + "/"
+	for _, app := range []*App{sessionApp(nil), new(App)} {
+		app.ReportOnly = []string{"sessions"}
+		g := newGate(t, app, new(Gate))
+		for _, name := range []string{"master.m3u8", "vod.m3u8", "live.m3u8", "stream", "7.ts"} {
+			if a := testFiles.get(t, g, requestFor(t, link+name, nil)); a.reason != "" || len(a.origin) != 1 || a.body == "" {
+				t.Errorf("%s: %d %s %q", name, a.status, a.text, a.body)
+			}
+		}
+	}
+}
+
 // startBy ends the beginning of sessions and not those that run; with sessions off, it ends
 // manifests.
 func TestStartBy(t *testing.T) {
