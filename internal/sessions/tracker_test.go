@@ -43,7 +43,7 @@ func keyOf(n int) (key Key) {
 type registry struct {
 	*Tracker
 	*clock
-	revoked  func(ID) bool // until it is asked
+	revoked  atomic.Pointer[func(ID) bool] // until it is asked
 	ends     []Event
 	shared   []Sharing
 	failures atomic.Int64 // calls of the Redis
@@ -56,8 +56,10 @@ func newRegistry(policy Policy) *registry {
 }
 
 func (r *registry) takeRevoked() func(ID) bool {
-	defer func() { r.revoked = nil }()
-	return r.revoked
+	if revoked := r.revoked.Swap(nil); revoked != nil {
+		return *revoked
+	}
+	return nil
 }
 
 func (r *registry) visit(v Visit) error {
@@ -336,7 +338,7 @@ func TestRevokedSessionMakesRoom(t *testing.T) {
 			t.Fatalf("session %d: %v, want %v", session, err, want)
 		}
 	}
-	r.revoked = func(id ID) bool { return id == keyOf(1).ID() }
+	r.revoked.Store(new(func(id ID) bool { return id == keyOf(1).ID() }))
 	r.work(t.Context(), false)
 	if len(r.ends) != 1 || r.ends[0].ID != keyOf(1).ID() || r.ends[0].Reason != Deleted {
 		t.Errorf("%+v have ended", r.ends)
