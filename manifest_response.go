@@ -279,7 +279,7 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	text := ""
 	if !w.forAll && w.d.mayLeadBelow() {
 		text = w.d.newSessionText()
-		at.Session, at.Playing = sessions.Prefix+text+"/", w.d.playsOutside(w.d.app.authority.get())
+		at.Session, at.Playing = sessions.Prefix+text+"/", w.d.followsPlaylist(w.d.app.authority.get())
 	}
 	start := time.Now()
 	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, at, w.d.query, w.d.gate.features)

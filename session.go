@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -224,16 +225,18 @@ func (d *decision) outsideKey(authority *sessions.Authority, client outsideClien
 	return key
 }
 
-// playsOutside reports whether the client plays already without a session in its path.
-func (d *decision) playsOutside(authority *sessions.Authority) bool {
-	return d.app.state.tracker.Runs(d.outsideKey(authority, d.outsideClient()))
+// followsPlaylist reports whether the client has had this playlist already, as a live one without a session.
+func (d *decision) followsPlaylist(authority *sessions.Authority) bool {
+	return d.app.state.tracker.Follows(d.outsideKey(authority, d.outsideClient()), d.playlist())
 }
+
+func (d *decision) playlist() uint32 { return crc32.ChecksumIEEE([]byte(d.target.suffix.decoded)) }
 
 // mayBegin refuses what may be a manifest before the origin is asked, if it can neither begin a
 // session nor be of one that runs. The response tells which of the two it is.
 func (d *decision) mayBegin(authority *sessions.Authority) error {
 	d.uncounted = true
-	if d.playsOutside(authority) {
+	if d.app.state.tracker.Runs(d.outsideKey(authority, d.outsideClient())) {
 		return nil
 	}
 	if err := d.checkStartBy(d.now()); err != nil {
@@ -270,7 +273,11 @@ func (d *decision) beginSession(text string) error {
 	d.uncounted = false
 	d.learnManifest(d.rooted)
 	if text == "" {
-		return d.unlessReported(d.visitOutside(d.app.authority.get()))
+		err := d.visitOutside(d.app.authority.get())
+		if d.session != nil {
+			d.session.Follow(d.playlist())
+		}
+		return d.unlessReported(err)
 	}
 	if err := d.checkStartBy(d.now()); err != nil {
 		return d.unlessReported(err)

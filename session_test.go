@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -212,8 +213,7 @@ func TestSessionsAreCountedOnce(t *testing.T) {
 		"a player below its session":              {[]request{manifest, {"~S/v/1.m3u8", nil}, {"~S/7.ts", nil}, {"~S/7.ts", from("2001:db8::1")}}, 1},
 		"two manifests are two players":           {[]request{manifest, {"~S/7.ts", nil}, manifest}, 2},
 		"a live playlist that is asked for alone": {[]request{{"live.m3u8", nil}, {"live.m3u8", nil}, segment(nil), segment(nil)}, 1},
-		"a live playlist that ends":               {[]request{{"live.m3u8", nil}, segment(nil), {"vod.m3u8", nil}, segment(nil), {"vod.m3u8", method("HEAD")}}, 1},
-		"another player while that plays":         {[]request{{"live.m3u8", nil}, {"master.m3u8", nil}}, 2},
+		"a film after a live playlist":            {[]request{{"live.m3u8", nil}, {"vod.m3u8", nil}}, 2},
 		"a HEAD and a preflight begin nothing":    {[]request{{"master.m3u8", method("HEAD")}, {"7.ts", method("HEAD")}, {"master.m3u8", method("OPTIONS")}}, 0},
 		"pictures begin nothing":                  {[]request{{"thumbnails/poster.jpg", nil}}, 0},
 		"a file of which only the content tells":  {[]request{{"data", nil}, segment(nil)}, 1},
@@ -270,6 +270,26 @@ func TestMalformedCMCDIsIgnored(t *testing.T) {
 		if got := playerSession(http.Header{name: values}, ""); got != "" {
 			t.Errorf("two headers %s have the session %q", name, got)
 		}
+	}
+}
+
+// The players of a live playlist stay in their session when the stream ends, although limits and startBy
+// would refuse another one. Other clients get a session.
+func TestLivePlaylistEnds(t *testing.T) {
+	t.Parallel()
+	g, files := newGate(t, sessionApp(func(a *App) { a.OnSessionLimit = "refuse_new" }), new(Gate)), maps.Clone(testFiles)
+	target := "/" + sessionToken(func(c *token.Claims) { c.SessionLimit = 2 }) + "/live.m3u8"
+	for _, playlist := range []string{livePlaylist, livePlaylist, wholeVideo, wholeVideo} {
+		files["live.m3u8"] = playlist
+		if a := files.get(t, g, requestFor(t, target, nil)); a.body != playlist {
+			t.Errorf("%q %s, want %q", a.body, a.text, playlist)
+		}
+	}
+	if got := runningSessions(g); got != 1 {
+		t.Errorf("%d sessions run", got)
+	}
+	if a := files.get(t, g, requestFor(t, target, with("User-Agent", "another"))); !sessionInURI.MatchString(a.body) {
+		t.Errorf("another client gets %q", a.body)
 	}
 }
 

@@ -91,8 +91,8 @@ type Location struct {
 	Base    string // for interstitials: the absolute URL that the folder has for the viewer, with a trailing slash
 	Session string // where the viewer has the folder below itself for one session, as `~id/`; see Stats.Rooted
 
-	// Playing says that the client plays already without a session. Then the playlist of a rendition
-	// stays there: a live one that ends must not move its player to another session.
+	// Playing says that the client plays this playlist of a rendition already, without a session. Then it
+	// stays so: a live playlist that ends must not move its player to a session.
 	Playing bool
 	Hosts   []string // host[:port] of the origin in lower case, in all forms that absolute URIs may have
 

@@ -14,6 +14,12 @@ func (t *Tracker) Runs(key Key) bool {
 	return !ended
 }
 
+// Follows reports whether a session of a key runs on this node and plays a live playlist.
+func (t *Tracker) Follows(key Key, playlist uint32) bool {
+	s := t.session(key)
+	return s != nil && s.followed.Load() == playlist && !t.silent(s, t.policy.Load().Timeout)
+}
+
 // Until returns how long the session of a key may play beyond the end of its token, the
 // zero time without an extension. What it knows of a running session is a second old at
 // most.

@@ -72,6 +72,8 @@ type Session struct {
 	expires atomic.Int64     // Unix seconds of the newest token
 	places  [2]atomic.Uint64 // the networks from which it was last used: IPv4, IPv6
 
+	followed atomic.Uint32 // a digest of the live playlist that it plays without a session in its path
+
 	// What the fleet knows: seen and bytes at the last beat. Of the goroutine of Run, and
 	// of the start.
 	told, toldBytes int64
@@ -115,6 +117,9 @@ func (s *Session) AddBytes(n int64) {
 	s.bytes.Add(n)
 	s.seen.Store(s.tracker.elapsed())
 }
+
+// Follow takes down which live playlist a session without a session in its path plays.
+func (s *Session) Follow(playlist uint32) { s.followed.Store(playlist) }
 
 // extend sets the extension, the zero time for none.
 func (s *Session) extend(until time.Time) { s.until.Store(max(0, until.Unix())) }
