@@ -8,6 +8,7 @@ import (
 	"image"
 	"image/draw"
 	"image/png"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -277,6 +278,35 @@ func TestConsoleNewcomer(t *testing.T) {
 		if got != want {
 			t.Errorf("on %s: %s, want %s", host, got, want)
 		}
+	}
+}
+
+// A video of the config file can be seen and not changed. The others keep the defaults that
+// nobody has changed.
+func TestConsoleChangesOnlyWhatIsChanged(t *testing.T) {
+	t.Parallel()
+	g := startConsole(t, "allowed_origins default.test\nvideo configured {\nrequire_signed_urls off\n}")
+	p := openConsole(t, g)
+	p.press(t, "link", "configured")
+	p.has(t, "the config file has settings for the video")
+	if open := evaluate[int](t, p, `document.querySelectorAll("form :is(input, textarea, select, button):enabled").length`); open > 0 {
+		t.Errorf("%d controls can be used", open)
+	}
+	p.press(t, "link", "Videos")
+	p.fill(t, "Video id or name", "demo")
+	p.do(t, chromedp.KeyEvent(kb.Enter))
+	p.fill(t, "Name", "A name")
+	p.press(t, "button", "Save")
+	p.has(t, "Saved.")
+	stored := ""
+	_ = filepath.WalkDir(filepath.Join(g.dir, "caddy"), func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Type().IsRegular() && strings.Contains(readText(t, path), `"name":"videos/demo"`) {
+			stored = readText(t, path)
+		}
+		return err
+	})
+	if !strings.Contains(stored, "A name") || strings.Contains(stored, "default.test") || strings.Contains(stored, "requireSignedURLs") {
+		t.Errorf("the store has %s", stored)
 	}
 }
 

@@ -14,17 +14,16 @@ export function signIn(token) {
 	credential = token
 }
 
-/** Forgets the credential, and cancels the calls that are under way. */
-export function forget() {
-	credential = ''
-	leaving.abort()
-	leaving = new AbortController()
-}
-
 /** Cancels the calls of a part of the page that was left. */
 export function leave() {
 	leaving.abort()
 	leaving = new AbortController()
+}
+
+/** Forgets the credential, and cancels the calls that are under way. */
+export function forget() {
+	credential = ''
+	leave()
 }
 
 export class Refused extends Error {

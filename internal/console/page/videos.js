@@ -126,7 +126,7 @@ function settingsForm(video, gateway) {
 	const save = async () => {
 		clearTimeout(timer)
 		if (!await check()) return form.querySelector('[aria-invalid=true]')?.focus()
-		video = await call('POST', `/${part(id)}`, edit())
+		await call('POST', `/${part(id)}`, edit())
 		saved = typed()
 		say('Saved. It holds from the next request on.')
 	}
