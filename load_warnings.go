@@ -153,11 +153,10 @@ func configMatchers(sets caddyhttp.MatcherSets) (list []map[string]json.RawMessa
 // unredactedLogs returns the names of the loggers of a site whose lines some log
 // writes without the log format. The core is that of all HTTP logs.
 func unredactedLogs(core zapcore.Core, config *caddyhttp.ServerLogConfig, site string) (names []string) {
-	lines := []zapcore.Entry{
+	return unredacted(core, slices.Concat([]zapcore.Entry{
 		{Level: zapcore.ErrorLevel, LoggerName: "http.log.error"}, // the line of an error has the request
 		{Level: zapcore.DebugLevel, LoggerName: "http.handlers.reverse_proxy"},
-	}
-	return unredacted(core, append(lines, accessLines(config, site)...))
+	}, accessLines(config, site)))
 }
 
 // accessLines returns a line of each access log of a site.

@@ -1,6 +1,7 @@
 // Package routecheck finds mistakes in the routes of a server that has gates:
 // requests that get past a gate, a gate that no request or no token reaches, and two gates in
-// one chain.
+// one chain. For links that signed_playback_mint makes, it finds users whom a client can name
+// itself.
 //
 // It follows a request with unknown properties through the routes of the JSON
 // config. At each matcher it goes both ways, unless the matchers before it have
