@@ -167,6 +167,14 @@ func TestMetricsSurviveReloads(t *testing.T) {
 		if n := countersIn(ctx.GetMetricsRegistry(), "manifest_uris_total")[[3]string{"outside"}]; n < float64(config+1) {
 			t.Errorf("config %d: %v URIs outside are counted, want those of all configs", config, n)
 		}
+		app.metrics.countRequest(resultRefused, reasonTooEarly, kindOther)
+		refused := uint64(0)
+		for _, hour := range app.metrics.refusals.last(time.Now()).Hours {
+			refused += hour.Refused[string(reasonTooEarly)]
+		}
+		if refused < uint64(config+1) {
+			t.Errorf("config %d: the history has %d refusals, want those of all configs", config, refused)
+		}
 	}
 }
 

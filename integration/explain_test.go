@@ -3,6 +3,8 @@ package integration
 import (
 	"encoding/json"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -61,8 +63,9 @@ func TestExplainBesideTheServer(t *testing.T) {
 	remote := newSigningKey("remote", privateKey())
 	redis := startRedis(t)
 	o := startOrigin(t, nil)
+	admin := freeAddr(t)
 	g := start(t, o, config{
-		global: trusting("127.0.0.2/32"),
+		global: trusting("127.0.0.2/32") + "\nadmin " + admin,
 		api:    withAPI,
 		app:    redis.option() + "\n" + withCountries(t) + "\njwks_url " + serveKeys(t, remote) + "\nvideo reported {\nreport_only rules\n}",
 		site:   accessLog(t, "access.log") + "@private path /private/*\nrespond @private 403\nreverse_proxy " + o.addr(),
@@ -122,7 +125,10 @@ func TestExplainBesideTheServer(t *testing.T) {
 			o.wantUntouched(t)
 		})
 	}
-	t.Run("counts of the server alone", func(t *testing.T) {
+	t.Run("counts of the server alone, over a reload", func(t *testing.T) {
+		if err := g.load(admin, string(must(os.ReadFile(filepath.Join(g.dir, "Caddyfile")))(t))); err != nil {
+			t.Fatal(err)
+		}
 		var refusals struct {
 			Hours []struct{ Refused, WouldRefuse map[string]int }
 		}
