@@ -143,7 +143,7 @@ func (t *Tracker) score(of *viewer) (s Sharing) {
 // scoreInFleet tells the fleet of uses, and returns the viewers whose score over all nodes is high enough.
 func (t *Tracker) scoreInFleet(ctx context.Context, uses []use) (reports []Sharing) {
 	for batch := range slices.Chunk(uses, beatBatch) {
-		args := []string{strconv.FormatInt(sharingPeriod.Milliseconds(), 10), strconv.Itoa(SharingThreshold)}
+		args := append(make([]string, 0, 2+5*len(batch)), strconv.FormatInt(sharingPeriod.Milliseconds(), 10), strconv.Itoa(SharingThreshold))
 		t.mu.Lock()
 		for _, u := range batch {
 			own := "0"
