@@ -526,7 +526,7 @@ func (p *replay) listening(r *http.Request) (*caddyhttp.Server, error) {
 	if p.https {
 		redirects = " (and perhaps on port 80 to redirect to HTTPS)"
 	}
-	return nil, fmt.Errorf("no server of the config listens on port %s, but on %s%s; "+
+	return nil, fmt.Errorf("no server of the config listens on port %q, but on %s%s; "+
 		"if a proxy in front changes the port, give the URL that it requests", text, strings.Join(addresses, ", "), redirects)
 }
 

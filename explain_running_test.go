@@ -79,11 +79,14 @@ func TestExplainCall(t *testing.T) {
 		{map[string]string{"url": "https://nowhere.example/" + good}, 400, "no site with signed_playback"},
 		{map[string]string{"url": "https://" + good + "/x.ts"}, 400, "no site with signed_playback"},
 		{map[string]string{"url": good}, 400, "want the whole URL"},
-		{map[string]string{"url": "https://media.example.net:" + good}, 400, "no server of the config"},
+		{map[string]string{"url": "https://media.example.net:" + good}, 400, `listens on port \"`}, // the log omits what is quoted
 		{map[string]string{"url": http + good, "ip": http + good}, 400, "want an IP address"},
 		{map[string]string{"url": http + good, "origin": http + good}, 400, "want an origin"},
 		{map[string]string{"url": http + good, "referer": good}, 400, "want a URL"},
 		{map[string]string{"url": http + good, "at": good}, 400, "want a date"},
+		{map[string]string{"url": http + good + "/x.ts", "at": "9999-12-31T23:59:59Z"}, 200, `"reason":"token_expired"`},
+		{map[string]string{"url": http + good + "/x.ts", "at": "9999-12-31T23:59:59-00:01"}, 400, "want a date"},
+		{map[string]string{"url": http + good + "/x.ts", "at": "0000-01-01T00:00:00+00:01"}, 400, "want a date"},
 		{map[string]string{"url": http + good, good: "x"}, 400, "unknown member"},
 	} {
 		for range 2 {

@@ -35,7 +35,7 @@ func (h *refusalHistory) count(became result, why reason, at time.Time) {
 	start := hourOf(at)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	hour := &h.hours[start%int64(len(h.hours))]
+	hour := &h.hours[uint64(start)%controlapi.RefusalHours]
 	if hour.start != start || hour.counts == nil {
 		*hour = refusalHour{start, make(map[refusalKey]uint64)}
 	}
@@ -53,7 +53,7 @@ func (h *refusalHistory) last(now time.Time) controlapi.Refusals {
 			Start:   time.Unix(start*3600, 0).UTC(),
 			Refused: make(map[string]uint64), WouldRefuse: make(map[string]uint64),
 		}
-		hour := h.hours[start%int64(len(h.hours))]
+		hour := h.hours[uint64(start)%controlapi.RefusalHours]
 		if hour.start != start {
 			continue
 		}

@@ -61,6 +61,20 @@ func TestRefusalHistory(t *testing.T) {
 	}
 }
 
+// A machine whose clock is not set, because it has no battery, begins in 1970 or before.
+func TestRefusalHistoryAroundTheEpoch(t *testing.T) {
+	t.Parallel()
+	h, now := new(refusalHistory), time.Unix(0, 0).Add(-30*time.Hour)
+	for range 60 {
+		h.count(resultRefused, reasonPathInvalid, now)
+		hours := h.last(now).Hours
+		if n := hours[len(hours)-1].Refused[string(reasonPathInvalid)]; n == 0 {
+			t.Errorf("at %s: %v", now, hours)
+		}
+		now = now.Add(time.Hour)
+	}
+}
+
 // Each refusal of a gate is counted by its reason; what is allowed is not, and a preflight neither.
 func TestRefusalsAreCountedByReason(t *testing.T) {
 	t.Parallel()

@@ -49,7 +49,7 @@ func startConsole(t *testing.T, app string) *gateway {
 func openConsole(t *testing.T, g *gateway) *tab {
 	t.Helper()
 	p := openTab(t, watchPolicy)
-	p.open(t, "http://"+g.api+"/console")
+	p.open(t, "http://"+g.api+"/console#constructor") // of another site, and of no section
 	p.fill(t, "Bearer token", apiSecret)
 	p.press(t, "button", "Sign in")
 	p.with(t, "heading", "Videos", "function() {}")
@@ -238,7 +238,7 @@ func TestConsoleNewcomer(t *testing.T) {
 	t.Cleanup(site.Close)
 	began := time.Now()
 	p := openTab(t, watchPolicy)
-	p.open(t, "http://"+g.api+"/console")
+	p.open(t, "http://"+g.api+"/console#constructor") // of another site, and of no section
 	p.fill(t, "Bearer token", "a-wrong-secret-of-the-tests")
 	p.press(t, "button", "Sign in")
 	p.has(t, "That is not a bearer token of this API.")

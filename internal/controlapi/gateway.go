@@ -88,7 +88,8 @@ func (c *call) explain(body strictjson.Value) (any, error) {
 		"at": member("at", &asked.At, func(v strictjson.Value) (time.Time, bool) {
 			text, _ := v.Text()
 			at, err := time.Parse(time.RFC3339, text)
-			return at, err == nil
+			_, inAnswer := at.UTC().MarshalText() // its year may have five digits there
+			return at, err == nil && inAnswer == nil
 		}, "a date like 2026-01-02T15:04:05Z"),
 	}.read(body)
 	if err != nil {

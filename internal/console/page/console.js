@@ -75,7 +75,7 @@ async function show() {
 	const [name, ...rest] = location.hash.slice(1).split('/')
 	if (!signedIn() || name === 'main') return
 	leave()
-	const [title, section] = sections[name] ?? sections.videos
+	const [title, section] = Object.hasOwn(sections, name) ? sections[name] : sections.videos // not #constructor
 	for (const item of nav.children) {
 		if (item.textContent === title) item.setAttribute('aria-current', 'page')
 		else item.removeAttribute('aria-current')
