@@ -353,17 +353,18 @@ func (t *Tracker) settle(ctx context.Context, ended []ending) (events []Event) {
 func (t *Tracker) orphans(ctx context.Context) (events []Event) {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
-	answer, err := t.run(ctx, orphansScript, strconv.FormatInt(orphaned.Milliseconds(), 10))
-	if err != nil {
-		return nil
-	}
-	const fields = 6
-	for orphan := range slices.Chunk(answer, fields) {
-		if info, err := t.parseInfo(orphan[:len(orphan)-1]); err == nil {
-			events = append(events, Event{info, t.config.Now(), Reason(orphan[fields-1]).known()})
+	for {
+		answer, err := t.run(ctx, orphansScript, strconv.FormatInt(orphaned.Milliseconds(), 10))
+		if err != nil || len(answer) == 0 {
+			return events
+		}
+		const fields = 6
+		for orphan := range slices.Chunk(answer, fields) {
+			if info, err := t.parseInfo(orphan[:len(orphan)-1]); err == nil {
+				events = append(events, Event{info, t.config.Now(), Reason(orphan[fields-1]).known()})
+			}
 		}
 	}
-	return events
 }
 
 // totals asks for the bytes of ended sessions. It is nil without a fleet that answers.

@@ -13,7 +13,7 @@ import "github.com/redis/rueidis"
 //	videos            each video that has running sessions, with the time of their last beat
 //	session:<id>      what lists show of a session, and what its end needs
 //	untold            sessions whose end no node has told, with the time of their last request or their end
-//	places:<viewer>   networks and countries from which a viewer has played, with the time of the last use
+//	places:<viewer>   the last 64 networks and countries from which a viewer has played, with the time of the last use
 //	reported:<viewer> a viewer who has lately been reported for sharing
 //	node:<node>       it is missing after a loss of the data
 //
@@ -62,11 +62,12 @@ end
 
 local function finish(viewer, id, reason)
 	local begun = redis.call('ZSCORE', P .. 'begun:' .. viewer, id) or '0'
-	local ends = tonumber(redis.call('HGET', P .. 'session:' .. id, 'ends') or '0')
-	local seconds = math.max(math.ceil(ends - now / 1000), 60)
+	local ends = redis.call('HGET', P .. 'session:' .. id, 'ends')
+	local seconds = math.max(math.ceil(tonumber(ends or '0') - now / 1000), 60)
 	forget(viewer, id)
 	remember(viewer, id, begun, seconds)
-	redis.call('HSET', P .. 'session:' .. id, 'reason', reason)
+	-- What has expired must not come back without an expiry.
+	if ends then redis.call('HSET', P .. 'session:' .. id, 'reason', reason) end
 	redis.call('PUBLISH', P .. 'ended', table.concat({viewer, id, begun, seconds, reason}, ' '))
 end
 
@@ -246,9 +247,10 @@ for i = 5, #ARGV, 5 do
 	local places = P .. 'places:' .. viewer
 	redis.call('ZADD', places, now, family .. ' ' .. network .. ' ' .. country)
 	redis.call('ZREMRANGEBYSCORE', places, '-inf', now - period)
+	redis.call('ZREMRANGEBYRANK', places, 0, -65)
 	redis.call('PEXPIRE', places, period)
 	local seen, countries, networks = {}, 0, {['0'] = 0, ['1'] = 0}
-	for _, place in ipairs(redis.call('ZRANGE', places, -64, -1)) do
+	for _, place in ipairs(redis.call('ZRANGE', places, 0, -1)) do
 		local of, at, from = string.match(place, '^(%d) (%d+) (%a*)$')
 		if not seen[at] then networks[of] = networks[of] + 1 end
 		if from ~= '' and not seen[from] then countries = countries + 1 end

@@ -389,6 +389,60 @@ func TestEndOfASessionOfAKilledNode(t *testing.T) {
 	}
 }
 
+// The attack: a node with more sessions than one script takes is killed, so that most of their ends are
+// lost. One turn of another node tells all of them.
+func TestManyEndsOfAKilledNode(t *testing.T) {
+	t.Parallel()
+	s, fleet := fleetOf(t, 2, Policy{Timeout: time.Minute})
+	const many = 250
+	for session := range many {
+		wantVisit(t, fleet[0], begin(session, fmt.Sprint(session), 0), nil)
+		s.do(t, "ZADD", fleetKey+"untold", "1", keyOf(session).ID().String()) // the time passes
+	}
+	fleet[1].fleet.beat = time.Time{}
+	fleet[1].work(t.Context(), false)
+	if got := len(fleet[1].ends); got != many {
+		t.Errorf("%d of %d ends are told", got, many)
+	}
+}
+
+// The attack: a viewer moves through many networks, and a limit ends sessions of which Redis has forgotten the
+// rest, so that its memory grows for ever. Each key expires, and the places of a viewer are bounded.
+func TestKeysOfAFleetExpire(t *testing.T) {
+	t.Parallel()
+	s, fleet := fleetOf(t, 1, Policy{Timeout: time.Minute})
+	for session := range 100 {
+		v := begin(session, "anna", 0)
+		v.Address = netip.AddrFrom4([4]byte{10, 0, byte(session), 1})
+		wantVisit(t, fleet[0], v, nil)
+	}
+	fleet[0].work(t.Context(), true)
+	s.do(t, "DEL", fleetKey+"session:"+keyOf(0).ID().String())
+	wantVisit(t, fleet[0], begin(100, "anna", 1), nil)
+	fleet[0].work(t.Context(), true)
+	number := func(args ...string) int64 {
+		reply := s.do(t, args...)
+		n, err := reply.AsInt64()
+		if err != nil {
+			t.Fatalf("%q: %v", args, err)
+		}
+		return n
+	}
+	reply := s.do(t, "KEYS", fleetKey+"*")
+	keys, err := reply.AsStrSlice()
+	if err != nil || len(keys) < 100 {
+		t.Fatalf("%d keys: %v", len(keys), err)
+	}
+	for _, key := range keys {
+		if left := number("PTTL", key); left <= 0 {
+			t.Errorf("%q expires in %d ms", key, left)
+		}
+		if strings.HasPrefix(key, fleetKey+"places:") && number("ZCARD", key) != 64 {
+			t.Errorf("%d places of a viewer are kept", number("ZCARD", key))
+		}
+	}
+}
+
 // The attack: one link on several nodes, on none of which it is used often enough to be noticed. The viewer
 // is reported once, by one node; a family on two nodes is not.
 func TestSharingIsScoredOverTheFleet(t *testing.T) {
