@@ -116,12 +116,14 @@ GORELEASER = sbom=$$(.ci/tool github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx
 
 .PHONY: release-dry-run
 release-dry-run: ## Make what a release has in dist/, and publish nothing
+	mkdir -p bin
 	packaging/release-notes >bin/release-notes.md
 	$(GORELEASER) --snapshot --skip=sign
 
 # The workflow `release` calls it for a tag. The release stays a draft until the workflow has done the rest.
 .PHONY: release
 release:
+	mkdir -p bin
 	packaging/release-notes '$(VERSION)' >bin/release-notes.md
 	$(GORELEASER)
 
