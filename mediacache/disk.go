@@ -147,7 +147,7 @@ func (d *Disk) Open() error {
 	if err != nil {
 		return fmt.Errorf("disk %q: want a folder that Caddy may write: %w", d.path, err)
 	}
-	if err := checkFolder(root); err != nil {
+	if err := checkFolder(root, os.Geteuid()); err != nil {
 		root.Close()
 		return fmt.Errorf("disk %q: %w", d.path, err)
 	}
@@ -169,10 +169,14 @@ func (d *Disk) Open() error {
 }
 
 // checkFolder refuses a folder in which other users may put files: they would decide what viewers get.
-func checkFolder(root *os.Root) error {
+// Root can use a folder that another user has made, for example in /tmp.
+func checkFolder(root *os.Root, user int) error {
 	info, err := root.Stat(".")
 	if err != nil {
 		return err
+	}
+	if owner := ownerOf(info); owner != user {
+		return fmt.Errorf("this folder belongs to the user %d, and Caddy runs as %d; give it to that user with chown, or name a folder in it that does not exist yet", owner, user)
 	}
 	if mode := info.Mode().Perm(); mode&0o022 != 0 {
 		return fmt.Errorf("other users may write to this folder, which has mode %04o; take that from them with chmod go-w, or name a folder in it that does not exist yet", mode)

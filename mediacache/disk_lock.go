@@ -3,6 +3,7 @@
 package mediacache
 
 import (
+	"io/fs"
 	"os"
 	"syscall"
 )
@@ -11,3 +12,6 @@ import (
 func lockFile(f *os.File) error {
 	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 }
+
+// ownerOf returns the id of the user to whom a file belongs.
+func ownerOf(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }

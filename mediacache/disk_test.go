@@ -840,6 +840,14 @@ func TestFoldersThatOthersMayWrite(t *testing.T) {
 			t.Errorf("mode %v: %v", mode, err)
 		}
 		d.Close()
+		root, err := os.OpenRoot(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := checkFolder(root, os.Geteuid()+1); err == nil {
+			t.Errorf("mode %v: root uses the folder of another user", mode)
+		}
+		root.Close()
 		below := NewDisk(filepath.Join(path, "cache"), nil)
 		if err := below.Open(); err != nil {
 			t.Errorf("mode %v: a new folder in it: %v", mode, err)
