@@ -149,7 +149,8 @@ if limit > 0 then
 		if not found then return {'limit'} end
 		finish(viewer, found, 'takeover')
 	elseif excess > 0 then
-		for _, oldest in ipairs(redis.call('ZRANGE', P .. 'begun:' .. viewer, 0, excess - 1)) do finish(viewer, oldest, 'limit') end
+		for _, oldest in ipairs(redis.call('ZRANGE', P .. 'begun:' .. viewer, 0, math.min(excess, 500) - 1)) do finish(viewer, oldest, 'limit') end
+		if excess > 500 then return {'limit'} end -- The other nodes must not wait; the next start ends more.
 	end
 end
 redis.call('HDEL', P .. 'session:' .. id, 'told', 'bytes', 'reason')

@@ -468,6 +468,43 @@ func TestSharingIsScoredOverTheFleet(t *testing.T) {
 	}
 }
 
+// The attack: a viewer begins so many sessions that the node has no room for what others do. A viewer who
+// shares a token is reported all the same.
+func TestFloodOfStartsHidesNoSharing(t *testing.T) {
+	t.Parallel()
+	_, fleet := fleetOf(t, 1, Policy{Timeout: time.Minute})
+	r := fleet[0]
+	for n := range maxReports + 100 {
+		wantVisit(t, r, begin(n, "mallory", 0), nil)
+	}
+	for n := range SharingThreshold + 1 {
+		v := begin(10_000+n, "anna", 1)
+		v.Address = netip.AddrFrom4([4]byte{10, 0, byte(n), 1})
+		wantVisit(t, r, v, nil)
+	}
+	r.work(t.Context(), false)
+	if !slices.ContainsFunc(r.shared, func(s Sharing) bool { return s.Viewer == "anna" }) {
+		t.Errorf("%+v are reported", r.shared)
+	}
+}
+
+// The attack: a viewer without a limit has so many sessions that ending them at the first start with one
+// would keep Redis from all others. Each start ends a part, and the one after the last begins.
+func TestLimitAfterAFlood(t *testing.T) {
+	t.Parallel()
+	s, fleet := fleetOf(t, 1, Policy{Timeout: time.Minute})
+	for n := range 1200 {
+		wantVisit(t, fleet[0], begin(n, "mallory", 0), nil)
+	}
+	for _, want := range []error{ErrLimit, ErrLimit, nil} {
+		wantVisit(t, fleet[0], begin(10_000, "mallory", 1), want)
+	}
+	reply := s.do(t, "ZCARD", fleetKey+"seen:"+keyOfViewer("mallory").String())
+	if n, err := reply.AsInt64(); err != nil || n != 1 {
+		t.Errorf("%d sessions run: %v", n, err)
+	}
+}
+
 // The rights that the documentation asks for are enough.
 func TestRedisUserWithFewRights(t *testing.T) {
 	t.Parallel()

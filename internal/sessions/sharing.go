@@ -47,6 +47,13 @@ type place struct {
 	seen    int64 // on the tracker's clock
 }
 
+// usedBy is whose use of what network is told once in a turn of Run, so that a viewer who begins
+// many sessions hides no other.
+type usedBy struct {
+	viewer *viewer
+	from   network
+}
+
 // use is the use of a session from a network, of which the fleet is to be told.
 type use struct {
 	session *Session
@@ -62,8 +69,9 @@ func (t *Tracker) noteUse(s *Session, from network) {
 		return
 	}
 	if t.fleet != nil && !t.fleet.away.Load() {
-		if len(t.uses) < maxReports {
-			t.uses = append(t.uses, use{s, from, s.shared})
+		by := usedBy{of, from}
+		if told, ok := t.uses[by]; ok || len(t.uses) < maxReports {
+			t.uses[by] = use{s, from, s.shared || told.inTurns}
 		}
 		return
 	}

@@ -204,7 +204,7 @@ type Tracker struct {
 	counts    map[string]count // by video
 	traces    int              // viewers with one
 	reports   []Sharing        // that are yet to be told
-	uses      []use            // of which the fleet is yet to be told
+	uses      map[usedBy]use   // of which the fleet is yet to be told
 	endings   []ending         // that are yet to be told
 	forgotten time.Time        // when sweep last looked for what may be forgotten
 
@@ -229,7 +229,7 @@ type shard struct {
 
 // New returns a Tracker. Run has sessions end that are silent.
 func New(config Config) *Tracker {
-	t := &Tracker{config: config, capacity: maxSessions, done: make(chan struct{}), fleet: newFleet(config.Redis), viewers: make(map[viewerKey]*viewer), counts: make(map[string]count), networks: make(map[network]int)}
+	t := &Tracker{config: config, capacity: maxSessions, done: make(chan struct{}), fleet: newFleet(config.Redis), viewers: make(map[viewerKey]*viewer), counts: make(map[string]count), uses: make(map[usedBy]use), networks: make(map[network]int)}
 	t.Use(config.Policy)
 	if config.Now == nil {
 		epoch := time.Now()
@@ -616,10 +616,10 @@ func (t *Tracker) work(ctx context.Context, hurry bool) {
 	}
 	t.mu.Lock()
 	ended, reports, uses := t.endings, t.reports, t.uses
-	t.endings, t.reports, t.uses = nil, nil, nil
+	t.endings, t.reports, t.uses = nil, nil, make(map[usedBy]use)
 	t.mu.Unlock()
 	if len(uses) > 0 {
-		reports = append(reports, t.scoreInFleet(ctx, uses)...)
+		reports = append(reports, t.scoreInFleet(ctx, slices.Collect(maps.Values(uses)))...)
 	}
 	if len(reports) > 0 {
 		t.config.Shared(reports)
