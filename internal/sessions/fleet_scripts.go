@@ -248,7 +248,7 @@ for i = 5, #ARGV, 5 do
 	local places = P .. 'places:' .. viewer
 	redis.call('ZADD', places, now, family .. ' ' .. network .. ' ' .. country)
 	redis.call('ZREMRANGEBYSCORE', places, '-inf', now - period)
-	redis.call('ZREMRANGEBYRANK', places, 0, -65)
+	for _, place in ipairs(redis.call('ZRANGE', places, 0, -65)) do redis.call('ZREM', places, place) end
 	redis.call('PEXPIRE', places, period)
 	local seen, countries, networks = {}, 0, {['0'] = 0, ['1'] = 0}
 	for _, place in ipairs(redis.call('ZRANGE', places, 0, -1)) do
