@@ -5,9 +5,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 )
@@ -104,6 +108,52 @@ func TestOperatorRules(t *testing.T) {
 	if blocked < 100 || passed < 100 {
 		t.Errorf("%d requests are blocked and %d pass, want many of both", blocked, passed)
 	}
+}
+
+// While databases are replaced under load, each request is decided by one version or the other, and
+// by the new one from then on: the operator's rules never fail, and no request waits.
+func TestOperatorRulesWhileDatabasesAreReplaced(t *testing.T) {
+	t.Parallel()
+	files := map[string]string{"country": "updated", "asn": "updated_asn", "anonymous": "updated_anonymous"}
+	path := make(map[string]string)
+	for name := range files {
+		path[name] = writeFile(t, name+".mmdb", string(must(os.ReadFile("testdata/"+name+".mmdb"))))
+	}
+	g := newGate(t, &App{
+		GeoIPDatabase: path["country"], ASNDatabase: path["asn"], AnonymousDatabase: path["anonymous"],
+		VideoSettings: VideoSettings{RequireSignedURLs: new(false), AccessRules: json.RawMessage(`[{"type":"ip.geoip.country","country":["DE"],"action":"block"},
+			{"type":"ip.anonymous","kinds":["residential_proxy"],"action":"block"},{"type":"ip.geoip.asnum","asn":[64496],"action":"block"}]`)},
+	}, new(Gate))
+	go g.app.geo.Watch(t.Context())
+	var done atomic.Bool
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for !done.Load() {
+				if a := ask(t, g, requestFor(t, "/demo/x.ts", nil)); !a.allowed() && a.reason != "rule_blocked" {
+					t.Errorf("a request meanwhile: %d %s", a.status, a.text)
+					return
+				}
+			}
+		})
+	}
+	if a := ask(t, g, requestFor(t, "/demo/x.ts", nil)); a.reason != "rule_blocked" {
+		t.Errorf("before: %d %s", a.status, a.text)
+	}
+	for name, updated := range files {
+		next := writeFile(t, "next.mmdb", string(must(os.ReadFile("testdata/"+updated+".mmdb"))))
+		must(struct{}{}, os.Rename(next, path[name]))
+	}
+	patience := time.After(time.Minute)
+	for look := time.Tick(10 * time.Millisecond); !ask(t, g, requestFor(t, "/demo/x.ts", nil)).allowed(); <-look {
+		select {
+		case <-patience:
+			t.Fatal("the new databases do not come into force")
+		default:
+		}
+	}
+	done.Store(true)
+	all.Wait()
 }
 
 // The attack: a cache that viewers share hands what one of them may play to another, whom the
