@@ -93,10 +93,24 @@ func TestForgedUsers(t *testing.T) {
 	t.Parallel()
 	s := startLoginLink(t)
 	for _, forged := range [][]string{
-		nil, {"Remote-User: bob"}, {"remote-user: bob"}, {"REMOTE-USER:bob"}, {"Remote-User: \tbob\t"}, {"remote_user: bob"}, {"Remote_User: bob"},
-		{"HTTP_REMOTE_USER: bob"}, {"Remote-User: bob", "Remote-User: eve"}, {"Remote-User:", "remote-user: bob"}, {"Remote-User: {http.request.host}"},
-		{"Remote-User: bob", "Connection: Remote-User"}, {"Remote-User: bob", "Connection: Cookie"},
-		{"X-Forwarded-User: bob"}, {"Authorization: Basic Ym9iOng="}, {"X-Forwarded-Uri: /auth?user=bob"}, {"X-Forwarded-For: 127.0.0.1"}, {"X-Original-URL: /public"},
+		nil,
+		{"Remote-User: bob"},
+		{"remote-user: bob"},
+		{"REMOTE-USER:bob"},
+		{"Remote-User: \tbob\t"},
+		{"remote_user: bob"},
+		{"Remote_User: bob"},
+		{"HTTP_REMOTE_USER: bob"},
+		{"Remote-User: bob", "Remote-User: eve"},
+		{"Remote-User:", "remote-user: bob"},
+		{"Remote-User: {http.request.host}"},
+		{"Remote-User: bob", "Connection: Remote-User"},
+		{"Remote-User: bob", "Connection: Cookie"},
+		{"X-Forwarded-User: bob"},
+		{"Authorization: Basic Ym9iOng="},
+		{"X-Forwarded-Uri: /auth?user=bob"},
+		{"X-Forwarded-For: 127.0.0.1"},
+		{"X-Original-URL: /public"},
 		{"Transfer-Encoding: chunked", "Trailer: Remote-User", "", "0", "Remote-User: bob"},
 	} {
 		for cookie, status := range map[string]int{"": 401, "session=guest": 403, "session=empty": 403, "session=ann": 303} {
