@@ -261,6 +261,7 @@ func TestConsoleNewcomer(t *testing.T) {
 	p.press(t, "button", "Make the link")
 	p.has(t, "The video has allowed origins.")
 	code = p.with(t, "textbox", "Embed code", "function() { return this.value }")
+	p.wantNothingKept(t, "a link")
 	t.Logf("from the first look to the embed code: %s", time.Since(began))
 
 	for host, want := range map[string]string{mine: "plays", "evil.media.test:" + portOf(site): "refused"} {
@@ -342,6 +343,7 @@ func TestConsoleHostileTexts(t *testing.T) {
 			...[...document.querySelectorAll("input, textarea")].map(field => field.value)].some(text => text.includes("`+apiSecret+`"))`); found {
 			t.Errorf("%s: the credential is in the document or in a store", section)
 		}
+		p.wantNothingKept(t, section)
 		p.wantAccessible(t, section)
 	}
 	seen("the list of videos")
@@ -379,6 +381,16 @@ func TestConsoleHostileTexts(t *testing.T) {
 		if strings.Contains(address, apiSecret) || !isOwn {
 			t.Errorf("the page has asked for %s", address)
 		}
+	}
+}
+
+// wantNothingKept checks that the browser writes no field to the disk, from which it restores tabs
+// (CVE-2022-32969).
+func (p *tab) wantNothingKept(t *testing.T, section string) {
+	t.Helper()
+	if kept := evaluate[int](t, p, `[...document.querySelectorAll("input, textarea, select")].filter(field => field.autocomplete !== "off" ||
+		field.localName === "textarea" && field.form?.autocomplete !== "off").length`); kept > 0 {
+		t.Errorf("%s: the browser keeps %d fields", section, kept)
 	}
 }
 
@@ -449,6 +461,7 @@ func TestConsoleOfAFleet(t *testing.T) {
 	p.press(t, "link", "Keys")
 	p.press(t, "button", "Create a key")
 	p.press(t, "button", "Show")
+	p.wantNothingKept(t, "a new key")
 	private := p.with(t, "textbox", "Private key", "function() { return this.value }")
 	p.press(t, "button", "Done")
 	ids := there.keyIDs(t)

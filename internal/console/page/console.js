@@ -31,7 +31,7 @@ for (const [name, [title]] of Object.entries(sections)) nav.append(el('a', { hre
 function showSignIn(why) {
 	document.title = 'Sign in – Signed Playback console'
 	nav.hidden = signOutButton.hidden = true
-	const token = el('input', { type: 'password', autocomplete: 'off', required: true, spellcheck: 'false' })
+	const token = el('input', { type: 'password', required: true, spellcheck: 'false' })
 	const problem = el('p', { class: 'problem', role: 'alert' })
 	const submit = el('button', { class: 'primary' }, 'Sign in')
 	const form = el('form', { class: 'sign-in' },

@@ -4,6 +4,8 @@
 /** Makes an element. Properties that begin with "on" are listeners, true is an empty attribute, false and null are none. */
 export function el(tag, properties, ...children) {
 	const element = document.createElement(tag)
+	// Browsers write other fields to the disk, to restore them with the tab. Of a textarea, the form decides.
+	if ('autocomplete' in element) element.autocomplete = 'off'
 	for (const [name, value] of Object.entries(properties ?? {})) {
 		if (name.startsWith('on')) element.addEventListener(name.slice(2), value)
 		else if (value !== false && value != null) element.setAttribute(name, value === true ? '' : value)
@@ -102,10 +104,8 @@ export function confirm(title, text, verb, action) {
 export function copyable(label, text, multiline) {
 	const shown = multiline ? el('textarea', { readonly: true, rows: 4, spellcheck: 'false' }) : el('input', { readonly: true, spellcheck: 'false' })
 	shown.value = text
-	const row = field(label, shown)
-	row.append(copyButton('Copy', () => text, { 'aria-label': `Copy ${label}` }))
-	row.classList.add('copyable')
-	return row
+	return el('form', { class: 'field copyable', onsubmit: event => event.preventDefault() },
+		...field(label, shown).children, copyButton('Copy', () => text, { 'aria-label': `Copy ${label}` }))
 }
 
 /** A button that copies the text that a function returns. */

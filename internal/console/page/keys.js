@@ -45,7 +45,7 @@ function present(key) {
 			copyButton('Copy JWK', () => { kept(); return key.jwk }),
 			copyButton('Copy PEM', () => { kept(); return key.pem }),
 			reveal),
-		shown,
+		el('form', null, shown),
 		el('div', { class: 'actions end' }, button('Done', () => mayClose() && close())),
 	])
 	const mayClose = () => {

@@ -23,12 +23,12 @@ export async function link(body, heading, id, gateway) {
 }
 
 function claimsForm(id, gateway, gates, make) {
-	const video = el('input', { required: true, pattern: '[A-Za-z0-9_\\-]{1,64}', autocomplete: 'off', spellcheck: 'false', autocapitalize: 'off' })
+	const video = el('input', { required: true, pattern: '[A-Za-z0-9_\\-]{1,64}', spellcheck: 'false', autocapitalize: 'off' })
 	video.value = id
 	const gate = select(gates.map((each, i) => [String(i), each.playback]), '0')
 	const signed = select([['token', 'Signed: with a token'], ['open', 'Without a token, for an open video']], 'token')
 	const lasts = select([[3600, '1 hour'], [6 * 3600, '6 hours'], [12 * 3600, '12 hours'], [24 * 3600, '24 hours']], 3600)
-	const viewer = el('input', { autocomplete: 'off', spellcheck: 'false', maxlength: '256' })
+	const viewer = el('input', { spellcheck: 'false', maxlength: '256' })
 	const limit = el('input', { type: 'number', min: '1', inputmode: 'numeric' })
 	const startBy = el('input', { type: 'datetime-local', step: '1' })
 	const downloads = el('input', { type: 'checkbox' })
@@ -86,7 +86,7 @@ const qr = address => el('figure', null, qrCode(address, 'QR code of the link') 
 
 /** The player page: its parameters, the embed code, the preview. */
 function player(base, settings) {
-	const inputs = parameters.map(([name, label, properties]) => [name, label, el('input', { autocomplete: 'off', spellcheck: 'false', ...properties })])
+	const inputs = parameters.map(([name, label, properties]) => [name, label, el('input', { spellcheck: 'false', ...properties })])
 	const boxes = switches.map(([name, label]) => [name, label, el('input', { type: 'checkbox', checked: name === 'controls' })])
 	const preload = select([['', 'Metadata'], ['auto', 'As much as possible'], ['none', 'Nothing']], '')
 	const shown = el('div')

@@ -28,7 +28,7 @@ export function rulesEditor(rules, changed, databases) {
 	const add = rule => {
 		const action = select([['allow', 'Allow'], ['block', 'Block']], rule.action, { 'aria-label': 'Action', onchange: update })
 		const type = select(usable.map(([value, { text }]) => [value, text]), rule.type, { 'aria-label': 'Who' })
-		const values = el('input', { 'aria-label': 'Values, with commas', spellcheck: 'false', autocomplete: 'off', oninput: update })
+		const values = el('input', { 'aria-label': 'Values, with commas', spellcheck: 'false', oninput: update })
 		values.value = (rule[types[rule.type]?.member] ?? []).join(', ')
 		const showValues = () => {
 			values.hidden = !types[type.value]?.member

@@ -16,7 +16,7 @@ const longest = 200
 async function list(body) {
 	const { result: all, total, messages } = await answer('GET', '?include_counts=true')
 	const found = el('div', { 'aria-live': 'polite' })
-	const search = el('input', { type: 'search', autocomplete: 'off', spellcheck: 'false' })
+	const search = el('input', { type: 'search', spellcheck: 'false' })
 	let asked = 0
 	const show = async () => {
 		const text = search.value.trim()
@@ -100,7 +100,7 @@ function settingsForm(video, gateway) {
 	const origins = el('textarea', { rows: 4, spellcheck: 'false', autocapitalize: 'off', placeholder: 'example.com\n*.example.com' })
 	origins.value = video.allowedOrigins.join('\n')
 	const originsNote = el('p', { class: 'note', 'aria-live': 'polite' })
-	const name = el('input', { autocomplete: 'off', maxlength: '200' })
+	const name = el('input', { maxlength: '200' })
 	name.value = nameOf(video)
 	const from = el('input', { type: 'datetime-local', step: '1' })
 	const until = el('input', { type: 'datetime-local', step: '1' })

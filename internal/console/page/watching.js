@@ -13,7 +13,7 @@ export async function watching(body, heading, selected, gateway) {
 	}
 	const [kind, ...rest] = selected.split('/')
 	const by = select([['video', 'a video'], ['viewer', 'a viewer (uid)']], kind)
-	const name = el('input', { autocomplete: 'off', spellcheck: 'false', autocapitalize: 'off', required: true })
+	const name = el('input', { spellcheck: 'false', autocapitalize: 'off', required: true })
 	name.value = rest.join('/')
 	const form = el('form', { class: 'line', onsubmit: event => {
 		event.preventDefault()

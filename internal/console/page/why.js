@@ -17,7 +17,7 @@ export async function why(body) {
 function explainForm() {
 	const url = el('textarea', { rows: 3, required: true, spellcheck: 'false', autocapitalize: 'off', placeholder: 'https://media.example.com/eyJ…/manifest/video.m3u8' })
 	const inputs = { ip: ['Address of the viewer', '203.0.113.7'], origin: ['Origin of the page', 'https://www.example.com'] }
-	const fields = Object.entries(inputs).map(([name, [label, placeholder]]) => [name, label, el('input', { placeholder, autocomplete: 'off', spellcheck: 'false', autocapitalize: 'off' })])
+	const fields = Object.entries(inputs).map(([name, [label, placeholder]]) => [name, label, el('input', { placeholder, spellcheck: 'false', autocapitalize: 'off' })])
 	const at = el('input', { type: 'datetime-local', step: '1' })
 	const outcome = el('div', { class: 'outcome', 'aria-live': 'polite' })
 	const submit = button('Explain', async () => {
