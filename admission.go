@@ -16,7 +16,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/admission"
-	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/webhook"
 )
@@ -196,7 +195,7 @@ func (a *admissionDesk) ask(ctx context.Context, d *decision, id sessions.ID) (s
 	a.budgets.spend(keys)
 	question := admission.Question{
 		ID: id.String(), Video: d.video, Country: d.knownCountry(), Network: network,
-		UserAgent: redact.Tokens(sessions.ShortUserAgent(d.request.UserAgent())),
+		UserAgent: sessions.ShortUserAgent(v.Client.UserAgent()),
 	}
 	if t := d.verified; t != nil {
 		question.UID, question.JTI = t.viewer, t.id

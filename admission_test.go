@@ -189,8 +189,8 @@ func TestAdmissionQuestion(t *testing.T) {
 	for _, name := range []string{"master.m3u8", "stream.mpd", "live.m3u8", "live.m3u8", "7.ts", "data"} {
 		compact := sessionToken(func(c *token.Claims) { c.ID = fmt.Sprint("j", len(links)) })
 		userAgent := "VLC "
-		if len(links) == 0 {
-			userAgent += compact
+		if name == "master.m3u8" || name == "7.ts" {
+			userAgent += strings.Repeat("x", 100) + " " + compact
 		}
 		links = append(links, compact)
 		a := testFiles.get(t, g, requestFor(t, "/"+compact+"/"+name, withHeader("User-Agent", userAgent)))
@@ -204,6 +204,9 @@ func TestAdmissionQuestion(t *testing.T) {
 		info, running, err := g.app.state.tracker.Find(t.Context(), id)
 		if err != nil || !running || info.Viewer != "viewer" || info.Network.String() != q.Network {
 			t.Errorf("%s: no session %q runs: %+v, %v", name, q.ID, info, err)
+		}
+		if strings.Contains(q.UserAgent+info.UserAgent, "eyJ") {
+			t.Errorf("a token in User-Agent gets to the back end, or into lists, events and the store: %q, %q", q.UserAgent, info.UserAgent)
 		}
 		if q.UID != "viewer" || q.Video != "demo" || !strings.HasPrefix(q.JTI, "j") || q.Country == "" || q.Network != "203.0.113.0/24" || !strings.HasPrefix(q.UserAgent, "VLC ") {
 			t.Errorf("%s: %+v", name, q)

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -371,4 +372,4 @@ func (d *decision) isExtended(t *verifiedToken, why error) bool {
 type sessionClient struct{ d *decision }
 
 func (c sessionClient) Country() string   { return c.d.knownCountry() }
-func (c sessionClient) UserAgent() string { return c.d.request.UserAgent() }
+func (c sessionClient) UserAgent() string { return redact.Tokens(c.d.request.UserAgent()) }
