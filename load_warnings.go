@@ -227,17 +227,17 @@ func (a *App) warnOfExposure() {
 	keyFiles, _ := resolveAll("key_file", a.KeyFiles)
 	for _, file := range keyFiles {
 		if data, err := os.ReadFile(file); err == nil && token.ContainsPrivateKey(data) {
-			a.logger.Warn("key_file contains a private key, with which whoever reads the file can sign tokens; the gate needs only the public key, like the member `jwks` of keygen's output",
+			a.logger.Warn("key_file contains a private key, so anyone who can read the file can sign tokens; the gate needs only the public key, like the member `jwks` of keygen's output",
 				zap.String("key_file", file))
 		}
 	}
 	jwksURL, _ := resolve(a.JWKSURL)
 	if u, err := url.Parse(jwksURL); err == nil && u.Scheme == "http" && !isLoopback(u.Hostname()) {
-		a.logger.Warn("jwks_url is not encrypted, so whoever is between can replace the keys and sign tokens; use https", zap.String("host", u.Host))
+		a.logger.Warn("jwks_url is not encrypted, so others on the network can replace the keys and sign tokens; use https", zap.String("host", u.Host))
 	}
 	if address, err := resolve(a.StoreURL); err == nil && a.Store == "redis" {
 		if host, why := store.RedisExposure(address, isLoopback); why != "" {
-			a.logger.Warn("store redis: "+why+", so whoever is between can read the signing key and change settings; use rediss:// with a certificate that verifies", zap.String("host", host))
+			a.logger.Warn("store redis: "+why+", so others on the network can read the signing key and change settings; use rediss:// with a certificate that verifies", zap.String("host", host))
 		}
 	}
 }
