@@ -197,10 +197,10 @@ func TestExplainFindsNoGate(t *testing.T) {
 		"https://nowhere.example.com/demo/x.ts":    `the host "nowhere.example.com"`,
 		"https://a.b.example.org/demo/x.ts":        `the host "a.b.example.org"`,
 		"http://media.example.net.evil.com/x.ts":   `the host "media.example.net.evil.com"`,
-		"https://media.example.net:8443/demo/x.ts": `port 8443, but on :443, :80, :8080 (and perhaps on port 80`,
-		"http://media.example.net:0/demo/x.ts":     `port 0, but on`,
-		"http://media.example.net:99999/demo/x.ts": `port 99999, but on`,
-		"http://media.example.net:8080x/demo/x.ts": `port 8080x, but on`,
+		"https://media.example.net:8443/demo/x.ts": `port "8443", but on :443, :80, :8080 (and perhaps on port 80`,
+		"http://media.example.net:0/demo/x.ts":     `port "0", but on`,
+		"http://media.example.net:99999/demo/x.ts": `port "99999", but on`,
+		"http://media.example.net:8080x/demo/x.ts": `port "8080x", but on`,
 	} {
 		out, err := explaining(config, address, nil)
 		if err == nil || !strings.Contains(err.Error(), want) || out != "" {
