@@ -45,6 +45,7 @@ func TestComposeIsLockedDown(t *testing.T) {
 		uid, _, _ := strings.Cut(service.User, ":")
 		for what, wrong := range map[string]bool{
 			"publishes ports":                     !gateway && len(service.Ports) > 0,
+			"can be reached before it has a name": slices.ContainsFunc(service.Ports, func(p types.ServicePortConfig) bool { return p.HostIP != "127.0.0.1" }),
 			"is in the networks of others":        !gateway && !slices.Equal(service.NetworksByPriority(), []string{"inside"}),
 			"can change its file system":          !service.ReadOnly,
 			"has capabilities":                    !slices.Equal(service.CapDrop, []string{"ALL"}) || len(service.CapAdd) > 0 || service.Privileged,
