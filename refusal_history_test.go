@@ -75,7 +75,7 @@ func TestRefusalHistoryAroundTheEpoch(t *testing.T) {
 	}
 }
 
-// Each refusal of a gate is counted by its reason; what is allowed is not, and a preflight neither.
+// The history counts each refusal by its reason. It counts neither allowed requests nor preflights.
 func TestRefusalsAreCountedByReason(t *testing.T) {
 	t.Parallel()
 	g := newGate(t, new(App), new(Gate))

@@ -120,9 +120,8 @@ func (p *tab) address(t *testing.T) string {
 	return evaluate[string](t, p, "location.href")
 }
 
-// A user who logs in at a real provider watches, on another node than that of the login. After
-// they log out they watch no more, neither with the link nor with the page that they have
-// open, and other users notice nothing.
+// A user logs in at a real provider on one node, and watches on another. After the logout, neither
+// the link nor the open page plays. Other users notice nothing.
 func TestLoginAndLogout(t *testing.T) {
 	t.Parallel()
 	redis := startRedis(t)

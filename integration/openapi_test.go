@@ -215,8 +215,8 @@ func (s *sampler) count(schema map[string]any, least, most string, otherwise int
 	return []int{low, high, low + s.random.IntN(min(high-low, otherwise)+1)}[s.random.IntN(3)]
 }
 
-// object makes an object with the required members and some of the others. Of the members in which
-// its branches differ, it has those of one branch.
+// object makes an object with the required members, those of one branch, and some of the optional
+// members.
 func (s *sampler) object(schema, branch map[string]any) map[string]any {
 	object := make(map[string]any)
 	properties, _ := schema["properties"].(map[string]any)

@@ -65,7 +65,8 @@ func (f fields) get(name string) string {
 	return ""
 }
 
-// header returns the fields as a header of its own, which does not keep them in memory.
+// header returns a copy of the fields, so that a header in use does not keep an object's string in
+// memory.
 func (f fields) header() http.Header {
 	h := http.Header{}
 	fields(strings.Clone(string(f))).addTo(h)

@@ -1,6 +1,7 @@
 package mediacache
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -118,14 +119,11 @@ func setHeader(to, from http.Header) {
 // that describe the body keep their values.
 func (o *object) refreshed(header http.Header, made time.Time) *object {
 	fresh := *o
-	old, kept := o.fields.header(), o.fields.header()
-	setHeader(kept, header)
+	kept, update := o.fields.header(), maps.Clone(header)
 	for _, name := range []string{"Content-Encoding", "Content-Type", "Etag", "Last-Modified"} {
-		delete(kept, name)
-		if values, ok := old[name]; ok {
-			kept[name] = values
-		}
+		delete(update, name)
 	}
+	setHeader(kept, update)
 	fresh.fields, fresh.made = encodeFields(kept), made
 	return &fresh
 }

@@ -23,7 +23,7 @@ type RefusalHour struct {
 	WouldRefuse map[string]uint64 `json:"wouldRefuse"` // in report-only mode
 }
 
-// Gateway describes what the running config has, for pages and scripts that adapt to it.
+// Gateway describes the running config to pages and scripts that adapt to it.
 type Gateway struct {
 	Version          string          `json:"version"`
 	PublicURL        string          `json:"publicURL"` // "" for none
