@@ -251,7 +251,7 @@ func TestExplainGoesOn(t *testing.T) {
 		})
 	}
 	config := writeFile(t, "Caddyfile", "http://media.example.net {\nsigned_playback\nhandle {\nsigned_playback\n}\nreverse_proxy 127.0.0.1:1\n}\n")
-	if _, err := loadReplay(config); err == nil || !strings.Contains(err.Error(), "two gates in one chain") {
+	if _, err := explaining(config, "http://media.example.net/demo/x.ts", nil); err == nil || !strings.Contains(err.Error(), "two gates in one chain") {
 		t.Errorf("a config that does not load: %v", err)
 	}
 }
