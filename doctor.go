@@ -364,8 +364,14 @@ func (c *checkup) checkKeys(context.Context) {
 	c.ok(fmt.Sprintf("verification keys: %d", c.app.keys.count()))
 }
 
+// readStore reads an object that need not exist.
+func (c *checkup) readStore(ctx context.Context) error {
+	_, err := c.app.state.VideoDocument(ctx, "doctor")
+	return err
+}
+
 func (c *checkup) checkStore(ctx context.Context) {
-	if _, err := c.app.state.VideoDocument(ctx, "doctor"); err != nil {
+	if err := c.readStore(ctx); err != nil {
 		c.toDo("see that it runs, and that this user may read it", "the store cannot be read: %v", err)
 	}
 }
@@ -424,7 +430,7 @@ func reaches(ctx context.Context, u *url.URL) error {
 }
 
 // checkPlayback requests a manifest as a viewer does.
-func (c *checkup) checkPlayback(context.Context) {
+func (c *checkup) checkPlayback(ctx context.Context) {
 	if c.playback == nil {
 		c.ok("not checked: give --url")
 		return
@@ -433,6 +439,9 @@ func (c *checkup) checkPlayback(context.Context) {
 	c.server.ServeHTTP(w, c.playback)
 	why := w.header.Get("Signed-Playback-Reason")
 	switch {
+	case why == string(reasonStateUnavailable) && c.app.countsSessions() && c.app.authority.get() == nil && c.readStore(ctx) == nil:
+		c.toDo("start the server once, which makes the secret; or run doctor as the server's user, so that it reads the same store; or set session_secret",
+			"the URL was not checked: the store has no secret of sessions, because no server with this config has started on it")
 	case why == string(reasonManifestInvalid): // `explain` asks no origin, so it allows the request
 		c.toDo("ask the origin for the same path and look at its answer; the server's error log says what is wrong with it", "the gate refuses the origin's answer: %s", why)
 	case why != "":

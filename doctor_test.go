@@ -40,6 +40,8 @@ func TestDoctor(t *testing.T) {
 		"a private key":          {global: "key_file DIR/key.json", want: map[string]string{"config": "private key"}},
 		"an old database":        {global: global + "\ngeoip_database testdata/country.mmdb", options: doctorOptions{now: func() time.Time { return time.Now().AddDate(20, 0, 0) }}, want: map[string]string{"geo": "days ago", "clock": "differ"}},
 		"no store":               {global: global + "\nstore redis redis://" + down, want: map[string]string{"store": "cannot be read", "playback": "state_unavailable"}},
+		"no server has started":  {global: global + "\nsessions on", want: map[string]string{"playback": "start the server once"}},
+		"no store of sessions":   {global: global + "\nsessions on\nstore redis redis://" + down, want: map[string]string{"store": "cannot be read", "playback": "state_unavailable"}},
 		"tokens in logs":         {global: global, site: "log", want: map[string]string{"config": "tokens, get into logs"}},
 		"redacted logs":          {global: global, site: "log {\nformat signed_playback\n}", want: map[string]string{"config": "http.log.error"}},
 		"no back end answers":    {global: global + "\nsessions on\nsession_secret 0123456789abcdef\nadmission http://" + down + "/s3cret", want: map[string]string{"admission": "does not answer"}},

@@ -246,6 +246,12 @@ type route struct {
 	handle func(c *call, body strictjson.Value) (result any, err error)
 }
 
+// These calls change nothing, although their method is POST.
+const (
+	checkRoute   = "videos.check"
+	explainRoute = "explain"
+)
+
 // describedAPI is the call that belongs to no account.
 var describedAPI = route{"openapi.get", func(*call, strictjson.Value) (any, error) { return openAPI, nil }}
 
@@ -259,7 +265,7 @@ var routes = map[string]route{
 	"GET /*":             {"videos.get", (*call).getVideo},
 	"POST /*":            {"videos.edit", (*call).editVideo},
 	"DELETE /*":          {"videos.delete", (*call).deleteVideo},
-	"POST /*/check":      {"videos.check", (*call).checkEdit},
+	"POST /*/check":      {checkRoute, (*call).checkEdit},
 	"POST /*/token":      {"token.create", (*call).createToken},
 	"POST /*/purge":      {"videos.purge", (*call).purgeVideo},
 	"GET /*/sessions":    {"sessions.list", (*call).listVideoSessions},
@@ -268,7 +274,7 @@ var routes = map[string]route{
 	"DELETE /sessions/*": {"sessions.delete", (*call).endSession},
 
 	"GET /sessions/live":    {"sessions.live", (*call).listLive},
-	"POST /explain":         {"explain", (*call).explain},
+	"POST /explain":         {explainRoute, (*call).explain},
 	"GET /refusals":         {"refusals", (*call).listRefusals},
 	"GET /gateway":          {"gateway", (*call).describeGateway},
 	"GET /revocations":      {"revocations.list", (*call).listRevocations},
@@ -444,8 +450,14 @@ func refusalOf(err error) *refusal {
 // client has sent.
 var quotedText = regexp.MustCompile(`"(?:[^"\\]|\\.)*"?`)
 
+// reads reports whether the call is a known one that changes nothing.
+func (c *call) reads() bool {
+	return c.route == checkRoute || c.route == explainRoute || c.route != "" && c.request.Method == http.MethodGet
+}
+
 // log logs the call, its client and its result. It omits the path and quotations of
-// the request, which may contain a secret.
+// the request, which may contain a secret. Pages read every few seconds, and check a form
+// while somebody types, so INFO lines are only about changes, tried or made.
 func (c *call) log(status int, err error) {
 	fields := []zap.Field{zap.String("call", c.route), zap.Int("status", status), zap.Stringer("client_ip", c.ClientAddress(c.request))}
 	if state.ValidKeyID(c.subject) { // video ids are valid, too
@@ -455,6 +467,10 @@ func (c *call) log(status int, err error) {
 	if err != nil {
 		fields = append(fields, zap.String("error", quotedText.ReplaceAllString(err.Error(), `"…"`)))
 	}
+	level := zap.InfoLevel
+	if c.reads() {
+		level = zap.DebugLevel
+	}
 	switch {
 	case status == http.StatusUnauthorized:
 		c.SampledLogger.Info("call of the control API refused", fields...)
@@ -463,8 +479,8 @@ func (c *call) log(status int, err error) {
 	case status >= http.StatusInternalServerError:
 		c.Logger.Error("call of the control API failed", fields...)
 	case status >= http.StatusBadRequest:
-		c.Logger.Info("call of the control API refused", fields...)
+		c.Logger.Log(level, "call of the control API refused", fields...)
 	default:
-		c.Logger.Info("call of the control API", fields...)
+		c.Logger.Log(level, "call of the control API", fields...)
 	}
 }

@@ -263,12 +263,19 @@ func TestLogHasNoSecrets(t *testing.T) {
 		level, call, id    string
 		status             int64
 	}{
-		{"GET", "keys", "", "info", "keys.list", "", 200},
+		{"GET", "keys", "", "debug", "keys.list", "", 200},
+		{"GET", "keys/secret-in-the-path", "", "info", "", "", 404},
+		{"GET", "vid?limit=secret-in-the-query", "", "debug", "videos.get", "vid", 200},
+		{"GET", "/client/v4/accounts/any/stream?limit=secret-in-the-query", "", "debug", "videos.list", "", 400},
+		{"POST", "vid/check", "{}", "debug", "videos.check", "vid", 200},
+		{"POST", "vid/check", "secret-in-the-body", "debug", "videos.check", "vid", 400},
+		{"POST", "explain", "secret-in-the-body", "debug", "explain", "", 400},
+		{"POST", "vid/token", "{}", "info", "token.create", "vid", 200},
 		{"POST", "vid", "{}", "info", "videos.edit", "vid", 200},
 		{"POST", "vid", "secret-in-the-body", "info", "videos.edit", "vid", 400},
 		{"DELETE", "keys/secret-in-the-path/", "", "info", "keys.delete", "", 400},
 		{"GET", "/client/v4/secret-in-the-path", "", "info", "", "", 404},
-		{"GET", "keys?token=secret-in-the-query", "", "info", "keys.list", "", 200},
+		{"GET", "keys?token=secret-in-the-query", "", "debug", "keys.list", "", 200},
 		{"GET", "v/secret-in-the-path", "", "info", "", "", 404},
 		{"GET", "/client/v4/accounts/secret-in-the-path!/stream/keys", "", "info", "", "", 404},
 	} {
