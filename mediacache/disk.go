@@ -98,6 +98,7 @@ const (
 	closeWithin     = 5 * time.Second
 
 	warnEvery = time.Minute
+	lookEvery = time.Minute // at the folder, which somebody may remove or remount
 	lockName  = "lock"
 	temporary = ".tmp"
 )
@@ -140,32 +141,79 @@ func (d *Disk) Open() error {
 	if d.root != nil {
 		return nil
 	}
-	if err := os.MkdirAll(d.path, 0o700); err != nil {
-		return fmt.Errorf("disk %q: want a folder that Caddy may write: %w", d.path, err)
-	}
-	root, err := os.OpenRoot(d.path)
+	root, lock, err := openFolder(d.path)
 	if err != nil {
-		return fmt.Errorf("disk %q: want a folder that Caddy may write: %w", d.path, err)
+		return err
 	}
-	if err := checkFolder(root, os.Geteuid()); err != nil {
+	d.begin(root, lock)
+	var ctx context.Context
+	ctx, d.stop = context.WithCancel(context.Background())
+	d.done = make(chan struct{})
+	go d.run(ctx, root, d.done)
+	return nil
+}
+
+// begin forgets all files, before a scan of the folder. The caller has locked the disk.
+func (d *Disk) begin(root *os.Root, lock *os.File) {
+	d.root, d.lock = root, lock
+	d.files, d.kept, d.used, d.doomed, d.scanned = map[fileName]*diskFile{}, s3fifo[fileName]{}, diskFolder, nil, false
+}
+
+// openFolder opens and locks a folder, which it creates if it is missing.
+func openFolder(path string) (root *os.Root, lock *os.File, err error) {
+	if err = os.MkdirAll(path, 0o700); err == nil {
+		root, err = os.OpenRoot(path)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("disk %q: want a folder that Caddy may write: %w", path, err)
+	}
+	if err = checkFolder(root, os.Geteuid()); err == nil {
+		lock, err = lockFolder(root)
+	}
+	if err != nil {
 		root.Close()
-		return fmt.Errorf("disk %q: %w", d.path, err)
+		return nil, nil, fmt.Errorf("disk %q: %w", path, err)
 	}
+	return root, lock, nil
+}
+
+func lockFolder(root *os.Root) (*os.File, error) {
 	lock, err := root.OpenFile(lockName, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		root.Close()
-		return fmt.Errorf("disk %q: want a folder that Caddy may write: %w", d.path, err)
+		return nil, fmt.Errorf("want a folder that Caddy may write: %w", err)
 	}
 	if err := lockFile(lock); err != nil {
 		lock.Close()
-		root.Close()
-		return fmt.Errorf("disk %q: another process uses this folder, or it cannot be locked; name one that only this process uses: %w", d.path, err)
+		return nil, fmt.Errorf("another process uses this folder, or it cannot be locked; name one that only this process uses: %w", err)
 	}
-	var ctx context.Context
-	ctx, d.stop = context.WithCancel(context.Background())
-	d.root, d.lock, d.files, d.used, d.done = root, lock, map[fileName]*diskFile{}, diskFolder, make(chan struct{})
-	go d.run(ctx, root, d.done)
-	return nil
+	return lock, nil
+}
+
+// reopen returns the folder at the path of the disk. If somebody has removed or remounted that
+// of root, it is another one.
+func (d *Disk) reopen(ctx context.Context, root *os.Root) *os.Root {
+	open, err := root.Stat(".")
+	named, errNamed := os.Stat(d.path)
+	if err == nil && errNamed == nil && os.SameFile(open, named) {
+		return root
+	}
+	next, lock, err := openFolder(d.path)
+	if err != nil {
+		d.fail("the folder of the media cache has vanished; the cache tries to open it again every minute", err)
+		return root
+	}
+	d.mu.Lock()
+	old, oldLock := root, d.lock
+	if d.root == nil { // closed meanwhile
+		old, oldLock, next = next, lock, root
+	} else {
+		d.begin(next, lock)
+	}
+	d.mu.Unlock()
+	old.Close()
+	oldLock.Close()
+	d.scan(ctx, next)
+	return next
 }
 
 // checkFolder refuses a folder in which other users may put files: they would decide what viewers get.
@@ -402,10 +450,14 @@ func (d *Disk) doomPurged() {
 func (d *Disk) run(ctx context.Context, root *os.Root, done chan<- struct{}) {
 	defer close(done)
 	d.scan(ctx, root)
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	for ctx.Err() == nil {
 		d.work(ctx, root)
 		select {
 		case <-d.wake:
+		case <-look.C:
+			root = d.reopen(ctx, root)
 		case <-ctx.Done():
 		}
 	}

@@ -800,6 +800,48 @@ func TestUnusedDiskKeepsItsFiles(t *testing.T) {
 	})
 }
 
+// A folder that is removed, renamed or mounted again while Caddy runs is used again within a minute,
+// and one that cannot be used is reported.
+func TestFolderThatVanishes(t *testing.T) {
+	t.Parallel()
+	for name, vanish := range map[string]func(path string) error{
+		"removed":   os.RemoveAll,
+		"renamed":   func(path string) error { return os.Rename(path, path+".old") },
+		"remounted": func(path string) error { return errors.Join(os.Rename(path, path+".old"), os.Mkdir(path, 0o700)) },
+		"blocked":   func(path string) error { return errors.Join(os.RemoveAll(path), os.WriteFile(path, nil, 0o600)) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			origin := &segments{size: 1000, control: "max-age=3600"}
+			s := newScene(origin.answer)
+			warned := s.addDisk(t, filepath.Join(t.TempDir(), "cache"))
+			d := s.config.Disk
+			s.want(t, "/a.ts", fromOrigin, origin.body("/a.ts"))
+			s.emptyMemory(t)
+			if err := vanish(d.path); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(lookEvery + time.Second)
+			synctest.Wait()
+			if name == "blocked" {
+				if text := warned.take(); len(text) != 1 || os.Remove(d.path) != nil {
+					t.Errorf("warnings: %q", text)
+				}
+				time.Sleep(lookEvery)
+			}
+			synctest.Wait()
+			for _, want := range []string{fromOrigin, diskHit} {
+				s.want(t, "/a.ts", want, origin.body("/a.ts"))
+				s.emptyMemory(t)
+			}
+			s.checkDisk(t)
+			if text := warned.take(); text != nil {
+				t.Errorf("%s: warnings: %q", name, text)
+			}
+			d.Close()
+		})
+	}
+}
+
 // Two processes would evict each other's files.
 func TestOneProcessForAFolder(t *testing.T) {
 	t.Parallel()
