@@ -6,10 +6,12 @@ import (
 	"go/ast"
 	"go/parser"
 	gotoken "go/token"
+	"go/types"
 	"io/fs"
 	"maps"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -675,4 +677,83 @@ func TestPagesNameTheVersionsOfCaddyAndGo(t *testing.T) {
 			}
 		}
 	}
+}
+
+var (
+	architectureName = regexp.MustCompile("`([a-z_/]+\\.go)(?::([\\w.]+))?`")
+	architectureRoom = regexp.MustCompile("(?m)^\\| `([a-z/]+)` \\| [^|]+ \\|(.*)\\|$")
+)
+
+// Each file that ARCHITECTURE.md names exists and declares what the page says is in it, each
+// product file of the root package is named, and the table of rooms has their imports.
+func TestArchitectureIsTrue(t *testing.T) {
+	t.Parallel()
+	text := page(t, "ARCHITECTURE.md")
+	named := make(map[string]bool)
+	for _, m := range architectureName.FindAllStringSubmatch(text, -1) {
+		named[m[1]] = true
+		if names := declaredIn(t, m[1]); m[2] != "" && !names[m[2]] {
+			t.Errorf("%s does not declare %s", m[1], m[2])
+		}
+	}
+	files, _ := filepath.Glob("*.go")
+	for _, name := range files {
+		if !named[name] && !strings.HasSuffix(name, "_test.go") {
+			t.Errorf("ARCHITECTURE.md does not name %s", name)
+		}
+	}
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./token", "./manifest", "./mediacache", "./internal/...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	const module = "github.com/signed-playback/caddy-signed-playback/"
+	imports, documented := make(map[string][]string), make(map[string][]string)
+	for line := range strings.Lines(string(out)) {
+		words := strings.Fields(line)
+		room := strings.TrimPrefix(words[0], module)
+		imports[room] = nil
+		for _, path := range words[1:] {
+			if other, own := strings.CutPrefix(path, module); own {
+				imports[room] = append(imports[room], strings.TrimPrefix(other, "internal/"))
+			}
+		}
+		slices.Sort(imports[room])
+	}
+	for _, m := range architectureRoom.FindAllStringSubmatch(text, -1) {
+		documented[m[1]] = nil
+		for _, other := range regexp.MustCompile("`(\\w+)`").FindAllStringSubmatch(m[2], -1) {
+			documented[m[1]] = append(documented[m[1]], other[1])
+		}
+	}
+	if diff := cmp.Diff(imports, documented); diff != "" {
+		t.Errorf("imports of rooms (-there +documented):\n%s", diff)
+	}
+}
+
+// declaredIn returns the functions, types, variables and constants of a file, with methods as
+// `Type.method`.
+func declaredIn(t *testing.T, name string) map[string]bool {
+	t.Helper()
+	file, err := parser.ParseFile(gotoken.NewFileSet(), name, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := make(map[string]bool)
+	ast.Inspect(file, func(node ast.Node) bool {
+		switch d := node.(type) {
+		case *ast.FuncDecl:
+			receiver := ""
+			if d.Recv != nil {
+				receiver = strings.TrimPrefix(types.ExprString(d.Recv.List[0].Type), "*") + "."
+			}
+			names[receiver+d.Name.Name] = true
+			return false
+		case *ast.TypeSpec:
+			names[d.Name.Name] = true
+		case *ast.ValueSpec:
+			names[d.Names[0].Name] = true
+		}
+		return true
+	})
+	return names
 }

@@ -12,7 +12,7 @@ import (
 func TestOnlyTheRootPackageKnowsCaddy(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/signed-playback/caddy-signed-playback"
-	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Deps " "}}`, "./token", "./manifest", "./internal/...").CombinedOutput()
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Deps " "}}`, "./token", "./manifest", "./mediacache", "./internal/...").CombinedOutput()
 	if err != nil {
 		t.Fatalf("go list: %v\n%s", err, out)
 	}
