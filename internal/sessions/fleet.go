@@ -52,7 +52,6 @@ type fleet struct {
 	away  atomic.Bool
 	wake  chan struct{} // receives when a beat should not wait for its time
 	beat  time.Time     // when the last one was due; of Run only
-	began bool          // one has succeeded
 }
 
 func newFleet(redis Redis) *fleet {
@@ -179,20 +178,17 @@ func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, sibling
 }
 
 // tellFleet tells of sessions and hears which have ended. A Redis that has lost its data is told
-// everything.
+// everything: first what has ended, so that it cannot begin again.
 func (t *Tracker) tellFleet(ctx context.Context, used []*Session) {
-	lost, err := t.beat(ctx, used)
+	lost, err := t.beat(ctx, used, false)
+	if err == nil && (lost || t.fleet.away.Load()) {
+		err = t.restore(ctx)
+	}
 	if err == nil && lost {
-		if _, err = t.beat(ctx, slices.Collect(t.all())); err == nil {
-			err = t.restore(ctx)
-		}
+		_, err = t.beat(ctx, slices.Collect(t.all()), true)
 	}
-	was := t.fleet.away.Swap(err != nil)
-	if was != (err != nil) {
+	if was := t.fleet.away.Swap(err != nil); was != (err != nil) {
 		t.config.Away(err)
-	}
-	if was && err == nil {
-		_ = t.restore(ctx)
 	}
 }
 
@@ -207,31 +203,29 @@ func (t *Tracker) untold() (used []*Session) {
 }
 
 // beat tells of sessions in batches, and asks at least whether the data is there: lost says that the
-// Redis does not know this node.
-func (t *Tracker) beat(ctx context.Context, used []*Session) (lost bool, err error) {
+// Redis does not know this node, and has taken nothing down. all says that it is told everything.
+func (t *Tracker) beat(ctx context.Context, used []*Session, all bool) (lost bool, err error) {
 	for {
 		batch := used[:min(len(used), beatBatch)]
-		used = used[len(batch):]
-		answer, err := t.beatBatch(ctx, batch)
-		if err != nil {
-			return false, err
-		}
-		if len(answer) > 0 && answer[0] == "lost" {
-			lost, answer = t.fleet.began, answer[1:]
+		answer, err := t.beatBatch(ctx, batch, all)
+		if err != nil || slices.Contains(answer, "lost") {
+			return err == nil, err
 		}
 		t.endAll(answer, batch)
-		t.fleet.began = true
+		if !slices.Contains(answer, "more") {
+			used = used[len(batch):]
+		}
 		if len(used) == 0 {
-			return lost, nil
+			return false, nil
 		}
 	}
 }
 
-func (t *Tracker) beatBatch(ctx context.Context, batch []*Session) ([]string, error) {
+func (t *Tracker) beatBatch(ctx context.Context, batch []*Session, all bool) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
 	refuseNew := flag(t.policy.Load().RefuseNew)
-	args := make([]string, 0, 10*len(batch))
+	args := append(make([]string, 0, 1+10*len(batch)), flag(all))
 	seen, bytes := make([]int64, len(batch)), make([]int64, len(batch))
 	t.mu.Lock()
 	for i, s := range batch {
@@ -241,8 +235,8 @@ func (t *Tracker) beatBatch(ctx context.Context, batch []*Session) ([]string, er
 	}
 	t.mu.Unlock()
 	answer, err := t.run(ctx, beatScript, args...)
-	if err != nil {
-		return nil, err
+	if err != nil || slices.Contains(answer, "lost") {
+		return answer, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -271,12 +265,12 @@ func (t *Tracker) restore(ctx context.Context) error {
 	for _, of := range t.viewers {
 		for _, e := range of.ended {
 			if of.endedUntil > now {
-				ended = append(ended, of.key.String(), e.id.String(), strconv.FormatInt(e.begun, 10), strconv.FormatInt(of.endedUntil-now, 10))
+				ended = append(ended, of.key.String(), e.id.String(), strconv.FormatInt(e.begun, 10), strconv.FormatInt(of.endedUntil-now, 10), strconv.FormatInt(of.endedThrough, 10))
 			}
 		}
 	}
 	t.mu.Unlock()
-	for batch := range slices.Chunk(ended, 4*beatBatch) {
+	for batch := range slices.Chunk(ended, 5*beatBatch) {
 		ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 		_, err := t.run(ctx, restoreScript, batch...)
 		cancel()

@@ -44,16 +44,17 @@ local function forget(viewer, id)
 end
 
 -- remember keeps an ended session, and of a viewer with many the time until which all have ended.
-local function remember(viewer, id, begun, seconds)
+local function remember(viewer, id, begun, seconds, past)
 	local ended, through = P .. 'ended:' .. viewer, P .. 'through:' .. viewer
 	redis.call('ZADD', ended, begun, id)
 	if redis.call('ZCARD', ended) > 64 then
 		local oldest = redis.call('ZRANGE', ended, 0, 0, 'WITHSCORES')
 		redis.call('ZREM', ended, oldest[1])
-		if tonumber(oldest[2]) > tonumber(redis.call('GET', through) or '0') then
-			local left = redis.call('PTTL', through)
-			redis.call('SET', through, oldest[2], 'PX', math.max(left, 1000))
-		end
+		past = math.max(past, oldest[2])
+	end
+	if past > tonumber(redis.call('GET', through) or '0') then
+		local left = redis.call('PTTL', through)
+		redis.call('SET', through, past, 'PX', math.max(left, 1000))
 	end
 	for _, key in ipairs({ended, through}) do
 		if redis.call('TTL', key) < seconds then redis.call('EXPIRE', key, seconds) end
@@ -65,16 +66,20 @@ local function finish(viewer, id, reason)
 	local ends = redis.call('HGET', P .. 'session:' .. id, 'ends')
 	local seconds = math.max(math.ceil(tonumber(ends or '0') - now / 1000), 60)
 	forget(viewer, id)
-	remember(viewer, id, begun, seconds)
+	remember(viewer, id, begun, seconds, 0)
 	-- What has expired must not come back without an expiry.
 	if ends then redis.call('HSET', P .. 'session:' .. id, 'reason', reason) end
 	redis.call('PUBLISH', P .. 'ended', table.concat({viewer, id, begun, seconds, reason}, ' '))
 end
 
+-- room is how many sessions the script may still take out: other calls must not wait for long.
+local room = 500
+
 -- running returns how many sessions a viewer has, after those that are silent are forgotten.
 local function running(viewer)
-	local silent = redis.call('ZRANGEBYSCORE', P .. 'seen:' .. viewer, '-inf', now - timeout, 'LIMIT', 0, 500)
+	local silent = redis.call('ZRANGEBYSCORE', P .. 'seen:' .. viewer, '-inf', now - timeout, 'LIMIT', 0, room)
 	for _, id in ipairs(silent) do forget(viewer, id) end
+	room = room - #silent
 	return redis.call('ZCARD', P .. 'seen:' .. viewer)
 end
 
@@ -153,38 +158,47 @@ if limit > 0 then
 		if excess > 500 then return {'limit'} end -- The other nodes must not wait; the next start ends more.
 	end
 end
-redis.call('HDEL', P .. 'session:' .. id, 'told', 'bytes', 'reason')
+redis.call('HDEL', P .. 'session:' .. id, 'told', 'bytes', 'reason', 'excess')
 keep(viewer, id, video, begun, now, left, info)
 return {'begun', tostring(begun), info}`)
 
-	// beatScript takes sessions of this node: id, viewer, video, beginning, how long ago
-	// each was last used, its limit, whether new ones are refused, the seconds until its
-	// token expires, the bytes since the last beat, its description. It returns the
-	// ids of those that have ended, after "lost" if the data has been lost.
+	// beatScript takes whether the node tells all its sessions, because the data has been lost, and
+	// sessions: id, viewer, video, beginning, how long ago each was last used, its limit, whether
+	// new ones are refused, the seconds until its token expires, the bytes since the last beat, its
+	// description. It returns the ids of those that have ended, and "more" if the same call ends
+	// more of them. If the node is not known, it does nothing and returns "lost".
 	//
 	//nolint:dupword // blocks of Lua end with end
 	beatScript = newScript(`
-local answer = {}
+local answer, all = {}, ARGV[3] == '1'
 local mark = P .. 'node:' .. node
 local left = redis.call('TTL', mark)
-if left < 0 then answer[1] = 'lost' end
+if left < 0 and not all then return {'lost'} end
 if left < 43200 then redis.call('SETEX', mark, 86400, '1') end
-for i = 3, #ARGV, 10 do
+for i = 4, #ARGV, 10 do
 	local id, viewer, video, begun, ago, limit, refuse, left, bytes, info = unpack(ARGV, i, i + 9)
+	local session = P .. 'session:' .. id
 	limit = tonumber(limit)
 	local last = redis.call('ZSCORE', P .. 'seen:' .. viewer, id)
-	if redis.call('ZSCORE', P .. 'ended:' .. viewer, id) or not last and tonumber(begun) <= tonumber(redis.call('GET', P .. 'through:' .. viewer) or '-1') then
+	if redis.call('ZSCORE', P .. 'ended:' .. viewer, id) or not last and not all and tonumber(begun) <= tonumber(redis.call('GET', P .. 'through:' .. viewer) or '-1') then
 		answer[#answer + 1] = id
 	else
-		redis.call('HINCRBY', P .. 'session:' .. id, 'bytes', bytes)
-		if not last then redis.call('HDEL', P .. 'session:' .. id, 'told', 'reason') end
+		redis.call('HINCRBY', session, 'bytes', bytes)
+		if not last then redis.call('HDEL', session, 'told', 'reason') end
 		keep(viewer, id, video, math.min(tonumber(begun), now), math.max(tonumber(last or '0'), now - ago), left, info)
-		if not last and limit > 0 then
-			local excess = running(viewer) - limit
-			local first, past = 0, excess - 1
-			if refuse == '1' then first, past = -excess, -1 end
-			if excess > 0 then
+		if limit > 0 and (not last or redis.call('HGET', session, 'excess')) then
+			local excess = math.max(running(viewer) - limit, 0)
+			local ends = math.min(excess, room)
+			room = room - ends
+			local first, past = 0, ends - 1
+			if refuse == '1' then first, past = -ends, -1 end
+			if ends > 0 then
 				for _, other in ipairs(redis.call('ZRANGE', P .. 'begun:' .. viewer, first, past)) do finish(viewer, other, 'limit') end
+			end
+			redis.call('HDEL', session, 'excess')
+			if ends < excess then
+				redis.call('HSET', session, 'excess', '1')
+				answer[#answer + 1] = 'more'
 			end
 		end
 	end
@@ -267,12 +281,12 @@ end
 return answer`)
 
 	// restoreScript takes ended sessions: viewer, id, beginning, the seconds for which it
-	// matters.
+	// matters, and until when every session of the viewer has begun that has ended.
 	restoreScript = newScript(`
-for i = 3, #ARGV, 4 do
-	local viewer, id, begun, seconds = unpack(ARGV, i, i + 3)
+for i = 3, #ARGV, 5 do
+	local viewer, id, begun, seconds, past = unpack(ARGV, i, i + 4)
 	forget(viewer, id)
-	remember(viewer, id, begun, tonumber(seconds))
+	remember(viewer, id, begun, tonumber(seconds), tonumber(past))
 end
 return 0`)
 

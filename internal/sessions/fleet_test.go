@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -296,6 +297,81 @@ func TestFleetWithoutItsRedis(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The attack: a viewer with more ended sessions than the list has waits until the Redis loses its data, and
+// resumes the first of them, or has a node tell that a session that runs since before them has ended.
+func TestManyEndedSessionsAfterALoss(t *testing.T) {
+	t.Parallel()
+	s, fleet := fleetOf(t, 2, Policy{Timeout: time.Minute})
+	wantVisit(t, fleet[1], begin(0, "anna", 0), nil)
+	for session := 1; session <= maxEnded+5; session++ {
+		wantVisit(t, fleet[0], begin(session, "anna", 0), nil)
+		if err := fleet[0].End(t.Context(), keyOf(session).ID()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.do(t, "FLUSHALL")
+	for _, r := range fleet {
+		r.work(t.Context(), false)
+	}
+	newcomer := s.node(t, Policy{Timeout: time.Minute})
+	wantVisit(t, newcomer, again(1, "anna", 0), ErrEnded)
+	wantVisit(t, newcomer, again(0, "anna", 0), nil)
+	if list, err := newcomer.ListViewer(t.Context(), "anna"); len(list) != 1 || err != nil {
+		t.Errorf("%d sessions run, %v", len(list), err)
+	}
+}
+
+// The attack: after a loss of the data, a node tells of so many sessions beyond a limit that ending them at once
+// would keep Redis from all others. No call ends more than 500.
+func TestLimitAfterALoss(t *testing.T) {
+	t.Parallel()
+	for _, refuseNew := range []bool{false, true} {
+		s, fleet := fleetOf(t, 2, Policy{Timeout: time.Minute, RefuseNew: refuseNew})
+		ended, most := int64(0), int64(0)
+		count := func() {
+			reply := s.do(t, "INFO", "commandstats")
+			text, _ := reply.ToString()
+			calls, _ := strconv.ParseInt(regexp.MustCompile(`cmdstat_publish:calls=(\d+)`).FindStringSubmatch(text + "cmdstat_publish:calls=0")[1], 10, 64)
+			most, ended = max(most, calls-ended), calls
+		}
+		fleet[1].fleet.redis = watched{fleet[1].fleet.redis, count}
+		limited, other := begin(0, "mallory", 1), again // a minute older
+		if refuseNew {
+			limited, other = again(0, "mallory", 1), begin
+			wantVisit(t, fleet[1], limited, nil)
+		}
+		for n := range 1200 {
+			wantVisit(t, fleet[0], other(1+n, "mallory", 0), nil)
+		}
+		if !refuseNew {
+			fleet[1].fleet.away.Store(true) // so that it decides alone
+			wantVisit(t, fleet[1], limited, nil)
+		}
+		s.do(t, "FLUSHALL")
+		for _, r := range fleet {
+			r.work(t.Context(), false)
+		}
+		list, err := fleet[1].ListViewer(t.Context(), "mallory")
+		if err != nil || len(list) != 1 || list[0].ID != limited.Key.ID() {
+			t.Errorf("refuse new %t: %d sessions run, %v", refuseNew, len(list), err)
+		}
+		if ended != 1200 || most > 500 {
+			t.Errorf("refuse new %t: %d sessions have ended, %d of them in one call", refuseNew, ended, most)
+		}
+	}
+}
+
+// watched is a Redis that a test looks at after each call.
+type watched struct {
+	Redis
+	after func()
+}
+
+func (w watched) Run(ctx context.Context, script *rueidis.Lua, key string, args []string) (rueidis.RedisMessage, error) {
+	defer w.after()
+	return w.Redis.Run(ctx, script, key, args)
 }
 
 // A session that moves between nodes ends once, with the bytes of all.
