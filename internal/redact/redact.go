@@ -74,12 +74,16 @@ func redactRuns(text string, escaped escapes) string {
 		for end < len(text) && isTokenCharacter(text[end]) {
 			end++
 		}
-		if replacement, ok := replacementFor(text[start:end], escaped); ok {
-			redacted.WriteString(text[copied:start])
+		lead := text[max(0, start-len(sessions.Prefix)):start]
+		if lead != sessions.Prefix {
+			lead = ""
+		}
+		if replacement, ok := replacementFor(lead, text[start:end], escaped); ok {
+			redacted.WriteString(text[copied : start-len(lead)])
 			redacted.WriteString(replacement)
 			copied = end
-		} else if replacement, length := sessionAt(text, start, end); length > 0 {
-			redacted.WriteString(text[copied : start-len(sessions.Prefix)])
+		} else if replacement, length := sessionAt(text[start:end]); lead != "" && length > 0 {
+			redacted.WriteString(text[copied : start-len(lead)])
 			redacted.WriteString(replacement)
 			copied = start + length
 			end = copied - 1 // what follows is a run of its own
@@ -95,18 +99,15 @@ func redactRuns(text string, escaped escapes) string {
 
 // sessionAt returns the replacement for a session id at the start of a run, and the length
 // of the text that it replaces. The id may be cut off. The first half of a session tells nobody how to play.
-func sessionAt(text string, start, end int) (replacement string, length int) {
-	if !strings.HasSuffix(text[:start], sessions.Prefix) {
-		return "", 0
-	}
-	length = strings.IndexFunc(text[start:end], func(c rune) bool { return c == '.' || c == '%' || c == '+' })
+func sessionAt(run string) (replacement string, length int) {
+	length = strings.IndexAny(run, ".%+")
 	if length < 0 {
-		length = end - start
+		length = len(run)
 	}
 	if length <= sessions.TextLength/2 {
 		return "", 0
 	}
-	session := text[start : start+length]
+	session := run[:length]
 	if key, ok := sessions.KeyIn(session); ok {
 		return key.ID().String(), length
 	}
@@ -132,26 +133,29 @@ const (
 	minRedacted = 16
 )
 
-// replacementFor returns the text that replaces a run of token characters. It
-// is ok if the run is a token, or a part of one that would help to guess it.
-func replacementFor(run string, escaped escapes) (replacement string, ok bool) {
+// replacementFor returns the text that replaces a run of token characters, and what leads to
+// it: the prefix of a session or "". It is ok if the run is a token, or a part of one that
+// would help to guess it.
+func replacementFor(lead, run string, escaped escapes) (replacement string, ok bool) {
 	if len(run) < minRedacted {
 		return "", false
 	}
 	if escaped != noEscapes && strings.Contains(run, "%") {
 		plain := unescape(run)
-		redacted := redactRuns(plain, noEscapes)
-		if escaped == keepEscapes {
-			return TokenID(run), redacted != plain
+		switch found := redactRuns(plain, noEscapes) != plain; {
+		case !found:
+			return "", false
+		case escaped == keepEscapes:
+			return lead + TokenID(run), true
 		}
-		return redacted, redacted != plain
+		return redactRuns(lead+plain, noEscapes), true
 	}
 	if strings.Contains(run, headerStart) && strings.Contains(run, ".") {
-		return TokenID(run), true
+		return lead + TokenID(run), true
 	}
 	for segment := range strings.SplitSeq(run, ".") {
 		if len(segment) > maxName {
-			return TokenID(run), true
+			return lead + TokenID(run), true
 		}
 	}
 	return "", false

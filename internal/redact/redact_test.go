@@ -162,6 +162,7 @@ func TestSessionsAreRedacted(t *testing.T) {
 		"/film/~" + session[:31] + "/x": "/film/" + TokenID(session[:31]) + "/x", "~" + session[:17]: TokenID(session[:17]),
 		"~" + session + "A": TokenID(session + "A"), "/~alice/notes": "/~alice/notes", "/~" + session[:16] + "/x": "/~" + session[:16] + "/x",
 		"/" + plainToken() + "/~§/x": "/" + TokenID(plainToken()) + "/¶/x", "/~" + plainToken() + "/x": "/~" + TokenID(plainToken()) + "/x",
+		"/~§%2F" + plainToken() + "/x": "/¶/" + TokenID(plainToken()) + "/x", "/~§%2e%2F~§%2f" + plainToken(): "/¶%2e%2F¶/" + TokenID(plainToken()),
 	} {
 		text, want = strings.ReplaceAll(text, "§", session), strings.ReplaceAll(want, "¶", id)
 		for name, redact := range map[string]func(string) string{"Tokens": Tokens, "Line": Line} {
