@@ -51,6 +51,7 @@ package weborigin
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -156,6 +157,8 @@ func parseAppOrigin(scheme, authority string) (Origin, error) {
 		return Origin{}, err
 	case host == "" || !isASCII(host) || strings.Trim(strings.ToLower(host), labelCharacters+".") != "":
 		return Origin{}, errAppHost
+	case len(scheme)+len("://")+len(authority) > maxOriginLength:
+		return Origin{}, errAppLength
 	}
 	return Origin{App: strings.ToLower(scheme), Host: host, Port: port}, nil
 }
@@ -205,6 +208,7 @@ func ParseAuthority(s string, https bool) (Origin, error) {
 
 var (
 	errAppScheme = errors.New("the scheme is not an app's")
+	errAppLength = fmt.Errorf("want at most %d bytes, which an Origin header may have", maxOriginLength)
 	errAppHost   = errors.New("want the name of an app of letters, digits, dots, hyphens and underscores")
 	errPort      = errors.New("the port is not a number from 1 to 65535")
 	errHost      = errors.New("want letters, digits, hyphens and dots, or an IP address")

@@ -98,6 +98,7 @@ var badPatterns = map[string][]string{
 	"R12 app": {
 		"capacitor:localhost", "tauri:", "android-app://com.example/path", "ionic://", "ionic://*", "ionic://user@localhost", "app://a b", "app://[::1]",
 		"app://localhost:0", "app://x;script-src", "app://x,y", "app://x'", "app://%61", "app://exämple", "app://*.*.x",
+		strings.Repeat("a", 300) + "://localhost", "app://" + strings.Repeat("a", 300),
 	},
 	"R12 path": {"example.com/path", "example.com/*", "example.com/", "192.0.2.0/24"},
 	"R12 wildcard in another place": {
