@@ -40,8 +40,8 @@ type Config struct {
 	Disk *Disk
 	Site string
 
-	// MemoryOnly is a header of objects that mean nothing to another process, so they do
-	// not go to the disk. Empty: there is none.
+	// MemoryOnly is a header of objects that this process has checked or changed as a whole. So
+	// they do not go to the disk, and no slices of them are asked for. Empty: there is none.
 	MemoryOnly string
 
 	// Context returns the context of a request to the origin, which may outlive the

@@ -124,6 +124,26 @@ func TestSlicesThatFindNoRoomStreamThrough(t *testing.T) {
 	}
 }
 
+// The attack of a file that changes between two looks: the handler has checked the whole, and the
+// slices have other bytes with the same validators.
+func TestCheckedObjectsAreNotSliced(t *testing.T) {
+	t.Parallel()
+	checked, other := randomBytes(8, 3<<20), randomBytes(9, 3<<20)
+	s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+		if r.Header.Get("Range") != "" {
+			return large(other)(w, r)
+		}
+		w.Header().Set("X-Checked", "1")
+		return large(checked)(w, r)
+	})
+	s.config.MaxObject, s.config.MemoryOnly = 1<<20, "X-Checked"
+	for range 2 {
+		if w, err := s.ask("GET", "/a.vtt"); err != nil || !bytes.Equal(w.Body.Bytes(), checked) {
+			t.Errorf("status %d, %d bytes that nobody has checked, %v", w.Code, w.Body.Len(), err)
+		}
+	}
+}
+
 // The attack of a confused origin: it answers 304 where it was asked for a slice.
 func TestUnaskedStatuses(t *testing.T) {
 	t.Parallel()

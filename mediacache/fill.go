@@ -188,7 +188,7 @@ func (w *fillWriter) start(status int, made time.Time, d directives) {
 	o.made = made
 	o.freshness, o.keep = freshnessOf(status, w.header, d, w.config.ttl(status, o.isManifest, o.isMedia), o.isManifest, w.asked)
 	w.expected, w.limit = o.length, w.config.MaxObject
-	o.sliced = o.length > w.config.MaxObject && o.keep && o.canBeSliced()
+	o.sliced = o.length > w.config.MaxObject && o.keep && o.canBeSliced() && o.fields.get(w.config.MemoryOnly) == ""
 	size := w.overheadOf(o)
 	if !o.sliced {
 		size += max(o.length, 0)
