@@ -209,7 +209,7 @@ func (a *admissionDesk) ask(ctx context.Context, d *decision, id sessions.ID) (s
 	case errors.Is(err, admission.ErrShare):
 		return terms, refuse(reasonVerificationLimited, errStartsLimited)
 	}
-	a.log.Error("the back end of admission gives no answer that counts", zap.String("host", a.url.Host), zap.Bool("allowed", a.allowOnError), zap.Error(err))
+	a.log.Error("the back end of admission gives no valid answer", zap.String("host", a.url.Host), zap.Bool("allowed", a.allowOnError), zap.Error(err))
 	if a.allowOnError {
 		return sessions.Terms{}, nil
 	}

@@ -48,7 +48,7 @@ type SessionOptions struct {
 	// `https://app.example.com/admission`. Not permitted: `app.example.com`.
 	Admission string `json:"admission,omitempty"`
 
-	// Whether a session may begin if the back end gives no answer that counts: `deny` or
+	// Whether a session may begin if the back end gives no valid answer: `deny` or
 	// `allow`. Default: `deny`.
 	AdmissionOnError string `json:"admission_on_error,omitempty"`
 

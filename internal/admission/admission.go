@@ -54,7 +54,7 @@ var (
 	// ErrDenied says that the back end does not let the session begin.
 	ErrDenied = errors.New("the back end of the option admission does not let the session begin")
 
-	// ErrUnavailable says that there is no answer that counts. It is wrapped with the cause.
+	// ErrUnavailable says that there is no valid answer. It is wrapped with the cause.
 	ErrUnavailable = errors.New("the back end of the option admission has given no answer")
 
 	// ErrShare says that too many sessions of one viewer begin at the same time.
