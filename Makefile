@@ -29,11 +29,12 @@ run: bin/caddy ## Serve the example clip behind the gate, with a page of signed 
 test: test-tools unit fuzz integration ## Run all tests but the long ones, installing the Debian packages that they need
 
 # About an hour: 20 minutes of fuzzing, 20 of the soak, and the other tests whose names
-# begin with TestLong, with the race detector in the tests themselves, too.
+# begin with TestLong, with the race detector in the tests themselves, too. Each leaves a
+# log in bench/logs/. RUN=TestLongSoak runs only the long tests that match.
 .PHONY: test-long
 test-long: test-tools bin/caddy bin/caddy-race ## Long tests: soak, 200 reloads, floods, fuzzing, all players with all clips
-	$(MAKE) fuzz FUZZTIME=2m
-	cd integration && go test -race -count=1 -timeout 120m -v -run '^TestLong' .
+	$(if $(RUN),,$(MAKE) fuzz FUZZTIME=2m)
+	.ci/test-long $(RUN)
 
 .PHONY: test-tools
 test-tools:

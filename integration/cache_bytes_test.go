@@ -52,10 +52,13 @@ func testCacheBytes(t *testing.T, viewers, cycles int, c config) {
 	for i := range viewers {
 		group.Go(func() { s.view(t, g.url("/"), uint64(i), done) })
 	}
-	for range cycles {
+	for i := range cycles {
 		s.interfere(t, g, c, admin)
 		g.kill(t)
 		g = start(t, o.origin, c)
+		s.mu.Lock()
+		t.Logf("kill %d: answers so far: %v, and %d refused, %d broken off", i+1, s.statuses, s.refused, s.cut)
+		s.mu.Unlock()
 	}
 	s.interfere(t, g, c, admin)
 	close(done)

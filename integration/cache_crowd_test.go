@@ -65,6 +65,11 @@ func (a *crowd) wantOnce(t *testing.T, count int) {
 	viewers.Wait()
 	a.countRequests(t)
 	slices.Sort(a.late)
+	by := make(map[int64]int)
+	for _, late := range a.late {
+		by[late.Milliseconds()]++
+	}
+	t.Logf("parts by the milliseconds that they are late: %v", by)
 	t.Logf("%d viewers, %d parts at the live edge: the first byte is later than the origin's by %s (median), %s (p99)",
 		count, len(a.late), a.late[len(a.late)/2], a.late[len(a.late)*99/100])
 }

@@ -543,7 +543,10 @@ func (th *theater) reload(i int, witnesses, holders []*http.Client, all []probe,
 	}
 	finish()
 	th.awaitRounds(roundsPerReload)
-	if rate := th.gateway.lookups(t, th.admin).rateSince(start, unknown); usual-rate >= 0.01 {
+	rate := th.gateway.lookups(t, th.admin).rateSince(start, unknown)
+	held := th.gateway.holds(t, th.admin)
+	t.Logf("reload %d: of the tokens looked up, %.2f %% were known; resident %d MiB, %+v", i+1, 100*rate, th.gateway.memory(t)["VmRSS"]>>20, held)
+	if usual-rate >= 0.01 {
 		t.Errorf("reload %d: of the tokens looked up, %.2f %% were known, and %.2f %% before", i+1, 100*rate, 100*usual)
 	}
 	th.floor.Store(int64(th.present.number))

@@ -307,16 +307,20 @@ func (s *soak) run(done <-chan struct{}, interval time.Duration) {
 // memorySample is how much memory the server uses at one time, in bytes.
 type memorySample struct{ heap, resident float64 }
 
-// watchMemory takes samples until done is closed.
+// watchMemory takes samples until done is closed, and logs them.
 func (s *soak) watchMemory(every time.Duration, done <-chan struct{}) (samples []memorySample) {
 	tick := time.NewTicker(every)
+	began := time.Now()
 	defer tick.Stop()
 	for {
 		select {
 		case <-done:
 			return samples
 		case <-tick.C:
-			samples = append(samples, memorySample{s.gateway.heap(s.t, s.admin), float64(s.gateway.memory(s.t)["VmRSS"])})
+			sample := memorySample{s.gateway.heap(s.t, s.admin), float64(s.gateway.memory(s.t)["VmRSS"])}
+			samples = append(samples, sample)
+			s.t.Logf("after %s: %d requests, heap %.2f MiB, resident %.2f MiB, %+v", time.Since(began).Round(time.Second), s.asked.Load(),
+				sample.heap/(1<<20), sample.resident/(1<<20), s.gateway.holds(s.t, s.admin))
 		}
 	}
 }
@@ -364,7 +368,7 @@ func TestRandomRequests(t *testing.T) {
 // how long.
 func TestLongSoak(t *testing.T) {
 	const (
-		samples  = 40
+		samples  = 40 // at least
 		interval = 10 * time.Millisecond // of each client
 	)
 	s := startSoak(t, true) // the race detector keeps memory for goroutines that have ended
@@ -376,7 +380,7 @@ func TestLongSoak(t *testing.T) {
 		defer close(done)
 		s.run(over, interval)
 	}()
-	taken := s.watchMemory(duration/samples, done)
+	taken := s.watchMemory(min(time.Minute, duration/samples), done)
 	s.wantFlat(taken)
 	s.wantRight()
 	s.gateway.rest(t, s.admin, s.clients)

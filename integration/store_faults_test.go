@@ -154,6 +154,8 @@ func killInMidWrite(t *testing.T, rounds int) {
 		}
 		clear(newest.acknowledged)
 		rage(t, g, writers, steady)
+		t.Logf("kill %d: acknowledged so far: %d keys, %d revocations, %d edits of one video; %d edits of the newest", round+1,
+			len(made.acknowledged), len(revoked.acknowledged), len(steady.acknowledged), len(newest.acknowledged))
 	}
 }
 
