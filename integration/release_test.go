@@ -58,3 +58,42 @@ func TestWorkflowsRunWhatWasReviewed(t *testing.T) {
 		}
 	}
 }
+
+// Threat: who moves the tag of an image runs another program.
+var pinnedImage = regexp.MustCompile(`^docker\.io/[\w/]+:v?\d[\w.-]*@sha256:[0-9a-f]{64}$`)
+
+func TestBaseImagesArePinned(t *testing.T) {
+	t.Parallel()
+	images := matches(readText(t, "../packaging/Dockerfile"), `(?m)^FROM (?:--\S+ )*(\S+)`)
+	if len(images) < 2 {
+		t.Errorf("found only the images %q", images)
+	}
+	for _, image := range images {
+		if image != "scratch" && !pinnedImage.MatchString(image) {
+			t.Errorf("the image %s has no digest", image)
+		}
+	}
+}
+
+// A release that comes after a later one, as a fix for an older line does, is not the latest. Nor is
+// one for a try, or one without a tag.
+func TestLatestRelease(t *testing.T) {
+	t.Parallel()
+	program := must(filepath.Abs("../packaging/is-latest"))(t)
+	for tags, latest := range map[string]string{
+		"":                                 "",
+		"v0.1.0":                           "0.1.0",
+		"v0.2.0 v0.1.0 v0.1.1":             "0.2.0",
+		"v0.9.0 v0.10.0 v0.9.10":           "0.10.0",
+		"v1.0.0 v1.0.1-rc.1 v2.0.0-beta.1": "1.0.0",
+		"v1.0.0 v2 v3.0 video-9.0.0 v9.0.0+x 9.0.0": "1.0.0",
+	} {
+		dir := t.TempDir()
+		succeed(t, "cd "+dir+" && git init -q && git -c user.name=a -c user.email=a@example.com commit -q --allow-empty -m x; for tag in "+tags+"; do git tag $tag; done")
+		for _, version := range append(strings.Fields(strings.ReplaceAll(tags, "v", "")), "0.0.1", "99.0.0") {
+			if got := execute(t, dir, "", program, version); (got.code == 0) != (version == latest) {
+				t.Errorf("with the tags %q, version %s ends with exit status %d: %s", tags, version, got.code, got.stderr)
+			}
+		}
+	}
+}

@@ -368,7 +368,7 @@ func TestRandomRequests(t *testing.T) {
 // how long.
 func TestLongSoak(t *testing.T) {
 	const (
-		samples  = 40 // at least
+		samples  = 40                    // at least
 		interval = 10 * time.Millisecond // of each client
 	)
 	s := startSoak(t, true) // the race detector keeps memory for goroutines that have ended
