@@ -181,14 +181,9 @@ func TestConsolesThatNobodyReaches(t *testing.T) {
 	t.Parallel()
 	const page, script = `no request for "/console/" gets`, `no request for "/console/console.js" gets`
 	for _, tc := range []struct{ around, matcher, want string }{
-		{"route", "", ""},
 		{"route", "/client/*", page},
-		{"route", "/client/v4/*", page},
 		{"route", "/console/", script},
-		{"route", "/con*", ""},
-		{"route /x/*", "", page},
-		{"handle /client/v4/*", "", page},
-		{"handle /console/*", "", ""},
+		{"route", "/Console*", ""},
 		{"handle_path /ops/*", "", ""},
 		{"handle_path /ops/*", "/client/*", page},
 	} {

@@ -3,6 +3,7 @@ package routecheck
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 )
 
 // KeptFromConsole returns a path of the console that no request for it gets to, because
@@ -39,6 +40,6 @@ func mayMatchPath(sets []map[string]json.RawMessage, path string) bool {
 	return len(sets) == 0 || slices.ContainsFunc(sets, func(set map[string]json.RawMessage) bool {
 		var patterns []string
 		_ = json.Unmarshal(set["path"], &patterns) // patterns of another type are an error of Caddy's
-		return len(patterns) == 0 || slices.ContainsFunc(patterns, func(pattern string) bool { return !excludesPath(pattern, path) })
+		return len(patterns) == 0 || slices.ContainsFunc(patterns, func(pattern string) bool { return !excludesPath(strings.ToLower(pattern), path) })
 	})
 }
