@@ -46,6 +46,7 @@ type admitted struct {
 	id    sessions.ID
 	text  string // of the session in paths, "" for one that has none
 	terms sessions.Terms
+	err   error // a refusal
 }
 
 var (
@@ -134,10 +135,16 @@ func (d *decision) admitBeforeOrigin(authority *sessions.Authority) error {
 		key = d.outsideKey(authority, d.outsideClient())
 	}
 	terms, err := d.admit(d.request.Context(), key.ID())
-	if err == nil {
-		d.admitted = &admitted{key.ID(), text, terms}
+	d.admitted = &admitted{key.ID(), text, terms, err}
+	if d.enforcesAdmission() {
+		return err
 	}
-	return err
+	return nil
+}
+
+// enforcesAdmission reports whether a session must not play without the permission of the back end.
+func (d *decision) enforcesAdmission() bool {
+	return d.app.admission != nil && !d.reports(admissionCheck) && !d.reports(sessionsCheck)
 }
 
 // livePlaylist is the key of a manifest among those of which the gate knows that no session is
@@ -163,16 +170,15 @@ func (d *decision) newSessionText() string {
 	return d.app.authority.get().New(d.owner(), d.now())
 }
 
-// admit asks the back end whether a session may begin. In report-only mode it may, and is asked
-// for once like every session.
+// admit asks the back end whether a session may begin. In report-only mode, the caller lets it
+// begin anyway.
 func (d *decision) admit(ctx context.Context, id sessions.ID) (sessions.Terms, error) {
 	if d.admitted != nil && d.admitted.id == id {
-		return d.admitted.terms, nil
+		return d.admitted.terms, d.admitted.err
 	}
 	terms, err := d.app.admission.ask(ctx, d, id)
-	if err != nil && (d.reports(admissionCheck) || d.reports(sessionsCheck)) {
+	if err != nil && !d.enforcesAdmission() {
 		d.report(err)
-		return sessions.Terms{}, nil
 	}
 	return terms, err
 }

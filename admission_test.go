@@ -280,6 +280,21 @@ func TestAdmissionReportOnly(t *testing.T) {
 		if n := b.questions(); !strings.Contains(a.body, "~") || n != 1 {
 			t.Errorf("report_only %s: a session that begins with the response: %d questions, %d %s", only, n, a.status, a.text)
 		}
+		// Where admission is enforced, the same sessions need its permission.
+		g.enforcement = enforcement{}
+		session := sessions.Prefix + strings.SplitN(strings.SplitN(a.body, sessions.Prefix, 2)[1], "/", 2)[0]
+		for _, want := range []string{"admission_denied", ""} {
+			for _, name := range []string{"live.m3u8", "7.ts", session + "/7.ts"} {
+				a := testFiles.get(t, g, requestFor(t, "/"+sessionToken(nil)+"/"+name, nil))
+				if a.reason != want || want != "" && len(a.origin) > 0 {
+					t.Errorf("%s, after report_only %s: %d %s, %d requests of the origin", name, only, a.status, a.reason, len(a.origin))
+				}
+			}
+			b.say(http.StatusOK, admits)
+		}
+		if n := b.questions(); n != 3+3 { // the first viewer of a live playlist is asked for twice
+			t.Errorf("after report_only %s: %d questions", only, n)
+		}
 	}
 }
 

@@ -175,8 +175,9 @@ func (d *decision) owner() sessions.Owner {
 func (d *decision) visitOutside(authority *sessions.Authority) error {
 	client := d.outsideClient()
 	key := d.outsideKey(authority, client)
-	if t := d.verified; t != nil && t.startBy >= 0 && !d.app.state.tracker.Runs(key) {
-		if err := d.checkStartBy(d.app.now()); err != nil {
+	if t := d.verified; t != nil && t.startBy >= 0 {
+		err := d.checkStartBy(d.app.now())
+		if runs, _ := d.app.state.tracker.Runs(key); err != nil && !runs {
 			return err
 		}
 	}
@@ -237,14 +238,17 @@ func (d *decision) playlist() uint32 { return crc32.ChecksumIEEE([]byte(d.target
 // session nor be of one that runs. The response tells which of the two it is.
 func (d *decision) mayBegin(authority *sessions.Authority) error {
 	d.uncounted = true
-	if d.app.state.tracker.Runs(d.outsideKey(authority, d.outsideClient())) {
+	runs, admitted := d.app.state.tracker.Runs(d.outsideKey(authority, d.outsideClient()))
+	if runs && (admitted || !d.enforcesAdmission()) {
 		return nil
 	}
-	if err := d.checkStartBy(d.now()); err != nil {
-		return err
-	}
-	if err := d.app.state.tracker.MayBegin(d.complete(sessions.Visit{Begins: true})); err != nil {
-		return sessionRefusal(err)
+	if !runs {
+		if err := d.checkStartBy(d.now()); err != nil {
+			return err
+		}
+		if err := d.app.state.tracker.MayBegin(d.complete(sessions.Visit{Begins: true})); err != nil {
+			return sessionRefusal(err)
+		}
 	}
 	return d.admitBeforeOrigin(authority)
 }
@@ -313,7 +317,8 @@ func (d *decision) visit(v sessions.Visit) (err error) {
 
 // complete adds to a visit what it takes from the request.
 func (d *decision) complete(v sessions.Visit) sessions.Visit {
-	v.Video, v.Client, v.Asks = d.video, sessionClient{d}, d.app.admission != nil
+	v.Video, v.Client = d.video, sessionClient{d}
+	v.Asks, v.Enforces = d.app.admission != nil, d.enforcesAdmission()
 	if !v.Address.IsValid() {
 		v.Address, _ = clientAddress(d.request)
 	}

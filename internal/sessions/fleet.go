@@ -99,8 +99,9 @@ type description struct {
 	Expires   int64  `json:"expires"` // Unix seconds, 0 without a token
 
 	// The terms of its start, which hold on every node.
-	Granted int   `json:"granted,omitempty"`
-	Ends    int64 `json:"ends,omitempty"`
+	Granted  int   `json:"granted,omitempty"`
+	Ends     int64 `json:"ends,omitempty"`
+	Admitted bool  `json:"admitted,omitempty"`
 }
 
 // describe returns the description of a session. The caller holds the mutex, or is the
@@ -110,7 +111,7 @@ func (s *Session) describe(viewer string) string {
 	if from := s.place().prefix(); from.IsValid() {
 		network = from.String()
 	}
-	text, err := json.Marshal(description{viewer, s.video, s.country.String(), network, s.userAgent, s.shared, max(0, s.expires.Load()), s.granted, s.ends})
+	text, err := json.Marshal(description{viewer, s.video, s.country.String(), network, s.userAgent, s.shared, max(0, s.expires.Load()), s.granted, s.ends.Load(), s.admitted.Load()})
 	if err != nil {
 		panic(err) // nothing of it can fail
 	}
@@ -169,10 +170,13 @@ func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, sibling
 	if err := errors.Join(err, json.Unmarshal([]byte(answer[2]), &has)); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	s.accept(Terms{has.Granted, unixTime(has.Ends)})
+	s.accept(Terms{has.Granted, unixTime(has.Ends)}, has.Admitted)
 	s.told = s.seen.Load()
-	if t.isOver(s) {
+	switch {
+	case t.isOver(s):
 		return ErrEnded
+	case v.mustAsk(s):
+		return errUnasked
 	}
 	return nil
 }

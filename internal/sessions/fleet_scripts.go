@@ -130,7 +130,8 @@ if redis.call('ZSCORE', P .. 'ended:' .. viewer, id) then return {'ended'} end
 begun, limit = math.min(tonumber(begun), now), tonumber(limit)
 if begun == 0 then begun = now end
 if seen and known and now - tonumber(seen) < timeout then
-	info = redis.call('HGET', P .. 'session:' .. id, 'info') or info
+	local has = redis.call('HGET', P .. 'session:' .. id, 'info')
+	if has and (cjson.decode(has).admitted or not twin.admitted) then info = has end
 	keep(viewer, id, video, known, now, left, info)
 	return {'running', known, info}
 end

@@ -4,14 +4,14 @@ import (
 	"time"
 )
 
-// Runs reports whether a session of a key runs on this node.
-func (t *Tracker) Runs(key Key) bool {
+// Runs reports whether a session of a key runs on this node, and whether Client.Admit has permitted it.
+func (t *Tracker) Runs(key Key) (runs, admitted bool) {
 	s := t.session(key)
 	if s == nil {
-		return false
+		return false, false
 	}
 	_, ended := t.ended(s)
-	return !ended
+	return !ended, s.admitted.Load()
 }
 
 // Follows reports whether a session of a key runs on this node and plays a live playlist.

@@ -62,16 +62,17 @@ type Session struct {
 	begun     int64   // Unix milliseconds; the order in which sessions are ended
 	limit     int     // that it began with
 	granted   int     // the part of it that Terms say
-	ends      int64   // Unix seconds of Terms.Until, 0 for never
 	origin    network // where it began
 
 	seen    atomic.Int64 // of the last request: nanoseconds on the tracker's clock
 	bytes   atomic.Int64
 	until   atomic.Int64     // Unix seconds of the extension, 0 without one
 	asked   atomic.Int64     // when that was last looked up, on the tracker's clock; 0 for never
+	ends    atomic.Int64     // Unix seconds of Terms.Until, 0 for never
 	expires atomic.Int64     // Unix seconds of the newest token
 	places  [2]atomic.Uint64 // the networks from which it was last used: IPv4, IPv6
 
+	admitted atomic.Bool   // Client.Admit has permitted it
 	followed atomic.Uint32 // a digest of the live playlist that it plays without a session in its path
 
 	// What the fleet knows: seen and bytes at the last beat. Of the goroutine of Run, and
@@ -99,14 +100,20 @@ func (s *Session) Video() string { return s.video }
 func (s *Session) Until() time.Time { return unixTime(s.until.Load()) }
 
 // Ends returns when the session ends for good, the zero time for never.
-func (s *Session) Ends() time.Time { return unixTime(s.ends) }
+func (s *Session) Ends() time.Time { return unixTime(s.ends.Load()) }
 
-func (t *Tracker) isOver(s *Session) bool { return s.ends > 0 && t.config.Now().Unix() >= s.ends }
+func (t *Tracker) isOver(s *Session) bool {
+	ends := s.ends.Load()
+	return ends > 0 && t.config.Now().Unix() >= ends
+}
 
-// accept takes the terms of a session down, before anybody else knows it.
-func (s *Session) accept(terms Terms) {
-	s.granted, s.ends = terms.Limit, max(0, terms.Until.Unix())
+// accept takes the terms of a session down, and whether they are those of Client.Admit. The
+// caller holds the tracker's mutex, or is the only one that knows the session.
+func (s *Session) accept(terms Terms, admitted bool) {
+	s.granted = terms.Limit
 	s.limit = SmallerLimit(s.limit, terms.Limit)
+	s.ends.Store(max(0, terms.Until.Unix()))
+	s.admitted.Store(admitted)
 }
 
 // AddBytes counts n bytes of a response. A session that receives is not silent.

@@ -32,6 +32,12 @@ func (d *doorkeeper) Admit(_ context.Context, id ID) (Terms, error) {
 func (player) Admit(context.Context, ID) (Terms, error) { panic("a visit that does not ask has asked") }
 
 func (d *doorkeeper) visit(v Visit) Visit {
+	v.Client, v.Asks, v.Enforces = d, true, true
+	return v
+}
+
+// report is a visit at a gate that lets a session play which the answer refuses.
+func (d *doorkeeper) report(v Visit) Visit {
 	v.Client, v.Asks = d, true
 	return v
 }
@@ -75,6 +81,68 @@ func TestSessionIsAskedForAtItsStart(t *testing.T) {
 
 var errDenied = errors.New("no")
 
+// The attack: a viewer begins a session where nobody is asked, or where the answer is only reported, and plays on
+// where it counts. There it is asked for as a new one, but loses neither its place nor its bytes.
+func TestSessionWithoutPermission(t *testing.T) {
+	t.Parallel()
+	for _, asks := range []bool{true, false} {
+		r, d := newRegistry(Policy{Timeout: time.Minute}), &doorkeeper{err: errDenied}
+		r.capacity = 2 // so that there is no room for another session
+		v := r.request(1, "anna", 0)
+		visits := []Visit{v, v}
+		asked := 0
+		if asks {
+			visits, asked = []Visit{d.report(v), d.report(v)}, 1
+		} else {
+			visits[0].Client, visits[1].Client = d, d
+		}
+		var begun *Session
+		for _, v := range visits {
+			s, err := r.Visit(t.Context(), v)
+			if err != nil {
+				t.Fatalf("where the answer does not count: %v", err)
+			}
+			begun = s
+		}
+		d.wantAsked(t, "where the answer does not count", asked)
+		for range 2 {
+			if err := r.visit(d.visit(v)); !errors.Is(err, errDenied) {
+				t.Errorf("where the answer counts: %v", err)
+			}
+		}
+		d.err, d.terms = nil, Terms{Limit: 3, Until: r.now().Add(time.Hour)}
+		for range 2 {
+			if s, err := r.Visit(t.Context(), d.visit(v)); err != nil || s != begun || s.limit != 3 || !s.Ends().Equal(d.terms.Until) {
+				t.Errorf("a session that is permitted later: %v", err)
+			}
+		}
+		d.wantAsked(t, "where the answer counts", asked+3)
+	}
+}
+
+// The permission that a session gets on one node counts on all, also on the one where it began without.
+func TestSessionWithoutPermissionInAFleet(t *testing.T) {
+	t.Parallel()
+	_, fleet := fleetOf(t, 3, Policy{Timeout: time.Minute})
+	d := &doorkeeper{err: errDenied}
+	wantVisit(t, fleet[0], d.report(begin(1, "anna", 0)), nil)
+	wantVisit(t, fleet[1], d.report(again(1, "anna", 0)), nil)
+	d.wantAsked(t, "a session of two nodes where the answer does not count", 1)
+	for _, node := range fleet {
+		wantVisit(t, node, d.visit(again(1, "anna", 0)), errDenied)
+	}
+	d.err, d.terms = nil, Terms{Limit: 2, Until: time.Now().Add(time.Hour)}
+	for range 2 {
+		for _, i := range []int{2, 1, 0} {
+			wantVisit(t, fleet[i], d.visit(again(1, "anna", 0)), nil)
+			if s := fleet[i].session(keyOf(1)); s.granted != 2 || s.Ends().Unix() != d.terms.Until.Unix() {
+				t.Errorf("node %d knows the terms %d, %s", i, s.granted, s.Ends())
+			}
+		}
+	}
+	d.wantAsked(t, "three nodes where the answer counts, and all after the permission", 1+3+1)
+}
+
 // The smallest limit counts: of the claim or the option, and of the answer.
 func TestTermsLimitSessions(t *testing.T) {
 	t.Parallel()
@@ -110,7 +178,7 @@ func TestTermsEndASession(t *testing.T) {
 			t.Errorf("a second too early: %v", err)
 		}
 		r.advance(time.Second)
-		if r.Runs(key) {
+		if runs, _ := r.Runs(key); runs {
 			t.Error("the session runs when its time has come")
 		}
 		if swept {
@@ -186,8 +254,8 @@ func TestTermsHoldInAFleet(t *testing.T) {
 	wantVisit(t, fleet[2], d.visit(again(1, "anna", 0)), nil)
 	d.wantAsked(t, "one session on three nodes", 1)
 	for i, node := range fleet {
-		if s := node.session(keyOf(1)); s.granted != 2 || s.limit != 2 || s.ends != d.terms.Until.Unix() {
-			t.Errorf("node %d knows the terms %d, %d, %d", i, s.granted, s.limit, s.ends)
+		if s := node.session(keyOf(1)); s.granted != 2 || s.limit != 2 || !s.Ends().Equal(unixTime(d.terms.Until.Unix())) {
+			t.Errorf("node %d knows the terms %d, %d, %s", i, s.granted, s.limit, s.Ends())
 		}
 	}
 	wantVisit(t, fleet[1], d.visit(again(2, "anna", 0)), nil) // of a page: its id says when it began
@@ -200,8 +268,8 @@ func TestTermsHoldInAFleet(t *testing.T) {
 	}
 	restarted := s.node(t, Policy{Timeout: time.Minute})
 	wantVisit(t, restarted, d.visit(again(1, "anna", 0)), nil)
-	if got := restarted.session(keyOf(1)).ends; got != d.terms.Until.Unix() {
-		t.Errorf("after a restart and a loss of the data the session ends at %d", got)
+	if got := restarted.session(keyOf(1)).Ends(); got.Unix() != d.terms.Until.Unix() {
+		t.Errorf("after a restart and a loss of the data the session ends at %s", got)
 	}
 	d.wantAsked(t, "a session that plays on", 3)
 }

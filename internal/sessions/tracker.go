@@ -96,9 +96,13 @@ type Visit struct {
 	Limit   int       // of the viewer's sessions at a time, 0 for none
 	Expires time.Time // of the token, the zero time without one
 
-	// Asks says that the session begins only if Client.Admit permits it.
-	Asks bool
+	// Asks says that Client.Admit is asked at the start of the session. Enforces says that a
+	// session which it has not permitted must not play; else it plays.
+	Asks, Enforces bool
 }
+
+// mustAsk reports whether a session that runs has never been permitted, and must be.
+func (v Visit) mustAsk(s *Session) bool { return v.Enforces && !s.admitted.Load() }
 
 // Terms are what the operator permits a session at its start.
 type Terms struct {
@@ -262,7 +266,7 @@ func (t *Tracker) session(key Key) *Session {
 func (t *Tracker) Visit(ctx context.Context, v Visit) (*Session, error) {
 	s := t.session(v.Key)
 	now := t.elapsed()
-	if s == nil || now-s.seen.Load() >= int64(t.policy.Load().Timeout) || t.isOver(s) {
+	if s == nil || now-s.seen.Load() >= int64(t.policy.Load().Timeout) || t.isOver(s) || v.mustAsk(s) {
 		return t.start(ctx, v)
 	}
 	s.seen.Store(now)
@@ -294,7 +298,7 @@ func (t *Tracker) start(ctx context.Context, v Visit) (*Session, error) {
 	if !v.Asks {
 		return t.startOne(ctx, v)
 	}
-	started, err, _ := t.starts.Do(string(v.Key[:]), func() (any, error) { return t.startOne(ctx, v) })
+	started, err, _ := t.starts.Do(string(v.Key[:])+flag(v.Enforces), func() (any, error) { return t.startOne(ctx, v) })
 	if err != nil {
 		return nil, err
 	}
@@ -347,33 +351,35 @@ func (t *Tracker) startOne(ctx context.Context, v Visit) (*Session, error) {
 // errUnasked says that a session does not run in the fleet, and that nobody has asked for it yet.
 var errUnasked = errors.New("sessions: nobody has asked whether the session may begin")
 
-// ask asks on which terms a session may begin.
+// ask asks on which terms a session may play.
 func (t *Tracker) ask(ctx context.Context, s *Session, v Visit) error {
 	terms, err := v.Client.Admit(ctx, s.id)
-	if err != nil {
+	if err == nil {
+		s.accept(terms, true)
+	} else if v.Enforces {
 		return err
 	}
-	s.accept(terms)
 	return nil
 }
 
-// look decides about a session without the fleet. It returns the session if it runs, or an
-// error. Otherwise the session may begin, and look returns the other sessions of the viewer
+// look decides about a session without the fleet. It returns the session if it runs and needs no
+// answer, or an error. Otherwise the session may begin, and look returns the other sessions of the viewer
 // if their number is limited.
 func (t *Tracker) look(s *Session, v Visit) (siblings []*Session, known *Session, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if known := t.running(s.key); known != nil {
-		return nil, known, nil
+	running := t.running(s.key)
+	if running != nil && !v.mustAsk(running) {
+		return nil, running, nil
 	}
 	of := t.viewerOf(s, v.Viewer)
-	if of.listsEnded(s.id) {
+	switch {
+	case of.listsEnded(s.id):
 		return nil, nil, ErrEnded
-	}
-	if !t.hasRoom(of, s.origin) && !v.mustCount() {
+	case running != nil || t.hasRoom(of, s.origin):
+	case !v.mustCount():
 		return nil, t.letPass(s), nil
-	}
-	if v.Asks && !t.hasRoom(of, s.origin) {
+	case v.Asks:
 		return nil, nil, ErrLimit
 	}
 	if v.mustCount() {
@@ -422,6 +428,9 @@ func (t *Tracker) admit(s *Session, v Visit, may func(*viewer) error) (*Session,
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if known := t.running(s.key); known != nil {
+		if v.mustAsk(known) {
+			known.accept(Terms{s.granted, s.Ends()}, true)
+		}
 		return known, nil
 	}
 	of := t.viewerOf(s, v.Viewer)
@@ -579,7 +588,7 @@ func (t *Tracker) info(s *Session) Info {
 	return Info{
 		ID: s.id, Viewer: s.viewer.name, Video: s.video, Started: time.UnixMilli(s.begun),
 		LastSeen: t.config.Now().Add(-time.Duration(t.elapsed() - s.seen.Load())),
-		Country:  s.country.String(), Network: s.place().prefix(), UserAgent: s.userAgent, Bytes: s.bytes.Load(), Shared: s.shared, Expires: unixTime(s.expires.Load()), Ends: unixTime(s.ends),
+		Country:  s.country.String(), Network: s.place().prefix(), UserAgent: s.userAgent, Bytes: s.bytes.Load(), Shared: s.shared, Expires: unixTime(s.expires.Load()), Ends: s.Ends(),
 	}
 }
 
