@@ -80,7 +80,7 @@ func (a *App) provisionAdmission(ctx caddy.Context) error {
 		a.logger.Warn("admission is not encrypted, so others on the network can read who watches and let anybody begin; use https", zap.String("host", u.Host))
 	}
 	if a.eventsKey == nil {
-		a.logger.Warn("admission without session_secret: the questions have no signature, so your back end cannot tell them from those of others; set session_secret", zap.String("host", u.Host))
+		a.logger.Warn("admission without session_secret: the questions have no signature, so your back end cannot tell them from forged ones; set session_secret", zap.String("host", u.Host))
 	}
 	a.admission = &admissionDesk{
 		Client: admission.New(admission.Config{URL: u, Key: a.eventsKey, Now: time.Now, Asked: a.metrics.countAdmission}),

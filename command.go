@@ -29,9 +29,9 @@ func init() {
 		Name:  "signed-playback",
 		Short: "Makes keys, signs playback URLs and explains refusals",
 		Long: `
-Makes keys and signs playback URLs with them, shows the content of a token,
-explains the decision of a gate about a request, and runs a gate without a config
-file. No command but revoke needs a running server.`,
+Makes keys, signs playback URLs with them, and shows the content of tokens.
+Explains the decision of a gate about a request, checks a deployment, and runs a
+gate without a config file. Only revoke and health need a running server.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Use, cmd.Args = cmd.Name(), cobra.ArbitraryArgs
 			cmd.SetHelpTemplate(`{{with or .Long .Short}}{{. | trimTrailingWhitespaces}}
@@ -133,7 +133,7 @@ func noArguments(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// oneURL returns the URL of a command, which may stand without --url.
+// oneURL returns the URL of a command, which needs no --url.
 func oneURL(cmd *cobra.Command, flag string, args []string) (string, error) {
 	switch {
 	case len(args) > 1 || len(args) == 1 && flag != "":
@@ -194,15 +194,15 @@ func keygenCommand() *cobra.Command {
 		Use:   "keygen [--kid <id>] [--output <file>] [--public <file>]",
 		Short: "Makes a key pair",
 		Long: `
-Makes an RSA-2048 key pair. The private key is for those who sign, the public key
-for key_file of the gate:
+Makes an RSA-2048 key pair. Your back end signs with the private key. The gate
+needs only the public key, as key_file:
 
 	$ caddy signed-playback keygen -o key.json --public public.json
 
 keygen does not overwrite files, and only you can read the new ones (mode 0600).
-If the gate runs as another user, let it read the public one. The private one has
-the members id, pem and jwk in the form in which the keys API returns a new key,
-and jwks, which is the content of the public one. Without -o, keygen prints it.`,
+If the gate runs as another user, let it read the public file. The private file has
+the members id, pem and jwk, as the keys API returns them, and jwks, which is the
+content of the public file. Without -o, keygen prints the private file.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return keygen(opts, cmd.OutOrStdout()) },
 	}
@@ -310,15 +310,15 @@ may play, by address and country:
 	flags.StringVar(&opts.keyID, "kid", "", "the key's `id`, if the key has none (default: the name of its file without the ending)")
 	flags.StringVar(&opts.video, "sub", "", "the `video` id")
 	flags.StringVar(&opts.expires, "exp", "1h", "the `time` when the token expires")
-	flags.StringVar(&opts.notBefore, "nbf", "", "the `time` before which the token does not work (default: it works at once)")
+	flags.StringVar(&opts.notBefore, "nbf", "", "the `time` from which the token is valid (default: at once)")
 	flags.BoolVar(&opts.downloadable, "downloadable", false, "also allow downloads")
 	flags.StringVar(&opts.rules, "rules", "", "access rules: a `JSON` array, or @ and the name of a file with one")
 	flags.StringVar(&opts.audience, "aud", "", "the `value` of the claim aud, if the gate has the option audience")
 	flags.StringVar(&opts.issuer, "iss", "", "the `value` of the claim iss, if the gate has the option issuer")
 	flags.StringVar(&opts.viewer, "uid", "", "the `viewer`, for revocations and session limits (default: none)")
 	flags.StringVar(&opts.viewerClaim, "viewer-claim", "uid", "the `name` of the claim that --uid writes, if the gate has the option viewer_claim")
-	flags.StringVar(&opts.sessionLimit, "climit", "", "how `many` playback sessions the viewer may have at a time (default: no limit)")
-	flags.StringVar(&opts.startBy, "start-by", "", "the `time` from which on no playback session begins (default: none)")
+	flags.StringVar(&opts.sessionLimit, "climit", "", "the `number` of playback sessions that the viewer may have at a time (default: no limit)")
+	flags.StringVar(&opts.startBy, "start-by", "", "the `time` from which no playback session begins (default: none)")
 	flags.StringVar(&opts.baseURL, "url", "", "print a playback URL below this `address` of the gate")
 	flags.StringVar(&opts.path, "path", defaultManifest, "the `manifest` that the playback URL leads to")
 	return cmd
@@ -515,7 +515,7 @@ func parseTime(text string, now time.Time) (time.Time, error) {
 		case seconds < year2001:
 			return time.Time{}, fmt.Errorf("%q: as Unix seconds this is before 2001; for a duration write %ss", text, text)
 		case seconds > year5138:
-			return time.Time{}, fmt.Errorf("%q: as Unix seconds this is after 5138; milliseconds need three digits less", text)
+			return time.Time{}, fmt.Errorf("%q: as Unix seconds this is after 5138; if it is in milliseconds, leave out the last three digits", text)
 		}
 		return time.Unix(seconds, 0), nil
 	}

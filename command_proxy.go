@@ -34,7 +34,7 @@ func proxyCommand() *cobra.Command {
 	opts := proxyOptions{now: time.Now, claim: claimAddress, reach: reachOrigin}
 	cmd := &cobra.Command{
 		Use:   "proxy --to <origin> [--from <address>] [--key <file>] [--sub <video>] [--exp <time>] [--allowed-origins <pattern>...] [--geoip-database <file>] [--path <manifest>] [--player [--hls-js <file>]] [--access-log] [--debug]",
-		Short: "Runs a gateway without a config file and prints a signed URL",
+		Short: "Runs a gate without a config file, and prints a signed URL",
 		Long: `
 Runs the gate in front of an origin and prints a first signed URL, until you
 press Ctrl-C:
@@ -52,7 +52,7 @@ press Ctrl-C:
 A host name or an IP address in --from means HTTPS, with a certificate that Caddy
 gets and renews, unless there is http:// before it or :80 after it. A port alone
 means HTTP. The path of --to is the folder that contains the folders of the
-videos. An origin without a scheme is asked over HTTP.
+videos. Without a scheme, the gate connects to the origin over HTTP.
 
 Without --key, proxy makes a new key in memory, and its URLs stop working when it
 stops. The gate itself gets only the public key.
@@ -76,7 +76,7 @@ too. The log contains no tokens.`,
 	flags.StringVar(&opts.video, "sub", "demo", "the `video` id of the first URL")
 	flags.StringVar(&opts.expires, "exp", "1h", "the `time` when the first URL expires")
 	flags.StringSliceVar(&opts.allowedOrigins, "allowed-origins", nil, "a `pattern` for sites that may play the videos, like *.example.com; may be repeated (default: any site)")
-	flags.StringVar(&opts.geoIPDatabase, "geoip-database", "", "the `file` with the countries of addresses, for tokens with country rules")
+	flags.StringVar(&opts.geoIPDatabase, "geoip-database", "", "the `file` with the geo database, for tokens with country rules")
 	flags.StringVar(&opts.path, "path", defaultManifest, "the `manifest` of the videos")
 	flags.BoolVar(&opts.player, "player", false, "serve a player page")
 	flags.StringVar(&opts.hlsJS, "hls-js", "", "the `file` with hls.js, for browsers that do not play HLS themselves")

@@ -34,7 +34,7 @@ func doctorCommand() *cobra.Command {
 	opts := doctorOptions{now: time.Now}
 	cmd := &cobra.Command{
 		Use:   "doctor --config <file> [--url <url>] [--accept <check>]... [--json]",
-		Short: "Looks for what is wrong or risky about a deployment",
+		Short: "Finds mistakes and risks of a deployment",
 		Long: `
 Loads a config as the server does, and checks it together with everything around
 it: keys, the store, the geo database, logs, clocks, and whether viewers can get
@@ -54,7 +54,7 @@ the origin, and says which of its URIs do not work.
 	…
 
 The exit status is 0 if there is nothing to do, 1 if there is, and 2 for an error.
-If the findings of a check are as you intend, accept them by the name of the check.`,
+If you intend what a check finds, accept it by the name of the check.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts.stdin = cmd.InOrStdin()
@@ -64,7 +64,7 @@ If the findings of a check are as you intend, accept them by the name of the che
 	flags := cmd.Flags()
 	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
 	flags.StringVar(&opts.url, "url", "", "the `URL` of a manifest that plays, or - for standard input")
-	flags.StringArrayVar(&opts.accepted, "accept", nil, "the `check` whose findings are as you intend; may be repeated")
+	flags.StringArrayVar(&opts.accepted, "accept", nil, "the `check` whose findings you accept; may be repeated")
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	return cmd
 }
@@ -73,9 +73,9 @@ func healthCommand() *cobra.Command {
 	var config string
 	cmd := &cobra.Command{
 		Use:   "health --config <file>",
-		Short: "Tells whether the server of a config runs, for health checks",
+		Short: "Checks whether the server of a config runs",
 		Long: `
-Connects to each port that the config listens on, on this machine. The exit status
+Connects to each port of the config, on this machine. The exit status
 is 0 if all accept connections, and 2 if one does not. Containers, which have no
 other program for health checks, use it.`,
 		Args: noArguments,

@@ -42,7 +42,7 @@ sends nothing to the origin. The ports, matchers, rewrites and trusted proxies o
 the config apply, and the gate decides with the code that serves viewers. Keys, key
 sets, the geo database and the store are read as the server reads them.
 
-It also shows the checks after the one that refuses, as far as they can be made.
+It also shows the checks after the one that refuses, as far as possible.
 The exit status is 0 for a request that is allowed (also in report-only mode), 1
 for one that is refused, and 2 for an error.
 
@@ -69,12 +69,12 @@ Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
 	}
 	flags := cmd.Flags()
 	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
-	flags.StringVar(&opts.url, "url", "", "the `URL` that the viewer requested, or - for standard input; it may stand without --url")
+	flags.StringVar(&opts.url, "url", "", "the `URL` that the viewer requested, or - for standard input; you may leave out --url")
 	flags.StringVar(&opts.ip, "ip", "", "the viewer's `address` (default: 127.0.0.1)")
 	flags.StringVar(&opts.origin, "origin", "", "the `Origin` header (default: none)")
 	flags.StringVar(&opts.referer, "referer", "", "the `Referer` header (default: none)")
 	flags.StringArrayVar(&opts.headers, "header", nil, "another header, as `'Name: value'`; may be repeated")
-	flags.StringVar(&opts.method, "method", http.MethodGet, "the request's method")
+	flags.StringVar(&opts.method, "method", http.MethodGet, "the request's `method`")
 	flags.StringVar(&opts.at, "at", "", "the `time` of the request (default: now)")
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	return cmd
@@ -353,7 +353,7 @@ func httpServers(config map[string]any) (app map[string]any, servers []map[strin
 	for _, value := range named {
 		server, ok := value.(map[string]any)
 		if !ok {
-			return nil, nil, errors.New("a server of the http app is no object")
+			return nil, nil, errors.New("a server of the http app is not an object")
 		}
 		servers = append(servers, server)
 	}
@@ -447,7 +447,7 @@ func (p *replay) explanation(r *http.Request, at time.Time) (*explanation, error
 	}
 	switch {
 	case found.decision != nil && found.passed && by == "" && len(left) == 0:
-		p.notes = append(p.notes, "no handler behind the gate answers the request, so the server answers 502")
+		p.notes = append(p.notes, "no handler after the gate answers the request, so the server answers 502")
 	case found.decision != nil:
 	default:
 		return nil, noGateReached(server, r, by)

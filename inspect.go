@@ -35,7 +35,7 @@ takes, inspect also verifies the token as the gate does:
 	rules:      0
 	signature:  valid, and so are the dates
 
-The exit status is 0 for a token that is well-formed and, with --key, verifies now,
+The exit status is 0 if the token is well-formed and, with --key, is valid now,
 1 for another token, and 2 for an error.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -47,7 +47,7 @@ The exit status is 0 for a token that is well-formed and, with --key, verifies n
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&opts.token, "url", "", "the token or the `URL`, or - for standard input; it may stand without --url")
+	flags.StringVar(&opts.token, "url", "", "the token or the `URL`, or - for standard input; you may leave out --url")
 	flags.StringVar(&opts.key, "key", "", "the `file` with the verification key, or - for standard input")
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	return cmd

@@ -40,7 +40,7 @@ var (
 	errManifestIncomplete = errors.New("the origin's response broke off")
 	errManifestPartial    = errors.New("the origin answered with a part of a manifest")
 	errManifestSize       = fmt.Errorf("the manifest is larger than %d bytes", manifest.MaxSize)
-	errManifestLength     = errors.New("the origin sends more than it has told")
+	errManifestLength     = errors.New("the origin sends more bytes than its Content-Length")
 	errManifestForm       = errors.New("the origin's response is neither HLS nor DASH")
 	errManifestEmpty      = fmt.Errorf("%w: it is empty; does the origin have a site for the Host that it gets?", errManifestForm)
 	errUnchanged          = errors.New("captions or JSON without a URI to rewrite")

@@ -329,7 +329,7 @@ func (w *response) finish() error {
 
 var (
 	errUpgrade       = errors.New("the origin switches to another protocol, which a playback request never asks for")
-	errNothingBehind = errors.New("no handler behind the gate answers the request; add reverse_proxy or file_server after signed_playback")
+	errNothingBehind = errors.New("no handler after the gate answers the request; add reverse_proxy or file_server after signed_playback")
 )
 
 // Interface guards

@@ -30,9 +30,10 @@ func revokeCommand() *cobra.Command {
 		Use:   "revoke --api <url> --token <token>|--jti <id>|--uid <viewer>|--video <video>|--session <id> [--issued-before <time>] [--expires <time>] [--reason <text>] [--secret <file>] [--account <id>]",
 		Short: "Revokes a token, a viewer, a video or a session",
 		Long: `
-Has the control API of a running server refuse a token, the tokens of a viewer or
-a video, or a playback session, and prints the id of the revocation. A token may
-be a playback URL. From standard input (-), no list of processes shows it:
+Asks the control API of a running server to revoke a token, the tokens of a viewer
+or a video, or a playback session, and prints the id of the revocation. A token may
+be a playback URL. Pass it on standard input (-), so that no list of processes
+shows it:
 
 	$ caddy signed-playback revoke --api https://api.example.com --token - < url
 	$ caddy signed-playback revoke --api https://api.example.com --uid ann --expires 24h
@@ -58,7 +59,7 @@ or RFC 3339.`,
 		opts.values[selector] = flags.String(string(selector), "", meaning)
 	}
 	flags.StringVar(&opts.issuedBefore, "issued-before", "", "the `time` up to which revoked tokens were issued (default: now, for --uid and --video)")
-	flags.StringVar(&opts.expires, "expires", "", "the `time` when the revocation is over (default: the exp of --token, else after max_token_lifetime, without which it is needed)")
+	flags.StringVar(&opts.expires, "expires", "", "the `time` when the revocation ends (default: the exp of --token, or max_token_lifetime from now; required if there is neither)")
 	flags.StringVar(&opts.reason, "reason", "", "a `note` for operators")
 	flags.StringVar(&opts.secret, "secret", "", "the `file` with the secret of the API, or - for standard input (default: "+apiTokenVariable+")")
 	flags.StringVar(&opts.account, "account", "any", "the account `id`, if the API has the option account")

@@ -23,7 +23,7 @@ var (
 	errSessionInvalid  = errors.New("the session in the path does not belong to this token or video")
 	errSessionEnded    = errors.New("the session has ended: the viewer has begun another one, or the operator has ended it")
 	errSessionLimit    = errors.New("the viewer has as many playback sessions as permitted")
-	errStartBy         = errors.New("no session begins from the time of the claim startBy on")
+	errStartBy         = errors.New("the time in the claim startBy has passed, so no session begins")
 	errSessionsUnknown = errors.New("the session cannot be looked up or extended: the store does not answer")
 	errSessionSecret   = errors.New("the secret of sessions cannot be read from the store; set session_secret to need no store")
 )

@@ -50,7 +50,7 @@ type openStore func(storage func() certmagic.Storage, logger func() *zap.Logger)
 // secret.
 func (a *App) storeSecrets() (secrets *store.Secrets, fingerprint string, err error) {
 	if a.StoreSecret == "" && len(a.EarlierStoreSecrets) > 0 {
-		return nil, "", errors.New("earlier_store_secrets: they need a store_secret that takes their place")
+		return nil, "", errors.New("earlier_store_secrets: set store_secret too, which replaces them")
 	}
 	if a.StoreSecret == "" {
 		return nil, "", nil

@@ -31,7 +31,7 @@ func TestSiteMistakes(t *testing.T) {
 	if res := g.get(t, "/"+mint(t, "demo", nil)+"/x.ts"); res.StatusCode != http.StatusBadGateway {
 		t.Errorf("nothing behind the gate: status %d, want 502", res.StatusCode)
 	}
-	if !g.log.await("no handler behind the gate answers the request", startTimeout) {
+	if !g.log.await("no handler after the gate answers the request", startTimeout) {
 		t.Error("nothing in the log says why")
 	}
 }

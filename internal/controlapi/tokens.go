@@ -64,7 +64,7 @@ func (c *call) createToken(body strictjson.Value) (any, error) {
 		c.warn("%s", warning)
 	}
 	if longest := c.Policy.MaxLifetime; longest > 0 && claims.ExpiresAt.Sub(now) > longest {
-		c.warn("exp is further away than the gateway's max_token_lifetime of %s, so the token is refused until it is closer", longest)
+		c.warn("exp is further away than the gateway's max_token_lifetime of %s, so the gate refuses the token until no more than that is left", longest)
 	}
 	return createdToken{compact}, nil
 }

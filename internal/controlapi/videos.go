@@ -297,7 +297,7 @@ func (c *call) editVideo(body strictjson.Value) (any, error) {
 		return nil, c.videoError(err)
 	}
 	if _, set := edit.Descriptive["scheduledDeletion"]; set {
-		c.warn("scheduledDeletion is kept, and nothing is deleted by it")
+		c.warn("scheduledDeletion is stored, but deletes nothing")
 	}
 	described := c.describe(doc, c.Defaults)
 	c.changed = []zap.Field{

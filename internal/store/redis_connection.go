@@ -174,7 +174,7 @@ func (r *Redis) warnOfEviction(ctx context.Context, client rueidis.Client) {
 	config, err := client.Do(ctx, client.B().ConfigGet().Parameter(parameter).Build()).AsStrMap()
 	// The volatile policies spare keys without an expiry, like these.
 	if policy := config[parameter]; err == nil && strings.HasPrefix(policy, "allkeys") {
-		r.logger().Warn("redis may throw away keys and settings when its memory is full; want maxmemory-policy noeviction",
+		r.logger().Warn("redis may evict keys and settings when its memory is full; want maxmemory-policy noeviction",
 			zap.String("maxmemory_policy", policy))
 	}
 }

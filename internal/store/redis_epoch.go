@@ -175,7 +175,7 @@ func (r *Redis) epoch(ctx context.Context, client rueidis.Client, started bool) 
 		return "", err
 	}
 	if err := r.memory.store(ctx, epoch); err != nil {
-		r.logger().Warn("could not write down which data is in redis; after a restart, its loss will not be noticed",
+		r.logger().Warn("could not record which data redis has; after a restart, nobody will notice if redis loses it",
 			zap.String("key", r.memory.key), zap.Error(err))
 	}
 	return epoch, nil
