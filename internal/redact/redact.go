@@ -65,7 +65,8 @@ func Contains(text, token string) bool {
 }
 
 // redactRuns replaces runs of token characters that are tokens, as they are or once
-// they are decoded.
+// they are decoded, and sessions. What replaces one touches no other characters of a token:
+// together they could look like one, and would be replaced by another id the next time.
 func redactRuns(text string, escaped escapes) string {
 	var redacted strings.Builder
 	copied := 0 // the length of the prefix of text that redacted has
@@ -74,19 +75,18 @@ func redactRuns(text string, escaped escapes) string {
 		for end < len(text) && isTokenCharacter(text[end]) {
 			end++
 		}
-		lead := text[max(0, start-len(sessions.Prefix)):start]
-		if lead != sessions.Prefix {
-			lead = ""
+		if end == start {
+			continue
 		}
-		if replacement, ok := replacementFor(lead, text[start:end], escaped); ok {
-			redacted.WriteString(text[copied : start-len(lead)])
-			redacted.WriteString(replacement)
-			copied = end
-		} else if replacement, length := sessionAt(text[start:end]); lead != "" && length > 0 {
-			redacted.WriteString(text[copied : start-len(lead)])
+		begin := len(strings.TrimRight(text[:start], sessions.Prefix))
+		replacement, length := replacementFor(text[begin:start], text[start:end], escaped)
+		if length > 0 {
+			redacted.WriteString(text[copied:begin])
+			if begin < start && begin > 0 && isTokenCharacter(text[begin-1]) {
+				redacted.WriteByte(' ')
+			}
 			redacted.WriteString(replacement)
 			copied = start + length
-			end = copied - 1 // what follows is a run of its own
 		}
 		start = end
 	}
@@ -97,21 +97,25 @@ func redactRuns(text string, escaped escapes) string {
 	return redacted.String()
 }
 
-// sessionAt returns the replacement for a session id at the start of a run, and the length
-// of the text that it replaces. The id may be cut off. The first half of a session tells nobody how to play.
-func sessionAt(run string) (replacement string, length int) {
+// replacementFor returns the text that replaces the beginning of a run of token characters,
+// and its length, 0 if the run stays. lead consists of the prefixes of sessions before the
+// run, and is replaced too.
+func replacementFor(lead, run string, escaped escapes) (replacement string, length int) {
+	if replacement, ok := tokenIn(lead, run, escaped); ok {
+		return replacement, len(run)
+	}
 	length = strings.IndexAny(run, ".%+")
 	if length < 0 {
 		length = len(run)
 	}
-	if length <= sessions.TextLength/2 {
+	// A session may be cut off. Its first half tells nobody how to play.
+	if lead == "" || length <= sessions.TextLength/2 {
 		return "", 0
 	}
-	session := run[:length]
-	if key, ok := sessions.KeyIn(session); ok {
+	if key, ok := sessions.KeyIn(run[:length]); ok {
 		return key.ID().String(), length
 	}
-	return TokenID(session), length
+	return TokenID(run[:length]), length
 }
 
 // isTokenCharacter accepts base64url, dots, percent escapes, and of standard
@@ -133,10 +137,9 @@ const (
 	minRedacted = 16
 )
 
-// replacementFor returns the text that replaces a run of token characters, and what leads to
-// it: the prefix of a session or "". It is ok if the run is a token, or a part of one that
-// would help to guess it.
-func replacementFor(lead, run string, escaped escapes) (replacement string, ok bool) {
+// tokenIn returns the text that replaces a lead and a run. It is ok if the run is a token, or
+// a part of one that would help to guess it.
+func tokenIn(lead, run string, escaped escapes) (replacement string, ok bool) {
 	if len(run) < minRedacted {
 		return "", false
 	}

@@ -157,12 +157,14 @@ func TestSessionsAreRedacted(t *testing.T) {
 	id := key.ID().String()
 	for text, want := range map[string]string{
 		"/film/~§/v/1.ts": "/film/¶/v/1.ts", "~§": "¶", "/film/~§": "/film/¶", "https://x/film/~§/?a=b&c=~§": "https://x/film/¶/?a=b&c=¶",
-		"/~§/~§/x": "/¶/¶/x", `{"uri":"/film/~§/"}`: `{"uri":"/film/¶/"}`, "~§.ts": "¶.ts", "~§%2Fx": "¶%2Fx", "~§+~§": "¶+¶",
+		"/~§/~§/x": "/¶/¶/x", `{"uri":"/film/~§/"}`: `{"uri":"/film/¶/"}`, "~§.ts": "¶.ts", "~§%2Fx": "¶%2Fx", "~§+~§": "¶+ ¶",
 		"/film/%7E§/x": "/film/¶/x", "/film/%7e" + session + "/x": "/film/¶/x", "%2Ffilm%2F%7E§%2Fx": "/film/¶/x", "%257E§": "¶",
 		"/film/~" + session[:31] + "/x": "/film/" + TokenID(session[:31]) + "/x", "~" + session[:17]: TokenID(session[:17]),
 		"~" + session + "A": TokenID(session + "A"), "/~alice/notes": "/~alice/notes", "/~" + session[:16] + "/x": "/~" + session[:16] + "/x",
 		"/" + plainToken() + "/~§/x": "/" + TokenID(plainToken()) + "/¶/x", "/~" + plainToken() + "/x": "/~" + TokenID(plainToken()) + "/x",
-		"/~§%2F" + plainToken() + "/x": "/¶/" + TokenID(plainToken()) + "/x", "/~§%2e%2F~§%2f" + plainToken(): "/¶%2e%2F¶/" + TokenID(plainToken()),
+		"/~§%2F" + plainToken() + "/x": "/¶/" + TokenID(plainToken()) + "/x", "/~§%2e%2F~§%2f" + plainToken(): "/¶%2e%2F ¶/" + TokenID(plainToken()),
+		"~~~§": "¶", "~§~§~§": "¶ ¶ ¶", strings.Repeat("a", 100) + "~§": strings.Repeat("a", 100) + " ¶", "~eyJ~§.x": "~eyJ ¶.x",
+		"~§.eyJ/x": "~" + TokenID(session+".eyJ") + "/x", "/~" + plainToken() + "~§": "/~" + TokenID(plainToken()) + " ¶",
 	} {
 		text, want = strings.ReplaceAll(text, "§", session), strings.ReplaceAll(want, "¶", id)
 		for name, redact := range map[string]func(string) string{"Tokens": Tokens, "Line": Line} {
