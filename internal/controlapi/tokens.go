@@ -96,10 +96,15 @@ func (c *call) parseMintRequest(body strictjson.Value) (*mintRequest, error) {
 		}, "a whole number from 1 on"),
 		"startBy": func(v strictjson.Value) error {
 			err := dateMember("startBy", &m.claims.StartBy)(v)
-			if err == nil && !m.claims.StartBy.After(c.Now()) {
-				err = badRequest("startBy is %.40s, which is in the past, so the token would not play", v.Raw())
+			switch {
+			case err != nil:
+				return err
+			case !m.claims.StartBy.After(c.Now()):
+				return badRequest("startBy is %.40s, which is in the past, so the token would not play", v.Raw())
+			case m.claims.StartBy.Unix() > maxDate:
+				return badRequest("startBy is %.40s, which is after the year 9999; it is in Unix seconds", v.Raw())
 			}
-			return err
+			return nil
 		},
 		"accessRules": func(v strictjson.Value) (err error) {
 			if string(v.Raw()) == "null" {

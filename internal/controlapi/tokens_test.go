@@ -41,7 +41,7 @@ func TestMintRequestsThatAreRefused(t *testing.T) {
 		"flags.original":      {`{"flags":{"original":"true"}}`, `{"flags":{"original":null}}`, `{"flags":{"original":1}}`, `{"flags":{"original":{}}}`},
 		"uid is ":             {`{"uid":1}`, `{"uid":""}`, `{"uid":null}`, `{"uid":["a"]}`},
 		"climit is ":          {`{"climit":0}`, `{"climit":-1}`, `{"climit":"1"}`, `{"climit":1.0}`, `{"climit":1e1}`, `{"climit":null}`, `{"climit":2147483648}`},
-		"startBy is ":         {`{"startBy":0}`, `{"startBy":1800000000}`, `{"startBy":"1800003600"}`, `{"startBy":-1}`, `{"startBy":null}`, `{"startBy":1e10}`},
+		"startBy is ":         {`{"startBy":0}`, `{"startBy":1800000000}`, `{"startBy":"1800003600"}`, `{"startBy":-1}`, `{"startBy":null}`, `{"startBy":1e10}`, `{"startBy":253402300800}`, `{"startBy":1800003600000}`},
 		`mean "startBy"`:      {`{"startby":1800003600}`},
 		`unknown member "hd"`: {`{"flags":{"hd":true}}`, `{"flags":{"original":true,"hd":false}}`},
 		`mean "original"`:     {`{"flags":{"Original":true}}`},
