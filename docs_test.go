@@ -558,7 +558,8 @@ func TestPromisesHaveTests(t *testing.T) {
 		}
 	})
 	promises := 0
-	for line := range strings.Lines(page(t, "docs/promises.md")) {
+	text, _, _ := strings.Cut(page(t, "docs/promises.md"), "\n## Figures\n")
+	for line := range strings.Lines(text) {
 		cells := strings.Split(strings.Trim(line, "|\n"), "|")
 		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| promise |") || strings.HasPrefix(line, "| --- |") {
 			continue
@@ -578,6 +579,42 @@ func TestPromisesHaveTests(t *testing.T) {
 	}
 	if promises < 80 {
 		t.Errorf("the page has %d promises: the pattern does not find them", promises)
+	}
+}
+
+// A log of a measurement is that of a command on the page, of a run that has passed, and complete.
+// Threat: logs are public, and a token in one plays.
+func TestFiguresHaveLogs(t *testing.T) {
+	t.Parallel()
+	figures := sections(page(t, "docs/promises.md"), "##")["Figures"]
+	begin := regexp.MustCompile("^Made by `(make [^`]+)` on \\d{4}-\\d\\d-\\d\\d \\d\\d:\\d\\d UTC from commit [0-9a-f]{12}\\.\n.+ cores.*; load average at the start: [0-9.]+\n\n")
+	private := regexp.MustCompile(`[\w-]{36,}|eyJ|(?:^|[\s"=:])/(?:home|root|tmp|usr|var|work)/`)
+	logs, err := filepath.Glob("bench/logs/*.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands := make(map[string]bool)
+	for _, name := range logs {
+		text := page(t, name)
+		made := begin.FindStringSubmatch(text)
+		if made == nil {
+			t.Errorf("%s does not say what has made it, when, from which commit and on which machine: %.300s", name, text)
+			continue
+		}
+		commands[made[1]] = true
+		if test, ok := strings.CutPrefix(made[1], "make test-long RUN="); ok && (name != "bench/logs/"+test+".log" || !strings.HasSuffix(text, "\nPASS\n")) {
+			t.Errorf("%s is not the log of a run of %s that has passed", name, test)
+		}
+		for line := range strings.Lines(text) {
+			if secret := private.FindString(line); secret != "" {
+				t.Errorf("%s contains %q, which may be a token, a key or a path of one machine", name, secret)
+			}
+		}
+	}
+	for _, m := range regexp.MustCompile("(?m)^\\| .+ \\| `(make test-long [^`]+)` \\|").FindAllStringSubmatch(figures, -1) {
+		if len(logs) > 0 && !commands[m[1]] {
+			t.Errorf("there is no log of `%s`: run it, or remove its figure", m[1])
+		}
 	}
 }
 

@@ -188,8 +188,9 @@ func (b *bench) measure(ctx context.Context) error {
 					return fmt.Errorf("%s, %s, round %d: %w", s.title, c, round+1, err)
 				}
 				b.samples[s][c] = append(b.samples[s][c], result)
-				progress("round %d/%d  %-14s  %-44s %8.0f requests/s  %6.1f µs each", round+1, b.options.rounds,
-					c, s.title, result.load.perSecond(), result.perRequest())
+				b.options.record("round %d/%d  %-14s  %-44s %7d requests, %8.0f/s  CPU %6.1f µs each, origin's %6.1f  RSS %3d MiB", round+1, b.options.rounds,
+					c, s.title, result.load.Requests, result.load.perSecond(), result.perRequest(),
+					float64(result.originCPU.Microseconds())/float64(result.load.Requests), result.rss>>20)
 			}
 		}
 	}

@@ -79,7 +79,7 @@ func TestReport(t *testing.T) {
 	r := madeUp()
 	text := r.markdown()
 	for _, want := range []string{
-		"`make bench BENCHFLAGS=\"-rounds 3\"`", "load average at the start: 0.12",
+		"`make bench BENCHFLAGS=\"-rounds 3\"`", "[logs/results.log](logs/results.log) has each", "load average at the start: 0.12",
 		"| gate, warm | 10.0 (10.0–20.0) | × 0.60 (0.60–0.60) |",
 		"costs **5.0 µs** (5.0–10.0) more than Caddy with the token cut off unseen",
 		"| gate, warm | 1200 | 110.0 |",

@@ -48,6 +48,7 @@ type environment struct {
 	options  options
 	args     string
 	date     time.Time
+	commit   string
 	cpu      string
 	kernel   string
 	load     string // average of the minute before the start
@@ -66,6 +67,11 @@ func describeEnvironment(o options, args string) (environment, error) {
 		return e, err
 	}
 	e.kernel, _, _ = strings.Cut(e.kernel, "-") // the rest is the builder's
+	commit, err := exec.Command("../.ci/commit").Output()
+	if err != nil {
+		return e, fmt.Errorf("../.ci/commit: %w", err)
+	}
+	e.commit = strings.TrimSpace(string(commit))
 	packages := comparisonPackages
 	if o.flood || o.growth {
 		packages = floodPackages
@@ -133,14 +139,18 @@ func firstWord(path string) string {
 	return word
 }
 
-// write begins a report.
-func (e environment) write(out *strings.Builder, title string) {
-	command := "make bench"
+// madeBy says what makes the figures, and of which machine and versions they are.
+func (e environment) madeBy() (command, machine string) {
+	command = "make bench"
 	if e.args != "" {
 		command += fmt.Sprintf(" BENCHFLAGS=%q", e.args)
 	}
-	fmt.Fprintf(out, "# %s\n\nMade by `%s` on %s. [README.md](README.md) says how to read it.\n\n",
-		title, command, e.date.Format(time.DateOnly))
-	fmt.Fprintf(out, "- %s, Linux %s; load average at the start: %s\n", e.cpu, e.kernel, e.load)
-	fmt.Fprintf(out, "- %s\n", strings.Join(e.versions, "; "))
+	return fmt.Sprintf("Made by `%s` on %s UTC from commit %s.", command, e.date.Format("2006-01-02 15:04"), e.commit),
+		fmt.Sprintf("%s, Linux %s; %s; load average at the start: %s", e.cpu, e.kernel, strings.Join(e.versions, "; "), e.load)
+}
+
+// write begins a report.
+func (e environment) write(out *strings.Builder, title string) {
+	command, machine := e.madeBy()
+	fmt.Fprintf(out, "# %s\n\n%s [%s](%[3]s) has each\nmeasurement. [README.md](README.md) says how to read this page.\n\n- %s\n", title, command, e.options.logFile(), machine)
 }

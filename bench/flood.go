@@ -85,8 +85,11 @@ func measureFloods(ctx context.Context, o options, e environment) (markdown stri
 				return "", nil, fmt.Errorf("flood: %s, round %d: %w", r.floods[i].title, round+1, err)
 			}
 			r.samples[i] = append(r.samples[i], sample)
-			progress("round %d/%d  %-24s %8.0f refused/s  p99 of known clients %6.2f ms  last new client in after %4d ms", round+1, o.rounds,
-				r.floods[i].title, sample.load.perSecond(), sample.latency(99), sample.slowestEntrance().Milliseconds())
+			o.record("round %d/%d  %-24s %7d refused, %6.0f/s  %d requests of known clients: p50 %6.2f ms, p99 %6.2f ms, last %6.2f ms  "+
+				"%d new clients: p50 %4d ms, last %4d ms  %d signatures failed, %d limited  RSS %3d MiB", round+1, o.rounds,
+				r.floods[i].title, sample.load.Requests, sample.load.perSecond(), len(sample.clients.latencies), sample.latency(50), sample.latency(99), sample.latency(100),
+				len(sample.clients.entrances), percentile(sample.clients.entrances, 50).Milliseconds(), sample.slowestEntrance().Milliseconds(),
+				sample.during.gate[forged], sample.during.gate[limited], sample.during.server.rss>>20)
 		}
 	}
 	return r.markdown(), r.unmet(), nil

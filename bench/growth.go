@@ -60,7 +60,7 @@ func measureGrowth(ctx context.Context, o options, e environment) (markdown stri
 			if err != nil {
 				return "", nil, fmt.Errorf("growth to %d: %w", n, b.servers[growthSetup].explain(err))
 			}
-			progress("growth to %d: %+v", n, sample)
+			o.record("growth to %d: %+v", n, sample)
 			tables[table] = append(tables[table], sample)
 		}
 	}
@@ -184,6 +184,7 @@ func (b *bench) growthCPU(ctx context.Context, l load) (float64, error) {
 			return 0, err
 		}
 		samples = append(samples, sample{load: r, cpu: during.server.cpu}.perRequest())
+		b.options.record("%7d requests over %s: CPU %6.1f µs each", r.Requests, l.protocol.title, samples[len(samples)-1])
 	}
 	return spreadOf(samples).median, nil
 }

@@ -31,6 +31,7 @@ type options struct {
 	connections int
 	caddy       string
 	only        *regexp.Regexp // names of setups to compare
+	log         *strings.Builder
 }
 
 func main() {
@@ -44,10 +45,10 @@ func main() {
 }
 
 func parseOptions(args []string) (options, error) {
-	o := options{rounds: 5, duration: 2 * time.Second, connections: 32}
+	o := options{rounds: 5, duration: 2 * time.Second, connections: 32, log: new(strings.Builder)}
 	name := "bench"
 	if len(args) > 0 && args[0] == "flood" {
-		o = options{flood: true, rounds: 5, duration: 10 * time.Second, connections: 256}
+		o.flood, o.duration, o.connections = true, 10*time.Second, 256
 		name, args = "bench flood", args[1:]
 	}
 	if len(args) > 0 && args[0] == "growth" {
@@ -97,6 +98,25 @@ func (o options) sizes() []objectSize {
 	return objectSizes
 }
 
+// name is that of the report.
+func (o options) name() string {
+	switch {
+	case o.flood:
+		return "flood"
+	case o.growth:
+		return "growth"
+	}
+	return "results"
+}
+
+func (o options) logFile() string { return "logs/" + o.name() + ".log" }
+
+// record logs a measurement.
+func (o options) record(format string, args ...any) {
+	progress(format, args...)
+	fmt.Fprintf(o.log, format+"\n", args...)
+}
+
 // partial reports whether the run measures too little for a report.
 func (o options) partial() bool { return o.quick || o.small || o.only.String() != "" }
 
@@ -105,12 +125,12 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	measure, file := compare, "results.md"
+	measure := compare
 	switch {
 	case o.flood:
-		measure, file = measureFloods, "flood.md"
+		measure = measureFloods
 	case o.growth:
-		measure, file = measureGrowth, "growth.md"
+		measure = measureGrowth
 	}
 	e, err := describeEnvironment(o, strings.Join(args, " "))
 	if err != nil {
@@ -122,7 +142,12 @@ func run(ctx context.Context, args []string) error {
 	}
 	fmt.Print(report)
 	if !o.partial() {
-		if err := writeFile(file, []byte(report)); err != nil {
+		command, machine := e.madeBy()
+		if err := errors.Join(
+			writeFile(o.name()+".md", []byte(report)),
+			os.MkdirAll(filepath.Dir(o.logFile()), 0o755),
+			writeFile(o.logFile(), []byte(command+"\n"+machine+"\n\n"+o.log.String())),
+		); err != nil {
 			return err
 		}
 	}
