@@ -13,10 +13,14 @@ tools='gcc gcc libc6-dev
 ffmpeg ffmpeg
 ffprobe ffmpeg
 chromium chromium
+cvlc vlc-bin vlc-plugin-base
 node nodejs
 npm npm
 curl curl
+openssl openssl
 redis-server redis-server
+redis-cli redis-tools
+prometheus prometheus
 promtool prometheus
 jq jq
 nginx nginx libnginx-mod-rtmp

@@ -3,6 +3,7 @@ package integration
 import (
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -95,5 +96,31 @@ func TestLatestRelease(t *testing.T) {
 				t.Errorf("with the tags %q, version %s ends with exit status %d: %s", tags, version, got.code, got.stderr)
 			}
 		}
+	}
+}
+
+// A machine on which nobody has tested yet has the programs of every Debian, and those that
+// install-tools.sh installs or names.
+func TestToolsAreInstalled(t *testing.T) {
+	t.Parallel()
+	const always = "bash cd chroot find git go make prlimit sed sh"
+	_, list, _ := strings.Cut(readText(t, "install-tools.sh"), "\ntools='")
+	list, _, _ = strings.Cut(list, "'\n")
+	installed := append(strings.Fields(always), matches("\n"+list, `\n(?:/\S+/)?(\S+) `)...)
+	sources, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var used []string
+	for _, source := range sources {
+		used = append(used, matches(readText(t, source), `(?:tool\(t, |exec\.Command\(|exec\.CommandContext\([\w.()]+, |execute\(t, [^,]+, [^,]+, |succeed\(t, )"([\w/-]+)`)...)
+	}
+	for _, name := range used {
+		if !strings.HasPrefix(name, "../") && !strings.HasPrefix(name, "packaging/") && !slices.Contains(installed, filepath.Base(name)) {
+			t.Errorf("install-tools.sh does not see to %s", name)
+		}
+	}
+	if len(used) < 20 {
+		t.Errorf("found only the programs %q", used)
 	}
 }
