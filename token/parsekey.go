@@ -9,15 +9,15 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
 	"slices"
-	"unicode/utf8"
 
 	"github.com/lestrrat-go/jwx/v3/jwk"
+	"golang.org/x/text/encoding/unicode"
+	"golang.org/x/text/transform"
 )
 
 // keyMaterial is a key from a file. private is nil for a public key. id is empty
@@ -169,26 +169,15 @@ func parseKeyMaterials(data []byte) ([]keyMaterial, error) {
 // keyText returns the text of a key in UTF-8 without what editors, shells and
 // configuration files put around it: a byte order mark, blanks and quotes.
 func keyText(data []byte) []byte {
-	switch {
-	case bytes.HasPrefix(data, []byte{0xff, 0xfe}):
-		data = decodeUTF16(data, binary.LittleEndian)
-	case bytes.HasPrefix(data, []byte{0xfe, 0xff}):
-		data = decodeUTF16(data, binary.BigEndian)
+	// A redirection in PowerShell writes UTF-16.
+	if text, _, err := transform.Bytes(unicode.BOMOverride(transform.Nop), data); err == nil {
+		data = text
 	}
-	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	var quoted string
 	if json.Unmarshal(data, &quoted) == nil {
 		data = []byte(quoted) // some libraries write + as \u002B
 	}
 	return bytes.Trim(data, " \t\r\n\"'`")
-}
-
-// decodeUTF16 decodes the files that a redirection in PowerShell writes.
-func decodeUTF16(data []byte, order binary.ByteOrder) (text []byte) {
-	for ; len(data) > 1; data = data[2:] {
-		text = utf8.AppendRune(text, rune(order.Uint16(data))) // keys have no surrogates
-	}
-	return text
 }
 
 func isJSON(data []byte) bool { return bytes.HasPrefix(data, []byte("{")) }
