@@ -59,6 +59,3 @@ func (q *Queue) Enter(ctx context.Context, weight int64) error {
 
 // Leave returns weight units.
 func (q *Queue) Leave(weight int64) { q.capacity.Release(weight) }
-
-// Waiting returns the number of waiting callers.
-func (q *Queue) Waiting() int64 { return q.waiting.Load() }

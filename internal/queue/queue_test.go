@@ -24,7 +24,7 @@ func TestEnter(t *testing.T) {
 		second := make(chan error)
 		go func() { second <- patient.Enter(t.Context(), 1) }()
 		synctest.Wait()
-		if n := patient.Waiting(); n != 1 {
+		if n := patient.waiting.Load(); n != 1 {
 			t.Errorf("%d callers wait, want 1", n)
 		}
 		if err := patient.Enter(t.Context(), 1); !errors.Is(err, ErrFull) {
