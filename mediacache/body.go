@@ -74,10 +74,7 @@ func newBody(m *memory, old *object) *body {
 	return b
 }
 
-// dropOld ends the use of the body of the old object.
-func (b *body) dropOld() { b.replaceOld(nil) }
-
-// replaceOld takes over a use of another old object's body.
+// replaceOld takes over a use of another old object's body, nil for none.
 func (b *body) replaceOld(by *body) {
 	b.mu.Lock()
 	old := b.old
@@ -272,7 +269,7 @@ func (b *body) freeLocked() {
 	b.mu.Unlock()
 	b.memory.release(free)
 	if unused {
-		b.dropOld()
+		b.replaceOld(nil)
 	}
 }
 

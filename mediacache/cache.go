@@ -232,7 +232,7 @@ func (c *Cache) find(v *visit, k key, old *object) (o *object, f *fill, rd *read
 		}
 		return e.object, nil, e.object.body.read(), false
 	}
-	if c.isUnshared(k, now) && (!v.needsAll() || e.fill != nil && !e.fill.isReady()) {
+	if c.isUnshared(k, now) && (!v.needsAll() || e.fill != nil && !isClosed(e.fill.ready)) {
 		c.index.forget(e)
 		return nil, nil, nil, false
 	}

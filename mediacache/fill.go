@@ -50,14 +50,14 @@ const (
 func (f *fill) settle(result outcome, o *object) {
 	f.outcome, f.object = result, o
 	if result == shared {
-		f.body.dropOld()
+		f.body.replaceOld(nil)
 	}
 	close(f.ready)
 }
 
-func (f *fill) isReady() bool {
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-f.ready:
+	case <-c:
 		return true
 	default:
 		return false
@@ -67,7 +67,7 @@ func (f *fill) isReady() bool {
 // isJoinable reports whether a request that comes now may have the response of the
 // fill. The caller has locked the index.
 func (f *fill) isJoinable(now time.Time) bool {
-	return !f.isReady() || f.outcome == shared && f.object.isFresh(now) && !f.body.isWindowed()
+	return !isClosed(f.ready) || f.outcome == shared && f.object.isFresh(now) && !f.body.isWindowed()
 }
 
 // run asks the disk, and the origin for what is not there.
@@ -95,8 +95,9 @@ func (f *fill) run(next Handler, r *http.Request) {
 func (w *fillWriter) finish(failure error) {
 	f := w.fill
 	complete := false
+	originFailed := failure != nil && (f.config.OriginFailed == nil || f.config.OriginFailed(failure))
 	switch {
-	case w.state == waiting && failure != nil && f.isFailure(failure) && f.mayUseOld(f.cache.now()):
+	case w.state == waiting && originFailed && f.mayUseOld(f.cache.now()):
 		f.settle(confirmed, f.old)
 	case w.state == waiting:
 		f.failure = failure
@@ -112,11 +113,6 @@ func (w *fillWriter) finish(failure error) {
 	}
 	f.cache.ended(f, complete)
 	close(f.ended)
-}
-
-// isFailure reports whether an error of the origin's handler is a failure of the origin.
-func (f *fill) isFailure(failure error) bool {
-	return f.config.OriginFailed == nil || f.config.OriginFailed(failure)
 }
 
 // mayUseOld reports whether the old object may be used because the origin has failed

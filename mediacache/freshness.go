@@ -1,6 +1,7 @@
 package mediacache
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -68,14 +69,14 @@ func setSeconds(to **time.Duration, argument string) {
 
 // parseSeconds parses delta-seconds (RFC 9111 section 1.2.2). Anything else is 0.
 func parseSeconds(text string) time.Duration {
-	if text == "" || strings.Trim(text, "0123456789") != "" {
-		return 0
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n > maxDelta {
-		n = maxDelta
-	}
-	return time.Duration(n) * time.Second
+	n, _ := parseDigits(text)
+	return time.Duration(min(n, maxDelta)) * time.Second
+}
+
+// parseDigits parses a decimal number without a sign. A larger one than 2^63-1 counts as that.
+func parseDigits(text string) (n int64, ok bool) {
+	number, err := strconv.ParseUint(text, 10, 63)
+	return int64(number), err == nil || errors.Is(err, strconv.ErrRange)
 }
 
 // members yields the comma-separated members of a field, with their arguments. A

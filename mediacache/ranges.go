@@ -78,35 +78,21 @@ func parseSpec(spec string, total int64) (s span, ok bool) {
 	}
 	s = span{first: 0, last: total - 1, total: total}
 	if first == "" {
-		n, err := parsePosition(last)
+		n, ok := parseDigits(last)
 		s.first = max(total-n, 0)
-		if n == 0 {
-			s.first = total
-		}
-		return s, err
+		return s, ok
 	}
-	if s.first, ok = parsePosition(first); !ok {
+	if s.first, ok = parseDigits(first); !ok {
 		return span{}, false
 	}
 	if last != "" {
-		n, ok := parsePosition(last)
+		n, ok := parseDigits(last)
 		if !ok || n < s.first {
 			return span{}, false
 		}
 		s.last = min(n, total-1)
 	}
 	return s, true
-}
-
-func parsePosition(text string) (int64, bool) {
-	if text == "" || strings.Trim(text, "0123456789") != "" {
-		return 0, false
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		n = unknownEnd - 1
-	}
-	return n, true
 }
 
 // sendRanges answers with 206, or with 416 if there is no range that the object has.

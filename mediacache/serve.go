@@ -74,7 +74,7 @@ func (v *visit) leave(f *fill, rd *reader, first bool) {
 	if first {
 		close(f.gone)
 	}
-	if last := rd.close(); !last || f.hasEnded() {
+	if last := rd.close(); !last || isClosed(f.ended) {
 		return
 	}
 	if f.isNearlyDone() {
@@ -93,31 +93,17 @@ const (
 	refreshWithin = time.Minute
 )
 
-func (f *fill) hasEnded() bool {
-	select {
-	case <-f.ended:
-		return true
-	default:
-		return false
-	}
-}
-
 // isNearlyDone reports whether the body is not needed, or less than 1 MiB or a tenth of
 // it is missing.
 func (f *fill) isNearlyDone() bool {
-	select {
-	case <-f.ready:
-		if f.outcome != shared || f.body.isDone() {
-			return true
-		}
-		if f.object.length < 0 {
-			return false
-		}
-		missing := f.object.length - f.body.received()
-		return missing < smallRest || missing < f.object.length/10
-	default:
+	switch {
+	case !isClosed(f.ready):
 		return false
+	case f.outcome != shared || f.body.isDone():
+		return true
 	}
+	missing := f.object.length - f.body.received()
+	return f.object.length >= 0 && (missing < smallRest || missing < f.object.length/10)
 }
 
 // fail returns the error of the origin's handler, or breaks the response off as the
@@ -171,7 +157,10 @@ func (v *visit) answer(o *object, rd *reader, result Result) error {
 	if o.status == http.StatusOK {
 		switch v.evaluate(o) {
 		case http.StatusNotModified:
-			v.sendNotModified()
+			for _, name := range []string{"Content-Type", "Content-Length", "Content-Encoding"} {
+				delete(h, name)
+			}
+			v.w.WriteHeader(http.StatusNotModified)
 			return nil
 		case http.StatusPreconditionFailed:
 			delete(h, "Content-Type")
@@ -191,14 +180,6 @@ func (v *visit) answer(o *object, rd *reader, result Result) error {
 	}
 	v.send(o, rd, span{first: 0, last: o.length - 1, total: o.length})
 	return nil
-}
-
-func (v *visit) sendNotModified() {
-	h := v.w.Header()
-	for _, name := range []string{"Content-Type", "Content-Length", "Content-Encoding"} {
-		delete(h, name)
-	}
-	v.w.WriteHeader(http.StatusNotModified)
 }
 
 // send writes a part of the body. If that fails, it breaks the response off, so that
