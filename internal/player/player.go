@@ -115,14 +115,7 @@ func (p *Page) ServePage(w http.ResponseWriter, r *http.Request, frameAncestors,
 	if session != "" {
 		attributes = ` data-session="` + html.EscapeString(session) + `"`
 	}
-	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", p.policyWith(frameAncestors))
-	// The address of the page contains the token. Other hosts, like that of a
-	// poster, get none of it. The gate needs it to tell its own page.
-	h.Set("Referrer-Policy", "same-origin")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Length", strconv.Itoa(len(p.html)+len(attributes)))
+	p.setHeader(w.Header(), p.policyWith(frameAncestors), attributes)
 	if r.Method != http.MethodHead {
 		p.write(w, attributes)
 	}
@@ -132,14 +125,19 @@ func (p *Page) ServePage(w http.ResponseWriter, r *http.Request, frameAncestors,
 // the embedding page why, and its policy lets it load nothing. So any site may embed it.
 func (p *Page) ServeRefusal(w http.ResponseWriter, reason string, status int) {
 	attributes := ` data-refused="` + html.EscapeString(reason) + `" data-status="` + strconv.Itoa(status) + `"`
-	h := w.Header()
+	p.setHeader(w.Header(), p.refusal, attributes)
+	w.WriteHeader(status)
+	p.write(w, attributes)
+}
+
+func (p *Page) setHeader(h http.Header, policy, attributes string) {
 	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", p.refusal)
+	h.Set("Content-Security-Policy", policy)
+	// The address of the page contains the token. Other hosts, like that of a
+	// poster, get none of it. The gate needs it to tell its own page.
 	h.Set("Referrer-Policy", "same-origin")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(p.html)+len(attributes)))
-	w.WriteHeader(status)
-	p.write(w, attributes)
 }
 
 // write writes the page with attributes of its first element.

@@ -1,7 +1,6 @@
 package routecheck
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -83,11 +82,6 @@ func (c *checker) reportLinks(report *Report) {
 				"give the gate the option player, or the link the option `to manifest`"})
 		}
 	}
-}
-
-// newLink returns what is known about a signed_playback_mint from its options.
-func newLink(h *Handler, site string) *link {
-	return &link{Link: Link{Site: site}, toPage: cmp.Or(h.To, "iframe") == "iframe"}
 }
 
 // hasPage reports whether a gate serves a page at /iframe.

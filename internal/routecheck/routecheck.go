@@ -201,7 +201,7 @@ func (c *checker) collect(routes []Route, site string) {
 				c.gates[h] = &gate{Gate: Gate{cmp.Or(site, c.name()), h.Source}, folder: h.folder(), hasPage: h.hasPage()}
 				c.order = append(c.order, c.gates[h])
 			case mintHandler:
-				c.links[h] = newLink(h, cmp.Or(site, c.name()))
+				c.links[h] = &link{Link: Link{Site: cmp.Or(site, c.name())}, toPage: cmp.Or(h.To, "iframe") == "iframe"}
 				c.linkOrder = append(c.linkOrder, c.links[h])
 			}
 			c.collect(h.Routes, site)
