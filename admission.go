@@ -128,7 +128,7 @@ func (d *decision) admitBeforeOrigin(authority *sessions.Authority) error {
 	}
 	var key sessions.Key
 	text := ""
-	if _, live := desk.live.GetIfPresent(d.livePlaylist()); d.manifest && !live {
+	if _, live := desk.live.GetIfPresent(d.livePlaylist()); d.Manifest && !live {
 		text = authority.New(d.owner(), d.now())
 		key, _ = sessions.KeyIn(text)
 	} else {
@@ -149,12 +149,12 @@ func (d *decision) enforcesAdmission() bool {
 
 // livePlaylist is the key of a manifest among those of which the gate knows that no session is
 // written into them.
-func (d *decision) livePlaylist() string { return d.video + "/" + d.target.suffix.decoded }
+func (d *decision) livePlaylist() string { return d.video + "/" + d.target.Suffix.Decoded }
 
 // learnManifest takes down whether a session is written into the manifest of a response.
 func (d *decision) learnManifest(leadsBelow bool) {
 	switch desk := d.app.admission; {
-	case d.admitted == nil || !d.manifest:
+	case d.admitted == nil || !d.Manifest:
 	case leadsBelow:
 		desk.live.Invalidate(d.livePlaylist())
 	default:

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
 // validate is `caddy validate` of a config with an app and a gate.
@@ -157,10 +158,10 @@ func TestDefaults(t *testing.T) {
 	if s, err := app.settings(requestFor(t, "/x", func(*http.Request) {}), "any", false); err != nil || !s.requireSignedURLs || s.origins != (originPolicy{}) {
 		t.Errorf("the settings of a video are %+v (%v), want signed URLs from anywhere", s, err)
 	}
-	if got := gate.originPath.escaped.folder("demo"); got != "/demo" {
+	if got := gate.originPath.Folder("demo"); got != "/demo" {
 		t.Errorf("a video lives at %q, want /demo", got)
 	}
-	if diff := cmp.Diff(pathGlobs{"downloads/*"}, gate.paths.downloads); diff != "" {
+	if diff := cmp.Diff(playbackpath.Globs{"downloads/*"}, gate.paths.Downloads); diff != "" {
 		t.Errorf("downloads (-want +got):\n%s", diff)
 	}
 	if app.geo.Has(geo.Country) || app.keys.remote != nil || len(app.keys.fixed.IDs()) != 0 {
@@ -213,7 +214,7 @@ func TestPlaceholdersInTheConfig(t *testing.T) {
 	if got := app.geo.Lookup(netip.MustParseAddr("203.0.113.7")).Country; got.String() != "GB" {
 		t.Errorf("Country = %q, want GB", got)
 	}
-	if got, want := gate.originPath.escaped.folder("demo"), "/media/hls/demo/media/hls/demo"; got != want {
+	if got, want := gate.originPath.Folder("demo"), "/media/hls/demo/media/hls/demo"; got != want {
 		t.Errorf("a video lives at %q, want %q", got, want)
 	}
 	if gate.OriginPath != "/{env.TEST_MEDIA}/{video}/{env.TEST_MEDIA}/{video}" {

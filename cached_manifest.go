@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
 // decisionKey is the context key under which a gate hands its decision to the media cache.
@@ -58,7 +60,7 @@ var errForEach = errors.New("the manifest is different for each viewer")
 // identifyRewriting returns a text that is different for gates that rewrite manifests
 // differently: it depends on each option that the rewriting depends on.
 func (g *Gate) identifyRewriting() string {
-	decides := fmt.Sprintf("%q %q %v %q %v", g.originPath.escaped, g.paths.downloads, g.paths.allowAmbiguous, g.manifestHosts, g.features)
+	decides := fmt.Sprintf("%q %q %v %q %v", g.originPath.String(), g.paths.Downloads, g.paths.AllowAmbiguous, g.manifestHosts, g.features)
 	return fmt.Sprintf("\x00%x", sha256.Sum256([]byte(decides)))
 }
 
@@ -66,15 +68,15 @@ func (g *Gate) identifyRewriting() string {
 // request to the origin. It does not for segments, which the cache passes on at once, nor
 // if a handler between gate and cache has changed what a manifest is relative to.
 func (d *decision) rewritesInCache(r *http.Request) bool {
-	return (!d.media || d.webVTT) && r.Host == d.request.Host && r.URL.EscapedPath() == d.originPath
+	return (!d.Media || d.WebVTT) && r.Host == d.request.Host && r.URL.EscapedPath() == d.originPath
 }
 
 // forAll returns a decision with no more than the work on manifests needs. It contains
 // nothing of the viewer and may outlive the request.
 func (d *decision) forAll() *decision {
 	return &decision{
-		gate: d.gate, app: d.app, observer: silentObserver{}, resource: d.resource, video: strings.Clone(d.video),
-		target: target{suffix: suffix{escaped: strings.Clone(d.target.suffix.escaped), decoded: strings.Clone(d.target.suffix.decoded)}},
+		gate: d.gate, app: d.app, observer: silentObserver{}, Resource: d.Resource, video: strings.Clone(d.video),
+		target: playbackpath.Target{Suffix: playbackpath.Suffix{Escaped: strings.Clone(d.target.Suffix.Escaped), Decoded: strings.Clone(d.target.Suffix.Decoded)}},
 	}
 }
 
@@ -83,7 +85,7 @@ func (d *decision) forAll() *decision {
 func (d *decision) fill(to http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	d.request, d.query = r, r.URL.RawQuery
 	w := &d.response
-	w.ResponseWriter, w.d, w.media, w.forAll, w.extent = to, d, d.media && !d.webVTT, true, whole
+	w.ResponseWriter, w.d, w.media, w.forAll, w.extent = to, d, d.Media && !d.WebVTT, true, whole
 	return w.attempt(next, r)
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -146,10 +147,10 @@ func (g *Gate) options() map[string]option {
 			if err := oneArg(d, &g.OriginPath); err != nil {
 				return err
 			}
-			if hasPlaceholder(strings.ReplaceAll(g.OriginPath, videoPlaceholder, "")) {
+			if hasPlaceholder(strings.ReplaceAll(g.OriginPath, playbackpath.VideoPlaceholder, "")) {
 				return nil // Provision resolves and checks it
 			}
-			_, err := parseOriginPath(g.OriginPath)
+			_, err := playbackpath.ParseOriginPath(g.OriginPath)
 			return located(d, err)
 		},
 		"player": func(d *caddyfile.Dispenser) error {
@@ -180,7 +181,7 @@ func (g *Gate) options() map[string]option {
 				if hasPlaceholder(glob) {
 					return nil // Provision resolves and checks it
 				}
-				_, err := parsePathGlob(glob)
+				_, err := playbackpath.ParseGlob(glob)
 				return err
 			})
 		},

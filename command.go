@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -320,7 +321,7 @@ may play, by address and country:
 	flags.StringVar(&opts.sessionLimit, "climit", "", "the `number` of playback sessions that the viewer may have at a time (default: no limit)")
 	flags.StringVar(&opts.startBy, "start-by", "", "the `time` from which no playback session begins (default: none)")
 	flags.StringVar(&opts.baseURL, "url", "", "print a playback URL below this `address` of the gate")
-	flags.StringVar(&opts.path, "path", defaultManifest, "the `manifest` that the playback URL leads to")
+	flags.StringVar(&opts.path, "path", playbackpath.DefaultManifest, "the `manifest` that the playback URL leads to")
 	return cmd
 }
 
@@ -373,7 +374,7 @@ func sign(opts signOptions, out io.Writer) error {
 	for _, warning := range rules.Warnings(anyDatabase) {
 		fmt.Fprintf(opts.warnings, "warning: --rules: %s\n", warning)
 	}
-	if opts.baseURL == "" && opts.path != defaultManifest && opts.path != "" {
+	if opts.baseURL == "" && opts.path != playbackpath.DefaultManifest && opts.path != "" {
 		return fmt.Errorf("--path %q is a part of the playback URL; add --url", opts.path)
 	}
 	if opts.baseURL == "" {
@@ -392,7 +393,7 @@ func anyDatabase(geo.Fact) bool { return true }
 
 // playbackURL returns the URL of the manifest under a token.
 func (opts signOptions) playbackURL(compact string) (*url.URL, error) {
-	manifestPath, err := parseManifestPath(opts.path)
+	manifestPath, err := playbackpath.ParseManifestPath(opts.path)
 	if err != nil {
 		return nil, fmt.Errorf("--path %q: %w", opts.path, err)
 	}
@@ -403,7 +404,7 @@ func (opts signOptions) playbackURL(compact string) (*url.URL, error) {
 	if redact.Tokens(base.Path) != base.Path {
 		return nil, fmt.Errorf("--url %q: it contains a token already; give the address of the gate, like https://media.example.com", opts.baseURL)
 	}
-	return base.JoinPath(compact, manifestPath.escaped), nil
+	return base.JoinPath(compact, manifestPath.Escaped), nil
 }
 
 func readSigningKey(opts signOptions) (*token.SigningKey, error) {

@@ -26,6 +26,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -77,7 +78,7 @@ too. The log contains no tokens.`,
 	flags.StringVar(&opts.expires, "exp", "1h", "the `time` when the first URL expires")
 	flags.StringSliceVar(&opts.allowedOrigins, "allowed-origins", nil, "a `pattern` for sites that may play the videos, like *.example.com; may be repeated (default: any site)")
 	flags.StringVar(&opts.geoIPDatabase, "geoip-database", "", "the `file` with the geo database, for tokens with country rules")
-	flags.StringVar(&opts.path, "path", defaultManifest, "the `manifest` of the videos")
+	flags.StringVar(&opts.path, "path", playbackpath.DefaultManifest, "the `manifest` of the videos")
 	flags.BoolVar(&opts.player, "player", false, "serve a player page")
 	flags.StringVar(&opts.hlsJS, "hls-js", "", "the `file` with hls.js, for browsers that do not play HLS themselves")
 	flags.BoolVar(&opts.accessLog, "access-log", false, "log each request")
@@ -168,14 +169,14 @@ func proxy(opts proxyOptions, out io.Writer) ([]byte, error) {
 	if err := opts.check(); err != nil {
 		return nil, err
 	}
-	manifestPath, err := parseManifestPath(opts.path)
-	if err == nil && opts.player && mediatype.Ending(manifestPath.decoded) == "mpd" {
+	manifestPath, err := playbackpath.ParseManifestPath(opts.path)
+	if err == nil && opts.player && mediatype.Ending(manifestPath.Decoded) == "mpd" {
 		err = errManifestOfPage
 	}
 	if err != nil {
 		return nil, fmt.Errorf("--path %q: %w", opts.path, err)
 	}
-	opts.path = manifestPath.escaped
+	opts.path = manifestPath.Escaped
 	if err := opts.claim(site.listen()); err != nil {
 		return nil, fmt.Errorf("--from %q: %w; give a port that no other server has and that this user may listen on, like :8080", opts.from, err)
 	}
@@ -260,7 +261,7 @@ func parseProxyOrigin(text string) (origin proxyOrigin, err error) {
 		return origin, err
 	}
 	origin.Host = cmp.Or(origin.Host, "localhost")
-	template, err := parseOriginPath(strings.TrimSuffix(path, "/") + "/" + videoPlaceholder)
+	template, err := playbackpath.ParseOriginPath(strings.TrimSuffix(path, "/") + "/" + playbackpath.VideoPlaceholder)
 	if err != nil || strings.Contains(path, "{") {
 		return origin, fmt.Errorf("the path %q is not that of a folder", path)
 	}
@@ -354,7 +355,7 @@ func (opts proxyOptions) check() error {
 	if opts.hlsJS != "" && !opts.player {
 		return fmt.Errorf("--hls-js %q is for the player page; add --player", opts.hlsJS)
 	}
-	if _, err := (&PlayerConfig{HLSJS: opts.hlsJS}).provision(defaultManifest); err != nil {
+	if _, err := (&PlayerConfig{HLSJS: opts.hlsJS}).provision(playbackpath.DefaultManifest); err != nil {
 		return fmt.Errorf("--hls-js %w", err)
 	}
 	if _, err := weborigin.Compile(opts.allowedOrigins); err != nil {
@@ -416,11 +417,11 @@ func (opts proxyOptions) describe(out io.Writer, site proxySite, origin proxyOri
 	base := site.String()
 	fmt.Fprintf(out, "\nThe gate listens on %s. Viewers ask it for\n  %s/<token>/<path>\n", site.listen(), base)
 	fmt.Fprintf(out, "and it asks the origin for\n  %s%s/<path>\n\n",
-		origin.String(), strings.ReplaceAll(origin.template, videoPlaceholder, "<video>"))
+		origin.String(), strings.ReplaceAll(origin.template, playbackpath.VideoPlaceholder, "<video>"))
 
 	fmt.Fprintf(out, "The video %s plays until %s:\n", claims.VideoID, relativeTime(claims.ExpiresAt, opts.now()))
 	if opts.player {
-		fmt.Fprintf(out, "  Page  %s/%s/%s\n", base, compact, iframeSuffix)
+		fmt.Fprintf(out, "  Page  %s/%s/%s\n", base, compact, playbackpath.IframeSuffix)
 	}
 	fmt.Fprintf(out, "  HLS   %s/%s/%s\n", base, compact, opts.path)
 	if len(opts.allowedOrigins) > 0 {

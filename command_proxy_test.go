@@ -21,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -116,7 +117,7 @@ func proxying(t *testing.T, change func(*proxyOptions)) (opts proxyOptions, warn
 	warnings = new(bytes.Buffer)
 	opts = proxyOptions{
 		from: "http://127.0.0.1:8080", to: "127.0.0.1:8081",
-		key: "-", stdin: strings.NewReader(must(testKey().JWK())), video: "demo", expires: "1h", path: defaultManifest,
+		key: "-", stdin: strings.NewReader(must(testKey().JWK())), video: "demo", expires: "1h", path: playbackpath.DefaultManifest,
 		publicKey: filepath.Join(t.TempDir(), "public.json"), warnings: warnings,
 		now:   func() time.Time { return testTime },
 		claim: func(string) error { return nil },

@@ -17,6 +17,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/rogpeppe/go-internal/txtar"
 	"github.com/spf13/cobra"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
 // Each file of testdata/script is a shell session with the command caddy. It can use the
@@ -120,7 +122,7 @@ func TestKeygenSignAndGate(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := writeFile(t, "key.json", key.String())
-	opts := signOptions{key: file, video: "demo", expires: "1h", baseURL: "https://media.example.net", path: defaultManifest, now: func() time.Time { return testTime }}
+	opts := signOptions{key: file, video: "demo", expires: "1h", baseURL: "https://media.example.net", path: playbackpath.DefaultManifest, now: func() time.Time { return testTime }}
 	if err := sign(opts, &url); err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 )
@@ -36,8 +37,8 @@ type decision struct {
 	requestOrigin string
 
 	// From the path.
-	target target
-	resource
+	target playbackpath.Target
+	playbackpath.Resource
 
 	// From the token and the store.
 	video           string         // "" until the viewer has proved that they may ask for it
@@ -73,7 +74,7 @@ type decision struct {
 
 func newDecision(g *Gate, r *http.Request, o stepObserver) *decision {
 	return &decision{
-		gate: g, app: g.app, request: r, observer: o, resource: resource{kind: kindOther}, result: resultAllowed,
+		gate: g, app: g.app, request: r, observer: o, Resource: playbackpath.Resource{Kind: playbackpath.KindOther}, result: resultAllowed,
 		query: r.URL.RawQuery, requestOrigin: r.Header.Get("Origin"),
 	}
 }
@@ -84,7 +85,7 @@ func (d *decision) namedVideo() string {
 	if d.video != "" {
 		return d.video
 	}
-	return d.target.videoID
+	return d.target.VideoID
 }
 
 // now returns the time of the request, which `explain` may choose.
@@ -269,14 +270,14 @@ func (d *decision) recordedValue(name string) (value string, ok bool) {
 	case "video":
 		return d.video, true
 	case "kind":
-		return string(d.kind), true
+		return string(d.Kind), true
 	case "key_id":
 		if d.verified == nil || d.verified.key == nil {
 			return "", true
 		}
 		return d.verified.key.ID(), true
 	case "token_id":
-		return redact.TokenID(d.target.token), true
+		return redact.TokenID(d.target.Token), true
 	case "country":
 		return d.knownCountry(), true
 	case "result":

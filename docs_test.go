@@ -28,6 +28,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 )
 
@@ -385,7 +386,7 @@ func TestDefaultsAreDocumented(t *testing.T) {
 		"session_timeout":  "`" + strings.TrimSuffix(sessions.DefaultTimeout.String(), "0s") + "`",
 		"jwks_url":         "`" + strings.TrimSuffix(defaultJWKSInterval.String(), "0s") + "`",
 		"token_cache_size": "`" + strings.ReplaceAll(humanize.IBytes(defaultTokenCacheSize), " ", "") + "`",
-		"origin_path":      "`/" + videoPlaceholder + "`",
+		"origin_path":      "`/" + playbackpath.VideoPlaceholder + "`",
 		"memory":           "`" + strings.ReplaceAll(humanize.IBytes(defaultCacheMemory), " ", "") + "`",
 		"max_object":       "`" + strings.ReplaceAll(humanize.IBytes(defaultMaxObject), " ", "") + "`",
 	} {

@@ -156,7 +156,7 @@ func (d *decision) reportOnly(c check) bool {
 // without a valid form, and loads its settings. If they cannot be read, the
 // request ends with the refusal of the token.
 func (d *decision) assumeVideo() string {
-	parsed, err := d.app.policy.Parse(d.target.token)
+	parsed, err := d.app.policy.Parse(d.target.Token)
 	if err != nil {
 		return ""
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -175,7 +176,7 @@ func wantReported(t *testing.T, g *Gate, r *http.Request, why string) {
 // countOf returns how many requests have been counted by their outcome, of
 // whatever kind.
 func countOf(g *Gate, became result, why string) (count float64) {
-	for _, k := range kinds {
+	for _, k := range playbackpath.Kinds {
 		count += testutil.ToFloat64(g.app.metrics.requests.WithLabelValues(string(became), why, string(k)))
 	}
 	return count

@@ -12,6 +12,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
 // errorPath is the path of the request that error routes (handle_errors) get after
@@ -52,7 +54,7 @@ func hideOriginalURL(r *http.Request) {
 // server's own response writer. It finds that writer inside the one for idle timeouts,
 // which a server has unless write_idle is negative.
 func (g *Gate) guardErrorRoutes(w http.ResponseWriter, d *decision, err error) {
-	guard := &errorWriter{gate: g, isPage: g.player != nil && d.kind == kindIframe}
+	guard := &errorWriter{gate: g, isPage: g.player != nil && d.Kind == playbackpath.KindIframe}
 	if why, ok := errors.AsType[*refusal](err); ok {
 		guard.refused, guard.refusal = why.reason.status(), why
 		dropEntityHeaders(w.Header())

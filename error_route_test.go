@@ -10,6 +10,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
 // requestPlaceholders are those that contain parts of the client's URL or headers.
@@ -58,7 +60,7 @@ func TestErrorRoutesGetAnotherRequest(t *testing.T) {
 						t.Errorf("a URL is %q, want %q", withoutToken(got), errorPath)
 					}
 				}
-				if _, err := (pathRules{}).parsePath(r.URL); err == nil {
+				if _, err := (playbackpath.Rules{}).Parse(r.URL); err == nil {
 					t.Errorf("%q is a playback path", errorPath)
 				}
 			})

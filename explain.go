@@ -547,7 +547,7 @@ func (t *trace) explanation() *explanation {
 	d := t.decision
 	e := &explanation{
 		Allowed: t.refusal == nil, Result: resultAllowed, At: t.at.UTC(), Checks: t.checks,
-		Video: d.video, TokenID: redact.TokenID(d.target.token), Country: d.knownCountry(),
+		Video: d.video, TokenID: redact.TokenID(d.target.Token), Country: d.knownCountry(),
 	}
 	e.KeyID, _ = d.recordedValue("key_id")
 	if addr, ok := clientAddress(d.request); ok {

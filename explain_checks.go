@@ -121,7 +121,7 @@ func (t *trace) canContinue(d *decision, refusedBy string) bool {
 // assumeClaims lets the steps after an invalid signature judge the claims as
 // though it were valid.
 func (t *trace) assumeClaims(d *decision) {
-	parsed, _ := d.app.policy.Parse(d.target.token) // assumeVideo has parsed it
+	parsed, _ := d.app.policy.Parse(d.target.Token) // assumeVideo has parsed it
 	claims := parsed.Unverified()
 	rules, err := compileRules(claims.AccessRules)
 	if err != nil {
@@ -148,7 +148,7 @@ func (t *trace) explain(d *decision, name string, became verdict, err error) {
 	case "path":
 		t.explainPath(d, became, err)
 	case "token":
-		if d.target.token != "" {
+		if d.target.Token != "" {
 			t.explainToken(d, became, err)
 		}
 	case "revoked":
@@ -184,10 +184,10 @@ func (t *trace) explainPath(d *decision, became verdict, err error) {
 		return
 	}
 	under := "under a token"
-	if d.target.token == "" {
-		under = fmt.Sprintf("of the video %q, without a token", d.target.videoID)
+	if d.target.Token == "" {
+		under = fmt.Sprintf("of the video %q, without a token", d.target.VideoID)
 	}
-	t.add("path", became, nil, fmt.Sprintf("%q, kind %s, %s", d.target.suffix.decoded, d.kind, under))
+	t.add("path", became, nil, fmt.Sprintf("%q, kind %s, %s", d.target.Suffix.Decoded, d.Kind, under))
 }
 
 // tokenParts are the parts of the token step in order, with the reasons of each.
@@ -197,7 +197,7 @@ var tokenParts = []struct {
 	detail  func(*decision, token.Claims) string
 }{
 	{"token", []reason{reasonTokenMalformed, reasonAlgorithmNotAllowed}, func(d *decision, c token.Claims) string {
-		return fmt.Sprintf("well-formed, RS256, token id %s, sub %q", redact.TokenID(d.target.token), c.VideoID)
+		return fmt.Sprintf("well-formed, RS256, token id %s, sub %q", redact.TokenID(d.target.Token), c.VideoID)
 	}},
 	{"key", []reason{reasonKeyUnknown, reasonStateUnavailable}, func(d *decision, c token.Claims) string {
 		if stored, _ := d.app.state.Key(c.KeyID); stored.Revoked {
@@ -224,7 +224,7 @@ var tokenParts = []struct {
 func (t *trace) explainToken(d *decision, became verdict, err error) {
 	why, _ := errors.AsType[*refusal](err)
 	var claims token.Claims
-	parsed, malformed := d.app.policy.Parse(d.target.token)
+	parsed, malformed := d.app.policy.Parse(d.target.Token)
 	if malformed == nil {
 		claims = parsed.Unverified()
 	}
@@ -304,7 +304,7 @@ func explainRevocation(d *decision) string {
 	if all == nil {
 		return "the revocations are not known"
 	}
-	r := all.Match(d.verified.subject(d.target.token), d.now())
+	r := all.Match(d.verified.subject(d.target.Token), d.now())
 	if r == nil {
 		return fmt.Sprintf("none of %d is about the token", len(all.Live(d.now())))
 	}
@@ -382,9 +382,9 @@ func explainOrigins(d *decision) []string {
 
 func explainDownload(d *decision) string {
 	switch {
-	case !d.download:
+	case !d.Download:
 		return "this is no download"
-	case d.target.token == "":
+	case d.target.Token == "":
 		return "a download, without a token"
 	case d.verified == nil:
 		return "a download, with a token that does not verify"
@@ -396,7 +396,7 @@ func explainDownload(d *decision) string {
 // explainTokenRules shows what the rules of the token decide.
 func explainTokenRules(d *decision, err error) []string {
 	switch {
-	case d.target.token == "":
+	case d.target.Token == "":
 		return []string{"no token, so no rules"}
 	case d.verified == nil:
 		return []string{"the token does not verify, so its rules do not count"}
@@ -415,9 +415,9 @@ func explainSession(d *decision) (details []string) {
 	if !d.app.countsSessions() {
 		return details
 	}
-	if key, err := d.sessionInPath(); d.target.session != "" && err == nil {
+	if key, err := d.sessionInPath(); d.target.Session != "" && err == nil {
 		details = append(details, fmt.Sprintf("the session %s, which began %s", key.ID(), explainDate(d.now(), key.Begun())))
-	} else if d.target.session == "" {
+	} else if d.target.Session == "" {
 		details = append(details, "no session in the path")
 	}
 	if t := d.verified; t != nil {
@@ -425,7 +425,7 @@ func explainSession(d *decision) (details []string) {
 			details = append(details, fmt.Sprintf("at most %d at a time for the viewer; how many run, only the server knows", limit))
 		}
 	}
-	if desk := d.app.admission; desk != nil && !d.resource.own {
+	if desk := d.app.admission; desk != nil && !d.Resource.Own {
 		details = append(details, fmt.Sprintf("if the session does not run yet, the server asks %s (on_error %s); explain does not", desk.url.Host, desk.onError()))
 	}
 	return details

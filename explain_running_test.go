@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -148,9 +149,9 @@ http://three.example.com, http://*.example.com {
 }
 `
 	one := controlapi.Gate{Playback: "http://one.example.com", Hosts: []string{"one.example.com"}, Manifest: "hls/a%20b.m3u8", Player: true}
-	two := controlapi.Gate{Playback: "https://two.example.com:8443", Hosts: []string{"two.example.com"}, Manifest: defaultManifest}
-	three := controlapi.Gate{Hosts: []string{"three.example.com", "*.example.com"}, Manifest: defaultManifest}
-	any := controlapi.Gate{Hosts: []string{}, Manifest: defaultManifest}
+	two := controlapi.Gate{Playback: "https://two.example.com:8443", Hosts: []string{"two.example.com"}, Manifest: playbackpath.DefaultManifest}
+	three := controlapi.Gate{Hosts: []string{"three.example.com", "*.example.com"}, Manifest: playbackpath.DefaultManifest}
+	any := controlapi.Gate{Hosts: []string{}, Manifest: playbackpath.DefaultManifest}
 	public := func(gate controlapi.Gate) controlapi.Gate { gate.Playback = "https://two.example.com/x"; return gate }
 	for option, want := range map[string][]controlapi.Gate{
 		"": {one, three, any, two}, "public_url https://two.example.com/x": {one, three, public(any), public(two)},

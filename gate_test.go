@@ -89,6 +89,12 @@ func signedWithRules(rules string) string {
 // many processes.
 var plainToken = sync.OnceValue(func() string { return signed(nil) })
 
+// T stands for a valid token in the request targets of the tables.
+func withToken(target string) string { return strings.ReplaceAll(target, "T", plainToken()) }
+
+// withoutToken is its inverse, for messages.
+func withoutToken(s string) string { return strings.ReplaceAll(s, plainToken(), "T") }
+
 // writeFile puts a file into a folder that the test takes with it.
 func writeFile(t testing.TB, name, content string) (path string) {
 	t.Helper()

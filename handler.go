@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
 // pipelineStep is one check of the pipeline.
@@ -51,7 +52,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 	d := newDecision(g, r, silentObserver{})
 	d.record()
 	defer func() {
-		d.app.metrics.countRequest(d.result, d.reason, d.kind)
+		d.app.metrics.countRequest(d.result, d.reason, d.Kind)
 		if p := recover(); p != nil {
 			panic(redactPanic(p))
 		}
@@ -154,27 +155,27 @@ func checkMethod(d *decision) error {
 
 // checkPath parses the path and finds out what kind of resource it names.
 func checkPath(d *decision) (err error) {
-	if d.target, err = d.gate.paths.parsePath(d.request.URL); err != nil {
-		if strings.HasSuffix(d.request.URL.Path, "/"+iframeSuffix) {
-			d.kind = kindIframe
+	if d.target, err = d.gate.paths.Parse(d.request.URL); err != nil {
+		if strings.HasSuffix(d.request.URL.Path, "/"+playbackpath.IframeSuffix) {
+			d.Kind = playbackpath.KindIframe
 		}
 		return refuse(reasonPathInvalid, err)
 	}
-	d.resource = d.gate.paths.resource(d.target.suffix.decoded)
+	d.Resource = d.gate.paths.Resource(d.target.Suffix.Decoded)
 	return nil
 }
 
 // checkToken verifies the token, if the request has one, and then its
 // audience, issuer and dates. A token counts even where the video requires none.
 func checkToken(d *decision) error {
-	if d.target.token == "" {
+	if d.target.Token == "" {
 		return nil
 	}
 	verify := d.app.verifier.verify
 	if d.explained() != nil {
 		verify = d.app.verifier.verifyUncounted
 	}
-	verified, err := verify(d.request, d.target.token)
+	verified, err := verify(d.request, d.target.Token)
 	if err != nil {
 		return err
 	}
@@ -199,7 +200,7 @@ func checkRevocations(d *decision) error {
 	if d.verified.clean.Load() == all.Generation() {
 		return nil
 	}
-	if all.Match(d.verified.subject(d.target.token), d.now()) != nil {
+	if all.Match(d.verified.subject(d.target.Token), d.now()) != nil {
 		return refuse(reasonTokenRevoked, errRevoked)
 	}
 	d.verified.clean.Store(all.Generation())
@@ -212,7 +213,7 @@ func checkSettings(d *decision) error {
 	if err := d.loadSettings(d.namedVideo()); err != nil {
 		return err
 	}
-	if d.target.token == "" && d.settings.requireSignedURLs {
+	if d.target.Token == "" && d.settings.requireSignedURLs {
 		return refuse(reasonTokenRequired, errTokenRequired)
 	}
 	d.video = d.namedVideo()
@@ -235,7 +236,7 @@ func checkSchedule(d *decision) error {
 }
 
 func checkOrigin(d *decision) error {
-	return d.settings.origins.check(d.request, d.kind, d.target.first())
+	return d.settings.origins.check(d.request, d.Kind, d.target.First())
 }
 
 // checkOperatorRules evaluates the operator's access rules.
@@ -265,7 +266,7 @@ func (d *decision) evaluate(rules accessrules.List, blocked error) (err error) {
 // checkDownload requires the claim `downloadable` for downloads. A request
 // without a token has no such claim, even where the video requires no token.
 func checkDownload(d *decision) error {
-	if !d.download || d.verified != nil && d.verified.downloadable {
+	if !d.Download || d.verified != nil && d.verified.downloadable {
 		return nil
 	}
 	return refuse(reasonDownloadNotAllowed, errDownload)

@@ -767,3 +767,17 @@ func TestNothingBehindTheGate(t *testing.T) {
 		})
 	}
 }
+
+// A gate asks its origin for the path as the viewer wrote it.
+func TestAmbiguousPathAtTheOrigin(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, testApp(), &Gate{AmbiguousPaths: "allow"})
+	for _, suffix := range []string{"media%2F0-1.m4s", "a//b.ts", "episode%20%239/s0.ts", "s;p=0.ts", "a%2fb%3B%3f%25.ts"} {
+		r := requestFor(t, "/"+plainToken()+"/"+suffix, nil)
+		if a := ask(t, g, r); !a.allowed() || a.origin[0].URL.EscapedPath() != "/demo/"+suffix || a.origin[0].RequestURI != "/demo/"+suffix {
+			t.Errorf("%s: %d %s, and the origin is asked %d times", suffix, a.status, a.text, len(a.origin))
+		}
+	}
+	r := requestFor(t, "/"+plainToken()+"/downloads//x.ts", nil)
+	wantRefusal(t, r, ask(t, g, r), "download_not_allowed")
+}

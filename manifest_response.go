@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
@@ -131,7 +132,7 @@ func isOptional(start []byte) bool {
 
 // isManifest reports whether its name or type says that this is a manifest.
 func (w *response) isManifest() bool {
-	return w.d.manifest || !w.d.media && !w.media && mediatype.Manifest(w.Header().Get("Content-Type")) != ""
+	return w.d.Manifest || !w.d.Media && !w.media && mediatype.Manifest(w.Header().Get("Content-Type")) != ""
 }
 
 // holdManifest begins to buffer a manifest, or what may be one but is compressed or
@@ -148,7 +149,7 @@ func (w *response) holdManifest() {
 		w.refuse(errManifestSize)
 	case coding != "" && coding != "gzip" && coding != "x-gzip":
 		w.refuse(errManifestEncoding)
-	case w.isHead() && !w.d.manifest:
+	case w.isHead() && !w.d.Manifest:
 		// Only the Content-Type tells, so it is too late to ask for the body.
 		contentType := mediatype.Manifest(w.Header().Get("Content-Type"))
 		dropEntityHeaders(w.Header())
@@ -264,7 +265,7 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 		return nil, 0, errManifestForm
 	}
 	at, optional := w.d.location(), format == manifest.WebVTT || format == manifest.AssetList
-	if optional && w.d.manifest {
+	if optional && w.d.Manifest {
 		return nil, 0, errManifestForm
 	}
 	hasAssets := format == manifest.AssetList || format == manifest.HLS && bytes.Contains(body, []byte("X-ASSET-"))
@@ -274,8 +275,8 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	if hasAssets {
 		at.Base = w.d.viewerFolder()
 	}
-	refused := refusedNames{rules: w.d.gate.paths}
-	at.Refuses = refused.refuse
+	refused := playbackpath.RefusedNames{Rules: w.d.gate.paths}
+	at.Refuses = refused.Refuse
 	text := ""
 	if !w.forAll && w.d.mayLeadBelow() {
 		text = w.d.newSessionText()
@@ -306,12 +307,12 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 
 // warnOfRefusedURIs logs that viewers cannot load files of a manifest. The message has
 // the path, because the logger keeps each message once a minute.
-func (d *decision) warnOfRefusedURIs(path string, count int, refused refusedNames) {
+func (d *decision) warnOfRefusedURIs(path string, count int, refused playbackpath.RefusedNames) {
 	fix := "rename the files"
-	if refused.allowable {
+	if refused.Allowable {
 		fix = "set `ambiguous_paths allow` in signed_playback"
 	}
-	d.gate.manifestLog.Warn("the gate refuses files of the manifest "+path, zap.Int("uris", count), zap.Error(refused.why), zap.String("fix", fix))
+	d.gate.manifestLog.Warn("the gate refuses files of the manifest "+path, zap.Int("uris", count), zap.Error(refused.Why), zap.String("fix", fix))
 }
 
 // decompressManifest undoes gzip, for files that the origin has only compressed. The size limit stops a gzip bomb.
@@ -470,12 +471,12 @@ func (w *response) redirect() {
 // URL. Handlers of this server redirect there, because they know the original
 // path.
 func (d *decision) inViewerSpace(location string) bool {
-	below, ok := strings.CutPrefix(location, "/"+d.target.first()+"/")
+	below, ok := strings.CutPrefix(location, "/"+d.target.First()+"/")
 	if !ok {
 		return false
 	}
 	path, _, _ := strings.Cut(below, "?")
-	_, err := d.gate.paths.parseSuffix(path, d.target.first())
+	_, err := d.gate.paths.ParseSuffix(path, d.target.First())
 	return err == nil
 }
 
@@ -487,14 +488,14 @@ func (d *decision) location() manifest.Location {
 	if own, err := parseManifestHost(d.request.Host); err == nil {
 		hosts = append(slices.Clip(hosts), own)
 	}
-	folder := d.gate.originPath.escaped.folder(d.video) + "/"
-	return manifest.Location{Path: folder + d.target.suffix.escaped, Folder: folder, Hosts: hosts}
+	folder := d.gate.originPath.Folder(d.video) + "/"
+	return manifest.Location{Path: folder + d.target.Suffix.Escaped, Folder: folder, Hosts: hosts}
 }
 
 // viewerFolder returns the absolute URL that the video's folder has for the viewer. Behind a
 // proxy that terminates TLS, only public_url or a trusted X-Forwarded-Proto tells the scheme.
 func (d *decision) viewerFolder() string {
-	path := d.target.folder()
+	path := d.target.Folder()
 	r := d.request
 	scheme := "http"
 	switch trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool); {
@@ -509,9 +510,8 @@ func (d *decision) viewerFolder() string {
 	// bytes, which must not end the quotes of an attribute.
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
 		target, _, _ := strings.Cut(original.RequestURI, "?")
-		prefix, found := strings.CutSuffix(target, path+d.target.suffix.escaped)
-		isOdd := func(c rune) bool { return c >= utf8.RuneSelf || c != '/' && !pchar[c] }
-		if found && strings.HasPrefix(target, "/") && !strings.ContainsFunc(prefix, isOdd) {
+		prefix, found := strings.CutSuffix(target, path+d.target.Suffix.Escaped)
+		if found && strings.HasPrefix(target, "/") && playbackpath.HasOnlyPchar(prefix) {
 			path = prefix + path
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
@@ -566,5 +567,51 @@ func TestManifestHostsWithLettersBeyondASCII(t *testing.T) {
 				t.Errorf("%s for manifest_hosts %s: %q", written, configured, e.body)
 			}
 		}
+	}
+}
+
+// A manifest with names that the gate refuses plays nothing. The count, and the log once a
+// minute for a manifest, say so before a viewer does.
+func TestManifestsWithURIsThatAreRefused(t *testing.T) {
+	t.Parallel()
+	const ambiguous = "#EXTM3U\n#EXTINF:4,\nmedia%2F0-1.m4s\n#EXTINF:4,\n/demo/a//b.ts\n#EXTINF:4,\n../episode%20%239/s0.ts\n#EXTINF:4,\ns;p=0.ts\n"
+	for _, tc := range []struct {
+		name, body, option string
+		refused            float64
+		fix                string
+	}{
+		{"ordinary names", "#EXTM3U\n#EXTINF:4,\nmedia/0-1.m4s?a;b//c\n#EXTINF:4,\na b é[1](2).ts\n#EXTINF:4,\nx.y.z.ts\n#EXTINF:4,\nhttps://cdn.example/a//b\n", "", 0, ""},
+		{"ambiguous names", ambiguous, "", 4, "ambiguous_paths allow"},
+		{"ambiguous names that may pass", ambiguous, "allow", 0, ""},
+		{"names that no option lets pass", ambiguous + "#EXTINF:4,\n./a:b/c.ts\n", "", 5, "rename"},
+		{"names that no option lets pass, with the option", ambiguous + "#EXTINF:4,\n./a:b.ts\n#EXTINF:4,\nvideo.m3u8;x.ts\n", "allow", 2, "rename"},
+		{
+			"templates of an MPD", `<MPD><Period><AdaptationSet><SegmentTemplate media="s-$Number%05d$-$Time$.m4s" initialization="$RepresentationID$%2Finit.mp4"/><Representation id="a"/></AdaptationSet></Period></MPD>`,
+			"", 1, "ambiguous_paths allow",
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			g := newGate(t, testApp(), &Gate{AmbiguousPaths: tc.option})
+			log, logs := observedLog()
+			g.manifestLog = log
+			before := testutil.ToFloat64(g.app.metrics.urisRefused)
+			_ = exchangeOnce(t, g, requestFor(t, "/"+plainToken()+"/hls/video.m3u8", nil), func(w http.ResponseWriter, _ *http.Request) error {
+				_, err := w.Write([]byte(tc.body))
+				return err
+			})
+			if tc.refused == 0 && logs.Len() != 0 || tc.refused > 0 && logs.Len() != 1 {
+				t.Fatalf("it is logged %d times: %v", logs.Len(), logs.All())
+			}
+			if got := testutil.ToFloat64(g.app.metrics.urisRefused) - before; got < tc.refused {
+				t.Errorf("%v URIs are counted, want %v", got, tc.refused)
+			}
+			for _, line := range logs.All() {
+				fields := line.ContextMap()
+				if fields["uris"] != int64(tc.refused) || !strings.Contains(fields["fix"].(string), tc.fix) || !strings.Contains(line.Message, "/demo/hls/video.m3u8") {
+					t.Errorf("the log says %q %v, want %v URIs and %q", line.Message, fields, tc.refused, tc.fix)
+				}
+			}
+		})
 	}
 }

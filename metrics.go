@@ -11,6 +11,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/admission"
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 	"github.com/signed-playback/caddy-signed-playback/mediacache"
@@ -23,7 +24,7 @@ const namespace, subsystem = "caddy", "signed_playback"
 // them.
 type metrics struct {
 	requests        *prometheus.CounterVec
-	allowed         map[kind]prometheus.Counter // counters of allowed requests
+	allowed         map[playbackpath.Kind]prometheus.Counter // counters of allowed requests
 	manifestSeconds prometheus.Histogram
 	urisRewritten   prometheus.Counter
 	urisLeft        prometheus.Counter
@@ -112,9 +113,9 @@ func (m *metrics) histogram(name, help string, buckets []float64) prometheus.His
 
 // beginRequests creates each series of requests at 0. Prometheus computes no rate
 // or increase for the first sample of a series that begins at 1.
-func beginRequests(requests *prometheus.CounterVec) (allowed map[kind]prometheus.Counter) {
-	allowed = make(map[kind]prometheus.Counter)
-	for _, k := range kinds {
+func beginRequests(requests *prometheus.CounterVec) (allowed map[playbackpath.Kind]prometheus.Counter) {
+	allowed = make(map[playbackpath.Kind]prometheus.Counter)
+	for _, k := range playbackpath.Kinds {
 		allowed[k] = requests.WithLabelValues(string(resultAllowed), "", string(k))
 		for _, why := range reasons {
 			requests.WithLabelValues(string(resultRefused), string(why), string(k))
@@ -238,7 +239,7 @@ func boolToFloat(b bool) float64 {
 }
 
 // countRequest counts a request by its outcome.
-func (m *metrics) countRequest(became result, why reason, k kind) {
+func (m *metrics) countRequest(became result, why reason, k playbackpath.Kind) {
 	if became == resultAllowed {
 		m.allowed[k].Inc()
 		return

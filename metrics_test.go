@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -145,7 +146,7 @@ func TestLabelsAreClosed(t *testing.T) {
 	}
 	for family, atStart := range known {
 		for labels := range countersOf(t, g.app.metrics, family) {
-			if _, ok := atStart[labels]; !ok && (labels[1] != "" || labels[2] != "preflight" || !slices.Contains(kinds[:], kind(labels[0]))) {
+			if _, ok := atStart[labels]; !ok && (labels[1] != "" || labels[2] != "preflight" || !slices.Contains(playbackpath.Kinds[:], playbackpath.Kind(labels[0]))) {
 				t.Errorf("%s has the series %q", family, labels)
 			}
 		}
@@ -167,7 +168,7 @@ func TestMetricsSurviveReloads(t *testing.T) {
 		if n := countersIn(ctx.GetMetricsRegistry(), "manifest_uris_total")[[3]string{"outside"}]; n < float64(config+1) {
 			t.Errorf("config %d: %v URIs outside are counted, want those of all configs", config, n)
 		}
-		app.metrics.countRequest(resultRefused, reasonTooEarly, kindOther)
+		app.metrics.countRequest(resultRefused, reasonTooEarly, playbackpath.KindOther)
 		refused := uint64(0)
 		for _, hour := range app.metrics.refusals.last(time.Now()).Hours {
 			refused += hour.Refused[string(reasonTooEarly)]
@@ -184,7 +185,7 @@ func TestMetricsSurviveReloads(t *testing.T) {
 func TestRequestsBeginAtZero(t *testing.T) {
 	t.Parallel()
 	want := make(map[requestLabels]float64)
-	for _, k := range kinds {
+	for _, k := range playbackpath.Kinds {
 		want[requestLabels{"allowed", "", string(k)}] = 0
 		for _, why := range reasonConstants(t) {
 			want[requestLabels{"refused", why, string(k)}] = 0

@@ -15,6 +15,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -179,7 +180,7 @@ func (m *Mint) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Han
 	if err != nil {
 		return caddyhttp.Error(http.StatusForbidden, err)
 	}
-	suffix := iframeSuffix
+	suffix := playbackpath.IframeSuffix
 	if m.To == toManifest {
 		suffix, _ = m.app.manifestOfLinks() // which Provision has checked
 	}
@@ -196,7 +197,7 @@ func (m *Mint) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Han
 func (a *App) manifestOfLinks() (string, error) {
 	switch paths := a.gateManifests; {
 	case len(paths) == 0:
-		return defaultManifest, nil
+		return playbackpath.DefaultManifest, nil
 	case len(paths) > 1 && a.linksLead:
 		return "", fmt.Errorf("to manifest of signed_playback_mint: the gates have the manifests %q and %q, and the link cannot tell which; "+
 			"give them the same option `manifest`, or the link `to iframe`", paths[0], paths[1])

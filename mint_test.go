@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -181,8 +182,8 @@ func TestMintLeadsToTheManifestOfTheGates(t *testing.T) {
 		handlers []caddy.Module
 		want     string // "" for an error
 	}{
-		{[]caddy.Module{mint(toManifest)}, defaultManifest},
-		{[]caddy.Module{gate(""), mint(toManifest)}, defaultManifest},
+		{[]caddy.Module{mint(toManifest)}, playbackpath.DefaultManifest},
+		{[]caddy.Module{gate(""), mint(toManifest)}, playbackpath.DefaultManifest},
 		{[]caddy.Module{gate("a%20b.m3u8"), mint(toManifest), gate("a%20b.m3u8")}, "a%20b.m3u8"},
 		{[]caddy.Module{mint(toManifest), gate("stream.mpd")}, "stream.mpd"},
 		{[]caddy.Module{gate("stream.mpd"), mint(toIframe), gate("")}, "iframe"},

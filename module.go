@@ -24,6 +24,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/player"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
@@ -126,8 +127,8 @@ type Gate struct {
 
 	app           *App
 	enforcement   enforcement
-	originPath    originPath
-	paths         pathRules
+	originPath    playbackpath.OriginPath
+	paths         playbackpath.Rules
 	manifest      string       // escaped
 	player        *player.Page // nil without a player
 	manifestHosts []string
@@ -176,7 +177,7 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	g.manifest = manifestPath.escaped
+	g.manifest = manifestPath.Escaped
 	if !slices.Contains(g.app.gateManifests, g.manifest) {
 		g.app.gateManifests = append(g.app.gateManifests, g.manifest)
 	}
@@ -205,22 +206,24 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	return err
 }
 
+var ambiguousPathsWords = twoWords{"ambiguous_paths", "refuse", "allow"}
+
 // resolvePathRules compiles the options about suffixes.
-func (g *Gate) resolvePathRules() (p pathRules, err error) {
-	p.sessions = g.app.countsSessions()
-	if p.allowAmbiguous, err = ambiguousPathsWords.isSecond(g.AmbiguousPaths); err != nil {
+func (g *Gate) resolvePathRules() (p playbackpath.Rules, err error) {
+	p.Sessions = g.app.countsSessions()
+	if p.AllowAmbiguous, err = ambiguousPathsWords.isSecond(g.AmbiguousPaths); err != nil {
 		return p, err
 	}
 	globs := g.Downloads
 	if len(globs) == 0 {
 		globs = []string{"downloads/*"}
 	}
-	p.downloads = make(pathGlobs, len(globs))
+	p.Downloads = make(playbackpath.Globs, len(globs))
 	for i, glob := range globs {
 		if glob, err = resolve(glob); err != nil {
 			return p, fmt.Errorf("downloads: %w", err)
 		}
-		if p.downloads[i], err = parsePathGlob(glob); err != nil {
+		if p.Downloads[i], err = playbackpath.ParseGlob(glob); err != nil {
 			return p, err
 		}
 	}
@@ -258,32 +261,32 @@ func (g *Gate) provisionEnforcement(ctx caddy.Context) error {
 
 // resolveOriginPath replaces Caddy's placeholders around {video}, which is not one
 // of them.
-func (g *Gate) resolveOriginPath() (originPath, error) {
+func (g *Gate) resolveOriginPath() (playbackpath.OriginPath, error) {
 	if g.OriginPath == "" {
-		return parseOriginPath("/" + videoPlaceholder)
+		return playbackpath.ParseOriginPath("/" + playbackpath.VideoPlaceholder)
 	}
-	literals := strings.Split(g.OriginPath, videoPlaceholder)
+	literals := strings.Split(g.OriginPath, playbackpath.VideoPlaceholder)
 	for i, literal := range literals {
 		var err error
 		if literals[i], err = resolve(literal); err != nil {
-			return originPath{}, fmt.Errorf("origin_path: %w", err)
+			return playbackpath.OriginPath{}, fmt.Errorf("origin_path: %w", err)
 		}
 	}
-	return parseOriginPath(strings.Join(literals, videoPlaceholder))
+	return playbackpath.ParseOriginPath(strings.Join(literals, playbackpath.VideoPlaceholder))
 }
 
 // resolveManifest returns the path of the manifest with which players begin.
-func (g *Gate) resolveManifest() (suffix, error) {
-	path, err := resolve(cmp.Or(g.Manifest, defaultManifest))
+func (g *Gate) resolveManifest() (playbackpath.Suffix, error) {
+	path, err := resolve(cmp.Or(g.Manifest, playbackpath.DefaultManifest))
 	if err != nil {
-		return suffix{}, fmt.Errorf("manifest: %w", err)
+		return playbackpath.Suffix{}, fmt.Errorf("manifest: %w", err)
 	}
-	parsed, err := parseManifestPath(path)
-	if err == nil && g.Player != nil && (mediatype.Ending(parsed.decoded) == "mpd" || parsed.decoded == hlsJSSuffix) {
+	parsed, err := playbackpath.ParseManifestPath(path)
+	if err == nil && g.Player != nil && (mediatype.Ending(parsed.Decoded) == "mpd" || parsed.Decoded == playbackpath.HLSJSSuffix) {
 		err = errManifestOfPage
 	}
 	if err != nil {
-		return suffix{}, fmt.Errorf("manifest %q: %w", path, err)
+		return playbackpath.Suffix{}, fmt.Errorf("manifest %q: %w", path, err)
 	}
 	return parsed, nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"strings"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
 // originRequest turns the viewer's request into the one that the origin gets.
@@ -18,30 +20,25 @@ func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Requ
 	}
 	limitRanges(r.Header)
 	limitCoding(r.Header)
-	if d.manifest {
+	if d.Manifest {
 		return prepareManifestRequest(r)
 	}
 	if r.Method == http.MethodHead {
 		dropRange(r.Header) // RFC 9110 section 14.2
 	}
-	if d.kind == kindOther || len(r.Header["Range"]) > 0 {
+	if d.Kind == playbackpath.KindOther || len(r.Header["Range"]) > 0 {
 		// It may turn out to be a manifest, or a part of one.
 		r.Header["Accept-Encoding"] = identityCoding
 	}
 	return r, func() {}
 }
 
-// setOriginPath gives the request the path that the video has at the origin. The
-// path is built from the video id and the suffix, so nothing else of the
-// viewer's path gets through.
+// setOriginPath gives the request the path that the video has at the origin.
 func (g *Gate) setOriginPath(r *http.Request, d *decision) {
-	path := g.originPath.escaped.file(d.video, d.target.suffix.escaped)
+	path, decoded := g.originPath.File(d.video, d.target.Suffix)
 	d.originPath = path
 	r.URL.User = nil
-	r.URL.Path, r.URL.RawPath = path, path
-	if strings.Contains(path, "%") {
-		r.URL.Path = g.originPath.decoded.file(d.video, d.target.suffix.decoded)
-	}
+	r.URL.Path, r.URL.RawPath = decoded, path
 	r.URL.RawQuery = cleanQuery(d.query, d.target)
 	r.RequestURI = path
 	if r.URL.RawQuery != "" || r.URL.ForceQuery {

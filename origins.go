@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
 
@@ -20,14 +21,14 @@ type originPolicy struct {
 
 // check decides on a request for a resource of the given kind. credential is the
 // token or video id in its path.
-func (p originPolicy) check(r *http.Request, k kind, credential string) error {
+func (p originPolicy) check(r *http.Request, k playbackpath.Kind, credential string) error {
 	if p.allowed == nil {
 		return nil
 	}
 	o, err := weborigin.FromHeader(r.Header)
 	switch {
 	case errors.Is(err, weborigin.ErrMissing):
-		if p.allowMissing || k == kindIframe && isFramed(r) || k != kindIframe && isSameOriginFetch(r) {
+		if p.allowMissing || k == playbackpath.KindIframe && isFramed(r) || k != playbackpath.KindIframe && isSameOriginFetch(r) {
 			return nil
 		}
 		return refuse(reasonOriginRequired, errOriginMissing)
@@ -35,7 +36,7 @@ func (p originPolicy) check(r *http.Request, k kind, credential string) error {
 		return refuse(reasonOriginNotAllowed, err)
 	case p.allowed.Allows(o):
 		return nil
-	case k == kindIframe || !isOwnOrigin(r, o):
+	case k == playbackpath.KindIframe || !isOwnOrigin(r, o):
 		return refuse(reasonOriginNotAllowed, errOriginNotListed)
 	case !isOwnPage(r, o, credential):
 		return refuse(reasonOriginNotAllowed, errOtherPage)

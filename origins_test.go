@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
 
@@ -69,7 +70,7 @@ func TestAllowedOrigins(t *testing.T) {
 			policy := policyFor(tc.patterns...)
 			for _, allow := range []bool{false, true} {
 				policy.allowMissing = allow
-				for _, k := range []kind{kindManifest, kindIframe} {
+				for _, k := range []playbackpath.Kind{playbackpath.KindManifest, playbackpath.KindIframe} {
 					if got := reasonOf(t, policy.check(embedded(tc.origin, tc.referer), k, "T")); got != tc.want {
 						t.Errorf("kind %v, missing_origin allow %t: %q, want %q", k, allow, got, tc.want)
 					}
@@ -86,25 +87,25 @@ func TestOwnOrigin(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		name, host, origin string
-		kind               kind
+		kind               playbackpath.Kind
 		want               reason
 	}{
-		{"R11 segment", "media.example.net", "https://media.example.net", kindSegment, ""},
-		{"R11 manifest", "media.example.net", "https://media.example.net", kindManifest, ""},
-		{"R11 other", "media.example.net", "https://media.example.net", kindOther, ""},
-		{"R11 iframe", "media.example.net", "https://media.example.net", kindIframe, reasonOriginNotAllowed},
-		{"R11 http behind a proxy that terminates TLS", "media.example.net", "http://media.example.net", kindSegment, ""},
-		{"R11 capitals", "MEDIA.example.net", "https://media.EXAMPLE.net", kindSegment, ""},
-		{"R11 explicit default port", "media.example.net:443", "https://media.example.net", kindSegment, ""},
-		{"R11 port", "media.example.net:8443", "https://media.example.net:8443", kindSegment, ""},
-		{"R11 another port", "media.example.net:8443", "https://media.example.net", kindSegment, reasonOriginNotAllowed},
-		{"R11 Origin with another port", "media.example.net", "https://media.example.net:8443", kindSegment, reasonOriginNotAllowed},
-		{"R11 http on the port of https", "media.example.net:443", "http://media.example.net", kindSegment, reasonOriginNotAllowed},
-		{"R11 subdomain", "media.example.net", "https://x.media.example.net", kindSegment, reasonOriginNotAllowed},
-		{"R11 IPv6", "[::1]:8080", "http://[::1]:8080", kindSegment, ""},
-		{"R11 broken Host", "media.example.net:x", "https://media.example.net", kindSegment, reasonOriginNotAllowed},
-		{"R11 no Host", "", "https://media.example.net", kindSegment, reasonOriginNotAllowed},
-		{"R11 Host with userinfo", "x@media.example.net", "https://media.example.net", kindSegment, reasonOriginNotAllowed},
+		{"R11 segment", "media.example.net", "https://media.example.net", playbackpath.KindSegment, ""},
+		{"R11 manifest", "media.example.net", "https://media.example.net", playbackpath.KindManifest, ""},
+		{"R11 other", "media.example.net", "https://media.example.net", playbackpath.KindOther, ""},
+		{"R11 iframe", "media.example.net", "https://media.example.net", playbackpath.KindIframe, reasonOriginNotAllowed},
+		{"R11 http behind a proxy that terminates TLS", "media.example.net", "http://media.example.net", playbackpath.KindSegment, ""},
+		{"R11 capitals", "MEDIA.example.net", "https://media.EXAMPLE.net", playbackpath.KindSegment, ""},
+		{"R11 explicit default port", "media.example.net:443", "https://media.example.net", playbackpath.KindSegment, ""},
+		{"R11 port", "media.example.net:8443", "https://media.example.net:8443", playbackpath.KindSegment, ""},
+		{"R11 another port", "media.example.net:8443", "https://media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
+		{"R11 Origin with another port", "media.example.net", "https://media.example.net:8443", playbackpath.KindSegment, reasonOriginNotAllowed},
+		{"R11 http on the port of https", "media.example.net:443", "http://media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
+		{"R11 subdomain", "media.example.net", "https://x.media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
+		{"R11 IPv6", "[::1]:8080", "http://[::1]:8080", playbackpath.KindSegment, ""},
+		{"R11 broken Host", "media.example.net:x", "https://media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
+		{"R11 no Host", "", "https://media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
+		{"R11 Host with userinfo", "x@media.example.net", "https://media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -175,13 +176,13 @@ func TestOwnPages(t *testing.T) {
 				r.Header.Add(name, value)
 				mounted.Header.Add(name, strings.NewReplacer(own+"/T", own+"/media/my%20videos/T", own+"/vidA", own+"/media/my%20videos/vidA").Replace(value))
 			}
-			if got := reasonOf(t, policyFor("example.com").check(r, kindSegment, "T")); got != tc.want {
+			if got := reasonOf(t, policyFor("example.com").check(r, playbackpath.KindSegment, "T")); got != tc.want {
 				t.Errorf("%q, want %q", got, tc.want)
 			}
-			if got := reasonOf(t, policyFor("example.com").check(mounted, kindSegment, "T")); got != tc.want {
+			if got := reasonOf(t, policyFor("example.com").check(mounted, playbackpath.KindSegment, "T")); got != tc.want {
 				t.Errorf("behind handle_path: %q, want %q", got, tc.want)
 			}
-			if got := reasonOf(t, policyFor("example.com").check(r, kindIframe, "T")); got == "" {
+			if got := reasonOf(t, policyFor("example.com").check(r, playbackpath.KindIframe, "T")); got == "" {
 				t.Error("the page itself is allowed")
 			}
 		})
@@ -196,25 +197,25 @@ func TestMissingOrigin(t *testing.T) {
 		name     string
 		patterns []string
 		allow    bool
-		kind     kind
+		kind     playbackpath.Kind
 		fetch    []string // Sec-Fetch-Dest
 		want     reason
 	}{
-		{"R8 no allowed origins", nil, false, kindManifest, nil, ""},
-		{"R8 deny", is("example.com"), false, kindManifest, nil, reasonOriginRequired},
-		{"R8 allow", is("example.com"), true, kindManifest, nil, ""},
-		{"R8 deny the iframe", is("example.com"), false, kindIframe, nil, reasonOriginRequired},
-		{"R8 allow the iframe", is("example.com"), true, kindIframe, nil, ""},
-		{"R8 iframe within an iframe", is("example.com"), false, kindIframe, is("iframe"), ""},
-		{"R8 iframe as a page", is("example.com"), false, kindIframe, is("document"), reasonOriginRequired},
-		{"R8 iframe by fetch", is("example.com"), false, kindIframe, is("empty"), reasonOriginRequired},
-		{"R8 iframe as a frame", is("example.com"), false, kindIframe, is("frame"), reasonOriginRequired},
-		{"R8 iframe as an object", is("example.com"), false, kindIframe, is("object"), reasonOriginRequired},
-		{"R8 iframe in capitals, which no browser sends", is("example.com"), false, kindIframe, is("IFRAME"), reasonOriginRequired},
-		{"R8 header twice", is("example.com"), false, kindIframe, is("iframe", "iframe"), reasonOriginRequired},
-		{"R8 header empty", is("example.com"), false, kindIframe, is(""), reasonOriginRequired},
-		{"R8 manifest that claims to be a frame", is("example.com"), false, kindManifest, is("iframe"), reasonOriginRequired},
-		{"R8 segment that claims to be a frame", is("example.com"), false, kindSegment, is("iframe"), reasonOriginRequired},
+		{"R8 no allowed origins", nil, false, playbackpath.KindManifest, nil, ""},
+		{"R8 deny", is("example.com"), false, playbackpath.KindManifest, nil, reasonOriginRequired},
+		{"R8 allow", is("example.com"), true, playbackpath.KindManifest, nil, ""},
+		{"R8 deny the iframe", is("example.com"), false, playbackpath.KindIframe, nil, reasonOriginRequired},
+		{"R8 allow the iframe", is("example.com"), true, playbackpath.KindIframe, nil, ""},
+		{"R8 iframe within an iframe", is("example.com"), false, playbackpath.KindIframe, is("iframe"), ""},
+		{"R8 iframe as a page", is("example.com"), false, playbackpath.KindIframe, is("document"), reasonOriginRequired},
+		{"R8 iframe by fetch", is("example.com"), false, playbackpath.KindIframe, is("empty"), reasonOriginRequired},
+		{"R8 iframe as a frame", is("example.com"), false, playbackpath.KindIframe, is("frame"), reasonOriginRequired},
+		{"R8 iframe as an object", is("example.com"), false, playbackpath.KindIframe, is("object"), reasonOriginRequired},
+		{"R8 iframe in capitals, which no browser sends", is("example.com"), false, playbackpath.KindIframe, is("IFRAME"), reasonOriginRequired},
+		{"R8 header twice", is("example.com"), false, playbackpath.KindIframe, is("iframe", "iframe"), reasonOriginRequired},
+		{"R8 header empty", is("example.com"), false, playbackpath.KindIframe, is(""), reasonOriginRequired},
+		{"R8 manifest that claims to be a frame", is("example.com"), false, playbackpath.KindManifest, is("iframe"), reasonOriginRequired},
+		{"R8 segment that claims to be a frame", is("example.com"), false, playbackpath.KindSegment, is("iframe"), reasonOriginRequired},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

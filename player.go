@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/player"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 )
@@ -24,10 +25,6 @@ const getHLSJS = "npm pack hls.js && tar -xzf hls.js-*.tgz --strip-components=2 
 var errTwoPages = errors.New("trust_origin_iframe: `player` serves a page of its own at /iframe; remove one of the two")
 
 var errManifestOfPage = errors.New("the player page plays HLS; give the path of a playlist, like master.m3u8")
-
-// hlsJSSuffix is the suffix at which the player page loads hls.js. Like everything
-// that the page loads, it is below the viewer's own token or id.
-const hlsJSSuffix = "iframe/hls.js"
 
 // provision loads hls.js and prepares the page. manifestPath is the escaped path of the
 // manifest that the page plays, relative to the video.
@@ -55,8 +52,8 @@ func (c *PlayerConfig) provision(manifestPath string) (*player.Page, error) {
 func (g *Gate) servePlayer(w http.ResponseWriter, d *decision) bool {
 	h := w.Header()
 	d.own = newOwnHeaders()
-	switch d.target.suffix.decoded {
-	case iframeSuffix:
+	switch d.target.Suffix.Decoded {
+	case playbackpath.IframeSuffix:
 		// The page plays in one session, whatever it loads and however often. A second viewer of
 		// a cached page would have the session of the first.
 		session := ""
@@ -66,7 +63,7 @@ func (g *Gate) servePlayer(w http.ResponseWriter, d *decision) bool {
 		dropCORS(h)
 		d.setAccessHeaders(h)
 		g.player.ServePage(w, d.request, d.settings.origins.allowed.FrameAncestors(), session)
-	case hlsJSSuffix:
+	case playbackpath.HLSJSSuffix:
 		dropCORS(h)
 		d.setAccessHeaders(h)
 		setSandbox(h)

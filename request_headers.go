@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/mediacache"
 )
 
@@ -96,11 +97,11 @@ var methods = []string{
 
 // clean removes the headers of a viewer's request that may not pass. more reports whether the origin gets
 // headers that are not usual, and so may answer this viewer otherwise than others.
-func (h requestHeaders) clean(header http.Header, t target) (more bool) {
+func (h requestHeaders) clean(header http.Header, t playbackpath.Target) (more bool) {
 	for name, values := range header {
 		usual := isUsual(name)
 		switch {
-		case !usual && !h.passes(name, values), slices.ContainsFunc(values, func(value string) bool { return t.isIn(value) }):
+		case !usual && !h.passes(name, values), slices.ContainsFunc(values, func(value string) bool { return t.IsIn(value) }):
 			delete(header, name)
 		case !usual:
 			more = true
@@ -112,8 +113,8 @@ func (h requestHeaders) clean(header http.Header, t target) (more bool) {
 // cleanQuery returns the query of a viewer's request without CMCD (CTA-5004), which
 // differs with each request and so defeats caches, and without parameters that
 // contain the token or the session. The rest stays byte for byte.
-func cleanQuery(query string, t target) string {
-	dropped := func(parameter string) bool { return isCMCD(parameter) || t.isIn(parameter) }
+func cleanQuery(query string, t playbackpath.Target) string {
+	dropped := func(parameter string) bool { return isCMCD(parameter) || t.IsIn(parameter) }
 	for parameter := range strings.SplitSeq(query, "&") {
 		if dropped(parameter) {
 			return strings.Join(slices.DeleteFunc(strings.Split(query, "&"), dropped), "&")

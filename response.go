@@ -50,7 +50,7 @@ const (
 
 // start prepares the writer for a request that the gate lets pass.
 func (w *response) start(to http.ResponseWriter, d *decision) *response {
-	w.ResponseWriter, w.d, w.media = to, d, d.media && !d.webVTT
+	w.ResponseWriter, w.d, w.media = to, d, d.Media && !d.WebVTT
 	w.rememberHeaders()
 	return w
 }
@@ -128,7 +128,7 @@ func (w *response) WriteHeader(status int) {
 		w.passRewritten()
 	case unchanged:
 		w.passMedia()
-	case w.d.manifest || w.isHead() && w.isManifest() || !w.isHead() && contentCoding(w.Header()) != "":
+	case w.d.Manifest || w.isHead() && w.isManifest() || !w.isHead() && contentCoding(w.Header()) != "":
 		w.holdManifest()
 	case !w.media && status == http.StatusPartialContent && !strings.HasPrefix(w.Header().Get("Content-Range"), "bytes 0-"):
 		w.repeat(whole)
@@ -171,8 +171,8 @@ func (w *response) pass() {
 	w.setDefaultType()
 	w.setHeaders()
 	w.sized = len(w.Header()["Content-Length"]) > 0
-	if w.d.download && w.status < 300 {
-		setFilename(w.Header(), w.d.query, w.d.target.suffix.decoded)
+	if w.d.Download && w.status < 300 {
+		setFilename(w.Header(), w.d.query, w.d.target.Suffix.Decoded)
 	}
 	w.ResponseWriterWrapper.WriteHeader(w.status)
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
 // isOriginHeader reports whether a header of the origin reaches the viewer. The
@@ -218,7 +219,7 @@ func (d *decision) setDocumentHeaders(h http.Header) {
 			h[cspHeader] = append(h[cspHeader], earlier...)
 		}
 	}
-	if d.kind == kindIframe {
+	if d.Kind == playbackpath.KindIframe {
 		d.settings.origins.setFrameAncestors(h)
 	}
 }
@@ -226,7 +227,7 @@ func (d *decision) setDocumentHeaders(h http.Header) {
 // trustsPage reports whether the request is for the origin's own player page, which
 // runs as it is.
 func (d *decision) trustsPage() bool {
-	return d.gate.TrustOriginIframe && d.target.suffix.decoded == iframeSuffix
+	return d.gate.TrustOriginIframe && d.target.Suffix.Decoded == playbackpath.IframeSuffix
 }
 
 // setDefaultType gives a body without a usable type a neutral one, because servers

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
@@ -99,7 +100,7 @@ func (s *sessionAuthority) get() *sessions.Authority {
 // which a session begins is counted when it is known to be one (see beginSession).
 func checkSession(d *decision) error {
 	if !d.app.countsSessions() {
-		if d.manifest {
+		if d.Manifest {
 			return d.checkManifestStart()
 		}
 		return nil
@@ -109,7 +110,7 @@ func checkSession(d *decision) error {
 		return refuse(reasonStateUnavailable, errSessionSecret)
 	case d.renewsSession():
 		return d.checkRenewal()
-	case d.target.session != "":
+	case d.target.Session != "":
 		key, err := d.sessionInPath()
 		if err == nil {
 			err = d.checkStartBy(key.Begun())
@@ -118,9 +119,9 @@ func checkSession(d *decision) error {
 			return err
 		}
 		return d.visit(sessions.Visit{Key: key, Begun: key.Begun()})
-	case d.resource.own, d.kind == kindThumbnail, d.request.Method == http.MethodHead:
+	case d.Resource.Own, d.Kind == playbackpath.KindThumbnail, d.request.Method == http.MethodHead:
 		return nil // none of it is playback
-	case d.media:
+	case d.Media:
 		return d.visitOutside(authority)
 	default: // a manifest, or what may be one
 		return d.mayBegin(authority)
@@ -130,7 +131,7 @@ func checkSession(d *decision) error {
 // sessionInPath returns the key of the session in the path, if it is one of this token or
 // video.
 func (d *decision) sessionInPath() (sessions.Key, error) {
-	text, authority := d.target.session, d.app.authority.get()
+	text, authority := d.target.Session, d.app.authority.get()
 	if authority == nil {
 		return sessions.Key{}, refuse(reasonStateUnavailable, errSessionSecret)
 	}
@@ -161,12 +162,12 @@ type verifiedSession struct {
 // owner returns what the session ids of this request belong to.
 func (d *decision) owner() sessions.Owner {
 	switch {
-	case d.target.token == "":
-		return sessions.Owner{Video: d.target.videoID}
+	case d.target.Token == "":
+		return sessions.Owner{Video: d.target.VideoID}
 	case d.verified != nil && d.verified.key != nil:
 		return sessions.Owner{Token: d.verified.digest}
 	default: // in report-only mode, or assumed by `explain`
-		return sessions.Owner{Token: sha256.Sum256([]byte(d.target.token))}
+		return sessions.Owner{Token: sha256.Sum256([]byte(d.target.Token))}
 	}
 }
 
@@ -232,7 +233,7 @@ func (d *decision) followsPlaylist(authority *sessions.Authority) bool {
 	return d.app.state.tracker.Follows(d.outsideKey(authority, d.outsideClient()), d.playlist())
 }
 
-func (d *decision) playlist() uint32 { return crc32.ChecksumIEEE([]byte(d.target.suffix.decoded)) }
+func (d *decision) playlist() uint32 { return crc32.ChecksumIEEE([]byte(d.target.Suffix.Decoded)) }
 
 // mayBegin refuses what may be a manifest before the origin is asked, if it can neither begin a
 // session nor be of one that runs. The response tells which of the two it is.
@@ -256,7 +257,7 @@ func (d *decision) mayBegin(authority *sessions.Authority) error {
 // mayLeadBelow reports whether a manifest in the response leads below a new session, if players
 // begin with it: the request has none.
 func (d *decision) mayLeadBelow() bool {
-	return d.app.countsSessions() && d.target.session == "" && d.app.authority.get() != nil
+	return d.app.countsSessions() && d.target.Session == "" && d.app.authority.get() != nil
 }
 
 // checkManifestStart holds startBy against a manifest with sessions off.
@@ -351,7 +352,7 @@ func (d *decision) checkStartBy(begins time.Time) error {
 // isExtended reports whether an expired token still plays for the session in the path, which
 // has been extended.
 func (d *decision) isExtended(t *verifiedToken, why error) bool {
-	if d.target.session == "" || !d.app.countsSessions() || !errors.Is(why, token.ErrExpired) {
+	if d.target.Session == "" || !d.app.countsSessions() || !errors.Is(why, token.ErrExpired) {
 		return false
 	}
 	d.verified = t

@@ -26,13 +26,13 @@ type sessionRenewal struct {
 
 // renewsSession reports whether the request has a session taken over.
 func (d *decision) renewsSession() bool {
-	return d.target.suffix.decoded == renewalSuffix && d.target.session != ""
+	return d.target.Suffix.Decoded == renewalSuffix && d.target.Session != ""
 }
 
 // checkRenewal finds the session that the token in the path takes over: one that runs, of the
 // same video and of the viewer whom both tokens name.
 func (d *decision) checkRenewal() error {
-	key, ok := sessions.KeyIn(d.target.session)
+	key, ok := sessions.KeyIn(d.target.Session)
 	t := d.verified
 	if !ok || t == nil {
 		return refuse(reasonSessionInvalid, errSessionInvalid)
@@ -54,7 +54,7 @@ func (d *decision) checkRenewal() error {
 // answerRenewal extends the session, so that a player that goes on with the old URLs plays on,
 // and tells a player that can change them what they are below the new token.
 func (g *Gate) answerRenewal(w http.ResponseWriter, d *decision) error {
-	key, _ := sessions.KeyIn(d.target.session)
+	key, _ := sessions.KeyIn(d.target.Session)
 	until, extended := d.renewed.Expires, d.app.state.tracker.Until(key)
 	if latest := until.Add(time.Duration(g.app.MaxSession)); g.app.MaxSession > 0 && !until.IsZero() {
 		if until = d.verified.expiresAt(); until.After(latest) {

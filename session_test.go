@@ -616,15 +616,15 @@ func FuzzSession(f *testing.F) {
 		rest = strings.ReplaceAll(rest, "S", session)
 		u := requestFor(t, withToken("/T/x"), nil).URL
 		u.Path, u.RawPath = "/"+plainToken()+"/"+rest, ""
-		parsed, err := g.paths.parsePath(u)
+		parsed, err := g.paths.Parse(u)
 		if err != nil {
 			return
 		}
-		if parsed.session == session && !strings.HasPrefix(rest, "~"+session) {
+		if parsed.Session == session && !strings.HasPrefix(rest, "~"+session) {
 			t.Errorf("%q has the session", rest)
 		}
-		if first, _, _ := strings.Cut(strings.TrimLeft(parsed.suffix.decoded, "/"), "/"); parsed.session == session && sessions.HasForm(first) {
-			t.Errorf("%q leaves a session to the origin: %q", rest, parsed.suffix.decoded)
+		if first, _, _ := strings.Cut(strings.TrimLeft(parsed.Suffix.Decoded, "/"), "/"); parsed.Session == session && sessions.HasForm(first) {
+			t.Errorf("%q leaves a session to the origin: %q", rest, parsed.Suffix.Decoded)
 		}
 	})
 }

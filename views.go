@@ -3,16 +3,14 @@ package signedplayback
 import (
 	"net/http"
 	"strconv"
-)
 
-// viewsSuffix is the suffix at which the gate tells how many sessions of a video run, with
-// sessions on. The origin's file of that name cannot be reached then.
-const viewsSuffix = "views"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
+)
 
 // serveViews answers a request for the number of viewers after the pipeline has let it pass, in
 // the shape of Cloudflare Stream. It reports whether it has answered.
 func (g *Gate) serveViews(w http.ResponseWriter, d *decision) bool {
-	if d.target.suffix.decoded != viewsSuffix || !d.app.countsSessions() {
+	if d.target.Suffix.Decoded != playbackpath.ViewsSuffix || !d.app.countsSessions() {
 		return false
 	}
 	body := []byte(`{"liveViewers":` + strconv.FormatInt(d.app.state.tracker.CountVideo(d.request.Context(), d.video), 10) + "}")

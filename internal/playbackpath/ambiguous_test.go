@@ -1,20 +1,17 @@
-package signedplayback
+package playbackpath
 
 import (
 	"errors"
-	"net/http"
 	"net/url"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// allowAmbiguous are the rules of a gate with ambiguous_paths allow.
-var allowAmbiguous = pathRules{downloads: pathGlobs{"downloads/*", "*.mov"}, allowAmbiguous: true}
+// AllowAmbiguous are the rules of a gate with ambiguous_paths allow.
+var allowAmbiguous = Rules{Downloads: Globs{"downloads/*", "*.mov"}, AllowAmbiguous: true}
 
 func TestAmbiguousPathsThatPass(t *testing.T) {
 	t.Parallel()
@@ -43,14 +40,14 @@ func TestAmbiguousPathsThatPass(t *testing.T) {
 		{"[a];b.ts", "[a];b.ts"},
 		{"v.ts", "v.ts"},
 	} {
-		got, err := allowAmbiguous.parseSuffix(tc.suffix, "demo")
-		if err != nil || got.decoded != tc.decoded || got.escaped != brackets.Replace(tc.suffix) {
+		got, err := allowAmbiguous.ParseSuffix(tc.suffix, "demo")
+		if err != nil || got.Decoded != tc.decoded || got.Escaped != brackets.Replace(tc.suffix) {
 			t.Errorf("%s = %+v, %v; want it decoded as %q", tc.suffix, got, err, tc.decoded)
 		}
 		if tc.suffix == tc.decoded && !strings.ContainsAny(tc.suffix, ";[") && !strings.Contains(tc.suffix, "//") && tc.suffix[0] != '/' {
 			continue // no reader doubts it
 		}
-		if _, err := (pathRules{}).parseSuffix(tc.suffix, "demo"); err == nil {
+		if _, err := (Rules{}).ParseSuffix(tc.suffix, "demo"); err == nil {
 			t.Errorf("%s passes without ambiguous_paths allow", tc.suffix)
 		}
 	}
@@ -63,47 +60,47 @@ var hostileReadings = []struct {
 	want     error
 	suffixes []string
 }{
-	{"dot segments, after parameters are cut off", errPathSegment, []string{
+	{"dot segments, after parameters are cut off", errSegment, []string{
 		"..;/b/x.ts", "a/..;x=1/..;/b", ".;/x.ts", "a/.;", "..%3B/b/x.ts", "a/..%3bx/b", "%2F..;/x", "..%253B/x", "..;a%2Fb",
 	}},
-	{"dot segments, after slashes are decoded", errPathSegment, []string{"..%2Fb/x.ts", "a%2F..%2F..%2Fb", "a%2f.%2fx", "..%252Fb", "%2F%2F..", "..%2f", "a%2F.."}},
-	{"dot segments, after a cut", errPathSegment, []string{"..%23/x.ts", "a/..%3F.ts", ".%23", "..%2523", "a%2F..%3Fb", "..%20%23x"}},
-	{"dots that are decoded twice", errPathSegment, []string{"%252e%252e/b", "%252e%2fb", "%252e%252e;x/b"}},
-	{"encoded dots", errPathEscape, []string{"%2e%2e/b", "a%2Fb%2Ets", "%2E;/a//b"}},
-	{"backslashes", errPathEscape, []string{"a%5Cb;c", "..%255Cb", "a//b%255c..%255cx", "%2F%5c"}},
-	{"control characters", errPathEscape, []string{"a%00;b.ts", "a%2500.ts", "a//%0d%0aX", "a%250a.ts", "a;%7f", "a%25C2%2585"}},
-	{"bytes that are not UTF-8 in a reading", errPathEscape, []string{"a;%ff", "%25ff.ts", "a%25c0%25ae/x"}},
-	{"malformed escapes", errPathEscape, []string{"a;%", "a//%2", "a;%zz", "%%32%46"}},
-	{"raw delimiters", errPathByte, []string{"a;b#c", "a//b?c", "a//<b>", "a;\x00", "a//é"}},
-	{"manifests in one reading only", errPathReadings, []string{
+	{"dot segments, after slashes are decoded", errSegment, []string{"..%2Fb/x.ts", "a%2F..%2F..%2Fb", "a%2f.%2fx", "..%252Fb", "%2F%2F..", "..%2f", "a%2F.."}},
+	{"dot segments, after a cut", errSegment, []string{"..%23/x.ts", "a/..%3F.ts", ".%23", "..%2523", "a%2F..%3Fb", "..%20%23x"}},
+	{"dots that are decoded twice", errSegment, []string{"%252e%252e/b", "%252e%2fb", "%252e%252e;x/b"}},
+	{"encoded dots", errEscape, []string{"%2e%2e/b", "a%2Fb%2Ets", "%2E;/a//b"}},
+	{"backslashes", errEscape, []string{"a%5Cb;c", "..%255Cb", "a//b%255c..%255cx", "%2F%5c"}},
+	{"control characters", errEscape, []string{"a%00;b.ts", "a%2500.ts", "a//%0d%0aX", "a%250a.ts", "a;%7f", "a%25C2%2585"}},
+	{"bytes that are not UTF-8 in a reading", errEscape, []string{"a;%ff", "%25ff.ts", "a%25c0%25ae/x"}},
+	{"malformed escapes", errEscape, []string{"a;%", "a//%2", "a;%zz", "%%32%46"}},
+	{"raw delimiters", errByte, []string{"a;b#c", "a//b?c", "a//<b>", "a;\x00", "a//é"}},
+	{"manifests in one reading only", errReadings, []string{
 		"video.m3u8;x.ts", "video.m3u8;a/x.ts", "video.mpd%3Bx.ts", "a;/video.m3u8;", "x.ts;video.m3u8", "video.m3u8%253Bx.ts", "x;v=1/video.m3u8",
 	}},
-	{"manifests and guarded files before a cut", errPathReadings, []string{"video.m3u8%23.ts", "video.mpd%3Fx.ts", "a.mov%3F.ts", "a.mov%20%23.ts", "downloads%2Fx%3Fy", "video.m3u8%2523.ts"}},
-	{"downloads in one reading only", errPathReadings, []string{
+	{"manifests and guarded files before a cut", errReadings, []string{"video.m3u8%23.ts", "video.mpd%3Fx.ts", "a.mov%3F.ts", "a.mov%20%23.ts", "downloads%2Fx%3Fy", "video.m3u8%2523.ts"}},
+	{"downloads in one reading only", errReadings, []string{
 		"downloads%2Fa.mp4", "downloads;x/a.mp4", "/downloads/a.mp4", "downloads%252Fa.mp4", "a.mov;x.ts", "a.mov;/x.ts", "a.ts;b.mov", "DOWNLOADS;v=1/a.mp4", "%2Fdownloads/a",
 		"downloads%3Bx/a.mp4",
 	}},
-	{"the player page in one reading only", errPathReadings, []string{"iframe;x", "/iframe", "iframe%2Fhls.js", "iframe//hls.js", "iframe%3Bx", "iframe%23", "%2Fiframe", "iframe;a/b.ts"}},
-	{"the folder itself", errPathSegment, []string{"/", "//", "%2F", ";", ";x/y.ts", "%252F", "/;"}},
-	{"names that a file system takes for others", errPathName, []string{
+	{"the player page in one reading only", errReadings, []string{"iframe;x", "/iframe", "iframe%2Fhls.js", "iframe//hls.js", "iframe%3Bx", "iframe%23", "%2Fiframe", "iframe;a/b.ts"}},
+	{"the folder itself", errSegment, []string{"/", "//", "%2F", ";", ";x/y.ts", "%252F", "/;"}},
+	{"names that a file system takes for others", errName, []string{
 		"a:b;c", "a%3A//b", "a.;x/b.ts", "a//b.", "DOWNLO~1//x", "DOWNLO~1;x/a", "downlo%257E1/x", "a%20;x.ts", "a%2520/x", "a%25%33%41b", "a//e%CC%81", "a;e%25CC%2581", "a%252E/x", "a/%252E./b", "a/..%252f..",
 	}},
-	{"a token in a reading", errPathToken, []string{"a//T", "%2FT", "a;T", "%25%36%35" + "T"[1:] + "/x;eyJ-T", "a%3Bx-T"}},
-	{"so many readings that each request costs time", errPathReadings, []string{strings.Repeat("a;b//", 500), "a;b%2F" + strings.Repeat("x", 2048), "a;b//c;d//%3Be%2F%2Ff%3B/%253Bg%252F%252F/x%23;y%2523%3Bz%253Bw/%2F%252Fq;w"}},
+	{"a token in a reading", errToken, []string{"a//T", "%2FT", "a;T", "%25%36%35" + "T"[1:] + "/x;eyJ-T", "a%3Bx-T"}},
+	{"so many readings that each request costs time", errReadings, []string{strings.Repeat("a;b//", 500), "a;b%2F" + strings.Repeat("x", 2048), "a;b//c;d//%3Be%2F%2Ff%3B/%253Bg%252F%252F/x%23;y%2523%3Bz%253Bw/%2F%252Fq;w"}},
 }
 
 func TestHostileReadingsAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, tc := range hostileReadings {
 		for _, suffix := range tc.suffixes {
-			got, err := allowAmbiguous.parseSuffix(withToken(suffix), "demo")
-			if !errors.Is(err, tc.want) || got.escaped != "" {
+			got, err := allowAmbiguous.ParseSuffix(withToken(suffix), "demo")
+			if !errors.Is(err, tc.want) || got.Escaped != "" {
 				t.Errorf("%s: %.60s = %+v, %v, want %v", tc.attack, suffix, got, err, tc.want)
 			}
 		}
 	}
-	if _, err := allowAmbiguous.parseSuffix("a//x-a.b.c", "a.b.c"); !errors.Is(err, errPathToken) {
-		t.Errorf("the first segment in the suffix: %v, want %v", err, errPathToken)
+	if _, err := allowAmbiguous.ParseSuffix("a//x-a.b.c", "a.b.c"); !errors.Is(err, errToken) {
+		t.Errorf("the first segment in the suffix: %v, want %v", err, errToken)
 	}
 }
 
@@ -208,30 +205,30 @@ func FuzzAmbiguousPath(f *testing.F) {
 		f.Add(suffix)
 	}
 	f.Fuzz(func(t *testing.T, escaped string) {
-		parsed, err := allowAmbiguous.parseSuffix(escaped, "demo")
+		parsed, err := allowAmbiguous.ParseSuffix(escaped, "demo")
 		if err != nil {
 			return
 		}
-		thinks := allowAmbiguous.resource(parsed.decoded)
+		thinks := allowAmbiguous.Resource(parsed.Decoded)
 		for name, read := range readers {
-			file, ok := read("/vod/demo/" + parsed.escaped)
+			file, ok := read("/vod/demo/" + parsed.Escaped)
 			if !ok {
 				continue
 			}
 			got := guardedKind(t, name, escaped, file)
 			if foldName(strings.Trim(strings.TrimPrefix(file, "/vod/demo"), "/")) == "downloads" {
-				got.download = thinks.download // the gate guards the folder itself only if the suffix names it as a folder
+				got.download = thinks.Download // the gate guards the folder itself only if the suffix names it as a folder
 			}
-			if got != (guarded{thinks.manifest, thinks.download, thinks.own}) {
+			if got != (guarded{thinks.Manifest, thinks.Download, thinks.Own}) {
 				t.Fatalf("%q: %s reads %q, which is %+v, and the gate thinks %+v", escaped, name, file, got, thinks)
 			}
 		}
 		for name, read := range cutters {
-			file, ok := read("/vod/demo/" + parsed.escaped)
+			file, ok := read("/vod/demo/" + parsed.Escaped)
 			if !ok {
 				continue
 			}
-			if got := guardedKind(t, name, escaped, file); got.manifest && !thinks.manifest || got.download && !thinks.download || got.own && !thinks.own {
+			if got := guardedKind(t, name, escaped, file); got.manifest && !thinks.Manifest || got.download && !thinks.Download || got.own && !thinks.Own {
 				t.Fatalf("%q: %s reads %q, which is %+v, and the gate thinks %+v", escaped, name, file, got, thinks)
 			}
 		}
@@ -259,65 +256,5 @@ func guardedKind(t *testing.T, name, escaped, file string) guarded {
 		ending == ".m3u8" || ending == ".mpd" || ending == ".mpp",
 		strings.HasPrefix(rel, "downloads/") || strings.HasSuffix(rel, ".mov"),
 		isOwn,
-	}
-}
-
-// A gate asks its origin for the path as the viewer wrote it.
-func TestAmbiguousPathAtTheOrigin(t *testing.T) {
-	t.Parallel()
-	g := newGate(t, testApp(), &Gate{AmbiguousPaths: "allow"})
-	for _, suffix := range []string{"media%2F0-1.m4s", "a//b.ts", "episode%20%239/s0.ts", "s;p=0.ts", "a%2fb%3B%3f%25.ts"} {
-		r := requestFor(t, "/"+plainToken()+"/"+suffix, nil)
-		if a := ask(t, g, r); !a.allowed() || a.origin[0].URL.EscapedPath() != "/demo/"+suffix || a.origin[0].RequestURI != "/demo/"+suffix {
-			t.Errorf("%s: %d %s, and the origin is asked %d times", suffix, a.status, a.text, len(a.origin))
-		}
-	}
-	r := requestFor(t, "/"+plainToken()+"/downloads//x.ts", nil)
-	wantRefusal(t, r, ask(t, g, r), "download_not_allowed")
-}
-
-// A manifest with names that the gate refuses plays nothing. The count, and the log once a
-// minute for a manifest, say so before a viewer does.
-func TestManifestsWithURIsThatAreRefused(t *testing.T) {
-	t.Parallel()
-	const ambiguous = "#EXTM3U\n#EXTINF:4,\nmedia%2F0-1.m4s\n#EXTINF:4,\n/demo/a//b.ts\n#EXTINF:4,\n../episode%20%239/s0.ts\n#EXTINF:4,\ns;p=0.ts\n"
-	for _, tc := range []struct {
-		name, body, option string
-		refused            float64
-		fix                string
-	}{
-		{"ordinary names", "#EXTM3U\n#EXTINF:4,\nmedia/0-1.m4s?a;b//c\n#EXTINF:4,\na b é[1](2).ts\n#EXTINF:4,\nx.y.z.ts\n#EXTINF:4,\nhttps://cdn.example/a//b\n", "", 0, ""},
-		{"ambiguous names", ambiguous, "", 4, "ambiguous_paths allow"},
-		{"ambiguous names that may pass", ambiguous, "allow", 0, ""},
-		{"names that no option lets pass", ambiguous + "#EXTINF:4,\n./a:b/c.ts\n", "", 5, "rename"},
-		{"names that no option lets pass, with the option", ambiguous + "#EXTINF:4,\n./a:b.ts\n#EXTINF:4,\nvideo.m3u8;x.ts\n", "allow", 2, "rename"},
-		{
-			"templates of an MPD", `<MPD><Period><AdaptationSet><SegmentTemplate media="s-$Number%05d$-$Time$.m4s" initialization="$RepresentationID$%2Finit.mp4"/><Representation id="a"/></AdaptationSet></Period></MPD>`,
-			"", 1, "ambiguous_paths allow",
-		},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			g := newGate(t, testApp(), &Gate{AmbiguousPaths: tc.option})
-			log, logs := observedLog()
-			g.manifestLog = log
-			before := testutil.ToFloat64(g.app.metrics.urisRefused)
-			_ = exchangeOnce(t, g, requestFor(t, "/"+plainToken()+"/hls/video.m3u8", nil), func(w http.ResponseWriter, _ *http.Request) error {
-				_, err := w.Write([]byte(tc.body))
-				return err
-			})
-			if tc.refused == 0 && logs.Len() != 0 || tc.refused > 0 && logs.Len() != 1 {
-				t.Fatalf("it is logged %d times: %v", logs.Len(), logs.All())
-			}
-			if got := testutil.ToFloat64(g.app.metrics.urisRefused) - before; got < tc.refused {
-				t.Errorf("%v URIs are counted, want %v", got, tc.refused)
-			}
-			for _, line := range logs.All() {
-				fields := line.ContextMap()
-				if fields["uris"] != int64(tc.refused) || !strings.Contains(fields["fix"].(string), tc.fix) || !strings.Contains(line.Message, "/demo/hls/video.m3u8") {
-					t.Errorf("the log says %q %v, want %v URIs and %q", line.Message, fields, tc.refused, tc.fix)
-				}
-			}
-		})
 	}
 }

@@ -1,4 +1,7 @@
-package signedplayback
+// Package playbackpath is the grammar of playback URLs: /<token or video id>/<suffix>. It reads
+// the path of a viewer so that no server behind the gate can read it otherwise, classifies the
+// file that a suffix names, and builds the path of the file on the origin.
+package playbackpath
 
 import (
 	"bytes"
@@ -20,55 +23,65 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-// target is the parsed path of a playback request: a token or a video id, and a
+// Target is the parsed path of a playback request: a token or a video id, and a
 // suffix.
-type target struct {
-	token   string // "" if the path carries a video id
-	videoID string // "" if the path carries a token
-	session string // what is meant to be a session id; "" if there is none
-	suffix  suffix
+type Target struct {
+	Token   string // "" if the path carries a video id
+	VideoID string // "" if the path carries a token
+	Session string // what is meant to be a session id; "" if there is none
+	Suffix  Suffix
 }
 
-// first returns the first segment of the path.
-func (t target) first() string { return cmp.Or(t.token, t.videoID) }
+// First returns the first segment of the path.
+func (t Target) First() string { return cmp.Or(t.Token, t.VideoID) }
 
-// folder returns the path of the video's folder for the viewer, and for this session.
-func (t target) folder() string {
-	if t.session == "" {
-		return "/" + t.first() + "/"
+// Folder returns the path of the video's folder for the viewer, and for this session.
+func (t Target) Folder() string {
+	if t.Session == "" {
+		return "/" + t.First() + "/"
 	}
-	return "/" + t.first() + "/" + sessions.Prefix + t.session + "/"
+	return "/" + t.First() + "/" + sessions.Prefix + t.Session + "/"
 }
 
-// isIn reports whether a text contains a secret of the path: the token or the session id.
-func (t target) isIn(text string) bool {
-	return redact.Contains(text, t.token) || redact.Contains(text, t.session)
+// IsIn reports whether a text contains a secret of the path: the token or the session id.
+func (t Target) IsIn(text string) bool {
+	return redact.Contains(text, t.Token) || redact.Contains(text, t.Session)
 }
 
-// suffix is the part of a playback path after the first segment, without a
+// Suffix is the part of a playback path after the first segment, without a
 // leading slash. The gate validates it and never repairs it.
-type suffix struct {
-	escaped string // as the viewer wrote it, except for raw brackets
-	decoded string // escaped, percent-decoded once
+type Suffix struct {
+	Escaped string // as the viewer wrote it, except for raw brackets
+	Decoded string // escaped, percent-decoded once
 }
 
-// iframeSuffix is the suffix of a path that has only a token or a video id.
-const iframeSuffix = "iframe"
+const (
+	// IframeSuffix is the suffix of a path that has only a token or a video id.
+	IframeSuffix = "iframe"
 
-var (
-	errPathForm    = errors.New("the path is not /<token or video id>/<suffix>")
-	errPathID      = errors.New("the first segment is neither a token nor a video id")
-	errPathByte    = errors.New("the path contains a byte that is not allowed in a playback URL")
-	errPathEscape  = errors.New("the path contains percent-encoding that is not printable UTF-8, or that encodes a character with a meaning in paths")
-	errPathToken   = errors.New("the path contains a token below its first segment; if the URL has a prefix before the token, remove it with handle_path or uri strip_prefix")
-	errPathSegment = errors.New("the path contains an empty segment or a dot segment")
-	errPathName    = errors.New("the path contains a name that a file system may take for another")
+	// HLSJSSuffix is the suffix at which the player page loads hls.js. Like everything
+	// that the page loads, it is below the viewer's own token or id.
+	HLSJSSuffix = "iframe/hls.js"
+
+	// ViewsSuffix is the suffix at which the gate tells how many sessions of a video run,
+	// with sessions on. The origin's file of that name cannot be reached then.
+	ViewsSuffix = "views"
 )
 
-// parsePath parses a playback path. It reads the bytes that the client sent: in a
+var (
+	errForm    = errors.New("the path is not /<token or video id>/<suffix>")
+	errID      = errors.New("the first segment is neither a token nor a video id")
+	errByte    = errors.New("the path contains a byte that is not allowed in a playback URL")
+	errEscape  = errors.New("the path contains percent-encoding that is not printable UTF-8, or that encodes a character with a meaning in paths")
+	errToken   = errors.New("the path contains a token below its first segment; if the URL has a prefix before the token, remove it with handle_path or uri strip_prefix")
+	errSegment = errors.New("the path contains an empty segment or a dot segment")
+	errName    = errors.New("the path contains a name that a file system may take for another")
+)
+
+// Parse parses a playback path. It reads the bytes that the client sent: in a
 // decoded or cleaned path, `..`, `%2f` or `//` could mean one thing here and
 // another at the origin.
-func (p pathRules) parsePath(u *url.URL) (target, error) {
+func (p Rules) Parse(u *url.URL) (Target, error) {
 	path := u.Path
 	if u.RawPath != "" || !isPlain(path) {
 		path = u.EscapedPath()
@@ -76,33 +89,33 @@ func (p pathRules) parsePath(u *url.URL) (target, error) {
 	if u.RawPath != "" && path != u.RawPath {
 		// The path contains bytes that clients never send raw, or an earlier
 		// handler has changed only one of the two forms.
-		return target{}, errPathByte
+		return Target{}, errByte
 	}
 	path, ok := strings.CutPrefix(path, "/")
 	if !ok {
-		return target{}, errPathForm
+		return Target{}, errForm
 	}
 	first, rest, _ := strings.Cut(path, "/")
-	var t target
+	var t Target
 	var err error
-	if p.sessions {
-		t.session, rest = cutSession(rest)
+	if p.Sessions {
+		t.Session, rest = cutSession(rest)
 	}
-	if t.suffix, err = p.parseSuffix(rest, first); err != nil {
-		return target{}, err
+	if t.Suffix, err = p.ParseSuffix(rest, first); err != nil {
+		return Target{}, err
 	}
-	if p.sessions && beginsLikeSession(t.suffix.decoded) {
-		t.session = notSession
+	if p.Sessions && beginsLikeSession(t.Suffix.Decoded) {
+		t.Session = notSession
 	}
 	switch {
 	case first == "..":
-		return target{}, errPathSegment
+		return Target{}, errSegment
 	case strings.Count(first, ".") == 2:
-		t.token = first
+		t.Token = first
 	case token.ValidVideoID(first):
-		t.videoID = first
+		t.VideoID = first
 	default:
-		return target{}, errPathID
+		return Target{}, errID
 	}
 	return t, nil
 }
@@ -205,24 +218,24 @@ var plain = func() (set [256]bool) {
 	return set
 }()
 
-// defaultManifest is where Cloudflare Stream has the HLS manifest of a video.
-const defaultManifest = "manifest/video.m3u8"
+// DefaultManifest is where Cloudflare Stream has the HLS manifest of a video.
+const DefaultManifest = "manifest/video.m3u8"
 
-// parseManifestPath reads the path of a manifest, relative to the video, from the
+// ParseManifestPath reads the path of a manifest, relative to the video, from the
 // configuration or a flag.
-func parseManifestPath(text string) (suffix, error) {
+func ParseManifestPath(text string) (Suffix, error) {
 	escaped, err := escapePath(strings.TrimPrefix(text, "/"))
 	if err != nil {
-		return suffix{}, err
+		return Suffix{}, err
 	}
 	parsed, err := parseSuffix(escaped)
-	if err == nil && (parsed.decoded == iframeSuffix || strings.HasSuffix(parsed.decoded, "/")) {
-		err = errManifestPath
+	if err == nil && (parsed.Decoded == IframeSuffix || strings.HasSuffix(parsed.Decoded, "/")) {
+		err = errManifest
 	}
 	return parsed, err
 }
 
-var errManifestPath = errors.New("it is not the path of a manifest; give one like master.m3u8")
+var errManifest = errors.New("it is not the path of a manifest; give one like master.m3u8")
 
 // escapePath returns the one spelling of a path that an operator has written as the
 // files are called, or percent-encoded.
@@ -233,7 +246,7 @@ func escapePath(path string) (string, error) {
 		if c == '%' {
 			octet, ok := percent.Octet(path[i:])
 			if !ok || octet == '/' {
-				return "", errPathPercent
+				return "", errPercent
 			}
 			c, i = octet, i+2
 		}
@@ -246,33 +259,33 @@ func escapePath(path string) (string, error) {
 	return string(escaped), nil
 }
 
-var errPathPercent = errors.New("it contains a percent sign that does not begin a percent-encoding, or encodes a slash; for a percent sign write %25")
+var errPercent = errors.New("it contains a percent sign that does not begin a percent-encoding, or encodes a slash; for a percent sign write %25")
 
-func parseSuffix(escaped string) (suffix, error) {
+func parseSuffix(escaped string) (Suffix, error) {
 	if escaped == "" {
-		return suffix{iframeSuffix, iframeSuffix}, nil
+		return Suffix{IframeSuffix, IframeSuffix}, nil
 	}
 	special, err := checkSuffixBytes(escaped)
 	if err != nil {
-		return suffix{}, err
+		return Suffix{}, err
 	}
 	decoded := escaped
 	if special {
 		escaped = brackets.Replace(escaped)
 		if decoded, err = decodeSuffix(escaped); err != nil {
-			return suffix{}, err
+			return Suffix{}, err
 		}
 		if err := checkNames(decoded); err != nil {
-			return suffix{}, err
+			return Suffix{}, err
 		}
 	}
 	if err := checkSegments(escaped); err != nil {
-		return suffix{}, err
+		return Suffix{}, err
 	}
 	if containsToken(decoded) {
-		return suffix{}, errPathToken
+		return Suffix{}, errToken
 	}
-	return suffix{escaped, decoded}, nil
+	return Suffix{escaped, decoded}, nil
 }
 
 // checkSuffixBytes checks that a suffix consists of pchar (RFC 3986 section 3.3)
@@ -285,9 +298,9 @@ func checkSuffixBytes(s string) (special bool, err error) {
 		case c == '%' || c == '~' || c == '[' || c == ']':
 			special = true
 		case c == ':':
-			return false, errPathName
+			return false, errName
 		case c != '/' && !pchar[c]:
-			return false, errPathByte
+			return false, errByte
 		}
 	}
 	return special, nil
@@ -303,10 +316,10 @@ func checkSegments(s string) error {
 	for {
 		segment, rest, more := strings.Cut(s, "/")
 		if segment == "." || segment == ".." || segment == "" && more {
-			return errPathSegment
+			return errSegment
 		}
 		if strings.HasSuffix(segment, ".") {
-			return errPathName
+			return errName
 		}
 		if !more {
 			return nil
@@ -325,7 +338,7 @@ func decodeSuffix(escaped string) (string, error) {
 		if c == '%' {
 			octet, ok := percent.Octet(escaped[i:])
 			if !ok || strings.IndexByte(`/\.;%?#`, octet) >= 0 {
-				return "", errPathEscape
+				return "", errEscape
 			}
 			c, i = octet, i+2
 		}
@@ -333,7 +346,7 @@ func decodeSuffix(escaped string) (string, error) {
 	}
 	text := string(decoded)
 	if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
-		return "", errPathEscape
+		return "", errEscape
 	}
 	return text, nil
 }
@@ -347,11 +360,17 @@ var pchar = func() (set [256]bool) {
 	return set
 }()
 
-// videoPlaceholder stands for the video id in an origin_path template.
-const videoPlaceholder = "{video}"
+// HasOnlyPchar reports whether a path consists of slashes and of pchar without
+// percent-encoding.
+func HasOnlyPchar(path string) bool {
+	return !strings.ContainsFunc(path, func(c rune) bool { return c >= utf8.RuneSelf || c != '/' && !pchar[c] })
+}
 
-// originPath builds the paths that the origin is asked for.
-type originPath struct {
+// VideoPlaceholder stands for the video id in an origin_path template.
+const VideoPlaceholder = "{video}"
+
+// OriginPath builds the paths that the origin is asked for.
+type OriginPath struct {
 	escaped, decoded folderTemplate
 }
 
@@ -362,26 +381,26 @@ type folderTemplate []string
 // `x-0.ts` may be a segment of x there, or a file of the video `x-0`.
 const folderAdvice = "each video needs a folder of its own at the origin, and docs/origins.md says how media servers write one"
 
-// parseOriginPath compiles an origin_path template. It must contain the video id,
+// ParseOriginPath compiles an origin_path template. It must contain the video id,
 // or the token of one video would open all others.
-func parseOriginPath(template string) (p originPath, err error) {
-	literals := strings.Split(strings.TrimSuffix(template, "/"), videoPlaceholder)
+func ParseOriginPath(template string) (p OriginPath, err error) {
+	literals := strings.Split(strings.TrimSuffix(template, "/"), VideoPlaceholder)
 	if len(literals) < 2 {
-		return originPath{}, fmt.Errorf("origin_path %q does not contain %s: %s", template, videoPlaceholder, folderAdvice)
+		return OriginPath{}, fmt.Errorf("origin_path %q does not contain %s: %s", template, VideoPlaceholder, folderAdvice)
 	}
 	if !strings.HasPrefix(template, "/") {
-		return originPath{}, fmt.Errorf("origin_path %q does not start with a slash", template)
+		return OriginPath{}, fmt.Errorf("origin_path %q does not start with a slash", template)
 	}
 	for _, literal := range literals {
 		escaped, err := escapePath(literal)
 		if err != nil {
-			return originPath{}, fmt.Errorf("origin_path %q: %w", template, err)
+			return OriginPath{}, fmt.Errorf("origin_path %q: %w", template, err)
 		}
 		p.escaped, p.decoded = append(p.escaped, escaped), append(p.decoded, decodeOnce(escaped, true))
 	}
 	example := p.decoded.folder("v")[1:]
-	if kindOf(example) == kindManifest {
-		return originPath{}, fmt.Errorf("origin_path %q names a manifest: write the folder of the video, and its manifest in the option manifest; %s", template, folderAdvice)
+	if kindOf(example) == KindManifest {
+		return OriginPath{}, fmt.Errorf("origin_path %q names a manifest: write the folder of the video, and its manifest in the option manifest; %s", template, folderAdvice)
 	}
 	switch {
 	case strings.ContainsAny(template, "?#;"):
@@ -389,13 +408,13 @@ func parseOriginPath(template string) (p originPath, err error) {
 	case !utf8.ValidString(example) || strings.ContainsFunc(example, unicode.IsControl) || strings.Contains(example, `\`):
 		err = errFolderByte
 	case strings.HasSuffix(example, "/"):
-		err = errPathSegment
+		err = errSegment
 	default:
 		// The operator knows the file system, so a colon may be in the template.
 		err = cmp.Or(checkSegments(example), checkNames(strings.ReplaceAll(example, ":", "-")))
 	}
 	if err != nil {
-		return originPath{}, fmt.Errorf("origin_path %q: %w", template, err)
+		return OriginPath{}, fmt.Errorf("origin_path %q: %w", template, err)
 	}
 	return p, nil
 }
@@ -406,12 +425,23 @@ var (
 )
 
 // String returns the template with its literals percent-encoded.
-func (p originPath) String() string { return p.escaped.folder(videoPlaceholder) }
+func (p OriginPath) String() string { return p.escaped.folder(VideoPlaceholder) }
 
-// folder returns the path of a video on the origin, without a trailing slash.
+// Folder returns the percent-encoded folder of a video, without a trailing slash.
+func (p OriginPath) Folder(videoID string) string { return p.escaped.folder(videoID) }
+
+// File returns the path of a file of a video, percent-encoded and decoded. It consists of
+// nothing of the viewer's path but the suffix.
+func (p OriginPath) File(videoID string, s Suffix) (escaped, decoded string) {
+	escaped = p.escaped.file(videoID, s.Escaped)
+	if !strings.Contains(escaped, "%") {
+		return escaped, escaped
+	}
+	return escaped, p.decoded.file(videoID, s.Decoded)
+}
+
 func (t folderTemplate) folder(videoID string) string { return strings.Join(t, videoID) }
 
-// file returns the path of a suffix in the folder of a video.
 func (t folderTemplate) file(videoID, suffix string) string {
 	if len(t) == 2 { // in one allocation
 		return t[0] + videoID + t[1] + "/" + suffix
@@ -419,46 +449,46 @@ func (t folderTemplate) file(videoID, suffix string) string {
 	return t.folder(videoID) + "/" + suffix
 }
 
-// kind classifies the resource that a suffix names. It comes from a closed set,
+// Kind classifies the resource that a suffix names. It comes from a closed set,
 // so it can be the label of a metric.
-type kind string
+type Kind string
 
 const (
-	kindManifest  kind = "manifest"
-	kindSegment   kind = "segment"
-	kindIframe    kind = "iframe"
-	kindThumbnail kind = "thumbnail"
-	kindDownload  kind = "download"
-	kindOther     kind = "other"
+	KindManifest  Kind = "manifest"
+	KindSegment   Kind = "segment"
+	KindIframe    Kind = "iframe"
+	KindThumbnail Kind = "thumbnail"
+	kindDownload  Kind = "download"
+	KindOther     Kind = "other"
 )
 
-var kinds = [...]kind{kindManifest, kindSegment, kindIframe, kindThumbnail, kindDownload, kindOther}
+var Kinds = [...]Kind{KindManifest, KindSegment, KindIframe, KindThumbnail, kindDownload, KindOther}
 
 // kindOf returns the kind of a suffix by its name. Only the gate recognizes
 // downloads, because they are configured.
-func kindOf(decoded string) kind {
-	if decoded == iframeSuffix {
-		return kindIframe
+func kindOf(decoded string) Kind {
+	if decoded == IframeSuffix {
+		return KindIframe
 	}
 	switch ending := mediatype.Ending(decoded); {
 	case mediatype.IsManifest(ending):
-		return kindManifest
+		return KindManifest
 	case strings.HasPrefix(decoded, "thumbnails/"):
-		return kindThumbnail
+		return KindThumbnail
 	case mediatype.IsSegment(ending):
-		return kindSegment
+		return KindSegment
 	}
-	return kindOther
+	return KindOther
 }
 
-// pathGlobs are the patterns of the downloads option. `*` matches any run of
+// Globs are the patterns of the downloads option. `*` matches any run of
 // bytes, including slashes, and letters match as foldName makes them equal,
 // because a pattern that guards files should match too much rather than too
 // little.
-type pathGlobs []string
+type Globs []string
 
-// parsePathGlob checks one pattern and returns its folded form.
-func parsePathGlob(pattern string) (string, error) {
+// ParseGlob checks one pattern and returns its folded form.
+func ParseGlob(pattern string) (string, error) {
 	text := pattern
 	pattern, _ = strings.CutPrefix(pattern, "/")
 	if pattern == "" {
@@ -477,7 +507,7 @@ func parsePathGlob(pattern string) (string, error) {
 	return foldName(pattern), nil
 }
 
-func (g pathGlobs) match(decoded string) bool {
+func (g Globs) match(decoded string) bool {
 	decoded = foldName(decoded)
 	for _, pattern := range g {
 		if globMatch(pattern, decoded) {

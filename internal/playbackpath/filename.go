@@ -1,4 +1,4 @@
-package signedplayback
+package playbackpath
 
 import (
 	"strings"
@@ -20,11 +20,11 @@ import (
 //   - HFS+ and ext4 with casefold skip characters that are not visible.
 func checkNames(decoded string) error {
 	if strings.Contains(decoded, ":") || !norm.NFC.IsNormalString(decoded) || strings.ContainsFunc(decoded, isIgnorable) {
-		return errPathName
+		return errName
 	}
 	for name := range strings.SplitSeq(decoded, "/") {
 		if strings.HasSuffix(name, " ") || isShortName(name) {
-			return errPathName
+			return errName
 		}
 	}
 	return nil

@@ -1,4 +1,4 @@
-package signedplayback
+package playbackpath
 
 import (
 	"errors"
@@ -13,25 +13,23 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/percent"
 )
 
-// pathRules are the options of a gate about suffixes.
-type pathRules struct {
-	downloads      pathGlobs
-	allowAmbiguous bool
-	sessions       bool
+// Rules are the options of a gate about suffixes.
+type Rules struct {
+	Downloads      Globs
+	AllowAmbiguous bool
+	Sessions       bool
 }
 
-var ambiguousPathsWords = twoWords{"ambiguous_paths", "refuse", "allow"}
-
-// parseSuffix parses a suffix that all servers read alike, or, where the rules allow it,
+// ParseSuffix parses a suffix that all servers read alike, or, where the rules allow it,
 // one that servers read in different ways of which none matters.
 // credential is the first segment of the path.
-func (p pathRules) parseSuffix(escaped, credential string) (suffix, error) {
+func (p Rules) ParseSuffix(escaped, credential string) (Suffix, error) {
 	s, err := parseSuffix(escaped)
-	if err != nil && p.allowAmbiguous {
+	if err != nil && p.AllowAmbiguous {
 		return p.parseAmbiguous(escaped, credential)
 	}
-	if err == nil && isTokenIn(credential, s.decoded) {
-		return suffix{}, errPathToken
+	if err == nil && isTokenIn(credential, s.Decoded) {
+		return Suffix{}, errToken
 	}
 	return s, err
 }
@@ -42,26 +40,26 @@ func isTokenIn(credential, text string) bool {
 	return strings.Count(credential, ".") == 2 && strings.Contains(text, credential)
 }
 
-// refusedNames finds the URIs of a manifest that the gate refuses.
-type refusedNames struct {
-	rules     pathRules
-	why       error // about the first one that no option lets pass, else about the first one
-	allowable bool  // ambiguous_paths allow would let all of them pass
+// RefusedNames finds the URIs of a manifest that the gate refuses.
+type RefusedNames struct {
+	Rules     Rules
+	Why       error // about the first one that no option lets pass, else about the first one
+	Allowable bool  // ambiguous_paths allow would let all of them pass
 }
 
-// refuse reports whether the gate refuses a name of a manifest.
-func (n *refusedNames) refuse(name []byte) bool {
+// Refuse reports whether the gate refuses a name of a manifest.
+func (n *RefusedNames) Refuse(name []byte) bool {
 	if isOrdinary(name) {
 		return false
 	}
 	escaped := asRequested(name)
-	_, err := n.rules.parseSuffix(escaped, "")
+	_, err := n.Rules.ParseSuffix(escaped, "")
 	if err == nil {
 		return false
 	}
-	_, allowedErr := pathRules{downloads: n.rules.downloads, allowAmbiguous: true}.parseSuffix(escaped, "")
-	if n.why == nil || n.allowable && allowedErr != nil {
-		n.why, n.allowable = err, allowedErr == nil
+	_, allowedErr := Rules{Downloads: n.Rules.Downloads, AllowAmbiguous: true}.ParseSuffix(escaped, "")
+	if n.Why == nil || n.Allowable && allowedErr != nil {
+		n.Why, n.Allowable = err, allowedErr == nil
 	}
 	return true
 }
@@ -99,67 +97,67 @@ func asRequested(name []byte) string {
 	return string(escaped)
 }
 
-// resource is what the gate needs to know of the file that a suffix names.
-type resource struct {
-	kind     kind
-	manifest bool // by its name; a download can be a manifest too
-	media    bool // audio, video, captions or a key by its name
-	webVTT   bool // by its name
-	download bool // needs the claim `downloadable`; the iframe can too
-	own      bool // the iframe, the script of the player page, or the number of viewers
+// Resource is what the gate needs to know of the file that a suffix names.
+type Resource struct {
+	Kind     Kind
+	Manifest bool // by its name; a download can be a manifest too
+	Media    bool // audio, video, captions or a key by its name
+	WebVTT   bool // by its name
+	Download bool // needs the claim `downloadable`; the iframe can too
+	Own      bool // the iframe, the script of the player page, or the number of viewers
 }
 
-// resource classifies a decoded suffix. Some origins ignore a trailing slash, so with
+// Resource classifies a decoded suffix. Some origins ignore a trailing slash, so with
 // one the name is guarded as without.
-func (p pathRules) resource(decoded string) resource {
+func (p Rules) Resource(decoded string) Resource {
 	name := strings.TrimRight(decoded, "/")
-	r := resource{kind: kindOf(name)}
-	r.manifest = r.kind == kindManifest
-	r.media, r.webVTT = r.kind == kindSegment, mediatype.Ending(name) == "vtt"
-	r.own = r.kind == kindIframe || name == hlsJSSuffix || p.sessions && decoded == viewsSuffix
-	r.download = p.downloads.match(name) || len(name) != len(decoded) && p.downloads.match(decoded)
-	if r.download && r.kind != kindIframe {
-		r.kind = kindDownload
+	r := Resource{Kind: kindOf(name)}
+	r.Manifest = r.Kind == KindManifest
+	r.Media, r.WebVTT = r.Kind == KindSegment, mediatype.Ending(name) == "vtt"
+	r.Own = r.Kind == KindIframe || name == HLSJSSuffix || p.Sessions && decoded == ViewsSuffix
+	r.Download = p.Downloads.match(name) || len(name) != len(decoded) && p.Downloads.match(decoded)
+	if r.Download && r.Kind != KindIframe {
+		r.Kind = kindDownload
 	}
 	return r
 }
 
-var errPathReadings = errors.New("servers can read the path in different ways, of which not all are the same kind of file")
+var errReadings = errors.New("servers can read the path in different ways, of which not all are the same kind of file")
 
 // parseAmbiguous parses a suffix with `;`, empty segments or encoded delimiters. What
 // servers make of it must be the same to the gate in every way in which they read it.
-func (p pathRules) parseAmbiguous(escaped, credential string) (suffix, error) {
+func (p Rules) parseAmbiguous(escaped, credential string) (Suffix, error) {
 	for i := range len(escaped) {
 		switch c := escaped[i]; {
 		case c == '%':
 			if octet, ok := percent.Octet(escaped[i:]); !ok || octet == '.' || octet == '\\' {
-				return suffix{}, errPathEscape
+				return Suffix{}, errEscape
 			}
 		case c == ':':
-			return suffix{}, errPathName
+			return Suffix{}, errName
 		case c != '/' && c != ';' && c != '[' && c != ']' && !pchar[c]:
-			return suffix{}, errPathByte
+			return Suffix{}, errByte
 		}
 	}
 	escaped = brackets.Replace(escaped)
-	s := suffix{escaped: escaped, decoded: decodeOnce(escaped, true)}
-	meant := p.resource(s.decoded)
+	s := Suffix{Escaped: escaped, Decoded: decodeOnce(escaped, true)}
+	meant := p.Resource(s.Decoded)
 	list, ok := readingsOf(escaped)
 	if !ok {
-		return suffix{}, errPathReadings
+		return Suffix{}, errReadings
 	}
 	for _, r := range list {
 		if r.decodings == 0 {
 			continue // a server decodes before it looks for a file
 		}
 		if containsToken(r.text) || isTokenIn(credential, r.text) {
-			return suffix{}, errPathToken
+			return Suffix{}, errToken
 		}
 		if err := r.check(); err != nil {
-			return suffix{}, err
+			return Suffix{}, err
 		}
-		if !r.means(p.resource(r.name()), meant) {
-			return suffix{}, errPathReadings
+		if !r.means(p.Resource(r.name()), meant) {
+			return Suffix{}, errReadings
 		}
 	}
 	return s, nil
@@ -266,9 +264,9 @@ func (r reading) check() error {
 	last := strings.TrimRight(r.text[strings.LastIndexByte(r.text, '/')+1:], " ")
 	switch {
 	case !utf8.ValidString(r.text) || strings.ContainsFunc(r.text, unicode.IsControl) || strings.Contains(r.text, `\`):
-		return errPathEscape
+		return errEscape
 	case name == "" && !r.cut || last == "." || last == "..":
-		return errPathSegment
+		return errSegment
 	}
 	if err := checkSegments(name); err != nil {
 		return err
@@ -278,9 +276,9 @@ func (r reading) check() error {
 
 // means reports whether a reading is to the gate what the suffix is meant to be. A
 // server that cuts a name off may have another file, but none that is guarded.
-func (r reading) means(got, meant resource) bool {
+func (r reading) means(got, meant Resource) bool {
 	if r.cut {
-		return (!got.manifest || meant.manifest) && (!got.download || meant.download) && (!got.own || meant.own)
+		return (!got.Manifest || meant.Manifest) && (!got.Download || meant.Download) && (!got.Own || meant.Own)
 	}
-	return got.manifest == meant.manifest && got.download == meant.download && got.own == meant.own
+	return got.Manifest == meant.Manifest && got.Download == meant.Download && got.Own == meant.Own
 }
