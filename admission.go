@@ -18,6 +18,7 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/admission"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/webhook"
+	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 )
 
 const (
@@ -36,7 +37,7 @@ type admissionDesk struct {
 	*admission.Client
 	url          *url.URL
 	allowOnError bool
-	budgets      *workLimit[[sha256.Size]byte]
+	budgets      *worklimit.Limit[[sha256.Size]byte]
 	live         *otter.Cache[string, struct{}]
 	log          *zap.Logger // for each message once a minute
 }
@@ -84,7 +85,7 @@ func (a *App) provisionAdmission(ctx caddy.Context) error {
 	}
 	a.admission = &admissionDesk{
 		Client: admission.New(admission.Config{URL: u, Key: a.eventsKey, Now: time.Now, Asked: a.metrics.countAdmission}),
-		url:    u, allowOnError: allow, budgets: newWorkLimit[[sha256.Size]byte](admissionRate, admissionBurst),
+		url:    u, allowOnError: allow, budgets: worklimit.New[[sha256.Size]byte](admissionRate, admissionBurst),
 		live: otter.Must(&otter.Options[string, struct{}]{MaximumSize: maxLivePlaylists}),
 		log:  sampledLogger(ctx, time.Minute, 1),
 	}
@@ -191,14 +192,14 @@ func (a *admissionDesk) ask(ctx context.Context, d *decision, id sessions.ID) (s
 	if prefix := sessions.NetworkOf(v.Address); prefix.IsValid() {
 		network = prefix.String()
 	}
-	keys := budgetKeys[[sha256.Size]byte]{own: sha256.Sum256([]byte(v.Viewer + "\x00\x00" + network))}
+	keys := worklimit.Keys[[sha256.Size]byte]{Own: sha256.Sum256([]byte(v.Viewer + "\x00\x00" + network))}
 	if v.Viewer != "" {
-		keys.site = sha256.Sum256([]byte(v.Viewer))
+		keys.Site = sha256.Sum256([]byte(v.Viewer))
 	}
-	if a.budgets.exhausted(keys) {
+	if a.budgets.Exhausted(keys) {
 		return sessions.Terms{}, refuse(reasonVerificationLimited, errStartsLimited)
 	}
-	a.budgets.spend(keys)
+	a.budgets.Spend(keys)
 	question := admission.Question{
 		ID: id.String(), Video: d.video, Country: d.knownCountry(), Network: network,
 		UserAgent: sessions.ShortUserAgent(v.Client.UserAgent()),

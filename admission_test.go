@@ -16,6 +16,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/admission"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -303,7 +304,7 @@ func TestAdmissionFlood(t *testing.T) {
 	t.Parallel()
 	b := newBackEnd(t, denies)
 	g := b.gate(t, func(a *App) { a.AdmissionOnError = "allow" })
-	g.app.admission.budgets.now = func() time.Time { return testTime } // no budget fills up meanwhile
+	g.app.admission.budgets.Now = func() time.Time { return testTime } // no budget fills up meanwhile
 	flood := func(viewer, address string, starts int) (reasons map[string]int) {
 		reasons = make(map[string]int)
 		compact := sessionToken(func(c *token.Claims) { c.Viewer = viewer })
@@ -319,7 +320,7 @@ func TestAdmissionFlood(t *testing.T) {
 	for _, tc := range []struct {
 		viewer, address string
 		want            int
-	}{{"mallory", "203.0.113.7", admissionBurst}, {"everywhere", "10.N.0.1", siteShare * admissionBurst}} {
+	}{{"mallory", "203.0.113.7", admissionBurst}, {"everywhere", "10.N.0.1", worklimit.SiteShare * admissionBurst}} {
 		got := flood(tc.viewer, tc.address, 256)
 		if tc.want > 256 {
 			got = flood(tc.viewer, strings.Replace(tc.address, "10.", "11.", 1), 256)

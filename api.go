@@ -99,7 +99,7 @@ func (a *API) Provision(ctx caddy.Context) error {
 		SampledLogger: sampledLogger(ctx, time.Second, 5),
 		Now:           func() time.Time { return app.now() },
 		Explain:       a.explainRunning,
-		Refusals:      func() controlapi.Refusals { return app.metrics.refusals.last(time.Now()) },
+		Refusals:      func() controlapi.Refusals { return app.metrics.refusals.Last(time.Now()) },
 		Gateway:       a.describeGateway,
 	}
 	if app.Sessions != nil && *app.Sessions {

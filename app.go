@@ -16,6 +16,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -142,7 +143,7 @@ type App struct {
 	storage       certmagic.Storage
 	keys          *keyring
 	verifier      *verifier
-	lookups       *networkLimit // of videos, without a token
+	lookups       *worklimit.Networks // of videos, without a token
 	manifests     *manifestMemory
 	geo           *geo.Databases
 	defaults      settings
@@ -176,7 +177,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.now = time.Now
 	a.metrics = collectMetrics()
 	a.manifests = processManifestMemory()
-	a.lookups = newNetworkLimit(lookupRate, lookupBurst)
+	a.lookups = worklimit.NewNetworks(lookupRate, lookupBurst)
 	if err := a.metrics.register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}

@@ -550,7 +550,7 @@ func TestBrowsersEnforceNoReportedOrigins(t *testing.T) {
 func TestFloodLimitsHoldUnderReportOnly(t *testing.T) {
 	t.Parallel()
 	g := newGate(t, testApp(), &Gate{Enforcement: reporting("token")})
-	g.app.verifier.limit.failures.now = func() time.Time { return testTime }
+	g.app.verifier.limit.failures.Now = func() time.Time { return testTime }
 	invalid := g.app.metrics.verified[reasonSignatureInvalid]
 	before, limited := testutil.ToFloat64(invalid), countOf(g, resultWouldRefuse, "verification_limited")
 	forged := "/" + encoded(`{"alg":"RS256","kid":"k1"}`, `{"sub":"demo","exp":1800000060}`) + "/x.ts"

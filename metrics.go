@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/admission"
+	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
@@ -42,7 +43,7 @@ type metrics struct {
 	admissionTime   prometheus.Histogram
 	cacheResults    map[mediacache.Result]prometheus.Counter
 
-	refusals refusalHistory
+	refusals controlapi.RefusalHistory
 
 	collectors []prometheus.Collector
 }
@@ -50,7 +51,7 @@ type metrics struct {
 var collectMetrics = sync.OnceValue(newMetrics)
 
 func newMetrics() *metrics {
-	m := &metrics{refusals: refusalHistory{began: time.Now()}}
+	m := &metrics{refusals: controlapi.RefusalHistory{Began: time.Now()}}
 	m.requests = m.counters("requests_total", "Requests by outcome (allowed, refused, would_refuse, preflight), reason and kind of resource.", "result", "reason", "kind")
 	m.allowed = beginRequests(m.requests)
 	m.cacheHits = m.counter("token_cache_hits_total", "Requests whose token was remembered as verified.")
@@ -246,7 +247,7 @@ func (m *metrics) countRequest(became result, why reason, k playbackpath.Kind) {
 	}
 	m.requests.WithLabelValues(string(became), string(why), string(k)).Inc()
 	if why != "" {
-		m.refusals.count(became, why, time.Now())
+		m.refusals.Count(string(why), became == resultWouldRefuse, time.Now())
 	}
 }
 

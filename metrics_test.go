@@ -1,6 +1,7 @@
 package signedplayback
 
 import (
+	"encoding/json"
 	"errors"
 	"maps"
 	"net/http"
@@ -16,10 +17,12 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -170,7 +173,7 @@ func TestMetricsSurviveReloads(t *testing.T) {
 		}
 		app.metrics.countRequest(resultRefused, reasonTooEarly, playbackpath.KindOther)
 		refused := uint64(0)
-		for _, hour := range app.metrics.refusals.last(time.Now()).Hours {
+		for _, hour := range app.metrics.refusals.Last(time.Now()).Hours {
 			refused += hour.Refused[string(reasonTooEarly)]
 		}
 		if refused < uint64(config+1) {
@@ -207,9 +210,9 @@ func TestVerificationsAreCounted(t *testing.T) {
 	g := newGate(t, new(App), new(Gate))
 	const hit, miss = "token_cache_hits_total", "token_cache_misses_total"
 	limited := from("192.0.2.1")
-	g.app.verifier.limit.failures.now = g.app.now // which stands still, so that no budget comes back
+	g.app.verifier.limit.failures.Now = g.app.now // which stands still, so that no budget comes back
 	for range failedBurst {
-		g.app.verifier.limit.failures.spend(clientNetworks{own: netip.MustParsePrefix("192.0.2.0/24")})
+		g.app.verifier.limit.failures.Spend(worklimit.ClientNetworks{Own: netip.MustParsePrefix("192.0.2.0/24")})
 	}
 	// No other test has this one: the cache is shared.
 	fresh := signed(func(c *token.Claims) { c.ExpiresAt = testTime.Add(47 * time.Minute) })
@@ -421,4 +424,44 @@ func TestGaugesOfTheStore(t *testing.T) {
 	m.plant(store.Keys, "made", revokedKey("made"))
 	s.Sync(t.Context())
 	check("it comes back with a revocation", 1, 1)
+}
+
+// The history counts each refusal by its reason. It counts neither allowed requests nor preflights.
+func TestRefusalsAreCountedByReason(t *testing.T) {
+	t.Parallel()
+	g := newGate(t, new(App), new(Gate))
+	g.app.metrics = newMetrics()
+	for path, times := range map[string]int{"/demo/x.ts": 3, "/a//b": 2, "/" + plainToken() + "/x.ts": 5} {
+		for range times {
+			ask(t, g, requestFor(t, path, nil))
+		}
+	}
+	ask(t, g, requestFor(t, "/demo/x.ts", method("OPTIONS")))
+	hours := g.app.metrics.refusals.Last(time.Now()).Hours
+	refused := make(map[string]uint64)
+	for _, hour := range hours {
+		for why, n := range hour.Refused {
+			refused[why] += n
+		}
+	}
+	if diff := cmp.Diff(map[string]uint64{"token_required": 3, "path_invalid": 2}, refused); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// The description of the API knows every reason, and no other.
+func TestOpenAPIHasEveryReason(t *testing.T) {
+	t.Parallel()
+	var file struct {
+		Components struct {
+			Schemas struct{ Reason struct{ Enum []reason } }
+		}
+	}
+	if err := json.Unmarshal(must(os.ReadFile("internal/controlapi/openapi.json")), &file); err != nil {
+		t.Fatal(err)
+	}
+	sorted := cmpopts.SortSlices(func(a, b reason) bool { return a < b })
+	if diff := cmp.Diff(reasons[:], file.Components.Schemas.Reason.Enum, sorted); diff != "" {
+		t.Errorf("(-gate +file):\n%s", diff)
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
+	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -255,11 +256,11 @@ func mergeInto(defaults settings, video *state.Video) settings {
 
 // admitLookup counts a lookup against the network of a request.
 func (a *App) admitLookup(r *http.Request) error {
-	client := networksOf(r)
-	if a.lookups.exhausted(client) {
+	client := worklimit.NetworksOf(clientAddress(r))
+	if a.lookups.Exhausted(client) {
 		return state.ErrLimited
 	}
-	a.lookups.spend(client)
+	a.lookups.Spend(client)
 	return nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -202,7 +203,7 @@ func (v *verifier) inForce(key *token.PublicKey) bool {
 // one each time, and would push out those of viewers.
 func (v *verifier) check(r *http.Request, compact string, parsed token.Parsed, key *token.PublicKey) (t *verifiedToken, err error) {
 	defer func() { v.metrics.countVerification(err) }()
-	client := networksOf(r)
+	client := worklimit.NetworksOf(clientAddress(r))
 	leave, err := v.limit.enter(r.Context(), client)
 	if err != nil {
 		return nil, refuse(reasonVerificationLimited, err)
@@ -213,7 +214,7 @@ func (v *verifier) check(r *http.Request, compact string, parsed token.Parsed, k
 	v.metrics.verifySeconds.Observe(time.Since(start).Seconds())
 	switch {
 	case errors.Is(err, token.ErrSignature):
-		v.limit.failures.spend(client)
+		v.limit.failures.Spend(client)
 	case err == nil:
 		t.identify(compact)
 		v.cache.put(compact, t)
@@ -272,7 +273,7 @@ var (
 // concurrent use.
 type verificationLimit struct {
 	trusted, failed *queue.Queue // share half of the processors
-	failures        *networkLimit
+	failures        *worklimit.Networks
 }
 
 func newVerificationLimit() *verificationLimit {
@@ -280,17 +281,17 @@ func newVerificationLimit() *verificationLimit {
 	return &verificationLimit{
 		trusted:  queue.New(turns, maxTrustedWaiting, maxVerificationWait),
 		failed:   queue.New(turns, maxFailedWaiting, maxVerificationWait),
-		failures: newNetworkLimit(failedRate, failedBurst),
+		failures: worklimit.NewNetworks(failedRate, failedBurst),
 	}
 }
 
 // enter waits for the client's turn. Call leave unless there is an error.
-func (l *verificationLimit) enter(ctx context.Context, client clientNetworks) (leave func(), err error) {
-	if l.failures.exhausted(client) {
+func (l *verificationLimit) enter(ctx context.Context, client worklimit.ClientNetworks) (leave func(), err error) {
+	if l.failures.Exhausted(client) {
 		return nil, errNetworkLimited
 	}
 	q := l.trusted
-	if l.failures.spentWithin(client, failedMemory) {
+	if l.failures.SpentWithin(client, failedMemory) {
 		q = l.failed
 	}
 	err = q.Enter(ctx, 1)

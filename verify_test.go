@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
+	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -279,7 +280,7 @@ func TestForgedTokensAreLimitedByNetwork(t *testing.T) {
 	t.Parallel()
 	g := newGate(t, &App{TokenCacheSize: 2 << 20}, new(Gate)) // of this test alone
 	now := testTime
-	g.app.verifier.limit.failures.now = func() time.Time { return now }
+	g.app.verifier.limit.failures.Now = func() time.Time { return now }
 	from := func(address string) func(*http.Request) {
 		return func(r *http.Request) { caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, address) }
 	}
@@ -327,20 +328,20 @@ func TestForgedTokensAreLimitedByNetwork(t *testing.T) {
 // good. S9: the times are the same, however the clock is set meanwhile.
 func TestNetworksWithFailures(t *testing.T) {
 	t.Parallel()
-	failing, other := clientNetworks{own: netip.MustParsePrefix("198.51.100.0/24")}, clientNetworks{own: netip.MustParsePrefix("203.0.113.0/24")}
+	failing, other := worklimit.ClientNetworks{Own: netip.MustParsePrefix("198.51.100.0/24")}, worklimit.ClientNetworks{Own: netip.MustParsePrefix("203.0.113.0/24")}
 	for _, jump := range []time.Duration{0, time.Hour, -time.Hour, 10 * year, -10 * year} {
 		l := newVerificationLimit()
 		start := time.Now()
 		now := start
-		l.failures.now = func() time.Time { return now }
+		l.failures.Now = func() time.Time { return now }
 		full := semaphore.NewWeighted(1)
 		_ = full.TryAcquire(1)
 		l.failed = queue.New(full, 0, 0) // nobody gets a turn in it, and nobody may wait
 		for range failedBurst {
-			l.failures.spend(failing)
+			l.failures.Spend(failing)
 		}
 		for _, tc := range []struct {
-			network clientNetworks
+			network worklimit.ClientNetworks
 			after   time.Duration
 			want    error
 		}{
@@ -357,7 +358,7 @@ func TestNetworksWithFailures(t *testing.T) {
 				leave()
 			}
 			if !errors.Is(err, tc.want) {
-				t.Errorf("%s later, the clock set by %s: the network %s gets %v, want %v", tc.after, jump, tc.network.own, err, tc.want)
+				t.Errorf("%s later, the clock set by %s: the network %s gets %v, want %v", tc.after, jump, tc.network.Own, err, tc.want)
 			}
 		}
 	}

@@ -9,26 +9,12 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 )
 
 // clientAt sets the address of the client.
 func clientAt(address string) func(*http.Request) {
 	return func(r *http.Request) { caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, address) }
-}
-
-func TestNetworksOf(t *testing.T) {
-	t.Parallel()
-	for address, want := range map[string]string{
-		"203.0.113.7":        "203.0.113.0/24 invalid Prefix",
-		"::ffff:203.0.113.7": "203.0.113.0/24 invalid Prefix",
-		"2001:db8:1:2ff::1":  "2001:db8:1:200::/56 2001:db8:1::/48",
-		"":                   "invalid Prefix invalid Prefix",
-	} {
-		networks := networksOf(requestFor(t, "/x", clientAt(address)))
-		if got := fmt.Sprint(networks.own, networks.site); got != want {
-			t.Errorf("networksOf(%q) = %s, want %s", address, got, want)
-		}
-	}
 }
 
 // The attack: strangers ask for random videos without a token, and each request costs
@@ -46,7 +32,7 @@ func TestLookupsOfStrangersAreLimited(t *testing.T) {
 		"an address": {func(int) string { return "198.51.100.7" }, lookupBurst, "198.51.100.9", []string{"198.51.101.7", "2001:db8::1"}},
 		"a /24":      {func(i int) string { return fmt.Sprintf("198.51.100.%d", i%250) }, lookupBurst, "198.51.100.251", []string{"198.51.101.7"}},
 		"a /56":      {func(i int) string { return fmt.Sprintf("2001:db8:0:%x::1", i%256) }, lookupBurst, "2001:db8:0:ff::9", []string{"2001:db8:0:100::1"}},
-		"a /48":      {func(i int) string { return fmt.Sprintf("2001:db8:0:%x::1", i%256<<8) }, lookupBurst * siteShare, "2001:db8:0:ffff::1", []string{"2001:db8:1::1"}},
+		"a /48":      {func(i int) string { return fmt.Sprintf("2001:db8:0:%x::1", i%256<<8) }, lookupBurst * worklimit.SiteShare, "2001:db8:0:ffff::1", []string{"2001:db8:1::1"}},
 		"no address": {func(int) string { return "" }, lookupBurst, "", []string{"198.51.101.7"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -56,8 +42,8 @@ func TestLookupsOfStrangersAreLimited(t *testing.T) {
 			g := newGate(t, testApp(), new(Gate))
 			useState(t, g.app, stateOf(t, m))
 			now := testTime
-			g.app.lookups = newNetworkLimit(lookupRate, lookupBurst)
-			g.app.lookups.now = func() time.Time { return now }
+			g.app.lookups = worklimit.NewNetworks(lookupRate, lookupBurst)
+			g.app.lookups.Now = func() time.Time { return now }
 			reason := func(path, address string) string {
 				return ask(t, g, requestFor(t, path, clientAt(address))).reason
 			}
