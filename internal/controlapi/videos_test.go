@@ -215,7 +215,7 @@ func TestWarningsAboutVideos(t *testing.T) {
 		method, body    string
 		want            string // in the warning; "" for none
 	}{
-		{"", false, "POST", `{"scheduledDeletion":"2030-01-02T03:04:05Z"}`, "nothing is deleted"},
+		{"", false, "POST", `{"scheduledDeletion":"2030-01-02T03:04:05Z"}`, "deletes nothing"},
 		{"", false, "POST", `{"creator":"x"}`, ""},
 		{private, true, "DELETE", "", "without a token"},
 		{broken, true, "DELETE", "", "without a token"},

@@ -49,9 +49,9 @@ type fleet struct {
 
 	// away says that the Redis has not answered the last beat, so that starts do not
 	// wait for it.
-	away  atomic.Bool
-	wake  chan struct{} // receives when a beat should not wait for its time
-	beat  time.Time     // when the last one was due; of Run only
+	away atomic.Bool
+	wake chan struct{} // receives when a beat should not wait for its time
+	beat time.Time     // when the last one was due; of Run only
 }
 
 func newFleet(redis Redis) *fleet {
