@@ -210,7 +210,7 @@ func FuzzDASH(f *testing.F) {
 }
 
 // nameInQuotes is the name of an attribute in the value of another, for some players.
-var nameInQuotes = regexp.MustCompile(`=[ \t]*"[^"]*(URI|X-ASSET-LIST)\s*=[ \t]*"`)
+var nameInQuotes = regexp.MustCompile(`=[ \t]*"[^"]*(URI|X-ASSET-LIST)[\x00-\x20\x85\p{Z}\x{FEFF}]*=[ \t]*"`)
 
 var (
 	quotedURI   = regexp.MustCompile(`([ \t\r\n](?:media|index|initialization|bitstreamSwitching|sourceURL|moreInformationURL|contactURL|proxyServerURL|keyUriTemplate|ivUriTemplate|authUrlTemplate|value|[^\s"'=<>]*:href)[ \t\r\n]*=[ \t\r\n]*)("[^"]*"|'[^']*')`)

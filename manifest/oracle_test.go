@@ -142,6 +142,9 @@ type hlsURI struct {
 // quotedText is an attribute for a player that searches for a name and quotes.
 var quotedText = regexp.MustCompile(`([^=",]*)=[ \t]*"([^"]*)"`)
 
+// assetList is the name of an attribute with the whole name X-ASSET-LIST at its end.
+var assetList = regexp.MustCompile(`(^|[^!-~])X-ASSET-LIST$`)
+
 // hlsURIs returns the URIs of an HLS line, and the line without them.
 func hlsURIs(line string) (uris []hlsURI, rest string) {
 	line = strings.TrimSuffix(line, "\r")
@@ -155,7 +158,7 @@ func hlsURIs(line string) (uris []hlsURI, rest string) {
 		}
 		return []hlsURI{{text: uri}}, before + strings.Replace(line, uri, "", 1)
 	}
-	if !strings.HasPrefix(line, "#EXT") || strings.HasPrefix(line+":", "#EXTINF:") || strings.HasPrefix(line, "#EXTM3U ") {
+	if !strings.HasPrefix(line, "#EXT") || strings.HasPrefix(line+":", "#EXTINF:") {
 		_, found, ok := strings.Cut(line, "#EXT-X-")
 		_, list, hasColon := strings.Cut(found, ":")
 		if !ok || !hasColon {
@@ -174,7 +177,7 @@ func hlsURIs(line string) (uris []hlsURI, rest string) {
 	end := 0
 	for _, m := range at {
 		name, text := strings.TrimRightFunc(line[m[2]:m[3]], blank), trim(line[m[4]:m[5]])
-		uris = append(uris, hlsURI{text, !strings.HasSuffix(name, "URI") && !strings.HasSuffix(name, "X-ASSET-LIST")})
+		uris = append(uris, hlsURI{text, !strings.HasSuffix(name, "URI") && !assetList.MatchString(name)})
 		rest += line[end:m[4]] + strings.Replace(line[m[4]:m[5]], text, "", 1)
 		end = m[5]
 	}
