@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -120,6 +121,45 @@ func TestSlicesThatFindNoRoomStreamThrough(t *testing.T) {
 	for field, want := range map[string][]byte{"": file, "bytes=1048570-2097160": file[1048570:2097161], "bytes=-10": file[len(file)-10:]} {
 		if w, err := s.ask("GET", "/v.mp4", "Range", field); err != nil || !bytes.Equal(w.Body.Bytes(), want) {
 			t.Errorf("%q: status %d, %d bytes of %d, %v", field, w.Code, w.Body.Len(), len(want), err)
+		}
+	}
+}
+
+// The time that the origin took to answer is a part of the age (RFC 9111 section 4.2.3).
+func TestAgeOfSlowAnswers(t *testing.T) {
+	t.Parallel()
+	var s *scene
+	s = newScene(func(w http.ResponseWriter, _ *http.Request) error {
+		s.clock += 5 * time.Second
+		w.Header().Set("Age", "10")
+		w.Header().Set("Cache-Control", "max-age=60")
+		_, err := io.WriteString(w, "body")
+		return err
+	})
+	_, _ = s.ask("GET", "/s.ts")
+	if w, err := s.ask("GET", "/s.ts"); err != nil || w.Header().Get("Age") != "15" {
+		t.Errorf("Age %q after 10 and 5 seconds, error %v", w.Header().Get("Age"), err)
+	}
+}
+
+// A slice is never refreshed as a whole object is: its length is not that of the object.
+func TestStaleSlices(t *testing.T) {
+	t.Parallel()
+	file := randomBytes(10, 3<<20)
+	s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("Cache-Control", "max-age=10, stale-while-revalidate=1000")
+		return large(file)(w, r)
+	})
+	s.config.MaxObject = 1 << 20
+	for range 3 {
+		if w, err := s.ask("GET", "/v.mp4"); err != nil || !bytes.Equal(w.Body.Bytes(), file) {
+			t.Errorf("status %d, %d bytes, %v", w.Code, w.Body.Len(), err)
+		}
+		s.clock += 15 * time.Second
+	}
+	for _, r := range s.asked {
+		if asked := r.Header.Get("Range"); !slices.Contains([]string{"", "bytes=0-1048575", "bytes=1048576-2097151", "bytes=2097152-3145727"}, asked) {
+			t.Errorf("the origin is asked for %q", asked)
 		}
 	}
 }
