@@ -823,13 +823,13 @@ func TestFolderThatVanishes(t *testing.T) {
 			if err := vanish(d.path); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(lookEvery + time.Second)
+			<-time.After(lookEvery + time.Second)
 			synctest.Wait()
 			if name == "blocked" {
 				if text := warned.take(); len(text) != 1 || os.Remove(d.path) != nil {
 					t.Errorf("warnings: %q", text)
 				}
-				time.Sleep(lookEvery)
+				<-time.After(lookEvery)
 			}
 			synctest.Wait()
 			for _, want := range []string{fromOrigin, diskHit} {

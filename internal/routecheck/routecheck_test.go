@@ -3,6 +3,7 @@ package routecheck
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -107,7 +108,7 @@ func TestRoutes(t *testing.T) {
 		// A gate too late, two gates, and nothing to serve.
 		"- proxy@o:1\n- gate":                                 unreached,
 		"- static_response\n- gate proxy@o:1":                 unreached,
-		"- gate gate proxy@o:1":                               chain,
+		"- gate encode gate proxy@o:1":                        chain,
 		"path=*.ts gate\npath=*.ts gate\npath=*.ts proxy@o:1": chain,
 		"header=A gate\n- gate proxy@o:1":                     chain,
 		"path=*.m3u8 gate\npath=/demo/* gate\n- proxy@o:1":    mayChain,
@@ -173,7 +174,7 @@ func TestPathPatterns(t *testing.T) {
 			covers, excludes := true, true
 			for _, path := range texts {
 				covers = covers && (!matches(q, path) || matches(p, path))
-				excludes = excludes && !(matches(p, path) && matches(q, path))
+				excludes = excludes && (!matches(p, path) || !matches(q, path))
 			}
 			if coversPath(p, q) && !covers || excludesPath(p, q) && !excludes {
 				t.Fatalf("%q covers %q: %t, excludes it: %t", p, q, coversPath(p, q), excludesPath(p, q))
@@ -197,7 +198,8 @@ func TestDialAddress(t *testing.T) {
 		{"O.example:1", "o.example.:1", "TCP/o.example:1"},
 		{"[2001:db8:0::1]:1", "[2001:DB8::1]:1"},
 		{"127.0.0.2.example:1"},
-		{"unix//run/A"}, {"unix//run/a"},
+		{"unix//run/A"},
+		{"unix//run/a"},
 		{"{env.UPSTREAM}"},
 	} {
 		for _, dial := range group {
@@ -242,8 +244,8 @@ func TestKeptFromConsole(t *testing.T) {
 	} {
 		routes := []Route{{Handle: []Handler{{Handler: "signed_playback_api", Console: true}}}}
 		words := strings.Fields(blocks)
-		for i := len(words) - 1; i >= 0; i-- {
-			switch word := words[i]; {
+		for i, word := range slices.Backward(words) {
+			switch {
 			case word == "rewrite":
 				routes = append([]Route{{Handle: []Handler{{Handler: "rewrite"}}}}, routes...)
 			case word != "-":
