@@ -240,7 +240,10 @@ type mediaHandler struct {
 	gated, exempt *requestState // through a gate, and past every gate
 }
 
-const maxSiteSteps = 100_000
+const (
+	maxSiteSteps = 100_000
+	maxInvoked   = 100 // then named routes invoke each other
+)
 
 // requestState is what is known about a request. It is never changed, only copied.
 type requestState struct {
@@ -248,6 +251,7 @@ type requestState struct {
 	groups  []string // of which a route has matched
 	root    string
 	settled []string // headers that are not the client's, as patterns
+	invoked int      // how often a named route was
 
 	// How often a handler has changed the path, and its end.
 	prefixes, suffixes int
@@ -449,7 +453,7 @@ func (s requestState) knows(p property) (value, known bool) {
 
 // handlers follows a request through the handlers of a route.
 func (c *checker) handlers(list []Handler, s requestState, next follow) {
-	if c.steps++; c.steps > maxSiteSteps { // also where named routes invoke each other
+	if c.steps++; c.steps > maxSiteSteps {
 		return
 	}
 	if len(list) == 0 {
@@ -467,6 +471,9 @@ func (c *checker) handlers(list []Handler, s requestState, next follow) {
 			c.routes(h.Errors.Routes, s, after)
 		}
 	case h.Handler == "invoke":
+		if s.invoked++; s.invoked > maxInvoked {
+			c.steps = maxSiteSteps
+		}
 		c.routes([]Route{c.NamedRoutes[h.Name]}, s, after)
 	case h.Handler == interceptHandler:
 		for _, response := range h.HandleResponse {
