@@ -471,10 +471,7 @@ func (c *checker) handlers(list []Handler, s requestState, next follow) {
 			c.routes(h.Errors.Routes, s, after)
 		}
 	case h.Handler == "invoke":
-		if s.invoked++; s.invoked > maxInvoked {
-			c.steps = maxSiteSteps
-		}
-		c.routes([]Route{c.NamedRoutes[h.Name]}, s, after)
+		c.invoke(h, s, after)
 	case h.Handler == interceptHandler:
 		for _, response := range h.HandleResponse {
 			if s.gate == nil { // they answer in place of a gate after it
@@ -506,6 +503,14 @@ func (c *checker) handlers(list []Handler, s requestState, next follow) {
 	default:
 		c.serve(h, s, after)
 	}
+}
+
+// invoke follows a request through a named route.
+func (c *checker) invoke(h *Handler, s requestState, after follow) {
+	if s.invoked++; s.invoked > maxInvoked {
+		c.steps = maxSiteSteps
+	}
+	c.routes([]Route{c.NamedRoutes[h.Name]}, s, after)
 }
 
 // keepRoot notes the root with which a request may get to error routes.
