@@ -423,7 +423,7 @@ func TestConfigsOfPagesAreValid(t *testing.T) {
 		}
 	}
 	names := strings.NewReplacer(
-		"/srv/hls.js/dist/", dir+"/", "/usr/share/caddy-signed-playback/", dir+"/", "key_file public.json", "key_file "+dir+"/public.json", "/etc/caddy/", dir+"/", "/var/lib/GeoIP/GeoLite2-Country.mmdb", "testdata/country.mmdb",
+		"/srv/hls.js/dist/", dir+"/", "/usr/share/caddy-signed-playback/", dir+"/", "key_file public.json", "key_file "+dir+"/public.json", "player hls.min.js", "player "+dir+"/hls.min.js", "/etc/caddy/", dir+"/", "/var/lib/GeoIP/GeoLite2-Country.mmdb", "testdata/country.mmdb",
 	)
 	t.Setenv("SIGNED_PLAYBACK_API_TOKEN", "a-secret-of-some-length")
 	t.Setenv("CLOUDFLARE_API_TOKEN", "a-secret-of-some-length")

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"html"
 	"io"
 	"maps"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -429,14 +431,25 @@ func reaches(ctx context.Context, u *url.URL) error {
 	return conn.Close()
 }
 
-// checkPlayback requests a manifest as a viewer does.
+// manifestOfPage matches the path of the playlist in the player page.
+var manifestOfPage = regexp.MustCompile(`data-manifest="([^"]*)"`)
+
+// checkPlayback requests a manifest as a viewer does. For the player page, it requests the
+// playlist that the page plays: the page itself also loads if there is none.
 func (c *checkup) checkPlayback(ctx context.Context) {
 	if c.playback == nil {
 		c.ok("not checked: give --url")
 		return
 	}
-	w := &seen{unread: unread{header: make(http.Header)}}
-	c.server.ServeHTTP(w, c.playback)
+	w, path := c.view(c.playback), c.playback.URL.EscapedPath()
+	if page := manifestOfPage.FindSubmatch(w.body.Bytes()); page != nil {
+		r := c.playback.Clone(ctx)
+		first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+		path = "/" + first + "/" + html.UnescapeString(string(page[1]))
+		r.URL.Path, _ = url.PathUnescape(path)
+		r.URL.RawPath, r.URL.RawQuery, r.RequestURI = path, "", path
+		w = c.view(r)
+	}
 	why := w.header.Get("Signed-Playback-Reason")
 	switch {
 	case why == string(reasonStateUnavailable) && c.app.countsSessions() && c.app.authority.get() == nil && c.readStore(ctx) == nil:
@@ -447,10 +460,17 @@ func (c *checkup) checkPlayback(ctx context.Context) {
 	case why != "":
 		c.toDo("`caddy signed-playback explain` shows each check", "the gate refuses the URL: %s", why)
 	case w.status != http.StatusOK:
-		c.toDo("see whether the origin has this path of the video", "the answer has the status %d", w.status)
+		c.toDo("see whether the origin has this path of the video; the option `manifest` names the playlist of the player page", "%s: the answer has the status %d", path, w.status)
 	default:
-		c.checkURIs(c.playback.URL.EscapedPath(), w.body.Bytes())
+		c.checkURIs(path, w.body.Bytes())
 	}
+}
+
+// view returns the answer to a viewer's request.
+func (c *checkup) view(r *http.Request) *seen {
+	w := &seen{unread: unread{header: make(http.Header)}}
+	c.server.ServeHTTP(w, r)
+	return w
 }
 
 // checkURIs counts the URIs of a manifest, as a viewer gets it, that lead out of the

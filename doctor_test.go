@@ -29,6 +29,7 @@ func TestDoctor(t *testing.T) {
 		origin       http.HandlerFunc
 		upstream     string // instead of the origin
 		path         string // of the playback URL; "": none
+		gate         string // options of the gate
 		options      doctorOptions
 		want         map[string]string // check: part of its text
 	}{
@@ -51,6 +52,8 @@ func TestDoctor(t *testing.T) {
 		"the gate refuses URIs":  {global: global, path: "refused.m3u8", want: map[string]string{"config": "refuses files"}},
 		"an empty answer":        {global: global, origin: func(http.ResponseWriter, *http.Request) {}, want: map[string]string{"playback": "look at its answer"}},
 		"no such manifest":       {global: global, path: "none.m3u8", want: map[string]string{"playback": "404"}},
+		"a page":                 {global: global, path: "iframe", gate: "player\nmanifest a%20b/video.m3u8"},
+		"a page plays nothing":   {global: global, path: "iframe", gate: "player", origin: http.NotFound, want: map[string]string{"playback": "/manifest/video.m3u8: the answer has the status 404"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -69,7 +72,7 @@ func TestDoctor(t *testing.T) {
 				logs = ""
 			}
 			config := "{\nstorage file_system DIR/storage\n" + logs + "\nsigned_playback {\n" + test.global + "\n}\n}\n" +
-				"http://media.test {\n" + test.site + "\nsigned_playback\nreverse_proxy " + test.upstream + "\n}\n"
+				"http://media.test {\n" + test.site + "\nsigned_playback {\n" + test.gate + "\n}\nreverse_proxy " + test.upstream + "\n}\n"
 			must(struct{}{}, os.WriteFile(dir+"/Caddyfile", []byte(strings.ReplaceAll(config, "DIR", dir)), 0o600))
 			if test.options.now == nil {
 				test.options.now = time.Now
@@ -78,8 +81,8 @@ func TestDoctor(t *testing.T) {
 				test.path = "video.m3u8"
 			}
 			signed := new(bytes.Buffer)
-			must(struct{}{}, sign(signOptions{key: dir + "/key.json", video: "demo", expires: "1h", baseURL: "http://media.test", path: test.path, warnings: signed, now: time.Now}, signed))
-			test.options.config, test.options.url, test.options.json = dir+"/Caddyfile", strings.TrimSpace(signed.String()), true
+			must(struct{}{}, sign(signOptions{key: dir + "/key.json", video: "demo", expires: "1h", baseURL: "http://media.test", path: "video.m3u8", warnings: signed, now: time.Now}, signed))
+			test.options.config, test.options.url, test.options.json = dir+"/Caddyfile", strings.ReplaceAll(strings.TrimSpace(signed.String()), "video.m3u8", test.path), true
 			out := new(bytes.Buffer)
 			provisioning.Lock()
 			err := doctor(t.Context(), test.options, out)

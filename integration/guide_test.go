@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	_ "github.com/golang-jwt/jwt/v5" // a program of the guide signs with it
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -448,85 +447,6 @@ func (term *terminal) wantMoved() {
 	term.check(`curl -i ` + gate + `/demo/manifest/video.m3u8  # 401 token_required`)
 	term.check(`curl -i ` + gate + `/open/manifest/video.m3u8  # 404`)
 	term.check(`curl -i ` + gate + `/other/manifest/video.m3u8  # 401 token_required`)
-}
-
-// programs run a program of the guide in a folder that has the file key.json.
-var programs = map[string]func(t *testing.T, dir, source string) outcome{
-	"go": func(t *testing.T, dir, source string) outcome {
-		writeFile(t, filepath.Join(dir, "main.go"), []byte(source))
-		built := execute(t, "", "", tool(t, "go"), "build", "-o", filepath.Join(dir, "sign"), filepath.Join(dir, "main.go"))
-		if built.code != 0 {
-			return built
-		}
-		return execute(t, dir, "", filepath.Join(dir, "sign"))
-	},
-	"js": func(t *testing.T, dir, source string) outcome {
-		packages, err := filepath.Abs("node_modules")
-		if err == nil {
-			err = os.Symlink(packages, filepath.Join(dir, "node_modules"))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		name := "sign.js"
-		if strings.HasPrefix(source, "import ") {
-			name = "sign.mjs"
-		}
-		writeFile(t, filepath.Join(dir, name), []byte(source))
-		return execute(t, dir, "", tool(t, "node"), name)
-	},
-	"python": func(t *testing.T, dir, source string) outcome {
-		// Debian's packages are for Debian's Python.
-		return execute(t, dir, source, tool(t, "/usr/bin/python3"), "-")
-	},
-	"php": func(t *testing.T, dir, source string) outcome {
-		return execute(t, dir, source, tool(t, "php"))
-	},
-}
-
-// Each program of the guide signs a URL that plays, for the video and the time
-// that it says, with a key as the keygen command prints it.
-func TestGuidePrograms(t *testing.T) {
-	t.Parallel()
-	key, output := keygen(t)
-	keyFile := filepath.Join(t.TempDir(), "key.json")
-	writeFile(t, keyFile, []byte(output))
-	o := startOrigin(t, exampleMedia())
-	g := start(t, o, config{keys: keyFile})
-	var ran []string
-	for _, s := range guide(t) {
-		run := programs[s.lang]
-		if run == nil {
-			continue
-		}
-		ran = append(ran, s.heading)
-		t.Run(s.heading, func(t *testing.T) {
-			dir := t.TempDir()
-			writeFile(t, filepath.Join(dir, "key.json"), []byte(output))
-			got := run(t, dir, s.text)
-			path, ok := strings.CutPrefix(got.stdout, "https://media.example.com/")
-			path, isLine := strings.CutSuffix(path, "\n")
-			if got.code != 0 || got.stderr != "" || !ok || !isLine {
-				t.Fatalf("it ends with %d and prints %q: %s", got.code, got.stdout, got.stderr)
-			}
-			o.take()
-			o.wantPassed(t, g.get(t, "/"+path), "/demo/manifest/video.m3u8")
-
-			compact, _, _ := strings.Cut(path, "/")
-			parsed, err := token.Parse(compact)
-			if err != nil {
-				t.Fatal(err)
-			}
-			claims := parsed.Unverified()
-			if left := time.Until(claims.ExpiresAt); claims.KeyID != key.ID || left > 12*time.Hour || left < 11*time.Hour {
-				t.Errorf("the token is of the key %q and lasts for %s, want %q and 12 hours", claims.KeyID, left, key.ID)
-			}
-		})
-	}
-	want := []string{"Go, with package token", "Go, with golang-jwt", "Node, with jose", "Node, with jsonwebtoken", "Python, with PyJWT", "PHP, with phpseclib", "PHP, without a library"}
-	if diff := cmp.Diff(want, ran); diff != "" {
-		t.Errorf("the programs of the guide (-want +got):\n%s", diff)
-	}
 }
 
 // What the guide puts on a page plays there, and says why if it does not.

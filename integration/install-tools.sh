@@ -31,7 +31,7 @@ runc runc
 skopeo skopeo
 rpm rpm
 systemd-analyze systemd
-php php-cli php-phpseclib3 php-laravel-framework
+php php-cli php-laravel-framework
 ruby ruby ruby-jwt
 /usr/bin/python3 python3 python3-jwt python3-cryptography python3-django'
 
@@ -40,7 +40,7 @@ works() {
 	case $1 in
 	gcc) echo '#include <stdlib.h>' | gcc -E -x c - >/dev/null 2>&1 ;;
 	nginx) [ -e /usr/lib/nginx/modules/ngx_rtmp_module.so ] ;;
-	php) "$1" -r 'require "phpseclib3/autoload.php"; require "Illuminate/autoload.php";' 2>/dev/null ;;
+	php) "$1" -r 'require "Illuminate/autoload.php";' 2>/dev/null ;;
 	ruby) "$1" -r jwt -e '' 2>/dev/null ;;
 	/usr/bin/python3) "$1" -c 'import jwt, cryptography, django' 2>/dev/null ;;
 	esac

@@ -13,7 +13,7 @@ var shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
 // with only names and ports replaced.
 func TestCallsOfPages(t *testing.T) {
 	curl := tool(t, "curl") + " -sSf "
-	for name, calls := range map[string]int{"../README.md": 1, "../docs/control-api.md": 7} {
+	for name, calls := range map[string]int{"../docs/control-api.md": 7} {
 		t.Run(name, func(t *testing.T) {
 			o := startOrigin(t, exampleMedia())
 			g := start(t, o, config{api: withAPI})

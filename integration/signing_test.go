@@ -26,13 +26,14 @@ type signingExample struct {
 }
 
 var signingExamples = map[string]signingExample{
-	"go":      {"ann", "", `go build -C "$ROOT" -o "$PWD/sign" ./examples/signing/go && ./sign demo ann`},
-	"node":    {"ann", "", "node sign.mjs demo ann"},
-	"php":     {"ann", "", "php sign.php demo ann"},
-	"python":  {"ann", "", "/usr/bin/python3 sign.py demo ann"},
-	"ruby":    {"ann", "", "ruby sign.rb demo ann"},
-	"django":  {"7", "302", "/usr/bin/python3 site.py"},
-	"laravel": {"7", "401", "php site.php"},
+	"go":                {"ann", "", `go build -C "$ROOT" -o "$PWD/sign" ./examples/signing/go && ./sign demo ann`},
+	"node":              {"ann", "", "node sign.mjs demo ann"},
+	"node-jsonwebtoken": {"ann", "", "node sign.js demo ann"},
+	"php":               {"ann", "", "php sign.php demo ann"},
+	"python":            {"ann", "", "/usr/bin/python3 sign.py demo ann"},
+	"ruby":              {"ann", "", "ruby sign.rb demo ann"},
+	"django":            {"7", "302", "/usr/bin/python3 site.py"},
+	"laravel":           {"7", "401", "php site.php"},
 }
 
 // longSigningExamples first fetch a whole framework.
@@ -64,6 +65,15 @@ func TestSigningExamples(t *testing.T) {
 		t.Errorf("the folders of examples/signing (-there +run):\n%s", diff)
 	}
 	runSigningExamples(t, signingExamples)
+}
+
+// The program in the guide is the example for Node, so it need not run a second time.
+func TestGuideSigns(t *testing.T) {
+	t.Parallel()
+	shown := slices.DeleteFunc(guide(t), func(s snippet) bool { return s.task != "Sign in your back end" || isShell(s) })
+	if want := readText(t, "../examples/signing/node/sign.mjs"); len(shown) != 1 || shown[0].text != want {
+		t.Errorf("the guide shows %q, want %q", shown, want)
+	}
 }
 
 // The same with WordPress and Next.js themselves.
@@ -108,7 +118,7 @@ func (e signingExample) sign(t *testing.T, name, key string) string {
 	}
 	writeFile(t, filepath.Join(dir, "key.json"), []byte(key))
 	root := must(filepath.Abs(".."))(t)
-	if name == "node" {
+	if strings.HasPrefix(name, "node") {
 		must(0, os.Symlink(filepath.Join(root, "integration/node_modules"), filepath.Join(dir, "node_modules")))(t)
 	}
 	cmd := exec.CommandContext(t.Context(), tool(t, "bash"), "-c", e.script)

@@ -34,7 +34,7 @@ func (c *call) checkVideo() error {
 	case !token.ValidVideoID(id):
 		return badRequest("video id %.80q: a video id is 1 to 64 of A-Z a-z 0-9 _ -", id)
 	case slices.Contains(reservedVideos, id):
-		return badRequest("video id %q is reserved: it names another resource of the API", id)
+		return badRequest("video id %q is reserved: it names another resource of the API; rename the video's folder, or sign its tokens with a key of your own", id)
 	}
 	return nil
 }
