@@ -43,8 +43,9 @@ it: keys, the store, the geo database, logs, clocks, and whether viewers can get
 to the origin without the gate. Run it on the server and as the server's user. It
 starts no server and writes nothing.
 
-With --url it also requests a manifest as a viewer does, through the gate and from
-the origin, and says which of its URIs do not work.
+With --url it also requests a manifest, or the playlist of a player page, as a
+viewer does, through the gate and from the origin, and says which of its URIs do
+not work.
 
 	$ caddy signed-playback doctor --config /etc/caddy/Caddyfile
 	…
@@ -65,7 +66,7 @@ If you intend what a check finds, accept it by the name of the check.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
-	flags.StringVar(&opts.url, "url", "", "the `URL` of a manifest that plays, or - for standard input")
+	flags.StringVar(&opts.url, "url", "", "the `URL` of a manifest or player page that plays, or - for standard input")
 	flags.StringArrayVar(&opts.accepted, "accept", nil, "the `check` whose findings you accept; may be repeated")
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	return cmd
