@@ -21,6 +21,7 @@ import (
 	oteltrace "go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/recordconn"
 	"github.com/signed-playback/caddy-signed-playback/mediacache"
 )
 
@@ -127,7 +128,7 @@ func (c *Cache) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	c.server.RegisterConnContext(withRecordConn)
+	c.server.RegisterConnContext(recordconn.WithConn)
 	if err := c.provisionDisk(app, key, lasts, logger); err != nil {
 		return err
 	}
@@ -238,7 +239,7 @@ func (c *Cache) compile() error {
 	c.config = mediacache.Config{
 		Memory: int64(memory), MaxObject: int64(maxObject), Query: c.Query,
 		SegmentTTL: orDuration(c.SegmentTTL, time.Hour), ManifestTTL: orDuration(c.ManifestTTL, time.Second),
-		ErrorTTL: orDuration(c.ErrorTTL, 500*time.Millisecond), Variant: variantOf, Context: originContext, Gather: gatherRecords,
+		ErrorTTL: orDuration(c.ErrorTTL, 500*time.Millisecond), Variant: variantOf, Context: originContext, Gather: recordconn.Gather,
 		MemoryOnly: checkedHeader,
 	}
 	for _, name := range c.Query {

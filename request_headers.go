@@ -4,12 +4,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/textproto"
-	"net/url"
 	"slices"
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/cmcd"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/mediacache"
 )
@@ -114,19 +114,11 @@ func (h requestHeaders) clean(header http.Header, t playbackpath.Target) (more b
 // differs with each request and so defeats caches, and without parameters that
 // contain the token or the session. The rest stays byte for byte.
 func cleanQuery(query string, t playbackpath.Target) string {
-	dropped := func(parameter string) bool { return isCMCD(parameter) || t.IsIn(parameter) }
+	dropped := func(parameter string) bool { return cmcd.IsParameter(parameter) || t.IsIn(parameter) }
 	for parameter := range strings.SplitSeq(query, "&") {
 		if dropped(parameter) {
 			return strings.Join(slices.DeleteFunc(strings.Split(query, "&"), dropped), "&")
 		}
 	}
 	return query
-}
-
-func isCMCD(parameter string) bool {
-	name, _, _ := strings.Cut(parameter, "=")
-	if strings.Contains(name, "%") {
-		name, _ = url.QueryUnescape(name)
-	}
-	return name == "CMCD"
 }

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/cmcd"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
@@ -194,7 +195,7 @@ type outsideClient struct {
 
 func (d *decision) outsideClient() (c outsideClient) {
 	c.address, _ = clientAddress(d.request)
-	if c.text = playerSession(d.request.Header, d.query); c.text != "" {
+	if c.text = cmcd.Session(d.request.Header, d.query); c.text != "" {
 		c.named = true
 	} else if agent := d.request.Header["User-Agent"]; len(agent) > 0 {
 		c.text = agent[0]

@@ -1,4 +1,5 @@
-package signedplayback
+// Package cmcd finds the session id that a player gives itself (CTA-5004).
+package cmcd
 
 import (
 	"net/http"
@@ -10,30 +11,30 @@ import (
 // permits 64 characters.
 const maxClientID = 128
 
-// playerSession returns the session id that a player sends: in X-Playback-Session-Id, as
+// Session returns the session id that a player sends: in X-Playback-Session-Id, as
 // AVPlayer does, or in CMCD (CTA-5004), in headers or in the query. It is "" without an id,
 // and if two readers could read different ids.
-func playerSession(h http.Header, query string) string {
+func Session(h http.Header, query string) string {
 	if values := h["X-Playback-Session-Id"]; len(values) == 1 && isClientID(values[0]) {
 		return values[0]
 	}
 	if values := h["Cmcd-Session"]; len(values) == 1 {
-		if sid := cmcdSession(values[0]); sid != "" {
+		if sid := sessionIn(values[0]); sid != "" {
 			return sid
 		}
 	}
-	return cmcdSession(cmcdOf(query))
+	return sessionIn(parameterOf(query))
 }
 
 func isClientID(text string) bool {
 	return text != "" && len(text) <= maxClientID && !strings.ContainsFunc(text, func(c rune) bool { return c <= ' ' || c > '~' })
 }
 
-// cmcdOf returns the decoded parameter CMCD of a query, "" unless there is exactly one.
-func cmcdOf(query string) (cmcd string) {
+// parameterOf returns the decoded parameter CMCD of a query, "" unless there is exactly one.
+func parameterOf(query string) (cmcd string) {
 	found := 0
 	for parameter := range strings.SplitSeq(query, "&") {
-		if !isCMCD(parameter) {
+		if !IsParameter(parameter) {
 			continue
 		}
 		_, value, _ := strings.Cut(parameter, "=")
@@ -46,20 +47,20 @@ func cmcdOf(query string) (cmcd string) {
 	return cmcd
 }
 
-// cmcdSession returns the value of sid in CMCD, "" if the whole is malformed or has two.
-func cmcdSession(cmcd string) (sid string) {
+// sessionIn returns the value of sid in CMCD, "" if the whole is malformed or has two.
+func sessionIn(cmcd string) (sid string) {
 	for cmcd != "" {
 		end := strings.IndexAny(cmcd, "=,")
 		if end < 0 {
 			end = len(cmcd)
 		}
 		key, rest := cmcd[:end], cmcd[end:]
-		if key == "" || strings.Trim(key, cmcdKey) != "" {
+		if key == "" || strings.Trim(key, keyCharacters) != "" {
 			return ""
 		}
 		value, isString, ok := "", false, true
 		if strings.HasPrefix(rest, "=") {
-			value, rest, isString, ok = cmcdValue(rest[1:])
+			value, rest, isString, ok = valueOf(rest[1:])
 		}
 		if key == "sid" && ok {
 			ok = isString && sid == "" && isClientID(value)
@@ -73,11 +74,11 @@ func cmcdSession(cmcd string) (sid string) {
 	return sid
 }
 
-const cmcdKey = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
+const keyCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
 
-// cmcdValue reads the value at the start of text: a string in quotes, in which a backslash
+// valueOf reads the value at the start of text: a string in quotes, in which a backslash
 // escapes a quote or itself, or a number or a word.
-func cmcdValue(text string) (value, rest string, isString, ok bool) {
+func valueOf(text string) (value, rest string, isString, ok bool) {
 	if !strings.HasPrefix(text, `"`) {
 		end := strings.IndexByte(text, ',')
 		if end < 0 {
@@ -100,4 +101,12 @@ func cmcdValue(text string) (value, rest string, isString, ok bool) {
 		}
 	}
 	return "", "", true, false
+}
+
+func IsParameter(parameter string) bool {
+	name, _, _ := strings.Cut(parameter, "=")
+	if strings.Contains(name, "%") {
+		name, _ = url.QueryUnescape(name)
+	}
+	return name == "CMCD"
 }
