@@ -10,6 +10,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
@@ -111,7 +112,7 @@ func (w *response) takeMark() (rewritten, unchanged bool) {
 		return false, false
 	}
 	if rewritten = mark[0] == rewrittenMark[0]; rewritten {
-		dropValidators(h)
+		headerpolicy.DropValidators(h)
 	}
 	return rewritten, mark[0] == unchangedMark[0]
 }

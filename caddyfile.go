@@ -16,6 +16,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -169,13 +170,13 @@ func (g *Gate) options() map[string]option {
 		},
 		"manifest_hosts":        parsedArgs(&g.ManifestHosts, parseManifestHost),
 		"manifest_features":     parsedArgs(&g.ManifestFeatures, parseManifestFeature),
-		"pass_response_headers": parsedArgs(&g.PassResponseHeaders, parseResponseHeader),
+		"pass_response_headers": parsedArgs(&g.PassResponseHeaders, headerpolicy.ParseResponseName),
 		"ambiguous_paths":       ambiguousPathsWords.read(&g.AmbiguousPaths),
 		"trust_origin_iframe": func(d *caddyfile.Dispenser) error {
 			g.TrustOriginIframe = true
 			return noArgs(d)
 		},
-		"pass_request_headers": parsedArgs(&g.PassRequestHeaders, parseRequestHeader),
+		"pass_request_headers": parsedArgs(&g.PassRequestHeaders, headerpolicy.ParseRequestName),
 		"downloads": func(d *caddyfile.Dispenser) error {
 			return someArgs(d, &g.Downloads, func(glob string) error {
 				if hasPlaceholder(glob) {

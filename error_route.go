@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
@@ -25,7 +26,7 @@ const errorPath = "/.signed-playback-error"
 // restores the client's URL for them. There, a proxy or a file server would answer
 // the refused request, and would get the token.
 func (g *Gate) hideRequest(r *http.Request, d *decision) {
-	g.requestHeaders.clean(r.Header, d.target)
+	g.requestHeaders.Clean(r.Header, d.target)
 	*r.URL, r.RequestURI = url.URL{Path: errorPath}, errorPath
 	hideOriginalURL(r)
 	ctx := r.Context()
@@ -57,7 +58,7 @@ func (g *Gate) guardErrorRoutes(w http.ResponseWriter, d *decision, err error) {
 	guard := &errorWriter{gate: g, isPage: g.player != nil && d.Kind == playbackpath.KindIframe}
 	if why, ok := errors.AsType[*refusal](err); ok {
 		guard.refused, guard.refusal = why.reason.status(), why
-		dropEntityHeaders(w.Header())
+		headerpolicy.DropEntity(w.Header())
 	}
 	for name, values := range w.Header() {
 		guard.earlier = append(guard.earlier, header{name, values})
@@ -131,7 +132,7 @@ func (w *errorWriter) writeRefusal() {
 func (w *errorWriter) dropHeaders() {
 	h := w.Header()
 	for name := range h {
-		if isOriginHeader(name) || w.gate.passResponse[name] {
+		if w.gate.passResponse.Passes(name) {
 			continue
 		}
 		i := slices.IndexFunc(w.earlier, func(e header) bool { return e.name == name })

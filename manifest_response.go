@@ -25,6 +25,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/queue"
@@ -152,7 +153,7 @@ func (w *response) holdManifest() {
 	case w.isHead() && !w.d.Manifest:
 		// Only the Content-Type tells, so it is too late to ask for the body.
 		contentType := mediatype.Manifest(w.Header().Get("Content-Type"))
-		dropEntityHeaders(w.Header())
+		headerpolicy.DropEntity(w.Header())
 		w.Header().Set("Content-Type", contentType)
 		w.pass()
 	default:
@@ -214,13 +215,13 @@ func (w *response) sendManifest() error {
 	}
 	h := w.Header()
 	contentType := standardType(format, h.Get("Content-Type"))
-	dropBodyHeaders(h)
+	headerpolicy.DropBody(h)
 	h.Set("Content-Type", contentType)
 	h.Set("Content-Length", strconv.Itoa(len(rewritten)))
 	if w.forAll {
 		w.passForAll(rewrittenMark)
 	} else {
-		dropValidators(h)
+		headerpolicy.DropValidators(h)
 		w.pass()
 	}
 	if w.isHead() || w.state == denied {
@@ -543,27 +544,4 @@ func parseManifestFeature(name string) (manifest.Features, error) {
 		return manifest.Reporting, nil
 	}
 	return 0, fmt.Errorf("manifest feature %q is unknown; known are steering and reporting", name)
-}
-
-// dropEntityHeaders removes the headers that describe a body that the viewer does
-// not get.
-func dropEntityHeaders(h http.Header) {
-	dropBodyHeaders(h)
-	dropValidators(h)
-	delete(h, "Age")
-}
-
-func dropBodyHeaders(h http.Header) {
-	for _, name := range []string{
-		"Content-Type", "Content-Length", "Content-Encoding", "Content-Range", "Content-Location",
-		"Content-Disposition", "Content-Md5", "Content-Digest", "Repr-Digest", "Digest",
-		"Accept-Ranges", "Location", "Trailer",
-	} {
-		delete(h, name)
-	}
-}
-
-func dropValidators(h http.Header) {
-	delete(h, "Etag")
-	delete(h, "Last-Modified")
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/player"
@@ -134,9 +135,9 @@ type Gate struct {
 	manifestHosts []string
 	features      manifest.Features
 	rewritingID   string // the same for gates that make the same of each manifest
-	passResponse  headerNames
+	passResponse  headerpolicy.Response
 
-	requestHeaders requestHeaders
+	requestHeaders headerpolicy.Request
 
 	mayReportTokens bool // for some video
 	reportLog       *zap.Logger
@@ -170,7 +171,7 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if g.paths, err = g.resolvePathRules(); err != nil {
 		return err
 	}
-	if g.passResponse, err = parseResponseHeaders(g.PassResponseHeaders); err != nil {
+	if g.passResponse, err = headerpolicy.ParseResponse(g.PassResponseHeaders); err != nil {
 		return err
 	}
 	manifestPath, err := g.resolveManifest()
@@ -202,7 +203,7 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 		return err
 	}
 	g.rewritingID = g.identifyRewriting()
-	g.requestHeaders, err = parseRequestHeaders(g.PassRequestHeaders)
+	g.requestHeaders, err = headerpolicy.ParseRequest(g.PassRequestHeaders)
 	return err
 }
 

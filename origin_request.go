@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
@@ -13,7 +14,7 @@ import (
 func (g *Gate) originRequest(r *http.Request, d *decision) (forOrigin *http.Request, done func()) {
 	g.setOriginPath(r, d)
 	hideOriginalURL(r)
-	d.pastCache = g.requestHeaders.clean(r.Header, d.target)
+	d.pastCache = g.requestHeaders.Clean(r.Header, d.target)
 	if len(g.app.caches) > 0 {
 		d.findPurge()
 		r = r.WithContext(context.WithValue(r.Context(), decisionKey{}, d))
@@ -39,7 +40,7 @@ func (g *Gate) setOriginPath(r *http.Request, d *decision) {
 	d.originPath = path
 	r.URL.User = nil
 	r.URL.Path, r.URL.RawPath = decoded, path
-	r.URL.RawQuery = cleanQuery(d.query, d.target)
+	r.URL.RawQuery = headerpolicy.CleanQuery(d.query, d.target)
 	r.RequestURI = path
 	if r.URL.RawQuery != "" || r.URL.ForceQuery {
 		r.RequestURI = path + "?" + r.URL.RawQuery

@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
@@ -155,21 +156,10 @@ func (p originPolicy) setCORS(h http.Header, own *ownHeaders, requestOrigin stri
 	}
 }
 
-// dropCORS removes the CORS headers of earlier handlers.
-func dropCORS(h http.Header) {
-	for name := range h {
-		if isCORSHeader(name) {
-			delete(h, name)
-		}
-	}
-}
-
-func isCORSHeader(name string) bool { return strings.HasPrefix(name, "Access-Control-") }
-
 // setRefusalCORS lets a player on any site read the reason of a refusal. A
 // refusal contains no secret.
 func setRefusalCORS(h http.Header) {
-	dropCORS(h)
+	headerpolicy.DropCORS(h)
 	h.Set("Access-Control-Allow-Origin", "*")
 	h.Set("Access-Control-Expose-Headers", exposedHeaders)
 	h.Add("Vary", "Origin")
@@ -200,7 +190,7 @@ func requestedHeaders(h http.Header) string {
 func answerPreflight(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Allow", allowedMethods)
-	setSandbox(h)
+	headerpolicy.SetSandbox(h)
 	if r.Header.Get("Access-Control-Request-Method") != "" {
 		h.Set("Access-Control-Allow-Origin", "*")
 		h.Set("Access-Control-Allow-Methods", "GET, HEAD")

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/player"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
@@ -60,13 +61,13 @@ func (g *Gate) servePlayer(w http.ResponseWriter, d *decision) bool {
 		if d.mayLeadBelow() {
 			session, d.rooted = sessions.Prefix+g.app.authority.get().New(d.owner(), g.app.now()), true
 		}
-		dropCORS(h)
+		headerpolicy.DropCORS(h)
 		d.setAccessHeaders(h)
 		g.player.ServePage(w, d.request, d.settings.origins.allowed.FrameAncestors(), session)
 	case playbackpath.HLSJSSuffix:
-		dropCORS(h)
+		headerpolicy.DropCORS(h)
 		d.setAccessHeaders(h)
-		setSandbox(h)
+		headerpolicy.SetSandbox(h)
 		g.player.ServeHLSJS(w, d.request)
 	default:
 		return false
@@ -85,13 +86,13 @@ func (g *Gate) serveSDK(w http.ResponseWriter, d *decision) bool {
 	if g.player == nil || r.URL.Path != sdkPath || r.URL.RawPath != "" || checkMethod(d) != nil {
 		return false
 	}
-	dropCORS(w.Header())
+	headerpolicy.DropCORS(w.Header())
 	if r.Method == http.MethodOptions {
 		d.result = resultPreflight
 		answerPreflight(w, r)
 		return true
 	}
-	setSandbox(w.Header())
+	headerpolicy.SetSandbox(w.Header())
 	player.ServeSDK(w, r)
 	return true
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 )
 
 // Every site may load the player SDK, without a token. Only its own path leads to it: a file of
@@ -22,7 +24,7 @@ func TestPlayerSDKFile(t *testing.T) {
 	}
 	want := http.Header{
 		"Accept-Ranges": {"bytes"}, "Access-Control-Allow-Origin": {"*"}, "Cache-Control": {"public, max-age=300"},
-		"Content-Security-Policy": {sandboxPolicy}, "Content-Type": {"text/javascript; charset=utf-8"},
+		"Content-Security-Policy": {headerpolicy.Sandbox}, "Content-Type": {"text/javascript; charset=utf-8"},
 		"Cross-Origin-Resource-Policy": {"cross-origin"}, "Etag": {tag}, "X-Content-Type-Options": {"nosniff"},
 	}
 	if diff := cmp.Diff(want, served.header); diff != "" || served.status != 200 || tag == "" || len(served.origin) > 0 {

@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -231,7 +232,7 @@ func TestMediaWithTheTypeOfAManifest(t *testing.T) {
 				case value != "":
 					status = 206
 				}
-				if e.status != status || e.body != wanted || status != 502 && e.header.Get("Content-Type") != defaultType {
+				if e.status != status || e.body != wanted || status != 502 && e.header.Get("Content-Type") != headerpolicy.DefaultType {
 					t.Errorf("%s %s %q: %d %s %q, want %d", tc.suffix, contentType, value, e.status, e.header.Get("Content-Type"), e.body, status)
 				}
 			}

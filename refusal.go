@@ -7,6 +7,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -150,9 +151,9 @@ func deny(w http.ResponseWriter, err error) error {
 	h := w.Header()
 	h.Set(reasonHeader, string(why.reason))
 	h.Set("Cache-Control", "no-store")
-	dropSharedCaching(h)
+	headerpolicy.DropSharedCaching(h)
 	setRefusalCORS(h)
-	setSandbox(h)
+	headerpolicy.SetSandbox(h)
 	status := why.reason.status()
 	switch status {
 	case http.StatusUnauthorized:

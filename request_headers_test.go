@@ -149,17 +149,3 @@ func TestQueryThatTheOriginGets(t *testing.T) {
 		}
 	}
 }
-
-func TestRequestHeadersThatAreRefused(t *testing.T) {
-	t.Parallel()
-	for _, names := range [][]string{is(""), is("a b"), is("X:"), is("é"), is("X-A", "x-a"), is("*", "*")} {
-		if _, err := parseRequestHeaders(names); err == nil {
-			t.Errorf("parseRequestHeaders(%q) = nil, want an error", names)
-		}
-	}
-	for _, name := range append(aboutConnection, "host") {
-		if _, err := parseRequestHeaders(is(strings.ToLower(name))); err == nil || !strings.Contains(err.Error(), strings.ToLower(name)) {
-			t.Errorf("parseRequestHeaders(%q) = %v, want an error that names it", name, err)
-		}
-	}
-}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 )
 
@@ -97,7 +98,7 @@ func (w *response) abandon() {
 	if w.state == passing || w.forAll {
 		return
 	}
-	dropEntityHeaders(w.Header())
+	headerpolicy.DropEntity(w.Header())
 	w.setHeaders()
 }
 
@@ -172,7 +173,7 @@ func (w *response) pass() {
 	w.setHeaders()
 	w.sized = len(w.Header()["Content-Length"]) > 0
 	if w.d.Download && w.status < 300 {
-		setFilename(w.Header(), w.d.query, w.d.target.Suffix.Decoded)
+		headerpolicy.SetFilename(w.Header(), w.d.query, w.d.target.Suffix.Decoded)
 	}
 	w.ResponseWriterWrapper.WriteHeader(w.status)
 }

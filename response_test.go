@@ -8,41 +8,10 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
 )
-
-// A cache that holds a response longer than its token lasts, or that hands it to
-// somebody else, opens what the gate has closed.
-func TestPrivateCacheControl(t *testing.T) {
-	t.Parallel()
-	for _, tc := range []struct {
-		name, origin, want string
-		lifetime           time.Duration
-	}{
-		{"C1 public for a year", "public, max-age=31536000, immutable", "private, max-age=3600", time.Hour},
-		{"C1 shared caches addressed", "s-maxage=600, max-age=60, proxy-revalidate", "private, max-age=60", time.Hour},
-		{"C1 stale beyond its time", "max-age=60, stale-while-revalidate=86400, stale-if-error=86400", "private, max-age=60", time.Hour},
-		{"the origin says nothing", "", "private, max-age=0", time.Hour},
-		{"the origin allows less", "max-age=10, must-revalidate", "private, max-age=10, must-revalidate", time.Hour},
-		{"no-cache stays", "no-cache", "private, no-cache, max-age=0", time.Hour},
-		{"no-store stays", "no-store, max-age=60", "no-store", time.Hour},
-		{"capitals and quotes", `Public, Max-Age="60", No-Transform`, "private, max-age=60, no-transform", time.Hour},
-		{"max-age twice", "max-age=10, max-age=9999", "private, max-age=10", time.Hour},
-		{"max-age that is none", "max-age=-1, max-age=x, max-age=1e9", "private, max-age=0", time.Hour},
-		{"max-age beyond any integer", "max-age=99999999999999999999", "private, max-age=0", time.Hour},
-		{"a part of a second left", "max-age=60", "private, max-age=0", 900 * time.Millisecond},
-		{"expired while the origin answered", "max-age=60", "private, max-age=0", -time.Second},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			if got := privateCacheControl([]string{tc.origin}, tc.lifetime); got != tc.want {
-				t.Errorf("privateCacheControl(%q, %s) = %q, want %q", tc.origin, tc.lifetime, got, tc.want)
-			}
-		})
-	}
-}
 
 // Who may read a response is the gate's to say, once, whatever the origin says
 // (C4), and a cache must know when the answer depends on the site (C3, R13).

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 )
 
@@ -77,9 +78,9 @@ func (g *Gate) answerRenewal(w http.ResponseWriter, d *decision) error {
 	}
 	h := w.Header()
 	d.own, d.rooted = newOwnHeaders(), true // for this viewer alone
-	dropCORS(h)
+	headerpolicy.DropCORS(h)
 	d.setAccessHeaders(h)
-	setSandbox(h)
+	headerpolicy.SetSandbox(h)
 	h.Set("Content-Type", jsonType)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	if d.request.Method != http.MethodHead {

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strconv"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 )
 
@@ -16,9 +17,9 @@ func (g *Gate) serveViews(w http.ResponseWriter, d *decision) bool {
 	body := []byte(`{"liveViewers":` + strconv.FormatInt(d.app.state.tracker.CountVideo(d.request.Context(), d.video), 10) + "}")
 	h := w.Header()
 	d.own = newOwnHeaders()
-	dropCORS(h)
+	headerpolicy.DropCORS(h)
 	d.setAccessHeaders(h)
-	setSandbox(h)
+	headerpolicy.SetSandbox(h)
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("Cache-Control", "no-store")

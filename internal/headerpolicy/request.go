@@ -1,4 +1,4 @@
-package signedplayback
+package headerpolicy
 
 import (
 	"fmt"
@@ -14,26 +14,26 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/mediacache"
 )
 
-// requestHeaders are the headers of viewers that the origin gets. They are a list
+// Request are the headers of viewers that the origin gets. They are a list
 // of what may pass, because proxies and login services invent headers that contain
 // the URL, and so the token, and headers that differ between viewers defeat the
 // caches in front of an origin.
-type requestHeaders struct {
-	more headerNames
+type Request struct {
+	more map[string]bool
 	all  bool // all that name no path or method
 }
 
 // anyHeader is the name in pass_request_headers that means all headers.
 const anyHeader = "*"
 
-// parseRequestHeaders compiles the option pass_request_headers.
-func parseRequestHeaders(names []string) (requestHeaders, error) {
-	more, err := parseHeaderNames("pass_request_headers", names, parseRequestHeader)
-	return requestHeaders{more, more[anyHeader]}, err
+// ParseRequest compiles the option pass_request_headers.
+func ParseRequest(names []string) (Request, error) {
+	more, err := parseHeaderNames("pass_request_headers", names, ParseRequestName)
+	return Request{more, more[anyHeader]}, err
 }
 
-// parseRequestHeader returns the canonical form of a name in pass_request_headers.
-func parseRequestHeader(name string) (string, error) {
+// ParseRequestName returns the canonical form of a name in pass_request_headers.
+func ParseRequestName(name string) (string, error) {
 	if !httpguts.ValidHeaderFieldName(name) {
 		return "", fmt.Errorf("pass_request_headers %q: want the name of a header", name)
 	}
@@ -67,7 +67,7 @@ func isUsual(name string) bool {
 }
 
 // passes reports whether a header that is not usual reaches the origin.
-func (h requestHeaders) passes(name string, values []string) bool {
+func (h Request) passes(name string, values []string) bool {
 	return h.more[name] || h.all && !slices.Contains(neverPassed, name) && !namesTarget(name, values)
 }
 
@@ -95,9 +95,9 @@ var methods = []string{
 	http.MethodConnect, http.MethodOptions, http.MethodTrace,
 }
 
-// clean removes the headers of a viewer's request that may not pass. more reports whether the origin gets
+// Clean removes the headers of a viewer's request that may not pass. more reports whether the origin gets
 // headers that are not usual, and so may answer this viewer otherwise than others.
-func (h requestHeaders) clean(header http.Header, t playbackpath.Target) (more bool) {
+func (h Request) Clean(header http.Header, t playbackpath.Target) (more bool) {
 	for name, values := range header {
 		usual := isUsual(name)
 		switch {
@@ -110,10 +110,10 @@ func (h requestHeaders) clean(header http.Header, t playbackpath.Target) (more b
 	return more
 }
 
-// cleanQuery returns the query of a viewer's request without CMCD (CTA-5004), which
+// CleanQuery returns the query of a viewer's request without CMCD (CTA-5004), which
 // differs with each request and so defeats caches, and without parameters that
 // contain the token or the session. The rest stays byte for byte.
-func cleanQuery(query string, t playbackpath.Target) string {
+func CleanQuery(query string, t playbackpath.Target) string {
 	dropped := func(parameter string) bool { return cmcd.IsParameter(parameter) || t.IsIn(parameter) }
 	for parameter := range strings.SplitSeq(query, "&") {
 		if dropped(parameter) {
