@@ -22,9 +22,10 @@ import (
 )
 
 const (
-	// A viewer in one network may begin this many sessions at once, and then so many a
-	// second; in all networks four times as many. Without a token, so may a network.
-	admissionBurst = 100
+	// A viewer, or without a token a network, may begin this many sessions at once, and then so
+	// many a second. A question takes a second at most, so no more than 26 of the 64 that package
+	// admission asks at a time are about one viewer, however slow the back end is.
+	admissionBurst = 16
 	admissionRate  = 10
 
 	// maxLivePlaylists bounds the playlists of which the gate knows that players are not
@@ -192,14 +193,10 @@ func (a *admissionDesk) ask(ctx context.Context, d *decision, id sessions.ID) (s
 	if prefix := sessions.NetworkOf(v.Address); prefix.IsValid() {
 		network = prefix.String()
 	}
-	keys := worklimit.Keys[[sha256.Size]byte]{Own: sha256.Sum256([]byte(v.Viewer + "\x00\x00" + network))}
-	if v.Viewer != "" {
-		keys.Site = sha256.Sum256([]byte(v.Viewer))
-	}
-	if a.budgets.Exhausted(keys) {
+	own := worklimit.Keys[[sha256.Size]byte]{Own: sha256.Sum256([]byte(cmp.Or(v.Viewer, network)))}
+	if !a.budgets.Spend(own) {
 		return sessions.Terms{}, refuse(reasonVerificationLimited, errStartsLimited)
 	}
-	a.budgets.Spend(keys)
 	question := admission.Question{
 		ID: id.String(), Video: d.video, Country: d.knownCountry(), Network: network,
 		UserAgent: sessions.ShortUserAgent(v.Client.UserAgent()),
@@ -207,14 +204,12 @@ func (a *admissionDesk) ask(ctx context.Context, d *decision, id sessions.ID) (s
 	if t := d.verified; t != nil {
 		question.UID, question.JTI = t.viewer, t.id
 	}
-	terms, err := a.Ask(ctx, cmp.Or(v.Viewer, network), question)
+	terms, err := a.Ask(ctx, question)
 	switch {
 	case err == nil:
 		return terms, nil
 	case errors.Is(err, admission.ErrDenied):
 		return terms, refuse(reasonAdmissionDenied, admission.ErrDenied)
-	case errors.Is(err, admission.ErrShare):
-		return terms, refuse(reasonVerificationLimited, errStartsLimited)
 	}
 	a.log.Error("the back end of admission gives no valid answer", zap.String("host", a.url.Host), zap.Bool("allowed", a.allowOnError), zap.Error(err))
 	if a.allowOnError {

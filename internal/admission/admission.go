@@ -1,6 +1,5 @@
-// Package admission asks a back end of the operator whether a playback session may begin. A back
-// end that is slow or away, and a viewer who begins sessions all the time, keep no other viewer
-// from an answer.
+// Package admission asks a back end of the operator whether a playback session may begin. How many
+// questions are about one viewer is up to the caller.
 package admission
 
 import (
@@ -12,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -29,7 +27,6 @@ const (
 
 	maxAsked   = 64   // questions at the same time
 	maxWaiting = 512  // starts of sessions that wait for their turn
-	maxShare   = 8    // questions about one viewer at the same time
 	maxAnswer  = 4096 // bytes
 )
 
@@ -56,9 +53,6 @@ var (
 
 	// ErrUnavailable says that there is no valid answer. It is wrapped with the cause.
 	ErrUnavailable = errors.New("the back end of the option admission has given no answer")
-
-	// ErrShare says that too many sessions of one viewer begin at the same time.
-	ErrShare = errors.New("too many playback sessions of one viewer begin at once; try again in a moment")
 )
 
 // Result is what became of a question. It is a label of a metric.
@@ -72,7 +66,7 @@ const (
 	Failed   Result = "failed"  // no connection, or one that broke
 	Status   Result = "status"  // neither 200 nor 403
 	Invalid  Result = "invalid" // a body that is no answer
-	Limited  Result = "limited" // not asked: too many questions at once, or about one viewer
+	Limited  Result = "limited" // not asked: too many questions at once
 )
 
 // Results returns all results.
@@ -93,30 +87,22 @@ type Client struct {
 	config   Config
 	receiver *webhook.Receiver
 	turns    *queue.Queue
-
-	mu     sync.Mutex
-	shares map[string]int // questions by viewer
 }
 
 // New returns a Client.
 func New(config Config) *Client {
 	return &Client{
 		config: config, receiver: webhook.NewReceiver(config.URL, config.Key, maxAsked, Timeout),
-		turns: queue.New(semaphore.NewWeighted(maxAsked), maxWaiting, Timeout), shares: make(map[string]int),
+		turns: queue.New(semaphore.NewWeighted(maxAsked), maxWaiting, Timeout),
 	}
 }
 
 // Close closes connections that are not in use.
 func (c *Client) Close() { c.receiver.Close() }
 
-// Ask asks whether a session may begin, and returns on which terms. viewer is whose questions
-// share the turns of one viewer. A client that cancels its request does not cancel the question.
-func (c *Client) Ask(ctx context.Context, viewer string, q Question) (sessions.Terms, error) {
-	if !c.enter(viewer) {
-		c.config.Asked(Limited, 0)
-		return sessions.Terms{}, ErrShare
-	}
-	defer c.leave(viewer)
+// Ask asks whether a session may begin, and returns on which terms. A client that cancels its
+// request does not cancel the question.
+func (c *Client) Ask(ctx context.Context, q Question) (sessions.Terms, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Timeout)
 	defer cancel()
 	if err := c.turns.Enter(ctx, 1); err != nil {
@@ -131,25 +117,6 @@ func (c *Client) Ask(ctx context.Context, viewer string, q Question) (sessions.T
 		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return terms, err
-}
-
-// enter takes one of the turns of a viewer.
-func (c *Client) enter(viewer string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.shares[viewer] >= maxShare {
-		return false
-	}
-	c.shares[viewer]++
-	return true
-}
-
-func (c *Client) leave(viewer string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.shares[viewer]--; c.shares[viewer] == 0 {
-		delete(c.shares, viewer)
-	}
 }
 
 // ask posts a question once. Only 200 has an answer in its body. 403 denies the session, whatever

@@ -63,22 +63,24 @@ func (l *Limit[K]) exhaustedOf(key K) bool {
 	return spent && budget.TokensAt(l.Now()) < 1
 }
 
-// Spend counts against the budgets of the client's network and site.
-func (l *Limit[K]) Spend(client Keys[K]) {
+// Spend counts against the budgets of the client's network and site, and reports whether both
+// had something left.
+func (l *Limit[K]) Spend(client Keys[K]) (left bool) {
 	var none K
-	l.spendOf(client.Own, 1)
+	left = l.spendOf(client.Own, 1)
 	if client.Site != none {
-		l.spendOf(client.Site, SiteShare)
+		left = l.spendOf(client.Site, SiteShare) && left
 	}
+	return left
 }
 
-func (l *Limit[K]) spendOf(key K, share int) {
+func (l *Limit[K]) spendOf(key K, share int) (left bool) {
 	budget, _ := l.budgets.ComputeIfAbsent(key, func() (*workBudget, bool) {
 		return &workBudget{Limiter: rate.NewLimiter(l.perSecond*rate.Limit(share), l.burst*share)}, false
 	})
 	now := l.Now()
 	budget.last.Store(int64(now.Sub(l.start)))
-	budget.AllowN(now, 1)
+	return budget.AllowN(now, 1)
 }
 
 // SpentWithin reports whether the client's network has spent anything lately. The
