@@ -22,9 +22,9 @@ const (
 	beatInterval = 10 * time.Second
 
 	// startTimeout is how long the start of a session waits for the Redis. Then the
-	// node decides by itself.
+	// node decides by itself. Other calls take callTimeout at most.
 	startTimeout = time.Second
-	beatTimeout  = 2 * time.Second
+	callTimeout  = 2 * time.Second
 
 	// orphaned is how long after its timeout a session has no node that tells its end. A node that
 	// runs has told it by then.
@@ -71,6 +71,8 @@ func (f *fleet) hurry() {
 
 // run runs a script, and returns its answer as texts.
 func (t *Tracker) run(ctx context.Context, script *rueidis.Lua, args ...string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	timeout := strconv.FormatInt(t.policy.Load().Timeout.Milliseconds(), 10)
 	reply, err := t.fleet.redis.Run(ctx, script, fleetKey, append([]string{timeout, t.fleet.node}, args...))
 	if err != nil {
@@ -226,8 +228,6 @@ func (t *Tracker) beat(ctx context.Context, used []*Session, all bool) (lost boo
 }
 
 func (t *Tracker) beatBatch(ctx context.Context, batch []*Session, all bool) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
-	defer cancel()
 	refuseNew := flag(t.policy.Load().RefuseNew)
 	args := append(make([]string, 0, 1+10*len(batch)), flag(all))
 	seen, bytes := make([]int64, len(batch)), make([]int64, len(batch))
@@ -275,10 +275,7 @@ func (t *Tracker) restore(ctx context.Context) error {
 	}
 	t.mu.Unlock()
 	for batch := range slices.Chunk(ended, 5*beatBatch) {
-		ctx, cancel := context.WithTimeout(ctx, beatTimeout)
-		_, err := t.run(ctx, restoreScript, batch...)
-		cancel()
-		if err != nil {
+		if _, err := t.run(ctx, restoreScript, batch...); err != nil {
 			return err
 		}
 	}
@@ -312,20 +309,12 @@ func (t *Tracker) hear(message string) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	of := t.viewers[viewer]
-	if of != nil {
+	if of := t.viewers[viewer]; of != nil {
 		if running := slices.IndexFunc(of.running, func(s *Session) bool { return s.id == id }); running >= 0 {
 			t.end(of.running[running], Reason(fields[4]).known())
 		}
 	}
-	if of = t.viewers[viewer]; of == nil {
-		if len(t.viewers) >= 2*t.capacity {
-			return
-		}
-		of = newViewer(viewer)
-		t.viewers[viewer] = of
-	}
-	of.end(id, begun, t.config.Now().Unix()+seconds)
+	t.remember(viewer, id, begun, t.config.Now().Unix()+seconds)
 }
 
 // settle returns the events of sessions that have ended here, with the bytes of all nodes
@@ -349,8 +338,6 @@ func (t *Tracker) settle(ctx context.Context, ended []ending) (events []Event) {
 
 // orphans returns the ends of sessions that a killed node cannot tell. Each is told by one node.
 func (t *Tracker) orphans(ctx context.Context) (events []Event) {
-	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
-	defer cancel()
 	for {
 		answer, err := t.run(ctx, orphansScript, strconv.FormatInt(orphaned.Milliseconds(), 10))
 		if err != nil || len(answer) == 0 {
@@ -374,8 +361,6 @@ func (t *Tracker) totals(ctx context.Context, batch []ending) []string {
 	for _, e := range batch {
 		args = append(args, e.ID.String(), e.viewer.String(), string(e.Reason), strconv.FormatInt(e.untold, 10))
 	}
-	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
-	defer cancel()
 	totals, err := t.run(ctx, settleScript, args...)
 	if err != nil || len(totals) != len(batch) {
 		t.fleet.hurry()

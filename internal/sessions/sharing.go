@@ -161,9 +161,7 @@ func (t *Tracker) scoreInFleet(ctx context.Context, uses []use) (reports []Shari
 			args = append(args, u.session.viewer.key.String(), strconv.FormatUint(uint64(u.from), 10), strconv.Itoa(u.from.family()), u.session.country.String(), own)
 		}
 		t.mu.Unlock()
-		ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 		answer, err := t.run(ctx, sharingScript, args...)
-		cancel()
 		if err != nil {
 			return reports
 		}

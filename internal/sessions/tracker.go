@@ -338,7 +338,9 @@ func (t *Tracker) startOne(ctx context.Context, v Visit) (*Session, error) {
 			return nil
 		})
 	case errors.Is(err, ErrEnded):
-		t.remember(s, v)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.remember(s.viewerKey(v.Viewer), s.id, s.begun, t.memorable(s))
 		return nil, err
 	case errors.Is(err, ErrLimit):
 		return nil, err
@@ -447,15 +449,18 @@ func (t *Tracker) admit(s *Session, v Visit, may func(*viewer) error) (*Session,
 	return s, nil
 }
 
-// remember notes that a session has ended, as the fleet says.
-func (t *Tracker) remember(s *Session, v Visit) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	of := t.viewerOf(s, v.Viewer)
-	if len(t.viewers) < 2*t.capacity {
-		of.end(s.id, s.begun, t.memorable(s))
-		t.viewers[of.key] = of
+// remember notes until a time, in Unix seconds, that a session has ended, as the fleet says. The
+// caller holds the mutex.
+func (t *Tracker) remember(key viewerKey, id ID, begun, until int64) {
+	of := t.viewers[key]
+	if of == nil {
+		if len(t.viewers) >= 2*t.capacity {
+			return
+		}
+		of = &viewer{key: key}
+		t.viewers[key] = of
 	}
+	of.end(id, begun, until)
 }
 
 func (t *Tracker) newSession(v Visit) *Session {
@@ -478,7 +483,7 @@ func (t *Tracker) viewerOf(s *Session, name string) *viewer {
 	key := s.viewerKey(name)
 	of := t.viewers[key]
 	if of == nil {
-		of = newViewer(key)
+		of = &viewer{key: key}
 	}
 	if of.name == "" {
 		of.name = shortName(name, key)
@@ -666,11 +671,8 @@ func (t *Tracker) Stop() {
 		t.tellFleet(context.Background(), t.untold())
 		return
 	}
-	for s := range t.all() {
-		t.mu.Lock()
-		event := Event{t.info(s), t.config.Now(), Stopped}
-		t.mu.Unlock()
-		t.config.Ended(event)
+	for _, info := range t.list(func(*Session) bool { return true }) {
+		t.config.Ended(Event{info, t.config.Now(), Stopped})
 	}
 }
 
@@ -815,23 +817,29 @@ func (t *Tracker) countVideo(ctx context.Context, video string) int64 {
 
 // list returns the running sessions of this node that a filter accepts.
 func (t *Tracker) list(accept func(*Session) bool) (list []Info) {
+	t.each(accept, func(s *Session) { list = append(list, t.info(s)) })
+	return list
+}
+
+// each runs a function on the running sessions of this node that a filter accepts, with the
+// mutex locked.
+func (t *Tracker) each(accept func(*Session) bool, do func(*Session)) {
 	for s := range t.all() {
 		if !accept(s) {
 			continue
 		}
 		t.mu.Lock()
 		if t.session(s.key) == s {
-			list = append(list, t.info(s))
+			do(s)
 		}
 		t.mu.Unlock()
 	}
-	return list
 }
 
 // Find returns a running session of the fleet.
 func (t *Tracker) Find(ctx context.Context, id ID) (info Info, found bool, err error) {
-	if t.with(id, func(s *Session) { info = t.info(s) }) {
-		return info, true, nil
+	if found := t.list(func(s *Session) bool { return s.id == id }); len(found) > 0 {
+		return found[0], true, nil
 	}
 	return t.findInFleet(ctx, id)
 }
@@ -857,17 +865,10 @@ func (t *Tracker) End(ctx context.Context, ids ...ID) error {
 	for _, id := range ids {
 		wanted[id] = true
 	}
-	for s := range t.all() {
-		if !wanted[s.id] {
-			continue
-		}
-		t.mu.Lock()
-		if t.session(s.key) == s {
-			t.end(s, Deleted)
-			delete(wanted, s.id)
-		}
-		t.mu.Unlock()
-	}
+	t.each(func(s *Session) bool { return wanted[s.id] }, func(s *Session) {
+		t.end(s, Deleted)
+		delete(wanted, s.id)
+	})
 	if t.fleet == nil {
 		return nil
 	}
@@ -885,25 +886,8 @@ func (t *Tracker) End(ctx context.Context, ids ...ID) error {
 
 // Extend tells a running session of this node until when it may play, whatever its token says.
 func (t *Tracker) Extend(id ID, until time.Time) {
-	t.with(id, func(s *Session) {
+	t.each(func(s *Session) bool { return s.id == id }, func(s *Session) {
 		s.extend(until)
 		s.asked.Store(t.elapsed())
 	})
-}
-
-// with runs a function on a running session, with the mutex locked.
-func (t *Tracker) with(id ID, do func(*Session)) bool {
-	for s := range t.all() {
-		if s.id != id {
-			continue
-		}
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if t.session(s.key) != s {
-			return false
-		}
-		do(s)
-		return true
-	}
-	return false
 }

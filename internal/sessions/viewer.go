@@ -67,8 +67,6 @@ func (s *Session) viewerKey(name string) viewerKey {
 	return keyOfViewer(name)
 }
 
-func newViewer(key viewerKey) *viewer { return &viewer{key: key} }
-
 func (k viewerKey) String() string { return hex.EncodeToString(k[:]) }
 
 func (v *viewer) add(s *Session) {
