@@ -321,6 +321,9 @@ func TestManyEndedSessionsAfterALoss(t *testing.T) {
 	if list, err := newcomer.ListViewer(t.Context(), "anna"); len(list) != 1 || err != nil {
 		t.Errorf("%d sessions run, %v", len(list), err)
 	}
+	s.kill() // the node has learnt of the end
+	newcomer.work(t.Context(), true)
+	wantVisit(t, newcomer, again(1, "anna", 0), ErrEnded)
 }
 
 // The attack: after a loss of the data, a node tells of so many sessions beyond a limit that ending them at once
@@ -648,5 +651,12 @@ func TestHearIgnoresStrangers(t *testing.T) {
 	r.hear(viewer + " " + id + " 1 1 of_another_version")
 	if r.Count() != 0 {
 		t.Error("the session has not ended")
+	}
+	r.capacity = 2
+	for n := range 10 {
+		r.hear(keyOfViewer(fmt.Sprint(n)).String() + " " + id + " 1 1 limit")
+	}
+	if len(r.viewers) != 2*r.capacity {
+		t.Errorf("%d viewers are remembered", len(r.viewers))
 	}
 }

@@ -197,6 +197,20 @@ func TestTermsEndASession(t *testing.T) {
 	}
 }
 
+// An extension counts at once, whatever the store still says.
+func TestExtensionCountsAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(Policy{Timeout: time.Minute, Extension: time.Hour})
+	if err := r.visit(r.request(1, "anna", 0)); err != nil {
+		t.Fatal(err)
+	}
+	until := r.now().Add(time.Hour)
+	r.Extend(keyOf(1).ID(), until)
+	if got := r.Until(keyOf(1)); !got.Equal(until) {
+		t.Errorf("the session plays until %s, want %s", got, until)
+	}
+}
+
 // Requests that begin one session at the same time ask once, and a session that plays does not
 // wait for the answer about another.
 func TestConcurrentStartsAskOnce(t *testing.T) {
