@@ -10,10 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 var (
@@ -87,6 +90,63 @@ func TestAdmissionOfAFleet(t *testing.T) {
 	f.wantEverywhere(t, "a session that plays, without the back end", second, plays)
 	if _, got := f.nodes[0].beginSession(t, compact); got != admissionUnavailable {
 		t.Errorf("a session that begins without the back end: %+v", got)
+	}
+}
+
+// Players play a whole clip through a gate that asks a back end, with sessions and the media cache.
+// The back end is asked once for each. When it denies, a new session plays nothing and gets nothing of
+// the origin, and the player says so, while the session before it plays on.
+func TestPlayersWithAdmission(t *testing.T) {
+	t.Parallel()
+	var asked, denies atomic.Int64
+	backEnd := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		_, _ = fmt.Fprintf(w, `{"allow": %t, "climit": 2}`, denies.Load() == 0)
+	}))
+	t.Cleanup(backEnd.Close)
+	o := startWrittenMedia(t)
+	g := start(t, o.origin, config{
+		app:  "sessions on\nsession_secret 0123456789abcdef\nadmission " + backEnd.URL,
+		gate: "manifest_hosts " + o.host, site: cachedSite + "reverse_proxy " + o.addr(),
+	})
+	page := startPlayersPage(t)
+	link := func(suffix string) string {
+		return "/" + mint(t, "rooted", func(c *token.Claims) { c.Viewer = suffix }) + "/manifest/" + suffix
+	}
+	hls, ts := link("video.m3u8"), link("ts.m3u8")
+	p := openTab(t)
+	p.open(t, page)
+	if got := play(t, p, "hls.js", g.url(hls), 8, 0, "{}"); got.End != "ended" || len(got.Errors) > 0 {
+		t.Errorf("hls.js did not play to the end: %+v", got)
+	}
+	o.wantSegments(t, "/rooted/", "audio/%03d.m4s")
+	if n := asked.Load(); n != 1 {
+		t.Errorf("%d questions about the session of hls.js, want 1", n)
+	}
+	wantDecoded(t, g.url(ts), clipSeconds)
+	o.wantSegments(t, "/rooted/", "ts/%03d.ts")
+	if n := asked.Load(); n != 2 {
+		t.Errorf("%d questions about two sessions", n)
+	}
+
+	denies.Store(1)
+	playing := slices.IndexFunc(p.asked(), func(address string) bool { return strings.Contains(address, "/~") })
+	if got := g.get(t, strings.TrimPrefix(p.asked()[playing], "http://"+g.addr)).verdict(); got.Reason != "" {
+		t.Errorf("a session that the back end has allowed: %v", got)
+	}
+	o.take()
+	p.open(t, page)
+	if got := play(t, p, "hls.js", g.url(hls), 8, 0, "{}"); got.End != "error" || got.Position != 0 || !strings.Contains(strings.Join(got.Errors, " "), "403") {
+		t.Errorf("a new session in hls.js: %+v, want the error 403", got)
+	}
+	if seen := evaluate[verdict](t, p, fmt.Sprintf("ask(%q)", g.url(hls))); seen != admissionDenied {
+		t.Errorf("the page sees %v, want %v", seen, admissionDenied)
+	}
+	if got := ffmpeg(t, g.url(ts)); got.code == 0 || !strings.Contains(got.stderr, "403") {
+		t.Errorf("a new session in ffmpeg: %+v, want the error 403", got)
+	}
+	if uris := o.urisBelow("/rooted/"); len(uris) > 0 {
+		t.Errorf("the origin was asked for %q", uris)
 	}
 }
 

@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"image"
@@ -146,12 +147,7 @@ func (p *tab) choose(t *testing.T, name, option string) {
 // shot keeps a picture of the visible part of the page, with 32 shades of each color so that it stays small.
 func (p *tab) shot(t *testing.T, file string, width, height int64, scheme string) {
 	t.Helper()
-	_, err := chromedp.Call(p.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
-		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p.setScheme(t, scheme)
 	p.do(t, chromedp.EmulateViewport(width, height))
 	picture, err := chromedp.Call(p.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{})
 	if err != nil {
@@ -394,11 +390,26 @@ func (p *tab) wantNothingKept(t *testing.T, section string) {
 	}
 }
 
-// wantAccessible checks that each control has a name, and that a narrow page does not scroll
-// sideways.
+// wantAccessible checks what shows now, light and wide, dark and narrow: axe-core finds nothing wrong, each control has a
+// name, and a narrow page does not scroll sideways.
 func (p *tab) wantAccessible(t *testing.T, section string) {
 	t.Helper()
-	for _, role := range []string{"button", "link", "textbox", "searchbox", "combobox", "checkbox", "radio", "spinbutton", "table", "dialog", "group", "image"} {
+	evaluate[bool](t, p, readText(t, "node_modules/axe-core/axe.min.js")+"; true")
+	for scheme, width := range map[string]int64{"light": 1100, "dark": 360} {
+		p.setScheme(t, scheme)
+		p.do(t, chromedp.EmulateViewport(width, 800))
+		// Frames of other origins have none of our pages.
+		for _, violation := range evaluate[[]string](t, p, `axe.run(document, { iframes: false, preload: false, resultTypes: ["violations"] }).then(({ violations }) =>
+			violations.flatMap(({ id, nodes }) => nodes.map(node => id + ": " + node.html + " " + node.failureSummary)))`) {
+			t.Errorf("%s, %s, %d pixels wide: %s", section, scheme, width, violation)
+		}
+	}
+	p.do(t, chromedp.EmulateViewport(360, 800))
+	if width := evaluate[float64](t, p, "document.documentElement.scrollWidth"); width > 360 {
+		t.Errorf("%s: %v pixels wide on a screen of 360", section, width)
+	}
+	p.do(t, chromedp.EmulateViewport(1100, 800))
+	for _, role := range []string{"button", "link", "textbox", "searchbox", "combobox", "checkbox", "radio", "spinbutton", "table", "dialog", "group", "Details", "image"} {
 		document, err := chromedp.Call(p.ctx, dom.GetDocument, dom.GetDocumentParams{})
 		if err != nil {
 			t.Fatal(err)
@@ -413,11 +424,124 @@ func (p *tab) wantAccessible(t *testing.T, section string) {
 			}
 		}
 	}
-	p.do(t, chromedp.EmulateViewport(360, 640))
-	if width := evaluate[float64](t, p, "document.documentElement.scrollWidth"); width > 360 {
-		t.Errorf("%s: %v pixels wide on a screen of 360", section, width)
+}
+
+// setScheme has the system prefer light or dark.
+func (p *tab) setScheme(t *testing.T, scheme string) {
+	t.Helper()
+	_, err := chromedp.Call(p.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	p.do(t, chromedp.EmulateViewport(1100, 800))
+}
+
+// Each section, without anything to show and with much of it: every control has a name, the contrast
+// suffices, and nothing is wider than a phone. Sessions are extended and cut off, a leaked link is
+// revoked and given back.
+func TestConsoleSections(t *testing.T) {
+	t.Parallel()
+	g := startConsole(t, withCountries(t)+"\nmax_session 12h")
+	p := openTab(t, watchPolicy)
+	look := func(section, text string) {
+		t.Helper()
+		p.has(t, text)
+		p.wantNothingKept(t, section)
+		p.wantAccessible(t, section)
+	}
+	p.open(t, "http://"+g.api+"/console/")
+	look("the sign-in", "Sign in")
+	p.fill(t, "Bearer token", apiSecret)
+	p.press(t, "button", "Sign in")
+	look("no videos", "No video has settings yet")
+	for section, text := range map[string]string{
+		"Keys": "No keys yet.", "Link": "Make the link", "Watching": "Nobody is watching now.", "Revoked": "Nothing is revoked.", "Why not": "Nothing was refused.",
+	} {
+		p.press(t, "link", section)
+		look("an empty "+section, text)
+	}
+
+	long := strings.Repeat("Long_video-id-", 4) + "12345678"
+	g.mustCall(t, http.MethodPost, "stream/"+long, fmt.Sprintf(`{"meta": {"name": %q}, "allowedOrigins": ["%sexample.com", "*.example.org"],
+		"accessRules": [{"type": "ip.geoip.country", "country": ["DE"], "action": "block"}, {"type": "any", "action": "allow"}]}`, strings.Repeat("A name without end ", 10), strings.Repeat("a-long-label.", 6)), nil)
+	for i := range 203 {
+		g.mustCall(t, http.MethodPost, fmt.Sprintf("stream/video-%d", i), `{"requireSignedURLs": false}`, nil)
+	}
+	p.press(t, "link", "Videos")
+	look("many videos", "4 more. Type more of the id or the name.")
+	p.fill(t, "Video id or name", long)
+	p.press(t, "link", long)
+	look("the settings of a video", "Plays only on pages of")
+	p.fill(t, "Allowed origins", "https://shop.test")
+	look("a mistake", "must not specify")
+	p.press(t, "button", "Forget settings")
+	look("a question", "Forget the settings of this video?")
+	p.press(t, "button", "Cancel")
+	p.press(t, "link", "Keys")
+	p.press(t, "button", "Create a key")
+	p.press(t, "button", "Show")
+	look("a new key", "This is the only time")
+	p.press(t, "button", "Done")
+	look("keys", "Created")
+
+	p.press(t, "link", "Link")
+	p.fill(t, "Video id", "video-1")
+	p.fill(t, "Viewer (uid)", "anna")
+	p.press(t, "button", "Make the link")
+	evaluate[bool](t, p, `document.querySelectorAll("details").forEach(one => one.open = true) ?? true`)
+	look("a link", "Plays until")
+
+	compact := g.mintToken(t, "video-1", `{"uid": "ben"}`)
+	path := "/" + compact + "/manifest/video.m3u8"
+	leaked := "http://" + gateHost + ":" + portOfAddr(g.addr) + path
+	for range 2 {
+		g.get(t, path, "User-Agent: "+strings.Repeat("a-browser-with-a-long-name", 5))
+	}
+	var running []sessionView
+	g.mustCall(t, http.MethodGet, "stream/sessions?uid=ben", "", &running)
+	p.press(t, "link", "Watching")
+	look("live counts", "watching now")
+	p.press(t, "link", "video-1")
+	p.press(t, "link", "ben")
+	look("sessions", "2 sessions of viewer ben")
+	p.press(t, "button", "Extend "+running[0].ID)
+	p.choose(t, "Plays until", "24 hours from now")
+	p.press(t, "button", "Extend")
+	look("an extension beyond max_session", "which is max_session (12h0m0s) after the exp of the token")
+	p.choose(t, "Plays until", "6 hours from now")
+	p.press(t, "button", "Extend")
+	p.has(t, "The session plays until")
+	p.press(t, "button", "Cut off "+running[1].ID)
+	look("the question before the end", "Cut off this session?")
+	p.press(t, "button", "Cut off")
+	p.has(t, "1 session of viewer ben")
+
+	p.press(t, "link", "Revoked")
+	p.has(t, "ended by the control API")
+	p.fill(t, "Which", "https://"+gateHost+"/video-1/manifest/video.m3u8")
+	p.press(t, "button", "Revoke")
+	look("a link without a token", "There is no token in this text.")
+	p.fill(t, "Which", leaked)
+	p.press(t, "button", "Revoke")
+	look("revocations", "Take back")
+	wantVerdict(t, g, path, refusedFor("token_revoked"))
+	p.press(t, "button", fmt.Sprintf("Take back Token %.8x", sha256.Sum256([]byte(compact))))
+	p.has(t, "Taken back.")
+	wantVerdict(t, g, path, plays)
+	p.press(t, "link", "Watching")
+	p.choose(t, "Sessions of", "a viewer (uid)")
+	p.fill(t, "Id", "ben")
+	p.press(t, "button", "Show")
+	p.press(t, "link", "Revoke the links of this viewer")
+	p.press(t, "button", "Revoke")
+	p.has(t, "Links of the viewer ben")
+	wantVerdict(t, g, path, refusedFor("token_revoked"))
+
+	p.press(t, "link", "Why not")
+	p.fill(t, "Playback URL", leaked)
+	p.press(t, "button", "Explain")
+	look("a refusal", "Refused: token_revoked")
 }
 
 // Another program reads the QR codes of the page, of every length and of hostile text.

@@ -75,10 +75,12 @@ var guideTasks = map[string]func(*terminal){
 	"Introduce it where viewers already are": (*terminal).wantReported,
 	"Before it goes live":                    (*terminal).wantNoTokenLogged,
 	"When a viewer cannot play":              nil,
+	"console.md":                             nil,
 	"from-cloudflare-stream.md":              (*terminal).wantMoved,
 	"from-cloudfront-or-bunny.md":            nil,
 	"from-nginx-secure-link.md":              nil,
 	"login.md":                               nil,
+	"sessions.md":                            nil,
 	"upgrade.md":                             nil,
 }
 
@@ -290,6 +292,8 @@ func (term *terminal) follow(block string) {
 	for _, line := range commandLines(term.names.Replace(block)) {
 		switch words := strings.Fields(line); {
 		case line == "caddy run": // save has done it
+		case strings.HasPrefix(line, "caddy run --config "): // TestExamples runs the file
+			term.check("caddy adapt --config " + words[3])
 		case strings.HasPrefix(line, "caddy file-server "):
 			term.serve("serving static files", words[1:]...)
 		default:

@@ -166,7 +166,8 @@ func (c *call) extendSession(body strictjson.Value) (any, error) {
 	case info.Expires.IsZero():
 		return nil, badRequest("the session has no token, so it does not expire")
 	case until.After(info.Expires.Add(c.MaxSession)):
-		return nil, badRequest("until is later than %d, which is max_session (%s) after the exp of the token", info.Expires.Add(c.MaxSession).Unix(), c.MaxSession)
+		latest := info.Expires.Add(c.MaxSession)
+		return nil, badRequest("until is later than %d (%s), which is max_session (%s) after the exp of the token", latest.Unix(), latest.UTC().Format(time.RFC3339), c.MaxSession)
 	}
 	if err := c.State.Extend(c.ctx(), c.subject, until); err != nil {
 		return nil, err

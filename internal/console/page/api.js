@@ -26,6 +26,9 @@ export function forget() {
 	leave()
 }
 
+/** How long an answer may take, in milliseconds. */
+const patience = 30_000
+
 export class Refused extends Error {
 	constructor(status, message) {
 		super(message)
@@ -36,22 +39,24 @@ export class Refused extends Error {
 /** Makes a call below stream, and returns its answer: result, messages, total. */
 export async function answer(method, path, body) {
 	const { signal } = leaving
-	let response
+	const timeout = AbortSignal.timeout(patience)
+	let response, envelope
 	try {
 		response = await fetch(base + path, {
-			method, signal,
+			method, signal: AbortSignal.any([signal, timeout]),
 			headers: { Authorization: `Bearer ${credential}`, ...(body && { 'Content-Type': 'application/json' }) },
 			body: body && JSON.stringify(body),
 			cache: 'no-store', credentials: 'omit', redirect: 'error', referrerPolicy: 'no-referrer',
 		})
-	} catch (error) {
+		envelope = await response.json()
+	} catch {
 		if (signal.aborted) throw new DOMException('', 'AbortError')
-		throw new Error('The server does not answer. Is it running, and are you connected?')
+		if (timeout.aborted || !response) {
+			throw new Error(`The server does not answer. ${method === 'GET' ? 'Is it running, and are you connected?' : 'It may have made the change: look before you try again.'}`)
+		}
 	}
-	const envelope = await response.json().catch(() => null)
-	if (signal.aborted) throw new DOMException('', 'AbortError')
 	if (!envelope?.success) {
-		const message = envelope?.errors?.[0]?.message ?? `The server answered with the status ${response.status}.`
+		const message = envelope?.errors?.[0]?.message ?? `The server gave an answer that is not the control API’s, with the status ${response.status}.`
 		if (response.status === 401) dispatchEvent(new CustomEvent('unauthorized'))
 		throw new Refused(response.status, message)
 	}
@@ -61,5 +66,16 @@ export async function answer(method, path, body) {
 /** Makes a call, and returns its result. */
 export const call = async (method, path, body) => (await answer(method, path, body)).result
 
-/** An id as a part of a path. */
+/** Text as a part of a path or a query. */
 export const part = encodeURIComponent
+
+/** Names that the API does not take for videos. */
+const reserved = ['keys', 'sessions', 'revocations', 'explain', 'refusals', 'gateway']
+
+export const isVideoID = text => /^[A-Za-z0-9_-]{1,64}$/.test(text) && !reserved.includes(text)
+
+/** The path of a video's calls. */
+export function ofVideo(id) {
+	if (!isVideoID(id)) throw new Error(`“${id}” cannot be the id of a video here: an id has 1 to 64 of A–Z a–z 0–9 _ -, and these names belong to the API: ${reserved.join(', ')}.`)
+	return `/${part(id)}`
+}

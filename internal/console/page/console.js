@@ -4,6 +4,7 @@ import { call, forget, leave, signedIn, signIn } from './api.js'
 import { busy, button, el, field, say } from './dom.js'
 import { keys } from './keys.js'
 import { link } from './link.js'
+import { revoked } from './revoked.js'
 import { videos } from './videos.js'
 import { watching } from './watching.js'
 import { why } from './why.js'
@@ -17,6 +18,7 @@ const sections = {
 	keys: ['Keys', keys],
 	link: ['Link', link],
 	watching: ['Watching', watching],
+	revoked: ['Revoked', revoked],
 	why: ['Why not', why],
 }
 
@@ -73,7 +75,7 @@ function signOut(why) {
 /** Shows the section that the fragment names. */
 async function show() {
 	const [name, ...rest] = location.hash.slice(1).split('/')
-	if (!signedIn() || name === 'main') return
+	if (!signedIn()) return
 	leave()
 	const [title, section] = Object.hasOwn(sections, name) ? sections[name] : sections.videos // not #constructor
 	for (const item of nav.children) {
@@ -94,11 +96,14 @@ async function show() {
 		// not a link of this page
 	}
 	try {
+		body.ariaBusy = 'true'
 		await section(body, heading, id, gateway)
 	} catch (error) {
 		if (error.name !== 'AbortError') {
 			body.replaceChildren(el('p', { class: 'problem', role: 'alert' }, error.message), button('Try again', show))
 		}
+	} finally {
+		body.ariaBusy = null
 	}
 }
 
@@ -118,5 +123,6 @@ document.addEventListener('visibilitychange', checkUse) // timers of hidden tabs
 addEventListener('pagehide', () => signOut()) // a page that the browser keeps for the way back keeps no credential
 addEventListener('unauthorized', () => { if (gateway) signOut('The server no longer accepts this token.') })
 addEventListener('hashchange', show)
+document.querySelector('.skip').addEventListener('click', event => { event.preventDefault(); main.focus() }) // the fragment names the section
 signOutButton.addEventListener('click', () => { signOut(); say('Signed out.') })
 showSignIn()

@@ -66,6 +66,12 @@ export function choice(label, control, hint) {
 	return el('label', { class: 'choice' }, control, el('span', null, label, hint && el('small', null, hint)))
 }
 
+/** Content that is hidden until somebody opens it. */
+export function details(title, properties, ...content) {
+	const summary = el('summary', { id: `field-${++lastID}` }, title)
+	return el('details', { 'aria-labelledby': summary.id, ...properties }, summary, ...content)
+}
+
 /** A drop-down list of [value, text] pairs. */
 export const select = (options, value, properties) =>
 	el('select', properties, options.map(([option, text]) => el('option', { value: option, selected: option === value }, text)))

@@ -1,7 +1,7 @@
 // A link: a token with its claims, and what to do with it.
 
-import { answer, call, part } from './api.js'
-import { button, choice, copyable, data, date, el, field, say, select } from './dom.js'
+import { answer, call, ofVideo } from './api.js'
+import { button, choice, copyable, data, date, details, el, field, say, select } from './dom.js'
 import { qrCode } from './qr.js'
 import { rulesEditor } from './rules.js'
 
@@ -12,9 +12,9 @@ export async function link(body, heading, id, gateway) {
 	if (!gates.length) throw new Error('The config has no gate whose address is known. Set public_url in the global options.')
 	const result = el('div', { class: 'result', 'aria-live': 'polite' })
 	const form = claimsForm(id, gateway, gates, async ({ video, gate, claims }) => {
-		const settings = await call('GET', `/${part(video)}`)
+		const settings = await call('GET', ofVideo(video))
 		if (!claims && settings.requireSignedURLs) throw new Error('This video is private, so it does not play without a token.')
-		const made = claims ? await answer('POST', `/${part(video)}/token`, claims) : { messages: [] }
+		const made = claims ? await answer('POST', `${ofVideo(video)}/token`, claims) : { messages: [] }
 		result.replaceChildren(...results(made, gate, settings, claims))
 		result.querySelector('h3').focus()
 		say('The link is made.')
@@ -45,7 +45,7 @@ function claimsForm(id, gateway, gates, make) {
 			gateway.sessions && field('Sessions at a time (climit)', limit, 'Empty: no limit of this link.')),
 		gateway.sessions && field('Start by', startBy, 'No playback begins after this time.'),
 		choice('Downloads allowed', downloads),
-		el('details', null, el('summary', null, 'Access rules of this link'), rules.element))
+		details('Access rules of this link', null, rules.element))
 	signed.addEventListener('change', () => { signedOnly.hidden = signed.value === 'open' })
 	const submit = button('Make the link', async () => {
 		if (!form.reportValidity()) return
@@ -101,7 +101,7 @@ function player(base, settings) {
 		const title = inputs[0][2].value.trim() || 'Video'
 		shown.replaceChildren(preview(address(), title, settings), copyable('Page URL', address()), copyable('Embed code', embedCode(address(), title), true), qr(address()))
 	}
-	const options = el('details', { onchange: update }, el('summary', null, 'Options of the player'),
+	const options = details('Options of the player', { onchange: update },
 		el('div', { class: 'columns' }, inputs.map(([, label, input]) => field(label, input)), field('Load before the start', preload)),
 		el('div', { class: 'row' }, boxes.map(([, label, box]) => choice(label, box))))
 	update()

@@ -1,10 +1,8 @@
 // Videos: find one, and say who may watch it, where and when.
 
-import { answer, call, part } from './api.js'
+import { answer, call, isVideoID, ofVideo, part } from './api.js'
 import { button, choice, confirm, data, date, el, fail, field, say, select, table } from './dom.js'
 import { rulesEditor } from './rules.js'
-
-const validID = /^[A-Za-z0-9_-]{1,64}$/
 
 export const videos = (body, heading, id, gateway) => id ? settings(body, heading, id, gateway) : list(body)
 
@@ -26,7 +24,7 @@ async function list(body) {
 		if (turn !== asked) return
 		const matching = all.concat(more.filter(one => !all.some(known => known.uid === one.uid)))
 			.filter(one => `${one.uid}\n${nameOf(one)}`.toLowerCase().includes(text.toLowerCase()))
-		const unknown = validID.test(text) && !matching.some(one => one.uid === text)
+		const unknown = isVideoID(text) && !matching.some(one => one.uid === text)
 		found.replaceChildren(...[
 			unknown && el('p', null, el('a', { href: `#videos/${part(text)}` }, 'Settings of ', data(text)), ' – a video without settings of its own.'),
 			matching.length > 0 && table('Videos', ['Video', 'Name', 'Access', 'Sites', 'Changed'], matching.slice(0, longest).map(row)),
@@ -38,8 +36,8 @@ async function list(body) {
 	search.addEventListener('input', () => show().catch(fail))
 	body.append(el('form', { role: 'search', onsubmit: event => {
 		event.preventDefault()
-		if (validID.test(search.value.trim())) location.hash = `videos/${part(search.value.trim())}`
-	} }, field('Video id or name', search)), ...messages.map(({ message }) => el('p', { class: 'warning' }, message)), found)
+		if (isVideoID(search.value.trim())) location.hash = `videos/${part(search.value.trim())}`
+	} }, field('Video id or name', search, 'The list has the videos with settings of their own. For any other, type its id and press Enter.')), ...messages.map(({ message }) => el('p', { class: 'warning' }, message)), found)
 	await show()
 }
 
@@ -61,7 +59,7 @@ const fromLocal = text => text ? new Date(text).toISOString() : null
 
 async function settings(body, heading, id, gateway) {
 	heading.replaceChildren(el('a', { href: '#videos' }, 'Videos'), ' / ', data(id))
-	const video = await call('GET', `/${part(id)}`)
+	const video = await call('GET', ofVideo(id))
 	const form = settingsForm(video, gateway)
 	body.append(form.element)
 	form.check(true)
@@ -108,7 +106,12 @@ function settingsForm(video, gateway) {
 	until.value = toLocal(video.availableUntil)
 
 	let timer = 0
-	const changed = () => { clearTimeout(timer); timer = setTimeout(() => check().catch(fail), 250) }
+	const unsaved = el('span', { class: 'hint', hidden: true }, 'Not saved yet.')
+	const changed = () => {
+		unsaved.hidden = !Object.keys(edit()).length
+		clearTimeout(timer)
+		timer = setTimeout(() => check().catch(fail), 250)
+	}
 	const access = accessChoice(video, changed)
 	const rules = rulesChoice(video, changed, gateway)
 	const patterns = () => origins.value.split(/[\s,]+/).filter(Boolean)
@@ -126,8 +129,9 @@ function settingsForm(video, gateway) {
 	const save = async () => {
 		clearTimeout(timer)
 		if (!await check()) return form.querySelector('[aria-invalid=true]')?.focus()
-		await call('POST', `/${part(id)}`, edit())
+		await call('POST', ofVideo(id), edit())
 		saved = typed()
+		unsaved.hidden = true
 		say('Saved. It holds from the next request on.')
 	}
 	const form = el('form', { class: 'settings', onsubmit: event => { event.preventDefault(); submit.click() }, oninput: changed },
@@ -140,7 +144,7 @@ function settingsForm(video, gateway) {
 		el('fieldset', null, el('legend', null, 'In this list'), field('Name', name)),
 		warnings, problem)
 	const submit = button('Save', save, { class: 'primary' })
-	form.append(el('div', { class: 'actions' }, submit, el('a', { href: `#link/${part(id)}`, class: 'button' }, 'Make a link')))
+	form.append(el('div', { class: 'actions' }, submit, el('a', { href: `#link/${part(id)}`, class: 'button' }, 'Make a link'), unsaved))
 	return { element: el('div', null, form, otherActions(id, gateway)), check }
 }
 
@@ -151,7 +155,7 @@ function checker(id, edit, summary, { origins, originsNote, problem, warnings })
 		const turn = ++asked
 		let messages = [], error = null
 		try {
-			messages = (await answer('POST', `/${part(id)}/check`, edit())).messages
+			messages = (await answer('POST', `${ofVideo(id)}/check`, edit())).messages
 		} catch (refused) {
 			if (!refused.status || refused.status === 401) throw refused
 			error = refused
@@ -177,11 +181,11 @@ function covers(patterns) {
 }
 
 const otherActions = (id, gateway) => el('div', { class: 'actions end' },
-	button('Purge from caches', async () => { await call('POST', `/${part(id)}/purge`); say('Purged on all nodes. The next requests get it from the origin.') }),
+	button('Purge from caches', async () => { await call('POST', `${ofVideo(id)}/purge`); say('Purged on all nodes. The next requests get it from the origin.') }),
 	button('Forget settings', () => confirm('Forget the settings of this video?',
 		gateway.defaults.requireSignedURLs ? 'It then has the settings of the config, and plays only with a signed link.' :
 			'It then has the settings of the config, and plays WITHOUT a signed link for everybody.', 'Forget', async () => {
-			await call('DELETE', `/${part(id)}`)
+			await call('DELETE', ofVideo(id))
 			location.hash = 'videos'
 			say('The settings are forgotten.')
 		}), { class: 'danger' }))
