@@ -129,6 +129,9 @@ func TestUnknownOptionsHaveHints(t *testing.T) {
 				name[:middle] + name[middle+1:], name + "s", strings.ToUpper(name), strings.ReplaceAll(name, "_", ""), strings.ReplaceAll(name, "_", "-"),
 				name[:middle] + name[middle+1:middle+2] + name[middle:middle+1] + name[middle+2:],
 			}
+			if here[name] == nil {
+				misspelt = misspelt[:1] // the others are tried in the places of the option
+			}
 			for _, word := range append(misspelt, name) {
 				if here[word] != nil || word != name && right[word] != nil {
 					continue

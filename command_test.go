@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/rogpeppe/go-internal/txtar"
 	"github.com/spf13/cobra"
@@ -189,18 +188,4 @@ func TestDefaultsOfFlags(t *testing.T) {
 			}
 		}
 	}
-}
-
-// run executes `caddy signed-playback` with arguments as the command line does. stderr is
-// what a failing command prints.
-func run(args ...string) (stdout, stderr string, err error) {
-	root := &cobra.Command{Use: "signed-playback", SilenceUsage: true}
-	caddycmd.Commands()["signed-playback"].CobraFunc(root)
-	var out, errors bytes.Buffer
-	root.SetIn(strings.NewReader(""))
-	root.SetOut(&out)
-	root.SetErr(&errors)
-	root.SetArgs(args)
-	err = root.Execute()
-	return out.String(), errors.String(), err
 }

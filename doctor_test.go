@@ -58,7 +58,7 @@ func TestDoctor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			must(struct{}{}, keygen(keygenOptions{output: dir + "/key.json", public: dir + "/public.json"}, nil))
+			must(struct{}{}, errors.Join(os.WriteFile(dir+"/key.json", []byte(must(testKey().JWK())), 0o600), os.WriteFile(dir+"/public.json", []byte(publicJWK(testKey())), 0o600)))
 			if test.origin == nil {
 				test.origin = doctorsOrigin
 			}
@@ -84,9 +84,7 @@ func TestDoctor(t *testing.T) {
 			must(struct{}{}, sign(signOptions{key: dir + "/key.json", video: "demo", expires: "1h", baseURL: "http://media.test", path: "video.m3u8", warnings: signed, now: time.Now}, signed))
 			test.options.config, test.options.url, test.options.json = dir+"/Caddyfile", strings.ReplaceAll(strings.TrimSpace(signed.String()), "video.m3u8", test.path), true
 			out := new(bytes.Buffer)
-			provisioning.Lock()
-			err := doctor(t.Context(), test.options, out)
-			provisioning.Unlock()
+			err := diagnosing(t, test.options, out)
 			if (err != nil) != (len(test.want) > 0) || err != nil && !errors.Is(err, errRefused) {
 				t.Errorf("doctor ends with %v", err)
 			}

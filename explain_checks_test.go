@@ -73,9 +73,9 @@ func wantExplained(t *testing.T, g *Gate, request func() *http.Request) told {
 	t.Helper()
 	r := request()
 	want, e := done(t, g, request()), explainedBy(t, g, r)
-	if diff := gocmp.Diff(want, told{e.Allowed, e.Result, e.Reason, e.Status}); diff != "" {
-		t.Fatalf("%s %s %v from %q, reporting [%s] (-gate +explanation):\n%s%s",
-			r.Method, shortened(r), r.Header, r.RemoteAddr, g.enforcement.reportOnly, diff, printed(t, e, false))
+	if got := (told{e.Allowed, e.Result, e.Reason, e.Status}); got != want {
+		t.Fatalf("%s %s %v from %q, reporting [%s]: explained as %+v, want %+v:\n%s",
+			r.Method, shortened(r), r.Header, r.RemoteAddr, g.enforcement.reportOnly, got, want, printed(t, e, false))
 	}
 	for _, asJSON := range []bool{false, true} {
 		wantNoToken(t, r, "the explanation", printed(t, e, asJSON))

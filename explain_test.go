@@ -1,7 +1,6 @@
 package signedplayback
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,19 +32,6 @@ func siteFile(t *testing.T) string {
 	t.Helper()
 	text := string(must(os.ReadFile("testdata/explain.caddyfile")))
 	return writeFile(t, "Caddyfile", strings.Replace(text, "KEY", writeFile(t, "key.json", publicJWK(testKey())), 1))
-}
-
-// explaining runs the command at testTime for a viewer at 203.0.113.7.
-func explaining(config, address string, change func(*explainOptions)) (string, error) {
-	opts := explainOptions{config: config, url: address, ip: "203.0.113.7", method: http.MethodGet, now: func() time.Time { return testTime }}
-	if change != nil {
-		change(&opts)
-	}
-	var out bytes.Buffer
-	provisioning.Lock() // explain provisions the config
-	defer provisioning.Unlock()
-	err := explain(opts, &out)
-	return out.String(), err
 }
 
 // running provisions a config as a server does, and returns the explanations of its API. Only
@@ -358,6 +344,7 @@ func TestExplainIsTheServersAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	explaining := replayed(t, config)
 	var server *caddyhttp.Server
 	for _, s := range serversOf(t, string(raw)) {
 		if slices.Contains(s.Listen, ":80") {
@@ -376,12 +363,11 @@ func TestExplainIsTheServersAnswer(t *testing.T) {
 		r.Host, r.RemoteAddr, r.Header = "media.example.net", net.JoinHostPort(ip, "1234"), from.header.Clone()
 		w := httptest.NewRecorder()
 		server.ServeHTTP(w, r)
-		e := explanationOf(t, config, "http://media.example.net"+target, func(o *explainOptions) {
-			o.ip, o.method = ip, m
-			for name, values := range from.header {
-				o.headers = append(o.headers, name+": "+values[0])
-			}
-		})
+		opts := explainOptions{url: "http://media.example.net" + target, ip: ip, method: m}
+		for name, values := range from.header {
+			opts.headers = append(opts.headers, name+": "+values[0])
+		}
+		e := must(explaining.explanation(must(opts.request()), testTime))
 		answer := reason(w.Header().Get(reasonHeader))
 		if e.Allowed != (answer == "") || !e.Allowed && (e.Reason != answer || e.Status != w.Code) {
 			t.Fatalf("%s %.60s… %v from %s: the server answers %d %s, explain says allowed %t, %d %s",

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -119,25 +120,18 @@ func reservedAddr(cleanup func(func())) string {
 
 func publicJWK(key *token.SigningKey) string { return string(must(key.Public().JWK())) }
 
-// provisioning guards defaults of the whole process, to which Caddy writes while
-// it provisions a config.
-var provisioning sync.Mutex
-
-func provisionContext(cfg *caddy.Config) (caddy.Context, error) {
-	provisioning.Lock()
-	defer provisioning.Unlock()
-	return caddy.ProvisionContext(cfg)
-}
-
-func validateConfig(cfg *caddy.Config) error {
-	provisioning.Lock()
-	defer provisioning.Unlock()
-	return caddy.Validate(cfg)
-}
-
-// provisioned runs Caddy's own provisioning of an app and, if gate is not nil,
-// of a gate. The config's log goes nowhere.
+// provisioned runs Caddy's own provisioning of an app and, if gate is not nil, of a gate.
 func provisioned(t testing.TB, app *App, gate *Gate) (*App, *Gate, error) {
+	t.Helper()
+	ready, gates, err := provisionedGates(t, app, gate)
+	if err != nil {
+		return nil, nil, err
+	}
+	return ready, gates[0], nil
+}
+
+// provisionedGates makes gates of one app. The config's log goes nowhere.
+func provisionedGates(t testing.TB, app *App, gates ...*Gate) (*App, []*Gate, error) {
 	t.Helper()
 	ctx, err := provisionContext(&caddy.Config{
 		StorageRaw: caddyconfig.JSONModuleObject(filestorage.FileStorage{Root: t.TempDir()}, "module", "file_system", nil),
@@ -155,28 +149,38 @@ func provisioned(t testing.TB, app *App, gate *Gate) (*App, *Gate, error) {
 	}
 	ready := loaded.(*App)
 	ready.now = func() time.Time { return testTime }
-	ready.metrics = newMetrics() // a process has one for all configs, which parallel tests would share
+	// A process has one each for all configs, which parallel tests would share.
+	ready.metrics, ready.manifests = newMetrics(), newManifestMemory(math.MaxInt64)
 	ready.verifier.metrics = ready.metrics
 	t.Cleanup(func() {
 		if err := ready.Cleanup(); err != nil {
 			t.Errorf("App.Cleanup() = %v", err)
 		}
 	})
-	if gate == nil {
-		return ready, nil, nil
+	provisioned := make([]*Gate, len(gates))
+	for i, gate := range gates {
+		if gate == nil {
+			continue
+		}
+		handler, err := ctx.LoadModuleByID("http.handlers.signed_playback", caddyconfig.JSON(gate, nil))
+		if err != nil {
+			return nil, nil, err
+		}
+		provisioned[i] = handler.(*Gate)
 	}
-	handler, err := ctx.LoadModuleByID("http.handlers.signed_playback", caddyconfig.JSON(gate, nil))
-	if err != nil {
-		return nil, nil, err
-	}
-	return ready, handler.(*Gate), nil
+	return ready, provisioned, nil
 }
 
 // newGate makes a gate that trusts testKey, in front of nothing.
 func newGate(t testing.TB, app *App, gate *Gate) *Gate {
 	t.Helper()
+	return newGates(t, app, []*Gate{gate})[0]
+}
+
+func newGates(t testing.TB, app *App, gates []*Gate) []*Gate {
+	t.Helper()
 	app.KeyFiles = append(app.KeyFiles, writeFile(t, "key.json", publicJWK(testKey())))
-	_, ready, err := provisioned(t, app, gate)
+	_, ready, err := provisionedGates(t, app, gates...)
 	if err != nil {
 		t.Fatalf("provisioning: %v", err)
 	}

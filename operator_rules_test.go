@@ -87,8 +87,8 @@ func TestOperatorRules(t *testing.T) {
 			"configured": decideForOwn, "plain": decideForAll, "stored": decideForStored, "unset": decideForAll, "unknown": decideForAll,
 			"without": func(int) string { return "" },
 		} {
+			byToken := signedForWithRules(video, ofToken)
 			for v, viewer := range ruledViewers {
-				byToken := signedForWithRules(video, ofToken)
 				for _, first := range []string{video, byToken} {
 					a := ask(t, g, requestFor(t, "/"+first+"/x.ts", from(viewer.address)))
 					block := decide(v) == "block" || first == byToken && decideForToken(v) == "block"

@@ -25,7 +25,7 @@ var rangeNames = []string{"main.ismv", "v.dash", "v.bif", "v.mpg", "v", "v.xml",
 
 func rangeGate(t *testing.T) (g *Gate, tok string) {
 	t.Helper()
-	return newGate(t, new(App), &Gate{ManifestHosts: []string{"origin.example.com"}}), signed(func(c *token.Claims) { c.Downloadable = true })
+	return manifestGate(t), signed(func(c *token.Claims) { c.Downloadable = true })
 }
 
 // serveContent answers as file servers do, and lists the ranges that it was asked for.
@@ -104,14 +104,11 @@ func TestRangesOfManifests(t *testing.T) {
 	} {
 		whole := exchangeThrough(t, g, requestFor(t, "/"+tok+"/x/y", nil), reply(200, body))
 		ranges := []string{"bytes=0-", "bytes=1-", "bytes=-9", "bytes=0-4096", "bytes=0-1", "bytes=9-,1-8", "bytes=0-0,1-", "bytes=00-9", "bytes= 1-9", "Bytes=1-9"}
-		for range 20 {
-			from, _ := rand.Int(rand.Reader, big.NewInt(int64(len(body))))
-			ranges = append(ranges, fmt.Sprintf("bytes=%d-%d", from, len(body)))
-		}
-		for _, name := range rangeNames {
-			for i, value := range ranges {
+		for n, name := range rangeNames {
+			from := must(rand.Int(rand.Reader, big.NewInt(int64(len(body)))))
+			for i, value := range append(ranges, fmt.Sprintf("bytes=%d-%d", from, len(body))) {
 				var asked []string
-				contentType := []string{"application/vnd.apple.mpegurl", "video/mp4", "text/plain", "multipart/byteranges"}[i%4]
+				contentType := []string{"application/vnd.apple.mpegurl", "video/mp4", "text/plain", "multipart/byteranges"}[(n+i)%4]
 				e := exchangeThrough(t, g, requestFor(t, "/"+tok+"/x/"+name, withRange(value)), serveContent(body, contentType, &asked))
 				if e.status == http.StatusRequestedRangeNotSatisfiable {
 					continue // the file server's reading of a Range

@@ -259,12 +259,12 @@ func TestTokenCacheIsBounded(t *testing.T) {
 // A reload reads the same keys again and keeps the cache.
 func TestTokenCacheOutlivesReloads(t *testing.T) {
 	t.Parallel()
-	old := newGate(t, new(App), new(Gate))
+	old := newGate(t, &App{TokenCacheSize: 3 << 20}, new(Gate)) // of this test alone
 	r := requestFor(t, "/"+plainToken()+"/x.ts", nil)
 	if a := ask(t, old, r); !a.allowed() {
 		t.Fatalf("refused: %s", a.text)
 	}
-	next := newGate(t, new(App), new(Gate))
+	next := newGate(t, &App{TokenCacheSize: 3 << 20}, new(Gate))
 	r = requestFor(t, "/"+plainToken()+"/x.ts", nil)
 	if a := ask(t, next, r); !a.allowed() {
 		t.Fatalf("refused: %s", a.text)

@@ -22,12 +22,7 @@ func versioned(path string, version uint64, size int) []byte {
 	sum := sha256.Sum256([]byte(path))
 	copy(b, sum[:])
 	binary.BigEndian.PutUint64(b[32:], version)
-	r := rand.New(rand.NewPCG(binary.BigEndian.Uint64(sum[:]), version))
-	for i := 40; i < len(b); i += 8 {
-		var word [8]byte
-		binary.BigEndian.PutUint64(word[:], r.Uint64())
-		copy(b[i:], word[:])
-	}
+	copy(b[40:], randomBytes(binary.BigEndian.Uint64(sum[:])+version, len(b)-40))
 	return b
 }
 

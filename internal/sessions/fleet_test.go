@@ -27,7 +27,7 @@ import (
 )
 
 // patience is how long a test waits for an event of a real server.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // redisServer is a redis-server of a test's own, on a unix socket.
 type redisServer struct {
@@ -109,7 +109,7 @@ func (s *redisServer) nodeAt(t *testing.T, address string, policy Policy) *regis
 	t.Cleanup(redis.Close)
 	r := &registry{clock: new(clock)}
 	r.Tracker = New(Config{
-		Policy: policy, Now: time.Now, Redis: redis, CountError: func() { r.failures.Add(1) }, Away: func(error) {},
+		Policy: policy, Now: func() time.Time { return time.Now().Add(time.Duration(r.nanoseconds.Load())) }, Redis: redis, CountError: func() { r.failures.Add(1) }, Away: func(error) {},
 		Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Revoked: func() func(ID) bool { return nil }, Shared: func(s []Sharing) { r.shared = append(r.shared, s...) },
 	})
 	go r.listen(t.Context())

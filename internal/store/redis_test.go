@@ -22,7 +22,7 @@ import (
 )
 
 // redisPatience is how long a test waits for an event of a real server.
-const redisPatience = 20 * time.Second
+const redisPatience = time.Minute
 
 // redisServer is a redis-server of a test's own, on a unix socket.
 type redisServer struct {

@@ -1,0 +1,72 @@
+package signedplayback
+
+import (
+	"bytes"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+)
+
+// provisioning guards defaults of the whole process, to which Caddy writes while it
+// provisions a config. The linter permits calls that provision in this file alone.
+var provisioning sync.Mutex
+
+func alone(provision func() error) error {
+	provisioning.Lock()
+	defer provisioning.Unlock()
+	return provision()
+}
+
+func provisionContext(cfg *caddy.Config) (ctx caddy.Context, err error) {
+	err = alone(func() error { ctx, err = caddy.ProvisionContext(cfg); return err })
+	return ctx, err
+}
+
+func validateConfig(cfg *caddy.Config) error {
+	return alone(func() error { return caddy.Validate(cfg) })
+}
+
+// explaining runs the command at testTime for a viewer at 203.0.113.7.
+func explaining(config, address string, change func(*explainOptions)) (string, error) {
+	opts := explainOptions{config: config, url: address, ip: "203.0.113.7", method: http.MethodGet, now: func() time.Time { return testTime }}
+	if change != nil {
+		change(&opts)
+	}
+	var out bytes.Buffer
+	err := alone(func() error { return explain(opts, &out) })
+	return out.String(), err
+}
+
+// replayed is what the command explain replays requests in.
+func replayed(t *testing.T, config string) (loaded *replay) {
+	t.Helper()
+	if err := alone(func() (err error) { loaded, err = loadReplay(config); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = loaded.app.Cleanup() })
+	return loaded
+}
+
+func diagnosing(t *testing.T, opts doctorOptions, out *bytes.Buffer) error {
+	return alone(func() error { return doctor(t.Context(), opts, out) })
+}
+
+// run executes `caddy signed-playback` with arguments as the command line does. stderr is
+// what a failing command prints.
+func run(args ...string) (stdout, stderr string, err error) {
+	root := &cobra.Command{Use: "signed-playback", SilenceUsage: true}
+	caddycmd.Commands()["signed-playback"].CobraFunc(root)
+	var out, errors bytes.Buffer
+	root.SetIn(strings.NewReader(""))
+	root.SetOut(&out)
+	root.SetErr(&errors)
+	root.SetArgs(args)
+	err = alone(root.Execute)
+	return out.String(), errors.String(), err
+}
