@@ -20,9 +20,9 @@ func TestRefusalHistory(t *testing.T) {
 	random := rand.New(rand.NewPCG(19, 1))
 	h := &RefusalHistory{Began: time.Unix(1_800_000_000, 0).Add(30 * time.Minute)}
 	now, all := h.Began, []refused(nil)
-	for range 2000 {
+	for range 400 {
 		now = now.Add(time.Duration(random.Int64N(int64(time.Hour))))
-		if random.IntN(100) == 0 {
+		if random.IntN(20) == 0 {
 			now = now.Add(time.Duration(random.Int64N(int64(60 * time.Hour))))
 		}
 		one := refused{[]string{"path_invalid", "rule_blocked", "token_expired"}[random.IntN(3)], random.IntN(2) == 0, now}
