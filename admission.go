@@ -149,11 +149,11 @@ func (d *decision) enforcesAdmission() bool {
 	return d.app.admission != nil && !d.reports(admissionCheck) && !d.reports(sessionsCheck)
 }
 
-// livePlaylist is the key of a manifest among those of which the gate knows that no session is
-// written into them.
+// livePlaylist returns the key of a manifest in admissionDesk.live, the manifests into which no
+// session is written.
 func (d *decision) livePlaylist() string { return d.video + "/" + d.target.Suffix.Decoded }
 
-// learnManifest takes down whether a session is written into the manifest of a response.
+// learnManifest remembers whether a session is written into the manifest of a response.
 func (d *decision) learnManifest(leadsBelow bool) {
 	switch desk := d.app.admission; {
 	case d.admitted == nil || !d.Manifest:

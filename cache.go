@@ -448,8 +448,8 @@ func originContext(r *http.Request) context.Context {
 	return withRouteGroups(context.WithValue(ctx, fileVarsKey{}, fileVarsOf(r)), r.Context())
 }
 
-// prepare gives a request of the cache what Caddy gives to those of clients. A request
-// of a client, which goes past the cache, has it already.
+// prepare gives a request of the cache what Caddy gives to requests of clients. A request
+// that goes past the cache is a client's and has it already.
 func (c *Cache) prepare(w http.ResponseWriter, r *http.Request) *http.Request {
 	vars, isOfCache := r.Context().Value(fileVarsKey{}).(fileVars)
 	if !isOfCache {

@@ -336,7 +336,7 @@ var proxyCaddyfile = template.Must(template.New("proxy").Funcs(template.FuncMap{
 `))
 
 // quoteCaddyfile makes a value a single token of a Caddyfile. Between
-// backquotes every character stands for itself, except for the placeholders
+// backquotes every character is literal, except for the placeholders
 // that Caddy replaces before and after it splits the file into tokens.
 func quoteCaddyfile(value string) (string, error) {
 	if strings.ContainsAny(value, "`{}") || strings.ContainsFunc(value, unicode.IsControl) || !utf8.ValidString(value) {

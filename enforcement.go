@@ -245,8 +245,8 @@ func (d *decision) logReported() {
 	}
 }
 
-// sampledLogger returns a logger for lines that anybody can cause. It keeps so many of
-// each message in such a time. The access log has every request.
+// sampledLogger returns a logger for lines that anybody can cause. In each interval, it keeps
+// at most this many lines of each message. The access log has every request.
 func sampledLogger(ctx caddy.Context, interval time.Duration, most int) *zap.Logger {
 	return ctx.Logger().WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, interval, most, 0)

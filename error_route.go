@@ -18,7 +18,7 @@ import (
 )
 
 // errorPath is the path of the request that error routes (handle_errors) get after
-// a refusal, and after an error of a handler behind the gate. No origin has it,
+// a refusal, and after an error of a handler after the gate. No origin has it,
 // because it is in the folder of no video.
 const errorPath = "/.signed-playback-error"
 
@@ -77,7 +77,7 @@ func (g *Gate) guardErrorRoutes(w http.ResponseWriter, d *decision, err error) {
 	}
 }
 
-// errorWriter is the response writer of error routes. A refusal stays one, even if a
+// errorWriter is the response writer of error routes. A refusal stays a refusal, even if a
 // reverse_proxy there asks a server that has a page under every path. The headers of
 // such a server pass by the same list as those of the origin: the browser shows the
 // answer under the viewer's URL.

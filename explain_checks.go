@@ -51,7 +51,7 @@ const (
 	verdictSkip   verdict = "skipped" // not decided, because a check before it refuses
 )
 
-// follow decides on a request. If it may pass, it goes on to the handlers after the
+// follow decides on a request. An allowed one continues to the handlers after the
 // gate, which do not answer: another gate may be among them.
 func (t *trace) follow(d *decision, w http.ResponseWriter, next caddyhttp.Handler) error {
 	row := len(t.checks)

@@ -169,7 +169,7 @@ func (LogFilter) Filter(in zapcore.Field) zapcore.Field { return redact.Fields(i
 
 // redactPanic returns the value to panic with again after a handler has
 // panicked. Servers log it and traces record it as a message, which no filter
-// sees, and handlers behind the gate can read the viewer's URL from the request's
+// sees, and handlers after the gate can read the viewer's URL from the request's
 // context. The logged stack still reaches down to the handler.
 func redactPanic(p any) any {
 	switch p.(type) {

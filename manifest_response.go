@@ -410,7 +410,7 @@ func (b *manifestBuffer) write(ctx context.Context, p []byte) error {
 	return nil
 }
 
-// reserve waits for memory for a manifest of so many bytes. If the length is
+// reserve waits for memory for a manifest of this many bytes. If the length is
 // unknown, it reserves memory for the largest.
 func (b *manifestBuffer) reserve(ctx context.Context, size int) error {
 	if b.reserved > 0 || size <= freeManifestSize && !b.compressed {
@@ -431,7 +431,7 @@ func (b *manifestBuffer) reserve(ctx context.Context, size int) error {
 	return nil
 }
 
-// shrinkTo gives back all reserved memory but so many bytes, and reports whether
+// shrinkTo gives back all reserved memory except this many bytes, and reports whether
 // any is left.
 func (b *manifestBuffer) shrinkTo(bytes int64) (left bool) {
 	if excess := b.reserved - bytes; excess > 0 {

@@ -27,7 +27,7 @@ func init() {
 
 // Mint redirects a user who is logged in to a playback URL with a token of their own, which
 // the gateway's own key signs. It comes after a handler that authenticates, like
-// `forward_auth` or `basic_auth`, and trusts what that one says about the user.
+// `forward_auth` or `basic_auth`, and trusts what that handler says about the user.
 type Mint struct {
 	// The video id. Placeholders are resolved for each request. A request for
 	// something else than a video id is answered with 404. Permitted: `demo`,

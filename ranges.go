@@ -39,8 +39,8 @@ var errRepeat = errors.New("the gate asks the origin again")
 // serve has the next handler answer. Its error is a refusal if no viewer may get the
 // answer.
 //
-// A part of a manifest must not pass, and a part does not tell what it is a part of. So
-// if the name does not tell either, the gate first sends the same request for the
+// A part of a manifest must not pass, and a part does not show which file it belongs to. If
+// the name does not show it either, the gate first sends the same request for the
 // beginning. An answer other than a part is the answer to the viewer.
 func (w *response) serve(next caddyhttp.Handler, r *http.Request) error {
 	defer w.dropLateHeaders()

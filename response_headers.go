@@ -130,8 +130,8 @@ func (w *response) setDefaultType() {
 	w.d.own.set(h, "Content-Type", headerpolicy.DefaultType)
 }
 
-// setAccessHeaders says who may read and cache a response. It is private where another
-// viewer may not get it, or not for as long.
+// setAccessHeaders says who may read and cache a response. The response is private if
+// another viewer may not get it, or may not get it for as long.
 func (d *decision) setAccessHeaders(h http.Header) {
 	d.settings.origins.setCORS(h, d.own, d.requestOrigin)
 	lifetime, until := time.Duration(1<<63-1), d.settings.availableUntil

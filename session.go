@@ -186,7 +186,7 @@ func (d *decision) visitOutside(authority *sessions.Authority) error {
 	return d.visit(sessions.Visit{Key: key, Address: client.address})
 }
 
-// outsideClient is what tells apart a client without a session in its path.
+// outsideClient distinguishes clients without a session in their path.
 type outsideClient struct {
 	address netip.Addr
 	named   bool   // text is what the player calls its session, and not its user agent
@@ -305,7 +305,7 @@ func (d *decision) checkRevokedSession(key sessions.Key) error {
 	return nil
 }
 
-// visit counts a request for a session. A request that `explain` replays is none.
+// visit counts a request for its session. It does not count one that `explain` replays.
 func (d *decision) visit(v sessions.Visit) (err error) {
 	if err := d.checkRevokedSession(v.Key); err != nil {
 		return err

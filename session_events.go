@@ -61,7 +61,7 @@ func (s *sharedState) sessionEnded(e sessions.Event) {
 }
 
 // viewersShare tells of viewers who probably share a token, and revokes their tokens if the config in
-// force says so. The caller, which the sessions of the fleet need, does not wait for the store.
+// force says so. Its caller does not wait for the store, because the fleet's sessions depend on it.
 func (s *sharedState) viewersShare(reports []sessions.Sharing) {
 	s.mu.RLock()
 	config := s.configs[len(s.configs)-1]
@@ -150,7 +150,7 @@ func keyOfEvents(sessionSecret string) []byte {
 	return []byte(hex.EncodeToString(mac.Sum(nil)))
 }
 
-// sendEventsOf has the ends of sessions posted as a config says. The caller holds s.mu.
+// sendEventsOf posts the ends of sessions to the receiver of a config. The caller holds s.mu.
 func (s *sharedState) sendEventsOf(config *App) {
 	identity := ""
 	if config.eventsURL != nil {

@@ -52,8 +52,8 @@ func (d *decision) checkRenewal() error {
 	return nil
 }
 
-// answerRenewal extends the session, so that a player that goes on with the old URLs plays on,
-// and tells a player that can change them what they are below the new token.
+// answerRenewal extends the session, so that a player may keep its old URLs, and returns the
+// session as it is in paths below the new token, for players that can change their URLs.
 func (g *Gate) answerRenewal(w http.ResponseWriter, d *decision) error {
 	key, _ := sessions.KeyIn(d.target.Session)
 	until, extended := d.renewed.Expires, d.app.state.tracker.Until(key)

@@ -234,8 +234,8 @@ func (a *App) settings(r *http.Request, videoID string, stranger bool) (settings
 	return mergeInto(a.defaults, video), nil
 }
 
-// mergeInto returns settings with those of the control API in their place. video
-// is nil if the control API has none.
+// mergeInto returns the defaults, replaced by the settings that the control API has. video
+// is nil if it has none.
 func mergeInto(defaults settings, video *state.Video) settings {
 	if video == nil {
 		return defaults

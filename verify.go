@@ -245,8 +245,8 @@ func verifySignature(parsed token.Parsed, key *token.PublicKey) (*verifiedToken,
 }
 
 const (
-	// A network may have this many signatures fail at once, and then so many a
-	// second: 25 ms of a processor, and 2.5 ms in a second. A viewer has none,
+	// The budget of a network for failed signatures: this many at once, then this many a
+	// second. They take 25 ms of a processor, and 2.5 ms in each second. A viewer has none,
 	// but a company with one address may have players with old keys.
 	failedBurst = 500
 	failedRate  = 50
