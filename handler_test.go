@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -780,4 +781,13 @@ func TestAmbiguousPathAtTheOrigin(t *testing.T) {
 	}
 	r := requestFor(t, "/"+plainToken()+"/downloads//x.ts", nil)
 	wantRefusal(t, r, ask(t, g, r), "download_not_allowed")
+}
+
+// The attack: a request in absolute form with a user and a password, which the origin would get.
+func TestOriginGetsNoUserinfo(t *testing.T) {
+	t.Parallel()
+	r := requestFor(t, "/"+plainToken()+"/x.ts", func(r *http.Request) { r.URL.User = url.UserPassword("u", "p") })
+	if a := ask(t, newGate(t, testApp(), new(Gate)), r); !a.allowed() || a.origin[0].URL.User != nil {
+		t.Errorf("%d %s, or the origin gets the user", a.status, a.text)
+	}
 }
