@@ -683,7 +683,7 @@ func TestConsoleKeyboard(t *testing.T) {
 		return evaluate[string](t, p, `(element => element.getAttribute("aria-label") || element.labels?.[0]?.innerText || element.innerText)(document.activeElement)`)
 	}
 	p.with(t, "link", "Skip to the content", "function() { this.focus() }")
-	for _, want := range []string{"Videos", "Keys", "Link", "Watching", "Why not", "Sign out", "Video id or name"} {
+	for _, want := range []string{"Videos", "Keys", "Link", "Watching", "Revoked", "Why not", "Sign out", "Video id or name"} {
 		p.do(t, chromedp.KeyEvent(kb.Tab))
 		if got := focused(); got != want {
 			t.Errorf("Tab leads to %q, want %q", got, want)
