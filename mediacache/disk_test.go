@@ -603,7 +603,7 @@ func TestFailingDisk(t *testing.T) {
 	t.Parallel()
 	for _, failure := range []error{syscall.ENOSPC, syscall.EIO, syscall.EACCES, syscall.EROFS, syscall.EFBIG, fs.ErrClosed} {
 		where := []int{-1, 0, 100, 300 << 10, 600 << 10}
-		if failure != syscall.ENOSPC {
+		if !errors.Is(failure, syscall.ENOSPC) {
 			where = []int{-1, 300 << 10}
 		}
 		for _, after := range where {
