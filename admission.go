@@ -88,7 +88,7 @@ func (a *App) provisionAdmission(ctx caddy.Context) error {
 		Client: admission.New(admission.Config{URL: u, Key: a.eventsKey, Now: time.Now, Asked: a.metrics.countAdmission}),
 		url:    u, allowOnError: allow, budgets: worklimit.New[[sha256.Size]byte](admissionRate, admissionBurst),
 		live: otter.Must(&otter.Options[string, struct{}]{MaximumSize: maxLivePlaylists}),
-		log:  sampledLogger(ctx, time.Minute, 1),
+		log:  sampledLogger(ctx.Logger(), time.Minute, 1),
 	}
 	return nil
 }

@@ -96,7 +96,7 @@ func (a *API) Provision(ctx caddy.Context) error {
 		Policy:        app.policy,
 		ClientAddress: func(r *http.Request) netip.Addr { address, _ := clientAddress(r); return address },
 		Logger:        ctx.Logger(),
-		SampledLogger: sampledLogger(ctx, time.Second, 5),
+		SampledLogger: sampledLogger(ctx.Logger(), time.Second, 5),
 		Now:           func() time.Time { return app.now() },
 		Explain:       a.explainRunning,
 		Refusals:      func() controlapi.Refusals { return app.metrics.refusals.Last(time.Now()) },

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -247,8 +246,8 @@ func (d *decision) logReported() {
 
 // sampledLogger returns a logger for lines that anybody can cause. In each interval, it keeps
 // at most this many lines of each message. The access log has every request.
-func sampledLogger(ctx caddy.Context, interval time.Duration, most int) *zap.Logger {
-	return ctx.Logger().WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+func sampledLogger(logger *zap.Logger, interval time.Duration, most int) *zap.Logger {
+	return logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, interval, most, 0)
 	}))
 }

@@ -23,7 +23,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/caddyserver/caddy/v2/modules/filestorage"
 	"github.com/caddyserver/certmagic"
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/zap"
@@ -134,7 +133,6 @@ func provisioned(t testing.TB, app *App, gate *Gate) (*App, *Gate, error) {
 func provisionedGates(t testing.TB, app *App, gates ...*Gate) (*App, []*Gate, error) {
 	t.Helper()
 	ctx, err := provisionContext(&caddy.Config{
-		StorageRaw: caddyconfig.JSONModuleObject(filestorage.FileStorage{Root: t.TempDir()}, "module", "file_system", nil),
 		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{
 			"default": {BaseLog: caddy.BaseLog{WriterRaw: json.RawMessage(`{"output":"discard"}`)}},
 		}},

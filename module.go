@@ -256,7 +256,7 @@ func (g *Gate) provisionEnforcement(ctx caddy.Context) error {
 		g.mayReportTokens = g.mayReportTokens || video.enforcement.reportOnly.has(tokenCheck)
 	}
 	own.warn(ctx.Logger(), "this gate")
-	g.reportLog, g.manifestLog = sampledLogger(ctx, time.Second, 5), sampledLogger(ctx, time.Minute, 1)
+	g.reportLog, g.manifestLog = sampledLogger(ctx.Logger(), time.Second, 5), sampledLogger(ctx.Logger(), time.Minute, 1)
 	return nil
 }
 

@@ -2,13 +2,16 @@ package signedplayback
 
 import (
 	"bytes"
+	"encoding/json"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 )
@@ -20,10 +23,24 @@ var provisioning sync.Mutex
 func alone(provision func() error) error {
 	provisioning.Lock()
 	defer provisioning.Unlock()
+	defer silenceCaddy()
 	return provision()
 }
 
+// silenceCaddy ends that the log of the last config is the log of Caddy itself, to which
+// all tests write. Its file would come back after the test has removed its folder.
+func silenceCaddy() {
+	nowhere := caddy.BaseLog{WriterRaw: json.RawMessage(`{"output":"discard"}`)}
+	must(caddy.ProvisionContext(&caddy.Config{Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: nowhere}}}}))
+}
+
+// provisionContext provisions a config. Without a storage it gets one of its own: tests
+// beside it would wait for the locks of a common one.
 func provisionContext(cfg *caddy.Config) (ctx caddy.Context, err error) {
+	if cfg.StorageRaw == nil {
+		folder := must(os.MkdirTemp(caddy.DefaultStorage.Path, ""))
+		cfg.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": folder}, "module", "file_system", nil)
+	}
 	err = alone(func() error { ctx, err = caddy.ProvisionContext(cfg); return err })
 	return ctx, err
 }
