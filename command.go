@@ -500,9 +500,17 @@ func readRules(text string) (rules []byte, err error) {
 func relativeTime(t, now time.Time) string {
 	distance := t.Sub(now).Round(time.Second)
 	if distance < 0 {
-		return fmt.Sprintf("%s (%s ago)", t.UTC().Format(time.RFC3339), -distance)
+		return fmt.Sprintf("%s (%s ago)", t.UTC().Format(time.RFC3339), inWords(-distance))
 	}
-	return fmt.Sprintf("%s (in %s)", t.UTC().Format(time.RFC3339), distance)
+	return fmt.Sprintf("%s (in %s)", t.UTC().Format(time.RFC3339), inWords(distance))
+}
+
+// inWords returns a duration for people: in whole days from three days on.
+func inWords(d time.Duration) string {
+	if days := int(d.Hours() / 24); days >= 3 {
+		return fmt.Sprintf("%d days", days)
+	}
+	return d.String()
 }
 
 // parseTime reads a duration from now, Unix seconds or RFC 3339.

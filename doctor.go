@@ -45,7 +45,7 @@ starts no server and writes nothing.
 
 With --url it also requests a manifest, or the playlist of a player page, as a
 viewer does, through the gate and from the origin, and says which of its URIs do
-not work.
+not work. If only some sites may show the video, name a page of one with --referer.
 
 	$ caddy signed-playback doctor --config /etc/caddy/Caddyfile
 	…
@@ -67,6 +67,8 @@ If you intend what a check finds, accept it by the name of the check.`,
 	flags := cmd.Flags()
 	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
 	flags.StringVar(&opts.url, "url", "", "the `URL` of a manifest or player page that plays, or - for standard input")
+	flags.StringVar(&opts.origin, "origin", "", "the `Origin` header with --url (default: none)")
+	flags.StringVar(&opts.referer, "referer", "", "the `Referer` header with --url (default: none)")
 	flags.StringArrayVar(&opts.accepted, "accept", nil, "the `check` whose findings you accept; may be repeated")
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	return cmd
@@ -118,11 +120,12 @@ func health(ctx context.Context, file string) error {
 }
 
 type doctorOptions struct {
-	config, url string
-	accepted    []string
-	json        bool
-	stdin       io.Reader
-	now         func() time.Time
+	config, url     string
+	origin, referer string // of the viewer's page
+	accepted        []string
+	json            bool
+	stdin           io.Reader
+	now             func() time.Time
 }
 
 // finding is a line of doctor's output.
@@ -181,7 +184,7 @@ func doctor(ctx context.Context, opts doctorOptions, out io.Writer) (err error) 
 	}
 	var playback *http.Request
 	if opts.url != "" {
-		if playback, err = (explainOptions{url: opts.url, stdin: opts.stdin, method: http.MethodGet}).request(); err != nil {
+		if playback, err = (explainOptions{url: opts.url, origin: opts.origin, referer: opts.referer, stdin: opts.stdin, method: http.MethodGet}).request(); err != nil {
 			return fmt.Errorf("--%w", err)
 		}
 	}
@@ -458,6 +461,8 @@ func (c *checkup) checkPlayback(ctx context.Context) {
 			"the URL was not checked: the store has no secret of sessions, because no server with this config has started on it")
 	case why == string(reasonManifestInvalid): // `explain` asks no origin, so it allows the request
 		c.toDo("ask the origin for the same path and look at its answer; the server's error log says what is wrong with it", "the gate refuses the origin's answer: %s", why)
+	case why == string(reasonOriginRequired):
+		c.toDo("repeat this with --referer and the URL of a page that may show the video, or leave --url out", "the gate refuses the URL without a page: %s", why)
 	case why != "":
 		c.toDo("`caddy signed-playback explain` shows each check", "the gate refuses the URL: %s", why)
 	case w.status != http.StatusOK:

@@ -53,6 +53,9 @@ func TestDoctor(t *testing.T) {
 		"an empty answer":        {global: global, origin: func(http.ResponseWriter, *http.Request) {}, want: map[string]string{"playback": "look at its answer"}},
 		"no such manifest":       {global: global, path: "none.m3u8", want: map[string]string{"playback": "404"}},
 		"a page":                 {global: global, path: "iframe", gate: "player\nmanifest a%20b/video.m3u8"},
+		"a video of some sites":  {global: global + "\nallowed_origins *.example.com", want: map[string]string{"playback": "--referer"}},
+		"a page of such a site":  {global: global + "\nallowed_origins *.example.com", options: doctorOptions{referer: "https://www.example.com/page", origin: "https://www.example.com"}},
+		"a page of another site": {global: global + "\nallowed_origins *.example.com", options: doctorOptions{referer: "https://evil.com/"}, want: map[string]string{"playback": "origin_not_allowed"}},
 		"a page plays nothing":   {global: global, path: "iframe", gate: "player", origin: http.NotFound, want: map[string]string{"playback": "/manifest/video.m3u8: the answer has the status 404"}},
 	} {
 		t.Run(name, func(t *testing.T) {

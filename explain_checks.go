@@ -293,9 +293,9 @@ func explainDates(now time.Time, c token.Claims) string {
 func explainDate(now, date time.Time) string {
 	shown := date.UTC().Format(time.RFC3339)
 	if apart := now.Sub(date).Truncate(time.Second); apart >= 0 {
-		return fmt.Sprintf("%s, %s ago", shown, apart)
+		return fmt.Sprintf("%s, %s ago", shown, inWords(apart))
 	}
-	return fmt.Sprintf("%s, in %s", shown, date.Sub(now).Truncate(time.Second))
+	return fmt.Sprintf("%s, in %s", shown, inWords(date.Sub(now).Truncate(time.Second)))
 }
 
 // explainRevocation shows which revocation refuses the token.

@@ -150,8 +150,11 @@ func TestLoginAndLogout(t *testing.T) {
 
 	playing := ann.address(t)
 	ann.open(t, s.url+"/")
+	evaluate[bool](t, ann, "window.leaving = true")
 	ann.do(t, chromedp.Click(chromedp.CSS(`a[href="/logout"]`)))
-	eventually(t, "the logout", func() bool { return slices.Contains(ann.asked(), s.url+"/oauth2/sign_out") })
+	eventually(t, "the logout, and the page after it", func() bool {
+		return slices.Contains(ann.asked(), s.url+"/oauth2/sign_out") && evaluate[bool](t, ann, `!window.leaving && document.readyState === "complete"`)
+	})
 	revoked := refusedFor("token_revoked")
 	wantVerdict(t, s.gateway, link, revoked)
 	eventually(t, "the other node hears of the logout", func() bool { return node.get(t, link).verdict() == revoked })
