@@ -391,7 +391,7 @@ func (term *terminal) run(line string) (output string, code int) {
 func (term *terminal) wantReported() {
 	term.t.Helper()
 	for _, want := range []string{"NOTHING IS REFUSED", `"would refuse: token_required"`, `"signed_playback_result":"would_refuse"`} {
-		if !strings.Contains(term.gate.log.String(), want) {
+		if !term.gate.log.await(want, startTimeout) {
 			term.t.Errorf("the log does not say %s:\n%s", want, term.gate.log)
 		}
 	}

@@ -91,6 +91,7 @@ func TestSessionsOfAFleet(t *testing.T) {
 	redis.kill()
 	f.wantEverywhere(t, "without the redis", second, plays)
 	f.wantEverywhere(t, "an ended session without the redis", first, sessionEnded)
+	f.awaitLog(t, storeAway) // a node that has not noticed does not say that it is back
 	redis.start(t)
 	f.awaitLog(t, storeBack)
 
