@@ -97,7 +97,7 @@ func newSoakToken(random *mathrand.Rand, wrongKey *rsa.PrivateKey) *soakToken {
 	case 1, 2:
 		made.expires = time.Unix(time.Now().Unix()+1+random.Int64N(20), 0) // expires while it is used
 	case 3:
-		made.expires, made.reason = time.Now().Add(soakLifetime+time.Minute), "token_lifetime_exceeded"
+		made.expires, made.reason = time.Now().Add(2*soakLifetime), "token_lifetime_exceeded"
 	case 4:
 		notBefore, made.reason = time.Now().Unix()+1800, "token_not_yet_valid"
 	case 5:
