@@ -583,7 +583,7 @@ func TestPromisesHaveTests(t *testing.T) {
 	}
 }
 
-// A log of a measurement is that of a command on the page, of a run that has passed, and complete.
+// Each log comes from a complete run of a command on the page, which has passed. The page links to it.
 // Threat: logs are public, and a token in one plays.
 func TestFiguresHaveLogs(t *testing.T) {
 	t.Parallel()

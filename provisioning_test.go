@@ -20,6 +20,7 @@ import (
 // provisions a config. The linter permits calls that provision in this file alone.
 var provisioning sync.Mutex
 
+// alone provisions a config while no other test does.
 func alone(provision func() error) error {
 	provisioning.Lock()
 	defer provisioning.Unlock()
@@ -27,15 +28,15 @@ func alone(provision func() error) error {
 	return provision()
 }
 
-// silenceCaddy ends that the log of the last config is the log of Caddy itself, to which
-// all tests write. Its file would come back after the test has removed its folder.
+// silenceCaddy discards Caddy's default log. Otherwise it is the log of the last config, and
+// the lines of other tests create its file again after its test has removed the folder.
 func silenceCaddy() {
 	nowhere := caddy.BaseLog{WriterRaw: json.RawMessage(`{"output":"discard"}`)}
 	must(caddy.ProvisionContext(&caddy.Config{Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: nowhere}}}}))
 }
 
-// provisionContext provisions a config. Without a storage it gets one of its own: tests
-// beside it would wait for the locks of a common one.
+// provisionContext provisions a config. A config without a storage gets its own, so that
+// parallel tests do not wait for each other's locks.
 func provisionContext(cfg *caddy.Config) (ctx caddy.Context, err error) {
 	if cfg.StorageRaw == nil {
 		folder := must(os.MkdirTemp(caddy.DefaultStorage.Path, ""))
@@ -74,8 +75,8 @@ func diagnosing(t *testing.T, opts doctorOptions, out *bytes.Buffer) error {
 	return alone(func() error { return doctor(t.Context(), opts, out) })
 }
 
-// run executes `caddy signed-playback` with arguments as the command line does. stderr is
-// what a failing command prints.
+// run executes `caddy signed-playback` with arguments as the command line does. stderr has
+// the error of a command that fails.
 func run(args ...string) (stdout, stderr string, err error) {
 	root := &cobra.Command{Use: "signed-playback", SilenceUsage: true}
 	caddycmd.Commands()["signed-playback"].CobraFunc(root)

@@ -97,7 +97,7 @@ func asRequested(name []byte) string {
 	return string(escaped)
 }
 
-// Resource is what the gate needs to know of the file that a suffix names.
+// Resource describes the file that a suffix names.
 type Resource struct {
 	Kind     Kind
 	Manifest bool // by its name; a download can be a manifest too

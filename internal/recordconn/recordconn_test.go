@@ -96,7 +96,7 @@ func TestWritesAreGathered(t *testing.T) {
 	}
 }
 
-// What the server copies to the connection itself comes after what is pending.
+// ReadFrom sends pending bytes before the bytes that it copies.
 func TestReadFromSendsWhatIsPending(t *testing.T) {
 	server, client := connected(t)
 	server.gather()

@@ -145,13 +145,16 @@ func tokenIn(lead, run string, escaped escapes) (replacement string, ok bool) {
 	}
 	if escaped != noEscapes && strings.Contains(run, "%") {
 		plain := unescape(run)
-		switch found := redactRuns(plain, noEscapes) != plain; {
-		case !found:
+		redacted := redactRuns(plain, noEscapes)
+		switch {
+		case redacted == plain:
 			return "", false
 		case escaped == keepEscapes:
 			return lead + TokenID(run), true
+		case lead != "":
+			redacted = redactRuns(lead+plain, noEscapes)
 		}
-		return redactRuns(lead+plain, noEscapes), true
+		return redacted, true
 	}
 	if strings.Contains(run, headerStart) && strings.Contains(run, ".") {
 		return lead + TokenID(run), true

@@ -107,7 +107,7 @@ func (t *Tracker) isOver(s *Session) bool {
 	return ends > 0 && t.config.Now().Unix() >= ends
 }
 
-// accept takes the terms of a session down, and whether they are those of Client.Admit. The
+// accept stores the terms of a session. admitted says that Client.Admit has returned them. The
 // caller holds the tracker's mutex, or is the only one that knows the session.
 func (s *Session) accept(terms Terms, admitted bool) {
 	s.granted = terms.Limit
