@@ -37,8 +37,8 @@ func proxyCommand() *cobra.Command {
 		Use:   "proxy --to <origin> [--from <address>] [--key <file>] [--sub <video>] [--exp <time>] [--allowed-origins <pattern>...] [--geoip-database <file>] [--path <manifest>] [--player [--hls-js <file>]] [--access-log] [--debug]",
 		Short: "Runs a gate without a config file, and prints a signed URL",
 		Long: `
-Runs the gate in front of an origin and prints a first signed URL, until you
-press Ctrl-C:
+Runs the gate in front of an origin until you press Ctrl-C, and prints a first
+signed URL:
 
 	$ caddy signed-playback proxy --from :8080 --to 127.0.0.1:8081 --player
 	The gate listens on :8080. Viewers ask it for

@@ -58,7 +58,7 @@ or RFC 3339.`,
 	} {
 		opts.values[selector] = flags.String(string(selector), "", meaning)
 	}
-	flags.StringVar(&opts.issuedBefore, "issued-before", "", "the `time` up to which revoked tokens were issued (default: now, for --uid and --video)")
+	flags.StringVar(&opts.issuedBefore, "issued-before", "", "revoke only tokens that were issued until this `time` (default: now, for --uid and --video)")
 	flags.StringVar(&opts.expires, "expires", "", "the `time` when the revocation ends (default: the exp of --token, or max_token_lifetime from now; required if there is neither)")
 	flags.StringVar(&opts.reason, "reason", "", "a `note` for operators")
 	flags.StringVar(&opts.secret, "secret", "", "the `file` with the secret of the API, or - for standard input (default: "+apiTokenVariable+")")
