@@ -366,6 +366,67 @@ func TestLimitAfterALoss(t *testing.T) {
 	}
 }
 
+// The load on the Redis: a script for each start, and in each beat one for 100 sessions. Every 10 seconds, one more
+// asks for the sessions of killed nodes. With -v, the test prints the figures of docs/sessions.md.
+func TestLoadOnRedis(t *testing.T) {
+	t.Parallel()
+	const sessions = 1000
+	s, fleet := fleetOf(t, 1, Policy{Timeout: time.Minute})
+	visits := func(visit func(int, string, int) Visit) func() {
+		return func() {
+			for n := range sessions {
+				wantVisit(t, fleet[0], visit(n, fmt.Sprint("viewer", n), 2), nil)
+			}
+		}
+	}
+	beat := func() { fleet[0].work(t.Context(), true) }
+	second := func() { fleet[0].work(t.Context(), false) }
+	for _, step := range []struct {
+		what string
+		does func()
+		most float64 // scripts
+	}{
+		{"1,000 starts", visits(begin), sessions},
+		{"the scores of sharing of 1,000 starts", second, 1 + sessions/beatBatch + 1},
+		{"1,000 requests", visits(again), 0},
+		{"the beat of 1,000 sessions", beat, sessions/beatBatch + 1},
+		{"a second without requests", second, 1 + 1},
+	} {
+		before := s.spent(t)
+		step.does()
+		after := s.spent(t)
+		scripts := after["calls"] - before["calls"]
+		t.Logf("%s: %.0f scripts, %.1f ms of a processor, %.0f KB to the Redis, %.0f KB of its memory", step.what, scripts,
+			1000*(after["cpu"]-before["cpu"]), (after["net"]-before["net"])/1000, (after["memory"]-before["memory"])/1000)
+		if scripts > step.most && fleet[0].failures.Load() == 0 {
+			t.Errorf("%s: %.0f scripts, want at most %.0f", step.what, scripts, step.most)
+		}
+	}
+}
+
+// spent returns what the server has spent since its start: calls of scripts, seconds of a processor, and bytes.
+func (s *redisServer) spent(t *testing.T) map[string]float64 {
+	t.Helper()
+	reply := s.do(t, "INFO", "everything")
+	text, err := reply.ToString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spent := make(map[string]float64)
+	for name, field := range map[string]string{
+		"calls": `cmdstat_eval(?:sha)?:calls=(\d+)`, "cpu": `used_cpu_(?:sys|user):([\d.]+)`, "net": `total_net_input_bytes:(\d+)`, "memory": `used_memory:(\d+)`,
+	} {
+		for _, m := range regexp.MustCompile(field).FindAllStringSubmatch(text, -1) {
+			n, err := strconv.ParseFloat(m[1], 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spent[name] += n
+		}
+	}
+	return spent
+}
+
 // watched is a Redis that a test looks at after each call.
 type watched struct {
 	Redis
