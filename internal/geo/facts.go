@@ -115,25 +115,19 @@ var databases = [FactCount]struct {
 	members string
 	schemas []schema
 }{
-	Country:   {"geoip_database", "a country.iso_code or a country_code", []schema{maxMindCountry, flatCountry}},
+	Country:   {"geoip_database", "a country.iso_code or a country_code", []schema{countryAt("country", "iso_code"), countryAt("country_code")}},
 	ASN:       {"asn_database", "an autonomous_system_number or an asn", []schema{asnAt("autonomous_system_number"), asnAt("asn")}},
 	Anonymous: {"anonymous_database", "an is_anonymous or is_anonymous_vpn", []schema{maxMindAnonymous}},
 }
 
-// maxMindCountry reads `country.iso_code`.
-func maxMindCountry(record maxminddb.Result, facts *Facts) error {
-	var country geoip2.CountryRecord
-	err := record.DecodePath(&country, "country")
-	facts.Country, _ = ParseCountryCode(country.ISOCode)
-	return err
-}
-
-// flatCountry reads `country_code`.
-func flatCountry(record maxminddb.Result, facts *Facts) error {
-	var code string
-	err := record.DecodePath(&code, "country_code")
-	facts.Country, _ = ParseCountryCode(code)
-	return err
+// countryAt reads the country code at a path.
+func countryAt(path ...any) schema {
+	return func(record maxminddb.Result, facts *Facts) error {
+		var code string
+		err := record.DecodePath(&code, path...)
+		facts.Country, _ = ParseCountryCode(code)
+		return err
+	}
 }
 
 // asnAt reads the member of that name, which is a number, or text like AS64500.
