@@ -1,6 +1,7 @@
 package sessions
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -70,11 +71,20 @@ func (f *fleet) hurry() {
 }
 
 // run runs a script, and returns its answer as texts.
-func (t *Tracker) run(ctx context.Context, script *rueidis.Lua, args ...string) ([]string, error) {
+func (t *Tracker) run(ctx context.Context, script *rueidis.Lua, args ...any) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	timeout := strconv.FormatInt(t.policy.Load().Timeout.Milliseconds(), 10)
-	reply, err := t.fleet.redis.Run(ctx, script, fleetKey, append([]string{timeout, t.fleet.node}, args...))
+	texts := []string{fmt.Sprint(t.policy.Load().Timeout.Milliseconds()), t.fleet.node}
+	for _, arg := range args {
+		switch arg {
+		case true:
+			arg = 1
+		case false:
+			arg = 0
+		}
+		texts = append(texts, fmt.Sprint(arg))
+	}
+	reply, err := t.fleet.redis.Run(ctx, script, fleetKey, texts)
 	if err != nil {
 		t.config.CountError()
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -88,6 +98,15 @@ func (t *Tracker) run(ctx context.Context, script *rueidis.Lua, args ...string) 
 		return nil, fmt.Errorf("%w: not an answer of the script", ErrUnavailable)
 	}
 	return answer, nil
+}
+
+// numbers reads the numbers of an answer.
+func numbers(texts ...string) (list []int64, err error) {
+	for _, text := range texts {
+		n, wrong := strconv.ParseInt(text, 10, 64)
+		list, err = append(list, n), cmp.Or(err, wrong)
+	}
+	return list, err
 }
 
 // description is what Redis keeps of a session for lists.
@@ -121,19 +140,11 @@ func (s *Session) describe(viewer string) string {
 }
 
 // left returns the seconds for which the end of the session matters.
-func (t *Tracker) left(s *Session) string {
-	return strconv.FormatInt(max(1, t.memorable(s)-t.config.Now().Unix()), 10)
-}
+func (t *Tracker) left(s *Session) int64 { return max(1, t.memorable(s)-t.config.Now().Unix()) }
 
-func (t *Tracker) ago(s *Session) string {
-	return strconv.FormatInt(max(0, (t.elapsed()-s.seen.Load())/int64(time.Millisecond)), 10)
-}
-
-func flag(b bool) string {
-	if b {
-		return "1"
-	}
-	return "0"
+// ago returns how many milliseconds ago a session was last used.
+func (t *Tracker) ago(s *Session) int64 {
+	return max(0, (t.elapsed()-s.seen.Load())/int64(time.Millisecond))
 }
 
 // startInFleet asks whether a session may begin. siblings are the viewer's sessions on this
@@ -143,17 +154,16 @@ func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, sibling
 	// A client that cancels must not have the node decide alone, or take the Redis for away.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
-	begun := "0"
+	begun := int64(0)
 	if !v.Begins && !v.Begun.IsZero() {
-		begun = strconv.FormatInt(s.begun, 10)
+		begun = s.begun
 	}
 	viewer := s.viewerKey(v.Viewer)
-	args := make([]string, 0, 10+2*len(siblings))
-	args = append(args,
-		s.id.String(), viewer.String(), s.video, begun, flag(v.Begins), strconv.Itoa(max(0, s.limit)), flag(t.policy.Load().RefuseNew),
-		t.left(s), s.describe(shortName(v.Viewer, viewer)), flag(unasked))
+	args := []any{
+		s.id, viewer, s.video, begun, v.Begins, max(0, s.limit), t.policy.Load().RefuseNew, t.left(s), s.describe(shortName(v.Viewer, viewer)), unasked,
+	}
 	for _, sibling := range siblings {
-		args = append(args, sibling.id.String(), t.ago(sibling))
+		args = append(args, sibling.id, t.ago(sibling))
 	}
 	answer, err := t.run(ctx, startScript, args...)
 	if err != nil {
@@ -191,7 +201,7 @@ func (t *Tracker) tellFleet(ctx context.Context, used []*Session) {
 		err = t.restore(ctx)
 	}
 	if err == nil && lost {
-		_, err = t.beat(ctx, slices.Collect(t.all()), true)
+		_, err = t.beat(ctx, slices.Collect(t.sessions.Values()), true)
 	}
 	if was := t.fleet.away.Swap(err != nil); was != (err != nil) {
 		t.config.Away(err)
@@ -200,7 +210,7 @@ func (t *Tracker) tellFleet(ctx context.Context, used []*Session) {
 
 // untold returns the sessions that were used since the last beat.
 func (t *Tracker) untold() (used []*Session) {
-	for s := range t.all() {
+	for s := range t.sessions.Values() {
 		if s.seen.Load() > s.told {
 			used = append(used, s)
 		}
@@ -217,7 +227,7 @@ func (t *Tracker) beat(ctx context.Context, used []*Session, all bool) (lost boo
 		if err != nil || slices.Contains(answer, "lost") {
 			return err == nil, err
 		}
-		t.endAll(answer, batch)
+		t.each(slices.Values(batch), func(s *Session) bool { return slices.Contains(answer, s.id.String()) }, func(s *Session) { t.end(s, Replaced) })
 		if !slices.Contains(answer, "more") {
 			used = used[len(batch):]
 		}
@@ -228,14 +238,12 @@ func (t *Tracker) beat(ctx context.Context, used []*Session, all bool) (lost boo
 }
 
 func (t *Tracker) beatBatch(ctx context.Context, batch []*Session, all bool) ([]string, error) {
-	refuseNew := flag(t.policy.Load().RefuseNew)
-	args := append(make([]string, 0, 1+10*len(batch)), flag(all))
+	refuseNew, args := t.policy.Load().RefuseNew, []any{all}
 	seen, bytes := make([]int64, len(batch)), make([]int64, len(batch))
 	t.mu.Lock()
 	for i, s := range batch {
 		seen[i], bytes[i] = s.seen.Load(), s.bytes.Load()
-		args = append(args, s.id.String(), s.viewer.key.String(), s.video, strconv.FormatInt(s.begun, 10), t.ago(s), strconv.Itoa(max(0, s.limit)), refuseNew,
-			t.left(s), strconv.FormatInt(bytes[i]-s.toldBytes, 10), s.describe(s.viewer.name))
+		args = append(args, s.id, s.viewer.key, s.video, s.begun, t.ago(s), max(0, s.limit), refuseNew, t.left(s), bytes[i]-s.toldBytes, s.describe(s.viewer.name))
 	}
 	t.mu.Unlock()
 	answer, err := t.run(ctx, beatScript, args...)
@@ -250,26 +258,15 @@ func (t *Tracker) beatBatch(ctx context.Context, batch []*Session, all bool) ([]
 	return answer, nil
 }
 
-// endAll ends the sessions in of whose ids are in a list.
-func (t *Tracker) endAll(ids []string, of []*Session) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, s := range of {
-		if slices.Contains(ids, s.id.String()) && t.session(s.key) == s {
-			t.end(s, Replaced)
-		}
-	}
-}
-
 // restore writes the ended sessions that this node knows back.
 func (t *Tracker) restore(ctx context.Context) error {
 	now := t.config.Now().Unix()
-	var ended []string
+	var ended []any
 	t.mu.Lock()
 	for _, of := range t.viewers {
 		for _, e := range of.ended {
 			if of.endedUntil > now {
-				ended = append(ended, of.key.String(), e.id.String(), strconv.FormatInt(e.begun, 10), strconv.FormatInt(of.endedUntil-now, 10), strconv.FormatInt(of.endedThrough, 10))
+				ended = append(ended, of.key, e.id, e.begun, of.endedUntil-now, of.endedThrough)
 			}
 		}
 	}
@@ -302,9 +299,8 @@ func (t *Tracker) hear(message string) {
 	var viewer viewerKey
 	id, idErr := ParseID(fields[1])
 	_, viewerErr := hex.Decode(viewer[:], []byte(fields[0][:min(len(fields[0]), 2*len(viewer))]))
-	begun, begunErr := strconv.ParseInt(fields[2], 10, 64)
-	seconds, secondsErr := strconv.ParseInt(fields[3], 10, 64)
-	if errors.Join(idErr, viewerErr, begunErr, secondsErr) != nil {
+	n, err := numbers(fields[2:4]...) // its beginning, and the seconds for which it matters
+	if errors.Join(idErr, viewerErr, err) != nil {
 		return
 	}
 	t.mu.Lock()
@@ -314,7 +310,7 @@ func (t *Tracker) hear(message string) {
 			t.end(of.running[running], Reason(fields[4]).known())
 		}
 	}
-	t.remember(viewer, id, begun, t.config.Now().Unix()+seconds)
+	t.remember(viewer, id, n[0], t.config.Now().Unix()+n[1])
 }
 
 // settle returns the events of sessions that have ended here, with the bytes of all nodes
@@ -339,7 +335,7 @@ func (t *Tracker) settle(ctx context.Context, ended []ending) (events []Event) {
 // orphans returns the ends of sessions that a killed node cannot tell. Each is told by one node.
 func (t *Tracker) orphans(ctx context.Context) (events []Event) {
 	for {
-		answer, err := t.run(ctx, orphansScript, strconv.FormatInt(orphaned.Milliseconds(), 10))
+		answer, err := t.run(ctx, orphansScript, orphaned.Milliseconds())
 		if err != nil || len(answer) == 0 {
 			return events
 		}
@@ -357,9 +353,9 @@ func (t *Tracker) totals(ctx context.Context, batch []ending) []string {
 	if t.fleet == nil || t.fleet.away.Load() {
 		return nil
 	}
-	var args []string
+	var args []any
 	for _, e := range batch {
-		args = append(args, e.ID.String(), e.viewer.String(), string(e.Reason), strconv.FormatInt(e.untold, 10))
+		args = append(args, e.ID, e.viewer, e.Reason, e.untold)
 	}
 	totals, err := t.run(ctx, settleScript, args...)
 	if err != nil || len(totals) != len(batch) {
@@ -416,7 +412,7 @@ func (t *Tracker) findInFleet(ctx context.Context, id ID) (info Info, found bool
 	if t.fleet == nil {
 		return Info{}, false, nil
 	}
-	answer, err := t.run(ctx, findScript, id.String())
+	answer, err := t.run(ctx, findScript, id)
 	if err != nil || len(answer) == 0 {
 		return Info{}, false, err
 	}
@@ -433,15 +429,13 @@ func (t *Tracker) parseInfo(fields []string) (info Info, err error) {
 	}
 	var has description
 	id, idErr := ParseID(fields[0])
-	ago, agoErr := strconv.ParseInt(fields[1], 10, 64)
-	begun, begunErr := strconv.ParseInt(fields[2], 10, 64)
-	bytes, bytesErr := strconv.ParseInt(fields[3], 10, 64)
-	if err := errors.Join(idErr, agoErr, begunErr, bytesErr, json.Unmarshal([]byte(fields[4]), &has)); err != nil {
+	n, err := numbers(fields[1:4]...) // how long ago it was used, its beginning, bytes
+	if err := errors.Join(idErr, err, json.Unmarshal([]byte(fields[4]), &has)); err != nil {
 		return Info{}, err
 	}
 	network, _ := netip.ParsePrefix(has.Network)
 	return Info{
-		ID: id, Viewer: has.Viewer, Video: has.Video, Started: time.UnixMilli(begun), LastSeen: t.config.Now().Add(-time.Duration(ago) * time.Millisecond),
-		Country: has.Country, Network: network, UserAgent: has.UserAgent, Bytes: bytes, Shared: has.Shared, Expires: unixTime(has.Expires), Ends: unixTime(has.Ends),
+		ID: id, Viewer: has.Viewer, Video: has.Video, Started: time.UnixMilli(n[1]), LastSeen: t.config.Now().Add(-time.Duration(n[0]) * time.Millisecond),
+		Country: has.Country, Network: network, UserAgent: has.UserAgent, Bytes: n[2], Shared: has.Shared, Expires: unixTime(has.Expires), Ends: unixTime(has.Ends),
 	}, nil
 }

@@ -29,8 +29,6 @@ const (
 
 // luaFunctions begins each script. Its arguments begin with the timeout of sessions and the
 // name of the node.
-//
-//nolint:dupword // blocks of Lua end with end
 const luaFunctions = `
 local P, timeout, node = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local clock = redis.call('TIME')
@@ -98,8 +96,6 @@ end
 `
 
 // luaRow adds a session to an answer, unless it is silent.
-//
-//nolint:dupword // blocks of Lua end with end
 const luaRow = `
 local function row(answer, id, seen)
 	local has = redis.call('HMGET', P .. 'session:' .. id, 'viewer', 'bytes', 'info', 'begun')
@@ -119,8 +115,6 @@ var (
 	// expires, its description, whether nobody has asked for it yet; and pairs of the
 	// viewer's sessions on this node and how long ago they were last used. It returns what
 	// became of it, and of one that runs its beginning and its description.
-	//
-	//nolint:dupword // blocks of Lua end with end
 	startScript = newScript(`
 local id, viewer, video, begun, new, limit, refuse, left, info, unasked = unpack(ARGV, 3, 12)
 local twin = cjson.decode(info)
@@ -168,8 +162,6 @@ return {'begun', tostring(begun), info}`)
 	// new ones are refused, the seconds until its token expires, the bytes since the last beat, its
 	// description. It returns the ids of those that have ended, and "more" if the same call ends
 	// more of them. If the node is not known, it does nothing and returns "lost".
-	//
-	//nolint:dupword // blocks of Lua end with end
 	beatScript = newScript(`
 local answer, all = {}, ARGV[3] == '1'
 local mark = P .. 'node:' .. node
@@ -209,8 +201,6 @@ return answer`)
 	// settleScript takes sessions that this node has ended: id, viewer, reason, bytes
 	// since the last beat. For each it returns the bytes in all, "" if that is not
 	// known, or "-1" if the session runs elsewhere or another node has told its end.
-	//
-	//nolint:dupword // blocks of Lua end with end
 	settleScript = newScript(`
 local answer = {}
 for i = 3, #ARGV, 4 do
@@ -234,8 +224,6 @@ return answer`)
 	// orphansScript takes how long after the timeout of a session, in milliseconds, its node has not told
 	// its end because it was killed. Of up to 100 such sessions it returns what listScript does and
 	// the reason of the end. No other call returns the same ones.
-	//
-	//nolint:dupword // blocks of Lua end with end
 	orphansScript = newScript(luaRow + `
 local answer, silent = {}, timeout
 timeout = math.huge
@@ -254,8 +242,6 @@ return answer`)
 	// network, its family, country, and what the session itself adds to the score. Of each viewer who
 	// is to be reported it returns the number of the use, the score, and how many networks, countries
 	// and sessions make it.
-	//
-	//nolint:dupword // blocks of Lua end with end
 	sharingScript = newScript(`
 local period, threshold, answer = tonumber(ARGV[3]), tonumber(ARGV[4]), {}
 for i = 5, #ARGV, 5 do
@@ -292,8 +278,6 @@ end
 return 0`)
 
 	// endScript takes the ids of sessions.
-	//
-	//nolint:dupword // blocks of Lua end with end
 	endScript = newScript(`
 for i = 3, #ARGV do
 	local viewer = redis.call('HGET', P .. 'session:' .. ARGV[i], 'viewer')

@@ -108,10 +108,7 @@ func (s *redisServer) nodeAt(t *testing.T, address string, policy Policy) *regis
 	redis.Start()
 	t.Cleanup(redis.Close)
 	r := &registry{clock: new(clock)}
-	r.Tracker = New(Config{
-		Policy: policy, Now: func() time.Time { return time.Now().Add(time.Duration(r.nanoseconds.Load())) }, Redis: redis, CountError: func() { r.failures.Add(1) }, Away: func(error) {},
-		Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Revoked: func() func(ID) bool { return nil }, Shared: func(s []Sharing) { r.shared = append(r.shared, s...) },
-	})
+	r.track(Config{Policy: policy, Now: func() time.Time { return time.Now().Add(time.Duration(r.nanoseconds.Load())) }, Redis: redis})
 	go r.listen(t.Context())
 	select {
 	case <-r.fleet.wake: // the subscription has begun
@@ -142,13 +139,6 @@ func again(session int, viewer string, limit int) Visit {
 	v := begin(session, viewer, limit)
 	v.Begins, v.Begun = false, time.Now().Add(-time.Minute)
 	return v
-}
-
-func wantVisit(t *testing.T, r *registry, v Visit, want error) {
-	t.Helper()
-	if err := r.visit(v); !errors.Is(err, want) {
-		t.Errorf("%v, want %v", err, want)
-	}
 }
 
 func wantEnded(t *testing.T, fleet []*registry, v Visit) {
@@ -699,9 +689,7 @@ func TestCancelledStartsOfAFleet(t *testing.T) {
 func TestHearIgnoresStrangers(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(Policy{Timeout: time.Minute})
-	if err := r.visit(r.request(1, "anna", 1)); err != nil {
-		t.Fatal(err)
-	}
+	wantVisit(t, r, r.request(1, "anna", 1), nil)
 	id, viewer := keyOf(1).ID().String(), keyOfViewer("anna").String()
 	for _, message := range []string{"", "a b c d e", viewer + " " + id, viewer[1:] + " " + id + " 1 1 limit", viewer + " " + id + " x 1 limit", viewer + " " + id + " 1 y limit", viewer + " " + id[2:] + " 1 1 limit"} {
 		r.hear(message)

@@ -37,8 +37,7 @@ func (t *Tracker) Until(key Key) time.Time {
 // MayBegin returns ErrLimit if Visit would refuse this visit, as far as this node knows, and
 // begins nothing.
 func (t *Tracker) MayBegin(v Visit) error {
-	refuseNew := v.Limit > 0 && t.policy.Load().RefuseNew
-	if !refuseNew && !v.Asks {
+	if !v.Asks && (v.Limit == 0 || !t.policy.Load().RefuseNew) {
 		return nil
 	}
 	s := t.newSession(v)
@@ -48,17 +47,6 @@ func (t *Tracker) MayBegin(v Visit) error {
 	if v.Asks && !t.hasRoom(of, s.origin) {
 		return ErrLimit
 	}
-	if !refuseNew {
-		return nil
-	}
-	running := 0
-	for _, s := range of.running {
-		if _, ended := t.ended(s); !ended {
-			running++
-		}
-	}
-	if running < v.Limit || running == v.Limit && t.silentTwin(of, s) != nil {
-		return nil
-	}
-	return ErrLimit
+	_, err := t.replacedBy(s, of)
+	return err
 }

@@ -3,7 +3,6 @@ package sessions
 import (
 	"context"
 	"slices"
-	"strconv"
 	"time"
 )
 
@@ -151,14 +150,14 @@ func (t *Tracker) score(of *viewer) (s Sharing) {
 // scoreInFleet tells the fleet of uses, and returns the viewers whose score over all nodes is high enough.
 func (t *Tracker) scoreInFleet(ctx context.Context, uses []use) (reports []Sharing) {
 	for batch := range slices.Chunk(uses, beatBatch) {
-		args := append(make([]string, 0, 2+5*len(batch)), strconv.FormatInt(sharingPeriod.Milliseconds(), 10), strconv.Itoa(SharingThreshold))
+		args := []any{sharingPeriod.Milliseconds(), SharingThreshold}
 		t.mu.Lock()
 		for _, u := range batch {
-			own := "0"
+			own := 0
 			if u.inTurns {
-				own = "2"
+				own = 2
 			}
-			args = append(args, u.session.viewer.key.String(), strconv.FormatUint(uint64(u.from), 10), strconv.Itoa(u.from.family()), u.session.country.String(), own)
+			args = append(args, u.session.viewer.key, u.from, u.from.family(), u.session.country, own)
 		}
 		t.mu.Unlock()
 		answer, err := t.run(ctx, sharingScript, args...)
@@ -166,35 +165,27 @@ func (t *Tracker) scoreInFleet(ctx context.Context, uses []use) (reports []Shari
 			return reports
 		}
 		for row := range slices.Chunk(answer, 5) {
-			var numbers [5]int
-			for i, text := range row {
-				numbers[i], _ = strconv.Atoi(text) // of our own script
-			}
-			if numbers[0] < 0 || numbers[0] >= len(batch) {
+			n, err := numbers(row...)
+			if err != nil || len(n) < 5 || n[0] < 0 || n[0] >= int64(len(batch)) {
 				return reports
 			}
 			t.mu.Lock()
-			reports = append(reports, Sharing{t.info(batch[numbers[0]].session), numbers[1], numbers[2], numbers[3], numbers[4]})
+			reports = append(reports, Sharing{t.info(batch[n[0]].session), int(n[1]), int(n[2]), int(n[3]), int(n[4])})
 			t.mu.Unlock()
 		}
 	}
 	return reports
 }
 
-// forgetTraces forgets the traces of viewers who have moved nowhere lately. The caller holds the
-// mutex.
-func (t *Tracker) forgetTraces() {
-	for _, of := range t.viewers {
-		if of.trace == nil {
-			continue
-		}
-		recent := false
-		for _, p := range of.trace.places {
-			recent = recent || t.elapsed()-p.seen < int64(sharingPeriod)
-		}
-		if !recent {
-			of.trace = nil
-			t.traces--
-		}
+// movedLately reports whether a viewer has used a place in the period of a score.
+func (t *Tracker) movedLately(of *viewer) bool {
+	return of.trace != nil && slices.ContainsFunc(of.trace.places, func(p place) bool { return t.elapsed()-p.seen < int64(sharingPeriod) })
+}
+
+// forgetTrace forgets where a viewer was. The caller holds the mutex.
+func (t *Tracker) forgetTrace(of *viewer) {
+	if of.trace != nil {
+		of.trace = nil
+		t.traces--
 	}
 }

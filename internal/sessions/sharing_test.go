@@ -46,9 +46,7 @@ func TestSharingScore(t *testing.T) {
 		for _, u := range tc.uses {
 			v := r.request(u.session, "anna", u.limit)
 			v.Begins, v.Address, v.Client = true, netip.MustParseAddr(u.from), player{u.country, "hls.js"}
-			if err := r.visit(v); err != nil {
-				t.Fatalf("%s: %v", tc.name, err)
-			}
+			wantVisit(t, r, v, nil)
 			r.advance(tc.pause)
 			r.work(t.Context(), false)
 		}
@@ -64,9 +62,7 @@ func TestTracesAreBounded(t *testing.T) {
 	r := newRegistry(Policy{Timeout: time.Minute})
 	for n := range 2 * maxTraces {
 		for session := range 2 {
-			if err := r.visit(r.request(2*n+session, fmt.Sprint(n), 0)); err != nil {
-				t.Fatal(err)
-			}
+			wantVisit(t, r, r.request(2*n+session, fmt.Sprint(n), 0), nil)
 		}
 	}
 	if r.traces != maxTraces {

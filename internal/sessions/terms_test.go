@@ -69,9 +69,7 @@ func TestSessionIsAskedForAtItsStart(t *testing.T) {
 	} {
 		r.advance(step.advance)
 		d.err = step.err
-		if err := r.visit(d.visit(r.request(1, "anna", 0))); !errors.Is(err, step.want) {
-			t.Errorf("%s: %v, want %v", step.what, err, step.want)
-		}
+		wantVisit(t, r, d.visit(r.request(1, "anna", 0)), step.want)
 		d.wantAsked(t, step.what, step.asked)
 	}
 	if d.asked[0] != keyOf(1).ID() {
@@ -106,9 +104,7 @@ func TestSessionWithoutPermission(t *testing.T) {
 		}
 		d.wantAsked(t, "where the answer does not count", asked)
 		for range 2 {
-			if err := r.visit(d.visit(v)); !errors.Is(err, errDenied) {
-				t.Errorf("where the answer counts: %v", err)
-			}
+			wantVisit(t, r, d.visit(v), errDenied)
 		}
 		d.err, d.terms = nil, Terms{Limit: 3, Until: r.now().Add(time.Hour)}
 		for range 2 {
@@ -174,9 +170,7 @@ func TestTermsEndASession(t *testing.T) {
 		}
 		r.Extend(key.ID(), r.now().Add(time.Hour)) // must not count
 		r.advance(29 * time.Second)
-		if err := r.visit(v()); err != nil {
-			t.Errorf("a second too early: %v", err)
-		}
+		wantVisit(t, r, v(), nil)
 		r.advance(time.Second)
 		if runs, _ := r.Runs(key); runs {
 			t.Error("the session runs when its time has come")
@@ -185,9 +179,7 @@ func TestTermsEndASession(t *testing.T) {
 			r.work(t.Context(), false)
 		}
 		for range 2 {
-			if err := r.visit(v()); !errors.Is(err, ErrEnded) {
-				t.Errorf("the session is back: %v", err)
-			}
+			wantVisit(t, r, v(), ErrEnded)
 		}
 		d.wantAsked(t, "a session whose time has come", 1)
 		r.work(t.Context(), false)
@@ -201,9 +193,7 @@ func TestTermsEndASession(t *testing.T) {
 func TestExtensionCountsAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(Policy{Timeout: time.Minute, Extension: time.Hour})
-	if err := r.visit(r.request(1, "anna", 0)); err != nil {
-		t.Fatal(err)
-	}
+	wantVisit(t, r, r.request(1, "anna", 0), nil)
 	until := r.now().Add(time.Hour)
 	r.Extend(keyOf(1).ID(), until)
 	if got := r.Until(keyOf(1)); !got.Equal(until) {
@@ -216,23 +206,17 @@ func TestExtensionCountsAtOnce(t *testing.T) {
 func TestConcurrentStartsAskOnce(t *testing.T) {
 	t.Parallel()
 	r, d := newRegistry(Policy{Timeout: time.Minute}), new(doorkeeper)
-	if err := r.visit(d.visit(r.request(1, "anna", 0))); err != nil {
-		t.Fatal(err)
-	}
+	wantVisit(t, r, d.visit(r.request(1, "anna", 0)), nil)
 	inside, open := make(chan struct{}, 1), make(chan struct{})
 	d.enter = func() { inside <- struct{}{}; <-open }
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
-			if err := r.visit(d.visit(r.request(2, "anna", 0))); err != nil {
-				t.Error(err)
-			}
+			wantVisit(t, r, d.visit(r.request(2, "anna", 0)), nil)
 		})
 	}
 	<-inside
-	if err := r.visit(d.visit(r.request(1, "anna", 0))); err != nil {
-		t.Error(err)
-	}
+	wantVisit(t, r, d.visit(r.request(1, "anna", 0)), nil)
 	close(open)
 	all.Wait()
 	d.wantAsked(t, "two sessions", 2)

@@ -4,7 +4,7 @@
 //
 // # What it costs
 //
-// A request of a known session takes a read lock on one of 64 maps and stores one time.
+// A request of a known session reads a concurrent map and stores one time.
 // Everything else happens at the start and at the end of a session.
 //
 // # Bounds
@@ -18,6 +18,7 @@ package sessions
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"maps"
 	"net/netip"
@@ -28,6 +29,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/singleflight"
 )
 
@@ -47,7 +49,6 @@ const (
 	silence = 10 * time.Second
 
 	sweepInterval = time.Second
-	shardCount    = 64
 )
 
 // The errors of Visit, besides those of Client.Admit.
@@ -198,11 +199,10 @@ type Tracker struct {
 
 	capacity int // maxSessions; tests have less
 
-	shards [shardCount]shard
-	starts singleflight.Group // of sessions that ask, by key
+	sessions *otter.Cache[Key, *Session] // those that run; it never evicts one
+	starts   singleflight.Group          // of sessions that ask, by key
 
-	mu        sync.Mutex
-	count     int
+	mu        sync.Mutex // of changes of what runs, and of the following
 	viewers   map[viewerKey]*viewer
 	networks  map[network]int  // sessions that began there
 	counts    map[string]count // by video
@@ -226,14 +226,12 @@ type ending struct {
 // maxEndings bounds the ends of sessions that wait for Run.
 const maxEndings = 10_000
 
-type shard struct {
-	sync.RWMutex
-	sessions map[Key]*Session
-}
-
 // New returns a Tracker. Run has sessions end that are silent.
 func New(config Config) *Tracker {
-	t := &Tracker{config: config, capacity: maxSessions, done: make(chan struct{}), fleet: newFleet(config.Redis), viewers: make(map[viewerKey]*viewer), counts: make(map[string]count), uses: make(map[usedBy]use), networks: make(map[network]int)}
+	t := &Tracker{
+		config: config, capacity: maxSessions, sessions: otter.Must(&otter.Options[Key, *Session]{}), done: make(chan struct{}), fleet: newFleet(config.Redis),
+		viewers: make(map[viewerKey]*viewer), counts: make(map[string]count), uses: make(map[usedBy]use), networks: make(map[network]int),
+	}
 	t.Use(config.Policy)
 	if config.Now == nil {
 		epoch := time.Now()
@@ -242,22 +240,16 @@ func New(config Config) *Tracker {
 		epoch := config.Now()
 		t.elapsed = func() int64 { return int64(config.Now().Sub(epoch)) }
 	}
-	for i := range t.shards {
-		t.shards[i].sessions = make(map[Key]*Session)
-	}
 	return t
 }
 
 // Use sets the policy, which holds for the next request.
 func (t *Tracker) Use(policy Policy) { t.policy.Store(&policy) }
 
-func (t *Tracker) shard(key Key) *shard { return &t.shards[(key[0]^key[8]^key[16])%shardCount] }
-
+// session returns the running session with a key, or nil.
 func (t *Tracker) session(key Key) *Session {
-	shard := t.shard(key)
-	shard.RLock()
-	defer shard.RUnlock()
-	return shard.sessions[key]
+	s, _ := t.sessions.GetIfPresent(key)
+	return s
 }
 
 // Visit counts a request for its session, which it begins or resumes if it does not
@@ -298,7 +290,7 @@ func (t *Tracker) start(ctx context.Context, v Visit) (*Session, error) {
 	if !v.Asks {
 		return t.startOne(ctx, v)
 	}
-	started, err, _ := t.starts.Do(string(v.Key[:])+flag(v.Enforces), func() (any, error) { return t.startOne(ctx, v) })
+	started, err, _ := t.starts.Do(fmt.Sprint(v.Key, v.Enforces), func() (any, error) { return t.startOne(ctx, v) })
 	if err != nil {
 		return nil, err
 	}
@@ -493,26 +485,34 @@ func (t *Tracker) viewerOf(s *Session, name string) *viewer {
 
 // makeRoom ends sessions of a viewer until a new one has room within its limit.
 func (t *Tracker) makeRoom(of *viewer, s *Session) error {
+	replaced, err := t.replacedBy(s, of)
+	for _, other := range replaced {
+		if t.policy.Load().RefuseNew {
+			t.end(other, TakenOver)
+		} else {
+			t.end(other, Replaced)
+		}
+	}
+	return err
+}
+
+// replacedBy returns the sessions of a viewer whose place a new one takes.
+func (t *Tracker) replacedBy(s *Session, of *viewer) ([]*Session, error) {
 	if s.limit <= 0 || len(of.running) < s.limit {
-		return nil
+		return nil, nil
 	}
 	t.endSilent(of)
 	excess := len(of.running) - s.limit + 1
-	if excess <= 0 {
-		return nil
+	switch {
+	case excess <= 0:
+		return nil, nil
+	case !t.policy.Load().RefuseNew:
+		return slices.SortedFunc(slices.Values(of.running), olderFirst)[:excess], nil
 	}
-	if t.policy.Load().RefuseNew {
-		twin := t.silentTwin(of, s)
-		if twin == nil || excess > 1 {
-			return ErrLimit
-		}
-		t.end(twin, TakenOver)
-		return nil
+	if twin := t.silentTwin(of, s); twin != nil && excess == 1 {
+		return []*Session{twin}, nil
 	}
-	for _, oldest := range slices.SortedFunc(slices.Values(of.running), olderFirst)[:excess] {
-		t.end(oldest, Replaced)
-	}
-	return nil
+	return nil, ErrLimit
 }
 
 // silentTwin returns a session of the same client as a new one, which is probably that
@@ -528,9 +528,9 @@ func (t *Tracker) silentTwin(of *viewer, s *Session) *Session {
 
 // hasRoom reports whether the node has room for one more session.
 func (t *Tracker) hasRoom(of *viewer, from network) bool {
-	share := t.capacity / fairShare
-	return t.count < t.capacity/2 ||
-		t.count < t.capacity && len(of.running) < share && t.networks[from] < share
+	share, count := t.capacity/fairShare, t.Count()
+	return count < t.capacity/2 ||
+		count < t.capacity && len(of.running) < share && t.networks[from] < share
 }
 
 // add puts a session into the registry.
@@ -539,23 +539,15 @@ func (t *Tracker) add(of *viewer, s *Session) {
 	of.add(s)
 	t.viewers[of.key] = of
 	t.networks[s.origin]++
-	t.count++
-	shard := t.shard(s.key)
-	shard.Lock()
-	shard.sessions[s.key] = s
-	shard.Unlock()
+	t.sessions.Set(s.key, s)
 	t.noteUse(s, s.origin)
 }
 
 // end takes a session out of the registry.
 func (t *Tracker) end(s *Session, reason Reason) {
-	shard := t.shard(s.key)
-	shard.Lock()
-	delete(shard.sessions, s.key)
-	shard.Unlock()
+	t.sessions.Invalidate(s.key)
 	of := s.viewer
 	of.remove(s)
-	t.count--
 	if t.networks[s.origin]--; t.networks[s.origin] == 0 {
 		delete(t.networks, s.origin)
 	}
@@ -574,9 +566,7 @@ func (t *Tracker) end(s *Session, reason Reason) {
 
 func (t *Tracker) forgetViewer(of *viewer) {
 	delete(t.viewers, of.key)
-	if of.trace != nil {
-		t.traces--
-	}
+	t.forgetTrace(of)
 }
 
 // endSilent ends the sessions of a viewer whose time has come.
@@ -650,7 +640,7 @@ func (t *Tracker) followFleet(ctx context.Context, hurry bool) (orphans []Event)
 	due := t.config.Now().Sub(t.fleet.beat) >= beatInterval
 	switch {
 	case hurry || t.fleet.away.Load():
-		t.tellFleet(ctx, slices.Collect(t.all()))
+		t.tellFleet(ctx, slices.Collect(t.sessions.Values()))
 	case due:
 		t.tellFleet(ctx, t.untold())
 	default:
@@ -671,7 +661,7 @@ func (t *Tracker) Stop() {
 		t.tellFleet(context.Background(), t.untold())
 		return
 	}
-	for _, info := range t.list(func(*Session) bool { return true }) {
+	for _, info := range t.list(t.sessions.Values(), func(*Session) bool { return true }) {
 		t.config.Ended(Event{info, t.config.Now(), Stopped})
 	}
 }
@@ -679,28 +669,28 @@ func (t *Tracker) Stop() {
 // sweep ends sessions whose time has come or that are revoked, and forgets ended ones whose tokens have expired.
 func (t *Tracker) sweep() {
 	revoked := t.config.Revoked()
-	over := make(map[*Session]Reason)
-	for s := range t.all() {
+	over := func(s *Session) (why Reason, ended bool) {
 		if revoked != nil && revoked(s.id) {
-			over[s] = Deleted
-		} else if why, ended := t.ended(s); ended {
-			over[s] = why
+			return Deleted, true
 		}
+		return t.ended(s)
 	}
+	t.each(t.sessions.Values(), func(s *Session) bool { _, ended := over(s); return ended }, func(s *Session) {
+		if why, ended := over(s); ended {
+			t.end(s, why)
+		}
+	})
 	now := t.config.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for s, reason := range over {
-		if _, ended := t.ended(s); t.session(s.key) == s && (reason == Deleted || ended) {
-			t.end(s, reason)
-		}
-	}
 	if now.Sub(t.forgotten) < time.Minute {
 		return
 	}
 	t.forgotten = now
-	t.forgetTraces()
 	for _, of := range t.viewers {
+		if !t.movedLately(of) {
+			t.forgetTrace(of)
+		}
 		if of.endedUntil > now.Unix() || of.endedUntil == 0 {
 			continue
 		}
@@ -711,36 +701,15 @@ func (t *Tracker) sweep() {
 	}
 }
 
-// all returns the running sessions.
-func (t *Tracker) all() iter.Seq[*Session] {
-	return func(yield func(*Session) bool) {
-		for i := range t.shards {
-			shard := &t.shards[i]
-			shard.RLock()
-			sessions := slices.Collect(maps.Values(shard.sessions))
-			shard.RUnlock()
-			for _, s := range sessions {
-				if !yield(s) {
-					return
-				}
-			}
-		}
-	}
-}
-
 // Count returns how many sessions run on this node.
-func (t *Tracker) Count() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.count
-}
+func (t *Tracker) Count() int { return t.sessions.EstimatedSize() }
 
 // ListVideo returns the running sessions of a video, of the whole fleet.
 func (t *Tracker) ListVideo(ctx context.Context, video string) ([]Info, error) {
 	if t.fleet != nil {
 		return t.listInFleet(ctx, "video:"+video)
 	}
-	return t.list(func(s *Session) bool { return s.video == video }), nil
+	return t.list(t.sessions.Values(), func(s *Session) bool { return s.video == video }), nil
 }
 
 // ListViewer returns the running sessions of a viewer, of the whole fleet.
@@ -749,23 +718,26 @@ func (t *Tracker) ListViewer(ctx context.Context, name string) ([]Info, error) {
 	if t.fleet != nil {
 		return t.listInFleet(ctx, "seen:"+key.String())
 	}
-	return t.list(func(s *Session) bool { return s.viewer.key == key }), nil
+	return t.list(t.sessions.Values(), func(s *Session) bool { return s.viewer.key == key }), nil
 }
 
 // CountVideo returns how many sessions of a video run, in the whole fleet, or on this node
 // while the fleet cannot be asked.
 func (t *Tracker) CountVideo(ctx context.Context, video string) int64 {
-	if n, known := t.recentCount(video); known {
-		return n
+	t.mu.Lock()
+	c, known := t.counts[video]
+	t.mu.Unlock()
+	if known && t.elapsed()-c.at < int64(countInterval) {
+		return c.n
 	}
-	n := t.countVideo(ctx, video)
+	c = count{t.countVideo(ctx, video), t.elapsed()}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.counts) >= maxCounts {
 		clear(t.counts)
 	}
-	t.counts[video] = count{n, t.elapsed()}
-	return n
+	t.counts[video] = c
+	return c.n
 }
 
 // CountVideos returns how many sessions of each video run, in the whole fleet. A video without
@@ -774,13 +746,18 @@ func (t *Tracker) CountVideos(ctx context.Context) (map[string]int64, error) {
 	if t.fleet != nil {
 		return t.countAllInFleet(ctx)
 	}
+	return t.countHere(), nil
+}
+
+// countHere returns how many sessions of each video run on this node.
+func (t *Tracker) countHere() map[string]int64 {
 	counts := make(map[string]int64)
-	for s := range t.all() {
+	for s := range t.sessions.Values() {
 		if !t.silent(s, t.policy.Load().Timeout) {
 			counts[s.video]++
 		}
 	}
-	return counts, nil
+	return counts
 }
 
 // count is how many sessions of a video ran at a time of the tracker's clock. Anybody may ask
@@ -792,13 +769,6 @@ const (
 	countInterval = 500 * time.Millisecond
 )
 
-func (t *Tracker) recentCount(video string) (n int64, known bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	c, known := t.counts[video]
-	return c.n, known && t.elapsed()-c.at < int64(countInterval)
-}
-
 func (t *Tracker) countVideo(ctx context.Context, video string) int64 {
 	if t.fleet != nil && !t.fleet.away.Load() {
 		if answer, err := t.run(ctx, countScript, video); err == nil {
@@ -806,25 +776,19 @@ func (t *Tracker) countVideo(ctx context.Context, video string) int64 {
 			return n
 		}
 	}
-	var n int64
-	for s := range t.all() {
-		if s.video == video && !t.silent(s, t.policy.Load().Timeout) {
-			n++
-		}
-	}
-	return n
+	return t.countHere()[video]
 }
 
-// list returns the running sessions of this node that a filter accepts.
-func (t *Tracker) list(accept func(*Session) bool) (list []Info) {
-	t.each(accept, func(s *Session) { list = append(list, t.info(s)) })
+// list describes those of some running sessions of this node that a filter accepts.
+func (t *Tracker) list(of iter.Seq[*Session], accept func(*Session) bool) (list []Info) {
+	t.each(of, accept, func(s *Session) { list = append(list, t.info(s)) })
 	return list
 }
 
-// each runs a function on the running sessions of this node that a filter accepts, with the
-// mutex locked.
-func (t *Tracker) each(accept func(*Session) bool, do func(*Session)) {
-	for s := range t.all() {
+// each runs a function, with the mutex locked, on those of some sessions that run on this node and
+// that a filter accepts.
+func (t *Tracker) each(of iter.Seq[*Session], accept func(*Session) bool, do func(*Session)) {
+	for s := range of {
 		if !accept(s) {
 			continue
 		}
@@ -838,25 +802,21 @@ func (t *Tracker) each(accept func(*Session) bool, do func(*Session)) {
 
 // Find returns a running session of the fleet.
 func (t *Tracker) Find(ctx context.Context, id ID) (info Info, found bool, err error) {
-	if found := t.list(func(s *Session) bool { return s.id == id }); len(found) > 0 {
-		return found[0], true, nil
-	}
-	return t.findInFleet(ctx, id)
+	return t.find(ctx, t.sessions.Values(), id)
 }
 
 // FindKey does so at the request of a viewer, who may send any keys: it looks at no other
 // session of this node.
 func (t *Tracker) FindKey(ctx context.Context, key Key) (info Info, found bool, err error) {
-	t.mu.Lock()
-	s := t.session(key)
-	if s != nil {
-		info = t.info(s)
+	known := slices.DeleteFunc([]*Session{t.session(key)}, func(s *Session) bool { return s == nil })
+	return t.find(ctx, slices.Values(known), key.ID())
+}
+
+func (t *Tracker) find(ctx context.Context, among iter.Seq[*Session], id ID) (info Info, found bool, err error) {
+	if found := t.list(among, func(s *Session) bool { return s.id == id }); len(found) > 0 {
+		return found[0], true, nil
 	}
-	t.mu.Unlock()
-	if s != nil {
-		return info, true, nil
-	}
-	return t.findInFleet(ctx, key.ID())
+	return t.findInFleet(ctx, id)
 }
 
 // End ends running sessions of the fleet for good.
@@ -865,7 +825,7 @@ func (t *Tracker) End(ctx context.Context, ids ...ID) error {
 	for _, id := range ids {
 		wanted[id] = true
 	}
-	t.each(func(s *Session) bool { return wanted[s.id] }, func(s *Session) {
+	t.each(t.sessions.Values(), func(s *Session) bool { return wanted[s.id] }, func(s *Session) {
 		t.end(s, Deleted)
 		delete(wanted, s.id)
 	})
@@ -873,9 +833,9 @@ func (t *Tracker) End(ctx context.Context, ids ...ID) error {
 		return nil
 	}
 	for batch := range slices.Chunk(ids, beatBatch) {
-		args := make([]string, len(batch))
+		args := make([]any, len(batch))
 		for i, id := range batch {
-			args[i] = id.String()
+			args[i] = id
 		}
 		if _, err := t.run(ctx, endScript, args...); err != nil && len(wanted) > 0 {
 			return err
@@ -886,7 +846,7 @@ func (t *Tracker) End(ctx context.Context, ids ...ID) error {
 
 // Extend tells a running session of this node until when it may play, whatever its token says.
 func (t *Tracker) Extend(id ID, until time.Time) {
-	t.each(func(s *Session) bool { return s.id == id }, func(s *Session) {
+	t.each(t.sessions.Values(), func(s *Session) bool { return s.id == id }, func(s *Session) {
 		s.extend(until)
 		s.asked.Store(t.elapsed())
 	})

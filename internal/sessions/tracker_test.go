@@ -51,8 +51,16 @@ type registry struct {
 
 func newRegistry(policy Policy) *registry {
 	r := &registry{clock: new(clock)}
-	r.Tracker = New(Config{Policy: policy, Now: r.now, Ended: func(e Event) { r.ends = append(r.ends, e) }, Dropped: func(string) {}, Extended: func(ID) time.Time { return time.Time{} }, Revoked: r.takeRevoked, Shared: func(s []Sharing) { r.shared = append(r.shared, s...) }})
+	r.track(Config{Policy: policy, Now: r.now})
 	return r
+}
+
+// track makes the Tracker, of whose calls the registry takes notes.
+func (r *registry) track(config Config) {
+	config.CountError, config.Away, config.Dropped = func() { r.failures.Add(1) }, func(error) {}, func(string) {}
+	config.Ended, config.Shared = func(e Event) { r.ends = append(r.ends, e) }, func(s []Sharing) { r.shared = append(r.shared, s...) }
+	config.Extended, config.Revoked = func(ID) time.Time { return time.Time{} }, r.takeRevoked
+	r.Tracker = New(config)
 }
 
 func (r *registry) takeRevoked() func(ID) bool {
@@ -65,6 +73,13 @@ func (r *registry) takeRevoked() func(ID) bool {
 func (r *registry) visit(v Visit) error {
 	_, err := r.Visit(context.Background(), v)
 	return err
+}
+
+func wantVisit(t testing.TB, r *registry, v Visit, want error) {
+	t.Helper()
+	if err := r.visit(v); !errors.Is(err, want) {
+		t.Errorf("session %d: %v, want %v", v.Key[0], err, want)
+	}
 }
 
 // request is a visit of a session of a viewer at home.
@@ -240,9 +255,7 @@ func TestFloodsOfStarts(t *testing.T) {
 			r := newRegistry(Policy{Timeout: time.Minute})
 			r.capacity = full
 			running := r.request(-1, "anna", 1)
-			if err := r.visit(running); err != nil {
-				t.Fatal(err)
-			}
+			wantVisit(t, r, running, nil)
 			var err error
 			for n := range full + 10 {
 				v := r.request(n, fmt.Sprint("flood ", n%tc.viewers), tc.limit)
@@ -259,9 +272,7 @@ func TestFloodsOfStarts(t *testing.T) {
 			if err := r.visit(running); err != nil || len(r.viewers[keyOfViewer("anna")].running) != 1 {
 				t.Errorf("the running viewer: %v", err)
 			}
-			if err := r.visit(r.request(-2, "berta", 1)); !errors.Is(err, tc.newcomer) {
-				t.Errorf("a new viewer: %v, want %v", err, tc.newcomer)
-			}
+			wantVisit(t, r, r.request(-2, "berta", 1), tc.newcomer)
 		})
 	}
 }
@@ -288,11 +299,9 @@ func TestSharedSessions(t *testing.T) {
 		for _, network := range tc.networks {
 			v := r.request(1, "anna", 1)
 			v.Address = network
-			if err := r.visit(v); err != nil {
-				t.Fatal(err)
-			}
+			wantVisit(t, r, v, nil)
 		}
-		if got := r.list(func(*Session) bool { return true }); len(got) != 1 || got[0].Shared != tc.want {
+		if got := r.list(r.sessions.Values(), func(*Session) bool { return true }); len(got) != 1 || got[0].Shared != tc.want {
 			t.Errorf("%s: %+v, want shared %t", tc.name, got, tc.want)
 		}
 	}
@@ -334,9 +343,7 @@ func TestRevokedSessionMakesRoom(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(Policy{Timeout: time.Minute, RefuseNew: true})
 	for session, want := range []error{nil, nil, ErrLimit} {
-		if err := r.visit(r.request(session, "anna", 2)); !errors.Is(err, want) {
-			t.Fatalf("session %d: %v, want %v", session, err, want)
-		}
+		wantVisit(t, r, r.request(session, "anna", 2), want)
 	}
 	r.revoked.Store(new(func(id ID) bool { return id == keyOf(1).ID() }))
 	r.work(t.Context(), false)
@@ -344,9 +351,7 @@ func TestRevokedSessionMakesRoom(t *testing.T) {
 		t.Errorf("%+v have ended", r.ends)
 	}
 	for session, want := range map[int]error{0: nil, 1: ErrEnded, 2: nil} {
-		if err := r.visit(r.request(session, "anna", 2)); !errors.Is(err, want) {
-			t.Errorf("session %d after the revocation: %v, want %v", session, err, want)
-		}
+		wantVisit(t, r, r.request(session, "anna", 2), want)
 	}
 }
 
@@ -355,9 +360,7 @@ func TestStop(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(Policy{Timeout: time.Minute})
 	for session := range 3 {
-		if err := r.visit(r.request(session, "anna", 0)); err != nil {
-			t.Fatal(err)
-		}
+		wantVisit(t, r, r.request(session, "anna", 0), nil)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	go r.Run(ctx)
@@ -378,9 +381,7 @@ func TestStop(t *testing.T) {
 func TestFindKeyLooksAtOneSession(t *testing.T) {
 	r := newRegistry(Policy{Timeout: time.Minute})
 	for session := range 1000 {
-		if err := r.visit(r.request(session, "anna", 0)); err != nil {
-			t.Fatal(err)
-		}
+		wantVisit(t, r, r.request(session, "anna", 0), nil)
 	}
 	if info, found, err := r.FindKey(t.Context(), keyOf(7)); !found || err != nil || info.ID != keyOf(7).ID() {
 		t.Errorf("a session that runs: %+v, %t, %v", info, found, err)
@@ -427,7 +428,7 @@ func TestTrackerUnderLoad(t *testing.T) {
 					r.advance(5 * time.Second)
 					r.sweep()
 				case 2:
-					r.list(func(*Session) bool { return true })
+					r.list(r.sessions.Values(), func(*Session) bool { return true })
 				default:
 					v := r.request(session+1000*random.IntN(100), fmt.Sprint(session%5), 1+session%5)
 					v.Address = []netip.Addr{home, mobile}[random.IntN(2)]
@@ -448,7 +449,7 @@ func TestTrackerUnderLoad(t *testing.T) {
 			}
 		}
 	}
-	if listed := len(r.list(func(*Session) bool { return true })); running != r.Count() || listed != r.Count() {
+	if listed := len(r.list(r.sessions.Values(), func(*Session) bool { return true })); running != r.Count() || listed != r.Count() {
 		t.Errorf("%d sessions run, %d are listed, %d are counted", running, listed, r.Count())
 	}
 }
@@ -467,9 +468,7 @@ func TestMemoryOfAFullNode(t *testing.T) {
 		v := r.request(n, fmt.Sprintf("viewer-%032d", n), 1)
 		v.Video, v.Client = fmt.Sprintf("video-%026d", n), player{"CH", fmt.Sprintf("Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.%d", n)}
 		v.Address = netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), 0})
-		if err := r.visit(v); err != nil {
-			t.Fatal(err)
-		}
+		wantVisit(t, r, v, nil)
 	}
 	if got := heap() - before; got > 64<<20 {
 		t.Errorf("%d sessions of as many viewers and videos take %d bytes", r.Count(), got)
@@ -480,9 +479,7 @@ func TestMemoryOfAFullNode(t *testing.T) {
 func BenchmarkVisit(b *testing.B) {
 	r := newRegistry(Policy{Timeout: time.Minute})
 	for n := range 1000 {
-		if err := r.visit(r.request(n, fmt.Sprint(n), 1)); err != nil {
-			b.Fatal(err)
-		}
+		wantVisit(b, r, r.request(n, fmt.Sprint(n), 1), nil)
 	}
 	begun := time.Now()
 	r.elapsed = func() int64 { return int64(time.Since(begun)) }
