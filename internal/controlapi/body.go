@@ -52,6 +52,8 @@ func member[T any](name string, into *T, parse func(strictjson.Value) (T, bool),
 	}
 }
 
+func isNull(v strictjson.Value) bool { return string(v.Raw()) == "null" }
+
 func boolMember(name string, into *bool) func(strictjson.Value) error {
 	return member(name, into, strictjson.Value.Bool, "true or false")
 }

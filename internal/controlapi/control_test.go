@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
@@ -174,7 +175,7 @@ func (c controlled) call(t testing.TB, method, path, body string, change ...func
 	}
 	w := httptest.NewRecorder()
 	c.ServeHTTP(w, r)
-	wantHeaders(t, method+" "+path, w.Header())
+	wantHeaders(t, method+" "+path, w.Code, w.Header())
 	a := reply{status: w.Code, header: w.Header(), raw: w.Body.String()}
 	var decoded struct {
 		Result   json.RawMessage `json:"result"`
@@ -200,18 +201,28 @@ func (c controlled) call(t testing.TB, method, path, body string, change ...func
 
 // wantHeaders checks that a browser takes an answer for nothing but JSON, keeps no copy, and lets no
 // page of another site read it.
-func wantHeaders(t testing.TB, what string, h http.Header) {
+func wantHeaders(t testing.TB, what string, status int, got http.Header) {
 	t.Helper()
-	for name, want := range map[string]string{"Content-Type": "application/json", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"} {
-		if got := h[name]; len(got) != 1 || got[0] != want {
-			t.Errorf("%s has %s %q, want %q", what, name, got, want)
-		}
+	want := http.Header{"Content-Type": {"application/json"}, "Cache-Control": {"no-store"}, "X-Content-Type-Options": {"nosniff"}}
+	switch status {
+	case http.StatusUnauthorized:
+		want.Set("WWW-Authenticate", "Bearer")
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		want.Set("Retry-After", "1")
 	}
-	for name := range h {
-		if strings.HasPrefix(name, "Access-Control-") || name == "Set-Cookie" {
-			t.Errorf("%s has %s", what, name)
-		}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("%s = %d with the headers (-want +got):\n%s", what, status, diff)
 	}
+}
+
+// resultOf decodes the result of a call that succeeds.
+func resultOf[T any](t testing.TB, what string, a reply) (result T) {
+	t.Helper()
+	wantReply(t, what, a, 200, 0)
+	if err := json.Unmarshal(a.result, &result); err != nil || string(a.result) == "null" {
+		t.Fatalf("%s = %s: %v", what, a.raw, err)
+	}
+	return result
 }
 
 // wantReply checks status and code of an answer; 0 stands for any code.

@@ -12,16 +12,14 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/time/rate"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 )
 
 const (
 	// The failures of an address that are answered: a burst, and a rate for each second.
 	failureBurst = 60
 	failureRate  = 1
-
-	// maxFailingAddresses bounds the memory for addresses that have failed.
-	maxFailingAddresses = 10_000
 
 	// warningInterval is the least time between two warnings of such addresses.
 	warningInterval = time.Minute
@@ -124,10 +122,7 @@ func (s *Server) authorize(r *http.Request) error {
 		return nil
 	}
 	address := s.ClientAddress(r)
-	failures, _ := s.failures.ComputeIfAbsent(clientNetwork(address), func() (*rate.Limiter, bool) {
-		return rate.NewLimiter(failureRate, failureBurst), false
-	})
-	if failures.Allow() {
+	if s.failures.Spend(worklimit.ClientNetworks{Own: clientNetwork(address)}) {
 		return refuse(http.StatusUnauthorized, codeCredentials, "authentication error")
 	}
 	s.warnings.Do(func() {

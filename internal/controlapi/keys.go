@@ -32,7 +32,7 @@ func formatTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05
 
 // createKey makes a signing key. A repeated call (Idempotency-Key) replaces the key of
 // the call before: the gateway does not keep the private half, so it cannot repeat the
-// lost answer.
+// lost answer. For the same reason a key is revoked whose client has cancelled the request.
 func (c *call) createKey(body strictjson.Value) (any, error) {
 	if err := (members{}).read(body); err != nil {
 		return nil, err
@@ -42,10 +42,11 @@ func (c *call) createKey(body strictjson.Value) (any, error) {
 		return nil, err
 	}
 	c.subject = key.ID()
-	c.undo = func() { c.State.Discard(context.WithoutCancel(c.ctx()), key.ID()) }
 	jwk, err := key.JWK()
+	if err != nil || c.ctx().Err() != nil {
+		c.State.Discard(context.WithoutCancel(c.ctx()), key.ID())
+	}
 	if err != nil {
-		c.undo()
 		return nil, err
 	}
 	return createdKey{key.ID(), key.PEM(), jwk, formatTime(created)}, nil

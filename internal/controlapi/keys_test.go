@@ -25,13 +25,7 @@ import (
 // createKey makes a key and returns it as the client gets it.
 func (c controlled) createKey(t *testing.T, change ...func(*http.Request)) createdKey {
 	t.Helper()
-	a := c.call(t, "POST", "keys", "{}", change...)
-	wantReply(t, "POST keys", a, 200, 0)
-	var key createdKey
-	if err := json.Unmarshal(a.result, &key); err != nil {
-		t.Fatal(err)
-	}
-	return key
+	return resultOf[createdKey](t, "POST keys", c.call(t, "POST", "keys", "{}", change...))
 }
 
 func (c controlled) isRevoked(keyID string) bool { key, _ := c.State.Key(keyID); return key.Revoked }
@@ -57,10 +51,7 @@ func TestKeys(t *testing.T) {
 	if data := c.store.data(store.Keys, key.ID); strings.Contains(data, `"d"`) || strings.Contains(data, "PRIVATE") {
 		t.Errorf("the store has the private half: %s", data)
 	}
-	var list []listedKey
-	if err := json.Unmarshal(c.call(t, "GET", "keys", "").result, &list); err != nil {
-		t.Fatal(err)
-	}
+	list := resultOf[[]listedKey](t, "GET keys", c.call(t, "GET", "keys", ""))
 	want := []listedKey{{key.ID, key.ID, key.Created}, {"k1", "k1", formatTime(testTime)}}
 	if diff := cmp.Diff(want, list); diff != "" {
 		t.Errorf("the list (-want +got):\n%s", diff)

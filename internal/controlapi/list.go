@@ -77,80 +77,78 @@ func parsePage(query string, readers map[string]func(string) error) (listPage, e
 	return p, nil
 }
 
-// covers reports whether an element of a date belongs to the list.
-func (p listPage) covers(date time.Time) bool {
-	return (p.start.IsZero() || date.After(p.start)) && (p.end.IsZero() || date.Before(p.end))
+// firstOf collects the elements of a page without keeping all that it is given.
+type firstOf[T any] struct {
+	listPage
+	place func(T) (created time.Time, id string)
+	kept  []T
+	total int
 }
 
-// order compares two elements by their dates, the newest first, and then by their ids.
-func (p listPage) order(a, b time.Time, idOfA, idOfB string) int {
-	order := b.Compare(a)
-	if p.ascending {
-		order = -order
+func (f *firstOf[T]) add(one T) {
+	created, _ := f.place(one)
+	if !f.start.IsZero() && !created.After(f.start) || !f.end.IsZero() && !created.Before(f.end) {
+		return
 	}
-	return cmp.Or(order, strings.Compare(idOfA, idOfB))
+	f.total++
+	if f.kept = append(f.kept, one); len(f.kept) >= 2*maxListed {
+		f.kept = f.sorted()
+	}
 }
 
-// enterList waits until no other list is made. The caller must call leave.
-func (c *call) enterList() (leave func(), err error) {
+// sorted returns the elements of the page: the newest first, and those of one moment by their ids.
+func (f *firstOf[T]) sorted() []T {
+	slices.SortFunc(f.kept, func(a, b T) int {
+		createdA, idA := f.place(a)
+		createdB, idB := f.place(b)
+		order := createdB.Compare(createdA)
+		if f.ascending {
+			order = -order
+		}
+		return cmp.Or(order, strings.Compare(idA, idB))
+	})
+	return f.kept[:min(len(f.kept), f.limit)]
+}
+
+// listInPages answers with the first page of a list. read makes the list, one at a time, and gives
+// each element to add; place returns the date and the id by which an element is sorted.
+// readers are for parameters besides those of all lists.
+func listInPages[T, L any](c *call, readers map[string]func(string) error, read func(add func(T)) error, place func(T) (time.Time, string), describe func(T) L) (any, error) {
+	page, err := parsePage(c.request.URL.RawQuery, readers)
+	if err != nil {
+		return nil, err
+	}
 	if err := c.lists.Enter(c.ctx(), 1); errors.Is(err, queue.ErrFull) || errors.Is(err, queue.ErrTimeout) {
 		return nil, errTooManyLists
 	} else if err != nil {
 		return nil, err
 	}
-	return func() { c.lists.Leave(1) }, nil
-}
-
-// listInPages answers with the first page of a list, newest first. read makes the list, which
-// the call then owns; place returns the date and the id by which an element is sorted.
-// readers are for parameters besides those of all lists.
-func listInPages[T, L any](c *call, readers map[string]func(string) error, read func() ([]T, error), place func(T) (time.Time, string), describe func(T) L) (any, error) {
-	page, err := parsePage(c.request.URL.RawQuery, readers)
-	if err != nil {
+	defer c.lists.Leave(1)
+	first := firstOf[T]{listPage: page, place: place}
+	if err := read(first.add); err != nil {
 		return nil, err
 	}
-	leave, err := c.enterList()
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	all, err := read()
-	if err != nil {
-		return nil, err
-	}
-	all = slices.DeleteFunc(all, func(one T) bool {
-		created, _ := place(one)
-		return !page.covers(created)
-	})
-	slices.SortFunc(all, func(a, b T) int {
-		createdA, idA := place(a)
-		createdB, idB := place(b)
-		return page.order(createdA, createdB, idA, idB)
-	})
 	list := []L{}
-	for _, one := range all[:min(len(all), page.limit)] {
+	for _, one := range first.sorted() {
 		list = append(list, describe(one))
 	}
 	if page.counts {
-		c.counts = &listCounts{strconv.Itoa(len(all)), strconv.Itoa(len(list))}
+		c.counts = &listCounts{strconv.Itoa(first.total), strconv.Itoa(len(list))}
 	}
 	return list, nil
 }
 
-// videoFilter is the query of a list of videos.
+// videoFilter is the part of a query that only a list of videos has.
 type videoFilter struct {
-	listPage
 	ids, names, titles []string // nil for any
 	search             string
 	creator            *string
 	none               bool // the query asks for videos that cannot exist here
 }
 
-// parseVideoFilter reads the query of a list of videos.
-func parseVideoFilter(query string) (*videoFilter, error) {
-	f := new(videoFilter)
-	var err error
-	f.listPage, err = parsePage(query, map[string]func(string) error{
+// readers read the parameters of the filter.
+func (f *videoFilter) readers() map[string]func(string) error {
+	return map[string]func(string) error{
 		"id":            func(s string) error { f.ids = strings.Split(s, ","); return nil },
 		"name":          func(s string) error { f.names = strings.Split(s, ","); return nil },
 		"video_name":    func(s string) error { f.titles = []string{s}; return nil },
@@ -159,11 +157,7 @@ func parseVideoFilter(query string) (*videoFilter, error) {
 		"status":        func(s string) error { f.none = f.none || s != "ready"; return nil },
 		"type":          func(s string) error { f.none = f.none || s != "vod"; return nil },
 		"live_input_id": func(string) error { f.none = true; return nil },
-	})
-	if err != nil {
-		return nil, err
 	}
-	return f, nil
 }
 
 // parameter returns a function that reads one parameter into a variable. want
@@ -177,7 +171,7 @@ func parameter[T any](into *T, parse func(string) (T, error), want string) func(
 	}
 }
 
-// matches reports whether a video belongs to the list.
+// matches reports whether the filter lets a video into the list.
 func (f *videoFilter) matches(doc *state.VideoDocument) bool {
 	var meta struct {
 		Name string `json:"name"`
@@ -191,8 +185,7 @@ func (f *videoFilter) matches(doc *state.VideoDocument) bool {
 		f.names != nil && !slices.Contains(f.names, doc.UID) && !slices.Contains(f.names, meta.Name),
 		f.titles != nil && !slices.Contains(f.titles, meta.Name),
 		!strings.Contains(strings.ToLower(meta.Name), f.search),
-		f.creator != nil && *f.creator != creator,
-		!f.covers(doc.Created):
+		f.creator != nil && *f.creator != creator:
 		return false
 	}
 	return true
@@ -201,66 +194,28 @@ func (f *videoFilter) matches(doc *state.VideoDocument) bool {
 // listVideos lists the videos that have settings. The videos of the store come first, newest
 // first. The videos of the config file have no date, so they are last.
 func (c *call) listVideos(strictjson.Value) (any, error) {
-	filter, err := parseVideoFilter(c.request.URL.RawQuery)
-	if err != nil {
-		return nil, err
-	}
-	leave, err := c.enterList()
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	newest := newestVideos{filter: filter}
-	for doc, err := range c.State.VideoDocuments(c.ctx()) {
-		if errors.Is(err, state.ErrDamaged) {
-			c.warn(damagedVideo, doc.UID)
-			continue
+	var filter videoFilter
+	read := func(add func(*state.VideoDocument)) error {
+		match := func(doc *state.VideoDocument) {
+			if filter.matches(doc) {
+				add(doc)
+			}
 		}
-		if err != nil {
-			return nil, err
+		for doc, err := range c.State.VideoDocuments(c.ctx()) {
+			if errors.Is(err, state.ErrDamaged) {
+				c.warn(damagedVideo, doc.UID)
+			} else if err != nil {
+				return err
+			} else if _, configured := c.Videos[doc.UID]; !configured {
+				match(doc)
+			}
 		}
-		if _, configured := c.Videos[doc.UID]; !configured {
-			newest.add(doc)
+		for id := range c.Videos {
+			match(&state.VideoDocument{UID: id})
 		}
+		return nil
 	}
-	for id := range c.Videos {
-		newest.add(&state.VideoDocument{UID: id})
-	}
-	list := []map[string]any{}
-	for _, doc := range newest.first() {
-		settings, configured := c.Videos[doc.UID]
-		if !configured {
-			settings = c.Defaults
-		}
-		list = append(list, c.describe(doc, settings))
-	}
-	if filter.counts {
-		c.counts = &listCounts{strconv.Itoa(newest.total), strconv.Itoa(len(list))}
-	}
-	return list, nil
+	return listInPages(c, filter.readers(), read, placeOfVideo, c.describe)
 }
 
-// newestVideos keeps the first videos of a list without keeping all of them.
-type newestVideos struct {
-	filter *videoFilter
-	kept   []*state.VideoDocument
-	total  int
-}
-
-func (n *newestVideos) add(doc *state.VideoDocument) {
-	if !n.filter.matches(doc) {
-		return
-	}
-	n.total++
-	if n.kept = append(n.kept, doc); len(n.kept) >= 2*maxListed {
-		n.kept = n.first()
-	}
-}
-
-// first returns the first of the added videos, in the order of the list.
-func (n *newestVideos) first() []*state.VideoDocument {
-	slices.SortFunc(n.kept, func(a, b *state.VideoDocument) int {
-		return n.filter.order(a.Created, b.Created, a.UID, b.UID)
-	})
-	return n.kept[:min(len(n.kept), n.filter.limit)]
-}
+func placeOfVideo(doc *state.VideoDocument) (time.Time, string) { return doc.Created, doc.UID }

@@ -38,11 +38,8 @@ func TestListQueriesThatAreRefused(t *testing.T) {
 		},
 	} {
 		for _, query := range queries {
-			filter, err := parseVideoFilter(query)
+			_, err := parsePage(query, new(videoFilter).readers())
 			wantBadRequest(t, query, err, why)
-			if filter != nil {
-				t.Errorf("%s: a filter and an error", query)
-			}
 		}
 	}
 }
@@ -72,18 +69,18 @@ func TestListFilters(t *testing.T) {
 		"start=2026-01-01T12:00:00Z&end=2026-01-03T12:00:00Z": "b",
 		"status=ready": all, "status=error": "", "type=vod": all, "type=live": "", "live_input_id=x": "",
 		"creator=me&id=b": "", "creator=you&id=a,b&search=sec": "b",
-		"per_page=1&asc=true&include_counts=true": all, // matches ignores limit and order
+		"per_page=1&asc=true&include_counts=true": all, // those of the page come later
 	} {
-		filter, err := parseVideoFilter(query)
-		if err != nil {
-			t.Errorf("%s: %v", query, err)
-			continue
-		}
-		var got []string
+		var filter videoFilter
+		first := firstOf[*state.VideoDocument]{listPage: must(parsePage(query, filter.readers())), place: placeOfVideo}
 		for _, doc := range videos {
 			if filter.matches(doc) {
-				got = append(got, doc.UID)
+				first.add(doc)
 			}
+		}
+		var got []string
+		for _, doc := range first.kept {
+			got = append(got, doc.UID)
 		}
 		if diff := cmp.Diff(want, strings.Join(got, " ")); diff != "" {
 			t.Errorf("%q (-want +got):\n%s", query, diff)
@@ -91,18 +88,18 @@ func TestListFilters(t *testing.T) {
 	}
 	for _, query := range []string{"status=error&type=vod", "status=ready&type=live"} {
 		for range 20 { // the parameters are read in any order
-			if filter := must(parseVideoFilter(query)); filter.matches(videos[0]) {
+			var filter videoFilter
+			if _ = must(parsePage(query, filter.readers())); filter.matches(videos[0]) {
 				t.Fatalf("%q lists a video", query)
 			}
 		}
 	}
-	for query, want := range map[string]videoFilter{
-		"": {listPage: listPage{limit: 1000}}, "per_page=1": {listPage: listPage{limit: 1}}, "limit=1000": {listPage: listPage{limit: 1000}},
-		"asc=true&include_counts=true": {listPage: listPage{limit: 1000, ascending: true, counts: true}}, "asc=false&include_counts=0": {listPage: listPage{limit: 1000}},
+	for query, want := range map[string]listPage{
+		"": {limit: 1000}, "per_page=1": {limit: 1}, "limit=1000": {limit: 1000},
+		"asc=true&include_counts=true": {limit: 1000, ascending: true, counts: true}, "asc=false&include_counts=0": {limit: 1000},
 	} {
-		filter, err := parseVideoFilter(query)
-		if err != nil || filter.limit != want.limit || filter.ascending != want.ascending || filter.counts != want.counts {
-			t.Errorf("%q = %+v, %v", query, filter, err)
+		if page, err := parsePage(query, nil); err != nil || page != want {
+			t.Errorf("%q = %+v, %v", query, page, err)
 		}
 	}
 }
@@ -112,7 +109,7 @@ func TestListFilters(t *testing.T) {
 func TestListOfManyVideos(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(3, 4))
-	for _, filter := range []videoFilter{{listPage: listPage{limit: 1}}, {listPage: listPage{limit: 7, ascending: true}}, {listPage: listPage{limit: maxListed}}, {listPage: listPage{limit: maxListed, ascending: true}}} {
+	for _, page := range []listPage{{limit: 1}, {limit: 7, ascending: true}, {limit: maxListed}, {limit: maxListed, ascending: true}} {
 		for _, n := range []int{0, 5, 2*maxListed - 1, 2 * maxListed, 5 * maxListed} {
 			given := make([]*state.VideoDocument, n)
 			for i := range given { // some are of the same moment
@@ -120,23 +117,22 @@ func TestListOfManyVideos(t *testing.T) {
 			}
 			want := slices.Clone(given) // by id
 			slices.SortStableFunc(want, func(a, b *state.VideoDocument) int {
-				if filter.ascending {
+				if page.ascending {
 					return a.Created.Compare(b.Created)
 				}
 				return b.Created.Compare(a.Created)
 			})
 			random.Shuffle(n, func(i, j int) { given[i], given[j] = given[j], given[i] })
-			newest := newestVideos{filter: &filter}
-			most := 0
+			first, most := firstOf[*state.VideoDocument]{listPage: page, place: placeOfVideo}, 0
 			for _, v := range given {
-				newest.add(v)
-				most = max(most, len(newest.kept))
+				first.add(v)
+				most = max(most, len(first.kept))
 			}
-			if !slices.Equal(want[:min(n, filter.limit)], newest.first()) {
-				t.Errorf("ascending %t, limit %d: some of %d videos are wrong", filter.ascending, filter.limit, n)
+			if !slices.Equal(want[:min(n, page.limit)], first.sorted()) {
+				t.Errorf("ascending %t, limit %d: some of %d videos are wrong", page.ascending, page.limit, n)
 			}
-			if newest.total != n || most > 2*maxListed {
-				t.Errorf("%d videos are counted and up to %d are in memory, want %d and at most %d", newest.total, most, n, 2*maxListed)
+			if first.total != n || most > 2*maxListed {
+				t.Errorf("%d videos are counted and up to %d are in memory, want %d and at most %d", first.total, most, n, 2*maxListed)
 			}
 		}
 	}
@@ -146,13 +142,8 @@ func TestListOfManyVideos(t *testing.T) {
 func (c controlled) listed(t *testing.T, query string) (string, reply) {
 	t.Helper()
 	a := c.call(t, "GET", streamPath+"?"+query, "")
-	wantReply(t, query, a, 200, 0)
-	var videos []struct{ UID string }
-	if err := json.Unmarshal(a.result, &videos); err != nil || videos == nil {
-		t.Fatalf("%s = %s: %v", query, a.raw, err)
-	}
 	ids := []string{}
-	for _, v := range videos {
+	for _, v := range resultOf[[]struct{ UID string }](t, query, a) {
 		ids = append(ids, v.UID)
 	}
 	return strings.Join(ids, " "), a
@@ -177,13 +168,10 @@ func TestListOfVideos(t *testing.T) {
 			t.Errorf("%q lists %q, %s in all, want %q without a count", query, ids, a.total, want)
 		}
 	}
-	var old, both []map[string]any
-	for id, videos := range map[string]*[]map[string]any{"old": &old, "both": &both} {
-		_, a := c.listed(t, "id="+id)
-		if err := json.Unmarshal(a.result, videos); err != nil {
-			t.Fatal(err)
-		}
+	list := func(id string) []map[string]any {
+		return resultOf[[]map[string]any](t, id, c.call(t, "GET", streamPath+"?id="+id, ""))
 	}
+	old, both := list("old"), list("both")
 	if old[0]["requireSignedURLs"] != true || old[0]["created"] != "2026-01-01T00:00:00.000000Z" || both[0]["requireSignedURLs"] != false || both[0]["created"] != nil {
 		t.Errorf("the settings in the list are not in force: %v %v", old, both)
 	}

@@ -144,7 +144,7 @@ func TestOpenAPIIsServed(t *testing.T) {
 			r.Header.Set("Authorization", "Bearer "+credential)
 			w := httptest.NewRecorder()
 			c.ServeHTTP(w, r)
-			wantHeaders(t, target, w.Header())
+			wantHeaders(t, target, w.Code, w.Header())
 			if w.Code != status || (w.Body.String() == string(openAPI)) != (status == 200) {
 				t.Errorf("GET %s = %d, want %d: %.100s", target, w.Code, status, w.Body)
 			}

@@ -195,12 +195,15 @@ func (c *call) setRevocationDates(r *state.Revocation, tokenExpires time.Time) e
 
 // listRevocations lists the revocations in force, newest first.
 func (c *call) listRevocations(strictjson.Value) (any, error) {
-	read := func() ([]*state.Revocation, error) {
+	read := func(add func(*state.Revocation)) error {
 		all := c.State.Revocations()
 		if all == nil {
-			return nil, state.ErrUnavailable
+			return state.ErrUnavailable
 		}
-		return all.Live(c.Now()), nil
+		for _, revocation := range all.Live(c.Now()) {
+			add(revocation)
+		}
+		return nil
 	}
 	place := func(r *state.Revocation) (time.Time, string) { return r.Created, r.ID }
 	return listInPages(c, nil, read, place, describeRevocation)

@@ -88,14 +88,8 @@ func TestRevocationsAreMade(t *testing.T) {
 		{`{"session":"` + strings.Repeat("a", 32) + `",` + soon + `}`, 0, 0, listedRevocation{Session: strings.Repeat("a", 32), Expires: 1800003600}},
 	} {
 		c := control(t, func(config *Config) { config.Policy.MaxLifetime, config.MaxSession = tc.lifetime, tc.maxSession })
-		a := c.call(t, "POST", "revocations", tc.body)
-		var made createdRevocation
-		if wantReply(t, tc.body, a, 200, 0); json.Unmarshal(a.result, &made) != nil || made.ID == "" {
-			t.Fatalf("%s = %s", tc.body, a.raw)
-		}
-		var list []listedRevocation
-		_ = json.Unmarshal(c.call(t, "GET", "revocations", "").result, &list)
-		tc.want.ID = made.ID
+		tc.want.ID = resultOf[createdRevocation](t, tc.body, c.call(t, "POST", "revocations", tc.body)).ID
+		list := resultOf[[]listedRevocation](t, "the list", c.call(t, "GET", "revocations", ""))
 		if diff := cmp.Diff([]listedRevocation{tc.want}, list, cmpopts.IgnoreFields(listedRevocation{}, "Created")); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tc.body, diff)
 		}
@@ -116,20 +110,16 @@ func TestListOfRevocations(t *testing.T) {
 	for i := range bodies {
 		bodies[i] = fmt.Sprintf(`{"uid":"u%d",%s}`, i, soon)
 	}
-	var made []createdRevocation
-	a := c.call(t, "POST", "revocations", "["+strings.Join(bodies, ",")+"]")
-	if wantReply(t, "1000 revocations", a, 200, 0); json.Unmarshal(a.result, &made) != nil || len(made) != 1000 {
-		t.Fatalf("%.100s", a.raw)
-	}
+	made := resultOf[[]createdRevocation](t, "1000 revocations", c.call(t, "POST", "revocations", "["+strings.Join(bodies, ",")+"]"))
 	if a := c.call(t, "POST", "revocations", "[]"); string(a.result) != "[]" {
 		t.Errorf("no revocations = %s", a.raw)
 	}
 	var all []listedRevocation
 	for before := ""; ; before = "&before=" + all[len(all)-1].Created {
-		var page []listedRevocation
 		a := c.call(t, "GET", "revocations?per_page=300&include_counts=true"+before, "")
-		if wantReply(t, "a page", a, 200, 0); json.Unmarshal(a.result, &page) != nil || before == "" && a.total != "1000" {
-			t.Fatalf("%.100s", a.raw)
+		page := resultOf[[]listedRevocation](t, "a page", a)
+		if before == "" && (a.total != "1000" || len(made) != 1000) {
+			t.Fatalf("%d are made, %s listed", len(made), a.total)
 		}
 		if all = append(all, page...); len(page) == 0 {
 			break

@@ -17,7 +17,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/maypok86/otter/v2"
 	"go.uber.org/zap"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
@@ -27,6 +26,7 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
+	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -75,8 +75,8 @@ type Config struct {
 	Defaults VideoSettings
 	Videos   map[string]VideoSettings
 
-	// Sessions are the playback sessions, nil with sessions off.
-	Sessions Sessions
+	// Sessions are the playback sessions of the fleet, nil with sessions off.
+	Sessions *sessions.Tracker
 
 	// MaxSession is how long a session may be extended beyond its token, 0 for not at all.
 	MaxSession time.Duration
@@ -119,8 +119,8 @@ type VideoSettings struct {
 type Server struct {
 	Config
 	credentials credentials
-	failures    *otter.Cache[netip.Prefix, *rate.Limiter] // of credentials
-	warnings    rate.Sometimes                            // of such failures
+	failures    *worklimit.Networks // of credentials
+	warnings    rate.Sometimes      // of such failures
 	lists       *queue.Queue
 }
 
@@ -138,7 +138,7 @@ func New(config Config) (*Server, error) {
 	return &Server{
 		Config:      config,
 		credentials: credentials,
-		failures:    otter.Must(&otter.Options[netip.Prefix, *rate.Limiter]{MaximumSize: maxFailingAddresses}),
+		failures:    worklimit.NewNetworks(failureRate, failureBurst),
 		warnings:    rate.Sometimes{Interval: warningInterval},
 		lists:       queue.New(semaphore.NewWeighted(1), maxWaitingLists, maxWaitForList),
 	}, nil
@@ -153,9 +153,6 @@ func Serves(path string) bool {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{Server: s, request: r}
 	result, err := c.serve(w)
-	if err == nil && c.undo != nil && r.Context().Err() != nil {
-		c.undo()
-	}
 	status := c.answer(w, result, err)
 	c.log(status, err)
 }
@@ -169,10 +166,6 @@ type call struct {
 	messages []message
 	counts   *listCounts
 	changed  []zap.Field // what the call has changed, for the log
-
-	// undo removes what the call has made, if the client has cancelled the request
-	// before the answer. May be nil.
-	undo func()
 }
 
 func (c *call) ctx() context.Context { return c.request.Context() }

@@ -119,36 +119,15 @@ func TestAccount(t *testing.T) {
 }
 
 // A11: no page of another site can read an answer, no cache stores it and no browser
-// guesses its type. Preflights are refused.
+// guesses its type, as call checks. Preflights are refused.
 func TestHeadersOfAnswers(t *testing.T) {
 	t.Parallel()
 	c := control(t, nil)
-	elsewhere := with("Origin", "https://evil.example")
-	for _, tc := range []struct {
-		method, path string
-		change       func(*http.Request)
-		status       int
-		more         map[string]string
-	}{
-		{"GET", "keys", elsewhere, 200, nil},
-		{"GET", "nothing/at/all", elsewhere, 404, nil},
-		{"OPTIONS", "keys", elsewhere, 404, nil},
-		{"OPTIONS", "keys", func(r *http.Request) {
-			elsewhere(r)
-			r.Header.Del("Authorization")
-			r.Header.Set("Access-Control-Request-Method", "POST")
-		}, 401, map[string]string{"Www-Authenticate": "Bearer"}},
-		{"GET", "keys", without("Authorization"), 401, map[string]string{"Www-Authenticate": "Bearer"}},
-		{"POST", "keys", func(*http.Request) { c.store.Intercept(storetest.Down, nil) }, 503, map[string]string{"Retry-After": "1"}},
-	} {
-		a := c.call(t, tc.method, tc.path, "", tc.change)
-		want := http.Header{"Content-Type": {"application/json"}, "Cache-Control": {"no-store"}, "X-Content-Type-Options": {"nosniff"}}
-		for name, value := range tc.more {
-			want.Set(name, value)
-		}
-		if diff := cmp.Diff(want, a.header); a.status != tc.status || diff != "" {
-			t.Errorf("%s %s = %d, want %d; headers (-want +got):\n%s", tc.method, tc.path, a.status, tc.status, diff)
-		}
+	elsewhere, preflight := with("Origin", "https://evil.example"), with("Access-Control-Request-Method", "POST")
+	for path, status := range map[string]int{"keys": 200, "nothing/at/all": 404} {
+		wantReply(t, path, c.call(t, "GET", path, "", elsewhere), status, 0)
+		wantReply(t, "a preflight", c.call(t, "OPTIONS", path, "", elsewhere, preflight), 404, codeRoute)
+		wantReply(t, "a preflight", c.call(t, "OPTIONS", path, "", elsewhere, preflight, without("Authorization")), 401, codeCredentials)
 	}
 }
 

@@ -2,7 +2,6 @@ package controlapi
 
 import (
 	"cmp"
-	"context"
 	"net/http"
 	"slices"
 	"strings"
@@ -14,16 +13,6 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/strictjson"
 )
-
-// Sessions are the playback sessions of the fleet. Errors wrap sessions.ErrUnavailable.
-type Sessions interface {
-	ListVideo(ctx context.Context, video string) ([]sessions.Info, error)
-	ListViewer(ctx context.Context, uid string) ([]sessions.Info, error)
-	CountVideos(ctx context.Context) (map[string]int64, error)
-	Find(ctx context.Context, id sessions.ID) (info sessions.Info, found bool, err error)
-	End(ctx context.Context, ids ...sessions.ID) error
-	Extend(id sessions.ID, until time.Time)
-}
 
 // listedSession is an element of a list of sessions.
 type listedSession struct {
@@ -65,9 +54,16 @@ func (c *call) listViewerSessions(strictjson.Value) (any, error) {
 }
 
 // listSessions lists sessions in pages, newest first.
-func (c *call) listSessions(readers map[string]func(string) error, read func() ([]sessions.Info, error)) (any, error) {
+func (c *call) listSessions(readers map[string]func(string) error, list func() ([]sessions.Info, error)) (any, error) {
 	if c.Sessions == nil {
 		return nil, errSessionsOff
+	}
+	read := func(add func(sessions.Info)) error {
+		running, err := list()
+		for _, info := range running {
+			add(info)
+		}
+		return err
 	}
 	place := func(info sessions.Info) (time.Time, string) { return info.Started, info.ID.String() }
 	return listInPages(c, readers, read, place, listed)

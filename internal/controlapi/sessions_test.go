@@ -2,7 +2,6 @@ package controlapi
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -58,13 +57,8 @@ func TestSessionLists(t *testing.T) {
 		"film/sessions?before=2027-01-15T08:00:02Z": {sessionID(2)}, "sessions?uid=anna": {sessionID(2), sessionID(1)},
 		"sessions?uid=anna&after=2027-01-15T08:00:00.5Z": {sessionID(2)}, "sessions?uid=berta": nil,
 	} {
-		var list []listedSession
-		a := c.call(t, "GET", path, "")
-		if err := json.Unmarshal(a.result, &list); err != nil {
-			t.Errorf("%s = %s", path, a.raw)
-		}
 		var got []string
-		for _, session := range list {
+		for _, session := range resultOf[[]listedSession](t, path, c.call(t, "GET", path, "")) {
 			got = append(got, session.ID)
 		}
 		if diff := cmp.Diff(want, got); diff != "" {

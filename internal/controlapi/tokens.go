@@ -1,6 +1,7 @@
 package controlapi
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -107,14 +108,8 @@ func (c *call) parseMintRequest(body strictjson.Value) (*mintRequest, error) {
 			return nil
 		},
 		"accessRules": func(v strictjson.Value) (err error) {
-			if string(v.Raw()) == "null" {
-				return nil
-			}
-			m.claims.AccessRules = v.Raw()
-			if m.warnings, err = c.CheckRules(m.claims.AccessRules); err != nil {
-				return badRequest("%v", err)
-			}
-			return nil
+			m.claims.AccessRules, m.warnings, err = c.parseRules(v)
+			return err
 		},
 	}.read(body)
 	if err != nil {
@@ -128,6 +123,17 @@ func (c *call) parseMintRequest(body strictjson.Value) (*mintRequest, error) {
 		return nil, badRequest("there is no key with the `id` beside `pem`: an id is 1 to %d of A-Z a-z 0-9 _ - . ~", state.MaxKeyID)
 	}
 	return m, nil
+}
+
+// parseRules reads access rules, nil for null.
+func (c *call) parseRules(v strictjson.Value) (rules json.RawMessage, warnings []string, err error) {
+	if isNull(v) {
+		return nil, nil, nil
+	}
+	if warnings, err = c.CheckRules(v.Raw()); err != nil {
+		err = badRequest("%v", err)
+	}
+	return v.Raw(), warnings, err
 }
 
 // secretMember reads a string that no error quotes: it may be a private key.

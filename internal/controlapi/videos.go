@@ -58,7 +58,7 @@ var describingMembers = map[string]struct {
 const wantDate = "a date like 2026-01-02T15:04:05Z, or null"
 
 func orNull(fits func(strictjson.Value) bool) func(strictjson.Value) bool {
-	return func(v strictjson.Value) bool { return string(v.Raw()) == "null" || fits(v) }
+	return func(v strictjson.Value) bool { return isNull(v) || fits(v) }
 }
 
 func isDate(v strictjson.Value) bool {
@@ -68,10 +68,14 @@ func isDate(v strictjson.Value) bool {
 }
 
 // describe returns a video with the members of Cloudflare's, which contains the
-// settings of its document, or those of others that the document does not set. The
+// settings of its document, or those of the config that the document does not set. The
 // members that only an encoding service knows have the values of a video that is
 // ready.
-func (s *Server) describe(doc *state.VideoDocument, others VideoSettings) map[string]any {
+func (s *Server) describe(doc *state.VideoDocument) map[string]any {
+	others, configured := s.Videos[doc.UID]
+	if !configured {
+		others = s.Defaults
+	}
 	base := s.PublicURL + "/" + doc.UID
 	v := map[string]any{
 		"uid": doc.UID, "thumbnail": base + "/thumbnails/thumbnail.jpg", "preview": base + "/iframe",
@@ -109,14 +113,16 @@ func (s *Server) describe(doc *state.VideoDocument, others VideoSettings) map[st
 	return v
 }
 
-// parseEdit reads the body of a call that changes settings. A nil member of the
-// edit stays as it is. Access rules, a time or a describing member that are null are
-// removed; a time that is removed is zero. Other members
+// videoEdit changes settings of a video.
+type videoEdit []func(*state.VideoDocument)
+
+// parseEdit reads the body of a call that changes settings, which must not be those of the config
+// file. Access rules, a time or a describing member that are null are removed. Other members
 // of a video are ignored: clients send back the whole video that they got.
-func (c *call) parseEdit(body strictjson.Value) (*state.VideoDocument, error) {
-	edit := &state.VideoDocument{Descriptive: make(map[string]json.RawMessage)}
+func (c *call) parseEdit(body strictjson.Value) (edit videoEdit, err error) {
+	change := func(one func(*state.VideoDocument)) { edit = append(edit, one) }
 	readers := members{"liveInput": nil}
-	for name := range c.describe(edit, VideoSettings{}) {
+	for name := range c.describe(&state.VideoDocument{}) {
 		readers[name] = nil
 	}
 	readers["uid"] = func(v strictjson.Value) error {
@@ -126,54 +132,66 @@ func (c *call) parseEdit(body strictjson.Value) (*state.VideoDocument, error) {
 		return nil
 	}
 	readers["requireSignedURLs"] = func(v strictjson.Value) error {
-		edit.RequireSignedURLs = new(bool)
-		return boolMember("requireSignedURLs", edit.RequireSignedURLs)(v)
+		var required bool
+		change(func(doc *state.VideoDocument) { doc.RequireSignedURLs = &required })
+		return boolMember("requireSignedURLs", &required)(v)
 	}
 	readers["allowedOrigins"] = func(v strictjson.Value) error {
 		patterns, err := parseAllowedOrigins(v)
-		edit.AllowedOrigins = &patterns
+		change(func(doc *state.VideoDocument) { doc.AllowedOrigins = &patterns })
 		return err
 	}
-	readers["accessRules"] = func(v strictjson.Value) (err error) {
-		if edit.AccessRules = v.Raw(); string(v.Raw()) == "null" {
-			return nil
-		}
-		warnings, err := c.CheckRules(edit.AccessRules)
+	readers["accessRules"] = func(v strictjson.Value) error {
+		rules, warnings, err := c.parseRules(v)
 		for _, warning := range warnings {
 			c.warn("accessRules: %s", warning)
 		}
-		if err != nil {
-			return badRequest("%v", err)
-		}
-		return nil
+		change(func(doc *state.VideoDocument) { doc.AccessRules = rules })
+		return err
 	}
-	readers["availableFrom"] = timeMember("availableFrom", &edit.AvailableFrom)
-	readers["availableUntil"] = timeMember("availableUntil", &edit.AvailableUntil)
+	for name, set := range map[string]func(*state.VideoDocument, *time.Time){
+		"availableFrom":  func(doc *state.VideoDocument, at *time.Time) { doc.AvailableFrom = at },
+		"availableUntil": func(doc *state.VideoDocument, at *time.Time) { doc.AvailableUntil = at },
+	} {
+		readers[name] = func(v strictjson.Value) error {
+			at, err := parseTime(name, v)
+			change(func(doc *state.VideoDocument) { set(doc, at) })
+			return err
+		}
+	}
 	for name, member := range describingMembers {
 		readers[name] = func(v strictjson.Value) error {
 			if !member.fits(v) {
 				return badRequest("%s is %.80s: want %s", name, v.Raw(), member.want)
 			}
-			edit.Descriptive[name] = v.Raw()
+			change(func(doc *state.VideoDocument) {
+				if doc.Descriptive == nil {
+					doc.Descriptive = make(map[string]json.RawMessage)
+				}
+				if doc.Descriptive[name] = v.Raw(); isNull(v) {
+					delete(doc.Descriptive, name)
+				}
+			})
 			return nil
 		}
 	}
-	return edit, readers.read(body)
+	if err := readers.read(body); err != nil {
+		return nil, err
+	}
+	return edit, c.checkNotConfigured()
 }
 
-// timeMember reads a time, the zero time for null.
-func timeMember(name string, into **time.Time) func(strictjson.Value) error {
-	return func(v strictjson.Value) error {
-		*into = new(time.Time)
-		if string(v.Raw()) == "null" {
-			return nil
-		}
-		text, _ := v.Text()
-		if (*into).UnmarshalText([]byte(text)) != nil || (*into).IsZero() {
-			return badRequest("%s is %.80s: want %s", name, v.Raw(), wantDate)
-		}
-		return nil
+// parseTime reads a time, nil for null.
+func parseTime(name string, v strictjson.Value) (*time.Time, error) {
+	if isNull(v) {
+		return nil, nil
 	}
+	at := new(time.Time)
+	text, _ := v.Text()
+	if at.UnmarshalText([]byte(text)) != nil || at.IsZero() {
+		return nil, badRequest("%s is %.80s: want %s", name, v.Raw(), wantDate)
+	}
+	return at, nil
 }
 
 func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
@@ -202,63 +220,33 @@ func parseAllowedOrigins(v strictjson.Value) ([]string, error) {
 	return patterns, nil
 }
 
-// applyEdit makes the changes of an edit. It refuses a schedule that never lets the
+// apply makes the changes of an edit. It refuses a schedule that never lets the
 // video play.
-func applyEdit(edit, doc *state.VideoDocument) error {
-	if edit.RequireSignedURLs != nil {
-		doc.RequireSignedURLs = edit.RequireSignedURLs
+func (e videoEdit) apply(doc *state.VideoDocument) error {
+	for _, change := range e {
+		change(doc)
 	}
-	if edit.AllowedOrigins != nil {
-		doc.AllowedOrigins = edit.AllowedOrigins
-	}
-	if edit.AccessRules != nil {
-		doc.AccessRules = edit.AccessRules
-	}
-	if string(edit.AccessRules) == "null" {
-		doc.AccessRules = nil
-	}
-	doc.AvailableFrom = editedTime(doc.AvailableFrom, edit.AvailableFrom)
-	doc.AvailableUntil = editedTime(doc.AvailableUntil, edit.AvailableUntil)
 	if from, until := doc.AvailableFrom, doc.AvailableUntil; from != nil && until != nil && !from.Before(*until) {
 		return badRequest("availableFrom is %s, which is not before availableUntil (%s)", from.Format(time.RFC3339), until.Format(time.RFC3339))
-	}
-	for name, value := range edit.Descriptive {
-		if string(value) == "null" {
-			delete(doc.Descriptive, name)
-			continue
-		}
-		if doc.Descriptive == nil {
-			doc.Descriptive = make(map[string]json.RawMessage)
-		}
-		doc.Descriptive[name] = value
 	}
 	return nil
 }
 
-// editedTime returns a time after an edit, nil for none.
-func editedTime(present, edit *time.Time) *time.Time {
-	switch {
-	case edit == nil:
-		return present
-	case edit.IsZero():
-		return nil
+// document returns the settings of the video in the store, none for a video of the config file.
+func (c *call) document() (doc *state.VideoDocument, err error) {
+	if _, configured := c.Videos[c.subject]; !configured {
+		doc, err = c.State.VideoDocument(c.ctx(), c.subject)
 	}
-	return edit
+	return cmp.Or(doc, &state.VideoDocument{UID: c.subject}), c.videoError(err)
 }
 
 // getVideo returns the settings of a video, or the defaults.
 func (c *call) getVideo(strictjson.Value) (any, error) {
-	if own, ok := c.Videos[c.subject]; ok {
-		return c.describe(&state.VideoDocument{UID: c.subject}, own), nil
-	}
-	doc, err := c.State.VideoDocument(c.ctx(), c.subject)
+	doc, err := c.document()
 	if err != nil {
-		return nil, c.videoError(err)
+		return nil, err
 	}
-	if doc == nil {
-		doc = &state.VideoDocument{UID: c.subject}
-	}
-	return c.describe(doc, c.Defaults), nil
+	return c.describe(doc), nil
 }
 
 const damagedVideo = "the settings of the video %q in the store are damaged, so it is refused to viewers; DELETE forgets them"
@@ -285,21 +273,19 @@ func (c *call) editVideo(body strictjson.Value) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.checkNotConfigured(); err != nil {
-		return nil, err
-	}
-	if edit.RequireSignedURLs == nil && edit.AllowedOrigins == nil && edit.AccessRules == nil &&
-		edit.AvailableFrom == nil && edit.AvailableUntil == nil && len(edit.Descriptive) == 0 {
+	if len(edit) == 0 {
 		return c.getVideo(body)
 	}
-	doc, err := c.State.EditVideo(c.ctx(), c.subject, func(doc *state.VideoDocument) error { return applyEdit(edit, doc) })
+	doc, err := c.State.EditVideo(c.ctx(), c.subject, edit.apply)
 	if err != nil {
 		return nil, c.videoError(err)
 	}
-	if _, set := edit.Descriptive["scheduledDeletion"]; set {
-		c.warn("scheduledDeletion is stored, but deletes nothing")
+	for name := range body.Members() {
+		if string(name) == "scheduledDeletion" {
+			c.warn("scheduledDeletion is stored, but deletes nothing")
+		}
 	}
-	described := c.describe(doc, c.Defaults)
+	described := c.describe(doc)
 	c.changed = []zap.Field{
 		zap.Any("require_signed_urls", described["requireSignedURLs"]),
 		zap.Any("allowed_origins", described["allowedOrigins"]),
@@ -316,20 +302,14 @@ func (c *call) checkEdit(body strictjson.Value) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.checkNotConfigured(); err != nil {
-		return nil, err
-	}
-	doc, err := c.State.VideoDocument(c.ctx(), c.subject)
+	doc, err := c.document()
 	if err != nil {
-		return nil, c.videoError(err)
-	}
-	if doc == nil {
-		doc = &state.VideoDocument{UID: c.subject}
-	}
-	if err := applyEdit(edit, doc); err != nil {
 		return nil, err
 	}
-	return c.describe(doc, c.Defaults), nil
+	if err := edit.apply(doc); err != nil {
+		return nil, err
+	}
+	return c.describe(doc), nil
 }
 
 // deleteVideo forgets the settings of a video.

@@ -89,15 +89,11 @@ const unsetVideo = `{"accessRules":null,"allowedOrigins":[],"availableFrom":null
 // wantVideo checks all members of a video: those of unsetVideo, changed by objects in JSON.
 func (c controlled) wantVideo(t *testing.T, a reply, id string, changes ...string) {
 	t.Helper()
-	wantReply(t, "a call of "+id, a, 200, 0)
-	want, got := make(map[string]json.RawMessage), make(map[string]json.RawMessage)
+	want, got := make(map[string]json.RawMessage), resultOf[map[string]json.RawMessage](t, "a call of "+id, a)
 	for _, object := range append([]string{strings.ReplaceAll(unsetVideo, "ID", id)}, changes...) {
 		if err := json.Unmarshal([]byte(object), &want); err != nil {
 			t.Fatalf("%s: %v", object, err)
 		}
-	}
-	if err := json.Unmarshal(a.result, &got); err != nil {
-		t.Fatalf("the video is %s: %v", a.result, err)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the video (-want +got):\n%s", diff)
@@ -199,7 +195,7 @@ func TestDefaultsAndEditsInForce(t *testing.T) {
 	wantReply(t, "DELETE", c.call(t, "DELETE", "v", ""), 200, 0)
 	inForce("null")
 	// An answer has a copy of the defaults.
-	if c.describe(&state.VideoDocument{}, c.Defaults)["allowedOrigins"].([]string)[0] = "changed"; defaults.AllowedOrigins[0] != "default.example" {
+	if c.describe(&state.VideoDocument{})["allowedOrigins"].([]string)[0] = "changed"; defaults.AllowedOrigins[0] != "default.example" {
 		t.Error("a described video shares the list of the defaults")
 	}
 }
