@@ -197,13 +197,13 @@ func checkRevocations(d *decision) error {
 	if all == nil {
 		return refuse(reasonStateUnavailable, errRevocationsUnknown)
 	}
-	if d.verified.clean.Load() == all.Generation() {
+	if d.verified.clean.Load() == all {
 		return nil
 	}
 	if all.Match(d.verified.subject(d.target.Token), d.now()) != nil {
 		return refuse(reasonTokenRevoked, errRevoked)
 	}
-	d.verified.clean.Store(all.Generation())
+	d.verified.clean.Store(all)
 	return nil
 }
 

@@ -36,7 +36,7 @@ type sharedState struct {
 	poolKey  string
 	metrics  *metrics
 
-	endedUpTo *state.Generation // of the revocations of sessions that the tracker knows; of its goroutine
+	endedUpTo *state.Revocations // that the tracker knows; of its goroutine
 
 	mu       sync.RWMutex
 	receiver *eventReceiver // of the ends of sessions, nil for none
@@ -148,10 +148,10 @@ func (a *App) acquireState(poolKey string, open openStore) error {
 // revokedSessions returns which sessions are revoked, or nil if none has been since the last call.
 func (s *sharedState) revokedSessions() func(sessions.ID) bool {
 	all := s.Revocations()
-	if all == nil || !all.HasSessions() || all.Generation() == s.endedUpTo {
+	if all == nil || !all.HasSessions() || all == s.endedUpTo {
 		return nil
 	}
-	s.endedUpTo = all.Generation()
+	s.endedUpTo = all
 	return func(id sessions.ID) bool { return all.Session(id.String(), time.Now()) != nil }
 }
 

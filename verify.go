@@ -29,7 +29,7 @@ import (
 // origin are checked on each request. It is immutable, except for what it remembers of a
 // session and, in clean, of the last revocations that did not contain it.
 type verifiedToken struct {
-	clean              atomic.Pointer[state.Generation]
+	clean              atomic.Pointer[state.Revocations]
 	video              string
 	expires, notBefore int64 // Unix seconds
 	downloadable       bool

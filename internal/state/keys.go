@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -11,8 +12,32 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.uber.org/zap"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
+)
+
+const (
+	// MaxKeys is how many keys may verify at a time, besides the gateway's own.
+	MaxKeys = 1000
+
+	// Keys are made one at a time: each takes a processor for a moment, which
+	// playback needs too. So many calls may wait, each for so long.
+	maxWaitingForKey = 32
+	maxWaitForKey    = time.Minute
+)
+
+var (
+	// ErrTooManyKeys is the error of calls that make a key while many others do.
+	ErrTooManyKeys = errors.New("too many keys are being made at once; try again in a moment")
+
+	// ErrKeyLimit is the error of CreateKey when there are MaxKeys keys.
+	ErrKeyLimit = fmt.Errorf("there are %d keys already, which is the limit; revoke one first", MaxKeys)
+
+	errKeyExists    = errors.New("there is a key with this id already")
+	errOtherContent = errors.New("it contains another key or none")
 )
 
 // keyDocument is a key in the store. It is written when the key is made, and
@@ -44,8 +69,6 @@ type Key struct {
 	Damage  error // the key cannot be read, so it must not be used
 }
 
-var errOtherContent = errors.New("it contains another key or none")
-
 func (s *State) decodeKey(object store.Object) Key {
 	key := Key{ID: object.Name.ID()}
 	if !object.Exists() {
@@ -71,20 +94,21 @@ func (s *State) decodeKey(object store.Object) Key {
 // readKeys reads all keys. A key that cannot be read, although the store
 // answers, is not used until it can be read: it may have been revoked.
 func (s *State) readKeys(ctx context.Context) (failure error) {
-	reload := s.keys.beginReload()
-	for object, err := range s.store.All(ctx, store.Keys) {
+	s.keys.beginReading()
+	found, complete := make(map[string]Key), true
+	for object, err := range store.All(ctx, s.store, store.Keys) {
 		switch {
 		case err == nil:
-			reload.add(s.decodeKey(object))
+			setKey(found, s.decodeKey(object))
 		case object.Name == store.Name{}:
-			reload.abandon()
-			return s.failed("list", err)
+			failure, complete = s.failed("list", err), false
 		default:
 			failure = s.failed("get", err)
-			reload.add(Key{ID: object.Name.ID(), Damage: err})
+			setKey(found, Key{ID: object.Name.ID(), Damage: err})
 		}
 	}
-	s.missingRevocations = append(s.missingRevocations, reload.commit()...)
+	missing := s.keys.commit(found, complete)
+	s.missingRevocations = append(s.missingRevocations, missing...)
 	return failure
 }
 
@@ -94,7 +118,7 @@ func (s *State) readKey(ctx context.Context, keyID string) error {
 	if err != nil {
 		return err
 	}
-	object, err := s.get(ctx, name)
+	object, err := s.get(ctx, name, store.Server)
 	if err != nil {
 		return err
 	}
@@ -107,9 +131,9 @@ func (s *State) readKey(ctx context.Context, keyID string) error {
 type keys struct {
 	snapshot atomic.Pointer[map[string]Key] // nil until the keys have been read
 
-	mu      sync.Mutex // held while the snapshot is replaced
-	revoked map[string]struct{}
-	reload  *keyReload // the one under way, if any
+	mu        sync.Mutex // held while the snapshot is replaced
+	revoked   map[string]struct{}
+	published map[string]Key // since the reading under way began, if any
 }
 
 // KeysKnown reports whether the keys have been read. Until then, nothing is
@@ -148,8 +172,8 @@ func (k *keys) publish(key Key) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	key = k.remember(key)
-	if k.reload != nil {
-		k.reload.overtaken[key.ID] = key
+	if k.published != nil {
+		k.published[key.ID] = key
 	}
 	present := k.snapshot.Load()
 	if present == nil {
@@ -187,56 +211,43 @@ func setKey(all map[string]Key, key Key) {
 // forget gives up the snapshot, but no revocation.
 func (k *keys) forget() { k.snapshot.Store(nil) }
 
-// keyReload replaces all keys by those of the store.
-type keyReload struct {
-	keys      *keys
-	found     map[string]Key
-	overtaken map[string]Key // published since the reload began
-}
-
-func (k *keys) beginReload() *keyReload {
+func (k *keys) beginReading() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.reload = &keyReload{keys: k, found: make(map[string]Key), overtaken: make(map[string]Key)}
-	return k.reload
+	k.published = make(map[string]Key)
 }
 
-func (r *keyReload) add(key Key) { setKey(r.found, key) }
-
-// abandon ends a reload that has failed. The revocations that it has found are
-// in force all the same.
-func (r *keyReload) abandon() {
-	k := r.keys
-	k.mu.Lock()
-	k.reload = nil
-	k.mu.Unlock()
-	for _, key := range r.found {
-		if known, _ := k.Key(key.ID); key.Revoked && !known.Revoked {
-			k.publish(key)
-		}
-	}
-}
-
-// commit publishes what was read. It returns the revoked keys that are not
-// revoked in the store.
-func (r *keyReload) commit() (missingRevocations []string) {
-	k := r.keys
+// commit replaces the snapshot by the keys that were found. If the reading has failed, so
+// that they are not complete, it takes over their revocations only. It returns the revoked
+// keys that are not revoked in the store.
+func (k *keys) commit(found map[string]Key, complete bool) (missingRevocations []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.reload = nil
-	for _, key := range r.overtaken {
-		setKey(r.found, key)
-	}
-	for keyID := range k.revoked {
-		if !r.found[keyID].Revoked {
-			missingRevocations = append(missingRevocations, keyID)
-			r.found[keyID] = Key{ID: keyID, Revoked: true}
-		}
-	}
-	for _, key := range r.found {
+	published, next := k.published, found
+	k.published = nil
+	for _, key := range found {
 		k.remember(key)
 	}
-	k.snapshot.Store(&r.found)
+	if !complete {
+		present := k.snapshot.Load()
+		if present == nil {
+			return nil
+		}
+		next = maps.Clone(*present)
+	}
+	for _, key := range published {
+		setKey(next, key)
+	}
+	for keyID := range k.revoked {
+		if next[keyID].Revoked {
+			continue
+		}
+		next[keyID] = Key{ID: keyID, Revoked: true}
+		if complete {
+			missingRevocations = append(missingRevocations, keyID)
+		}
+	}
+	k.snapshot.Store(&next)
 	return missingRevocations
 }
 
@@ -246,3 +257,149 @@ func ValidKeyID(keyID string) bool { return store.ValidID(keyID) }
 
 // MaxKeyID is the maximum length of a key id, in bytes.
 const MaxKeyID = store.MaxID
+
+// CreateKey makes a signing key and stores its public half. The private half is
+// in the result alone. A call with the request of an earlier call replaces the
+// key of that call, whose answer was lost; request is a digest of the
+// Idempotency-Key, or "".
+func (s *State) CreateKey(ctx context.Context, request string) (key *token.SigningKey, created time.Time, err error) {
+	// Making a key takes a while, so first see whether it could be stored.
+	if _, err := s.get(ctx, signingName, store.Server); err != nil {
+		return nil, time.Time{}, err
+	}
+	leave, err := s.enterMaking(ctx)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	defer leave()
+	if err := s.mayCreate(request); err != nil {
+		return nil, time.Time{}, err
+	}
+	if key, err = s.newKey(); err != nil {
+		return nil, time.Time{}, err
+	}
+	if created, err = s.storeKey(ctx, key.Public(), false, request); err != nil {
+		return nil, time.Time{}, err
+	}
+	if err := s.revokeRepeated(ctx, request, key.ID()); err != nil {
+		s.Discard(ctx, key.ID()) // nobody gets its private half
+		return nil, time.Time{}, err
+	}
+	return key, created, nil
+}
+
+// enterMaking waits for the caller's turn to make a key. The caller must call
+// leave when the key is stored, unless there is an error. When the store turns
+// out to be unavailable, all waiting calls end with that error, rather than each
+// in its turn.
+func (s *State) enterMaking(ctx context.Context) (leave func(), err error) {
+	failed := s.makingFailed.Load()
+	switch err := s.making.Enter(ctx, 1); {
+	case errors.Is(err, queue.ErrFull), errors.Is(err, queue.ErrTimeout):
+		return nil, ErrTooManyKeys
+	case err != nil:
+		return nil, err
+	}
+	if s.makingFailed.Load() != failed {
+		s.making.Leave(1)
+		return nil, errNoAnswer
+	}
+	return func() { s.making.Leave(1) }, nil
+}
+
+// mayCreate reports whether there is room for one more key.
+func (s *State) mayCreate(request string) error {
+	if s.Unavailable() || !s.KeysKnown() {
+		return errNoAnswer
+	}
+	count := 0
+	for _, key := range s.LiveKeys() {
+		if !key.Own && (request == "" || key.Request != request) {
+			count++
+		}
+	}
+	if count >= MaxKeys {
+		return ErrKeyLimit
+	}
+	return nil
+}
+
+// revokeRepeated revokes the keys that earlier attempts of a call have made.
+func (s *State) revokeRepeated(ctx context.Context, request, except string) error {
+	for _, key := range s.LiveKeys() {
+		if request == "" || key.Request != request || key.ID == except {
+			continue
+		}
+		if err := s.Revoke(ctx, key.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// storeKey stores the public half of a key.
+func (s *State) storeKey(ctx context.Context, key *token.PublicKey, own bool, request string) (created time.Time, err error) {
+	jwk, err := key.JWK()
+	if err != nil {
+		return time.Time{}, err
+	}
+	doc := keyDocument{ID: key.ID(), Created: s.date(), JWK: jwk, Own: own, Request: request}
+	err = s.writeKey(ctx, doc, func(present store.Object, data []byte) ([]byte, error) {
+		if present.Exists() {
+			return nil, errKeyExists
+		}
+		return data, nil
+	})
+	if err != nil {
+		s.makingFailed.Add(1)
+		return time.Time{}, err
+	}
+	s.keys.publish(Key{ID: doc.ID, Public: key, Created: doc.Created, Own: own, Request: request})
+	return doc.Created, nil
+}
+
+// date returns the time as it is stored: in microseconds, like in Cloudflare's
+// lists.
+func (s *State) date() time.Time { return s.now().UTC().Truncate(time.Microsecond) }
+
+// Revoke revokes a key of any origin, and then it is in force on this node. The
+// id need not be that of a known key.
+func (s *State) Revoke(ctx context.Context, keyID string) error {
+	doc := keyDocument{ID: keyID, Revoked: s.date()}
+	if key, _ := s.Key(keyID); key.Public != nil {
+		doc.Created = key.Created
+	}
+	err := s.writeKey(ctx, doc, func(present store.Object, data []byte) ([]byte, error) {
+		var known keyDocument
+		if present.Damage == nil && json.Unmarshal(present.Data, &known) == nil && !known.Revoked.IsZero() {
+			return present.Data, nil
+		}
+		return data, nil
+	})
+	if err != nil {
+		return err
+	}
+	s.keys.publish(Key{ID: keyID, Revoked: true})
+	return nil
+}
+
+// Discard revokes a key that nobody will sign with. If that fails, the key is
+// left over.
+func (s *State) Discard(ctx context.Context, keyID string) {
+	if err := s.Revoke(ctx, keyID); err != nil {
+		s.logger().Warn("could not revoke a key that nobody will sign with", zap.String("key_id", keyID), zap.Error(err))
+	}
+}
+
+// writeKey changes the object of a key. data is that of the document.
+func (s *State) writeKey(ctx context.Context, doc keyDocument, change func(present store.Object, data []byte) ([]byte, error)) error {
+	name, err := store.NewName(store.Keys, doc.ID)
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(doc)
+	if err != nil {
+		return fmt.Errorf("encoding key %q: %w", doc.ID, err)
+	}
+	return s.update(ctx, name, func(present store.Object) ([]byte, error) { return change(present, data) })
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -315,13 +316,13 @@ func TestKeysPublishedBeforeTheFirstReading(t *testing.T) {
 	if k.KeysKnown() {
 		t.Fatal("the keys count as read")
 	}
-	reload := k.beginReload()
-	reload.add(Key{ID: "b", Public: keyOf("b").Public()})
-	reload.add(Key{ID: "c", Public: keyOf("c").Public()})
-	if k.KeysKnown() {
+	k.beginReading()
+	found := map[string]Key{"b": {ID: "b", Public: keyOf("b").Public()}, "c": {ID: "c", Public: keyOf("c").Public()}}
+	if k.commit(maps.Clone(found), false); k.KeysKnown() {
 		t.Fatal("the keys count as read before they are")
 	}
-	if missing := reload.commit(); !slices.Equal(missing, []string{"b"}) {
+	k.beginReading()
+	if missing := k.commit(found, true); !slices.Equal(missing, []string{"b"}) {
 		t.Errorf("commit = %q, want b: the store does not say that it is revoked", missing)
 	}
 	if key, _ := k.Key("b"); !key.Revoked {
@@ -369,9 +370,8 @@ func TestStateUnderConcurrentChanges(t *testing.T) {
 		})
 		change.Go(func() { s.keys.publish(stale) })
 		for range 20 {
-			reload := s.keys.beginReload()
-			reload.add(stale)
-			reload.commit()
+			s.keys.beginReading()
+			s.keys.commit(map[string]Key{id: stale}, true)
 			f.writeAll("v public")
 			s.Sync(ctx)
 		}
@@ -415,14 +415,13 @@ func TestRepeatedCreationReplacesItsKey(t *testing.T) {
 func TestKeyLimit(t *testing.T) {
 	t.Parallel()
 	_, _, s := fleetWith(t)
-	reload := s.keys.beginReload()
-	public := testKey().Public()
+	public, found := testKey().Public(), make(map[string]Key)
 	for i := range MaxKeys - 1 {
-		reload.add(Key{ID: fmt.Sprint("k", i), Public: public})
-		reload.add(Key{ID: fmt.Sprint("own", i), Public: public, Own: true})
-		reload.add(Key{ID: fmt.Sprint("gone", i), Revoked: true})
+		setKey(found, Key{ID: fmt.Sprint("k", i), Public: public})
+		setKey(found, Key{ID: fmt.Sprint("own", i), Public: public, Own: true})
+		setKey(found, Key{ID: fmt.Sprint("gone", i), Revoked: true})
 	}
-	reload.commit()
+	s.keys.commit(found, true)
 	if err := s.mayCreate(""); err != nil {
 		t.Errorf("mayCreate = %v with %d keys", err, MaxKeys-1)
 	}

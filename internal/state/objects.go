@@ -49,14 +49,14 @@ func (s *State) oneCall(ctx context.Context) (calling context.Context, done func
 	}
 }
 
-// get reads one object and counts a failure.
-func (s *State) get(ctx context.Context, name store.Name) (store.Object, error) {
+// get reads one object and counts a failure of the store.
+func (s *State) get(ctx context.Context, name store.Name, caller store.Caller) (store.Object, error) {
 	ctx, done := s.oneCall(ctx)
-	object, err := s.store.Get(ctx, name)
-	if done(err); err != nil {
+	object, err := s.store.Get(ctx, name, caller)
+	if done(err); err != nil && !errors.Is(err, ErrLimited) {
 		return store.Object{}, s.failed("get", err)
 	}
-	return object, nil
+	return object, err
 }
 
 // update changes one object and counts a failure of the store. Once begun, it
@@ -122,7 +122,7 @@ func (s *State) renewAll() {
 // renew does not touch damaged objects, because it cannot read them.
 func (s *State) renew(ctx context.Context) (renewed int, failure error) {
 	for _, collection := range store.Collections() {
-		for object, err := range s.store.All(ctx, collection) {
+		for object, err := range store.All(ctx, s.store, collection) {
 			if err == nil && object.Outdated {
 				err = s.update(ctx, object.Name, rewrite)
 			}

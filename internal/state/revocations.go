@@ -56,58 +56,28 @@ type Subject struct {
 	IssuedAt                 int64  // Unix seconds, negative without `iat`
 }
 
-// Revocations are all revocations at a moment. They are immutable.
+// Revocations are the revocations in force. State.Revocations returns another address after
+// each new revocation. So a token that is not revoked need not be looked up again while the
+// address stays: a revocation can only end. They are safe for concurrent use.
 type Revocations struct {
-	indexed, recent *index // recent has those that are newer than indexed
-	generation      *Generation
+	of             *revocations
+	some, sessions bool // whether there may be any, and any of sessions
 }
-
-// index finds revocations. It is immutable.
-type index struct {
-	live     []*Revocation // in no order; some may have expired
-	found    map[selection]*found
-	sessions bool // whether some are of sessions
-}
-
-// Generation is the identity of a snapshot. What a snapshot does not revoke is not
-// revoked until there is another one, because a revocation in it can only end.
-type Generation struct{ _ byte } // of a size, so that each has an address of its own
 
 type selection struct {
 	selector Selector
 	value    string
 }
 
-// found is a list of the revocations with one selection.
-type found struct {
-	*Revocation
-	next *found
-}
-
-func newIndex(live []*Revocation) *index {
-	x := &index{live: live, found: make(map[selection]*found, len(live))}
-	lists := make([]found, len(live))
-	for i, revocation := range live {
-		at := selection{revocation.Selector, revocation.Value}
-		lists[i] = found{revocation, x.found[at]}
-		x.found[at] = &lists[i]
-		x.sessions = x.sessions || revocation.Selector == SelectSession
-	}
-	return x
-}
-
-// Generation returns the identity of the snapshot.
-func (r *Revocations) Generation() *Generation { return r.generation }
-
 // Match returns a revocation of a token, nil if there is none.
 func (r *Revocations) Match(s Subject, now time.Time) *Revocation {
-	if len(r.indexed.found)+len(r.recent.found) == 0 {
+	if !r.some {
 		return nil
 	}
 	for _, at := range [...]selection{
 		{SelectToken, digest(s.Token)}, {SelectJTI, s.ID}, {SelectViewer, s.Viewer}, {SelectVideo, s.Video},
 	} {
-		if of := r.find(at, s.IssuedAt, now); of != nil {
+		if of := r.of.find(at, s.IssuedAt, now); of != nil {
 			return of
 		}
 	}
@@ -115,41 +85,28 @@ func (r *Revocations) Match(s Subject, now time.Time) *Revocation {
 }
 
 // HasSessions reports whether there may be revocations of sessions.
-func (r *Revocations) HasSessions() bool { return r.indexed.sessions || r.recent.sessions }
+func (r *Revocations) HasSessions() bool { return r.sessions }
 
 // Session returns a revocation of a playback session, nil if there is none.
 func (r *Revocations) Session(id string, now time.Time) *Revocation {
-	return r.find(selection{SelectSession, id}, 0, now)
-}
-
-// find returns a revocation of what was issued at a time.
-func (r *Revocations) find(at selection, issued int64, now time.Time) *Revocation {
-	for _, x := range [...]*index{r.recent, r.indexed} {
-		for of := x.found[at]; of != nil; of = of.next {
-			if !of.expired(now) && (of.IssuedBefore == 0 || issued <= of.IssuedBefore) {
-				return of.Revocation
-			}
-		}
-	}
-	return nil
+	return r.of.find(selection{SelectSession, id}, 0, now)
 }
 
 // Live returns the revocations that have not expired, in no order. The caller owns the list.
-func (r *Revocations) Live(now time.Time) []*Revocation {
-	return slices.DeleteFunc(slices.Concat(r.indexed.live, r.recent.live), func(of *Revocation) bool { return of.expired(now) })
+func (r *Revocations) Live(now time.Time) (live []*Revocation) {
+	r.of.mu.Lock()
+	defer r.of.mu.Unlock()
+	for _, record := range r.of.records {
+		if !record.TakenBack && !record.expired(now) {
+			live = append(live, record)
+		}
+	}
+	return live
 }
 
-const (
-	// maxRevocations is how many revocations may be in force at a time, and how many
-	// may be taken back and not expired.
-	maxRevocations = 100_000
-
-	// buildInterval is the least time between two snapshots, and maxRecent how many
-	// revocations one has beside its index of all others. Indexing 100,000 takes 40 ms of a
-	// processor, so a new revocation must not wait for that, and 5,000 take 2 ms.
-	buildInterval = 100 * time.Millisecond
-	maxRecent     = 5000
-)
+// maxRevocations is how many revocations may be in force at a time, and how many may be
+// taken back and not expired.
+const maxRevocations = 100_000
 
 // revocations are the revocations as this node knows them. They only grow until they
 // expire: whatever the store says later, a revocation stays, and so does the mark that it
@@ -158,28 +115,31 @@ const (
 // In the store they are in batches: one object for each call that made some. An object
 // is never changed, only removed, so that nodes read each object once.
 type revocations struct {
-	snapshot atomic.Pointer[Revocations] // nil until everything has been read
+	inForce atomic.Pointer[Revocations] // nil until everything has been read
 
-	mu      sync.Mutex // guards what follows
-	records map[string]*Revocation
-	recent  []*Revocation // that are not indexed yet; only appended to
-	stale   bool          // the index has some that are taken back
-	batches map[store.Name]*batch
-	written map[store.Name]*batch // by this node since the reading under way began
-	known   bool                  // everything has been read
-	doubt   bool                  // the store may have lost some
-	pending int                   // that are being written
-	last    time.Time             // Created of the newest one made here
-	version int                   // of all of this
+	mu       sync.Mutex // guards what follows
+	records  map[string]*Revocation
+	batches  map[store.Name]*batch // immutable
+	sessions int                   // how many are in found
+	pending  int                   // how many are being written
+	last     time.Time             // Created of the newest one made here
 
-	building chan struct{} // with one place, for the caller who may use what follows
-	built    int           // the version of the snapshot
-	indexed  *index        // of the snapshot
-	builtAt  time.Time
+	// The records that are not taken back. Requests wait for index alone, which is locked
+	// for moments. Lists are immutable.
+	index sync.RWMutex
+	found map[selection][]*Revocation
 
 	merging sync.Mutex // held while batches are merged
 
-	readAllAt time.Time // for Sync
+	// For Sync.
+	doubt     bool // the store may have lost some
+	readAllAt time.Time
+}
+
+func newRevocations() *revocations {
+	return &revocations{
+		records: make(map[string]*Revocation), batches: make(map[store.Name]*batch), found: make(map[selection][]*Revocation),
+	}
 }
 
 // batch is an object of the store. It always has a record.
@@ -194,7 +154,7 @@ type batchDocument struct {
 }
 
 // Revocations returns the revocations in force, nil while they are not known.
-func (s *State) Revocations() *Revocations { return s.revocations.snapshot.Load() }
+func (s *State) Revocations() *Revocations { return s.revocations.inForce.Load() }
 
 // RevocationCount returns how many revocations are in force, 0 while they are not known.
 func (s *State) RevocationCount() (count int) {
@@ -247,8 +207,8 @@ func (s *State) readRevocations(ctx context.Context) error {
 }
 
 func (s *State) readBatches(ctx context.Context, all bool) (lost []*Revocation, failure error) {
-	r := &s.revocations
-	known := r.beginReading()
+	r := s.revocations
+	known := r.known()
 	names, err := s.store.Names(ctx, store.Revocations)
 	if err != nil {
 		return nil, s.failed("list", err)
@@ -262,41 +222,27 @@ func (s *State) readBatches(ctx context.Context, all bool) (lost []*Revocation, 
 			unknown = append(unknown, name)
 		}
 	}
-	for object, err := range s.objects(ctx, unknown, all) {
-		of := known[object.Name]
+	for object, err := range s.store.GetAll(ctx, unknown) {
 		switch {
 		case err != nil && object.Name == store.Name{}:
 			return nil, s.failed("list", err)
 		case err != nil:
 			failure = s.failed("get", err)
-			if of != nil {
-				next[object.Name] = of
-			}
 		case object.Exists():
-			next[object.Name] = s.readBatch(object, of)
+			of := s.readBatch(object, known[object.Name])
+			r.add(of.records)
+			r.doubt = r.doubt || of.damaged
+			next[object.Name] = of
 		}
 	}
-	lost = r.commit(next, failure == nil, s.steadyTime())
-	s.refreshRevocations()
-	return lost, failure
-}
-
-// objects reads the objects with some names, or the whole collection.
-func (s *State) objects(ctx context.Context, names []store.Name, all bool) func(func(store.Object, error) bool) {
-	if all {
-		return s.store.All(ctx, store.Revocations)
+	if failure != nil {
+		return nil, failure
 	}
-	return func(yield func(store.Object, error) bool) {
-		for _, name := range names {
-			calling, done := s.oneCall(ctx)
-			object, err := s.store.Get(calling, name)
-			done(err)
-			object.Name = name
-			if !yield(object, err) || err != nil {
-				return
-			}
-		}
+	if r.commit(known, next); r.doubt {
+		lost = r.lost(s.steadyTime())
+		r.doubt = len(lost) > 0
 	}
+	return lost, nil
 }
 
 // readBatch returns the batch of an object that is known as of, nil if it is not known.
@@ -315,82 +261,105 @@ func (s *State) readBatch(object store.Object, of *batch) *batch {
 	return &batch{of.records, true}
 }
 
-// beginReading returns the known batches.
-func (r *revocations) beginReading() map[store.Name]*batch {
+// known returns the known batches.
+func (r *revocations) known() map[store.Name]*batch {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.written = make(map[store.Name]*batch)
 	return r.batches
 }
 
-// commit takes over the batches of the store, all of them if complete, and returns the
-// revocations that the store has lost.
-func (r *revocations) commit(next map[store.Name]*batch, complete bool, now time.Time) (lost []*Revocation) {
+// commit takes over the batches of the store. This node has written others meanwhile, which
+// were not known when the reading began.
+func (r *revocations) commit(known, next map[store.Name]*batch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for name, of := range next {
-		r.doubt = r.doubt || of.damaged
-		if r.batches[name] != of {
-			r.add(of.records)
+	for name, of := range r.batches {
+		switch {
+		case next[name] != nil:
+		case known[name] == nil:
+			next[name] = of
+		default:
+			r.doubt = true
 		}
 	}
-	if !complete {
-		return nil
-	}
-	maps.Copy(next, r.written)
-	for name := range r.batches {
-		r.doubt = r.doubt || next[name] == nil
-	}
 	r.batches = next
-	if r.setKnown(!r.unreadable()); r.doubt {
-		lost = r.lost(now)
-		r.doubt = len(lost) > 0
+	for _, of := range next {
+		if of.records == nil {
+			r.inForce.Store(nil)
+			return
+		}
 	}
-	return lost
+	if r.inForce.Load() == nil {
+		r.announce()
+	}
+}
+
+// announce has requests look up all tokens again.
+func (r *revocations) announce() {
+	r.inForce.Store(&Revocations{r, len(r.found) > 0, r.sessions > 0})
 }
 
 // add takes over records. A record in a batch that says the same as a known one is
 // replaced by it, which saves memory.
 func (r *revocations) add(records []*Revocation) {
-	if r.records == nil {
-		r.records = make(map[string]*Revocation)
-	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	grown := false
 	for i, record := range records {
 		known := r.records[record.ID]
 		switch {
 		case known == nil, record.TakenBack && !known.TakenBack:
 			r.records[record.ID] = record
-			if r.version++; record.TakenBack {
-				r.stale = true
-			} else {
-				r.recent = append(r.recent, record)
+			if at := (selection{record.Selector, record.Value}); !record.TakenBack {
+				r.set(at, append(r.found[at], record))
+				grown = true
+			} else if known != nil {
+				at.value = known.Value
+				r.set(at, without(r.found[at], func(of *Revocation) bool { return of == known }))
 			}
 		case known.TakenBack == record.TakenBack:
 			records[i] = known
 		}
 	}
+	if grown && r.inForce.Load() != nil {
+		r.announce()
+	}
 }
 
-// unreadable reports whether there is a batch whose content is not known.
-func (r *revocations) unreadable() bool {
-	for _, of := range r.batches {
-		if of.records == nil {
-			return true
+// set has requests find a list of revocations.
+func (r *revocations) set(at selection, list []*Revocation) {
+	if at.selector == SelectSession {
+		r.sessions += len(list) - len(r.found[at])
+	}
+	r.index.Lock()
+	defer r.index.Unlock()
+	if r.found[at] = list; len(list) == 0 {
+		delete(r.found, at)
+	}
+}
+
+func without(list []*Revocation, of func(*Revocation) bool) []*Revocation {
+	return slices.DeleteFunc(slices.Clone(list), of)
+}
+
+// find returns a revocation of what was issued at a time.
+func (r *revocations) find(at selection, issued int64, now time.Time) *Revocation {
+	r.index.RLock()
+	list := r.found[at]
+	r.index.RUnlock()
+	for _, of := range list {
+		if !of.expired(now) && (of.IssuedBefore == 0 || issued <= of.IssuedBefore) {
+			return of
 		}
 	}
-	return false
-}
-
-func (r *revocations) setKnown(known bool) {
-	if r.known != known {
-		r.known = known
-		r.version++
-	}
+	return nil
 }
 
 // lost returns the records that are in no batch that can be read, in the order of their
 // ids, so that all nodes that write them back write the same objects.
 func (r *revocations) lost(now time.Time) (lost []*Revocation) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	stored := make(map[*Revocation]bool, len(r.records))
 	for _, of := range r.batches {
 		for _, record := range of.records {
@@ -408,64 +377,24 @@ func (r *revocations) lost(now time.Time) (lost []*Revocation) {
 	return lost
 }
 
-// forget gives up the snapshot, but no revocation.
+// forget gives up all knowledge of what is in force, but no revocation.
 func (r *revocations) forget() {
 	r.mu.Lock()
-	r.setKnown(false)
-	r.mu.Unlock()
-	r.snapshot.Store(nil)
+	defer r.mu.Unlock()
+	r.inForce.Store(nil)
 }
 
-// refreshRevocations makes the snapshot that contains all that is known at the time of
-// the call. Calls at the same time share one.
-func (s *State) refreshRevocations() {
-	r := &s.revocations
+// prune removes expired records.
+func (r *revocations) prune(now time.Time) {
 	r.mu.Lock()
-	wanted := r.version
-	r.mu.Unlock()
-	r.building <- struct{}{}
-	defer func() { <-r.building }()
-	if r.built >= wanted {
-		return
-	}
-	select {
-	case <-time.After(time.Until(r.builtAt.Add(buildInterval))):
-	case <-s.ctx.Done():
-		return
-	}
-	r.mu.Lock()
-	version, known := r.version, r.known
-	var live []*Revocation
-	all := r.indexed == nil || r.stale || len(r.recent) > maxRecent
-	if all {
-		live = r.prune(s.steadyTime())
-		r.recent, r.stale = nil, false
-	}
-	recent := r.recent
-	r.mu.Unlock()
-	if all {
-		r.indexed = newIndex(live)
-	}
-	var next *Revocations
-	if known {
-		next = &Revocations{r.indexed, newIndex(recent), new(Generation)}
-	}
-	r.snapshot.Store(next)
-	r.built, r.builtAt = version, time.Now()
-}
-
-// prune forgets expired records, and returns the revocations that are not taken back.
-func (r *revocations) prune(now time.Time) (live []*Revocation) {
-	live = make([]*Revocation, 0, len(r.records))
-	for id, record := range r.records {
-		switch {
-		case record.expired(now):
-			delete(r.records, id)
-		case !record.TakenBack:
-			live = append(live, record)
+	defer r.mu.Unlock()
+	expired := func(record *Revocation) bool { return record.expired(now) }
+	maps.DeleteFunc(r.records, func(_ string, record *Revocation) bool { return expired(record) })
+	for at, list := range r.found {
+		if rest := without(list, expired); len(rest) < len(list) {
+			r.set(at, rest)
 		}
 	}
-	return live
 }
 
 // steadyTime is the time by a clock that nobody has set ahead since the start: a wrong

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
@@ -70,8 +70,15 @@ func join(t *testing.T, f *fleet) *testState {
 	return s
 }
 
-func snapshot(indexed, recent []*Revocation) *Revocations {
-	return &Revocations{newIndex(indexed), newIndex(recent), new(Generation)}
+// inForce returns what requests see of some revocations.
+func inForce(list ...*Revocation) *Revocations {
+	r := newRevocations()
+	r.commit(nil, nil)
+	for i, each := range list {
+		each.ID = fmt.Sprint(i)
+	}
+	r.add(list)
+	return r.inForce.Load()
 }
 
 // Each selector refuses what it names, and nothing else: a token that was issued later, a
@@ -120,20 +127,15 @@ func TestRevocationsMatch(t *testing.T) {
 			over := *one
 			over.Expires = 1
 			for _, all := range [][]*Revocation{{one}, {&over, one}, {one, &over}} {
-				for indexed := range len(all) + 1 {
-					if got := snapshot(all[:indexed], all[indexed:]).Match(tc.subject, now); (got != nil) != tc.want || got != nil && got != one {
-						t.Errorf("with %d of %d revocations indexed: %v, want %t", indexed, len(all), got, tc.want)
-					}
+				if got := inForce(all...).Match(tc.subject, now); (got != nil) != tc.want || got != nil && got != one {
+					t.Errorf("with %d revocations: %v, want %t", len(all), got, tc.want)
 				}
 			}
 		})
 	}
-	list := []*Revocation{{Selector: SelectSession, Value: "s", Expires: past + 1}, {Selector: SelectSession, Value: "over", Expires: past}}
-	for indexed := range len(list) + 1 {
-		all := snapshot(list[:indexed], list[indexed:])
-		if !all.HasSessions() || all.Session("s", now) == nil || all.Session("over", now) != nil || all.Session("t", now) != nil || len(all.Live(now)) != 1 {
-			t.Error("want the session alone revoked")
-		}
+	all := inForce(&Revocation{Selector: SelectSession, Value: "s", Expires: past + 1}, &Revocation{Selector: SelectSession, Value: "over", Expires: past})
+	if !all.HasSessions() || all.Session("s", now) == nil || all.Session("over", now) != nil || all.Session("t", now) != nil || len(all.Live(now)) != 1 {
+		t.Error("want the session alone revoked")
 	}
 }
 
@@ -143,7 +145,11 @@ func TestRevocationsAreFollowed(t *testing.T) {
 	t.Parallel()
 	f, _, a, clock := fleetAt(t)
 	b := join(t, f)
+	before := a.Revocations()
 	id := refuse(t, a, "uid ann", "session s")
+	if a.Revocations() == before || !a.Revocations().HasSessions() || before.HasSessions() {
+		t.Error("a token that was not revoked before is not looked up again")
+	}
 	wantRevoked(t, a, "revoked", "uid ann", "session s")
 	wantRevoked(t, a, "allowed", "uid bob", "jti ann")
 	b.Sync(t.Context())
@@ -164,6 +170,9 @@ func TestRevocationsAreFollowed(t *testing.T) {
 	wantRevoked(t, join(t, f), "allowed", "uid ann")
 	*clock = clock.Add(time.Hour)
 	wantRevoked(t, a, "allowed", "session s")
+	if a.mergeBatches(t.Context()); len(a.revocations.records)+len(a.revocations.found)+a.revocations.sessions != 0 {
+		t.Error("revocations that are over stay in memory")
+	}
 }
 
 // The attack: a store that has lost revocations, by an accident or on purpose, gives a
@@ -226,10 +235,9 @@ func TestRevocationsNeverChangeByThemselves(t *testing.T) {
 				"read-during-which-revoke": func() {
 					f.Restore(f.Backup())
 					n.Intercept(nil, on("list", "", func(context.Context, string, store.Name) error { return nil }))
-					known := s.revocations.beginReading()
+					known := s.revocations.known()
 					refuse(t, s, "uid ann")
-					_ = s.revocations.commit(known, true, now)
-					s.refreshRevocations()
+					s.revocations.commit(known, maps.Clone(known))
 				},
 			}
 			for step := range strings.FieldsSeq(attack) {
@@ -343,13 +351,12 @@ func fill(t *testing.T, s *testState, n int) {
 			t.Fatal(err)
 		}
 	}
-	s.refreshRevocations()
 }
 
-// writeBatchOf is Refuse without its wait for a snapshot.
+// writeBatchOf is Refuse without merging.
 func (s *testState) writeBatchOf(list []*Revocation) error {
-	for i, created := range s.revocations.dates(len(list), s.date()) {
-		list[i].ID, list[i].Created = randomID(), created
+	for _, each := range list {
+		each.ID, each.Created = randomID(), s.revocations.nextDate(s.date())
 	}
 	return s.writeBatch(context.Background(), list)
 }
@@ -388,11 +395,7 @@ func TestManyRevocations(t *testing.T) {
 	if _, err := s.TakeBack(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	indexed := s.Revocations().indexed
 	refuse(t, s, "video demo")
-	if all := s.Revocations(); all.indexed != indexed || len(all.recent.live) != 1 {
-		t.Errorf("one more revocation has %d indexed, and in another index: %t", len(all.recent.live), all.indexed != indexed)
-	}
 	before := n.Count("get", "read")
 	late.Sync(t.Context())
 	if got := n.Count("get", "read") - before; got != 2 {
@@ -441,37 +444,4 @@ func TestSmallBatchesAreMerged(t *testing.T) {
 		each.Sync(t.Context())
 		wantRevoked(t, each, "revoked", names...)
 	}
-}
-
-// Snapshots are made at most ten times a second, however many calls come, and each call
-// returns when its revocation is in force, at most about 100 ms later.
-func TestSnapshotsAreBounded(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		f := newFleet()
-		s := newTestState(t, f.Join())
-		seen := make(map[*Generation]bool)
-		var mu sync.Mutex
-		var wait sync.WaitGroup
-		start := time.Now()
-		for i := range 500 {
-			wait.Go(func() {
-				<-time.After(time.Duration(i) * 2 * time.Millisecond)
-				begun, one := time.Now(), fmt.Sprint("uid ", i)
-				if err := s.Refuse(t.Context(), []*Revocation{{Selector: SelectViewer, Value: one[4:], Expires: begun.Add(time.Hour).Unix()}}); err != nil {
-					t.Error(err)
-				}
-				if waited := time.Since(begun); waited > buildInterval || isRevoked(s, one) != "revoked" {
-					t.Errorf("%s is %s after %s", one, isRevoked(s, one), waited)
-				}
-				mu.Lock()
-				seen[s.Revocations().Generation()] = true
-				mu.Unlock()
-			})
-		}
-		wait.Wait()
-		if most := int(time.Since(start)/buildInterval) + 1; len(seen) > most {
-			t.Errorf("%d snapshots in %s, want at most %d", len(seen), time.Since(start), most)
-		}
-	})
 }

@@ -42,15 +42,13 @@ func (s *State) Refuse(ctx context.Context, list []*Revocation) error {
 	if len(list) == 0 {
 		return nil
 	}
-	r := &s.revocations
-	release, err := r.reserve(len(list), s.date(), false)
+	release, err := s.revocations.reserve(len(list), s.date(), false)
 	if err != nil {
 		return err
 	}
 	defer release()
-	dates := r.dates(len(list), s.date())
-	for i, revocation := range list {
-		revocation.ID, revocation.Created = randomID(), dates[i]
+	for _, revocation := range list {
+		revocation.ID, revocation.Created = randomID(), s.revocations.nextDate(s.date())
 	}
 	return s.writeRevocations(ctx, list)
 }
@@ -58,7 +56,7 @@ func (s *State) Refuse(ctx context.Context, list []*Revocation) error {
 // TakeBack ends a revocation on this node. known is false if there is none with this id.
 // The error is ErrRevocationLimit or wraps ErrUnavailable.
 func (s *State) TakeBack(ctx context.Context, id string) (known bool, err error) {
-	r := &s.revocations
+	r := s.revocations
 	release, err := r.reserve(1, s.date(), true)
 	if err != nil {
 		return false, err
@@ -89,7 +87,7 @@ func (r *revocations) live(id string, now time.Time) *Revocation {
 func (r *revocations) reserve(some int, now time.Time, takenBack bool) (release func(), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.known {
+	if r.inForce.Load() == nil {
 		return nil, errNoAnswer
 	}
 	if r.pending+some+len(r.records) > maxRevocations && r.pending+some+r.count(now, takenBack) > maxRevocations {
@@ -112,19 +110,16 @@ func (r *revocations) count(now time.Time, takenBack bool) (count int) {
 	return count
 }
 
-// dates returns different dates for some revocations, because pages of a list end at a
-// date.
-func (r *revocations) dates(some int, now time.Time) []time.Time {
+// nextDate returns now, or a later date if a revocation has that of now: pages of a list end
+// at a date.
+func (r *revocations) nextDate(now time.Time) time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	list := make([]time.Time, some)
-	for i := range list {
-		if !now.After(r.last) {
-			now = r.last.Add(time.Microsecond)
-		}
-		list[i], r.last = now, now
+	if !now.After(r.last) {
+		now = r.last.Add(time.Microsecond)
 	}
-	return list
+	r.last = now
+	return now
 }
 
 func randomID() string {
@@ -147,7 +142,6 @@ func (s *State) writeRevocations(ctx context.Context, list []*Revocation) error 
 	if err := s.writeBatch(ctx, list); err != nil {
 		return err
 	}
-	s.refreshRevocations()
 	if s.revocations.manySmall() {
 		go s.mergeBatches(s.ctx)
 	}
@@ -174,19 +168,17 @@ func (s *State) writeBatch(ctx context.Context, list []*Revocation) error {
 
 // publish takes over a batch that this node has written.
 func (r *revocations) publish(name store.Name, list []*Revocation) {
+	of := &batch{records: slices.Clone(list)}
+	r.edit(func(batches map[store.Name]*batch) { batches[name] = of })
+	r.add(of.records)
+}
+
+// edit changes the known batches. A reading may be using the map of before.
+func (r *revocations) edit(change func(batches map[store.Name]*batch)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	of := &batch{records: slices.Clone(list)}
-	r.add(of.records)
-	if r.written != nil {
-		r.written[name] = of
-	}
-	next := maps.Clone(r.batches) // a reading may be using the present one
-	if next == nil {
-		next = make(map[store.Name]*batch)
-	}
-	next[name] = of
-	r.batches = next
+	r.batches = maps.Clone(r.batches)
+	change(r.batches)
 }
 
 // restoreLost writes back the revocations that the store has lost, most likely because an
@@ -224,20 +216,12 @@ func (s *State) removeBatches(ctx context.Context, names []store.Name) {
 			s.logger().Warn("could not remove revocations that are over or stored elsewhere; trying again later", zap.Stringer("object", name), zap.Error(err))
 			return
 		}
-		s.revocations.drop(name)
+		s.revocations.edit(func(batches map[store.Name]*batch) { delete(batches, name) })
 	}
 }
 
-func (r *revocations) drop(name store.Name) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	next := maps.Clone(r.batches)
-	delete(next, name)
-	delete(r.written, name)
-	r.batches = next
-}
-
-// mergeBatches merges small batches if there are many, and removes those that are over.
+// mergeBatches merges small batches if there are many, and removes those that are over, here
+// and in the store.
 // Two nodes that merge at the same time write the same objects, or some revocations twice,
 // which the next merging ends.
 func (s *State) mergeBatches(ctx context.Context) {
@@ -245,6 +229,7 @@ func (s *State) mergeBatches(ctx context.Context) {
 		return
 	}
 	defer s.revocations.merging.Unlock()
+	s.revocations.prune(s.steadyTime())
 	over, small, records := s.revocations.smallBatches(s.steadyTime().Add(-grace))
 	if len(small) > maxSmallBatches {
 		for some := range slices.Chunk(records, maxInBatch) {

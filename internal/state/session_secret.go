@@ -51,7 +51,7 @@ func (s *State) FollowSessionSecret(ctx context.Context, make bool) {
 // new or has lost it, the known or a new one is written.
 func (s *State) readSecret(ctx context.Context, write bool) (err error) {
 	defer func() { s.secret.stale.Store(err != nil && !errors.Is(err, ErrDamaged)) }()
-	object, err := s.get(ctx, secretName)
+	object, err := s.get(ctx, secretName, store.Server)
 	if err != nil {
 		return err
 	}

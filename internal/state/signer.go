@@ -52,108 +52,95 @@ type retiredKey struct {
 
 // signer is the gateway's own signing key as this node knows it.
 type signer struct {
-	state *State
 	own   atomic.Pointer[ownKey] // nil until it is needed
-	stale atomic.Bool            // it may have been replaced
+	stale atomic.Bool            // it may have been replaced: it signs until the store answers
 }
 
 type ownKey struct {
-	key     *token.SigningKey
-	created time.Time
+	signingDocument
+	key *token.SigningKey // nil if it is damaged
 }
-
-// markStale has the key read from the store when it is next needed. If that
-// fails, the known key goes on signing.
-func (s *signer) markStale() { s.stale.Store(true) }
-
-func (s *signer) forget() { s.own.Store(nil) }
 
 // SigningKey returns the gateway's own signing key, and makes one if there is
 // none or it is too old. It wraps ErrDamaged if the stored key is damaged:
 // RotateSigningKey replaces it.
-func (s *State) SigningKey(ctx context.Context) (*token.SigningKey, error) { return s.signer.get(ctx) }
-
-func (s *signer) get(ctx context.Context) (*token.SigningKey, error) {
-	own := s.own.Load()
-	if stale := s.stale.Swap(false); stale || own == nil {
-		stored, err := s.read(ctx)
+func (s *State) SigningKey(ctx context.Context) (*token.SigningKey, error) {
+	own := s.signer.own.Load()
+	if stale := s.signer.stale.Swap(false); stale || own == nil {
+		stored, err := s.readSigningKey(ctx)
 		switch {
 		case err == nil:
 			own = stored
-			s.own.Store(own)
+			s.signer.own.Store(own)
 		case errors.Is(err, ErrDamaged):
-			s.own.Store(nil)
+			s.signer.own.Store(nil)
 			return nil, err
 		case own == nil:
 			return nil, err
 		default:
-			s.stale.Store(true)
+			s.signer.stale.Store(true)
 		}
 	}
 	if own == nil {
-		return s.rotate(ctx, nil)
+		return s.replaceSigningKey(ctx, nil)
 	}
 	usable, err := s.usable(ctx, own)
 	if err != nil {
 		return nil, err
 	}
 	if !usable {
-		return s.rotate(ctx, own)
+		return s.replaceSigningKey(ctx, own)
 	}
 	return own.key, nil
 }
 
 // usable reports whether a key still verifies and is not too old. This node may
 // not have heard yet of a key that another node has just made.
-func (s *signer) usable(ctx context.Context, own *ownKey) (bool, error) {
-	keyID := own.key.ID()
-	key, _ := s.state.Key(keyID)
+func (s *State) usable(ctx context.Context, own *ownKey) (bool, error) {
+	key, _ := s.Key(own.ID)
 	if key.Public == nil && !key.Revoked {
-		if err := s.state.readKey(ctx, keyID); err != nil {
+		if err := s.readKey(ctx, own.ID); err != nil {
 			return false, err
 		}
-		key, _ = s.state.Key(keyID)
+		key, _ = s.Key(own.ID)
 	}
-	return key.Public != nil && s.state.now().Sub(own.created) < maxSigningAge, nil
+	return key.Public != nil && s.now().Sub(own.Created) < maxSigningAge, nil
 }
 
-// read returns the key of the store, nil if there is none.
-func (s *signer) read(ctx context.Context) (*ownKey, error) {
-	object, err := s.state.get(ctx, signingName)
+// readSigningKey returns the key of the store, nil if there is none.
+func (s *State) readSigningKey(ctx context.Context) (*ownKey, error) {
+	object, err := s.get(ctx, signingName, store.Server)
+	if err != nil || !object.Exists() {
+		return nil, err
+	}
+	own, err := s.decodeSigningKey(object)
 	if err != nil {
 		return nil, err
 	}
-	return s.decode(object)
+	return own, nil
 }
 
-func (s *signer) decode(object store.Object) (*ownKey, error) {
-	doc, err := s.document(object)
-	if doc == nil || err != nil {
-		return nil, err
+// decodeSigningKey returns what is known of a damaged key, too.
+func (s *State) decodeSigningKey(object store.Object) (*ownKey, error) {
+	var doc signingDocument
+	if err := s.decode(object, &doc); err != nil {
+		return new(ownKey), err
 	}
 	key, err := token.ParseSigningKey([]byte(doc.PEM), doc.ID)
 	if err != nil {
-		return nil, s.state.damaged(object.Name, errOtherContent) // the error may quote the key
+		err = s.damaged(object.Name, errOtherContent) // the error of the parser may quote the key
 	}
-	return &ownKey{key, doc.Created}, nil
-}
-
-func (s *signer) document(object store.Object) (*signingDocument, error) {
-	if !object.Exists() {
-		return nil, nil
-	}
-	doc := new(signingDocument)
-	return doc, s.state.decode(object, doc)
+	return &ownKey{doc, key}, err
 }
 
 // RotateSigningKey replaces the gateway's own signing key, damaged or not.
 // Tokens of the key before it remain valid.
 func (s *State) RotateSigningKey(ctx context.Context) (Key, error) {
-	old, err := s.signer.read(ctx)
+	old, err := s.readSigningKey(ctx)
 	if err != nil && !errors.Is(err, ErrDamaged) {
 		return Key{}, err
 	}
-	key, err := s.signer.rotate(ctx, old)
+	key, err := s.replaceSigningKey(ctx, old)
 	if err != nil {
 		return Key{}, err
 	}
@@ -161,87 +148,71 @@ func (s *State) RotateSigningKey(ctx context.Context) (Key, error) {
 	return stored, nil
 }
 
-// rotate makes a new key that signs from now on. The key before it, old, goes on
+// replaceSigningKey makes a new key that signs from now on. The key before it, old, goes on
 // verifying until its tokens have expired. If another node is faster, its key
 // is taken. old is nil if there is none.
-func (s *signer) rotate(ctx context.Context, old *ownKey) (*token.SigningKey, error) {
-	leave, err := s.state.enterMaking(ctx)
+func (s *State) replaceSigningKey(ctx context.Context, old *ownKey) (*token.SigningKey, error) {
+	leave, err := s.enterMaking(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	if own := s.own.Load(); own != nil && (old == nil || own.key.ID() != old.key.ID()) {
+	if own := s.signer.own.Load(); own != nil && (old == nil || own.ID != old.ID) {
 		return own.key, nil // made while this call was waiting
 	}
-	key, err := s.state.newKey()
+	key, err := s.newKey()
 	if err != nil {
 		return nil, err
 	}
 	// The public half first: what signs must be known to verify.
-	created, err := s.state.storeKey(ctx, key.Public(), true, "")
+	created, err := s.storeKey(ctx, key.Public(), true, "")
 	if err != nil {
 		return nil, err
 	}
-	expired, err := s.replace(ctx, old, signingDocument{ID: key.ID(), PEM: key.PEM(), Created: created})
+	next := &ownKey{signingDocument{ID: key.ID(), PEM: key.PEM(), Created: created}, key}
+	expired, err := s.storeSigningKey(ctx, old, next.signingDocument)
 	if errors.Is(err, errOvertaken) {
-		s.state.Discard(ctx, key.ID())
-		return s.adopt(ctx)
+		s.Discard(ctx, key.ID())
+		if next, err = s.readSigningKey(ctx); err == nil && next == nil {
+			err = fmt.Errorf("%w: %w", ErrUnavailable, errOvertaken)
+		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	s.own.Store(&ownKey{key, created})
+	s.signer.own.Store(next)
 	for _, retired := range expired {
-		s.state.Discard(ctx, retired.ID)
+		s.Discard(ctx, retired.ID)
 	}
-	return key, nil
+	return next.key, nil
 }
 
 var errOvertaken = errors.New("another node has made a signing key")
 
-// replace stores the document of a new key, unless another node has replaced the
-// old key. It returns the retired keys whose tokens have expired.
-func (s *signer) replace(ctx context.Context, old *ownKey, doc signingDocument) (expired []retiredKey, err error) {
-	err = s.state.update(ctx, signingName, func(present store.Object) ([]byte, error) {
-		if !present.Exists() {
-			expired = nil
-			return json.Marshal(doc)
-		}
-		before, err := s.document(present)
-		if err != nil {
-			before = new(signingDocument)
-		}
-		// A damaged key is replaced, whichever node has made it.
-		if _, err := s.decode(present); err == nil && (old == nil || before.ID != old.key.ID()) {
-			return nil, errOvertaken
-		}
+// storeSigningKey stores a new key, unless another node has replaced the old one. It
+// returns the retired keys whose tokens have expired.
+func (s *State) storeSigningKey(ctx context.Context, old *ownKey, doc signingDocument) (expired []retiredKey, err error) {
+	err = s.update(ctx, signingName, func(present store.Object) ([]byte, error) {
 		next := doc
-		next.Retired, expired = s.retire(before)
+		if expired = nil; present.Exists() {
+			before, err := s.decodeSigningKey(present)
+			// A damaged key is replaced, whichever node has made it.
+			if err == nil && (old == nil || before.ID != old.ID) {
+				return nil, errOvertaken
+			}
+			next.Retired, expired = before.retire(s.now().UTC())
+		}
 		return json.Marshal(next)
 	})
 	return expired, err
 }
 
-// adopt returns the key that another node has made.
-func (s *signer) adopt(ctx context.Context) (*token.SigningKey, error) {
-	own, err := s.read(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if own == nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, errOvertaken)
-	}
-	s.own.Store(own)
-	return own.key, nil
-}
-
 // retire returns the retired keys that still verify, with the key that has
 // signed until now, and those whose tokens have expired.
-func (s *signer) retire(before *signingDocument) (retired, expired []retiredKey) {
-	now := s.state.now().UTC()
-	all := before.Retired
-	if before.ID != "" {
-		all = append(slices.Clone(all), retiredKey{before.ID, now})
+func (d *signingDocument) retire(now time.Time) (retired, expired []retiredKey) {
+	all := d.Retired
+	if d.ID != "" {
+		all = append(slices.Clone(all), retiredKey{d.ID, now})
 	}
 	for _, key := range all {
 		if now.Sub(key.When) < retirement {

@@ -20,6 +20,7 @@ package state
 import (
 	"context"
 	"errors"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,11 +93,11 @@ type State struct {
 	newKey func() (*token.SigningKey, error) // tests set their own: making keys is slow
 
 	keys
-	videos      *videos
+	videos      *records[Video]
 	signer      signer
 	secret      sessionSecret
-	revocations revocations
-	extensions  *extensions
+	revocations *revocations
+	extensions  *records[extensionDocument]
 	making      *queue.Queue // of calls that make keys
 
 	makingFailed atomic.Uint64 // how many keys could not be stored
@@ -111,9 +112,9 @@ type State struct {
 	next    atomic.Pointer[chan struct{}] // closed at the end of the next look to begin
 
 	// For Sync.
-	unread             map[store.Collection]bool // changed, and not read since
-	missingRevocations []string                  // revoked keys that the store has lost
-	lostRevocations    []*Revocation             // of tokens and sessions, the same
+	stamps             map[store.Collection]string // of what has been read
+	missingRevocations []string                    // revoked keys that the store has lost
+	lostRevocations    []*Revocation               // of tokens and sessions, the same
 	rereadAt           time.Time
 	begun              time.Time
 	since              time.Time // of the last success
@@ -134,16 +135,14 @@ func New(config Config) *State {
 		making:  queue.New(semaphore.NewWeighted(1), maxWaitingForKey, maxWaitForKey),
 		waiting: queue.New(semaphore.NewWeighted(maxCatchingUp), 0, 0),
 		wanted:  make(chan struct{}, 1),
-		unread:  make(map[store.Collection]bool),
 		since:   config.Now(),
 		begun:   config.Now(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.next.Store(new(make(chan struct{})))
-	s.videos = newVideos(s)
-	s.extensions = newExtensions()
-	s.revocations.building = make(chan struct{}, 1)
-	s.signer.state = s
+	s.videos = newRecords(s, store.Videos, videoMemory(debug.SetMemoryLimit(-1)), s.compileVideo)
+	s.extensions = newRecords(s, store.Extensions, maxExtensions, s.decodeExtension)
+	s.revocations = newRevocations()
 	ctx, cancel := context.WithTimeout(s.ctx, loadTimeout)
 	defer cancel()
 	s.Sync(ctx)
@@ -267,59 +266,57 @@ func (s *State) Sync(ctx context.Context) {
 func (s *State) forget() {
 	s.keys.forget()
 	s.revocations.forget()
-	s.extensions.cache.InvalidateAll()
+	s.extensions.forget()
 	s.videos.forget()
-	s.signer.forget()
+	s.signer.own.Store(nil)
 }
 
 func (s *State) readChanges(ctx context.Context) error {
 	asking, done := s.oneCall(ctx)
-	changed, err := s.store.Changes(asking)
+	stamps, err := s.store.Stamps(asking)
 	if done(err); err != nil {
 		return s.failed("changes", err)
 	}
-	for _, collection := range changed {
-		s.unread[collection] = true
+	changed := func(collection store.Collection) bool {
+		stamp, known := s.stamps[collection]
+		return !known || stamp != stamps[collection]
 	}
 	reread := s.now().Sub(s.rereadAt) > rereadInterval
 	if reread {
 		s.videos.refresh()
+		s.extensions.refresh()
 	}
-	if s.unread[store.Videos] {
+	if changed(store.Videos) {
 		s.videos.markStale()
-		delete(s.unread, store.Videos)
 	}
-	if reread || s.unread[store.Extensions] {
-		s.extensions.generation.Add(1)
-		delete(s.unread, store.Extensions)
+	if changed(store.Extensions) {
+		s.extensions.markStale()
 	}
-	if reread || s.unread[store.Signing] {
-		s.signer.markStale()
+	if reread || changed(store.Signing) {
+		s.signer.stale.Store(true)
 		s.secret.stale.CompareAndSwap(false, s.secret.wanted.Load())
-		delete(s.unread, store.Signing)
 	}
 	if s.secret.stale.Load() {
 		_ = s.readSecret(ctx, true) // the known secret stays in force
 	}
-	if reread || s.unread[store.Keys] {
-		if err = s.readKeys(ctx); err == nil {
-			delete(s.unread, store.Keys)
+	// The next look reads again what cannot be read now.
+	if reread || changed(store.Keys) {
+		if err = s.readKeys(ctx); err != nil {
+			delete(stamps, store.Keys)
 		}
 	}
-	if reread || s.unread[store.Revocations] {
+	if reread || changed(store.Revocations) {
 		failure := s.readRevocations(ctx)
-		if failure == nil && s.Revocations() != nil {
-			delete(s.unread, store.Revocations)
+		if failure != nil || s.Revocations() == nil {
+			delete(stamps, store.Revocations)
 		}
 		err = errors.Join(err, failure)
 	}
-	if err != nil {
-		return err
-	}
-	if reread {
+	s.stamps = stamps
+	if err == nil && reread {
 		s.rereadAt = s.now()
 	}
-	return nil
+	return err
 }
 
 // restoreRevocations writes revocations that the store has lost, most likely

@@ -216,7 +216,7 @@ func TestStaleStateIsForgotten(t *testing.T) {
 	clock := s.setTime()
 	s.Sync(t.Context())
 	wantVideo(t, s, "public")
-	s.signer.own.Store(&ownKey{testKey(), testTime})
+	s.signer.own.Store(&ownKey{key: testKey()})
 	n.Intercept(down, nil)
 	*clock = clock.Add(maxStale)
 	wantKeysAfterSync(t, s, "a live")

@@ -5,15 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"iter"
-	"runtime/debug"
-	"strings"
-	"sync/atomic"
 	"time"
-
-	"github.com/maypok86/otter/v2"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
@@ -85,45 +78,6 @@ func videoMemory(limit int64) uint64 {
 
 const maxVideoMemory = 64 << 20
 
-// videos are the settings of the videos that have been asked for. A video is
-// read from the store when it is first asked for, once however many viewers ask
-// at the same time.
-type videos struct {
-	state *State
-	cache *otter.Cache[string, *videoRecord]
-	reads singleflight.Group
-
-	// A record is current if it is of the generation of its video. All videos
-	// with the same hash have one generation.
-	generations [256]atomic.Uint32
-	seed        maphash.Seed
-
-	// A record of an earlier refresh serves until it has been read again.
-	refreshes atomic.Uint32
-}
-
-// videoRecord is what the store says about one video. It is immutable.
-type videoRecord struct {
-	video      *Video // nil if the store has no settings
-	damage     error  // then video is nil
-	generation uint32 // at the time when the reading began
-	refresh    uint32 // the same
-	weight     uint32 // estimated memory in bytes
-}
-
-func newVideos(s *State) *videos {
-	v := &videos{state: s, seed: maphash.MakeSeed()}
-	v.cache = otter.Must(&otter.Options[string, *videoRecord]{
-		MaximumWeight: videoMemory(debug.SetMemoryLimit(-1)),
-		Weigher:       func(_ string, record *videoRecord) uint32 { return record.weight },
-	})
-	return v
-}
-
-func (v *videos) generation(videoID string) *atomic.Uint32 {
-	return &v.generations[maphash.String(v.seed, videoID)%uint64(len(v.generations))]
-}
-
 // Video returns the settings of a video, nil if the store has none, for a request
 // with a valid token. It waits only for a video that is not known or has changed,
 // and never while the store is unavailable. An error wraps ErrDamaged,
@@ -140,135 +94,38 @@ func (s *State) VideoForStranger(ctx context.Context, videoID string, admit func
 	return s.videos.get(ctx, videoID, admit)
 }
 
-func (v *videos) get(ctx context.Context, videoID string, admit func() error) (*Video, error) {
-	known, ok := v.cache.GetIfPresent(videoID)
-	unavailable := v.state.Unavailable()
-	stranger := admit != nil && (!ok || known.video == nil)
-	generation := v.generation(videoID).Load()
-	switch {
-	case ok && (unavailable || known.generation == generation):
-		if !unavailable && known.refresh != v.refreshes.Load() {
-			v.read(videoID, generation, stranger)
-		}
-		return known.video, known.damage
-	case unavailable:
-		return nil, errNoAnswer
-	}
-	if stranger && !ok {
-		if err := admit(); err != nil {
-			return nil, err
-		}
-	}
-	select {
-	case result := <-v.read(videoID, generation, stranger):
-		if record, read := result.Val.(*videoRecord); read {
-			return record.video, record.damage
-		}
-		if ok && !errors.Is(result.Err, ErrLimited) {
-			return known.video, known.damage
-		}
-		return nil, result.Err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// read reads a video, or joins a reading of it that began in the same
-// generation, but no viewer joins a stranger's. The reading goes on when its
-// callers have gone.
-func (v *videos) read(videoID string, generation uint32, stranger bool) <-chan singleflight.Result {
-	return v.reads.DoChan(fmt.Sprint(videoID, "#", generation, stranger), func() (any, error) {
-		id := strings.Clone(videoID) // it outlives the path that it may be a part of
-		known, ok := v.cache.GetIfPresent(id)
-		refresh := v.refreshes.Load()
-		if ok && known.generation == generation && known.refresh == refresh {
-			return known, nil // read since the caller looked
-		}
-		name, err := store.NewName(store.Videos, id)
-		if err != nil {
-			return nil, err
-		}
-		ctx, done := v.state.oneCall(v.state.ctx)
-		object, err := v.state.store.Lookup(ctx, name, stranger)
-		if done(err); errors.Is(err, ErrLimited) {
-			return nil, err
-		}
-		if err != nil {
-			return nil, v.state.failed("get", err)
-		}
-		record := v.state.compileVideo(object)
-		record.generation, record.refresh = generation, refresh
-		v.publish(id, record)
-		return record, nil
-	})
-}
-
-// publish keeps what was read, unless the video has changed meanwhile.
-func (v *videos) publish(videoID string, record *videoRecord) {
-	v.cache.Compute(videoID, func(*videoRecord, bool) (*videoRecord, otter.ComputeOp) {
-		if record.generation != v.generation(videoID).Load() {
-			return nil, otter.CancelOp
-		}
-		return record, otter.WriteOp
-	})
-}
-
-// drop has a video that has changed read again. Nobody gets the old settings,
-// even if the reading fails.
-func (v *videos) drop(videoID string) {
-	v.generation(videoID).Add(1)
-	v.cache.Invalidate(videoID)
-}
-
-// markStale has every video read again when it is next asked for. Its old
-// settings serve if that fails.
-func (v *videos) markStale() {
-	for i := range v.generations {
-		v.generations[i].Add(1)
-	}
-}
-
-// refresh has every video read again when it is next asked for, without letting
-// anybody wait for it.
-func (v *videos) refresh() { v.refreshes.Add(1) }
-
-func (v *videos) forget() {
-	v.markStale()
-	v.cache.InvalidateAll()
-}
-
-// compileVideo makes a record without a generation from a stored object.
-func (s *State) compileVideo(object store.Object) *videoRecord {
+// compileVideo makes a record from a stored object.
+func (s *State) compileVideo(object store.Object) record[Video] {
 	// A record with its entry in the cache, and a pattern, take less than this.
 	const ofRecord, ofPattern = 300, 96
 	doc, err := s.decodeVideo(object)
-	record := &videoRecord{damage: err, weight: ofRecord + uint32(len(object.Name.ID()))}
+	compiled := record[Video]{damage: err, weight: ofRecord + uint32(len(object.Name.ID()))}
 	if doc == nil {
-		return record
+		return compiled
 	}
 	video := &Video{RequireSignedURLs: doc.RequireSignedURLs, OriginsSet: doc.AllowedOrigins != nil, Purged: doc.Purged, OnlyPurged: !doc.hasSettings()}
 	if video.OriginsSet {
 		if video.AllowedOrigins, err = weborigin.Compile(*doc.AllowedOrigins); err != nil {
-			record.damage = s.damaged(object.Name, err)
-			return record
+			compiled.damage = s.damaged(object.Name, err)
+			return compiled
 		}
 		for _, pattern := range *doc.AllowedOrigins {
-			record.weight += ofPattern + uint32(len(pattern))
+			compiled.weight += ofPattern + uint32(len(pattern))
 		}
 	}
 	if video.AccessRules, err = accessrules.Compile(doc.AccessRules); err != nil {
-		record.damage = s.damaged(object.Name, err)
-		return record
+		compiled.damage = s.damaged(object.Name, err)
+		return compiled
 	}
-	record.weight += uint32(video.AccessRules.Weight())
+	compiled.weight += uint32(video.AccessRules.Weight())
 	if doc.AvailableFrom != nil {
 		video.AvailableFrom = *doc.AvailableFrom
 	}
 	if doc.AvailableUntil != nil {
 		video.AvailableUntil = *doc.AvailableUntil
 	}
-	record.video = video
-	return record
+	compiled.value = video
+	return compiled
 }
 
 // decodeVideo returns nil for an object that does not exist.
@@ -293,7 +150,7 @@ func (s *State) VideoDocument(ctx context.Context, videoID string) (*VideoDocume
 	if err != nil {
 		return nil, err
 	}
-	object, err := s.get(ctx, name)
+	object, err := s.get(ctx, name, store.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -309,7 +166,7 @@ func (s *State) VideoDocument(ctx context.Context, videoID string) (*VideoDocume
 // other error is the last value.
 func (s *State) VideoDocuments(ctx context.Context) iter.Seq2[*VideoDocument, error] {
 	return func(yield func(*VideoDocument, error) bool) {
-		for object, err := range s.store.All(ctx, store.Videos) {
+		for object, err := range store.All(ctx, s.store, store.Videos) {
 			if err != nil {
 				yield(nil, s.failed("list", err))
 				return
@@ -333,24 +190,12 @@ func (s *State) VideoDocuments(ctx context.Context) iter.Seq2[*VideoDocument, er
 // wraps ErrDamaged if the present settings are damaged; they are left alone.
 func (s *State) EditVideo(ctx context.Context, videoID string, edit func(*VideoDocument) error) (*VideoDocument, error) {
 	var edited *VideoDocument
-	err := s.updateVideo(ctx, videoID, func(present store.Object) ([]byte, error) {
-		doc, err := s.decodeVideo(present)
-		if err != nil {
-			return nil, err
-		}
-		now := s.date()
-		if doc == nil {
-			doc = &VideoDocument{UID: videoID}
-		}
-		if doc.Created.IsZero() {
-			doc.Created = now
-		}
-		doc.Modified = now
-		if err := edit(doc); err != nil {
-			return nil, err
-		}
+	err := s.changeDocument(ctx, videoID, func(doc *VideoDocument) error {
 		edited = doc
-		return json.Marshal(doc)
+		if doc.Modified = s.date(); doc.Created.IsZero() {
+			doc.Created = doc.Modified
+		}
+		return edit(doc)
 	})
 	if err != nil {
 		return nil, err
@@ -358,10 +203,27 @@ func (s *State) EditVideo(ctx context.Context, videoID string, edit func(*VideoD
 	return edited, nil
 }
 
+// changeDocument changes the document of a video, which is new if there is none.
+func (s *State) changeDocument(ctx context.Context, videoID string, change func(*VideoDocument) error) error {
+	return s.videos.update(ctx, videoID, func(present store.Object) ([]byte, error) {
+		doc, err := s.decodeVideo(present)
+		if err != nil {
+			return nil, err
+		}
+		if doc == nil {
+			doc = &VideoDocument{UID: videoID}
+		}
+		if err := change(doc); err != nil {
+			return nil, err
+		}
+		return json.Marshal(doc)
+	})
+}
+
 // DeleteVideo forgets the settings of a video, damaged or not. It returns them;
 // nil if there were none. damaged reports whether they could not be read.
 func (s *State) DeleteVideo(ctx context.Context, videoID string) (deleted *VideoDocument, damaged bool, err error) {
-	err = s.updateVideo(ctx, videoID, func(present store.Object) ([]byte, error) {
+	err = s.videos.update(ctx, videoID, func(present store.Object) ([]byte, error) {
 		doc, err := s.decodeVideo(present)
 		deleted, damaged = nil, errors.Is(err, ErrDamaged)
 		if doc.hasSettings() {
@@ -387,33 +249,10 @@ func purged(videoID string, at time.Time) ([]byte, error) {
 // settings. It returns the date of the purge. The error wraps ErrDamaged if the present settings are
 // damaged.
 func (s *State) PurgeVideo(ctx context.Context, videoID string) (at time.Time, err error) {
-	err = s.updateVideo(ctx, videoID, func(present store.Object) ([]byte, error) {
-		doc, err := s.decodeVideo(present)
-		if err != nil {
-			return nil, err
-		}
-		if doc == nil {
-			doc = &VideoDocument{UID: videoID}
-		}
+	err = s.changeDocument(ctx, videoID, func(doc *VideoDocument) error {
 		doc.Purged = max(doc.Purged+1, s.now().UnixMilli())
 		at = time.UnixMilli(doc.Purged)
-		return json.Marshal(doc)
+		return nil
 	})
 	return at, err
-}
-
-// updateVideo changes the object of a video and publishes the change. Reading it
-// now means that the first viewer need not, and that it is known if the store
-// becomes unavailable.
-func (s *State) updateVideo(ctx context.Context, videoID string, change store.Change) error {
-	name, err := store.NewName(store.Videos, videoID)
-	if err != nil {
-		return err
-	}
-	if err := s.update(ctx, name, change); err != nil {
-		return err
-	}
-	s.videos.drop(videoID)
-	_, _ = s.Video(ctx, videoID)
-	return nil
 }

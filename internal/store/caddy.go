@@ -18,17 +18,14 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
-
-	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 )
 
 const (
 	root = "signed_playback"
 
-	// The largest numbers of simultaneous operations of a storage.
-	maxReads   = 64
-	maxWrites  = 16
-	maxLookups = 64
+	// maxReads is how many reads of a storage may be under way at once, for the callers
+	// of each kind.
+	maxReads = 64
 
 	// finishTimeout is how long a write that has begun may take, also if its caller has
 	// less time left.
@@ -53,40 +50,21 @@ type Caddy struct {
 	storage func() certmagic.Storage
 	logger  func() *zap.Logger
 	secrets *Secrets
-	reads   *queue.Queue
-	lookups lookups
-	writes  *queue.Queue
+	calls   calls
 	stuck   sync.Map    // locks that are being cleared, by name
 	seen    atomic.Bool // there has been something in the storage
-	known   stamps      // for the caller of Changes only
 }
 
 // NewCaddy returns a Store on a Caddy storage, which it does not touch yet. The
 // store outlives configs, so it asks for the storage and the logger of the
 // config in force each time that it needs them.
 func NewCaddy(storage func() certmagic.Storage, logger func() *zap.Logger, secrets *Secrets) *Caddy {
-	start := newStart()
-	return &Caddy{
-		start:   start,
-		storage: start.guard(storage),
-		logger:  logger,
-		secrets: secrets,
-		reads:   newCalls(maxReads),
-		writes:  newCalls(maxWrites),
-		lookups: newLookups(maxLookups),
-	}
+	return &Caddy{start: newStart(), storage: storage, logger: logger, secrets: secrets, calls: newCalls(maxReads)}
 }
 
 // Get implements Store.
-func (s *Caddy) Get(ctx context.Context, name Name) (Object, error) {
-	return await(ctx, s.reads, func() (Object, error) { return s.load(ctx, name) })
-}
-
-// Lookup implements Store.
-func (s *Caddy) Lookup(ctx context.Context, name Name, stranger bool) (Object, error) {
-	return s.lookups.get(stranger, func(calls *queue.Queue) (Object, error) {
-		return await(ctx, calls, func() (Object, error) { return s.load(ctx, name) })
-	})
+func (s *Caddy) Get(ctx context.Context, name Name, caller Caller) (Object, error) {
+	return await(ctx, s.calls, caller, func() (Object, error) { return s.load(ctx, name) })
 }
 
 func (s *Caddy) load(ctx context.Context, name Name) (Object, error) {
@@ -138,7 +116,7 @@ func (s *Caddy) Update(ctx context.Context, name Name, change Change) error {
 	if err := s.start.await(ctx); err != nil {
 		return err
 	}
-	_, err := await(ctx, s.writes, func() (struct{}, error) { return struct{}{}, s.update(ctx, name, change) })
+	_, err := await(ctx, s.calls, writer, func() (struct{}, error) { return struct{}{}, s.update(ctx, name, change) })
 	return err
 }
 
@@ -196,19 +174,17 @@ func (s *Caddy) announce(ctx context.Context, name Name) error {
 
 func stampPath(collection Collection) string { return path.Join(root, "stamps", string(collection)) }
 
-// Changes implements Store.
-func (s *Caddy) Changes(ctx context.Context) ([]Collection, error) {
-	found := make(stamps)
+// Stamps implements Store.
+func (s *Caddy) Stamps(ctx context.Context) (map[Collection]string, error) {
+	stamps := make(map[Collection]string)
 	for _, collection := range collections {
-		stamp, err := await(ctx, s.reads, func() (string, error) { return s.stamp(ctx, collection) })
+		stamp, err := await(ctx, s.calls, Server, func() (string, error) { return s.stamp(ctx, collection) })
 		if err != nil {
 			return nil, err
 		}
-		found[collection] = stamp
+		stamps[collection] = stamp
 	}
-	changed := found.changed(s.known)
-	s.known = found
-	return changed, nil
+	return stamps, nil
 }
 
 // stamp reads a stamp, or returns "" if it is missing.

@@ -18,30 +18,31 @@ const (
 	// maxListings is how often a folder that changes meanwhile is listed again.
 	maxListings = 100
 
-	// readsOfAll is how many objects All reads at a time. On a storage in the
+	// readsAtOnce is how many objects GetAll reads at a time. On a storage in the
 	// network, keys must be read within a second for a revocation to be in force
 	// in time.
-	readsOfAll = maxReads / 2
+	readsAtOnce = maxReads / 2
 
-	// objectTimeout bounds how long All waits for one object, so that an object that
+	// objectTimeout bounds how long GetAll waits for one object, so that an object that
 	// hangs does not delay the others.
 	objectTimeout = 800 * time.Millisecond
 )
 
-// All implements Store.
-func (s *Caddy) All(ctx context.Context, collection Collection) iter.Seq2[Object, error] {
-	return func(yield func(Object, error) bool) {
-		folders, err := s.folders(ctx, collection)
+// Names implements Store.
+func (s *Caddy) Names(ctx context.Context, collection Collection) (names []Name, err error) {
+	folders, err := s.folders(ctx, collection)
+	for _, folder := range folders {
+		files, err := s.list(ctx, folder)
 		if err != nil {
-			yield(Object{}, err)
-			return
+			return nil, err
 		}
-		for _, folder := range folders {
-			if !s.allIn(ctx, collection, folder, yield) {
-				return
+		for _, file := range files {
+			if name, ok := nameOfPath(collection, file); ok {
+				names = append(names, name)
 			}
 		}
 	}
+	return names, err
 }
 
 // folders returns the folders that contain the objects of a collection.
@@ -69,58 +70,33 @@ func (s *Caddy) folders(ctx context.Context, collection Collection) ([]string, e
 
 var shardName = regexp.MustCompile(`^[0-9a-f]{2}$`)
 
-func (s *Caddy) allIn(ctx context.Context, collection Collection, folder string, yield func(Object, error) bool) bool {
-	names, err := s.namesIn(ctx, collection, folder)
-	if err != nil {
-		return yield(Object{}, err)
-	}
-	for some := range slices.Chunk(names, readsOfAll) {
-		objects, errs := s.getAll(ctx, some)
-		for i, name := range some {
-			if err := errs[i]; err != nil && !s.answers(ctx, collection) {
-				yield(Object{}, err)
-				return false
+// GetAll implements Store.
+func (s *Caddy) GetAll(ctx context.Context, names []Name) iter.Seq2[Object, error] {
+	return func(yield func(Object, error) bool) {
+		for some := range slices.Chunk(names, readsAtOnce) {
+			objects, errs := s.getSome(ctx, some)
+			for i, name := range some {
+				if err := errs[i]; err != nil && !s.answers(ctx, name.collection) {
+					yield(Object{}, err)
+					return
+				}
+				objects[i].Name = name
+				if !yield(objects[i], errs[i]) {
+					return
+				}
 			}
-			objects[i].Name = name
-			if !yield(objects[i], errs[i]) {
-				return false
-			}
 		}
 	}
-	return true
 }
 
-// Names implements Store.
-func (s *Caddy) Names(ctx context.Context, collection Collection) (names []Name, err error) {
-	folders, err := s.folders(ctx, collection)
-	for _, folder := range folders {
-		some, err := s.namesIn(ctx, collection, folder)
-		if err != nil {
-			return nil, err
-		}
-		names = append(names, some...)
-	}
-	return names, err
-}
-
-func (s *Caddy) namesIn(ctx context.Context, collection Collection, folder string) (names []Name, err error) {
-	files, err := s.list(ctx, folder)
-	for _, file := range files {
-		if name, ok := nameOfPath(collection, file); ok {
-			names = append(names, name)
-		}
-	}
-	return names, err
-}
-
-// getAll reads some objects at the same time.
-func (s *Caddy) getAll(ctx context.Context, names []Name) ([]Object, []error) {
+// getSome reads some objects at the same time.
+func (s *Caddy) getSome(ctx context.Context, names []Name) ([]Object, []error) {
 	ctx, cancel := context.WithTimeout(ctx, objectTimeout)
 	defer cancel()
 	objects, errs := make([]Object, len(names)), make([]error, len(names))
 	var group sync.WaitGroup
 	for i, name := range names {
-		group.Go(func() { objects[i], errs[i] = s.Get(ctx, name) })
+		group.Go(func() { objects[i], errs[i] = s.Get(ctx, name, Server) })
 	}
 	group.Wait()
 	return objects, errs
@@ -133,13 +109,13 @@ func (s *Caddy) answers(ctx context.Context, collection Collection) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, objectTimeout)
 	defer cancel()
-	_, err := await(ctx, s.reads, func() (string, error) { return s.stamp(ctx, collection) })
+	_, err := await(ctx, s.calls, Server, func() (string, error) { return s.stamp(ctx, collection) })
 	return err == nil
 }
 
 // list returns the entries of a folder, which need not exist.
 func (s *Caddy) list(ctx context.Context, folder string) ([]string, error) {
-	return await(ctx, s.reads, func() ([]string, error) {
+	return await(ctx, s.calls, Server, func() ([]string, error) {
 		for attempt := 1; ; attempt++ {
 			entries, err := s.storage().List(ctx, folder, false)
 			switch {

@@ -15,7 +15,7 @@ import (
 // not notice, and the strangers beyond the queue are told so at once.
 func TestStrangersKeepNobodyWaiting(t *testing.T) {
 	t.Parallel()
-	const atOnce, waiting = maxLookups / 2, 2 * maxLookups
+	const atOnce, waiting = maxReads / 2, 2 * maxReads
 	const strangers = 10 * (atOnce + waiting)
 	storage := newMemStorage()
 	s := quiet(storage)
@@ -28,7 +28,7 @@ func TestStrangersKeepNobodyWaiting(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range strangers {
 		group.Go(func() {
-			if _, err := s.Lookup(ctx, named(Videos, fmt.Sprint("stranger-", i)), true); errors.Is(err, ErrLimited) && !errors.Is(err, ErrUnavailable) {
+			if _, err := s.Get(ctx, named(Videos, fmt.Sprint("stranger-", i)), Stranger); errors.Is(err, ErrLimited) && !errors.Is(err, ErrUnavailable) {
 				told.Add(1)
 			}
 		})
@@ -40,7 +40,7 @@ func TestStrangersKeepNobodyWaiting(t *testing.T) {
 			t.Fatalf("%d of %d strangers are told to come again", told.Load(), strangers)
 		}
 	}
-	if object, err := s.Lookup(ctx, named(Videos, "v"), false); err != nil || string(object.Data) != "1" {
+	if object, err := s.Get(ctx, named(Videos, "v"), Viewer); err != nil || string(object.Data) != "1" {
 		t.Errorf("a viewer with a token: %q, %v", object.Data, err)
 	}
 	wantObject(t, s, named(Keys, "k"), "1")

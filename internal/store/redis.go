@@ -9,7 +9,6 @@ import (
 	"iter"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,8 +17,6 @@ import (
 	"github.com/redis/rueidis"
 	"go.uber.org/zap"
 	"golang.org/x/sync/singleflight"
-
-	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 )
 
 const (
@@ -27,7 +24,8 @@ const (
 	// changed the object meanwhile.
 	maxAttempts = 100
 
-	scanCount = 500
+	// valuesAtOnce is how many objects GetAll reads with one command.
+	valuesAtOnce = 500
 )
 
 // Redis keeps objects in one Redis or Valkey, which a fleet shares. All keys
@@ -51,15 +49,13 @@ type Redis struct {
 
 	opening singleflight.Group
 	session atomic.Pointer[session] // nil until the first use that succeeded
-	calls   *queue.Queue
-	lookups lookups
+	calls   calls
 
 	mu     sync.Mutex
 	client rueidis.Client // nil before the first connection and after Close
 	closed bool
 
-	known stamps      // for the caller of Changes only
-	doubt atomic.Bool // data was missing; what has come back may be older
+	losses atomic.Uint64 // how often data was missing: what has come back may be older
 }
 
 // NewRedis returns a Store on the Redis at an address, which may be down. In
@@ -74,13 +70,13 @@ func NewRedis(address string, local func() certmagic.Storage, logger func() *zap
 	if err != nil {
 		return nil, err
 	}
-	r := &Redis{start: newStart(), options: options, logger: logger, secrets: secrets, calls: newCalls(maxCalls), lookups: newLookups(maxCalls)}
+	r := &Redis{start: newStart(), options: options, logger: logger, secrets: secrets, calls: newCalls(maxCalls)}
 	place := fmt.Sprintf("%s/%d", strings.Join(options.InitAddress, ","), options.SelectDB)
 	if set := options.Sentinel.MasterSet; set != "" {
 		place = set + "@" + place
 	}
 	sum := sha256.Sum256([]byte(place))
-	r.memory = memory{r.start.guard(local), path.Join(root, "redis", hex.EncodeToString(sum[:8])+".json"), place}
+	r.memory = memory{local, path.Join(root, "redis", hex.EncodeToString(sum[:8])+".json"), place}
 	if !options.DisableCache {
 		r.wake = make(chan struct{}, 1)
 		r.options.ClientTrackingOptions = []string{"BCAST", "PREFIX", hashTag}
@@ -111,14 +107,14 @@ type question struct {
 
 // ask returns the answers to a question, or an error if they are not from the data that
 // this node knows.
-func (r *Redis) ask(ctx context.Context, calls *queue.Queue, q question) ([]rueidis.RedisMessage, error) {
+func (r *Redis) ask(ctx context.Context, caller Caller, q question) ([]rueidis.RedisMessage, error) {
 	s, err := r.connected(ctx)
 	if err != nil {
 		return nil, err
 	}
 	// rueidis waits for a connection that another call makes without looking
 	// at the context, and ends it with the context of that other call.
-	reply, err := await(ctx, calls, func() ([]rueidis.RedisMessage, error) {
+	reply, err := await(ctx, r.calls, caller, func() ([]rueidis.RedisMessage, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 		defer cancel()
 		reply, err := q.ask(ctx, s).ToArray()
@@ -151,33 +147,48 @@ func value(m rueidis.RedisMessage) []byte {
 }
 
 // Get implements Store.
-func (r *Redis) Get(ctx context.Context, name Name) (Object, error) {
-	return r.get(ctx, r.calls, name)
-}
-
-// Lookup implements Store.
-func (r *Redis) Lookup(ctx context.Context, name Name, stranger bool) (Object, error) {
-	return r.lookups.get(stranger, func(calls *queue.Queue) (Object, error) { return r.get(ctx, calls, name) })
-}
-
-func (r *Redis) get(ctx context.Context, calls *queue.Queue, name Name) (Object, error) {
-	raw, err := r.read(ctx, calls, name)
+func (r *Redis) Get(ctx context.Context, name Name, caller Caller) (Object, error) {
+	raw, err := r.read(ctx, caller, name)
 	if err != nil {
 		return Object{}, err
 	}
-	return r.secrets.decode(name, raw), nil
+	return r.secrets.decode(name, raw[0]), nil
 }
 
-// read returns the value under a name, or nil.
-func (r *Redis) read(ctx context.Context, calls *queue.Queue, name Name) ([]byte, error) {
-	key := hashOf(name.collection)
-	answers, err := r.ask(ctx, calls, question{[]string{key}, 1, func(ctx context.Context, s *session) rueidis.RedisResult {
-		return s.client.Do(ctx, s.client.B().Hmget().Key(key).Field(epochField, name.id).Build())
+// GetAll implements Store.
+func (r *Redis) GetAll(ctx context.Context, names []Name) iter.Seq2[Object, error] {
+	return func(yield func(Object, error) bool) {
+		for some := range slices.Chunk(names, valuesAtOnce) {
+			raw, err := r.read(ctx, Server, some...)
+			if err != nil {
+				yield(Object{}, err)
+				return
+			}
+			for i, name := range some {
+				if !yield(r.secrets.decode(name, raw[i]), nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// read returns the values under some names of one collection, nil for none.
+func (r *Redis) read(ctx context.Context, caller Caller, names ...Name) ([][]byte, error) {
+	key, ids, values := hashOf(names[0].collection), make([]string, len(names)), make([][]byte, len(names))
+	for i, name := range names {
+		ids[i] = name.id
+	}
+	answers, err := r.ask(ctx, caller, question{[]string{key}, len(ids), func(ctx context.Context, s *session) rueidis.RedisResult {
+		return s.client.Do(ctx, s.client.B().Hmget().Key(key).Field(epochField).Field(ids...).Build())
 	}})
 	if err != nil {
 		return nil, err
 	}
-	return value(answers[0]), nil
+	for i, answer := range answers {
+		values[i] = value(answer)
+	}
+	return values, nil
 }
 
 // Update implements Store.
@@ -185,10 +196,11 @@ func (r *Redis) Update(ctx context.Context, name Name, change Change) error {
 	if err := r.start.await(ctx); err != nil {
 		return err
 	}
-	raw, err := r.read(ctx, r.calls, name)
+	read, err := r.read(ctx, Server, name)
 	if err != nil {
 		return err
 	}
+	raw := read[0]
 	for range maxAttempts {
 		present := r.secrets.decode(name, raw)
 		data, err := change(present)
@@ -214,7 +226,7 @@ func (r *Redis) Update(ctx context.Context, name Name, change Change) error {
 // of the collection, unless it finds another value than present.
 func (r *Redis) swap(ctx context.Context, name Name, present, next []byte) (swapped bool, found []byte, err error) {
 	key := hashOf(name.collection)
-	answers, err := r.ask(ctx, r.calls, question{[]string{stateKey, key}, 2, func(ctx context.Context, s *session) rueidis.RedisResult {
+	answers, err := r.ask(ctx, Server, question{[]string{stateKey, key}, 2, func(ctx context.Context, s *session) rueidis.RedisResult {
 		return swapScript.Exec(ctx, s.client, []string{stateKey, key},
 			[]string{s.epoch, name.id, optional(present), optional(next), string(name.collection), rand.Text()})
 	}})
@@ -232,54 +244,10 @@ func optional(raw []byte) string {
 	return "=" + string(raw)
 }
 
-// All implements Store.
-func (r *Redis) All(ctx context.Context, collection Collection) iter.Seq2[Object, error] {
-	return func(yield func(Object, error) bool) {
-		met := map[string]bool{epochField: true} // a scan may meet a field twice
-		for cursor := "0"; ; {
-			fields, next, err := r.scan(ctx, collection, cursor)
-			if err != nil {
-				yield(Object{}, err)
-				return
-			}
-			for field := range slices.Chunk(fields, 2) {
-				id, raw := field[0], field[1]
-				if met[id] {
-					continue
-				}
-				met[id] = true
-				if name, err := NewName(collection, id); err == nil && !yield(r.secrets.decode(name, []byte(raw)), nil) {
-					return
-				}
-			}
-			if cursor = next; cursor == "0" {
-				return
-			}
-		}
-	}
-}
-
-// scan returns some fields of a hash, each followed by its value, and the cursor
-// of the next.
-func (r *Redis) scan(ctx context.Context, collection Collection, cursor string) (fields []string, next string, err error) {
-	key := hashOf(collection)
-	answers, err := r.ask(ctx, r.calls, question{[]string{key}, 2, func(ctx context.Context, s *session) rueidis.RedisResult {
-		return scanScript.Exec(ctx, s.client, []string{key}, []string{cursor, strconv.Itoa(scanCount)})
-	}})
-	if err != nil {
-		return nil, "", err
-	}
-	fields, err = answers[1].AsStrSlice()
-	if err != nil || len(fields)%2 != 0 {
-		return nil, "", fmt.Errorf("%w: redis: not an answer to HSCAN", ErrUnavailable)
-	}
-	return fields, string(value(answers[0])), nil
-}
-
 // Names implements Store.
 func (r *Redis) Names(ctx context.Context, collection Collection) (names []Name, err error) {
 	key := hashOf(collection)
-	answers, err := r.ask(ctx, r.calls, question{[]string{key}, 1, func(ctx context.Context, s *session) rueidis.RedisResult {
+	answers, err := r.ask(ctx, Server, question{[]string{key}, 1, func(ctx context.Context, s *session) rueidis.RedisResult {
 		return namesScript.Exec(ctx, s.client, []string{key}, nil)
 	}})
 	if err != nil {
@@ -297,24 +265,19 @@ func (r *Redis) Names(ctx context.Context, collection Collection) (names []Name,
 	return names, nil
 }
 
-// Changes implements Store.
-func (r *Redis) Changes(ctx context.Context) ([]Collection, error) {
-	answers, err := r.ask(ctx, r.calls, question{allKeys, len(collections), func(ctx context.Context, s *session) rueidis.RedisResult {
+// Stamps implements Store.
+func (r *Redis) Stamps(ctx context.Context) (map[Collection]string, error) {
+	answers, err := r.ask(ctx, Server, question{allKeys, len(collections), func(ctx context.Context, s *session) rueidis.RedisResult {
 		return stampsScript.Exec(ctx, s.client, allKeys, stampFields)
 	}})
 	if err != nil {
 		return nil, err
 	}
-	if r.doubt.Swap(false) {
-		r.known = nil
-	}
-	found := make(stamps)
+	stamps := make(map[Collection]string)
 	for i, collection := range collections {
-		found[collection] = string(value(answers[i]))
+		stamps[collection] = fmt.Sprint(string(value(answers[i])), "#", r.losses.Load())
 	}
-	changed := found.changed(r.known)
-	r.known = found
-	return changed, nil
+	return stamps, nil
 }
 
 // Interface guards

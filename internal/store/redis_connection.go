@@ -13,8 +13,6 @@ import (
 
 	"github.com/redis/rueidis"
 	"go.uber.org/zap"
-
-	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 )
 
 const (
@@ -25,8 +23,7 @@ const (
 	// callTimeout is how long a call may continue without its caller.
 	callTimeout = 5 * time.Second
 
-	// maxCalls is how many calls may be under way at once: so many of viewers, and
-	// so many of the server and the control API. The queue of a
+	// maxCalls is how many calls may be under way at once, for the callers of each kind. The queue of a
 	// connection in rueidis has more places than this; where it has none left,
 	// rueidis lets calls wait without looking at the context.
 	maxCalls = 256
@@ -79,20 +76,20 @@ func parseAddress(address string) (rueidis.ClientOption, error) {
 
 // Close implements Store.
 func (r *Redis) Close() {
-	r.mu.Lock()
-	client := r.client
-	r.client, r.closed = nil, true
-	r.mu.Unlock()
-	if client == nil {
-		return
-	}
-	go func() {
+	go func() { // connect may have the lock
+		r.mu.Lock()
+		client := r.client
+		r.client, r.closed = nil, true
+		r.mu.Unlock()
+		if client == nil {
+			return
+		}
 		// A call that dials while the client is being closed would leave its
 		// connection open for ever. So wait until no call is under way; none
 		// takes longer than callTimeout.
-		for calls, all := range map[*queue.Queue]int64{r.calls: maxCalls, r.lookups.viewers: maxCalls, r.lookups.strangers: maxCalls / 2} {
-			if calls.Enter(context.Background(), all) == nil {
-				defer calls.Leave(all)
+		for _, turns := range r.calls {
+			if turns.Enter(context.Background(), turns.atOnce) == nil {
+				defer turns.Leave(turns.atOnce)
 			}
 		}
 		client.Close()
@@ -123,10 +120,10 @@ func (r *Redis) open() (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	if err := enter(ctx, r.calls); err != nil {
+	if err := r.calls.enter(ctx, Server); err != nil {
 		return nil, err
 	}
-	defer r.calls.Leave(1)
+	defer r.calls[Server].Leave(1)
 	client, err := r.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -143,29 +140,23 @@ func (r *Redis) open() (any, error) {
 	return s, nil
 }
 
-// connect makes the client. From then on, the client connects again by itself,
+// connect makes the client, once. From then on, the client connects again by itself,
 // when it is used.
 func (r *Redis) connect(ctx context.Context) (rueidis.Client, error) {
 	r.mu.Lock()
-	client := r.client
-	r.mu.Unlock()
-	if client != nil {
-		return client, nil
-	}
-	client, err := rueidis.NewClient(r.options)
-	if err != nil {
-		return nil, r.unavailable(err)
-	}
-	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.closed {
-		r.mu.Unlock()
-		client.Close()
 		return nil, r.unavailable(rueidis.ErrClosing)
 	}
-	r.client = client
-	r.mu.Unlock()
-	r.warnOfEviction(ctx, client)
-	return client, nil
+	if r.client == nil {
+		client, err := rueidis.NewClient(r.options)
+		if err != nil {
+			return nil, r.unavailable(err)
+		}
+		r.client = client
+		r.warnOfEviction(ctx, client)
+	}
+	return r.client, nil
 }
 
 func (r *Redis) warnOfEviction(ctx context.Context, client rueidis.Client) {

@@ -91,16 +91,10 @@ return {state, found[1], '` + swappedAnswer + `', false}`)
 for i = 1, #ARGV do answer[#KEYS + i] = redis.call('HGET', KEYS[1], ARGV[i]) end
 return answer`)
 
-	// namesScript takes a hash.
+	// namesScript takes a hash. With a call of its own, the epoch could be older than a
+	// FLUSHALL and the fields newer.
 	namesScript = rueidis.NewLuaScriptNoSha(`
 return {redis.call('HGET', KEYS[1], '#epoch'), redis.call('HKEYS', KEYS[1])}`)
-
-	// scanScript takes a hash; a cursor and about how many fields to return.
-	// With a call of its own, the epoch could be older than a FLUSHALL and the
-	// fields newer.
-	scanScript = rueidis.NewLuaScriptNoSha(`
-local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
-return {redis.call('HGET', KEYS[1], '#epoch'), page[1], page[2]}`)
 )
 
 const swappedAnswer = "swapped"
@@ -204,7 +198,7 @@ func (r *Redis) presentEpoch(reply rueidis.RedisResult) (epoch string, err error
 
 // dataLost is the error for data that is not the data that this node has seen.
 func (r *Redis) dataLost(key string, found []byte, want string) error {
-	r.doubt.Store(true)
+	r.losses.Add(1)
 	return fmt.Errorf("%w: redis: data has been lost or replaced (FLUSHALL, eviction, another database): %q has epoch %.40q: want %q; "+
 		"restoring it heals this; to accept what is there now, delete %q from Caddy's storage and restart",
 		ErrUnavailable, key, found, want, r.memory.key)

@@ -226,21 +226,21 @@ func (s *redisServer) pause(t *testing.T, r *Redis, do func()) {
 	signal(syscall.SIGSTOP)
 	do()
 	signal(syscall.SIGCONT)
-	redisEventually(t, "Redis goes on", func() error { _, err := r.Changes(t.Context()); return err })
+	redisEventually(t, "Redis goes on", func() error { _, err := r.Stamps(t.Context()); return err })
 }
 
 // wantAllUnavailable checks that every call returns ErrUnavailable with the reason.
 func wantAllUnavailable(t *testing.T, why string, s Store, names ...Name) {
 	t.Helper()
 	for _, name := range names {
-		_, err := s.Get(t.Context(), name)
+		_, err := s.Get(t.Context(), name, Server)
 		wantUnavailable(t, "Get "+name.String(), err, why)
 		wantUnavailable(t, "Update "+name.String(), tryWrite(t.Context(), s, name, `"new"`), why)
 		_, err = readAll(t.Context(), s, name.Collection())
 		wantUnavailable(t, "All", err, why)
 	}
-	_, err := s.Changes(t.Context())
-	wantUnavailable(t, "Changes", err, why)
+	_, err := s.Stamps(t.Context())
+	wantUnavailable(t, "Stamps", err, why)
 }
 
 func redisAwaitWake(t *testing.T, s Store) {
@@ -421,7 +421,7 @@ func TestRedisEvictedHash(t *testing.T) {
 
 	// A new node must not make the rest look whole.
 	newcomer := server.open(t)
-	_, err := newcomer.Get(t.Context(), key)
+	_, err := newcomer.Get(t.Context(), key, Server)
 	wantUnavailable(t, "Get", err, "in part", hashOf(Videos), "HSET '{signed_playback}:videos' '#epoch'")
 	wantAllUnavailable(t, "lost", r, video)
 
@@ -434,7 +434,7 @@ func TestRedisEvictedHash(t *testing.T) {
 
 	server.do(t, "DEL", stateKey)
 	wantUnavailable(t, "Update", tryWrite(t.Context(), r, video, `2`), "lost", stateKey)
-	_, err = server.open(t).Get(t.Context(), key)
+	_, err = server.open(t).Get(t.Context(), key, Server)
 	wantUnavailable(t, "Get", err, "in part", "HSET '{signed_playback}:state' 'epoch'")
 }
 
@@ -458,7 +458,7 @@ func TestRedisFlushAllMeanwhile(t *testing.T) {
 	wantAll(t, r, Videos, want)
 	read := 0
 	var last error
-	for _, err := range r.All(t.Context(), Videos) {
+	for _, err := range All(t.Context(), r, Videos) {
 		if read++; read == 1 {
 			server.do(t, "FLUSHALL")
 		}
@@ -498,10 +498,10 @@ func TestRedisHangs(t *testing.T) {
 	t.Parallel()
 	server, r, name := startRedisWith(t)
 	calls := map[string]func(context.Context) error{
-		"Get":     func(ctx context.Context) error { _, err := r.Get(ctx, name); return err },
-		"Update":  func(ctx context.Context) error { return tryWrite(ctx, r, name, `1`) },
-		"All":     func(ctx context.Context) error { _, err := readAll(ctx, r, Videos); return err },
-		"Changes": func(ctx context.Context) error { _, err := r.Changes(ctx); return err },
+		"Get":    func(ctx context.Context) error { _, err := r.Get(ctx, name, Server); return err },
+		"Update": func(ctx context.Context) error { return tryWrite(ctx, r, name, `1`) },
+		"All":    func(ctx context.Context) error { _, err := readAll(ctx, r, Videos); return err },
+		"Stamps": func(ctx context.Context) error { _, err := r.Stamps(ctx); return err },
 	}
 	wantEnded := func(what string, patience time.Duration, times int) {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -540,7 +540,7 @@ func TestRedisImpatientCallConnectsForOthers(t *testing.T) {
 		impatient, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		go func() { patient <- hasObject(t.Context(), r, name, `1`) }()
-		_, err := r.Get(impatient, name)
+		_, err := r.Get(impatient, name, Server)
 		wantUnavailable(t, "Get", err)
 	})
 	if err := <-patient; err != nil {
@@ -556,9 +556,9 @@ func TestRedisThatCannotBeReached(t *testing.T) {
 		r, name := openRedis(t, address, newMemStorage()), named(Videos, "v")
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(20*time.Millisecond, cancel)
-		_, err := r.Get(ctx, name)
+		_, err := r.Get(ctx, name, Server)
 		wantUnavailable(t, "Get", err)
-		_, err = r.Get(t.Context(), name)
+		_, err = r.Get(t.Context(), name, Server)
 		wantUnavailable(t, "Get without a deadline", err)
 	}
 	mute, err := net.Listen("tcp", "127.0.0.1:0")
@@ -605,7 +605,7 @@ func TestRedisRestarts(t *testing.T) {
 	server, r, name := startRedisWith(t, "--appendonly", "yes", "--appendfsync", "always")
 	_ = server.try("SHUTDOWN")
 	<-server.exited
-	_, err := r.Get(t.Context(), name)
+	_, err := r.Get(t.Context(), name, Server)
 	wantUnavailable(t, "Get", err)
 	server.start(t)
 	redisEventually(t, "Redis is back", func() error { return hasObject(t.Context(), r, name, `1`) })
@@ -620,12 +620,12 @@ func TestRedisRestartsEmpty(t *testing.T) {
 	server, r, name := startRedisWith(t)
 	server.kill()
 	down := server.open(t)
-	_, err := down.Get(t.Context(), name)
+	_, err := down.Get(t.Context(), name, Server)
 	wantUnavailable(t, "Get of a server that is down", err)
 	wantUnavailable(t, "Update of a server that is down", tryWrite(t.Context(), down, name, `1`))
 	server.start(t)
 	redisEventually(t, "Redis is back", func() error {
-		if _, err := r.Get(t.Context(), name); err == nil || !strings.Contains(err.Error(), "lost") {
+		if _, err := r.Get(t.Context(), name, Server); err == nil || !strings.Contains(err.Error(), "lost") {
 			return fmt.Errorf("error %w: want one of the loss", err)
 		}
 		return nil
@@ -659,7 +659,7 @@ func TestRedisCloseLeavesNoConnection(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
 		for _, s := range []*Redis{hanging, server.open(t)} {
-			_, err := s.Get(ctx, name)
+			_, err := s.Get(ctx, name, Server)
 			wantUnavailable(t, "Get", err)
 			s.Close()
 		}
@@ -680,24 +680,6 @@ func TestRedisMayEvict(t *testing.T) {
 	}
 }
 
-func TestRedisDamagedValue(t *testing.T) {
-	t.Parallel()
-	server, r, name := startRedisWith(t)
-	write(t, r, named(Videos, "other"), `2`)
-	reply := server.do(t, "HGET", hashOf(Videos), "other")
-	other, _ := reply.ToString()
-	for _, bad := range []string{`"x"`, other, ""} { // TestForeignBytesAreDamage has more
-		server.do(t, "HSET", hashOf(Videos), "v", bad)
-		wantDamage(t, r, name)
-		wantAll(t, r, Videos, map[string]string{"v": "damaged", "other": "2"})
-	}
-	write(t, r, name, `"repaired"`)
-	wantObject(t, r, name, `"repaired"`)
-	server.do(t, "HSET", hashOf(Videos), "v", "")
-	write(t, r, name, "")
-	wantObject(t, r, name, "")
-}
-
 // Redis quotes the arguments of unknown commands, also of AUTH. No error and no log contains
 // a password, or an address, which may contain one.
 func TestRedisPasswordIsSecret(t *testing.T) {
@@ -712,7 +694,7 @@ func TestRedisPasswordIsSecret(t *testing.T) {
 		"redis://:" + password + "@host.invalid",
 	} {
 		r, logs := loggedRedis(t, address, newMemStorage())
-		_, err := r.Get(t.Context(), named(Videos, "v"))
+		_, err := r.Get(t.Context(), named(Videos, "v"), Server)
 		wantUnavailable(t, "Get", err)
 		gossip := r.unavailable(fmt.Errorf("%q is not the password", password))
 		if text := fmt.Sprint(err, gossip, logs.All()); strings.Contains(text, "hunter2") {
@@ -739,7 +721,7 @@ func TestRedisEpochFile(t *testing.T) {
 	r := openRedis(t, "unix://default:hunter2@"+server.socket(), local)
 	for _, failure := range []error{fs.ErrPermission, syscall.EIO} {
 		local.intercept(failOn("load", "redis", failure))
-		_, err := r.Get(t.Context(), name)
+		_, err := r.Get(t.Context(), name, Server)
 		wantUnavailable(t, "Get", err, failure.Error(), r.memory.key)
 	}
 	if n, err := server.try("DBSIZE").AsInt64(); n != 0 || err != nil {
@@ -748,7 +730,7 @@ func TestRedisEpochFile(t *testing.T) {
 	h := hold(local, "load", "")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	_, err := r.Get(ctx, name)
+	_, err := r.Get(ctx, name, Server)
 	if wantUnavailable(t, "Get", err); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Get = %v, want the context's error in it", err)
 	}
@@ -766,7 +748,7 @@ func TestRedisEpochFile(t *testing.T) {
 	}
 	for _, content := range []string{"", "{}", "[", `{"epoch":""}`} {
 		local.put(r.memory.key, []byte(content))
-		_, err := openRedis(t, "unix://default:hunter2@"+server.socket(), local).Get(t.Context(), name)
+		_, err := openRedis(t, "unix://default:hunter2@"+server.socket(), local).Get(t.Context(), name, Server)
 		wantUnavailable(t, fmt.Sprintf("%q", content), err, r.memory.key)
 	}
 

@@ -114,12 +114,12 @@ func TestTamperingIsDamage(t *testing.T) {
 			"a digest of it":            {video, swap(`"signed_playback":2`, `"sha256":"`+digest([]byte(data))+`","signed_playback":1`)},
 		} {
 			at.put(forged.name, forged.raw)
-			if object, err := a.Get(t.Context(), forged.name); err != nil || object.Damage == nil || object.Data != nil {
+			if object, err := a.Get(t.Context(), forged.name, Server); err != nil || object.Damage == nil || object.Data != nil {
 				t.Errorf("%s: Get = %q, damage %v, %v, want damage", what, object.Data, object.Damage, err)
 			} else if strings.Contains(object.Damage.Error(), secretA) {
 				t.Errorf("%s: the damage contains the secret: %v", what, object.Damage)
 			}
-			for object, err := range a.All(t.Context(), forged.name.collection) {
+			for object, err := range All(t.Context(), a, forged.name.collection) {
 				if err != nil || object.Name == forged.name && object.Damage == nil {
 					t.Errorf("%s: All = %q, %v, want damage", what, object.Data, err)
 				}
@@ -139,6 +139,12 @@ func TestTamperingIsDamage(t *testing.T) {
 					}
 				}
 			}
+		}
+		for _, replacement := range []string{data, ""} { // a call replaces and removes what is damaged
+			at.put(video, nil)
+			wantDamage(t, a, video)
+			write(t, a, video, replacement)
+			wantObject(t, a, video, replacement)
 		}
 		at.put(video, good)
 		wantObject(t, a, video, data)
@@ -163,7 +169,7 @@ func TestSecretsAreReplaced(t *testing.T) {
 					const data = `{"n":1}`
 					write(t, before, object, data)
 					wantDamage(t, after, object)
-					found, err := both.Get(t.Context(), object)
+					found, err := both.Get(t.Context(), object, Server)
 					if err != nil || string(found.Data) != data || !found.Outdated {
 						t.Errorf("%s: Get = %q, outdated %t, damage %v, %v, want it outdated", object, found.Data, found.Outdated, found.Damage, err)
 					}
@@ -172,7 +178,7 @@ func TestSecretsAreReplaced(t *testing.T) {
 					}
 					wantObject(t, after, object, data)
 					wantDamage(t, before, object)
-					if found, err := both.Get(t.Context(), object); err != nil || found.Outdated {
+					if found, err := both.Get(t.Context(), object, Server); err != nil || found.Outdated {
 						t.Errorf("%s is outdated after its update (%v)", object, err)
 					}
 				}

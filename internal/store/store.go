@@ -4,7 +4,7 @@
 //
 // There are two implementations: Caddy's own storage and Redis. Both promise
 // the same: an Update that has returned nil survives a kill of the process, is
-// never seen half done, and is reported by Changes on every node.
+// never seen half done, and has every node find a new stamp.
 package store
 
 import (
@@ -104,8 +104,7 @@ func (o Object) Exists() bool { return o.Data != nil || o.Damage != nil }
 // so read the variables that it sets only after success.
 type Change func(present Object) (data []byte, err error)
 
-// Store keeps objects. It is safe for concurrent use, except Changes, which has
-// one caller.
+// Store keeps objects. It is safe for concurrent use.
 //
 // Before Start, it writes nothing, so that a command can open the store of a server
 // and leave no trace in it.
@@ -119,14 +118,8 @@ type Store interface {
 	Start()
 
 	// Get reads one object. A missing or damaged object is not an error; the
-	// Object says so.
-	Get(ctx context.Context, name Name) (Object, error)
-
-	// Lookup is Get for the request of a viewer, or of a stranger, who has no valid
-	// token. Strangers can cause any number of lookups. So these wait in short
-	// queues of their own, in which neither the server nor the control API waits.
-	// For a stranger the error may wrap ErrLimited.
-	Lookup(ctx context.Context, name Name, stranger bool) (Object, error)
+	// Object says so. For a Stranger the error may wrap ErrLimited.
+	Get(ctx context.Context, name Name, caller Caller) (Object, error)
 
 	// Update changes one object atomically: of two updates at the same time, on
 	// any nodes, the second sees what the first has written. When it returns
@@ -135,20 +128,23 @@ type Store interface {
 	// made. An error of change is returned as it is.
 	Update(ctx context.Context, name Name, change Change) error
 
-	// All reads a whole collection, in no order. An error beside an Object that
-	// has a name concerns that object alone: it cannot be read, although the
-	// store answers. Any other error is the last value.
-	All(ctx context.Context, collection Collection) iter.Seq2[Object, error]
-
 	// Names returns the names of a collection's objects, in no order. It misses none that
 	// exists all the time that it takes.
 	Names(ctx context.Context, collection Collection) ([]Name, error)
 
-	// Changes returns the collections in which this node or others have written
-	// since the last call that succeeded. The first call returns all of them.
-	Changes(ctx context.Context) ([]Collection, error)
+	// GetAll reads many objects of one collection. An error beside an Object that
+	// has a name concerns that object alone: it cannot be read, although the
+	// store answers. Any other error is the last value.
+	GetAll(ctx context.Context, names []Name) iter.Seq2[Object, error]
 
-	// Wake returns a channel that receives when it is worth calling Changes
+	// Stamps returns a random text for each collection. Each write replaces the stamp of
+	// its collection after it has written its object. A node that finds an unknown stamp
+	// knows that the collection has changed. Simultaneous writes always end with a new
+	// stamp, in any order, so no node misses a write. A restored backup has other stamps,
+	// too.
+	Stamps(ctx context.Context) (map[Collection]string, error)
+
+	// Wake returns a channel that receives when it is worth reading the stamps
 	// before the next poll is due. It is nil if the store cannot tell.
 	Wake() <-chan struct{}
 
@@ -156,19 +152,14 @@ type Store interface {
 	Close()
 }
 
-// stamps are random texts, one for each collection. Each write replaces the stamp after it
-// has written its object. A node that finds a new stamp knows that the collection has
-// changed. Simultaneous writes always end with a new stamp, in any order, so no node
-// misses a write. A restored backup has other stamps, too.
-type stamps map[Collection]string
-
-// changed returns the collections whose stamp is not the known one. The known
-// stamps are nil before the first call.
-func (s stamps) changed(known stamps) (changed []Collection) {
-	for _, collection := range collections {
-		if stamp, ok := known[collection]; !ok || s[collection] != stamp {
-			changed = append(changed, collection)
+// All reads a whole collection, in no order. An error is that of Names, or as GetAll has it.
+func All(ctx context.Context, s Store, collection Collection) iter.Seq2[Object, error] {
+	return func(yield func(Object, error) bool) {
+		names, err := s.Names(ctx, collection)
+		if err != nil {
+			yield(Object{}, err)
+			return
 		}
+		s.GetAll(ctx, names)(yield)
 	}
-	return changed
 }

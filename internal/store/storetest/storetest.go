@@ -15,19 +15,19 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 )
 
-// readTimeout is how long All waits for one object.
+// readTimeout is how long GetAll waits for one object.
 const readTimeout = 800 * time.Millisecond
 
 // Fleet is a store in memory. Several nodes share it. It is safe for concurrent use.
 type Fleet struct {
 	mu      sync.Mutex
 	objects map[store.Name]store.Object
-	nodes   []*Node
+	stamps  map[store.Collection]int
 }
 
 // Step is called before or after an operation, and may end it with an error. Operations
 // are get, stranger (a lookup without a token), update, list (of a collection, without a name), read (of one object of a list)
-// and changes.
+// and changes (the stamps).
 type Step func(ctx context.Context, operation string, name store.Name) error
 
 // Node implements store.Store. A test receives from Wake what it sends to Signal.
@@ -38,27 +38,16 @@ type Node struct {
 	fleet         *Fleet // its mutex guards what follows
 	before, after Step   // may be nil
 	calls         map[string]int
-	changed       map[store.Collection]bool
 }
 
 // NewFleet returns an empty store without nodes.
-func NewFleet() *Fleet { return &Fleet{objects: make(map[store.Name]store.Object)} }
-
-func everything() map[store.Collection]bool {
-	all := make(map[store.Collection]bool)
-	for _, collection := range store.Collections() {
-		all[collection] = true
-	}
-	return all
+func NewFleet() *Fleet {
+	return &Fleet{objects: make(map[store.Name]store.Object), stamps: make(map[store.Collection]int)}
 }
 
 // Join adds a node.
 func (f *Fleet) Join() *Node {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	n := &Node{fleet: f, Signal: make(chan struct{}, 1), calls: make(map[string]int), changed: everything()}
-	f.nodes = append(f.nodes, n)
-	return n
+	return &Node{fleet: f, Signal: make(chan struct{}, 1), calls: make(map[string]int)}
 }
 
 // Plant puts an object into the store without an announcement. The data Damaged makes
@@ -84,13 +73,7 @@ func (f *Fleet) Write(name store.Name, data string) {
 	if data == "" {
 		delete(f.objects, name)
 	}
-	f.announce(name)
-}
-
-func (f *Fleet) announce(name store.Name) {
-	for _, n := range f.nodes {
-		n.changed[name.Collection()] = true
-	}
+	f.stamps[name.Collection()]++
 }
 
 // Data returns the data of an object, "" if there is none.
@@ -113,8 +96,8 @@ func (f *Fleet) Restore(objects map[store.Name]store.Object) {
 	defer f.mu.Unlock()
 	f.objects = make(map[store.Name]store.Object)
 	maps.Copy(f.objects, objects)
-	for _, n := range f.nodes {
-		n.changed = everything()
+	for _, collection := range store.Collections() {
+		f.stamps[collection]++
 	}
 }
 
@@ -135,30 +118,21 @@ func (n *Node) Count(operations ...string) (count int) {
 	return count
 }
 
-func (s Step) run(ctx context.Context, operation string, name store.Name) error {
-	if s == nil {
-		return nil
-	}
-	return s(ctx, operation, name)
-}
-
-func (n *Node) steps() (before, after Step) {
-	n.fleet.mu.Lock()
-	defer n.fleet.mu.Unlock()
-	return n.before, n.after
-}
-
 func (n *Node) begin(ctx context.Context, operation string, name store.Name) error {
 	n.fleet.mu.Lock()
 	n.calls[operation]++
 	n.fleet.mu.Unlock()
-	before, _ := n.steps()
-	return before.run(ctx, operation, name)
+	return n.run(ctx, &n.before, operation, name)
 }
 
-func (n *Node) end(ctx context.Context, operation string, name store.Name) error {
-	_, after := n.steps()
-	return after.run(ctx, operation, name)
+func (n *Node) run(ctx context.Context, step *Step, operation string, name store.Name) error {
+	n.fleet.mu.Lock()
+	do := *step
+	n.fleet.mu.Unlock()
+	if do == nil {
+		return nil
+	}
+	return do(ctx, operation, name)
 }
 
 func (n *Node) read(ctx context.Context, operation string, name store.Name) (store.Object, error) {
@@ -169,20 +143,15 @@ func (n *Node) read(ctx context.Context, operation string, name store.Name) (sto
 	object := n.fleet.objects[name]
 	n.fleet.mu.Unlock()
 	object.Name = name
-	return object, n.end(ctx, operation, name)
+	return object, n.run(ctx, &n.after, operation, name)
 }
 
 // Get implements store.Store.
-func (n *Node) Get(ctx context.Context, name store.Name) (store.Object, error) {
-	return n.read(ctx, "get", name)
-}
-
-// Lookup implements store.Store.
-func (n *Node) Lookup(ctx context.Context, name store.Name, stranger bool) (store.Object, error) {
-	if stranger {
+func (n *Node) Get(ctx context.Context, name store.Name, caller store.Caller) (store.Object, error) {
+	if caller == store.Stranger {
 		return n.read(ctx, "stranger", name)
 	}
-	return n.Get(ctx, name)
+	return n.read(ctx, "get", name)
 }
 
 // Update implements store.Store.
@@ -193,7 +162,7 @@ func (n *Node) Update(ctx context.Context, name store.Name, change store.Change)
 	if err := n.update(name, change); err != nil {
 		return err
 	}
-	return n.end(ctx, "update", name)
+	return n.run(ctx, &n.after, "update", name)
 }
 
 func (n *Node) update(name store.Name, change store.Change) error {
@@ -208,29 +177,12 @@ func (n *Node) update(name store.Name, change store.Change) error {
 	if delete(n.fleet.objects, name); data != nil {
 		n.fleet.objects[name] = store.Object{Name: name, Data: data}
 	}
-	n.fleet.announce(name)
+	n.fleet.stamps[name.Collection()]++
 	select {
 	case n.Signal <- struct{}{}:
 	default:
 	}
 	return nil
-}
-
-// All implements store.Store.
-func (n *Node) All(ctx context.Context, collection store.Collection) iter.Seq2[store.Object, error] {
-	return func(yield func(store.Object, error) bool) {
-		names, err := n.Names(ctx, collection)
-		if err != nil {
-			yield(store.Object{}, err)
-			return
-		}
-		for _, name := range names {
-			object, err := n.readOfAll(ctx, name)
-			if !yield(object, err) || object.Name == (store.Name{}) {
-				return
-			}
-		}
-	}
 }
 
 // Names implements store.Store.
@@ -242,6 +194,18 @@ func (n *Node) Names(ctx context.Context, collection store.Collection) ([]store.
 	return slices.DeleteFunc(names, func(name store.Name) bool { return name.Collection() != collection }), nil
 }
 
+// GetAll implements store.Store.
+func (n *Node) GetAll(ctx context.Context, names []store.Name) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) {
+		for _, name := range names {
+			object, err := n.readOfAll(ctx, name)
+			if !yield(object, err) || object.Name == (store.Name{}) {
+				return
+			}
+		}
+	}
+}
+
 func (n *Node) readOfAll(ctx context.Context, name store.Name) (store.Object, error) {
 	reading, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
@@ -249,22 +213,24 @@ func (n *Node) readOfAll(ctx context.Context, name store.Name) (store.Object, er
 	if err == nil {
 		return object, nil
 	}
-	if before, _ := n.steps(); ctx.Err() != nil || before.run(ctx, "changes", store.Name{}) != nil {
+	if ctx.Err() != nil || n.run(ctx, &n.before, "changes", store.Name{}) != nil {
 		return store.Object{}, err // the store as a whole does not answer
 	}
 	return store.Object{Name: name}, err
 }
 
-// Changes implements store.Store.
-func (n *Node) Changes(ctx context.Context) ([]store.Collection, error) {
+// Stamps implements store.Store.
+func (n *Node) Stamps(ctx context.Context) (map[store.Collection]string, error) {
 	if err := n.begin(ctx, "changes", store.Name{}); err != nil {
 		return nil, err
 	}
 	n.fleet.mu.Lock()
 	defer n.fleet.mu.Unlock()
-	changed := slices.Collect(maps.Keys(n.changed))
-	clear(n.changed)
-	return changed, nil
+	stamps := make(map[store.Collection]string)
+	for _, collection := range store.Collections() {
+		stamps[collection] = fmt.Sprint(n.fleet.stamps[collection])
+	}
+	return stamps, nil
 }
 
 // Start implements store.Store.
