@@ -3,10 +3,10 @@ package signedplayback
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -18,15 +18,24 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
+	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 // Each file of testdata/script is a shell session with the command caddy. It can use the
-// commands of testscript and of scriptCommands.
+// commands of testscript and of scriptCommands, and has key.json, its public.json, and other.json.
 func TestCommands(t *testing.T) {
-	t.Parallel()
+	keyFile := func(key *token.SigningKey) string {
+		public := publicKeySet{[]json.RawMessage{must(key.Public().JWK())}}
+		return string(must(json.Marshal(generatedKey{key.ID(), key.PEM(), must(key.JWK()), public})))
+	}
+	other := must(token.ParseSigningKey([]byte(otherKey().PEM()), "other"))
+	keys := map[string]string{"key.json": keyFile(keyOf("main")), "public.json": keySetOf(keyOf("main")), "other.json": keyFile(other)}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
+			for file, key := range keys {
+				must(struct{}{}, os.WriteFile(filepath.Join(env.WorkDir, file), []byte(key), 0o600))
+			}
 			env.Setenv("HOME", env.WorkDir) // and with it Caddy's storage
 			env.Setenv("TESTDATA", must(filepath.Abs("testdata")))
 			taken := must(net.Listen("tcp", "127.0.0.1:0"))
@@ -42,15 +51,20 @@ func TestCommands(t *testing.T) {
 }
 
 var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
-	// fails 'text' <arguments>: `caddy signed-playback <arguments>` ends with status 2. Its
-	// standard output is empty, so a pipe gets no result. Its error contains the text and no
-	// private key.
+	// signed-playback <arguments> [<file]: run a command in this process, because to start one
+	// takes the race detector long. It reads the file as standard input.
+	"signed-playback": func(ts *testscript.TestScript, neg bool, args []string) {
+		if err := runScripted(ts, args); (err != nil) != neg {
+			ts.Fatalf("the command ends with %v", err)
+		}
+	},
+	// fails 'text' <arguments>: `signed-playback <arguments>` ends with status 2. Its standard
+	// output is empty, so a pipe gets no result. Its error contains the text and no private key.
 	"fails": func(ts *testscript.TestScript, _ bool, args []string) {
-		err := ts.Exec("caddy", append([]string{"signed-playback"}, args[1:]...)...)
-		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 2 {
+		if err := runScripted(ts, args[1:]); err == nil || err.Error() != "exiting with status 2" {
 			ts.Fatalf("the command ends with %v, want exit status 2", err)
 		}
-		stdout, stderr := ts.ReadFile("stdout"), ts.ReadFile("stderr")
+		stdout, stderr := fmt.Sprint(ts.Stdout()), fmt.Sprint(ts.Stderr())
 		if stdout != "" || !strings.Contains(stderr, args[0]) || strings.Contains(stderr, "PRIVATE KEY-----") || strings.Contains(stderr, `"d"`) {
 			ts.Fatalf("standard output %q, standard error %q; want no output, and an error with %q and without a private key", stdout, stderr, args[0])
 		}
@@ -80,6 +94,18 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 		}
 		ts.Check(os.WriteFile(ts.MkAbs(args[2]), []byte(text+"\n"), 0o600))
 	},
+}
+
+// runScripted runs `caddy signed-playback` in the folder of a script, with its folder of temporary files.
+func runScripted(ts *testscript.TestScript, args []string) error {
+	stdin := ""
+	if file, ok := strings.CutPrefix(args[len(args)-1], "<"); ok {
+		stdin, args = ts.ReadFile(file), args[:len(args)-1]
+	}
+	stdout, stderr, err := runIn(ts.MkAbs("."), ts.Getenv("TMPDIR"), stdin, args...)
+	_, _ = io.WriteString(ts.Stdout(), stdout)
+	_, _ = io.WriteString(ts.Stderr(), stderr)
+	return err
 }
 
 // The error of a wrong command names the flag or the argument with its value. The command

@@ -46,7 +46,7 @@ func TestDoctor(t *testing.T) {
 		"tokens in logs":         {global: global, site: "log", want: map[string]string{"config": "tokens, get into logs"}},
 		"redacted logs":          {global: global, site: "log {\nformat signed_playback\n}", want: map[string]string{"config": "http.log.error"}},
 		"no back end answers":    {global: global + "\nsessions on\nsession_secret 0123456789abcdef\nadmission http://" + down + "/s3cret", want: map[string]string{"admission": "does not answer"}},
-		"questions in cleartext": {global: global + "\nsessions on\nsession_secret 0123456789abcdef\nadmission http://192.0.2.1/s3cret", want: map[string]string{"admission": "192.0.2.1 does not answer", "config": "not encrypted"}},
+		"questions in cleartext": {global: global + "\nsessions on\nsession_secret 0123456789abcdef\nadmission http://255.255.255.255/s3cret", want: map[string]string{"admission": "255.255.255.255 does not answer", "config": "not encrypted"}},
 		"accepted":               {global: global, site: "log", options: doctorOptions{accepted: []string{"config"}}},
 		"URIs lead out":          {global: global, path: "outside.m3u8", want: map[string]string{"playback": "1 of the manifest's 1 URIs"}},
 		"the gate refuses URIs":  {global: global, path: "refused.m3u8", want: map[string]string{"config": "refuses files"}},

@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"os"
 	"strings"
@@ -78,13 +79,24 @@ func diagnosing(t *testing.T, opts doctorOptions, out *bytes.Buffer) error {
 // run executes `caddy signed-playback` with arguments as the command line does. stderr has
 // the error of a command that fails.
 func run(args ...string) (stdout, stderr string, err error) {
+	return runIn(".", os.TempDir(), "", args...)
+}
+
+// runIn executes it in a folder, with standard input and a folder for temporary files. No
+// test that calls it for another folder may be parallel, because all of them are elsewhere meanwhile.
+func runIn(folder, temp, stdin string, args ...string) (stdout, stderr string, err error) {
 	root := &cobra.Command{Use: "signed-playback", SilenceUsage: true}
 	caddycmd.Commands()["signed-playback"].CobraFunc(root)
-	var out, errors bytes.Buffer
-	root.SetIn(strings.NewReader(""))
+	var out, errs bytes.Buffer
+	root.SetIn(strings.NewReader(stdin))
 	root.SetOut(&out)
-	root.SetErr(&errors)
+	root.SetErr(&errs)
 	root.SetArgs(args)
-	err = alone(root.Execute)
-	return out.String(), errors.String(), err
+	err = alone(func() error {
+		before, tempBefore := must(os.Getwd()), os.Getenv("TMPDIR")
+		defer func() { must(struct{}{}, errors.Join(os.Chdir(before), os.Setenv("TMPDIR", tempBefore))) }()
+		must(struct{}{}, errors.Join(os.Chdir(folder), os.Setenv("TMPDIR", temp)))
+		return root.Execute()
+	})
+	return out.String(), errs.String(), err
 }
