@@ -49,7 +49,7 @@ func TestManifestsInTheCache(t *testing.T) {
 			c := newCache(t, g, &Cache{Query: []string{"v"}})
 			for i, viewer := range viewers() {
 				r := requestFor(t, "/"+viewer+"/"+tc.suffix+"?"+strings.ReplaceAll(tc.query, "VIEWER", string(rune('0'+i))), nil)
-				e := exchangeOnce(t, g, r, c.through(func(w http.ResponseWriter, r *http.Request) error {
+				e := exchange(t, g, r, c.through(func(w http.ResponseWriter, r *http.Request) error {
 					asked++
 					return tc.origin(w, r)
 				}))
@@ -73,7 +73,7 @@ func TestConfirmedManifests(t *testing.T) {
 		c := newCache(t, g, new(Cache))
 		var conditions []string
 		for _, viewer := range append(viewers(), viewers()...) {
-			e := exchangeOnce(t, g, requestFor(t, "/"+viewer+"/"+suffix, withRange("bytes=1-2")), c.through(func(w http.ResponseWriter, r *http.Request) error {
+			e := exchange(t, g, requestFor(t, "/"+viewer+"/"+suffix, withRange("bytes=1-2")), c.through(func(w http.ResponseWriter, r *http.Request) error {
 				conditions = append(conditions, r.Header.Get("If-None-Match"))
 				h := w.Header()
 				h["Etag"], h["Cache-Control"] = is(`"1"`), is("no-cache")
@@ -113,9 +113,9 @@ func TestManifestsOfSeveralGatesBeforeOneCache(t *testing.T) {
 	var got []string
 	for range 2 {
 		got = append(got,
-			exchangeOnce(t, g, requestFor(t, "/"+plainToken()+"/a.m3u8", nil), c.through(origin)).body,
-			exchangeOnce(t, &second, requestFor(t, "/"+plainToken()+"/a.m3u8", nil), c.through(origin)).body,
-			exchangeOnce(t, g, requestFor(t, "/"+other+"/a.m3u8", nil), moved).body)
+			exchange(t, g, requestFor(t, "/"+plainToken()+"/a.m3u8", nil), c.through(origin)).body,
+			exchange(t, &second, requestFor(t, "/"+plainToken()+"/a.m3u8", nil), c.through(origin)).body,
+			exchange(t, g, requestFor(t, "/"+other+"/a.m3u8", nil), moved).body)
 	}
 	if diff := cmp.Diff([]string{first, untouched, ofOther, first, untouched, ofOther}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -157,7 +157,7 @@ func TestExplainedCache(t *testing.T) {
 			r := requestFor(t, strings.ReplaceAll(tc.target, "TOKEN", plainToken()), func(r *http.Request) { r.Header.Set("Authorization", "Basic eDp5") })
 			found := &trace{at: testTime}
 			r = r.WithContext(context.WithValue(r.Context(), traceKey{}, found))
-			exchangeOnce(t, g, r, c.through(func(http.ResponseWriter, *http.Request) error { return nil }))
+			exchange(t, g, r, c.through(func(http.ResponseWriter, *http.Request) error { return nil }))
 			last := found.checks[len(found.checks)-1]
 			if diff := cmp.Diff(explainedCheck{Check: "cache", Outcome: verdictPass, Details: tc.want}, last); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
@@ -184,7 +184,7 @@ func TestPurgedWhileTheStoreIsAway(t *testing.T) {
 		var got []string
 		ask := func(what string, header http.Header) {
 			told := "no request"
-			e := exchangeOnce(t, g, requestFor(t, "/"+viewer+"/1.ts", func(r *http.Request) { maps.Copy(r.Header, header) }),
+			e := exchange(t, g, requestFor(t, "/"+viewer+"/1.ts", func(r *http.Request) { maps.Copy(r.Header, header) }),
 				c.through(func(w http.ResponseWriter, r *http.Request) error {
 					told = fmt.Sprint(r.Header[mediacache.GenerationHeader])
 					w.Header().Set("Content-Type", "video/mp2t")

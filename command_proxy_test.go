@@ -240,26 +240,18 @@ func TestProxyValuesAreNotCaddyfileSyntax(t *testing.T) {
 	}
 }
 
-// A password in the origin's address does not appear in the error, which may end
-// up in a log.
-func TestProxyRepeatsNoPassword(t *testing.T) {
+// An error names the flag, and no password in the origin's address, because it may end up in a log. proxy
+// prints no URL that has expired at its start.
+func TestProxyRefuses(t *testing.T) {
 	t.Parallel()
-	for _, to := range []string{"https://me:hunter2@origin.example.com", "me:hunter2@origin:8081", "http://me:hunter2@[::1"} {
-		opts, _ := proxying(t, func(o *proxyOptions) { o.to = to })
-		_, err := proxy(opts, io.Discard)
-		if err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "--to") {
-			t.Errorf("proxy --to %s = %v, want an error that names the flag and not the password", to, err)
-		}
-	}
-}
-
-// proxy prints no URL that has expired at its start.
-func TestProxyRefusesAnExpiredURL(t *testing.T) {
-	t.Parallel()
-	for _, expires := range []string{"0s", "-1s", "1800000000"} {
-		opts, _ := proxying(t, func(o *proxyOptions) { o.expires = expires })
-		if _, err := proxy(opts, io.Discard); err == nil || !strings.Contains(err.Error(), `--exp "`+expires+`"`) {
-			t.Errorf("proxy --exp %s = %v, want an error that names the flag and its value", expires, err)
+	for to, expires := range map[string]string{
+		"https://me:hunter2@origin.example.com": "1h", "me:hunter2@origin:8081": "1h", "http://me:hunter2@[::1": "1h",
+		"127.0.0.1:1": "0s", "127.0.0.1:2": "-1s", "127.0.0.1:3": "1800000000",
+	} {
+		opts, _ := proxying(t, func(o *proxyOptions) { o.to, o.expires = to, expires })
+		want := map[bool]string{true: "--to", false: `--exp "` + expires + `"`}[expires == "1h"]
+		if _, err := proxy(opts, io.Discard); err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), want) {
+			t.Errorf("proxy --to %s --exp %s = %v, want an error with %s and not the password", to, expires, err, want)
 		}
 	}
 }

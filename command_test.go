@@ -31,7 +31,7 @@ func TestCommands(t *testing.T) {
 	other := must(token.ParseSigningKey([]byte(otherKey().PEM()), "other"))
 	keys := map[string]string{"key.json": keyFile(keyOf("main")), "public.json": keySetOf(keyOf("main")), "other.json": keyFile(other)}
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
+		Dir: must(filepath.Abs("testdata/script")),
 		Setup: func(env *testscript.Env) error {
 			for file, key := range keys {
 				must(struct{}{}, os.WriteFile(filepath.Join(env.WorkDir, file), []byte(key), 0o600))

@@ -155,7 +155,7 @@ func TestEachReasonUnderReportOnly(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			r := requestFor(t, tc.target(), tc.change)
 			if !passesReported(tc.want) {
-				wantRefusal(t, r, ask(t, g, r), tc.want)
+				wantOutcome(t, g, r, tc.want)
 				return
 			}
 			wantReported(t, g, r, tc.want)
@@ -531,8 +531,7 @@ func TestBrowsersEnforceNoReportedOrigins(t *testing.T) {
 		{reporting("origins"), "", reported},
 		{unenforced(), "https://evil.com", reported},
 	} {
-		for _, player := range []*PlayerConfig{nil, {}} {
-			g := newGate(t, testApp(), &Gate{Enforcement: tc.enforcement, Player: player})
+		for i, g := range newGates(t, testApp(), []*Gate{{Enforcement: tc.enforcement}, {Enforcement: tc.enforcement, Player: new(PlayerConfig)}}) {
 			for _, suffix := range []string{"/x.ts", "/manifest/video.m3u8", "/iframe"} {
 				a := ask(t, g, requestFor(t, "/"+signedFor("site")+suffix, func(r *http.Request) {
 					if tc.origin != "" {
@@ -548,7 +547,7 @@ func TestBrowsersEnforceNoReportedOrigins(t *testing.T) {
 					want.Framing = ""
 				}
 				if got != want || a.status != http.StatusOK || a.header.Get("X-Frame-Options") != "" {
-					t.Errorf("%s from %q, player page %t, %s: %d %+v, want 200 %+v", shown(tc.enforcement), tc.origin, player != nil, suffix, a.status, got, want)
+					t.Errorf("%s from %q, gate %d, %s: %d %+v, want 200 %+v", shown(tc.enforcement), tc.origin, i, suffix, a.status, got, want)
 				}
 			}
 		}
@@ -584,7 +583,7 @@ func TestFloodLimitsHoldUnderReportOnly(t *testing.T) {
 		t.Errorf("a token that was not verified has the key %q", got)
 	}
 	r = requestFor(t, "/"+fresh+"/downloads/x.mp4", from("198.51.100.8"))
-	wantRefusal(t, r, ask(t, g, r), "download_not_allowed") // nobody has vouched for the claim
+	wantOutcome(t, g, r, "download_not_allowed") // nobody has vouched for the claim
 	r = requestFor(t, "/"+fresh+"/x.ts", from("203.0.113.7"))
 	if a := ask(t, g, r); !a.allowed() || placeholder(r, "result") != "allowed" {
 		t.Errorf("a viewer of another network: %d %s", a.status, placeholder(r, "reason"))
@@ -619,33 +618,31 @@ func TestReportsAreSampled(t *testing.T) {
 	}
 }
 
-// reportingServer is a server whose gate refuses nothing, with an access log.
-const reportingServer = `{
-	"logging": {"logs": {"default": {"level": "INFO", "writer": {"output": "file", "filename": %q}}}},
-	"apps": {
-		"signed_playback": {
-			"key_file": [%q], "enforce": %s,
-			"video": {"strict": {"enforce": true}, "loose": {"report_only": ["rules", "origins"]}}
-		},
-		"http": {"servers": {"playback": {
-			"automatic_https": {"disable": true},
-			"routes": [{"handle": [
-				{"handler": "signed_playback" %s},
-				{"handler": "static_response", "body": "#EXTM3U\n"}
-			]}],
-			"logs": {}
-		}}}
-	}
-}`
+// gatedServer is the config of a server "playback" with a log in a file, whose members of the log, the
+// app, the gate and the server begin with a comma. The handler comes after the gate.
+func gatedServer(t *testing.T, file, log, app, gate, server, handler string) string {
+	t.Helper()
+	return fmt.Sprintf(`{
+		"logging": {"logs": {"default": {"writer": {"output": "file", "filename": %q} %s}}},
+		"apps": {
+			"signed_playback": {"key_file": [%q] %s},
+			"http": {"servers": {"playback": {
+				"automatic_https": {"disable": true}, "routes": [{"handle": [{"handler": "signed_playback" %s}, %s]}], "logs": {} %s
+			}}}
+		}
+	}`, file, log, writeFile(t, "key.json", publicJWK(testKey())), app, gate, handler, server)
+}
+
+const answersPlaylist = `{"handler": "static_response", "body": "#EXTM3U\n"}`
 
 // serversOf provisions a config in JSON, at testTime, and starts nothing.
 func serversOf(t *testing.T, config string) map[string]*caddyhttp.Server {
 	t.Helper()
-	return httpAppOf(t, config).Servers
+	return must(contextOf(t, config).App("http")).(*caddyhttp.App).Servers
 }
 
-// httpAppOf provisions a config and returns its HTTP app, not started.
-func httpAppOf(t *testing.T, config string) *caddyhttp.App {
+// contextOf provisions a config in JSON.
+func contextOf(t *testing.T, config string) caddy.Context {
 	t.Helper()
 	var cfg caddy.Config
 	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
@@ -655,14 +652,8 @@ func httpAppOf(t *testing.T, config string) *caddyhttp.App {
 	if err != nil {
 		t.Fatalf("provisioning: %v", err)
 	}
-	app := must(ctx.App(appID)).(*App)
-	app.now = func() time.Time { return testTime }
-	t.Cleanup(func() {
-		if err := app.Cleanup(); err != nil {
-			t.Errorf("App.Cleanup() = %v", err)
-		}
-	})
-	return must(ctx.App("http")).(*caddyhttp.App)
+	appOf(t, ctx)
+	return ctx
 }
 
 // startReporting provisions the server, and returns what it has logged since
@@ -670,7 +661,8 @@ func httpAppOf(t *testing.T, config string) *caddyhttp.App {
 func startReporting(t *testing.T, global, gate string) (server *caddyhttp.Server, log func() []map[string]any) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "log")
-	servers := serversOf(t, fmt.Sprintf(reportingServer, file, writeFile(t, "key.json", publicJWK(testKey())), global, gate))
+	app := `, "enforce": ` + global + `, "video": {"strict": {"enforce": true}, "loose": {"report_only": ["rules", "origins"]}}`
+	servers := serversOf(t, gatedServer(t, file, `, "level": "INFO"`, app, gate, "", answersPlaylist))
 	read := 0
 	return servers["playback"], func() (lines []map[string]any) {
 		content, err := os.ReadFile(file)

@@ -160,7 +160,7 @@ func TestExplainedChecks(t *testing.T) {
 	var got strings.Builder
 	for _, tc := range slices.Concat(explainedTokens(t), explainedRules(t), explainedState(t)) {
 		e := explainedBy(t, tc.gate, requestFor(t, "/"+tc.first+tc.suffix, tc.change))
-		text := printed(t, e, false)
+		text := printed(t, e, strings.HasSuffix(tc.name, "in JSON"))
 		for _, compact := range []string{tc.first, plainToken()} {
 			text = strings.ReplaceAll(text, cmp.Or(redact.TokenID(compact), "-"), "<token id>")
 		}
@@ -237,6 +237,7 @@ func explainedRules(t *testing.T) []explainedCase {
 		{"a rule that blocks", refusing, signedWithRules(twoRules), "/x.ts", from("8.8.8.8")},
 		{"no rule matches", refusing, signedWithRules(`[{"type":"ip.geoip.country","country":["US"],"action":"block"}]`), "/x.ts", nil},
 		{"report-only, expired and blocked", reporting, expiredBlocked, "/x.ts", nil},
+		{"expired and blocked, in JSON", newGate(t, testApp(), &Gate{Enforcement: Enforcement{ReportOnly: []string{"token"}}}), expiredBlocked, "/x.ts", nil},
 		{"report-only, but not for downloads", reporting, expiredBlocked, "/downloads/x.mp4", nil},
 		{"report-only, forged claims do not count", reporting, forgedAndBlocked(), "/downloads/x.mp4", nil},
 		{"a rule by address, and no address", refusing, signedWithRules(needsAddress), "/x.ts", from("@")},

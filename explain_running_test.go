@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
@@ -22,22 +21,8 @@ import (
 // newRunningAPI provisions a Caddyfile as a server does, with a control API beside its sites.
 func newRunningAPI(t *testing.T, file string) *API {
 	t.Helper()
-	var cfg caddy.Config
-	if err := json.Unmarshal(must(json.Marshal(must(adaptConfig(file)))), &cfg); err != nil {
-		t.Fatal(err)
-	}
-	cfg.Logging = &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{WriterRaw: json.RawMessage(`{"output":"discard"}`)}}}}
-	ctx, err := provisionContext(&cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	must(ctx.App("http"))
-	api := must(ctx.LoadModuleByID("http.handlers.signed_playback_api", caddyconfig.JSON(&API{BearerTokens: []string{"secret-of-the-tests"}}, nil))).(*API)
-	api.app.now = func() time.Time { return testTime }
-	api.app.metrics = newMetrics()
-	api.app.verifier.metrics = api.app.metrics
-	t.Cleanup(func() { _ = api.app.Cleanup() })
-	return api
+	ctx := contextOf(t, adaptedWithoutLog(file))
+	return must(ctx.LoadModuleByID("http.handlers.signed_playback_api", caddyconfig.JSON(&API{BearerTokens: []string{"secret-of-the-tests"}}, nil))).(*API)
 }
 
 // explainCall calls the API and returns its whole answer.

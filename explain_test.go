@@ -21,7 +21,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -34,31 +33,24 @@ func siteFile(t *testing.T) string {
 	return writeFile(t, "Caddyfile", strings.Replace(text, "KEY", writeFile(t, "key.json", publicJWK(testKey())), 1))
 }
 
+// adaptedWithoutLog adapts a Caddyfile to a config in JSON that logs nothing.
+func adaptedWithoutLog(file string) string {
+	config := must(adaptConfig(file))
+	delete(config, "logging")
+	return string(must(json.Marshal(config)))
+}
+
 // running provisions a config as a server does, and returns the explanations of its API. Only
 // the command notes that there are no keys: the tests have them in files.
 func running(t *testing.T, config string) func(address string, change func(*explainOptions)) (*explanation, error) {
 	t.Helper()
-	adapted := must(adaptConfig(config))
-	adapted["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{"writer": map[string]any{"output": "discard"}}}}
-	servers := serversOf(t, string(must(json.Marshal(adapted))))
+	servers := serversOf(t, adaptedWithoutLog(config))
 	return func(address string, change func(*explainOptions)) (*explanation, error) {
 		opts := explainOptions{url: address, ip: "203.0.113.7", method: http.MethodGet}
 		if change != nil {
 			change(&opts)
 		}
 		return (&replay{servers: servers, serve: serveReplayed}).explanation(must(opts.request()), testTime)
-	}
-}
-
-// wantSameExplanation checks that a running config explains a request as the command does.
-func wantSameExplanation(t *testing.T, want *explanation, got *explanation, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatalf("the running config: %v", err)
-	}
-	want.Notes = slices.DeleteFunc(want.Notes, func(note string) bool { return note == noKeys })
-	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
-		t.Errorf("the running config (-command +running):\n%s", diff)
 	}
 }
 
@@ -81,44 +73,16 @@ func explanationOf(t *testing.T, config, address string, change func(*explainOpt
 	return e
 }
 
-// The output as text and as JSON, of a request that is refused.
-func TestExplainOutput(t *testing.T) {
-	t.Parallel()
-	config := siteFile(t)
-	compact := signed(func(c *token.Claims) {
-		c.VideoID, c.AccessRules = "site", json.RawMessage(`[{"type":"ip.geoip.country","country":["US"],"action":"allow"},{"type":"any","action":"block"}]`)
-	})
-	id := redact.TokenID(compact)
-	address := "http://media.example.net/vod/" + compact + "/video/1.m4s?a=b#t=10"
-	text, err := explaining(config, address, nil)
-	if !errors.Is(err, errRefused) {
-		t.Errorf("explain = %v, want errRefused", err)
+// explainedTwice explains a request by the command and in a running config, with the same result.
+func explainedTwice(t *testing.T, config string, inRunning func(string, func(*explainOptions)) (*explanation, error), address string, change func(*explainOptions)) *explanation {
+	t.Helper()
+	e := explanationOf(t, config, address, change)
+	e.Notes = slices.DeleteFunc(e.Notes, func(note string) bool { return note == noKeys })
+	got, err := inRunning(address, change)
+	if diff := cmp.Diff(e, got, cmpopts.EquateEmpty()); diff != "" || err != nil {
+		t.Errorf("the running config: %v (-command +running):\n%s", err, diff)
 	}
-	const summary = "\nrefused with 403 rule_blocked, for 203.0.113.7 at 2027-01-15T08:00:00Z\n"
-	if !strings.HasPrefix(text, "method ") || !strings.HasSuffix(text, summary) { // explain.golden has more
-		t.Errorf("explain prints %q, want %q at its end", text, summary)
-	}
-	text, err = explaining(config, address, func(o *explainOptions) { o.json = true })
-	var got map[string]any
-	if decodeErr := json.Unmarshal([]byte(text), &got); decodeErr != nil || !errors.Is(err, errRefused) {
-		t.Fatalf("explain --json = %v, %v", err, decodeErr)
-	}
-	checks, _ := got["checks"].([]any)
-	got["checks"] = checks[len(checks)-3:]
-	reported := map[string]any{"check": "origins", "outcome": "report", "reason": "origin_required", "details": []any{
-		"neither Origin nor Referer is sent", refuse(reasonOriginRequired, errOriginMissing).Error(),
-	}}
-	refused := map[string]any{"check": "rules", "outcome": "refuse", "reason": "rule_blocked", "details": []any{
-		"rule 1 of 2: ip.geoip.country [US] allow: client 203.0.113.7 is in GB, no match", "rule 2 of 2: any block: match: block", refuse(reasonRuleBlocked, errRuleBlocked).Error(),
-	}}
-	passed := map[string]any{"check": "download", "outcome": "pass", "details": []any{"this is no download"}}
-	wantJSON := map[string]any{
-		"allowed": false, "result": "refused", "reason": "rule_blocked", "status": 403.0, "video": "site", "token_id": id, "key_id": "k1",
-		"client_ip": "203.0.113.7", "country": "GB", "at": "2027-01-15T08:00:00Z", "checks": []any{reported, refused, passed},
-	}
-	if diff := cmp.Diff(wantJSON, got); diff != "" {
-		t.Errorf("JSON (-want +got):\n%s", diff)
-	}
+	return e
 }
 
 // A request finds its gate by the matchers of the config, and the handlers before
@@ -154,10 +118,7 @@ func TestExplainFindsTheGate(t *testing.T) {
 		{"fragment", own + "/" + good + "/x.ts#a/../b", nil, told{true, resultAllowed, "", 0}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			change := func(o *explainOptions) { o.headers = tc.headers }
-			e := explanationOf(t, config, tc.address, change)
-			got, err := inRunning(tc.address, change)
-			wantSameExplanation(t, e, got, err)
+			e := explainedTwice(t, config, inRunning, tc.address, func(o *explainOptions) { o.headers = tc.headers })
 			if diff := cmp.Diff(tc.want, told{e.Allowed, e.Result, e.Reason, e.Status}); diff != "" {
 				t.Errorf("(-want +got):\n%s%s", diff, printed(t, e, false))
 			}
@@ -227,9 +188,7 @@ func TestExplainGoesOn(t *testing.T) {
 			if path = "/" + plainToken() + path; name == "the player SDK" {
 				path = sdkPath
 			}
-			e := explanationOf(t, config, "http://media.example.net"+path, nil)
-			got, err := running(t, config)("http://media.example.net"+path, nil)
-			wantSameExplanation(t, e, got, err)
+			e := explainedTwice(t, config, running(t, config), "http://media.example.net"+path, nil)
 			text := printed(t, e, false)
 			if diff := cmp.Diff(tc.want, told{e.Allowed, e.Result, e.Reason, e.Status}); diff != "" || !strings.Contains(text, tc.text) || strings.Contains(text, "answers 502") != strings.Contains(tc.text, "answers 502") {
 				t.Errorf("(-want +got):\n%s%s", diff, text)
@@ -295,10 +254,7 @@ func TestExplainAddresses(t *testing.T) {
 		{"not a trusted header", "10.0.0.1", []string{"X-Real-IP: 203.0.113.7"}, "10.0.0.1", "", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			address, change := "http://media.example.net/"+compact+"/x.ts", func(o *explainOptions) { o.ip, o.headers = tc.ip, tc.headers }
-			e := explanationOf(t, config, address, change)
-			got, err := inRunning(address, change)
-			wantSameExplanation(t, e, got, err)
+			e := explainedTwice(t, config, inRunning, "http://media.example.net/"+compact+"/x.ts", func(o *explainOptions) { o.ip, o.headers = tc.ip, tc.headers })
 			if e.Client != tc.client || e.Country != tc.country || e.Allowed != tc.allowed {
 				t.Errorf("client %s in %q, allowed %t; want %s in %q, %t", e.Client, e.Country, e.Allowed, tc.client, tc.country, tc.allowed)
 			}
@@ -324,12 +280,9 @@ func TestExplainReadsJSON(t *testing.T) {
 			if e := explanationOf(t, config, "https://media.example.net/"+plainToken()+"/x.ts", nil); !e.Allowed {
 				t.Errorf("it is refused: %s", e.Reason)
 			}
-			e := explanationOf(t, config, "https://media.example.net/demo/x.ts", nil)
-			if e.Reason != reasonTokenRequired {
+			if e := explainedTwice(t, config, running(t, config), "https://media.example.net/demo/x.ts", nil); e.Reason != reasonTokenRequired {
 				t.Errorf("a video id: %q", e.Reason)
 			}
-			got, err := running(t, config)("https://media.example.net/demo/x.ts", nil)
-			wantSameExplanation(t, e, got, err)
 		})
 	}
 }
@@ -338,15 +291,9 @@ func TestExplainReadsJSON(t *testing.T) {
 func TestExplainIsTheServersAnswer(t *testing.T) {
 	t.Parallel()
 	config := siteFile(t)
-	adapted := must(adaptConfig(config))
-	adapted["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{"writer": map[string]any{"output": "discard"}}}}
-	raw, err := json.Marshal(adapted)
-	if err != nil {
-		t.Fatal(err)
-	}
 	explaining := replayed(t, config)
 	var server *caddyhttp.Server
-	for _, s := range serversOf(t, string(raw)) {
+	for _, s := range serversOf(t, adaptedWithoutLog(config)) {
 		if slices.Contains(s.Listen, ":80") {
 			server = s
 		}

@@ -122,51 +122,49 @@ func publicJWK(key *token.SigningKey) string { return string(must(key.Public().J
 // provisioned runs Caddy's own provisioning of an app and, if gate is not nil, of a gate.
 func provisioned(t testing.TB, app *App, gate *Gate) (*App, *Gate, error) {
 	t.Helper()
-	ready, gates, err := provisionedGates(t, app, gate)
+	if gate == nil {
+		ready, _, err := withHandlers(t, app)
+		return ready, nil, err
+	}
+	ready, handlers, err := withHandlers(t, app, gate)
 	if err != nil {
 		return nil, nil, err
 	}
-	return ready, gates[0], nil
+	return ready, handlers[0].(*Gate), nil
 }
 
-// provisionedGates makes gates of one app. The config's log goes nowhere.
-func provisionedGates(t testing.TB, app *App, gates ...*Gate) (*App, []*Gate, error) {
+// withHandlers provisions an app, for the length of a test, and handlers of the same config.
+func withHandlers(t testing.TB, app *App, handlers ...caddy.Module) (ready *App, loaded []any, err error) {
 	t.Helper()
-	ctx, err := provisionContext(&caddy.Config{
-		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{
-			"default": {BaseLog: caddy.BaseLog{WriterRaw: json.RawMessage(`{"output":"discard"}`)}},
-		}},
-		AppsRaw: caddy.ModuleMap{appID: caddyconfig.JSON(app, nil)},
-	})
+	ctx, err := provisionContext(&caddy.Config{AppsRaw: caddy.ModuleMap{appID: caddyconfig.JSON(app, nil)}})
 	if err != nil {
 		return nil, nil, err
 	}
-	loaded, err := ctx.App(appID)
-	if err != nil {
-		return nil, nil, err
-	}
-	ready := loaded.(*App)
-	ready.now = func() time.Time { return testTime }
-	// A process has one each for all configs, which parallel tests would share.
-	ready.metrics, ready.manifests = newMetrics(), newManifestMemory(math.MaxInt64)
-	ready.verifier.metrics = ready.metrics
-	t.Cleanup(func() {
-		if err := ready.Cleanup(); err != nil {
-			t.Errorf("App.Cleanup() = %v", err)
-		}
-	})
-	provisioned := make([]*Gate, len(gates))
-	for i, gate := range gates {
-		if gate == nil {
-			continue
-		}
-		handler, err := ctx.LoadModuleByID("http.handlers.signed_playback", caddyconfig.JSON(gate, nil))
+	ready = appOf(t, ctx)
+	for _, handler := range handlers {
+		one, err := ctx.LoadModuleByID(string(handler.CaddyModule().ID), caddyconfig.JSON(handler, nil))
 		if err != nil {
 			return nil, nil, err
 		}
-		provisioned[i] = handler.(*Gate)
+		loaded = append(loaded, one)
 	}
-	return ready, provisioned, nil
+	return ready, loaded, nil
+}
+
+// appOf returns the app of a config at testTime, and cleans it up after the test.
+func appOf(t testing.TB, ctx caddy.Context) *App {
+	t.Helper()
+	app := must(ctx.App(appID)).(*App)
+	app.now = func() time.Time { return testTime }
+	// A process has one each for all configs, which parallel tests would share.
+	app.metrics, app.manifests = newMetrics(), newManifestMemory(math.MaxInt64)
+	app.verifier.metrics = app.metrics
+	t.Cleanup(func() {
+		if err := app.Cleanup(); err != nil {
+			t.Errorf("App.Cleanup() = %v", err)
+		}
+	})
+	return app
 }
 
 // newGate makes a gate that trusts testKey, in front of nothing.
@@ -175,12 +173,19 @@ func newGate(t testing.TB, app *App, gate *Gate) *Gate {
 	return newGates(t, app, []*Gate{gate})[0]
 }
 
-func newGates(t testing.TB, app *App, gates []*Gate) []*Gate {
+func newGates(t testing.TB, app *App, gates []*Gate) (ready []*Gate) {
 	t.Helper()
 	app.KeyFiles = append(app.KeyFiles, writeFile(t, "key.json", publicJWK(testKey())))
-	_, ready, err := provisionedGates(t, app, gates...)
+	handlers := make([]caddy.Module, len(gates))
+	for i, gate := range gates {
+		handlers[i] = gate
+	}
+	_, loaded, err := withHandlers(t, app, handlers...)
 	if err != nil {
 		t.Fatalf("provisioning: %v", err)
+	}
+	for _, gate := range loaded {
+		ready = append(ready, gate.(*Gate))
 	}
 	return ready
 }
@@ -206,54 +211,70 @@ func requestFor(t testing.TB, target string, change func(*http.Request)) *http.R
 	return r
 }
 
-// answer is what becomes of a request: either the origin sees it, or it is
-// refused.
+// answer is what becomes of a request.
 type answer struct {
 	status int    // of the refusal, or of what was written
 	reason string // of the refusal
 	text   string // of the refusal's error, all that logs and error pages get
 	header http.Header
+	body   string
 	origin []*http.Request // what the origin saw
-	body   string          // that came to the origin with it
 }
 
 func (a answer) allowed() bool { return len(a.origin) == 1 && a.reason == "" }
+
+// exchange sends a copy of a request through a gate, which turns it into the one of the origin
+// or of an error route.
+func exchange(t testing.TB, g *Gate, r *http.Request, origin func(http.ResponseWriter, *http.Request) error) (a answer) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	sent := *r
+	err := g.ServeHTTP(w, &sent, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		a.origin = append(a.origin, r)
+		return origin(w, r)
+	}))
+	a.status, a.header, a.body = w.Code, w.Header(), w.Body.String()
+	a.reason = a.header.Get(reasonHeader)
+	if err == nil {
+		return a
+	}
+	if a.body != "" {
+		t.Errorf("a refused request got a body: %q", a.body)
+	}
+	failed, ok := errors.AsType[caddyhttp.HandlerError](err)
+	if !ok {
+		t.Fatalf("ServeHTTP returned a %T, want a caddyhttp.HandlerError: %v", err, err)
+	}
+	a.status, a.text = failed.StatusCode, err.Error()
+	return a
+}
 
 // originAnswer is what the origin of the tests says: a playlist, so that it passes
 // under every name.
 const originAnswer = "#EXTM3U\n## from the origin\n"
 
-// ask sends a request through a gate. The gate turns a copy of the request into the
-// one of the origin or of an error route.
+// ask sends a request through a gate to an origin that gets no body.
 func ask(t testing.TB, g *Gate, r *http.Request) answer {
 	t.Helper()
-	var a answer
-	origin := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
-		a.origin = append(a.origin, r)
-		if r.Body != nil {
-			a.body = string(must(io.ReadAll(r.Body)))
+	return exchange(t, g, r, func(w http.ResponseWriter, r *http.Request) error {
+		if body := must(io.ReadAll(r.Body)); len(body) > 0 {
+			t.Errorf("the origin gets a body: %q", body)
 		}
 		w.Header().Set("Content-Type", mediatype.HLS)
 		_, err := io.WriteString(w, originAnswer)
 		return err
 	})
-	w := httptest.NewRecorder()
-	sent := *r
-	err := g.ServeHTTP(w, &sent, origin)
-	a.header, a.status = w.Header(), w.Code
-	a.reason = a.header.Get("Signed-Playback-Reason")
-	if err == nil {
-		return a
+}
+
+// wantOutcome checks that a request is refused for a reason, or that it passes if that is "".
+func wantOutcome(t testing.TB, g *Gate, r *http.Request, want string) answer {
+	t.Helper()
+	a := ask(t, g, r)
+	if want != "" {
+		wantRefusal(t, r, a, want)
+	} else if !a.allowed() {
+		t.Errorf("%s %s %v = %d %s %s, want it allowed", r.Method, shortened(r), r.Header, a.status, a.reason, a.text)
 	}
-	if w.Body.Len() > 0 {
-		t.Errorf("a refused request got a body: %q", w.Body)
-	}
-	a.text = err.Error()
-	var handlerError caddyhttp.HandlerError
-	if !errors.As(err, &handlerError) {
-		t.Fatalf("ServeHTTP returned a %T, want a caddyhttp.HandlerError: %v", err, err)
-	}
-	a.status = handlerError.StatusCode
 	return a
 }
 
@@ -269,15 +290,18 @@ func wantRefusal(t testing.TB, r *http.Request, a answer, why string) {
 	if len(a.origin) != 0 {
 		t.Errorf("%s %s was refused, and the origin saw it", r.Method, shortened(r))
 	}
-	for name, want := range map[string]string{
+	wants := map[string]string{
 		"Cache-Control":               "no-store",
 		"Access-Control-Allow-Origin": "*",
 		"Vary":                        "Origin",
 		"X-Content-Type-Options":      "nosniff",
 		"Content-Security-Policy":     "sandbox; default-src 'none'",
-	} {
+		"WWW-Authenticate":            map[bool]string{true: `Bearer error="invalid_token"`}[a.status == http.StatusUnauthorized],
+		"Allow":                       map[bool]string{true: "GET, HEAD, OPTIONS"}[a.status == http.StatusMethodNotAllowed],
+	}
+	for name, want := range wants {
 		if got := a.header.Get(name); got != want {
-			t.Errorf("%s of the refusal is %q, want %q", name, got, want)
+			t.Errorf("%s of the refusal with %d is %q, want %q", name, a.status, got, want)
 		}
 	}
 	exposed := strings.Split(a.header.Get("Access-Control-Expose-Headers"), ", ")
@@ -285,20 +309,6 @@ func wantRefusal(t testing.TB, r *http.Request, a answer, why string) {
 		if !slices.Contains(exposed, name) {
 			t.Errorf("Access-Control-Expose-Headers of the refusal is %q, want %s in it", exposed, name)
 		}
-	}
-	challenge := ""
-	if a.status == http.StatusUnauthorized {
-		challenge = `Bearer error="invalid_token"`
-	}
-	if got := a.header.Get("WWW-Authenticate"); got != challenge {
-		t.Errorf("WWW-Authenticate of a %d is %q, want %q", a.status, got, challenge)
-	}
-	allow := ""
-	if a.status == http.StatusMethodNotAllowed {
-		allow = "GET, HEAD, OPTIONS"
-	}
-	if got := a.header.Get("Allow"); got != allow {
-		t.Errorf("Allow of a %d is %q, want %q", a.status, got, allow)
 	}
 	wantNoToken(t, r, "the error's text", a.text)
 	for name, values := range a.header {

@@ -183,22 +183,6 @@ func TestRedactedLines(t *testing.T) {
 	}
 }
 
-// loggingServer is a server with a gate and an encoder of its log.
-const loggingServer = `{
-	"logging": {"logs": {"default": {"level": "DEBUG", "writer": {"output": "file", "filename": %q}, "encoder": %s}}},
-	"apps": {
-		"signed_playback": {"key_file": [%q]},
-		"http": {"servers": {"playback": {
-			"automatic_https": {"disable": true},
-			"routes": [{"handle": [
-				{"handler": "signed_playback"},
-				{"handler": "static_response", "body": "#EXTM3U\n"}
-			]}],
-			"logs": {}
-		}}}
-	}
-}`
-
 // In Caddy's own logging, the access log and the error log lose nothing except
 // the tokens, with the encoder and the filter in all the ways to configure them.
 func TestTokensInCaddysLogs(t *testing.T) {
@@ -215,7 +199,7 @@ func TestTokensInCaddysLogs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "log")
-			server := serversOf(t, fmt.Sprintf(loggingServer, file, encoder, writeFile(t, "key.json", publicJWK(testKey()))))["playback"]
+			server := serversOf(t, gatedServer(t, file, `, "level": "DEBUG", "encoder": `+encoder, "", "", "", answersPlaylist))["playback"]
 			tokens := []string{plainToken(), signedWithRules(blocksAll)}
 			for _, compact := range tokens {
 				r := httptest.NewRequest(http.MethodGet, "/"+compact+"/x.ts", nil)

@@ -161,10 +161,7 @@ func TestLabelsAreClosed(t *testing.T) {
 func TestMetricsSurviveReloads(t *testing.T) {
 	t.Parallel()
 	for config := range 2 {
-		ctx, err := provisionContext(&caddy.Config{AppsRaw: caddy.ModuleMap{appID: caddyconfig.JSON(new(App), nil)}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		ctx := must(provisionContext(&caddy.Config{AppsRaw: caddy.ModuleMap{appID: caddyconfig.JSON(new(App), nil)}}))
 		app := must(ctx.App(appID)).(*App)
 		t.Cleanup(func() { _ = app.Cleanup() })
 		app.metrics.countURIs(manifest.Stats{Outside: 1})

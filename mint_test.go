@@ -1,8 +1,8 @@
 package signedplayback
 
 import (
-	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -10,32 +10,31 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
+	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 func newMint(t *testing.T, app *App, m *Mint) (*Mint, error) {
 	t.Helper()
-	ctx, err := provisionContext(&caddy.Config{AppsRaw: caddy.ModuleMap{appID: caddyconfig.JSON(app, nil)}})
+	ready, loaded, err := withHandlers(t, app, m)
 	if err != nil {
 		return nil, err
 	}
-	handler, err := ctx.LoadModuleByID("http.handlers.signed_playback_mint", caddyconfig.JSON(m, nil))
-	if err != nil {
-		return nil, err
-	}
-	ready := handler.(*Mint)
-	ready.app.now = func() time.Time { return testTime }
-	ready.app.state.Start()
-	t.Cleanup(func() {
-		if err := ready.app.Cleanup(); err != nil {
-			t.Errorf("App.Cleanup() = %v", err)
-		}
-	})
-	return ready, nil
+	useState(t, ready, signingState(t))
+	return loaded[0].(*Mint), nil
+}
+
+// signingState is a state whose store has a signing key already, because making one is slow.
+func signingState(t *testing.T) *state.State {
+	t.Helper()
+	m := newMemStore()
+	m.plant(store.Keys, "own", liveKey("own"))
+	m.plant(store.Signing, "current", fmt.Sprintf(`{"id":"own","pem":%q,"created":%q}`, testKey().PEM(), testTime.Format(time.RFC3339)))
+	return stateOf(t, m)
 }
 
 // redirected is what becomes of a request for a link.
@@ -191,50 +190,17 @@ func TestMintLeadsToTheManifestOfTheGates(t *testing.T) {
 		{[]caddy.Module{gate("stream.mpd"), mint(toManifest), gate("")}, ""},
 		{[]caddy.Module{mint(toManifest), gate("a.m3u8"), gate("stream.mpd")}, ""},
 	} {
-		ctx := must(provisionContext(&caddy.Config{AppsRaw: caddy.ModuleMap{appID: caddyconfig.JSON(new(App), nil)}}))
-		var m *Mint
-		var err error
-		for _, h := range tc.handlers {
-			var loaded any
-			if loaded, err = ctx.LoadModuleByID(string(h.CaddyModule().ID), caddyconfig.JSON(h, nil)); err != nil {
-				break
-			}
-			if link, ok := loaded.(*Mint); ok {
-				m = link
-			}
-		}
+		app, loaded, err := withHandlers(t, new(App), tc.handlers...)
 		if (err != nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), `"stream.mpd"`) {
 			t.Errorf("%+v: %v", tc, err)
 		}
-		if err == nil {
-			m.app.state.Start()
-			if _, location, _ := m.redirected(t, requestFor(t, "/", loggedIn("ann"))); !strings.HasSuffix(location, "/"+tc.want) {
-				t.Errorf("%+v: the link is %q", tc, location)
+		for _, handler := range loaded {
+			if m, ok := handler.(*Mint); ok {
+				useState(t, app, signingState(t))
+				if _, location, _ := m.redirected(t, requestFor(t, "/", loggedIn("ann"))); !strings.HasSuffix(location, "/"+tc.want) {
+					t.Errorf("%+v: the link is %q", tc, location)
+				}
 			}
-			if err := m.app.Cleanup(); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-}
-
-func TestConfigsOfMint(t *testing.T) {
-	t.Parallel()
-	for want, m := range map[string]Mint{
-		"video is missing": {UID: "{http.auth.user.id}"},
-		`video "a b"`:      {Video: "a b", UID: "{http.auth.user.id}"},
-		"uid is missing":   {Video: "demo"},
-		`uid "ann"`:        {Video: "demo", UID: "ann"},
-		"exp 25h":          {Video: "demo", UID: "{x}", Exp: caddy.Duration(25 * time.Hour)},
-		"exp 1ms":          {Video: "demo", UID: "{x}", Exp: caddy.Duration(time.Millisecond)},
-		"exp 2h":           {Video: "demo", UID: "{x}", Exp: caddy.Duration(2 * time.Hour)},
-		`to "player"`:      {Video: "demo", UID: "{x}", To: "player"},
-		"climit -1":        {Video: "demo", UID: "{x}", Climit: -1},
-		"rules: ":          {Video: "demo", UID: "{x}", Rules: json.RawMessage(`[{"type":"any"}]`)},
-		`"{http.request`:   {Video: "demo", UID: "{x}", Rules: json.RawMessage(`[{"type":"ip.src","ip":["{http.request.remote.host}"],"action":"allow"}]`)},
-	} {
-		if _, err := newMint(t, &App{MaxTokenLifetime: caddy.Duration(90 * time.Minute)}, &m); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%+v: %v, want an error with %q", m, err, want)
 		}
 	}
 }

@@ -50,6 +50,7 @@ func TestPanicsHoldNoToken(t *testing.T) {
 	request := must(http.NewRequest(http.MethodGet, address.String(), nil))
 	request.RequestURI = address.RequestURI()
 	typed := errors.New("of its own type")
+	g := newGate(t, new(App), new(Gate))
 	for _, tc := range []struct {
 		name  string
 		value any
@@ -65,7 +66,6 @@ func TestPanicsHoldNoToken(t *testing.T) {
 		{"the end of a response", http.ErrAbortHandler, http.ErrAbortHandler},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			g := newGate(t, new(App), new(Gate))
 			defer func() {
 				if got := recover(); got != tc.want {
 					t.Errorf("the server gets %q, want %q", got, tc.want)
@@ -92,30 +92,16 @@ func (e talkative) Format(f fmt.State, _ rune) {
 	_, _ = fmt.Fprint(f, e.Error())
 }
 
-const panickingServer = `{
-	"logging": {"logs": {"default": {
-		"level": "DEBUG", "writer": {"output": "file", "filename": %q},
-		"encoder": {"format": "filter", "wrap": {"format": "json"}, "fields": {
-			"request>uri": {"filter": "signed_playback"}, "request>headers": {"filter": "signed_playback"}
-		}}
-	}}},
-	"apps": {
-		"signed_playback": {"key_file": [%q]},
-		"http": {"servers": {"playback": {
-			"listen": [%q], "protocols": ["h1", "h2c"],
-			"automatic_https": {"disable": true},
-			"routes": [{"handle": [{"handler": "signed_playback"}, {"handler": "panicking_in_tests"}]}],
-			"logs": {}
-		}}}
-	}
-}`
-
 // A panic behind the gate puts no token into the log of the real server, over
 // either version of HTTP, and the log still says who has panicked, and where.
 func TestPanicIsLoggedWithoutTheToken(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "log")
 	addr := reservedAddr(t.Cleanup)
-	app := httpAppOf(t, fmt.Sprintf(panickingServer, file, writeFile(t, "key.json", publicJWK(testKey())), addr))
+	const encoder = `, "level": "DEBUG", "encoder": {"format": "filter", "wrap": {"format": "json"}, "fields": {
+		"request>uri": {"filter": "signed_playback"}, "request>headers": {"filter": "signed_playback"}
+	}}`
+	config := gatedServer(t, file, encoder, "", "", `, "listen": ["`+addr+`"], "protocols": ["h1", "h2c"]`, `{"handler": "panicking_in_tests"}`)
+	app := must(contextOf(t, config).App("http")).(*caddyhttp.App)
 	if err := app.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -123,9 +109,7 @@ func TestPanicIsLoggedWithoutTheToken(t *testing.T) {
 
 	compact := plainToken()
 	for _, protocol := range []string{"http: ", "http2: "} {
-		transport := &http.Transport{Protocols: new(http.Protocols)}
-		transport.Protocols.SetHTTP1(protocol == "http: ")
-		transport.Protocols.SetUnencryptedHTTP2(protocol == "http2: ")
+		transport := transportOf(protocol == "http2: ")
 		for _, name := range []string{"panic.ts", "x.ts"} {
 			r := must(http.NewRequest(http.MethodGet, "http://"+addr+"/"+compact+"/"+name, nil))
 			r.Header.Set("Referer", "https://media.example.net/"+compact+"/iframe")

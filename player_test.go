@@ -15,7 +15,7 @@ import (
 func TestPlayerSDKFile(t *testing.T) {
 	t.Parallel()
 	g := newGate(t, testApp(), &Gate{Player: new(PlayerConfig)})
-	served := ask(t, g, requestFor(t, sdkPath, func(r *http.Request) { r.Header.Set("Origin", "https://any.example") }))
+	served := ask(t, g, requestFor(t, sdkPath, with("Origin", "https://any.example")))
 	tag := served.header.Get("Etag")
 	for name := range served.header {
 		if name == "Content-Length" || name == "Date" {

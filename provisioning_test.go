@@ -32,16 +32,23 @@ func alone(provision func() error) error {
 // silenceCaddy discards Caddy's default log. Otherwise it is the log of the last config, and
 // the lines of other tests create its file again after its test has removed the folder.
 func silenceCaddy() {
+	must(caddy.ProvisionContext(&caddy.Config{Logging: noLog()}))
+}
+
+func noLog() *caddy.Logging {
 	nowhere := caddy.BaseLog{WriterRaw: json.RawMessage(`{"output":"discard"}`)}
-	must(caddy.ProvisionContext(&caddy.Config{Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: nowhere}}}}))
+	return &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: nowhere}}}
 }
 
 // provisionContext provisions a config. A config without a storage gets its own, so that
-// parallel tests do not wait for each other's locks.
+// parallel tests do not wait for each other's locks. One without a log discards it.
 func provisionContext(cfg *caddy.Config) (ctx caddy.Context, err error) {
 	if cfg.StorageRaw == nil {
 		folder := must(os.MkdirTemp(caddy.DefaultStorage.Path, ""))
 		cfg.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": folder}, "module", "file_system", nil)
+	}
+	if cfg.Logging == nil {
+		cfg.Logging = noLog()
 	}
 	err = alone(func() error { ctx, err = caddy.ProvisionContext(cfg); return err })
 	return ctx, err

@@ -81,6 +81,7 @@ func TestResponseHeaders(t *testing.T) {
 // response, and not to an informational response that precedes it.
 func TestResponseHeadersAreSentOnce(t *testing.T) {
 	t.Parallel()
+	g := newGate(t, &App{VideoSettings: VideoSettings{AllowedOrigins: []string{"example.com"}}}, new(Gate))
 	for _, tc := range []struct {
 		name  string
 		write func(w http.ResponseWriter) error
@@ -103,8 +104,7 @@ func TestResponseHeadersAreSentOnce(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			g := newGate(t, &App{VideoSettings: VideoSettings{AllowedOrigins: []string{"example.com"}}}, new(Gate))
-			r := requestFor(t, "/"+plainToken()+"/a.mp4", func(r *http.Request) { r.Header.Set("Origin", "https://example.com") })
+			r := requestFor(t, "/"+plainToken()+"/a.mp4", with("Origin", "https://example.com"))
 			w := httptest.NewRecorder()
 			_ = g.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
 				err := tc.write(w)

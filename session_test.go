@@ -7,14 +7,12 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/http/httptest"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
@@ -51,13 +49,10 @@ var testFiles = files{
 	"7.ts": "G\x00\x00\x10", "1.m4s": "\x00\x00\x00\x18moof", "poster.jpg": "\xff\xd8\xff", "subs.vtt": "WEBVTT\n", "data": "\x00\x01",
 }
 
-// get sends a request through a gate before these files, and returns the body.
-func (f files) get(t testing.TB, g *Gate, r *http.Request) (a answer) {
+// get sends a request through a gate before these files.
+func (f files) get(t testing.TB, g *Gate, r *http.Request) answer {
 	t.Helper()
-	w := httptest.NewRecorder()
-	sent := *r
-	err := g.ServeHTTP(w, &sent, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
-		a.origin = append(a.origin, r)
+	return exchange(t, g, r, func(w http.ResponseWriter, r *http.Request) error {
 		name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
 		if ending := mediatype.Ending(name); ending == "m3u8" || ending == "mpd" {
 			w.Header().Set("Cache-Control", "public, max-age=60")
@@ -65,13 +60,7 @@ func (f files) get(t testing.TB, g *Gate, r *http.Request) (a answer) {
 		}
 		_, err := io.WriteString(w, f[name])
 		return err
-	}))
-	a.header, a.status, a.body = w.Header(), w.Code, w.Body.String()
-	a.reason = a.header.Get("Signed-Playback-Reason")
-	if err != nil {
-		a.text = err.Error()
-	}
-	return a
+	})
 }
 
 var sessionInURI = regexp.MustCompile(`~([A-Za-z0-9_-]{32})/`)
@@ -103,6 +92,7 @@ func runningSessions(g *Gate) int { return g.app.state.tracker.Count() }
 // them. All others stay as they are.
 func TestManifestsBeginSessions(t *testing.T) {
 	t.Parallel()
+	g := newGate(t, sessionApp(nil), new(Gate))
 	for _, first := range []string{plainToken(), "open"} {
 		for name, want := range map[string]string{
 			"master.m3u8": "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n~S/v/1.m3u8\n",
@@ -112,7 +102,7 @@ func TestManifestsBeginSessions(t *testing.T) {
 				`<Period><SegmentTemplate media="$Number$.m4s"/></Period></MPD>`,
 			"live.m3u8": livePlaylist,
 		} {
-			g, link := newGate(t, sessionApp(nil), new(Gate)), "/"+first+"/"+name
+			link := "/" + first + "/" + name
 			a := testFiles.get(t, g, requestFor(t, link, nil))
 			session := "S"
 			if found := sessionInURI.FindStringSubmatch(a.body); found != nil {
@@ -144,7 +134,7 @@ func TestManifestsBeginSessions(t *testing.T) {
 }
 
 // TestSessionsInPaths has one row for each way to misuse a session, and for the spellings that
-// some server could take for one.
+// some server could take for one. Package sessions tests all forged ones.
 func TestSessionsInPaths(t *testing.T) {
 	t.Parallel()
 	g := newGate(t, sessionApp(nil), new(Gate))
@@ -164,12 +154,6 @@ func TestSessionsInPaths(t *testing.T) {
 		{"of one playback and then another", "/T/~" + mine + "/~" + again + "/7.ts", "session_invalid"},
 		{"of another token below one's own", "/T/~" + mine + "/~" + theirs + "/7.ts", "session_invalid"},
 		{"forged", "/T/~" + strings.Repeat("A", 32) + "/7.ts", "session_invalid"},
-		{"made of two", "/T/~" + mine[:16] + theirs[16:] + "/7.ts", "session_invalid"},
-		{"oversized", "/T/~" + mine + "A/7.ts", "session_invalid"},
-		{"very long", "/T/~" + strings.Repeat(mine, 200) + "/7.ts", "session_invalid"},
-		{"padded", "/T/~" + mine + "=/7.ts", "session_invalid"},
-		{"padded in its length", "/T/~" + mine[:31] + "=/7.ts", "session_invalid"},
-		{"in another alphabet", "/T/~" + strings.Repeat("+A", 16) + "/7.ts", "session_invalid"},
 		{"with an escaped tilde", "/T/%7E" + mine + "/7.ts", "session_invalid"},
 		{"with an escaped letter", fmt.Sprintf("/T/~%%%02X%s/7.ts", mine[0], mine[1:]), "session_invalid"},
 		{"a file of such a name", "/T/~" + strings.Repeat("A", 32), "session_invalid"},
@@ -332,34 +316,35 @@ func TestStartByOnlyReports(t *testing.T) {
 // manifests.
 func TestStartBy(t *testing.T) {
 	t.Parallel()
-	token := sessionToken(func(c *token.Claims) { c.StartBy = testTime.Add(time.Minute) })
-	for _, tc := range []struct {
-		app        *App
+	on, off := newGate(t, sessionApp(nil), new(Gate)), newGate(t, new(App), new(Gate))
+	for i, tc := range []struct {
+		g          *Gate
 		target     string
 		at         time.Duration
 		want       string
 		runsBefore bool // a request without a session in its path has begun one
 	}{
-		{sessionApp(nil), "master.m3u8", time.Minute - time.Second, "", false},
-		{sessionApp(nil), "master.m3u8", time.Minute, "start_by_passed", false},
-		{sessionApp(nil), "live.m3u8", time.Minute, "start_by_passed", false},
-		{sessionApp(nil), "stream", time.Minute, "start_by_passed", false},
-		{sessionApp(nil), "7.ts", time.Minute, "start_by_passed", false},
-		{sessionApp(nil), "~S/master.m3u8", time.Hour - time.Second, "", false},
-		{sessionApp(nil), "~S/7.ts", time.Hour - time.Second, "", false},
-		{sessionApp(nil), "~S/7.ts", time.Hour, "token_expired", false},
-		{sessionApp(nil), "live.m3u8", time.Minute, "", true},
-		{sessionApp(nil), "7.ts", time.Minute, "", true},
-		{sessionApp(nil), "master.m3u8", time.Minute, "start_by_passed", true},
-		{sessionApp(nil), "thumbnails/poster.jpg", time.Minute, "", false},
-		{new(App), "master.m3u8", time.Minute - time.Second, "", false},
-		{new(App), "master.m3u8", time.Minute, "start_by_passed", false},
-		{new(App), "live.m3u8", time.Minute, "start_by_passed", false},
-		{new(App), "stream", time.Minute, "start_by_passed", false},
-		{new(App), "7.ts", time.Minute, "", false},
+		{on, "master.m3u8", time.Minute - time.Second, "", false},
+		{on, "master.m3u8", time.Minute, "start_by_passed", false},
+		{on, "live.m3u8", time.Minute, "start_by_passed", false},
+		{on, "stream", time.Minute, "start_by_passed", false},
+		{on, "7.ts", time.Minute, "start_by_passed", false},
+		{on, "~S/master.m3u8", time.Hour - time.Second, "", false},
+		{on, "~S/7.ts", time.Hour - time.Second, "", false},
+		{on, "~S/7.ts", time.Hour, "token_expired", false},
+		{on, "live.m3u8", time.Minute, "", true},
+		{on, "7.ts", time.Minute, "", true},
+		{on, "master.m3u8", time.Minute, "start_by_passed", true},
+		{on, "thumbnails/poster.jpg", time.Minute, "", false},
+		{off, "master.m3u8", time.Minute - time.Second, "", false},
+		{off, "master.m3u8", time.Minute, "start_by_passed", false},
+		{off, "live.m3u8", time.Minute, "start_by_passed", false},
+		{off, "stream", time.Minute, "start_by_passed", false},
+		{off, "7.ts", time.Minute, "", false},
 	} {
-		g, now := newGate(t, tc.app, new(Gate)), testTime
+		g, now := tc.g, testTime
 		g.app.now = func() time.Time { return now }
+		token := sessionToken(func(c *token.Claims) { c.StartBy, c.ID = testTime.Add(time.Minute), fmt.Sprint(i) })
 		target := tc.target
 		if strings.Contains(target, "~S") {
 			target = strings.ReplaceAll(target, "~S", "~"+begin(t, g, "/"+token+"/master.m3u8"))
@@ -543,21 +528,6 @@ func TestOriginGetsNoSession(t *testing.T) {
 	}
 }
 
-// Wrong settings of sessions are errors that name the fix and no secret.
-func TestSessionSecretIsChecked(t *testing.T) {
-	t.Parallel()
-	for _, tc := range []struct{ secret, on, want string }{
-		{"tooshortsecret1", "on", "at least 16"},
-		{"{env.NO_SUCH_SECRET}", "on", "{env.NO_SUCH_SECRET}"},
-		{testSecret, "off", "`sessions on`"},
-	} {
-		_, _, err := provisioned(t, &App{SessionOptions: SessionOptions{Sessions: new(tc.on == "on"), SessionSecret: tc.secret}}, nil)
-		if err == nil || !strings.Contains(err.Error(), "session_secret") || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "tooshort") {
-			t.Errorf("session_secret %q: %v", tc.secret, err)
-		}
-	}
-}
-
 // Without a secret of the config, all gates of a store have the store's, and until it is known,
 // nothing plays.
 func TestSecretOfTheStore(t *testing.T) {
@@ -604,63 +574,46 @@ func FuzzSession(f *testing.F) {
 // players that are given the URL of a live rendition, or ask for files alone.
 func TestCountingError(t *testing.T) {
 	t.Parallel()
-	const phone, desktop = "phone", "desktop"
-	client := func(address, agent string) func(*http.Request) {
-		return func(r *http.Request) { from(address)(r); with("User-Agent", agent)(r) }
-	}
-	// A step is a client that opens the manifest, or goes on where player n plays. One without a client
-	// is a pause of ten minutes, after which every session has been silent for too long.
-	type step struct {
-		client func(*http.Request)
-		player int  // whose session the requests are below
-		opens  bool // the manifest first
-		alone  bool // without a session in the path
-	}
-	pause := step{}
-	home, mobile := "192.0.2.7", "198.51.100.9"
-	fifty := make([]step, 50)
-	for i := range fifty {
-		fifty[i] = step{client(fmt.Sprintf("10.%d.0.1", i), phone), 0, i == 0, false}
-	}
-	fiftyAlone := make([]step, 50)
-	for i := range fiftyAlone {
-		fiftyAlone[i] = step{client(fmt.Sprintf("10.%d.0.1", i), phone), 0, false, true}
+	// A step is the address and the user agent of a client, and the player below whose session its
+	// requests are. ! says that it opens the manifest first, - that it has no session in the path. In
+	// a pause of ten minutes, every session has been silent for too long.
+	fifty, alone := "", ""
+	for i := range 50 {
+		fifty += fmt.Sprintf("10.%d.0.1 phone 0%s, ", i, map[bool]string{true: "!"}[i == 0])
+		alone += fmt.Sprintf("10.%d.0.1 phone -, ", i)
 	}
 	for _, tc := range []struct {
-		situation     string
-		steps         []step
-		truth, counts int
+		situation, steps string
+		truth, counts    int
 	}{
-		{"two devices behind one address", []step{{client(home, phone), 0, true, false}, {client(home, phone), 1, true, false}}, 2, 2},
-		{"two devices behind one address, without a session", []step{{client(home, phone), 0, false, true}, {client(home, phone), 0, false, true}}, 2, 1},
-		{"two kinds of devices there, without a session", []step{{client(home, phone), 0, false, true}, {client(home, desktop), 0, false, true}}, 2, 2},
-		{"Wi-Fi to mobile", []step{{client(home, phone), 0, true, false}, {client(mobile, phone), 0, false, false}}, 1, 1},
-		{"Wi-Fi to mobile, without a session", []step{{client(home, phone), 0, false, true}, {client(mobile, phone), 0, false, true}}, 1, 2},
-		{"dual stack", []step{{client(home, phone), 0, true, false}, {client("2001:db8::7", phone), 0, false, false}, {client(home, phone), 0, false, false}}, 1, 1},
-		{"dual stack, without a session", []step{{client(home, phone), 0, false, true}, {client("2001:db8::7", phone), 0, false, true}}, 1, 2},
-		{"10 minutes' pause", []step{{client(home, phone), 0, true, false}, pause, {client(home, phone), 0, false, false}}, 1, 1},
-		{"10 minutes' pause, without a session", []step{{client(home, phone), 0, false, true}, pause, {client(home, phone), 0, false, true}}, 1, 1},
-		{"a tab that is restored", []step{{client(home, desktop), 0, true, false}, {client(home, desktop), 1, true, false}}, 1, 2},
+		{"two devices behind one address", "192.0.2.7 phone 0!, 192.0.2.7 phone 1!", 2, 2},
+		{"two devices behind one address, without a session", "192.0.2.7 phone -, 192.0.2.7 phone -", 2, 1},
+		{"two kinds of devices there, without a session", "192.0.2.7 phone -, 192.0.2.7 desktop -", 2, 2},
+		{"Wi-Fi to mobile", "192.0.2.7 phone 0!, 198.51.100.9 phone 0", 1, 1},
+		{"Wi-Fi to mobile, without a session", "192.0.2.7 phone -, 198.51.100.9 phone -", 1, 2},
+		{"dual stack", "192.0.2.7 phone 0!, 2001:db8::7 phone 0, 192.0.2.7 phone 0", 1, 1},
+		{"dual stack, without a session", "192.0.2.7 phone -, 2001:db8::7 phone -", 1, 2},
+		{"10 minutes' pause", "192.0.2.7 phone 0!, pause, 192.0.2.7 phone 0", 1, 1},
+		{"10 minutes' pause, without a session", "192.0.2.7 phone -, pause, 192.0.2.7 phone -", 1, 1},
+		{"a tab that is restored", "192.0.2.7 desktop 0!, 192.0.2.7 desktop 1!", 1, 2},
 		{"one URL of a session on 50 addresses", fifty, 50, 1},
-		{"one URL of a live rendition on 50 addresses", fiftyAlone, 50, 50},
-		{"a downloader that asks for the files without a session", []step{{client(home, desktop), 0, false, true}, {client(home, desktop), 0, false, true}, {client(home, desktop), 0, false, true}}, 1, 1},
+		{"one URL of a live rendition on 50 addresses", alone, 50, 50},
+		{"a downloader that asks for the files without a session", strings.Repeat("192.0.2.7 desktop -, ", 3), 1, 1},
 	} {
-		g, players := newGate(t, sessionApp(nil), new(Gate)), make(map[int]string)
+		g, players := newGate(t, sessionApp(nil), new(Gate)), map[string]string{"-": ""}
 		folder := "/" + sessionToken(nil) + "/"
-		for _, s := range tc.steps {
-			if s.client == nil {
+		for step := range strings.SplitSeq(strings.TrimSuffix(tc.steps, ", "), ", ") {
+			if step == "pause" {
 				g.app.state.tracker.Use(sessions.Policy{Timeout: time.Nanosecond})
 				continue
 			}
-			if s.opens {
-				a := testFiles.get(t, g, requestFor(t, folder+"master.m3u8", s.client))
-				players[s.player] = sessionInURI.FindString(a.body)
+			words := strings.Fields(step)
+			client := func(r *http.Request) { from(words[0])(r); with("User-Agent", words[1])(r) }
+			player, opens := strings.CutSuffix(words[2], "!")
+			if opens {
+				players[player] = sessionInURI.FindString(testFiles.get(t, g, requestFor(t, folder+"master.m3u8", client)).body)
 			}
-			target := folder + players[s.player] + "7.ts"
-			if s.alone {
-				target = folder + "7.ts"
-			}
-			if a := testFiles.get(t, g, requestFor(t, target, s.client)); a.reason != "" {
+			if a := testFiles.get(t, g, requestFor(t, folder+players[player]+"7.ts", client)); a.reason != "" {
 				t.Errorf("%s: %s", tc.situation, a.text)
 			}
 			g.app.state.tracker.Use(sessions.Policy{Timeout: time.Minute})

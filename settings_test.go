@@ -2,25 +2,17 @@ package signedplayback
 
 import (
 	"fmt"
-	"net/http"
 	"testing"
 	"time"
-
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 )
 
-// clientAt sets the address of the client.
-func clientAt(address string) func(*http.Request) {
-	return func(r *http.Request) { caddyhttp.SetVar(r.Context(), caddyhttp.ClientIPVarKey, address) }
-}
-
 // The attack: strangers ask for random videos without a token, and each request costs
 // a look into the store. Their network is limited, and so is the site of an attacker
 // who changes the network, while viewers with a token and other networks notice
-// nothing.
+// nothing. Package worklimit tests the networks.
 func TestLookupsOfStrangersAreLimited(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -30,8 +22,6 @@ func TestLookupsOfStrangersAreLimited(t *testing.T) {
 		far    []string
 	}{
 		"an address": {func(int) string { return "198.51.100.7" }, lookupBurst, "198.51.100.9", []string{"198.51.101.7", "2001:db8::1"}},
-		"a /24":      {func(i int) string { return fmt.Sprintf("198.51.100.%d", i%250) }, lookupBurst, "198.51.100.251", []string{"198.51.101.7"}},
-		"a /56":      {func(i int) string { return fmt.Sprintf("2001:db8:0:%x::1", i%256) }, lookupBurst, "2001:db8:0:ff::9", []string{"2001:db8:0:100::1"}},
 		"a /48":      {func(i int) string { return fmt.Sprintf("2001:db8:0:%x::1", i%256<<8) }, lookupBurst * worklimit.SiteShare, "2001:db8:0:ffff::1", []string{"2001:db8:1::1"}},
 		"no address": {func(int) string { return "" }, lookupBurst, "", []string{"198.51.101.7"}},
 	} {
@@ -45,7 +35,7 @@ func TestLookupsOfStrangersAreLimited(t *testing.T) {
 			g.app.lookups = worklimit.NewNetworks(lookupRate, lookupBurst)
 			g.app.lookups.Now = func() time.Time { return now }
 			reason := func(path, address string) string {
-				return ask(t, g, requestFor(t, path, clientAt(address))).reason
+				return ask(t, g, requestFor(t, path, from(address))).reason
 			}
 			stranger := func(i int) string { return fmt.Sprintf("/stranger-%d/x.ts", i) }
 			if got := reason("/open/x.ts", tc.near); got != "" {
@@ -57,7 +47,7 @@ func TestLookupsOfStrangersAreLimited(t *testing.T) {
 				}
 			}
 			reads := m.Count("get", "stranger")
-			r := requestFor(t, stranger(tc.budget), clientAt(tc.near))
+			r := requestFor(t, stranger(tc.budget), from(tc.near))
 			a := ask(t, g, r)
 			if wantRefusal(t, r, a, "verification_limited"); a.header.Get("Retry-After") == "" {
 				t.Error("the refusal has no Retry-After")

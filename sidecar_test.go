@@ -56,11 +56,7 @@ func TestStoryboardsAndAssetLists(t *testing.T) {
 						status = 206
 					}
 					var asked []string
-					e := exchangeThrough(t, g, requestFor(t, "/"+tok+"/"+suffix, func(r *http.Request) {
-						if value != "" {
-							r.Header.Set("Range", value)
-						}
-					}), func(w http.ResponseWriter, r *http.Request) error {
+					e := exchangeThrough(t, g, requestFor(t, "/"+tok+"/"+suffix, withRange(value)), func(w http.ResponseWriter, r *http.Request) error {
 						if coding != "" {
 							w.Header().Set("Content-Encoding", coding)
 						}
@@ -101,7 +97,7 @@ func TestLargeCaptionsPass(t *testing.T) {
 				t.Errorf("%.6q: %d with %d bytes, want %d", start, e.status, len(e.body), len(body))
 			}
 			// A cache answers ranges, whether the origin does or not.
-			e = exchangeOnce(t, g, requestFor(t, "/"+tok+"/a", withRange("bytes=1-9")), origin)
+			e = exchange(t, g, requestFor(t, "/"+tok+"/a", withRange("bytes=1-9")), origin)
 			if e.status != 200 && (e.status != 206 || e.body != body[1:10]) {
 				t.Errorf("%.6q: a range is %d with %d bytes", start, e.status, len(e.body))
 			}

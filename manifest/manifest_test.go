@@ -139,6 +139,14 @@ func TestSniff(t *testing.T) {
 			}
 		})
 	}
+	for _, name := range []string{ // every element that can be remote
+		"Period", "AdaptationSet", "EmptyAdaptationSet", "Representation", "Preselection", "SegmentBase", "SegmentList", "SegmentTemplate",
+		"EventStream", "InitializationSet", "InitializationGroup", "InitializationPresentation", "ServiceDescription",
+	} {
+		if got := manifest.Sniff([]byte("\ufeff<!-- --><x:" + name + " xmlns:x='urn:x'/>")); got != manifest.DASH {
+			t.Errorf("Sniff of %s = %d, want %d", name, got, manifest.DASH)
+		}
+	}
 }
 
 func inUTF16(order binary.ByteOrder, text string) string {
