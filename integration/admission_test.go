@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -28,10 +26,10 @@ var (
 // time has come. Whoever is denied gets nothing, and the origin is not asked.
 func TestAdmissionOfAFleet(t *testing.T) {
 	t.Parallel()
-	var asked, origin atomic.Int64
+	var asked atomic.Int64
 	var answer atomic.Value
 	answer.Store(`{"allow":false}`)
-	backEnd := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	backEnd := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		asked.Add(1)
 		if strings.Contains(string(body), "eyJ") || r.Header.Get("Webhook-Signature") == "" {
@@ -39,16 +37,10 @@ func TestAdmissionOfAFleet(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, answer.Load().(string))
 	}))
-	t.Cleanup(backEnd.Close)
-	media := sessionOrigin(t)
-	counting := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		origin.Add(1)
-		media.Config.Handler.ServeHTTP(w, r)
-	}))
-	t.Cleanup(counting.Close)
+	o := startOrigin(t, http.HandlerFunc(serveStream))
 	f := startFleet(t, config{
 		app:  "sessions on\nsession_secret 0123456789abcdef\nadmission " + backEnd.URL + "/secret\n" + startRedis(t).option(),
-		site: "reverse_proxy " + strings.TrimPrefix(counting.URL, "http://"),
+		site: "reverse_proxy " + o.addr(),
 	})
 	wantAsked := func(what string, want int64) {
 		t.Helper()
@@ -58,14 +50,10 @@ func TestAdmissionOfAFleet(t *testing.T) {
 	}
 	compact := f.nodes[0].mintToken(t, "demo", `{"uid":"anna"}`)
 	for _, path := range []string{"/master.m3u8", "/v/1.ts"} {
-		if got := f.nodes[0].get(t, "/"+compact+path).verdict(); got != admissionDenied {
-			t.Errorf("%s of a viewer who is denied: %+v", path, got)
-		}
+		wantVerdict(t, f.nodes[0], "/"+compact+path, admissionDenied)
 	}
 	wantAsked("two sessions that are denied", 2)
-	if n := origin.Load(); n > 0 {
-		t.Errorf("the origin was asked %d times for a viewer who is denied", n)
-	}
+	o.wantUntouched(t)
 
 	until := time.Now().Add(8 * time.Second)
 	answer.Store(fmt.Sprintf(`{"allow":true,"climit":1,"until":%d}`, until.Unix()))
@@ -99,11 +87,10 @@ func TestAdmissionOfAFleet(t *testing.T) {
 func TestPlayersWithAdmission(t *testing.T) {
 	t.Parallel()
 	var asked, denies atomic.Int64
-	backEnd := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	backEnd := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		asked.Add(1)
 		_, _ = fmt.Fprintf(w, `{"allow": %t, "climit": 2}`, denies.Load() == 0)
 	}))
-	t.Cleanup(backEnd.Close)
 	o := startWrittenMedia(t)
 	g := start(t, o.origin, config{
 		app:  "sessions on\nsession_secret 0123456789abcdef\nadmission " + backEnd.URL,
@@ -114,8 +101,7 @@ func TestPlayersWithAdmission(t *testing.T) {
 		return "/" + mint(t, "rooted", func(c *token.Claims) { c.Viewer = suffix }) + "/manifest/" + suffix
 	}
 	hls, ts := link("video.m3u8"), link("ts.m3u8")
-	p := openTab(t)
-	p.open(t, page)
+	p := openPage(t, page)
 	if got := play(t, p, "hls.js", g.url(hls), 8, 0, "{}"); got.End != "ended" || len(got.Errors) > 0 {
 		t.Errorf("hls.js did not play to the end: %+v", got)
 	}
@@ -153,10 +139,7 @@ func TestPlayersWithAdmission(t *testing.T) {
 // The back end that the docs show runs as it is.
 func TestExampleOfABackEnd(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../docs/sessions.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := must(os.ReadFile("../docs/sessions.md"))(t)
 	program := regexp.MustCompile("(?s)```python\n(.*?)```").FindSubmatch(text)
 	file := filepath.Join(t.TempDir(), "admission.py")
 	if program == nil || os.WriteFile(file, program[1], 0o600) != nil {
@@ -164,20 +147,8 @@ func TestExampleOfABackEnd(t *testing.T) {
 	}
 	const secret = "0123456789abcdef"
 	address := freeAddr(t)
-	_, port, _ := strings.Cut(address, ":")
-	cmd := exec.Command("python3", file)
-	cmd.Env = append(os.Environ(), "SESSION_SECRET="+secret, "PORT="+port)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	eventually(t, "the back end answers", func() bool {
-		res, err := http.Get("http://" + address)
-		if err == nil {
-			_ = res.Body.Close()
-		}
-		return err == nil
-	})
+	runBeside(t, "", []string{"SESSION_SECRET=" + secret, "PORT=" + port(address)}, tool(t, "python3"), file)
+	eventually(t, "the back end listens", func() bool { return listens(address) })
 	for _, tc := range []struct {
 		secret, uid string
 		want        []verdict
@@ -188,7 +159,7 @@ func TestExampleOfABackEnd(t *testing.T) {
 	} {
 		g := start(t, nil, config{
 			api: withAPI, app: fmt.Sprintf("sessions on\non_session_limit refuse_new\nsession_secret %q\nadmission http://%s/admission", tc.secret, address),
-			site: "reverse_proxy " + strings.TrimPrefix(sessionOrigin(t).URL, "http://"),
+			site: streamSite(t),
 		})
 		body, _ := json.Marshal(map[string]string{"uid": tc.uid})
 		compact := g.mintToken(t, "demo", string(body))

@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -22,7 +23,6 @@ import (
 	"github.com/cloudflare/cloudflare-go/v7"
 	"github.com/cloudflare/cloudflare-go/v7/option"
 	sdk "github.com/cloudflare/cloudflare-go/v7/stream"
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -72,9 +72,7 @@ func TestOfficialTypeScriptClient(t *testing.T) {
 			g.getFrom(t, "127.0.0.2", "/"+compact+"/downloads/default.mp4").verdict(),
 		}
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("a manifest in the US, and a download in GB (-want +got):\n%s", diff)
-	}
+	wantEqual(t, want, got, "a manifest in the US, and a download in GB")
 	if id := keyIDOf(t, minted["signed"]); id != key.ID {
 		t.Errorf("the token is of the key %q, want the caller's %q", id, key.ID)
 	}
@@ -142,24 +140,9 @@ func TestOfficialGoClient(t *testing.T) {
 	}
 }
 
-// must returns a value whose error fails the test.
-func must[T any](value T, err error) func(testing.TB) T {
-	return func(t testing.TB) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return value
-	}
-}
-
 func mustMarshal(t testing.TB, value any) json.RawMessage {
 	t.Helper()
-	data, err := json.Marshal(value)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
+	return must(json.Marshal(value))(t)
 }
 
 // offlineSigners sign a token for the video demo with a key as the API returned
@@ -170,8 +153,8 @@ var offlineSigners = []struct {
 }{
 	{"jwk in Node", func(t testing.TB, key *apiKey) string { return signInNode(t, key, "jwk") }},
 	{"pem in Node", func(t testing.TB, key *apiKey) string { return signInNode(t, key, "pem") }},
-	{"jwk in Go", func(t testing.TB, key *apiKey) string { return signInGo(t, key.ID, key.JWK) }},
-	{"pem in Go", func(t testing.TB, key *apiKey) string { return signInGo(t, key.ID, key.PEM) }},
+	{"jwk in Go", func(t testing.TB, key *apiKey) string { return signWith(t, apiKey{ID: key.ID, PEM: key.JWK}, "demo") }},
+	{"pem in Go", func(t testing.TB, key *apiKey) string { return signWith(t, *key, "demo") }},
 }
 
 func signInNode(t testing.TB, key *apiKey, form string) string {
@@ -183,19 +166,6 @@ func signInNode(t testing.TB, key *apiKey, form string) string {
 		t.Fatalf("node: exit status %d: %s", signed.code, signed.stderr)
 	}
 	return strings.TrimSpace(signed.stdout)
-}
-
-func signInGo(t testing.TB, id, key string) string {
-	t.Helper()
-	signing, err := token.ParseSigningKey([]byte(key), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signed, err := token.Sign(token.Claims{VideoID: "demo", ExpiresAt: time.Now().Add(time.Hour)}, signing)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signed
 }
 
 // A viewer whose key has been revoked does not get the next segment on the
@@ -228,7 +198,7 @@ func TestRevokedKeyInMidPlay(t *testing.T) {
 	})
 	g.mustCall(t, http.MethodDelete, "stream/keys/"+key.ID, "", nil)
 	each(func(viewer *http.Client, compact string) {
-		o.wantRefused(t, g.ask(t, viewer, http.MethodGet, "/"+compact+second), http.StatusUnauthorized, "key_unknown")
+		o.wantRefused(t, g.ask(t, viewer, http.MethodGet, "/"+compact+second), "key_unknown")
 		o.wantPassed(t, g.ask(t, viewer, http.MethodGet, "/"+other+second), "/demo"+second)
 	})
 	for i, protocol := range protocols {
@@ -242,10 +212,7 @@ func TestRevokedKeyInMidPlay(t *testing.T) {
 // which it contains once, replaced.
 func filledScript(t testing.TB, name string, values map[string]string) string {
 	t.Helper()
-	data, err := os.ReadFile("testdata/" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := must(os.ReadFile("testdata/" + name))(t)
 	script := string(data)
 	for placeholder, value := range values {
 		if strings.Count(script, placeholder) != 1 {
@@ -283,7 +250,7 @@ func TestDocumentWorkers(t *testing.T) {
 	t.Parallel()
 	o := startOrigin(t, exampleMedia())
 	g := start(t, o, config{api: withBothCredentials, app: withCountries(t)})
-	blocked, noDownload := verdict{http.StatusForbidden, "rule_blocked"}, verdict{http.StatusForbidden, "download_not_allowed"}
+	blocked, noDownload := refusedFor("rule_blocked"), refusedFor("download_not_allowed")
 	for script, want := range map[string][]verdict{ // a manifest and a download in the US, and both in GB
 		"secure-your-stream-worker.js":       {plays, noDownload, plays, noDownload},
 		"secure-your-stream-worker-rules.js": {blocked, blocked, plays, plays},
@@ -306,10 +273,7 @@ func TestDocumentWorkers(t *testing.T) {
 				t.Fatalf("the script printed %s: %v", printed, err)
 			}
 			compact := answer.Result.Token
-			parsed, err := token.Parse(compact)
-			if err != nil {
-				t.Fatal(err)
-			}
+			parsed := must(token.Parse(compact))(t)
 			const hours = 12 * time.Hour
 			if ahead := parsed.Unverified().ExpiresAt.Sub(before); ahead < hours-time.Second || ahead > hours+2*startTimeout {
 				t.Errorf("exp is %s ahead, want %s", ahead, hours)
@@ -320,9 +284,7 @@ func TestDocumentWorkers(t *testing.T) {
 					got = append(got, g.getFrom(t, viewer, "/"+compact+suffix).verdict())
 				}
 			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("a manifest and a download, in the US and in GB (-want +got):\n%s", diff)
-			}
+			wantEqual(t, want, got, "a manifest and a download, in the US and in GB")
 		})
 	}
 }
@@ -350,7 +312,7 @@ func TestDocumentCurl(t *testing.T) {
 	run(`-X POST "`+base+`/$VIDEOID"
 -H "Content-Type: application/json"
 -d "{\"uid\": \"$VIDEOID\", \"requireSignedURLs\": true }"`, &got)
-	o.wantRefused(t, g.get(t, manifest), http.StatusUnauthorized, "token_required")
+	o.wantRefused(t, g.get(t, manifest), "token_required")
 
 	var minted sdk.TokenNewResponse
 	run(`-X POST "`+base+`/$VIDEOID/token"`, &minted)
@@ -364,14 +326,14 @@ func TestDocumentCurl(t *testing.T) {
 
 	var key sdk.Keys
 	run(`-X POST "`+base+`/keys"`, &key)
-	signed := "/" + signInGo(t, key.ID, key.Pem) + "/video/1.ts"
+	signed := segment(signWith(t, apiKey{ID: key.ID, PEM: key.Pem}, "demo"))
 	o.wantPassed(t, g.get(t, signed), "/demo/video/1.ts")
 	variables = "KEYID=" + key.ID + " " + variables
 	var result string
 	if run(`-X DELETE "`+base+`/keys/$KEYID"`, &result); result != "Revoked" {
 		t.Errorf("the result of a revocation is %q", result)
 	}
-	o.wantRefused(t, g.get(t, signed), http.StatusUnauthorized, "key_unknown")
+	o.wantRefused(t, g.get(t, signed), "key_unknown")
 }
 
 // decodedPEM decodes the pem of the keys API and checks its form.
@@ -418,3 +380,99 @@ func secretsOf(t testing.TB, key apiKey) map[string]string {
 	}
 	return secrets
 }
+
+// generatedKey is what the keygen command prints.
+type generatedKey struct {
+	ID   string          `json:"id"`
+	PEM  string          `json:"pem"`
+	JWK  string          `json:"jwk"`
+	JWKS json.RawMessage `json:"jwks"`
+}
+
+// keygen makes a key with the command, and returns its whole output as well.
+func keygen(t testing.TB, args ...string) (key generatedKey, output string) {
+	t.Helper()
+	got := execute(t, "", "", binary(t), append([]string{"signed-playback", "keygen"}, args...)...)
+	if got.code != 0 {
+		t.Fatalf("keygen: exit status %d: %s", got.code, got.stderr)
+	}
+	if err := json.Unmarshal([]byte(got.stdout), &key); err != nil {
+		t.Fatalf("keygen printed %q: %v", got.stdout, err)
+	}
+	return key, got.stdout
+}
+
+// withCountries is for the global block: 127.0.0.1 is in the US, 127.0.0.2 in
+// GB and 127.0.0.3 in DE.
+func withCountries(t testing.TB) string {
+	t.Helper()
+	return "geoip_database " + testdata(t, "country.mmdb")
+}
+
+// getFrom is get for a client with another address than 127.0.0.1.
+func (g *gateway) getFrom(t testing.TB, client, path string) *response {
+	t.Helper()
+	return g.rawFrom(t, client, rawGet(path))
+}
+
+// verdict is the gate's answer in short.
+type verdict struct {
+	Status int    `json:"status"`
+	Reason string `json:"reason"`
+}
+
+var plays = verdict{Status: http.StatusOK}
+
+func (r *response) verdict() verdict { return verdict{r.StatusCode, r.reason()} }
+
+// The gate accepts tokens that the script of Cloudflare's guide signs, and applies
+// the rules in it: viewers in GB may watch, and no others.
+func TestDocumentScript(t *testing.T) {
+	t.Parallel()
+	key, output := keygen(t)
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "key.json"), []byte(output))
+	signedToken := runScript(t, filledScript(t, "secure-your-stream.js", map[string]string{
+		"{PRIVATE-KEY-IN-JWK-FORMAT}": key.JWK, "$KEYID": key.ID, "$VIDEOID": "demo",
+	})+"\nstreamSignedUrl().then(token => console.log(token))\n")
+	o := startOrigin(t, exampleMedia())
+	g := start(t, o, config{keys: filepath.Join(dir, "key.json"), app: withCountries(t)})
+	for _, tc := range []struct {
+		name, viewer string
+		want         verdict
+	}{
+		{"in GB", "127.0.0.2", plays},
+		{"in the US", "127.0.0.1", refusedFor("rule_blocked")},
+		{"in DE", "127.0.0.3", refusedFor("rule_blocked")},
+		{"nowhere", "127.0.0.9", refusedFor("rule_blocked")},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for _, suffix := range []string{"manifest/video.m3u8", "manifest/video.mpd", "video/180p/001.m4s"} {
+				res := g.getFrom(t, tc.viewer, "/"+signedToken+"/"+suffix)
+				if tc.want != plays {
+					o.wantRefused(t, res, tc.want.Reason)
+					continue
+				}
+				o.wantPassed(t, res, "/demo/"+suffix)
+			}
+		})
+	}
+	t.Run("a download", func(t *testing.T) {
+		res := g.getFrom(t, "127.0.0.2", "/"+signedToken+"/downloads/default.mp4")
+		o.wantRefused(t, res, "download_not_allowed")
+	})
+}
+
+// nodeSigner signs claims that are written in JavaScript with a key of the keygen
+// command, by Node alone and without a library.
+const nodeSigner = `
+const { createPrivateKey, sign } = require("crypto")
+const generated = JSON.parse(require("fs").readFileSync(0))
+const [kid, now] = [generated.id, Math.floor(Date.now() / 1000)]
+const key = process.argv[1] === "pem"
+	? createPrivateKey(atob(generated.pem))
+	: createPrivateKey({ key: JSON.parse(atob(generated.jwk)), format: "jwk" })
+const encode = value => Buffer.from(JSON.stringify(value)).toString("base64url")
+const signed = encode(eval("(" + process.argv[2] + ")")) + "." + encode(eval("(" + process.argv[3] + ")"))
+console.log(signed + "." + sign("sha256", signed, key).toString("base64url"))
+`

@@ -64,10 +64,7 @@ func (g *gateway) tryCall(method, resource, body string, header ...string) (*htt
 // call is tryCall for calls that get an answer, whatever it says.
 func (g *gateway) call(t testing.TB, method, resource, body string, header ...string) *apiResponse {
 	t.Helper()
-	res, err := g.tryCall(method, resource, body, header...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := must(g.tryCall(method, resource, body, header...))(t)
 	return readAPIResponse(t, readResponse(t, res))
 }
 
@@ -124,9 +121,6 @@ func (g *gateway) mintToken(t testing.TB, video, body string) string {
 // keyIDOf returns the `kid` of a token.
 func keyIDOf(t testing.TB, compact string) string {
 	t.Helper()
-	parsed, err := token.Parse(compact)
-	if err != nil {
-		t.Fatal(err)
-	}
+	parsed := must(token.Parse(compact))(t)
 	return parsed.Unverified().KeyID
 }

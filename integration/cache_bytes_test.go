@@ -32,8 +32,7 @@ func TestLongCacheBytes(t *testing.T) {
 
 func testCacheBytes(t *testing.T, viewers, cycles int, c config) {
 	o := startUnreliableOrigin(t)
-	admin := freeAddr(t)
-	c.global, c.api = "admin "+admin, withAPI
+	c.api = withAPI
 	c.site = "signed_playback_cache {\nmemory 8MiB\nmax_object 1MiB\nsegment_ttl 2s\ndisk " + t.TempDir() + " 64MiB\n}\n" + impatient(o.origin, 1)
 	s := &bytesCheck{o: o, statuses: make(map[int]int)}
 	g := start(t, o.origin, c)
@@ -53,14 +52,14 @@ func testCacheBytes(t *testing.T, viewers, cycles int, c config) {
 		group.Go(func() { s.view(t, g.url("/"), uint64(i), done) })
 	}
 	for i := range cycles {
-		s.interfere(t, g, c, admin)
+		s.interfere(t, g, c)
 		g.kill(t)
 		g = start(t, o.origin, c)
 		s.mu.Lock()
 		t.Logf("kill %d: answers so far: %v, and %d refused, %d broken off", i+1, s.statuses, s.refused, s.cut)
 		s.mu.Unlock()
 	}
-	s.interfere(t, g, c, admin)
+	s.interfere(t, g, c)
 	close(done)
 	group.Wait()
 	t.Logf("%d statuses: %v; %d answers refused, %d broken off; faults: %v", len(s.statuses), s.statuses, s.refused, s.cut, o.kinds())
@@ -111,12 +110,7 @@ func (o *unreliableOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f := o.faults[o.failed%len(o.faults)]
 	o.seen[f.name]++
 	o.mu.Unlock()
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic(err)
-	}
-	defer conn.Close()
-	f.fail(conn)
+	onConnection(w, f.fail)
 }
 
 func (o *unreliableOrigin) kinds() []string {
@@ -154,7 +148,7 @@ type bytesCheck struct {
 }
 
 // interfere reloads the config, purges the video, and revokes a key, a token and a viewer.
-func (s *bytesCheck) interfere(t *testing.T, g *gateway, c config, admin string) {
+func (s *bytesCheck) interfere(t *testing.T, g *gateway, c config) {
 	var made apiKey
 	g.mustCall(t, http.MethodPost, "stream/keys", "", &made)
 	_, pair := decodedPEM(t, made.PEM)
@@ -179,7 +173,7 @@ func (s *bytesCheck) interfere(t *testing.T, g *gateway, c config, admin string)
 	}
 	for i := range 4 {
 		c.app = fmt.Sprintf("leeway %ds", i+1)
-		if err := g.load(admin, strings.Replace(g.caddyfile(t, s.o.origin, c), "admin off\n", "", 1)); err != nil {
+		if err := g.load(g.caddyfile(t, s.o.origin, c)); err != nil {
 			t.Error(err)
 		}
 		<-time.After(150 * time.Millisecond)

@@ -114,11 +114,16 @@ func openTab(t *testing.T, scripts ...string) *tab {
 		t.Fatalf("opening a tab: %v", err)
 	}
 	for _, script := range scripts {
-		_, err := chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: script})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: script}))(t)
 	}
+	return p
+}
+
+// openPage opens a page in a tab of its own.
+func openPage(t *testing.T, address string, scripts ...string) *tab {
+	t.Helper()
+	p := openTab(t, scripts...)
+	p.open(t, address)
 	return p
 }
 
@@ -162,9 +167,7 @@ func (p *tab) do(t *testing.T, steps ...chromedp.Action[chromedp.Void]) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(p.ctx, startTimeout)
 	defer cancel()
-	if err := chromedp.Do(ctx, steps...); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, chromedp.Do(ctx, steps...))
 }
 
 // inFrame has evaluate run a script in a frame of another origin. Chromium has a process of
@@ -174,6 +177,12 @@ func (p *tab) inFrame(origin string) chromedp.EvaluateOption {
 	defer p.mu.Unlock()
 	id := p.contexts[origin]
 	return func(params *runtime.EvaluateParams) { params.ContextID = id }
+}
+
+// until waits until a script is true.
+func (p *tab) until(t *testing.T, what, script string) {
+	t.Helper()
+	eventually(t, what, func() bool { return evaluate[bool](t, p, script) })
 }
 
 // evaluate runs a script in the page and awaits the promise that it returns.

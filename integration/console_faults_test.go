@@ -92,7 +92,5 @@ func TestConsoleFaults(t *testing.T) {
 	}
 	signIn()
 	evaluate[bool](t, p, "(window.other = open(location.href)) !== null")
-	eventually(t, "another tab asks for the token", func() bool {
-		return evaluate[bool](t, p, `Boolean(other.document.querySelector("input[type=password]"))`)
-	})
+	p.until(t, "another tab asks for the token", `Boolean(other.document.querySelector("input[type=password]"))`)
 }

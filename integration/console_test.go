@@ -11,7 +11,6 @@ import (
 	"image/png"
 	"io/fs"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -39,10 +38,9 @@ const withConsole = withAPI + "\n\t\tconsole"
 func startConsole(t *testing.T, app string) *gateway {
 	t.Helper()
 	addr := freeAddr(t)
-	_, port, _ := strings.Cut(addr, ":")
 	return start(t, startOrigin(t, anyVideo()), config{
 		addr: addr, api: withConsole, gate: "player " + hlsJS(t),
-		app: "public_url http://" + gateHost + ":" + port + "\nsessions on\n" + app,
+		app: "public_url http://" + gateHost + ":" + port(addr) + "\nsessions on\n" + app,
 	})
 }
 
@@ -61,10 +59,7 @@ func openConsole(t *testing.T, g *gateway) *tab {
 // them, or "". An empty name is any.
 func (p *tab) found(t *testing.T, role, name string) runtime.RemoteObjectID {
 	t.Helper()
-	document, err := chromedp.Call(p.ctx, dom.GetDocument, dom.GetDocumentParams{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	document := must(chromedp.Call(p.ctx, dom.GetDocument, dom.GetDocumentParams{}))(t)
 	tree, err := chromedp.Call(p.ctx, accessibility.QueryAXTree, accessibility.QueryAXTreeParams{
 		NodeID: document.Root.NodeID, Role: role, AccessibleName: name,
 	})
@@ -128,9 +123,7 @@ func (p *tab) fill(t *testing.T, name, text string) {
 		return true
 	})
 	p.with(t, role, name, `function() { this.focus(); this.select() }`)
-	if _, err := chromedp.Call(p.ctx, input.InsertText, input.InsertTextParams{Text: text}); err != nil {
-		t.Fatal(err)
-	}
+	must(chromedp.Call(p.ctx, input.InsertText, input.InsertTextParams{Text: text}))(t)
 }
 
 // choose selects an option by its text.
@@ -149,14 +142,8 @@ func (p *tab) shot(t *testing.T, file string, width, height int64, scheme string
 	t.Helper()
 	p.setScheme(t, scheme)
 	p.do(t, chromedp.EmulateViewport(width, height))
-	picture, err := chromedp.Call(p.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	shown, err := png.Decode(bytes.NewReader(picture.Data))
-	if err != nil {
-		t.Fatal(err)
-	}
+	picture := must(chromedp.Call(p.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{}))(t)
+	shown := must(png.Decode(bytes.NewReader(picture.Data)))(t)
 	colors := image.NewRGBA(shown.Bounds())
 	draw.Draw(colors, colors.Rect, shown, image.Point{}, draw.Src)
 	for i, shade := range colors.Pix {
@@ -164,15 +151,11 @@ func (p *tab) shot(t *testing.T, file string, width, height int64, scheme string
 	}
 	var small bytes.Buffer
 	encoder := png.Encoder{CompressionLevel: png.BestCompression}
-	if err := encoder.Encode(&small, colors); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, encoder.Encode(&small, colors))
 	if small.Len() > 100<<10 {
 		t.Errorf("%s has %d bytes, which is too many for the documentation", file, small.Len())
 	}
-	if err := os.WriteFile(file, small.Bytes(), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, os.WriteFile(file, small.Bytes(), 0o644))
 }
 
 // The pictures of docs/console.md. This takes them again:
@@ -198,7 +181,7 @@ func TestConsoleScreenshots(t *testing.T) {
 		g.get(t, "/"+mint(t, "launch", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Hour) })+"/manifest/video.m3u8")
 	}
 	p.press(t, "link", "Why not")
-	p.fill(t, "Playback URL", "http://"+gateHost+":"+portOfAddr(g.addr)+"/"+blocked+"/manifest/video.m3u8")
+	p.fill(t, "Playback URL", "http://"+gateHost+":"+port(g.addr)+"/"+blocked+"/manifest/video.m3u8")
 	p.fill(t, "Origin of the page", "https://example.com")
 	p.press(t, "button", "Explain")
 	p.has(t, "Refused: ")
@@ -217,9 +200,7 @@ func (p *tab) has(t *testing.T, text string) {
 			t.Logf("the page: %s", evaluate[string](t, p, "document.body.innerText"))
 		}
 	}()
-	eventually(t, "the page shows "+text, func() bool {
-		return evaluate[bool](t, p, "document.body.innerText.includes("+string(quoted)+")")
-	})
+	p.until(t, "the page shows "+text, "document.body.innerText.includes("+string(quoted)+")")
 }
 
 // A newcomer gets from a fresh start to a video that plays on their site and on no other,
@@ -227,11 +208,10 @@ func (p *tab) has(t *testing.T, text string) {
 func TestConsoleNewcomer(t *testing.T) {
 	t.Parallel()
 	g, code := startConsole(t, ""), ""
-	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	site := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		_, _ = w.Write([]byte(code))
 	}))
-	t.Cleanup(site.Close)
 	began := time.Now()
 	p := openTab(t, watchPolicy)
 	p.open(t, "http://"+g.api+"/console#constructor") // of another site, and of no section
@@ -261,15 +241,14 @@ func TestConsoleNewcomer(t *testing.T) {
 	t.Logf("from the first look to the embed code: %s", time.Since(began))
 
 	for host, want := range map[string]string{mine: "plays", "evil.media.test:" + portOf(site): "refused"} {
-		visitor := openTab(t)
-		visitor.open(t, "http://"+host)
+		visitor := openPage(t, "http://"+host)
 		framed := visitor.inFrame
 		got := ""
 		eventually(t, "the player on "+host+" plays or is refused", func() bool {
 			got = evaluate[string](t, visitor, `(() => {
 				const video = document.querySelector("video"), alert = document.querySelector("[role=alert]")
 				return video?.readyState > 0 ? "plays" : alert?.checkVisibility() ? "refused" : ""
-			})()`, framed("http://"+gateHost+":"+portOfAddr(g.addr)))
+			})()`, framed("http://"+gateHost+":"+port(g.addr)))
 			return got != ""
 		})
 		if got != want {
@@ -306,8 +285,6 @@ func TestConsoleChangesOnlyWhatIsChanged(t *testing.T) {
 		t.Errorf("the store has %s", stored)
 	}
 }
-
-func portOfAddr(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
 
 // hostileText is stored wherever the API stores text: markup, attributes, templates, scripts,
 // and characters that turn the direction of text.
@@ -410,14 +387,8 @@ func (p *tab) wantAccessible(t *testing.T, section string) {
 	}
 	p.do(t, chromedp.EmulateViewport(1100, 800))
 	for _, role := range []string{"button", "link", "textbox", "searchbox", "combobox", "checkbox", "radio", "spinbutton", "table", "dialog", "group", "Details", "image"} {
-		document, err := chromedp.Call(p.ctx, dom.GetDocument, dom.GetDocumentParams{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		tree, err := chromedp.Call(p.ctx, accessibility.QueryAXTree, accessibility.QueryAXTreeParams{NodeID: document.Root.NodeID, Role: role})
-		if err != nil {
-			t.Fatal(err)
-		}
+		document := must(chromedp.Call(p.ctx, dom.GetDocument, dom.GetDocumentParams{}))(t)
+		tree := must(chromedp.Call(p.ctx, accessibility.QueryAXTree, accessibility.QueryAXTreeParams{NodeID: document.Root.NodeID, Role: role}))(t)
 		for _, node := range tree.Nodes {
 			if !node.Ignored && (node.Name == nil || string(node.Name.Value) == `""`) {
 				t.Errorf("%s: a %s has no name", section, role)
@@ -429,12 +400,9 @@ func (p *tab) wantAccessible(t *testing.T, section string) {
 // setScheme has the system prefer light or dark.
 func (p *tab) setScheme(t *testing.T, scheme string) {
 	t.Helper()
-	_, err := chromedp.Call(p.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+	must(chromedp.Call(p.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 }
 
 // Each section, without anything to show and with much of it: every control has a name, the contrast
@@ -494,7 +462,7 @@ func TestConsoleSections(t *testing.T) {
 
 	compact := g.mintToken(t, "video-1", `{"uid": "ben"}`)
 	path := "/" + compact + "/manifest/video.m3u8"
-	leaked := "http://" + gateHost + ":" + portOfAddr(g.addr) + path
+	leaked := "http://" + gateHost + ":" + port(g.addr) + path
 	for range 2 {
 		g.get(t, path, "User-Agent: "+strings.Repeat("a-browser-with-a-long-name", 5))
 	}
@@ -548,8 +516,7 @@ func TestConsoleSections(t *testing.T) {
 func TestConsoleQRCodes(t *testing.T) {
 	t.Parallel()
 	g := startConsole(t, "")
-	p := openTab(t)
-	p.open(t, "http://"+g.api+"/console/")
+	p := openPage(t, "http://"+g.api+"/console/")
 	texts := []string{hostileText, "https://media.example.com/" + mint(t, "demo", nil) + "/iframe?title=" + strings.Repeat("%C3%A4", 20)}
 	for length := 1; length <= 2953; length += 1 + length/25 {
 		texts = append(texts, strings.Repeat("eyJhbGciOiJSUzI1NiJ9.", 150)[:length])
@@ -626,13 +593,11 @@ func TestConsoleOfAFleet(t *testing.T) {
 func TestConsoleAgainstOtherPages(t *testing.T) {
 	t.Parallel()
 	g := startConsole(t, "")
-	evil := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	evil := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		_, _ = fmt.Fprintf(w, `<iframe src="http://%s/console/"></iframe>`, g.api)
 	}))
-	t.Cleanup(evil.Close)
-	p := openTab(t)
-	p.open(t, evil.URL)
+	p := openPage(t, evil.URL)
 	eventually(t, "the frame is blocked", func() bool { return p.logged("frame-ancestors") })
 	for _, attempt := range []string{
 		`fetch("http://%[1]s/console/console.js").then(r => r.text())`,
@@ -656,13 +621,12 @@ func TestConsoleAgainstOtherPages(t *testing.T) {
 func TestConsolePreviewOnTheSameHost(t *testing.T) {
 	t.Parallel()
 	o, addr := startOrigin(t, anyVideo()), freeAddr(t)
-	site := "http://" + gateHost + ":" + portOfAddr(addr)
+	site := "http://" + gateHost + ":" + port(addr)
 	start(t, o, config{
 		addr: addr, app: "public_url " + site, gate: "player " + hlsJS(t),
 		site: "signed_playback_api {\n" + withConsole + "\n}\nreverse_proxy " + o.addr(),
 	})
-	p := openTab(t)
-	p.open(t, site+"/console/#link/demo")
+	p := openPage(t, site+"/console/#link/demo")
 	p.fill(t, "Bearer token", apiSecret)
 	p.press(t, "button", "Sign in")
 	p.press(t, "button", "Make the link")

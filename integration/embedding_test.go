@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp"
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -60,10 +61,7 @@ type tap struct {
 
 func startTap(t *testing.T, g *gateway) *tap {
 	t.Helper()
-	target, err := url.Parse(g.url(""))
-	if err != nil {
-		t.Fatal(err)
-	}
+	target := must(url.Parse(g.url("")))(t)
 	tp := new(tap)
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -79,7 +77,7 @@ func startTap(t *testing.T, g *gateway) *tap {
 		FlushInterval: -1,
 		ErrorLog:      log.New(io.Discard, "", 0), // browsers hang up as they like
 	}
-	tp.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	tp.server = serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		tp.underWay.Add(1)
 		defer tp.underWay.Add(-1)
 		tp.mu.Lock()
@@ -89,7 +87,6 @@ func startTap(t *testing.T, g *gateway) *tap {
 			proxy.ServeHTTP(w, r)
 		}
 	}))
-	t.Cleanup(tp.server.Close)
 	return tp
 }
 
@@ -132,10 +129,7 @@ type web struct {
 // hlsJS is where install-tools.sh puts it.
 func hlsJS(t *testing.T) string {
 	t.Helper()
-	path, err := filepath.Abs("node_modules/hls.js/dist/hls.min.js")
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := must(filepath.Abs("node_modules/hls.js/dist/hls.min.js"))(t)
 	if _, err := os.Stat(path); err != nil {
 		t.Fatalf("%v; integration/install-tools.sh installs hls.js", err)
 	}
@@ -158,8 +152,7 @@ func startWeb(t *testing.T, next http.Handler, c config) *web {
 	t.Helper()
 	w := new(web)
 	w.origin = startOrigin(t, next)
-	w.sites = httptest.NewServer(w.serveSites(t))
-	t.Cleanup(w.sites.Close)
+	w.sites = serve(t, w.serveSites(t))
 	c.app = strings.ReplaceAll(c.app, "%PORT%", portOf(w.sites))
 	w.gate = start(t, w.origin, c)
 	w.tap = startTap(t, w.gate)
@@ -247,8 +240,8 @@ func TestEmbedding(t *testing.T) {
 	w := startWeb(t, anyVideo(), config{app: allowedSites, gate: "player " + hlsJS(t)})
 	plays := shown{Page: verdict{Status: 200}, Plays: true}
 	blocked := shown{Page: verdict{Status: 200}, Blocked: true}
-	notAllowed := shown{Page: verdict{403, "origin_not_allowed"}, Told: "origin_not_allowed"}
-	missing := shown{Page: verdict{403, "origin_required"}, Told: "origin_required"}
+	notAllowed := shown{Page: refusedFor("origin_not_allowed"), Told: "origin_not_allowed"}
+	missing := shown{Page: refusedFor("origin_required"), Told: "origin_required"}
 	const allowed, noReferrer, frameWithout = "a.b.example.test", "?referrer=no-referrer", `{referrerpolicy: "no-referrer"}`
 	for _, tc := range []struct {
 		name, video, site, page string
@@ -277,8 +270,7 @@ func TestEmbedding(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			video, element, attributes := cmp.Or(tc.video, "sites"), cmp.Or(tc.element, "iframe"), cmp.Or(tc.attributes, "{}")
-			p := openTab(t)
-			p.open(t, w.site(tc.site)+"/"+tc.page)
+			p := openPage(t, w.site(tc.site)+"/"+tc.page)
 			w.forget(t)
 			src := w.media("/" + mint(t, video, nil) + "/iframe?muted")
 			evaluate[bool](t, p, fmt.Sprintf("embed(%q, %q, %s).then(() => true)", element, src, attributes))
@@ -295,8 +287,7 @@ func TestEmbedding(t *testing.T) {
 
 	// All that embed the page have to be allowed, not only the one next to it.
 	t.Run("an allowed site inside of another", func(t *testing.T) {
-		p := openTab(t)
-		p.open(t, w.site("evil.test")+"/")
+		p := openPage(t, w.site("evil.test")+"/")
 		w.forget(t)
 		inner := w.site("www.example.test") + "/?embed=" + url.QueryEscape(w.media("/"+mint(t, "sites", nil)+"/iframe"))
 		evaluate[bool](t, p, fmt.Sprintf("embed('iframe', %q, {}).then(() => true)", inner))
@@ -309,8 +300,7 @@ func TestEmbedding(t *testing.T) {
 
 	// Browsers send Sec-Fetch-Dest over TLS and to localhost only.
 	t.Run("an allowed site without referrer, and a gate without TLS", func(t *testing.T) {
-		p := openTab(t)
-		p.open(t, w.site("www.example.test")+"/"+noReferrer)
+		p := openPage(t, w.site("www.example.test")+"/"+noReferrer)
 		w.forget(t)
 		src := strings.Replace(w.media("/"+mint(t, "sites", nil)+"/iframe"), gateHost, "plain.test", 1)
 		evaluate[bool](t, p, fmt.Sprintf("embed('iframe', %q, {}).then(() => true)", src))
@@ -325,12 +315,11 @@ func TestEmbedding(t *testing.T) {
 		want              verdict
 	}{
 		{"a link on an allowed site", "sites", w.site("www.example.test") + "/", verdict{Status: 200}},
-		{"no link", "sites", "about:blank", verdict{403, "origin_required"}},
+		{"no link", "sites", "about:blank", refusedFor("origin_required")},
 		{"no link, missing_origin allow", "apps", "about:blank", verdict{Status: 200}},
 	} {
 		t.Run("at the top, "+tc.name, func(t *testing.T) {
-			p := openTab(t)
-			p.open(t, tc.from)
+			p := openPage(t, tc.from)
 			w.forget(t)
 			evaluate[bool](t, p, fmt.Sprintf("location = %q, true", w.media("/"+mint(t, tc.video, nil)+"/iframe")))
 			var page exchange
@@ -387,9 +376,7 @@ func (w *web) checkFrame(t *testing.T, p *tab, got shown, last progress) {
 			w.wantNotRun(t, p)
 		}
 		if got.Told == "" {
-			if diff := gocmp.Diff(progress{Senders: []string{}, Events: []string{}}, last); diff != "" {
-				t.Errorf("the frame has spoken (-want +got):\n%s", diff)
-			}
+			wantEqual(t, progress{Senders: []string{}, Events: []string{}}, last, "the frame has spoken")
 		}
 		return
 	}
@@ -429,9 +416,7 @@ func checkCORS(t *testing.T, exchanges []exchange) {
 			want = []string{origin}
 		}
 		name := e.method + " of " + e.suffix()
-		if diff := gocmp.Diff(want, e.response.Values("Access-Control-Allow-Origin")); diff != "" {
-			t.Errorf("%s from %q: Access-Control-Allow-Origin (-want +got):\n%s", name, origin, diff)
-		}
+		wantEqual(t, want, e.response.Values("Access-Control-Allow-Origin"), "%s from %q: Access-Control-Allow-Origin", name, origin)
 		if got := e.response.Values("Access-Control-Allow-Credentials"); len(got) != 0 {
 			t.Errorf("%s: Access-Control-Allow-Credentials %q", name, got)
 		}
@@ -462,7 +447,7 @@ type ownPlayer struct {
 func TestOwnPlayer(t *testing.T) {
 	t.Parallel()
 	w := startWeb(t, anyVideo(), config{app: allowedSites})
-	notAllowed, missing := verdict{403, "origin_not_allowed"}, verdict{403, "origin_required"}
+	notAllowed, missing := refusedFor("origin_not_allowed"), refusedFor("origin_required")
 	playing := ownPlayer{Manifest: plays, Plays: true, Script: plays}
 	refused := func(failed string, player, script verdict) ownPlayer {
 		return ownPlayer{Manifest: player, Failed: failed, Script: script}
@@ -504,8 +489,7 @@ func TestOwnPlayer(t *testing.T) {
 		{name: "no allowed origins, hls.js in a sandbox", video: "demo", site: "evil.test", page: sandbox, how: "hls.js", want: playing},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			p := openTab(t)
-			p.open(t, w.site(tc.site)+"/"+tc.page)
+			p := openPage(t, w.site(tc.site)+"/"+tc.page)
 			w.forget(t)
 			src := w.media("/" + mint(t, cmp.Or(tc.video, "sites"), nil) + "/manifest/video.m3u8")
 			evaluate[bool](t, p, fmt.Sprintf("playOwn(%q, %q, %s), true", tc.how, src, cmp.Or(tc.attributes, "{}")))
@@ -522,9 +506,7 @@ func TestOwnPlayer(t *testing.T) {
 				w.origin.wantUntouched(t)
 			}
 			got.Script = evaluate[verdict](t, p, fmt.Sprintf("ask(%q)", src))
-			if diff := gocmp.Diff(tc.want, got); diff != "" {
-				t.Errorf("the player (-want +got):\n%s", diff)
-			}
+			wantEqual(t, tc.want, got, "the player")
 			checkCORS(t, w.tap.recorded())
 		})
 	}
@@ -557,9 +539,9 @@ func TestCORS(t *testing.T) {
 		{"HEAD", "www.example.test", good, `{method: "HEAD"}`, false, plays},
 		{"headers that the gate does not know", "www.example.test", good, `{headers: {"X-Custom": "1", Pragma: "no-cache", Authorization: "Basic eDp5"}}`, true, plays},
 		{"PUT", "www.example.test", good, `{method: "PUT"}`, true, kept},
-		{"POST", "www.example.test", good, `{method: "POST"}`, false, verdict{405, "method_not_allowed"}},
+		{"POST", "www.example.test", good, `{method: "POST"}`, false, refusedFor("method_not_allowed")},
 		{"credentials", "www.example.test", good, `{credentials: "include"}`, false, kept},
-		{"expired", "www.example.test", expired, `{headers: {Range: "bytes=0-1,5-9"}}`, true, verdict{401, "token_expired"}},
+		{"expired", "www.example.test", expired, `{headers: {Range: "bytes=0-1,5-9"}}`, true, refusedFor("token_expired")},
 		{"open, ranges", "evil.test", open, `{headers: {Range: "bytes=0-1,5-9"}}`, true, partial},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -567,13 +549,105 @@ func TestCORS(t *testing.T) {
 			// Each address is new to the browser's caches.
 			address := w.media(tc.path) + "?" + strconv.Itoa(i)
 			got := evaluate[verdict](t, tabs[tc.site], fmt.Sprintf("ask(%q, %s)", address, tc.options))
-			if diff := gocmp.Diff(tc.want, got); diff != "" {
-				t.Errorf("the script sees (-want +got):\n%s", diff)
-			}
+			wantEqual(t, tc.want, got, "the script sees")
 			if _, ok := w.tap.first(http.MethodOptions, segment); ok != tc.preflight {
 				t.Errorf("a preflight: %t, want %t", ok, tc.preflight)
 			}
 			checkCORS(t, w.tap.recorded())
 		})
+	}
+}
+
+// ownPages serves for each video the clip, and at /iframe a page of the origin's own
+// with all players. style.css is a stylesheet that loads a picture of the video that the
+// query names.
+func ownPages(t *testing.T) http.Handler {
+	t.Helper()
+	players, clip := filepath.Join(playersPage(t), "player"), anyVideo()
+	index := readText(t, filepath.Join(players, "index.html"))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name := filepath.Base(r.URL.Path)
+		switch _, err := os.Stat(filepath.Join(players, name)); {
+		case name == "iframe":
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			_, _ = w.Write([]byte(index))
+		case name == "style.css":
+			w.Header().Set("Content-Type", "text/css")
+			_, _ = fmt.Fprintf(w, "body { background: url(/%s/thumbnails/thumbnail.jpg) }", r.URL.Query().Get("of"))
+		case err == nil:
+			http.ServeFile(w, r, filepath.Join(players, name))
+		default:
+			clip.ServeHTTP(w, r)
+		}
+	})
+}
+
+// The gate's own host is the page of a video for that video alone. The attack: a page
+// or a stylesheet of a video that may be shown anywhere loads one that may not.
+func TestOwnPages(t *testing.T) {
+	t.Parallel()
+	w := startWeb(t, ownPages(t), config{app: allowedSites + "\nvideo open {\nrequire_signed_urls off\n}\nvideo closed {\nrequire_signed_urls off\nallowed_origins *.example.test:%PORT%\n}", gate: "trust_origin_iframe"})
+	compact := mint(t, "sites", nil)
+	for _, host := range []string{gateHost, "plain.test"} { // with and without Sec-Fetch-Site
+		at := func(path string) string { return strings.Replace(w.media(path), gateHost, host, 1) }
+		// opened is a page at the top, to which a link on an allowed site leads.
+		opened := func(t *testing.T, path string) *tab {
+			p := openPage(t, w.site("www.example.test")+"/")
+			w.forget(t)
+			evaluate[bool](t, p, fmt.Sprintf("location = %q, true", at(path)))
+			eventually(t, "the page", func() bool { _, ok := w.tap.first("GET", "/iframe"); return ok })
+			p.do(t, chromedp.WaitReady("video"))
+			p.until(t, "its scripts", "document.readyState === 'complete'")
+			return p
+		}
+		for how, address := range map[string]string{
+			"native": "/closed/manifest/video.m3u8", "hls.js": "/" + compact + "/manifest/video.m3u8",
+			"shaka": "/" + compact + "/manifest/video.m3u8", "dash.js": "/closed/manifest/video.mpd",
+		} {
+			t.Run(host+", "+how, func(t *testing.T) {
+				first, _, _ := strings.Cut(address[1:], "/")
+				p := opened(t, "/"+first+"/iframe")
+				if got := play(t, p, how, at(address), 4, 1, "{}"); got.End != "played" {
+					t.Errorf("got %+v", got)
+				}
+				for _, e := range w.tap.recorded() {
+					if e.status >= 400 {
+						t.Errorf("%s: %v, Referer %q", e.suffix(), e.verdict(), e.request.Get("Referer"))
+					}
+				}
+			})
+		}
+		t.Run(host+", worker", func(t *testing.T) {
+			const fetchInWorker = `new Promise(resolve => {
+				const worker = new Worker(URL.createObjectURL(new Blob(["fetch('" + %q + "').then(r => postMessage(r.status), e => postMessage(0))"])))
+				worker.onmessage = event => resolve(event.data)
+			})`
+			p := opened(t, "/closed/iframe")
+			status := evaluate[int](t, p, fmt.Sprintf(fetchInWorker, at("/closed/manifest/video.m3u8")))
+			if want := map[bool]int{true: http.StatusOK, false: http.StatusForbidden}[host == gateHost]; status != want {
+				t.Errorf("a worker of the page gets %d, want %d", status, want)
+			}
+		})
+		for _, b := range []string{"closed", compact} {
+			t.Run(fmt.Sprintf("%s, a page of another video, %.6s", host, b), func(t *testing.T) {
+				p := opened(t, "/open/iframe")
+				if got := evaluate[verdict](t, p, fmt.Sprintf("ask(%q)", at("/"+b+"/manifest/video.m3u8"))); got != refusedFor("origin_not_allowed") {
+					t.Errorf("a script is told %v", got)
+				}
+			})
+			for _, site := range []string{at("/open/iframe"), w.site("evil.test") + "/"} {
+				t.Run(fmt.Sprintf("%s, a stylesheet of another video on %s, %.6s", host, site, b), func(t *testing.T) {
+					p := openPage(t, site)
+					w.forget(t)
+					link := fmt.Sprintf("document.head.insertAdjacentHTML('beforeend', '<link rel=stylesheet href=%s>'), true", at("/open/style.css?of="+b))
+					evaluate[bool](t, p, link)
+					var picture exchange
+					eventually(t, "a request for the picture", func() (ok bool) { picture, ok = w.tap.first("GET", "/thumbnail.jpg"); return ok })
+					if picture.verdict() != refusedFor("origin_not_allowed") || !strings.Contains(picture.request.Get("Referer"), "/open/style.css") {
+						t.Errorf("the picture: %v, Referer %q", picture.verdict(), picture.request.Get("Referer"))
+					}
+				})
+			}
+		}
 	}
 }

@@ -50,10 +50,7 @@ func TestErrorRoutes(t *testing.T) {
 			_, _ = w.Write([]byte("#EXTM3U\n"))
 		}
 	}))
-	media, err := filepath.Abs("../examples/media")
-	if err != nil {
-		t.Fatal(err)
-	}
+	media := must(filepath.Abs("../examples/media"))(t)
 	route := strings.NewReplacer("OTHER", other.addr(), "MEDIA", media)
 	addresses := make(map[string]string)
 	sites := "&(other) {\nreverse_proxy " + other.addr() + "\n}\n"

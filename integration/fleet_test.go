@@ -4,9 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -51,17 +49,12 @@ func startRedis(t testing.TB, args ...string) *redisServer {
 // killed.
 func (r *redisServer) start(t testing.TB) {
 	t.Helper()
-	_, port, _ := net.SplitHostPort(r.addr)
-	args := append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", r.dir, "--appendonly", "yes", "--save", ""}, r.args...)
-	output := newLogBuffer()
+	args := append([]string{"--port", port(r.addr), "--bind", "127.0.0.1", "--dir", r.dir, "--appendonly", "yes", "--save", ""}, r.args...)
+	output := new(logBuffer)
 	r.cmd = exec.Command(tool(t, "redis-server"), args...)
 	r.cmd.Stdout, r.cmd.Stderr = output, output
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if !output.await("Ready to accept connections", startTimeout) {
-		t.Fatalf("redis-server did not start:\n%s", output)
-	}
+	noError(t, r.cmd.Start())
+	output.await(t, "Ready to accept connections")
 }
 
 // kill ends the server at once, even one that hangs.
@@ -75,9 +68,7 @@ func (r *redisServer) kill() {
 
 func (r *redisServer) signal(t testing.TB, signal syscall.Signal) {
 	t.Helper()
-	if err := r.cmd.Process.Signal(signal); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, r.cmd.Process.Signal(signal))
 }
 
 // option is the option of the global block that uses the server.
@@ -86,8 +77,7 @@ func (r *redisServer) option() string { return "store redis redis://" + r.addr +
 // do runs one command and returns the reply.
 func (r *redisServer) do(t testing.TB, args ...string) string {
 	t.Helper()
-	_, port, _ := net.SplitHostPort(r.addr)
-	got := execute(t, "", "", tool(t, "redis-cli"), append([]string{"-e", "-p", port}, args...)...)
+	got := execute(t, "", "", tool(t, "redis-cli"), append([]string{"-e", "-p", port(r.addr)}, args...)...)
 	if got.code != 0 {
 		t.Fatalf("redis-cli %.80q: %s%s", args, got.stdout, got.stderr)
 	}
@@ -151,25 +141,15 @@ func (f *fleet) await(t testing.TB, what, path string, want verdict, header ...s
 
 func (f *fleet) awaitLog(t testing.TB, text string) {
 	t.Helper()
-	for i, g := range f.nodes {
-		if !g.log.await(text, startTimeout) {
-			t.Fatalf("node %d has not logged %q", i+1, text)
-		}
+	for _, g := range f.nodes {
+		g.log.await(t, text)
 	}
 }
 
 // signWith signs a token offline, as a back end with a key of the API does.
 func signWith(t testing.TB, key apiKey, video string) string {
 	t.Helper()
-	signing, err := token.ParseSigningKey([]byte(key.PEM), key.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	compact, err := token.Sign(token.Claims{VideoID: video, ExpiresAt: time.Now().Add(time.Hour)}, signing)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return compact
+	return tokenOf(t, must(token.ParseSigningKey([]byte(key.PEM), key.ID))(t), video)
 }
 
 // segment is what viewers with a token, or of an open video, ask for.
@@ -255,9 +235,7 @@ func spreadRevocations(t *testing.T, f *fleet) {
 		f.wantEverywhere(t, "a token of a new key", path, plays)
 		other := f.nodes[(i+1)%len(f.nodes)]
 		other.mustCall(t, http.MethodDelete, "stream/keys/"+key.ID, "", nil)
-		if got := other.get(t, path).verdict(); got != keyUnknown {
-			t.Errorf("the node that has revoked a key answers %v to the next request, want %v", got, keyUnknown)
-		}
+		wantVerdict(t, other, path, keyUnknown)
 		f.await(t, "a revocation", path, keyUnknown)
 	}
 }
@@ -512,7 +490,8 @@ func TestHostileOldConnectionAfterReload(t *testing.T) {
 	// one of its addresses goes away: here, that of the API.
 	g := startTLS(t, o, config{api: withAPI, global: "shutdown_delay 1m", app: "require_signed_urls off"})
 	key := g.createKey(t)
-	signed, open := segment(signWith(t, key, "demo")), segment("open")
+	compact := mint(t, "demo", nil)
+	signed, leaked, open := segment(signWith(t, key, "demo")), segment(compact), segment("open")
 	viewers, dials := make([]*http.Client, len(protocols)), make([]*atomic.Int32, len(protocols))
 	ask := func(i int, path string, want verdict) {
 		t.Helper()
@@ -526,21 +505,16 @@ func TestHostileOldConnectionAfterReload(t *testing.T) {
 	}
 	for i, protocol := range protocols {
 		viewers[i], dials[i] = protocol.connect(t, g)
-		ask(i, signed, plays)
-		ask(i, open, plays)
+		for _, path := range []string{signed, leaked, open} {
+			ask(i, path, plays)
+		}
 	}
 	path := filepath.Join(g.dir, "Caddyfile")
-	before, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
 	next := *g.gateway
 	next.api = freeAddr(t)
 	writeFile(t, path, []byte(strings.NewReplacer(
-		g.api, next.api, "shutdown_delay 1m", "", "reverse_proxy ", "header "+marker+" new\n\treverse_proxy ").Replace(string(before))))
-	if err := g.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
-		t.Fatal(err)
-	}
+		g.api, next.api, "shutdown_delay 1m", "", "reverse_proxy ", "header "+marker+" new\n\treverse_proxy ").Replace(readText(t, path))))
+	noError(t, g.cmd.Process.Signal(syscall.SIGUSR1))
 	eventually(t, "the new config serves", func() bool {
 		res, err := next.tryCall(http.MethodGet, "stream/keys", "")
 		if err == nil {
@@ -552,10 +526,12 @@ func TestHostileOldConnectionAfterReload(t *testing.T) {
 		ask(i, signed, plays)
 	}
 	next.mustCall(t, http.MethodDelete, "stream/keys/"+key.ID, "", nil)
+	next.mustCall(t, http.MethodPost, "stream/revocations", fmt.Sprintf(`{"token":%q}`, compact), nil)
 	next.edit(t, "open", `{"requireSignedURLs":true}`)
 	o.take()
 	for i := range protocols {
 		ask(i, signed, keyUnknown)
+		ask(i, leaked, tokenRevoked)
 		ask(i, open, tokenNeeded)
 	}
 	o.wantUntouched(t)

@@ -17,8 +17,8 @@ import (
 
 // Forged tokens get one of these answers, and no other.
 var (
-	signatureInvalid    = verdict{http.StatusUnauthorized, "signature_invalid"}
-	verificationLimited = verdict{http.StatusTooManyRequests, "verification_limited"}
+	signatureInvalid    = refusedFor("signature_invalid")
+	verificationLimited = refusedFor("verification_limited")
 )
 
 // forgery is a flood of forged tokens. Viewers whose tokens are known go on
@@ -26,7 +26,6 @@ var (
 // sent.
 type forgery struct {
 	*gateway
-	admin    string // host:port of the admin API
 	known    []string
 	forge    func() string
 	newcomer int // how many new viewers have come
@@ -35,8 +34,8 @@ type forgery struct {
 func startForgery(t *testing.T) *forgery {
 	t.Helper()
 	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("a segment")) }))
-	f := &forgery{admin: freeAddr(t), forge: forger(t)}
-	f.gateway = start(t, o, config{quick: true, global: "admin " + f.admin + "\n" + trusting("127.0.0.1")})
+	f := &forgery{forge: forger(t)}
+	f.gateway = start(t, o, config{quick: true, global: trusting("127.0.0.1")})
 	for i := range 4 {
 		f.known = append(f.known, requestFrom(numbered(t, i), "203.0.113.1"))
 		if got := f.raw(t, f.known[i]).verdict(); got != plays {
@@ -52,7 +51,7 @@ func (f *forgery) flood(t *testing.T, requests int64, from func(i int64) string,
 	t.Helper()
 	const floodConns, newcomers = 24, 5
 	const verified = `token_verifications_total{result="ok"}`
-	remembered, before := f.metric(t, f.admin, "token_cache_entries"), f.metric(t, f.admin, verified)
+	remembered, before := f.metric(t, "token_cache_entries"), f.metric(t, verified)
 	sending := repeat(t, f.gateway, floodConns, func(i int64) string { return requestFrom(f.forge(), from(i)) })
 	watching := repeat(t, f.gateway, len(f.known), func(i int64) string { return f.known[i%int64(len(f.known))] })
 	for range newcomers {
@@ -77,10 +76,10 @@ func (f *forgery) flood(t *testing.T, requests int64, from func(i int64) string,
 	if forged[signatureInvalid]+forged[verificationLimited] != int(sending.count.Load()) {
 		t.Errorf("the flood was answered with %v, want %v or %v", forged, signatureInvalid, verificationLimited)
 	}
-	if n := f.metric(t, f.admin, "token_cache_entries") - remembered; n != newcomers {
+	if n := f.metric(t, "token_cache_entries") - remembered; n != newcomers {
 		t.Errorf("%.0f more tokens are remembered, want those of %d new viewers", n, newcomers)
 	}
-	if n := f.metric(t, f.admin, verified) - before; n != newcomers {
+	if n := f.metric(t, verified) - before; n != newcomers {
 		t.Errorf("%.0f tokens were verified, want those of %d new viewers", n, newcomers)
 	}
 }
@@ -253,10 +252,7 @@ func TestFloodOfUnknownVideos(t *testing.T) {
 // time.
 func distant(t testing.TB, addr string, away time.Duration) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = listener.Close() })
 	go func() {
 		for {

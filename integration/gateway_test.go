@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
 )
 
 // startTimeout is how long tests wait for something that has to happen. It is long, because
@@ -32,11 +34,12 @@ const raceOptions = "GORACE=atexit_sleep_ms=0 exitcode=0"
 
 // gateway is a running binary.
 type gateway struct {
-	addr string // host:port of the site
-	api  string // host:port of the control API, if there is one
-	dir  string // its working folder, with keys, Caddyfile and storage
-	log  *logBuffer
-	cmd  *exec.Cmd
+	addr  string // host:port of the site
+	api   string // host:port of the control API, if there is one
+	admin string // host:port of the admin API
+	dir   string // its working folder, with keys, Caddyfile and storage
+	log   *logBuffer
+	cmd   *exec.Cmd
 
 	gone    chan struct{} // closed when the program has ended
 	exit    func() error  // waits for that
@@ -50,10 +53,7 @@ func binary(t testing.TB) string { return builtBinary(t, "caddy-race") }
 // environment names another one.
 func builtBinary(t testing.TB, name string) string {
 	t.Helper()
-	path, err := filepath.Abs(cmp.Or(os.Getenv("SIGNED_PLAYBACK_BINARY"), "../bin/"+name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := must(filepath.Abs(cmp.Or(os.Getenv("SIGNED_PLAYBACK_BINARY"), "../bin/"+name)))(t)
 	if _, err := os.Stat(path); err != nil {
 		t.Fatalf("no binary to test: %v; `make bin/%s` builds it", err, name)
 	}
@@ -82,7 +82,7 @@ type config struct {
 // is stopped with the test, which fails if the server panicked or raced.
 func start(t testing.TB, o *origin, c config) *gateway {
 	t.Helper()
-	g := &gateway{addr: c.addr, api: c.apiAddr, dir: c.dir, log: newLogBuffer()}
+	g := &gateway{addr: c.addr, api: c.apiAddr, admin: freeAddr(t), dir: c.dir, log: new(logBuffer)}
 	if g.dir == "" {
 		g.dir = t.TempDir()
 	}
@@ -112,9 +112,7 @@ func (g *gateway) launch(t testing.TB, program string, env []string, stdout *log
 	g.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+g.dir, "XDG_CONFIG_HOME="+g.dir, "HOME="+g.dir, raceOptions)
 	g.cmd.Env = append(g.cmd.Env, env...)
 	g.cmd.Stdout, g.cmd.Stderr = stdout, g.log
-	if err := g.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, g.cmd.Start())
 	gone, exit := make(chan struct{}), error(nil)
 	go func() {
 		defer close(gone)
@@ -143,13 +141,12 @@ func (g *gateway) caddyfile(t testing.TB, o *origin, c config) string {
 	if c.api != "" {
 		c.sites += fmt.Sprintf("\nhttp://%s {\n\tsigned_playback_api {\n\t\t%s\n\t}\n}\n", g.api, c.api)
 	}
-	_, port, _ := net.SplitHostPort(g.addr)
 	if c.site == "" {
 		c.site = "reverse_proxy " + o.addr()
 	}
 	app, gate := fmt.Sprintf("signed_playback {\nkey_file %s\n%s\n}", c.keys, c.app), "signed_playback {\n"+c.gate+"\n}"
 	return fmt.Sprintf(`{
-	admin off
+	admin %s
 	debug
 	skip_install_trust
 	auto_https disable_redirects
@@ -168,7 +165,7 @@ func (g *gateway) caddyfile(t testing.TB, o *origin, c config) string {
 }
 
 %s
-`, logFormat, c.log, c.global, app, c.listen, port, gate, c.site, c.sites)
+`, g.admin, logFormat, c.log, c.global, app, c.listen, port(g.addr), gate, c.site, c.sites)
 }
 
 // kill ends the server as a power cut would, and checks its log.
@@ -218,16 +215,10 @@ var secret = regexp.MustCompile(`\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{32,}|PRIVATE K
 // secret by its name.
 func (g *gateway) wantNoSecrets(t testing.TB) {
 	t.Helper()
-	logs, err := filepath.Glob(filepath.Join(g.dir, "*.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	logs := must(filepath.Glob(filepath.Join(g.dir, "*.log")))(t)
 	texts := map[string]string{"the server's output": g.log.String()}
 	for _, name := range logs {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := must(os.ReadFile(name))(t)
 		texts[name] = string(text)
 	}
 	for name, text := range texts {
@@ -268,18 +259,12 @@ func (g *gateway) get(t testing.TB, path string, header ...string) *response {
 // send sends a request, with header fields as "Name: value".
 func send(t testing.TB, c *http.Client, method, url, body string, header ...string) *response {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := must(http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body)))(t)
 	for _, line := range header {
 		name, value, _ := strings.Cut(line, ": ")
 		req.Header.Add(name, value)
 	}
-	res, err := c.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := must(c.Do(req))(t)
 	return readResponse(t, res)
 }
 
@@ -292,10 +277,7 @@ func (g *gateway) raw(t testing.TB, request string) *response {
 
 func rawTo(t testing.TB, addr, request string) *response {
 	t.Helper()
-	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := must(net.Dial("tcp", addr))(t)
 	defer conn.Close()
 	return rawOn(t, conn, request)
 }
@@ -304,9 +286,7 @@ func rawTo(t testing.TB, addr, request string) *response {
 func rawOn(t testing.TB, conn net.Conn, request string) *response {
 	t.Helper()
 	_ = conn.SetDeadline(time.Now().Add(startTimeout))
-	if _, err := io.WriteString(conn, request); err != nil {
-		t.Fatal(err)
-	}
+	must(io.WriteString(conn, request))(t)
 	method, _, _ := strings.Cut(request, " ")
 	res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
 	if err != nil {
@@ -398,6 +378,22 @@ func tool(t testing.TB, name string) string {
 	return path
 }
 
+// runBeside runs a program in a folder until the test ends.
+func runBeside(t testing.TB, dir string, env []string, program ...string) {
+	t.Helper()
+	output := new(logBuffer)
+	cmd := exec.Command(program[0], program[1:]...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.Env = dir, output, output, append(os.Environ(), env...)
+	noError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s:\n%s", filepath.Base(program[0]), output)
+		}
+	})
+}
+
 // outcome is what a program has done.
 type outcome struct {
 	stdout, stderr string
@@ -419,30 +415,47 @@ func execute(t testing.TB, dir, stdin, name string, args ...string) outcome {
 	return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-func writeFile(t testing.TB, path string, data []byte) {
+// must returns a value whose error fails the test.
+func must[T any](value T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
+}
+
+// noError fails the test if there is an error.
+func noError(t testing.TB, err error) {
 	t.Helper()
-	if err := os.WriteFile(path, data, 0o600); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// wantEqual compares a value with what it must be. The format says what it is.
+func wantEqual(t testing.TB, want, got any, format string, args ...any) {
+	t.Helper()
+	if diff := gocmp.Diff(want, got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", fmt.Sprintf(format, args...), diff)
+	}
+}
+
+func writeFile(t testing.TB, path string, data []byte) {
+	t.Helper()
+	noError(t, os.WriteFile(path, data, 0o600))
 }
 
 // logBuffer collects a server's output and lets tests await a message in it.
 type logBuffer struct {
 	mu      sync.Mutex
 	written bytes.Buffer
-	grown   *sync.Cond
-}
-
-func newLogBuffer() *logBuffer {
-	b := new(logBuffer)
-	b.grown = sync.NewCond(&b.mu)
-	return b
 }
 
 func (b *logBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	defer b.grown.Broadcast()
 	return b.written.Write(p)
 }
 
@@ -452,28 +465,23 @@ func (b *logBuffer) String() string {
 	return b.written.String()
 }
 
-// await waits until text has been written, and reports whether it has been
-// within the time.
-func (b *logBuffer) await(text string, within time.Duration) bool {
-	return b.awaitCount(text, 1, within)
+// await waits until a text has been written.
+func (b *logBuffer) await(t testing.TB, text string) {
+	t.Helper()
+	b.awaitTimes(t, text, 1)
 }
 
 // awaitTimes is await for a text that is written several times.
-func (b *logBuffer) awaitTimes(text string, times int) bool {
-	return b.awaitCount(text, times, startTimeout)
-}
-
-func (b *logBuffer) awaitCount(text string, times int, within time.Duration) bool {
-	deadline := time.Now().Add(within)
-	timer := time.AfterFunc(within, b.grown.Broadcast)
-	defer timer.Stop()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for bytes.Count(b.written.Bytes(), []byte(text)) < times {
-		if !time.Now().Before(deadline) {
-			return false
+func (b *logBuffer) awaitTimes(t testing.TB, text string, times int) {
+	t.Helper()
+	defer func() {
+		if t.Failed() {
+			t.Logf("the output:\n%s", b)
 		}
-		b.grown.Wait()
-	}
-	return true
+	}()
+	eventually(t, fmt.Sprintf("%q is written %d times", text, times), func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return bytes.Count(b.written.Bytes(), []byte(text)) >= times
+	})
 }

@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +15,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -102,9 +99,7 @@ func TestGuideTasks(t *testing.T) {
 		}
 		tasks[s.task] = append(tasks[s.task], s)
 	}
-	if diff := cmp.Diff(slices.Sorted(maps.Keys(guideTasks)), slices.Sorted(slices.Values(order))); diff != "" {
-		t.Errorf("the tasks of the guide that are done at a shell (-want +got):\n%s", diff)
-	}
+	wantEqual(t, slices.Sorted(maps.Keys(guideTasks)), slices.Sorted(slices.Values(order)), "the tasks of the guide that are done at a shell")
 	files := takenOver(t)
 	for _, task := range order {
 		t.Run(task, func(t *testing.T) {
@@ -160,11 +155,9 @@ func takenOver(t *testing.T) map[string]string {
 // task starts it.
 func openTerminal(t *testing.T, task []snippet, files map[string]string) *terminal {
 	t.Helper()
-	term := &terminal{t: t, dir: t.TempDir(), output: newLogBuffer()}
+	term := &terminal{t: t, dir: t.TempDir(), output: new(logBuffer)}
 	var key generatedKey
-	if err := json.Unmarshal([]byte(files["key.json"]), &key); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, json.Unmarshal([]byte(files["key.json"]), &key))
 	term.provide(files, task)
 	origin := freeAddr(t)
 	if !slices.ContainsFunc(task, func(s snippet) bool { return strings.HasPrefix(s.text, "caddy file-server") || s.file == "nginx.conf" }) {
@@ -179,14 +172,9 @@ func openTerminal(t *testing.T, task []snippet, files map[string]string) *termin
 	cmd := exec.Command(tool(t, "bash"), "--noprofile", "--norc", "-u", "-o", "pipefail")
 	cmd.Dir, cmd.Env = term.dir, term.env
 	cmd.Stdout, cmd.Stderr = term.output, term.output
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	stdin := must(cmd.StdinPipe())(t)
 	term.shell = stdin
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -203,9 +191,7 @@ func (term *terminal) provide(files map[string]string, task []snippet) {
 	for _, program := range []string{"curl", "jq"} {
 		tool(term.t, program)
 	}
-	if err := os.Mkdir(term.path("bin"), 0o700); err != nil {
-		term.t.Fatal(err)
-	}
+	noError(term.t, os.Mkdir(term.path("bin"), 0o700))
 	for name, target := range map[string]string{"bin/caddy": binary(term.t), "examples": "../examples", "hls.min.js": hlsJS(term.t)} {
 		absolute, err := filepath.Abs(target)
 		if err == nil {
@@ -248,7 +234,7 @@ func (term *terminal) save(name, text string) {
 	term.t.Helper()
 	text = term.names.Replace(text)
 	if name == "nginx.conf" {
-		term.serveByNginx(text)
+		startNginx(term.t, term.dir, text)
 		return
 	}
 	if name == "Caddyfile" {
@@ -264,20 +250,10 @@ func (term *terminal) save(name, text string) {
 	}
 }
 
-// serveByNginx starts nginx with these servers.
-func (term *terminal) serveByNginx(servers string) {
-	term.t.Helper()
-	s := &mediaServer{dir: term.dir}
-	writeFile(term.t, term.path("nginx.conf"), []byte("daemon off;\nmaster_process off;\npid nginx.pid;\nuser root;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n"+servers+"}\n"))
-	s.run(term.t, tool(term.t, "nginx"), "-p", ".", "-e", "stderr", "-c", "nginx.conf")
-	addr := regexp.MustCompile(`listen (\S+);`).FindStringSubmatch(servers)[1]
-	eventually(term.t, "nginx listens", func() bool { return listens(addr) })
-}
-
 // serve starts a server that runs to the end of the task.
 func (term *terminal) serve(started string, args ...string) *gateway {
 	term.t.Helper()
-	g := &gateway{dir: term.dir, log: newLogBuffer()}
+	g := &gateway{dir: term.dir, log: new(logBuffer)}
 	g.launch(term.t, binary(term.t), term.env, g.log, started, args...)
 	return g
 }
@@ -370,12 +346,8 @@ func (term *terminal) run(line string) (output string, code int) {
 	term.t.Helper()
 	term.lines++
 	end := fmt.Sprintf("the end of line %d\n", term.lines)
-	if _, err := fmt.Fprintf(term.shell, "%s\nprintf '\\n%%d %%s' $? '%s'\n", line, end); err != nil {
-		term.t.Fatal(err)
-	}
-	if !term.output.await(end, startTimeout) {
-		term.t.Fatalf("%s\ndoes not end:\n%s", line, term.output)
-	}
+	must(fmt.Fprintf(term.shell, "%s\nprintf '\\n%%d %%s' $? '%s'\n", line, end))(term.t)
+	term.output.await(term.t, end)
 	all := term.output.String()
 	output, term.read = all[term.read:], len(all)
 	output = strings.TrimSuffix(output, " "+end)
@@ -391,9 +363,7 @@ func (term *terminal) run(line string) (output string, code int) {
 func (term *terminal) wantReported() {
 	term.t.Helper()
 	for _, want := range []string{"NOTHING IS REFUSED", `"would refuse: token_required"`, `"signed_playback_result":"would_refuse"`} {
-		if !term.gate.log.await(want, startTimeout) {
-			term.t.Errorf("the log does not say %s:\n%s", want, term.gate.log)
-		}
+		term.gate.log.await(term.t, want)
 	}
 }
 
@@ -406,9 +376,7 @@ func (term *terminal) wantNoTokenLogged() {
 	if _, err := token.Parse(compact); err != nil {
 		term.t.Fatalf("$url is %q: %v", playback, err)
 	}
-	if !term.gate.log.await(`"signed_playback_token_id"`, startTimeout) {
-		term.t.Errorf("the request is not in the log:\n%s", term.gate.log)
-	}
+	term.gate.log.await(term.t, `"signed_playback_token_id"`)
 	for part := range strings.SplitSeq(compact, ".") {
 		if strings.Contains(term.gate.log.String(), part) {
 			term.t.Errorf("a part of the token is in the log:\n%s", term.gate.log)
@@ -430,14 +398,13 @@ const cloudflareVideos = `{
 // startCloudflare starts what the guide reads settings from.
 func startCloudflare(t *testing.T) (address string) {
 	t.Helper()
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/client/v4/accounts/"+account+"/stream" || r.Header.Get("Authorization") != "Bearer "+apiSecret {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
 		_, _ = io.WriteString(w, cloudflareVideos)
 	}))
-	t.Cleanup(server.Close)
 	return server.URL
 }
 
@@ -466,7 +433,7 @@ func TestGuideEmbedding(t *testing.T) {
 		}
 	}
 	pages := make(map[string]string)
-	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	site := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/hls.min.js" {
 			http.ServeFile(w, r, hlsJS(t))
 			return
@@ -474,7 +441,6 @@ func TestGuideEmbedding(t *testing.T) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = io.WriteString(w, "<!doctype html><title>A site</title><link rel=icon href=data:,>"+pages[r.URL.Path])
 	}))
-	t.Cleanup(site.Close)
 	o := startOrigin(t, exampleMedia())
 	g := start(t, o, config{app: "allowed_origins www.example.test:" + portOf(site), gate: "player " + hlsJS(t)})
 	expired := mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Hour) })
@@ -503,9 +469,7 @@ func TestGuideEmbedding(t *testing.T) {
 	})
 	t.Run("a player", func(t *testing.T) {
 		p := open(t, "/player")
-		eventually(t, "the video plays", func() bool {
-			return evaluate[bool](t, p, "video.play().catch(() => {}), video.currentTime > 0.5")
-		})
+		p.until(t, "the video plays", "video.play().catch(() => {}), video.currentTime > 0.5")
 	})
 	t.Run("a player with an expired token", func(t *testing.T) {
 		p := open(t, "/expired")

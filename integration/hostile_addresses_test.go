@@ -15,11 +15,7 @@ import (
 // testdata returns the path of a file of the product's test data.
 func testdata(t testing.TB, name string) string {
 	t.Helper()
-	path, err := filepath.Abs(filepath.Join("..", "testdata", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return must(filepath.Abs(filepath.Join("..", "testdata", name)))(t)
 }
 
 // onlyFrom returns the path of a segment that plays only for clients at these addresses.
@@ -57,10 +53,7 @@ func ruled(t testing.TB, kind, member, action string, list []string) string {
 // rawFrom is raw for a client with another address than 127.0.0.1.
 func (g *gateway) rawFrom(t testing.TB, client, request string) *response {
 	t.Helper()
-	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(client)}}).Dial("tcp", g.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := must((&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(client)}}).Dial("tcp", g.addr))(t)
 	defer conn.Close()
 	return rawOn(t, conn, request)
 }
@@ -156,10 +149,7 @@ func (h *hostileServer) tryUnixSockets(t *testing.T) {
 		{"a trusted proxy", h.trusted, onlyFrom(t, "203.0.113.7"), "X-Forwarded-For: ::ffff:203.0.113.7", ""},
 	} {
 		t.Run("N7 "+row.name, func(t *testing.T) {
-			conn, err := net.Dial("unix", row.socket)
-			if err != nil {
-				t.Fatal(err)
-			}
+			conn := must(net.Dial("unix", row.socket))(t)
 			defer conn.Close()
 			host := map[string]string{h.socket: "Host: unix.test", h.trusted: "Host: trusted.test"}[row.socket]
 			h.want(t, rawOn(t, conn, rawRequest("GET", row.target, host, row.header)), row.reason, "/vidA/seg.ts")
@@ -186,10 +176,7 @@ func (h *hostileServer) tryProxyProtocol(t *testing.T) {
 		})
 	}
 	t.Run("N7 a peer that may not speak it", func(t *testing.T) {
-		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}).Dial("tcp", h.proxyProtocol.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := must((&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}).Dial("tcp", h.proxyProtocol.addr))(t)
 		defer conn.Close()
 		_ = conn.SetDeadline(time.Now().Add(startTimeout))
 		_, _ = io.WriteString(conn, proxyHeader(0x11, "203.0.113.7", "127.0.0.1")+rawGet(onlyFrom(t, "203.0.113.7")))

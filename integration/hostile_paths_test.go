@@ -109,9 +109,7 @@ func startHTTP2(t testing.TB, conn net.Conn, settings ...http2.Setting) *http2Co
 	c.Framer = http2.NewFramer(c.out, conn)
 	c.encoder = hpack.NewEncoder(&c.block)
 	_, _ = io.WriteString(c.out, http2.ClientPreface)
-	if err := errors.Join(c.WriteSettings(settings...), c.out.Flush()); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, errors.Join(c.WriteSettings(settings...), c.out.Flush()))
 	return c
 }
 
@@ -119,10 +117,7 @@ func (g *tlsGateway) dialHTTP2(t testing.TB, settings ...http2.Setting) *http2Co
 	t.Helper()
 	trust := g.trust.Clone()
 	trust.NextProtos = []string{"h2"}
-	conn, err := tls.Dial("tcp", g.addr, trust)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := must(tls.Dial("tcp", g.addr, trust))(t)
 	t.Cleanup(func() { _ = conn.Close() })
 	return startHTTP2(t, conn, settings...)
 }
@@ -154,9 +149,7 @@ func (c *http2Conn) ask(n int, target string) error { return c.request(n, getFie
 // instead.
 func (c *http2Conn) exchange(t testing.TB, fields ...string) *response {
 	t.Helper()
-	if err := errors.Join(c.request(0, fields...), c.out.Flush()); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, errors.Join(c.request(0, fields...), c.out.Flush()))
 	c.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	var res *response
 	for {
@@ -172,10 +165,7 @@ func (c *http2Conn) exchange(t testing.TB, fields ...string) *response {
 		case *http2.GoAwayFrame, *http2.RSTStreamFrame:
 			return nil
 		case *http2.MetaHeadersFrame:
-			status, err := strconv.Atoi(frame.PseudoValue("status"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			status := must(strconv.Atoi(frame.PseudoValue("status")))(t)
 			res = &response{Response: &http.Response{StatusCode: status, Header: make(http.Header)}}
 			for _, field := range frame.RegularFields() {
 				res.Header.Add(field.Name, field.Value)
@@ -254,10 +244,7 @@ type keepAlive struct {
 func (k *keepAlive) exchange(t testing.TB, request string) *response {
 	t.Helper()
 	if k.conn == nil {
-		conn, err := net.Dial("tcp", k.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := must(net.Dial("tcp", k.addr))(t)
 		k.conn, k.reader = conn, bufio.NewReader(conn)
 	}
 	_ = k.conn.SetDeadline(time.Now().Add(startTimeout))

@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 )
@@ -105,10 +104,7 @@ func (h *hostileServer) tryUpgrades(t *testing.T) {
 	}
 	for path, reason := range map[string]string{"/" + T + "/seg.ts": "", "/vidA/seg.ts": "token_required", "/" + T + "/../x": "path_invalid"} {
 		t.Run("H7 HTTP/2 without TLS, "+reason, func(t *testing.T) {
-			conn, err := net.Dial("tcp", h.plain.addr)
-			if err != nil {
-				t.Fatal(err)
-			}
+			conn := must(net.Dial("tcp", h.plain.addr))(t)
 			defer conn.Close()
 			res := startHTTP2(t, conn).exchange(t, getFields(path)...)
 			if res == nil {
@@ -121,12 +117,7 @@ func (h *hostileServer) tryUpgrades(t *testing.T) {
 
 // switchProtocols is an origin that always opens a tunnel.
 func switchProtocols(w http.ResponseWriter, _ *http.Request) {
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		panic(err)
-	}
-	defer conn.Close()
-	_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\ntunnelled")
+	onConnection(w, say("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\ntunnelled"))
 }
 
 // tryBodies smuggles requests. If two servers disagree about where one request ends,
@@ -172,9 +163,7 @@ func (h *hostileServer) tryBodies(t *testing.T) {
 		t.Run("H8 "+row.name, func(t *testing.T) {
 			lines := append([]string{row.method + " /" + T + "/seg.ts HTTP/1.1", "Host: media.example.com"}, row.header...)
 			statuses := converse(t, addr, row.method, strings.Join(lines, "\r\n")+"\r\n\r\n"+row.body)
-			if diff := cmp.Diff([]int{row.want}, statuses); diff != "" {
-				t.Errorf("the answers are not one (-want +got):\n%s", diff)
-			}
+			wantEqual(t, []int{row.want}, statuses, "the answers are not one")
 			h.wantOneRead(t)
 		})
 	}
@@ -198,9 +187,7 @@ func (h *hostileServer) tryBodies(t *testing.T) {
 		"a refusal":            {"GET /vidA/seg.ts HTTP/1.1\r\nHost: media.example.com\r\n" + length + "\r\n\r\n" + smuggled, 401},
 	} {
 		t.Run("H8 "+name, func(t *testing.T) {
-			if diff := cmp.Diff([]int{row.want}, converse(t, addr, "GET", row.request)); diff != "" {
-				t.Errorf("the answers are not one (-want +got):\n%s", diff)
-			}
+			wantEqual(t, []int{row.want}, converse(t, addr, "GET", row.request), "the answers are not one")
 			h.wantOneRead(t)
 		})
 	}
@@ -210,15 +197,10 @@ func (h *hostileServer) tryBodies(t *testing.T) {
 // keeps the connection, it is asked to close it.
 func converse(t testing.TB, addr, method, request string) (statuses []int) {
 	t.Helper()
-	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := must(net.Dial("tcp", addr))(t)
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(startTimeout))
-	if _, err := io.WriteString(conn, request); err != nil {
-		t.Fatal(err)
-	}
+	must(io.WriteString(conn, request))(t)
 	for reader := bufio.NewReader(conn); ; {
 		res, err := http.ReadResponse(reader, &http.Request{Method: method})
 		if err != nil {
@@ -288,9 +270,7 @@ func (h *hostileServer) tryEarlyData(t *testing.T) {
 			// The client has read nothing of the server yet, so nothing that it
 			// sends can finish the handshake.
 			if row.early {
-				if !h.log.await(query, startTimeout) {
-					t.Error("the server has not answered the early data")
-				}
+				h.log.await(t, query) // the server has answered the early data
 			} else {
 				eventually(t, "the request at the origin", func() bool { return slices.Contains(h.uris(), "/vidA/seg.ts"+query) })
 			}
@@ -349,15 +329,9 @@ type quicClient struct {
 
 func dialQUIC(t testing.TB, g *tlsGateway, tickets tls.ClientSessionCache) *quicClient {
 	t.Helper()
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server, err := net.ResolveUDPAddr("udp", g.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &quicClient{PacketConn: packets, url: "https://localhost:" + port(g.addr), released: make(chan struct{})}
+	packets := must(net.ListenPacket("udp", "127.0.0.1:0"))(t)
+	server := must(net.ResolveUDPAddr("udp", g.addr))(t)
+	c := &quicClient{PacketConn: packets, url: g.url(""), released: make(chan struct{})}
 	c.release = sync.OnceFunc(func() { close(c.released) })
 	dialer := &quic.Transport{Conn: c}
 	trust := g.trust.Clone()

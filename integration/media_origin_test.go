@@ -175,9 +175,7 @@ func (p *packager) dash(options ...string) {
 
 func (p *packager) mkdir(name string) {
 	p.t.Helper()
-	if err := os.MkdirAll(filepath.Join(p.dir, name), 0o700); err != nil {
-		p.t.Fatal(err)
-	}
+	noError(p.t, os.MkdirAll(filepath.Join(p.dir, name), 0o700))
 }
 
 func (p *packager) write(name string, data []byte) {
@@ -188,10 +186,7 @@ func (p *packager) write(name string, data []byte) {
 
 func (p *packager) read(name string) []byte {
 	p.t.Helper()
-	data, err := os.ReadFile(filepath.Join(p.dir, name))
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	data := must(os.ReadFile(filepath.Join(p.dir, name)))(p.t)
 	return data
 }
 
@@ -266,8 +261,7 @@ func startMediaOrigin(t testing.TB) *mediaOrigin {
 // invalidHost is the name by which an origin knows itself. No resolver knows it, so a
 // player that asks there gets nothing.
 func (o *origin) invalidHost() string {
-	_, port, _ := strings.Cut(o.addr(), ":")
-	return "origin.invalid:" + port
+	return "origin.invalid:" + port(o.addr())
 }
 
 // gate are the options of a gate in front of the origin.

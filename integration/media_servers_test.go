@@ -1,10 +1,10 @@
 package integration
 
 import (
+	"fmt"
 	"maps"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -51,33 +51,21 @@ func startMediaServer(t *testing.T, section, publish string, edits map[string]st
 	if s.gate.site == "" {
 		t.Fatalf("docs/origins.md has no gate for %s", section)
 	}
-	clip, err := filepath.Abs("../examples/media/demo/manifest/ts.m3u8")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.run(t, program...)
+	clip := must(filepath.Abs("../examples/media/demo/manifest/ts.m3u8"))(t)
+	runBeside(t, s.dir, []string{secretOfTheGate}, program...)
 	eventually(t, section+" listens", func() bool { return listens(rtmp) && listens(s.addr) })
-	s.run(t, tool(t, "ffmpeg"), "-nostdin", "-v", "error", "-re", "-stream_loop", "-1", "-i", clip, "-c", "copy", "-f", "flv", "rtmp://"+rtmp+publish)
+	runBeside(t, s.dir, nil, tool(t, "ffmpeg"), "-nostdin", "-v", "error", "-re", "-stream_loop", "-1", "-i", clip, "-c", "copy", "-f", "flv", "rtmp://"+rtmp+publish)
 	return s
 }
 
-// run runs a program to the end of the test.
-func (s *mediaServer) run(t *testing.T, program ...string) {
+var listenOfNginx = regexp.MustCompile(`listen (\S+);`)
+
+// startNginx starts nginx in a folder with these servers.
+func startNginx(t *testing.T, dir, servers string) {
 	t.Helper()
-	output := newLogBuffer()
-	cmd := exec.Command(program[0], program[1:]...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, output, output
-	cmd.Env = append(os.Environ(), secretOfTheGate)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("%s:\n%s", filepath.Base(program[0]), output)
-		}
-	})
+	writeFile(t, filepath.Join(dir, "nginx.conf"), []byte("daemon off;\nmaster_process off;\npid nginx.pid;\nuser root;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n"+servers+"}\n"))
+	runBeside(t, dir, nil, tool(t, "nginx"), "-p", ".", "-e", "stderr", "-c", "nginx.conf")
+	eventually(t, "nginx listens", func() bool { return listens(listenOfNginx.FindStringSubmatch(servers)[1]) })
 }
 
 // wantLive checks that the stream plays through a gate, for a token of this stream only,
@@ -109,10 +97,7 @@ const iPhone = "User-Agent: AppleCoreMedia/1.0.0.22A3354 (iPhone; U; CPU OS 18_0
 // secret nobody can read.
 func TestMediaMTX(t *testing.T) {
 	t.Parallel()
-	program, err := filepath.Abs("../bin/mediamtx")
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := must(filepath.Abs("../bin/mediamtx"))(t)
 	const publish = "/demo?user=encoder&pass=a-password-for-encoders"
 	index := "/" + mint(t, "demo", nil) + "/index.m3u8"
 	t.Run("with the secret", func(t *testing.T) {
@@ -169,4 +154,58 @@ func TestNginxRTMP(t *testing.T) {
 			}
 		}
 	})
+}
+
+// ambiguousFolder is a folder with a playlist whose segments have names that packagers write
+// and servers read in different ways.
+func ambiguousFolder(t *testing.T) (root string, names []string) {
+	t.Helper()
+	root = t.TempDir()
+	folder := filepath.Join(root, "my vidéos", "demo")
+	playlist := "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n"
+	files := []string{"media/0-1.ts", "a/b.ts", "episode #9/s0.ts", "s;p=0.ts", "100%.ts", "what?.ts"}
+	names = []string{"media%2F0-1.ts", "a//b.ts", "episode%20%239/s0.ts", "s;p=0.ts", "100%25.ts", "what%3F.ts"}
+	for i, name := range names {
+		content := must(os.ReadFile(fmt.Sprintf("../examples/media/demo/ts/%03d.ts", i+1)))(t)
+		file := filepath.Join(folder, files[i])
+		noError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		writeFile(t, file, content)
+		playlist += "#EXTINF:2,\n/my%20vid%C3%A9os/demo/" + name + "\n"
+	}
+	writeFile(t, filepath.Join(folder, "index.m3u8"), []byte(playlist+"#EXT-X-ENDLIST\n"))
+	return root, names
+}
+
+// Segments with ambiguous names, in a folder with a blank and an accent, play from servers
+// that merge slashes and from those that do not.
+func TestAmbiguousPathsAtServers(t *testing.T) {
+	t.Parallel()
+	root, names := ambiguousFolder(t)
+	const gate = "origin_path \"/my vidéos/{video}\"\nambiguous_paths allow"
+	nginx := func(merge string) string {
+		addr := freeAddr(t)
+		startNginx(t, t.TempDir(), fmt.Sprintf("server {\nlisten %s;\nroot \"%s\";\nmerge_slashes %s;\n}\n", addr, root, merge))
+		return "reverse_proxy " + addr
+	}
+	for name, site := range map[string]string{
+		"nginx": nginx("on"), "nginx without merge_slashes": nginx("off"), "file_server": "root \"" + root + "\"\nfile_server",
+	} {
+		g := start(t, startOrigin(t, nil), config{gate: gate, site: site})
+		token := mint(t, "demo", nil)
+		for i, segment := range names {
+			want := must(os.ReadFile(fmt.Sprintf("../examples/media/demo/ts/%03d.ts", i+1)))(t)
+			if res := g.get(t, "/"+token+"/"+segment); res.StatusCode != http.StatusOK || len(res.body) != len(want) {
+				t.Errorf("%s: %s: %d %q, %d bytes, want %d", name, segment, res.StatusCode, res.reason(), len(res.body), len(want))
+			}
+		}
+		if res := g.get(t, "/"+token+"/..;/demo/index.m3u8"); res.reason() != "path_invalid" {
+			t.Errorf("%s: another folder: %d %q", name, res.StatusCode, res.reason())
+		}
+		wantDecoded(t, g.url("/"+token+"/index.m3u8"), 2*len(names))
+	}
+	g := start(t, startOrigin(t, nil), config{gate: "origin_path \"/my vidéos/{video}\"", site: "root \"" + root + "\"\nfile_server"})
+	if res := g.get(t, "/"+mint(t, "demo", nil)+"/index.m3u8"); res.StatusCode != http.StatusOK {
+		t.Errorf("the manifest: %d %q", res.StatusCode, res.reason())
+	}
+	eventually(t, "the log names the option", func() bool { return strings.Contains(g.log.String(), "ambiguous_paths allow") })
 }

@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -33,10 +32,7 @@ const (
 // test and a row in the documentation.
 func TestAlertRules(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("../monitoring/*_test.yml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := must(filepath.Glob("../monitoring/*_test.yml"))(t)
 	var tests strings.Builder
 	args := []string{"test", "rules"}
 	for _, file := range files {
@@ -61,10 +57,7 @@ func TestAlertRules(t *testing.T) {
 
 func readText(t testing.TB, path string) string {
 	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := must(os.ReadFile(path))(t)
 	return string(data)
 }
 
@@ -143,15 +136,14 @@ func mediaOfEverySort(w http.ResponseWriter, r *http.Request) {
 func exposeEverything(t *testing.T) families {
 	t.Helper()
 	var published atomic.Bool
-	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	keys := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if !published.Load() {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = w.Write(publicJWKS(t, newSigningKey("published", privateKey())))
 	}))
-	t.Cleanup(keys.Close)
-	site, admin := freeAddr(t), freeAddr(t)
+	site := freeAddr(t)
 	o := startOrigin(t, http.HandlerFunc(mediaOfEverySort))
 	full := start(t, o, config{
 		global: "metrics\n" + trusting("127.0.0.1/32"),
@@ -161,7 +153,7 @@ func exposeEverything(t *testing.T) families {
 		sites:  "http://" + site + " {\n\tmetrics /metrics\n}",
 	})
 	bare := start(t, o, config{
-		global: "metrics\nadmin " + admin,
+		global: "metrics",
 		app:    "allowed_origins example.com\nreport_only origins",
 	})
 	wantVerdict(t, full, stranger(), unavailable)
@@ -170,7 +162,7 @@ func exposeEverything(t *testing.T) families {
 	makeTraffic(t, full, bare)
 	found := make(families)
 	found.read(t, "http://"+site+"/metrics")
-	found.read(t, "http://"+admin+"/metrics")
+	found.read(t, "http://"+bare.admin+"/metrics")
 	return found
 }
 
@@ -200,16 +192,16 @@ func makeTraffic(t *testing.T, full, bare *gateway) {
 		{full, "/" + good + "/thumbnails/thumbnail.jpg", plays},
 		{full, "/" + downloadable + "/downloads/default.mp4", plays},
 		{full, "/" + good + "/x", plays},
-		{full, segment(expired), verdict{http.StatusUnauthorized, "token_expired"}},
-		{full, forged, verdict{http.StatusUnauthorized, "signature_invalid"}},
+		{full, segment(expired), refusedFor("token_expired")},
+		{full, forged, refusedFor("signature_invalid")},
 		{full, stranger(), keyUnknown},
 		{full, segment("demo"), tokenNeeded},
-		{full, "/" + good + "/../x", verdict{http.StatusBadRequest, "path_invalid"}},
-		{full, onlyIn(t, "DE"), verdict{http.StatusForbidden, "rule_blocked"}},
-		{full, "/" + good + "/manifest/broken.m3u8", verdict{http.StatusBadGateway, "manifest_invalid"}},
+		{full, "/" + good + "/../x", refusedFor("path_invalid")},
+		{full, onlyIn(t, "DE"), refusedFor("rule_blocked")},
+		{full, "/" + good + "/manifest/broken.m3u8", refusedFor("manifest_invalid")},
 		{full, "/" + good + "/video/fails.ts", verdict{http.StatusInternalServerError, ""}},
 		{bare, segment(good), plays}, // without Origin, which is reported
-		{bare, onlyIn(t, "GB"), verdict{http.StatusServiceUnavailable, "country_unavailable"}},
+		{bare, onlyIn(t, "GB"), refusedFor("country_unavailable")},
 	} {
 		wantVerdict(t, row.g, row.path, row.want, viewer)
 	}
@@ -217,7 +209,7 @@ func makeTraffic(t *testing.T, full, bare *gateway) {
 	if res := full.raw(t, preflight); res.StatusCode != http.StatusNoContent {
 		t.Errorf("preflight: status %d", res.StatusCode)
 	}
-	limited := verdict{http.StatusTooManyRequests, "verification_limited"}
+	limited := refusedFor("verification_limited")
 	for range 5000 {
 		if full.get(t, forged, "X-Forwarded-For: 198.51.100.7").verdict() == limited {
 			return
@@ -313,9 +305,7 @@ func (m families) testDashboard(t *testing.T) {
 			} `json:"targets"`
 		} `json:"panels"`
 	}
-	if err := json.Unmarshal([]byte(readText(t, dashboardFile)), &dashboard); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, json.Unmarshal([]byte(readText(t, dashboardFile)), &dashboard))
 	var rules strings.Builder
 	for _, panel := range dashboard.Panels {
 		for _, target := range panel.Targets {

@@ -49,6 +49,16 @@ type answered struct {
 	Cut    bool // nothing that could be taken for a whole response
 }
 
+// onConnection has an origin answer a request with bytes on its connection.
+func onConnection(w http.ResponseWriter, answer func(net.Conn)) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	answer(conn)
+}
+
 // Steps that faults consist of. After the last, the connection is closed.
 
 func inTurn(steps ...func(net.Conn)) func(net.Conn) {
@@ -189,15 +199,9 @@ func startFailingOrigin(t testing.TB) *failingOrigin {
 			_, _ = w.Write(goodSegment)
 			return
 		}
-		conn, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			t.Error(err)
-			return
-		}
 		o.failing.Add(1)
 		defer o.failing.Add(-1)
-		defer conn.Close()
-		f.fail(conn)
+		onConnection(w, f.fail)
 	}))
 	return o
 }
@@ -250,9 +254,8 @@ func (f fault) wantAnswered(t *testing.T, got answered) {
 func TestOriginFaults(t *testing.T) {
 	t.Parallel()
 	o := startFailingOrigin(t)
-	admin := freeAddr(t)
-	g := start(t, o.origin, config{site: impatient(o.origin, 2), global: "admin " + admin})
-	before := g.holds(t, admin)
+	g := start(t, o.origin, config{site: impatient(o.origin, 2)})
+	before := g.holds(t)
 	bad, good := g.url("/"+mint(t, "bad", nil)+"/"), "/"+mint(t, "good", nil)+"/seg.m4s"
 	var (
 		all  sync.WaitGroup
@@ -281,7 +284,7 @@ func TestOriginFaults(t *testing.T) {
 	for i, f := range rows {
 		t.Run(f.name, func(t *testing.T) { f.wantAnswered(t, got[i]) })
 	}
-	g.wantReleased(t, admin, before, func() bool { return o.settle(client) })
+	g.wantReleased(t, before, func() bool { return o.settle(client) })
 }
 
 // In every version of HTTP, a body that breaks off ends for the viewer with a connection or
@@ -290,8 +293,7 @@ func TestOriginFaultsProtocols(t *testing.T) {
 	t.Parallel()
 	o := startFailingOrigin(t)
 	g := startTLS(t, o.origin, config{})
-	_, port, _ := net.SplitHostPort(g.addr)
-	base := "https://localhost:" + port + "/" + mint(t, "bad", nil) + "/"
+	base := g.url("/" + mint(t, "bad", nil) + "/")
 	for _, protocol := range protocols {
 		t.Run(protocol.name, func(t *testing.T) {
 			c, _ := protocol.connect(t, g)
@@ -311,28 +313,16 @@ func TestHeadersAroundTheResponse(t *testing.T) {
 	t.Parallel()
 	planted := "Set-Cookie: evil=1\r\nLink: <https://evil.example/x.js>; rel=preload; as=script\r\nNEL: evil\r\n" +
 		"Access-Control-Allow-Origin: https://evil.example\r\nServer-Timing: evil\r\nX-" + rand.Text() + ": evil\r\n\r\n"
-	failed := make(chan error, 1)
 	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		conn, _, err := http.NewResponseController(w).Hijack()
-		if err == nil {
-			say("HTTP/1.1 103 Early Hints\r\n" + planted + segmentHeader + "Trailer: NEL, X-More\r\n" + inChunks +
-				"a\r\n0123456789\r\n0\r\nX-More: evil\r\n" + planted)(conn)
-			err = conn.Close()
-		}
-		failed <- err
+		onConnection(w, say("HTTP/1.1 103 Early Hints\r\n"+planted+segmentHeader+"Trailer: NEL, X-More\r\n"+inChunks+
+			"a\r\n0123456789\r\n0\r\nX-More: evil\r\n"+planted))
 	}))
 	g := start(t, o, config{})
-	conn, err := net.Dial("tcp", g.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := must(net.Dial("tcp", g.addr))(t)
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(startTimeout))
 	say(rawGet("/" + mint(t, "vidA", nil) + "/seg.m4s"))(conn)
-	said, err := io.ReadAll(conn)
-	if err := errors.Join(err, <-failed); err != nil {
-		t.Fatal(err)
-	}
+	said := must(io.ReadAll(conn))(t)
 	if !bytes.Contains(said, []byte("0123456789")) {
 		t.Errorf("the response has not come: %q", said)
 	}
@@ -354,13 +344,7 @@ func TestSlowManifestEnds(t *testing.T) {
 		"by-content.ts":          inTurn(say(segmentHeader+declared+"#EXTM3U\n"), trickle("#", time.Second)),
 	}
 	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		conn, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer conn.Close()
-		ways[strings.TrimPrefix(r.URL.Path, videoFolder)](conn)
+		onConnection(w, ways[strings.TrimPrefix(r.URL.Path, videoFolder)])
 	}))
 	g := start(t, o, config{})
 	patient := &http.Client{Timeout: 2 * time.Minute}

@@ -34,12 +34,18 @@ func startOrigin(t testing.TB, next http.Handler) *origin {
 	if next == nil {
 		next = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("#EXTM3U\n## from the origin\n")) })
 	}
-	o.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	o.server = serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		o.record(r)
 		next.ServeHTTP(w, r)
 	}))
-	t.Cleanup(o.server.Close)
 	return o
+}
+
+// serve starts a server that ends with the test.
+func serve(t testing.TB, handler http.Handler) *httptest.Server {
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return server
 }
 
 // exampleMedia serves the clip of examples/media.
@@ -86,7 +92,7 @@ var reasonStatus = map[string]int{
 	"key_unknown": http.StatusUnauthorized, "signature_invalid": http.StatusUnauthorized, "token_expired": http.StatusUnauthorized,
 	"token_not_yet_valid": http.StatusUnauthorized, "token_lifetime_exceeded": http.StatusUnauthorized, "rules_invalid": http.StatusUnauthorized, "token_revoked": http.StatusUnauthorized, "audience_not_allowed": http.StatusUnauthorized,
 	"rule_blocked": http.StatusForbidden, "origin_required": http.StatusForbidden, "origin_not_allowed": http.StatusForbidden,
-	"download_not_allowed": http.StatusForbidden, "client_ip_unknown": http.StatusForbidden,
+	"download_not_allowed": http.StatusForbidden, "client_ip_unknown": http.StatusForbidden, "service_worker_not_allowed": http.StatusForbidden,
 	"not_available_yet": http.StatusForbidden, "no_longer_available": http.StatusForbidden,
 	"method_not_allowed": http.StatusMethodNotAllowed, "too_early": http.StatusTooEarly, "verification_limited": http.StatusTooManyRequests,
 	"manifest_invalid":  http.StatusBadGateway,
@@ -100,10 +106,11 @@ func refusedFor(reason string) verdict { return verdict{reasonStatus[reason], re
 
 // wantRefused checks everything that a refusal promises: status, reason,
 // headers, that the origin has seen nothing, and that no token is echoed.
-func (o *origin) wantRefused(t testing.TB, res *response, status int, reason string) {
+func (o *origin) wantRefused(t testing.TB, res *response, reason string) {
 	t.Helper()
-	if res.StatusCode != status || res.reason() != reason {
-		t.Errorf("got %d %q, want %d %q", res.StatusCode, res.reason(), status, reason)
+	want := refusedFor(reason)
+	if got := res.verdict(); got != want {
+		t.Errorf("got %v, want %v", got, want)
 	}
 	for name, want := range map[string]string{
 		"Cache-Control":               "no-store",
@@ -116,8 +123,8 @@ func (o *origin) wantRefused(t testing.TB, res *response, status int, reason str
 	if expose := res.Header.Get("Access-Control-Expose-Headers"); !strings.Contains(expose, "Signed-Playback-Reason") {
 		t.Errorf("Access-Control-Expose-Headers is %q, without the reason", expose)
 	}
-	if got := res.Header.Get("WWW-Authenticate"); (got == `Bearer error="invalid_token"`) != (status == http.StatusUnauthorized) {
-		t.Errorf("WWW-Authenticate is %q with status %d", got, status)
+	if got := res.Header.Get("WWW-Authenticate"); (got == `Bearer error="invalid_token"`) != (want.Status == http.StatusUnauthorized) {
+		t.Errorf("WWW-Authenticate is %q with status %d", got, want.Status)
 	}
 	if requests := o.take(); len(requests) != 0 {
 		t.Errorf("the origin was asked for %q", requests[0].uri)

@@ -60,8 +60,7 @@ func sdkPlayers(t *testing.T) map[string][2]string {
 // embedPlayer opens a site that embeds a player page, with scripts that run in both.
 func (w *web) embedPlayer(t *testing.T, browser, credential, query string) *tab {
 	t.Helper()
-	p := openTab(t, sdkPage, watchFrames, browser)
-	p.open(t, w.site(sdkSite)+"/")
+	p := openPage(t, w.site(sdkSite)+"/", sdkPage, watchFrames, browser)
 	evaluate[bool](t, p, fmt.Sprintf("window.loaded = embed('iframe', %q, {}); watch(); true", w.media("/"+credential+"/iframe"+query)))
 	return p
 }
@@ -242,10 +241,7 @@ func TestPagesForCloudflare(t *testing.T) {
 	w := startWeb(t, anyVideo(), config{app: sdkVideos, gate: "player " + hlsJS(t)})
 	hosts := regexp.MustCompile(`https://(embed|iframe|customer-[^/."]*)\.cloudflarestream\.com`)
 	here := func(name string) string {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := must(os.ReadFile(name))(t)
 		return hosts.ReplaceAllLiteralString(string(text), w.media(""))
 	}
 	pages := map[string]string{
@@ -270,13 +266,11 @@ func TestPagesForCloudflare(t *testing.T) {
 	}
 }`
 	t.Run("the example of its documentation", func(t *testing.T) {
-		p := openTab(t, noSound, `window.said = []; console.log = text => said.push(text)`)
-		p.open(t, w.site(sdkSite)+"/example")
+		p := openPage(t, w.site(sdkSite)+"/example", noSound, `window.said = []; console.log = text => said.push(text)`)
 		wantTrue(t, p, `player.currentTime > 0.5 && player.muted && said.join() === "playback failed, muting to try again,playing!"`)
 	})
 	t.Run("its React component", func(t *testing.T) {
-		p := openTab(t)
-		p.open(t, w.site(sdkSite)+"/react")
+		p := openPage(t, w.site(sdkSite)+"/react")
 		wantTrue(t, p, `stream.current?.currentTime > 4.5 && stream.current.muted && heard.has("canplay") && heard.has("playing")`)
 		wantTrue(t, p, `document.querySelector("iframe").parentElement.style.paddingTop === "56.25%"`)
 		evaluate[bool](t, p, `render({ muted: true, controls: false, volume: 0.3, playbackRate: 2, loop: true }), true`)
@@ -535,8 +529,7 @@ func TestPlayerSDKWarnings(t *testing.T) {
 		})
 	}
 	t.Run("a gate that does not answer", func(t *testing.T) {
-		p := openTab(t, sdkPage)
-		p.open(t, w.site(sdkSite)+"/")
+		p := openPage(t, w.site(sdkSite)+"/", sdkPage)
 		evaluate[bool](t, p, `embed("iframe", "http://gate.media.test:1/a/iframe", {}), watch(), window.playing = outcome(player.play()), true`)
 		wantTrue(t, p, `errors.join() === "network_error 0" && player.error.reason === "network_error"`)
 		if got := evaluate[string](t, p, `playing`); got != "InvalidStateError" {
@@ -566,8 +559,7 @@ func TestRenewalOfRefusedFrames(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			p := openTab(t, sdkPage)
-			p.open(t, w.site(tc.site)+"/"+tc.page)
+			p := openPage(t, w.site(tc.site)+"/"+tc.page, sdkPage)
 			embedding := fmt.Sprintf("embed('iframe', %q, {})", w.media("/"+expired+"/iframe?muted&autoplay"))
 			if !tc.late {
 				evaluate[bool](t, p, embedding+"; watch(); player.currentTime = 4; true")

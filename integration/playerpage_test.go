@@ -220,9 +220,7 @@ func TestPlayerPageOptions(t *testing.T) {
 				tc.want(&want)
 				want.HLSJS = how == "hls.js"
 				got := p.await(t, "metadata and a seek", func(v pageView) bool { return v.Ready && v.Position == want.Position })
-				if diff := cmp.Diff(want, got); diff != "" {
-					t.Errorf("the page (-want +got):\n%s", diff)
-				}
+				wantEqual(t, want, got, "the page")
 				if tc.script != "" && !evaluate[bool](t, p, `(video => `+tc.script+`)(document.getElementById("video"))`) {
 					t.Errorf("this is not so: %s", tc.script)
 				}
@@ -243,8 +241,7 @@ func TestPlayerPageOptions(t *testing.T) {
 	})
 
 	t.Run("autoplay and loop", func(t *testing.T) {
-		p := openTab(t, watchPolicy)
-		p.open(t, w.page(t, "?autoplay&muted&loop&startTime=11"))
+		p := openPage(t, w.page(t, "?autoplay&muted&loop&startTime=11"), watchPolicy)
 		p.await(t, "the end", func(v pageView) bool { return v.Position > 11.1 })
 		p.await(t, "the start", func(v pageView) bool { return v.Position < 5 && !v.Paused })
 		p.wantQuiet(t)
@@ -252,8 +249,7 @@ func TestPlayerPageOptions(t *testing.T) {
 
 	// The address of the page contains the token, so nobody else may be told.
 	t.Run("a poster on another host", func(t *testing.T) {
-		p := openTab(t, watchPolicy)
-		p.open(t, w.page(t, "?poster="+url.QueryEscape(w.site("evil.test")+"/poster.jpg")))
+		p := openPage(t, w.page(t, "?poster="+url.QueryEscape(w.site("evil.test")+"/poster.jpg")), watchPolicy)
 		var asked []http.Header
 		eventually(t, "a request for the poster", func() bool {
 			w.mu.Lock()
@@ -283,48 +279,62 @@ func brokenVideos(next http.Handler) http.Handler {
 	})
 }
 
+// withToken has a request use another token.
+func withToken(r *http.Request, compact string) {
+	r.URL.Path = "/" + compact + r.URL.Path[1+strings.IndexByte(r.URL.Path[1:], '/'):]
+}
+
 // A viewer is told why nothing plays, with a code to give to support, and can try
-// again where that may help. Which words belong to which reason is for package
-// player; here, one case of each kind comes from where it comes from in earnest.
+// again where that may help. A player that gets nothing for ten seconds has failed, too. Which words
+// belong to which reason is for package player; here, one case of each kind comes from where it
+// comes from in earnest.
 func TestPlayerPageFailures(t *testing.T) {
 	t.Parallel()
 	w := startWeb(t, brokenVideos(anyVideo()), config{app: allowedSites, gate: "player " + hlsJS(t)})
 	blocked := mint(t, "demo", withRules(`[{"type":"any","action":"block"}]`))
 	early := mint(t, "demo", func(c *token.Claims) { c.NotBefore = time.Now().Add(30 * time.Minute) })
 	expired := mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Second) })
+	// Each happens to requests that end so. From then on, the token has expired.
+	type fault struct {
+		ending, manifest string // the latter is the token for the manifest, instead of the page's own
+		expires          bool
+		then             func(r *http.Request)
+	}
+	hangUp, hang := func(*http.Request) { panic(http.ErrAbortHandler) }, func(r *http.Request) { <-r.Context().Done() }
 	for _, tc := range []struct {
-		name, video, code string
-		again             bool
-		manifest          string // the token that the manifest is asked for with, instead of the page's own
+		name, browser, video, code string
+		again                      bool
+		fault                      fault
 	}{
-		{"a refusal for good", "demo", "rule_blocked (403)", false, blocked},
-		{"a refusal for now", "demo", "token_not_yet_valid (401)", true, early},
-		{"no such video", "missing", "http_error (404)", false, ""},
-		{"broken segments", "corrupt", "media_error", true, ""},
-		{"no connection", "demo", "network_error", true, "hang up"},
-		{"a token that expires while the video plays", "demo", "token_expired (401)", false, ""},
+		{"a refusal for good", "", "demo", "rule_blocked (403)", false, fault{manifest: blocked}},
+		{"a refusal for now", "", "demo", "token_not_yet_valid (401)", true, fault{manifest: early}},
+		{"no such video", "", "missing", "http_error (404)", false, fault{}},
+		{"broken segments", "", "corrupt", "media_error", true, fault{}},
+		{"no connection", "", "demo", "network_error", true, fault{ending: ".m3u8", then: hangUp}},
+		{"a token that expires while the video plays", "", "demo", "token_expired (401)", false, fault{ending: "/003.m4s", expires: true}},
+		{"nothing comes, hls.js", "", "demo", "media_error", true, fault{ending: "/002.m4s", then: hang}},
+		{"nothing comes, native", noMediaSource, "demo", "media_error", true, fault{ending: "/002.m4s", then: hang}},
+		{"a browser claims native HLS and stalls", noMediaSource + "\n" + stallingNative, "demo", "media_error", true, fault{}},
+		{"nothing comes, and the token has expired meanwhile", "", "demo", "token_expired (401)", false, fault{ending: "/002.m4s", expires: true, then: hang}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel() // the page waits before it gives up
 			tap := startTap(t, w.gate)
-			var late atomic.Bool // with the third segment, if the token expires
+			var late atomic.Bool
 			tap.diverting(func(_ http.ResponseWriter, r *http.Request) bool {
-				if strings.HasPrefix(tc.code, "token_expired") {
-					if late.Store(late.Load() || strings.HasSuffix(r.URL.Path, "/003.m4s")); late.Load() {
-						r.URL.Path = "/" + expired + r.URL.Path[1+strings.IndexByte(r.URL.Path[1:], '/'):]
-					}
-					return false
-				}
-				if tc.manifest == "hang up" && strings.HasSuffix(r.URL.Path, ".m3u8") {
-					panic(http.ErrAbortHandler)
-				}
-				if tc.manifest != "" && strings.HasSuffix(r.URL.Path, ".m3u8") {
-					r.URL.Path = "/" + tc.manifest + "/manifest/video.m3u8"
+				happens := tc.fault.ending != "" && strings.HasSuffix(r.URL.Path, tc.fault.ending)
+				switch late.Store(late.Load() || happens && tc.fault.expires); {
+				case happens && tc.fault.then != nil:
+					tc.fault.then(r)
+					return true
+				case late.Load():
+					withToken(r, expired)
+				case tc.fault.manifest != "" && strings.HasSuffix(r.URL.Path, ".m3u8"):
+					withToken(r, tc.fault.manifest)
 				}
 				return false
 			})
-			p := openTab(t, watchPolicy)
-			p.open(t, "http://"+gateHost+":"+portOf(tap.server)+"/"+mint(t, tc.video, nil)+"/iframe?autoplay&muted&title=A+title")
+			p := openPage(t, "http://"+gateHost+":"+portOf(tap.server)+"/"+mint(t, tc.video, nil)+"/iframe?autoplay&muted&title=A+title", watchPolicy, tc.browser)
 			got := p.await(t, "words", isTold)
 			if got.Code != tc.code || (got.Button == "Try again") != tc.again || got.Title != "A title" || got.Heading != "" {
 				t.Errorf("the page says %q, %q and offers %q", got.Alert, got.Code, got.Button)
@@ -333,6 +343,23 @@ func TestPlayerPageFailures(t *testing.T) {
 				t.Error("controls that do nothing can be reached")
 			}
 		})
+	}
+}
+
+// A slow network is no failure.
+func TestPlayerPageOnASlowNetwork(t *testing.T) {
+	t.Parallel()
+	w := startPlayerWeb(t)
+	w.tap.diverting(func(rw http.ResponseWriter, r *http.Request) bool {
+		slow := strings.HasSuffix(r.URL.Path, "/002.m4s")
+		if slow {
+			serveSlowly(rw, r, "../examples/media/demo"+r.URL.Path[1+strings.IndexByte(r.URL.Path[1:], '/'):])
+		}
+		return slow
+	})
+	p := openPage(t, w.page(t, "?autoplay&muted"), watchPolicy)
+	if got := p.await(t, "playback after the slow segments", func(v pageView) bool { return v.Position > 5 || v.Alert != "" }); got.Alert != "" {
+		t.Errorf("the page says %q, %q", got.Alert, got.Code)
 	}
 }
 
@@ -352,8 +379,7 @@ func TestPlayerPageRetry(t *testing.T) {
 				next.ServeHTTP(w, r)
 			}), config{gate: "player " + hlsJS(t)})
 			down.Store(true)
-			p := openTab(t, watchPolicy, browser)
-			p.open(t, w.page(t, ""))
+			p := openPage(t, w.page(t, ""), watchPolicy, browser)
 			if told := p.await(t, "words", isTold); told.Code != "http_error (503)" || told.Button != "Try again" {
 				t.Errorf("the page says %q, %q and offers %q", told.Alert, told.Code, told.Button)
 			}
@@ -368,54 +394,6 @@ func TestPlayerPageRetry(t *testing.T) {
 			}
 			p.do(t, chromedp.KeyEvent(" "))
 			p.await(t, "playback", isPlaying)
-		})
-	}
-}
-
-// A player that gets nothing for ten seconds has failed, and says so with a reason if the
-// gate has one. A slow network is no failure.
-func TestPlayerPageStalls(t *testing.T) {
-	t.Parallel()
-	expired := mint(t, "demo", func(c *token.Claims) { c.ExpiresAt = time.Now().Add(-time.Second) })
-	for _, tc := range []struct {
-		name, browser, code string
-		again, slow         bool
-	}{
-		{"nothing comes, hls.js", "", "media_error", true, false},
-		{"nothing comes, native", noMediaSource, "media_error", true, false},
-		{"a browser claims native HLS and stalls", noMediaSource + "\n" + stallingNative, "media_error", true, false},
-		{"the token has expired meanwhile", "", "token_expired (401)", false, false},
-		{"a slow network", "", "", false, true},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			w := startPlayerWeb(t)
-			var ended atomic.Bool
-			w.tap.diverting(func(rw http.ResponseWriter, r *http.Request) bool {
-				switch {
-				case strings.HasSuffix(r.URL.Path, ".m3u8") && ended.Load():
-					r.URL.Path = "/" + expired + "/manifest/video.m3u8"
-				case !strings.HasSuffix(r.URL.Path, "/002.m4s"):
-				case tc.slow:
-					serveSlowly(rw, r, "../examples/media/demo"+r.URL.Path[1+strings.IndexByte(r.URL.Path[1:], '/'):])
-					return true
-				default:
-					ended.Store(strings.HasPrefix(tc.code, "token_expired"))
-					<-r.Context().Done()
-					return true
-				}
-				return false
-			})
-			p := openTab(t, watchPolicy, tc.browser)
-			p.open(t, w.page(t, "?autoplay&muted"))
-			if tc.slow {
-				p.await(t, "playback after the slow segments", func(v pageView) bool { return v.Position > 5 || v.Alert != "" })
-			} else {
-				p.await(t, "words", isTold)
-			}
-			if got := p.view(t); got.Code != tc.code || (got.Button == "Try again") != tc.again {
-				t.Errorf("the page says %q, %q and offers %q", got.Alert, got.Code, got.Button)
-			}
 		})
 	}
 }
@@ -458,15 +436,14 @@ func TestPlayerPageRefused(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w.forget(t)
-			p := openTab(t, watchPolicy)
-			p.open(t, w.site("evil.test")+"/")
+			p := openPage(t, w.site("evil.test")+"/", watchPolicy)
 			evaluate[bool](t, p, fmt.Sprintf("embed('iframe', %q, {}).then(() => true)", w.media(tc.path)))
 			reason, _, _ := strings.Cut(tc.code, " ")
 			eventually(t, "the event error", func() bool { return evaluate[progress](t, p, "seen").Told == reason })
 			w.wantNotRun(t, p)
 			page, _ := w.tap.first(http.MethodGet, strings.SplitN(tc.path, "?", 2)[0])
 			h := page.response
-			if page.verdict() != (verdict{reasonStatus[reason], reason}) || h.Get("Cache-Control") != "no-store" ||
+			if page.verdict() != refusedFor(reason) || h.Get("Cache-Control") != "no-store" ||
 				!strings.HasPrefix(h.Get("Content-Security-Policy"), "default-src 'none'; script-src 'sha256-") ||
 				strings.Contains(h.Get("Content-Security-Policy"), "frame-ancestors") || len(h.Values("Content-Security-Policy")) != 1 {
 				t.Errorf("the page: %v %v", page.verdict(), h)
@@ -517,8 +494,7 @@ func TestPlayerPageHostileQuery(t *testing.T) {
 	// A bar draws its position by a style.
 	const skeleton = `[...document.querySelectorAll("*")].map(e => e.tagName + [...e.attributes].map(a => " " + a.name).
 		filter(name => name != " style" || e.tagName != "INPUT").sort().join("")).join("\n")`
-	p := openTab(t, watchPolicy)
-	p.open(t, w.page(t, ""))
+	p := openPage(t, w.page(t, ""), watchPolicy)
 	p.await(t, "metadata", isReady)
 	elements := evaluate[string](t, p, `[...document.querySelectorAll("*")].map(e => e.tagName).join()`)
 	style := evaluate[string](t, p, `document.querySelector("style").textContent`)
@@ -590,8 +566,7 @@ func TestPlayerPageKeyboard(t *testing.T) {
 		"?muted":            "seek play mute volume speed quality picture_in_picture fullscreen",
 	} {
 		t.Run(query, func(t *testing.T) {
-			p := openTab(t, watchPolicy)
-			p.open(t, w.page(t, query))
+			p := openPage(t, w.page(t, query), watchPolicy)
 			p.await(t, "metadata", isReady)
 			p.do(t, chromedp.KeyEvent(" "))
 			p.await(t, "playback", isPlaying)
@@ -630,9 +605,7 @@ func TestPlayerPageKeyboard(t *testing.T) {
 				evaluate[bool](t, p, `document.getElementById("`+button+`").focus(), true`)
 				p.do(t, chromedp.KeyEvent(key))
 				p.await(t, "playback", func(v pageView) bool { return !v.Paused })
-				eventually(t, "a visible button to pause", func() bool {
-					return evaluate[bool](t, p, `(e => getComputedStyle(e).opacity === "1" && e.ariaLabel === "Pause")(document.activeElement)`)
-				})
+				p.until(t, "a visible button to pause", `(e => getComputedStyle(e).opacity === "1" && e.ariaLabel === "Pause")(document.activeElement)`)
 				p.do(t, chromedp.KeyEvent(key))
 				p.await(t, "a pause", paused)
 			}
@@ -681,8 +654,7 @@ func (p *tab) pointAt(t *testing.T, id string, part float64) {
 func TestPlayerPageMenus(t *testing.T) {
 	t.Parallel()
 	w := startWeb(t, withExtras(anyVideo()), config{gate: "player " + hlsJS(t)})
-	p := openTab(t, watchPolicy)
-	p.open(t, w.page(t, "?muted&preload=auto"))
+	p := openPage(t, w.page(t, "?muted&preload=auto"), watchPolicy)
 	p.await(t, "metadata", isReady)
 	opened := func() []string {
 		return evaluate[[]string](t, p, `[...document.querySelectorAll(":popover-open > *")].map(e => (e.ariaChecked === "true" ? "*" : "") + e.textContent)`)
@@ -700,9 +672,7 @@ func TestPlayerPageMenus(t *testing.T) {
 	} {
 		t.Run(tc.menu, func(t *testing.T) {
 			w.origin.take()
-			eventually(t, "the button of the menu", func() bool {
-				return evaluate[bool](t, p, `document.getElementById("`+tc.menu+`").checkVisibility()`)
-			})
+			p.until(t, "the button of the menu", `document.getElementById("`+tc.menu+`").checkVisibility()`)
 			p.do(t, chromedp.Click(chromedp.CSS("#"+tc.menu)))
 			eventually(t, "an open menu", func() bool { return len(opened()) > 0 })
 			if got := opened(); tc.items != nil && !slices.Equal(got, tc.items) {
@@ -713,11 +683,11 @@ func TestPlayerPageMenus(t *testing.T) {
 
 			evaluate[bool](t, p, `document.getElementById("`+tc.menu+`").focus(), true`)
 			p.do(t, chromedp.KeyEvent(kb.Enter))
-			eventually(t, "a choice with the focus", func() bool { return evaluate[bool](t, p, `document.activeElement.ariaChecked === "true"`) })
+			p.until(t, "a choice with the focus", `document.activeElement.ariaChecked === "true"`)
 			for _, key := range tc.keys + kb.Enter {
 				p.do(t, chromedp.KeyEvent(string(key)))
 			}
-			eventually(t, tc.then, func() bool { return evaluate[bool](t, p, `(video => `+tc.then+`)(document.getElementById("video"))`) })
+			p.until(t, tc.then, `(video => `+tc.then+`)(document.getElementById("video"))`)
 			if got := evaluate[string](t, p, `document.activeElement.id`); got != tc.menu {
 				t.Errorf("the focus is on %q, want the button of the menu", got)
 			}
@@ -746,8 +716,7 @@ func TestPlayerPagePreview(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := startWeb(t, tc.origin, config{gate: "player " + hlsJS(t)})
-			p := openTab(t, watchPolicy)
-			p.open(t, w.page(t, tc.query))
+			p := openPage(t, w.page(t, tc.query), watchPolicy)
 			p.await(t, "metadata", isReady)
 			asked := func() (n int) {
 				for _, address := range p.asked() {
@@ -823,8 +792,7 @@ func TestPlayerPageLive(t *testing.T) {
 		w.Header().Set("Content-Type", "application/vnd.apple.mpegurl")
 		_, _ = io.WriteString(w, strings.NewReplacer("#EXT-X-ENDLIST", "", "#EXT-X-PLAYLIST-TYPE:VOD\n", "").Replace(string(list)))
 	}), config{gate: "player " + hlsJS(t)})
-	p := openTab(t, watchPolicy)
-	p.open(t, w.media("/"+mint(t, "live", nil)+"/iframe?muted"))
+	p := openPage(t, w.media("/"+mint(t, "live", nil)+"/iframe?muted"), watchPolicy)
 	p.await(t, "metadata", isReady)
 	state := func() string {
 		return evaluate[string](t, p, `[video.duration, live.checkVisibility(), live.ariaLabel, speed.checkVisibility()].join()`)
@@ -849,10 +817,7 @@ func TestPlayerPageLanguages(t *testing.T) {
 		"pl,constructor,zh-TW": "en Play Quality This video does not exist, or it has been removed.",
 	} {
 		p := openTab(t, watchPolicy)
-		_, err := chromedp.Call(p.ctx, emulation.SetUserAgentOverride, emulation.SetUserAgentOverrideParams{UserAgent: "Test", AcceptLanguage: accepted})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(chromedp.Call(p.ctx, emulation.SetUserAgentOverride, emulation.SetUserAgentOverrideParams{UserAgent: "Test", AcceptLanguage: accepted}))(t)
 		p.open(t, w.page(t, ""))
 		p.await(t, "metadata", isReady)
 		got := evaluate[string](t, p, `[document.documentElement.lang, play.ariaLabel, quality.ariaLabel].join(" ")`)
@@ -861,4 +826,15 @@ func TestPlayerPageLanguages(t *testing.T) {
 			t.Errorf("%s: %q, want %q", accepted, got, want)
 		}
 	}
+}
+
+// The player page and the manifest's path of an origin that has another one.
+func TestPlayerPageOfAnotherManifest(t *testing.T) {
+	t.Parallel()
+	w := startWeb(t, anyVideo(), config{gate: "manifest manifest/ts.m3u8\nplayer " + hlsJS(t)})
+	openPage(t, w.media("/"+mint(t, "demo", nil)+"/iframe?autoplay=true&muted=true"))
+	eventually(t, "the page asks for a segment of that manifest", func() bool {
+		_, ok := w.tap.first(http.MethodGet, "/ts/001.ts")
+		return ok
+	})
 }

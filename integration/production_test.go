@@ -78,20 +78,15 @@ func startProduction(t *testing.T) *production {
 	t.Helper()
 	dir := t.TempDir()
 	p := &production{
-		gateway: &gateway{addr: freeAddr(t), dir: dir, log: newLogBuffer()},
+		gateway: &gateway{addr: freeAddr(t), dir: dir, log: new(logBuffer)},
 		first:   startPooledOrigin(t), second: startPooledOrigin(t),
 		plain: freeAddr(t), metrics: freeAddr(t), socket: filepath.Join(dir, "admin.sock"),
 	}
 	writeFile(t, filepath.Join(dir, "Caddyfile"), []byte(p.adapt(t)))
 	p.launch(t, binary(t), []string{"SIGNED_PLAYBACK_API_TOKEN=" + apiSecret, "SIGNED_PLAYBACK_GEOIP=" + testdata(t, "country.mmdb")},
 		p.log, "serving initial configuration", "run", "--config", "Caddyfile")
-	if !p.log.awaitTimes("certificate obtained successfully", 2) {
-		t.Fatalf("no certificates:\n%s", p.log)
-	}
-	root, err := os.ReadFile(filepath.Join(dir, "caddy/pki/authorities/local/root.crt"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	p.log.awaitTimes(t, "certificate obtained successfully", 2)
+	root := must(os.ReadFile(filepath.Join(dir, "caddy/pki/authorities/local/root.crt")))(t)
 	p.authority = x509.NewCertPool()
 	p.authority.AppendCertsFromPEM(root)
 	p.awaitCertificates(t)
@@ -115,10 +110,7 @@ func (p *production) awaitCertificates(t *testing.T) {
 // adapt returns the example with the test's own ports, addresses and paths.
 func (p *production) adapt(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile("../examples/Caddyfile.production")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := must(os.ReadFile("../examples/Caddyfile.production"))(t)
 	adapted := string(text)
 	for _, change := range [][2]string{
 		// No public authority issues certificates for these names.
@@ -181,10 +173,7 @@ func (p *production) mintToken(t testing.TB, body string) string {
 // The admin API listens on a socket that only the server's user may open, and reloads
 // the config.
 func (p *production) checkAdmin(t *testing.T) {
-	info, err := os.Stat(p.socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	info := must(os.Stat(p.socket))(t)
 	if info.Mode().Perm()&0o077 != 0 {
 		t.Errorf("the mode of the socket is %s", info.Mode())
 	}
@@ -259,10 +248,7 @@ func (p *production) checkStrangers(t *testing.T) {
 	for name, url := range map[string]string{
 		"control API": "https://" + apiName + "/client/v4/accounts/any/stream", "metrics": "http://" + p.metrics + "/metrics",
 	} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		req := must(http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil))(t)
 		req.Header.Set("Authorization", "Bearer "+apiSecret)
 		if res, err := p.from(t, "127.0.0.2", apiName).Do(req); err == nil {
 			t.Errorf("the %s answers strangers with status %d", name, res.StatusCode)
@@ -274,7 +260,7 @@ func (p *production) checkStrangers(t *testing.T) {
 // Only the load balancer can tell the gate the address of a viewer.
 func (p *production) checkAddresses(t *testing.T) {
 	target := segment(p.mintToken(t, `{"accessRules":[{"type":"ip.geoip.country","country":["GB"],"action":"allow"},{"type":"any","action":"block"}]}`))
-	blocked := verdict{http.StatusForbidden, "rule_blocked"}
+	blocked := refusedFor("rule_blocked")
 	for _, tc := range []struct {
 		name, from, forwarded string
 		want                  verdict
@@ -346,15 +332,9 @@ func (p *production) checkStop(t *testing.T) {
 	target := "/" + p.mintToken(t, "") + "/movie.mp4"
 	bodies := make(map[string]io.ReadCloser)
 	begin := func(name string, viewer *http.Client) {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+mediaName+target, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		req := must(http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+mediaName+target, nil))(t)
 		req.Header.Set("Origin", "https://www.example.com")
-		res, err := viewer.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		res := must(viewer.Do(req))(t)
 		bodies[name] = res.Body
 	}
 	for _, protocol := range protocols {
@@ -362,12 +342,8 @@ func (p *production) checkStop(t *testing.T) {
 		begin(protocol.name, viewer)
 	}
 	begin("paused", p.from(t, "127.0.0.1", mediaName))
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if !p.log.await("shutting down apps", startTimeout) {
-		t.Fatal("the server has not noticed SIGTERM")
-	}
+	noError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	p.log.await(t, "shutting down apps")
 	var all sync.WaitGroup
 	for _, protocol := range protocols {
 		all.Go(func() {

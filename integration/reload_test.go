@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -29,10 +28,7 @@ import (
 // keeps the connections of an old config open until then, 2 minutes by default.
 func (g *gateway) reloadable(t testing.TB, o *origin) (caddyfile string) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(g.dir, "Caddyfile"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := must(os.ReadFile(filepath.Join(g.dir, "Caddyfile")))(t)
 	return strings.ReplaceAll(string(text), "reverse_proxy "+o.addr(), "reverse_proxy "+o.addr()+" {\n\t\ttransport http {\n\t\t\tkeepalive 1s\n\t\t}\n\t}")
 }
 
@@ -91,9 +87,8 @@ var (
 // play asks for a file of the archive and compares the answer with it. It returns
 // the number of the config that has answered.
 func (a *archive) play(ctx context.Context, g *tlsGateway, c *http.Client, compact, name string) (config string, err error) {
-	_, port, _ := net.SplitHostPort(g.addr)
 	query := strconv.FormatInt(a.asked.Add(1), 10)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://localhost:"+port+"/"+compact+"/"+name+"?"+query, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, g.url("/"+compact+"/"+name+"?"+query), nil)
 	if err != nil {
 		return "", err
 	}
@@ -224,7 +219,6 @@ type theater struct {
 	archive   *archive
 	origin    *origin
 	gateway   *tlsGateway
-	admin     string // host:port of the admin API
 	caddyfile string // with a mark for what generations add
 	secondKey *token.SigningKey
 	tokens    []string // of the audience
@@ -251,13 +245,13 @@ func openTheater(t *testing.T) *theater {
 	a := &archive{held: make(chan struct{}, len(protocols))}
 	patience, losePatience := context.WithCancel(t.Context())
 	th := &theater{
-		t: t, archive: a, origin: startOrigin(t, a), admin: freeAddr(t),
+		t: t, archive: a, origin: startOrigin(t, a),
 		secondKey: fileKeys(1)[0], stop: make(chan struct{}),
 		patience: patience, losePatience: losePatience,
 	}
 	th.gateway = startTLS(t, th.origin, config{
 		log:    quiet,
-		global: strings.Join([]string{"admin " + th.admin, "grace_period 1m", trusting("127.0.0.1")}, "\n"),
+		global: "grace_period 1m\n" + trusting("127.0.0.1"),
 		app:    markOfGenerations,
 	})
 	th.caddyfile = th.gateway.reloadable(t, th.origin)
@@ -289,7 +283,7 @@ func (th *theater) put(n generation) {
 	th.t.Helper()
 	th.writeKeys(n)
 	th.ceiling.Store(int64(n.number))
-	if err := th.gateway.load(th.admin, th.write(n, strconv.Itoa(n.number))); err != nil {
+	if err := th.gateway.load(th.write(n, strconv.Itoa(n.number))); err != nil {
 		th.t.Fatalf("config %d: %v", n.number, err)
 	}
 	th.present = n
@@ -324,7 +318,7 @@ var invalids = []invalid{
 func (th *theater) refuse(bad invalid) {
 	th.t.Helper()
 	for range bad.times {
-		err := th.gateway.load(th.admin, bad.spoil(th, th.write(th.present.next(), "refused")))
+		err := th.gateway.load(bad.spoil(th, th.write(th.present.next(), "refused")))
 		if err == nil || !strings.Contains(err.Error(), bad.why) {
 			th.t.Fatalf("%s: got %v, want an error that says %q", bad.name, err, bad.why)
 		}
@@ -500,26 +494,24 @@ func reloadUnderLoad(t *testing.T, count int) {
 	th := openTheater(t)
 	witnesses, holders := th.connect(), th.connect()
 	for _, compact := range th.tokens {
-		if _, err := th.archive.play(t.Context(), th.gateway, witnesses[0], compact, segmentName(0)); err != nil {
-			t.Fatal(err)
-		}
+		must(th.archive.play(t.Context(), th.gateway, witnesses[0], compact, segmentName(0)))(t)
 	}
 	all := probes(t, th.secondKey)
 	th.probe("before the first reload", witnesses[0], all)
-	before := th.gateway.rest(t, th.admin, th.clients)
+	before := th.gateway.rest(t, th.clients)
 
 	th.seatAll()
 	th.floor.Store(int64(th.present.number))
-	start := th.gateway.lookups(t, th.admin)
+	start := th.gateway.lookups(t)
 	th.awaitRounds(roundsPerReload)
-	usual := th.gateway.lookups(t, th.admin).rateSince(start, 0)
+	usual := th.gateway.lookups(t).rateSince(start, 0)
 	for i := range count {
 		th.reload(i, witnesses, holders, all, usual)
 	}
 	th.leave()
 
-	th.gateway.rest(t, th.admin, th.clients)
-	th.gateway.wantReleased(t, th.admin, before, atRest)
+	th.gateway.rest(t, th.clients)
+	th.gateway.wantReleased(t, before, atRest)
 }
 
 // roundsPerReload is how many segments each viewer plays from one reload to the
@@ -530,7 +522,7 @@ const roundsPerReload = 8
 func (th *theater) reload(i int, witnesses, holders []*http.Client, all []probe, usual float64) {
 	t := th.t
 	t.Helper()
-	start := th.gateway.lookups(t, th.admin)
+	start := th.gateway.lookups(t)
 	finish := th.archive.hold(t, th.gateway, holders, th.tokens[0])
 	if i%2 == 1 {
 		th.refuse(invalids[i/2%len(invalids)])
@@ -543,8 +535,8 @@ func (th *theater) reload(i int, witnesses, holders []*http.Client, all []probe,
 	}
 	finish()
 	th.awaitRounds(roundsPerReload)
-	rate := th.gateway.lookups(t, th.admin).rateSince(start, unknown)
-	held := th.gateway.holds(t, th.admin)
+	rate := th.gateway.lookups(t).rateSince(start, unknown)
+	held := th.gateway.holds(t)
 	t.Logf("reload %d: of the tokens looked up, %.2f %% were known; resident %d MiB, %+v", i+1, 100*rate, th.gateway.memory(t)["VmRSS"]>>20, held)
 	if usual-rate >= 0.01 {
 		t.Errorf("reload %d: of the tokens looked up, %.2f %% were known, and %.2f %% before", i+1, 100*rate, 100*usual)
@@ -564,12 +556,8 @@ func TestTermination(t *testing.T) {
 	const shuttingDown = "servers shutting down; grace period initiated"
 	shutdowns := strings.Count(th.gateway.log.String(), shuttingDown) // of configs
 	th.ending.Store(true)
-	if err := th.gateway.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if !th.gateway.log.awaitTimes(shuttingDown, shutdowns+1) {
-		t.Fatalf("the server does not end:\n%s", th.gateway.log)
-	}
+	noError(t, th.gateway.cmd.Process.Signal(syscall.SIGTERM))
+	th.gateway.log.awaitTimes(t, shuttingDown, shutdowns+1)
 	finish()
 	th.gateway.stop(t) // checks the exit status
 	// Over HTTP/3, nobody tells those who came too late.

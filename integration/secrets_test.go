@@ -32,10 +32,7 @@ const productionExample = "../examples/Caddyfile.production"
 // behind a name: what it tells operators to do is what is tested.
 func productionBlock(t testing.TB, name string) string {
 	t.Helper()
-	example, err := os.ReadFile(productionExample)
-	if err != nil {
-		t.Fatal(err)
-	}
+	example := must(os.ReadFile(productionExample))(t)
 	begin := regexp.MustCompile(`(?m)^(\t*)` + regexp.QuoteMeta(name) + ` \{\n`).FindSubmatchIndex(example)
 	if begin == nil {
 		t.Fatalf("%s has no block %s", productionExample, name)
@@ -65,15 +62,14 @@ type collector struct {
 
 func startCollector(t testing.TB) *collector {
 	t.Helper()
-	c := &collector{received: newLogBuffer()}
-	c.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	c := &collector{received: new(logBuffer)}
+	c.Server = serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if encoding := r.Header.Get("Content-Encoding"); encoding != "" {
 			t.Errorf("spans come in %s, so nothing would be found in them", encoding)
 		}
 		_, _ = io.Copy(c.received, r.Body)
 		w.Header().Set("Content-Type", "application/x-protobuf")
 	}))
-	t.Cleanup(c.Close)
 	return c
 }
 
@@ -88,11 +84,8 @@ func (c *collector) environment() []string {
 // monitor returns what clients send to the server from now on.
 func (r *redisServer) monitor(t testing.TB) *logBuffer {
 	t.Helper()
-	conn, err := net.Dial("tcp", r.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sent, ended := newLogBuffer(), make(chan struct{})
+	conn := must(net.Dial("tcp", r.addr))(t)
+	sent, ended := new(logBuffer), make(chan struct{})
 	go func() {
 		defer close(ended)
 		_, _ = io.Copy(sent, conn)
@@ -101,12 +94,8 @@ func (r *redisServer) monitor(t testing.TB) *logBuffer {
 		conn.Close()
 		<-ended
 	})
-	if _, err := io.WriteString(conn, "MONITOR\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	if !sent.await("+OK", startTimeout) {
-		t.Fatal("MONITOR is not answered")
-	}
+	must(io.WriteString(conn, "MONITOR\r\n"))(t)
+	sent.await(t, "+OK")
 	return sent
 }
 
@@ -170,7 +159,6 @@ type guarded struct {
 	faults    *faultyOrigin
 	collector *collector
 	monitor   *logBuffer
-	admin     string // host:port
 	mounted   *gateway
 	secrets   plant
 	tokens    map[string]string // paths of tokens, by what they are
@@ -243,9 +231,7 @@ func startGuarded(t *testing.T) *guarded {
 	t.Helper()
 	dir := t.TempDir()
 	for _, folder := range []string{"files/demo/folder", "files/demo/indexed"} {
-		if err := os.MkdirAll(filepath.Join(dir, folder), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, os.MkdirAll(filepath.Join(dir, folder), 0o700))
 	}
 	writeFile(t, filepath.Join(dir, "files/demo/x.ts"), make([]byte, 1000))
 	writeFile(t, filepath.Join(dir, "files/demo/indexed/index.html"), []byte("<p>indexed</p>"))
@@ -253,7 +239,7 @@ func startGuarded(t *testing.T) *guarded {
 	redis := startRedis(t)
 	s := &guarded{
 		t: t, faults: &faultyOrigin{make(chan struct{}, 1), make(chan struct{})}, collector: startCollector(t), monitor: redis.monitor(t),
-		admin: freeAddr(t), mounted: &gateway{addr: freeAddr(t)}, secrets: make(plant), tokens: make(map[string]string), answers: newLogBuffer(),
+		mounted: &gateway{addr: freeAddr(t)}, secrets: make(plant), tokens: make(map[string]string), answers: new(logBuffer),
 	}
 	s.origin = startOrigin(t, s.faults)
 	fileKey, output := keygen(t, "--kid", "of-a-file")
@@ -265,7 +251,7 @@ func startGuarded(t *testing.T) *guarded {
 
 	c := config{
 		dir: dir, addr: freeAddr(t), apiAddr: freeAddr(t), keys: "main.jwks.json file-key.json",
-		global: "admin " + s.admin + "\nmetrics\nservers {\ntrusted_proxies static 127.0.0.2\n}",
+		global: "metrics\nservers {\ntrusted_proxies static 127.0.0.2\n}",
 		app:    redis.option() + "\n" + withCountries(t) + "\npublic_url https://media.example.com",
 		gate:   "player", site: fmt.Sprintf(guardedSite, s.origin.addr()),
 		env: append(s.collector.environment(), "API_BEARER="+bearer, "API_KEY="+authKey),
@@ -315,10 +301,7 @@ func (s *guarded) request(c *http.Client, base, method, path string, header ...s
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), startTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, base, nil)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	req := must(http.NewRequestWithContext(ctx, method, base, nil))(s.t)
 	req.URL.Opaque = "//" + req.URL.Host + path // as it is
 	for _, line := range header {
 		name, value, _ := strings.Cut(line, ": ")
@@ -336,8 +319,7 @@ func (s *guarded) request(c *http.Client, base, method, path string, header ...s
 // place.
 func (s *guarded) visit() {
 	s.t.Helper()
-	_, port, _ := net.SplitHostPort(s.addr)
-	base := "https://localhost:" + port
+	base := s.url("")
 	good := s.tokens["good token"]
 	for _, protocol := range protocols {
 		c, _ := protocol.connect(s.t, s.tlsGateway)
@@ -382,10 +364,7 @@ func (s *guarded) visitMounts() {
 	}
 	for _, path := range s.tokens {
 		for _, addr := range []string{s.addr, s.mounted.addr} {
-			conn, err := net.Dial("tcp", addr) // HTTP to a port of TLS, and a malformed request
-			if err != nil {
-				s.t.Fatal(err)
-			}
+			conn := must(net.Dial("tcp", addr))(s.t) // HTTP to a port of TLS, and a malformed request
 			_ = conn.SetDeadline(time.Now().Add(startTimeout))
 			_, _ = io.WriteString(conn, "GET "+path+"/video/1.ts HTTP/1.1\r\nHost: localhost\r\nBad Header: "+path+"\r\n\r\n")
 			_, _ = io.Copy(s.answers, conn)
@@ -398,14 +377,10 @@ func (s *guarded) visitMounts() {
 // profiles of the server show its request.
 func (s *guarded) leaveEarly() {
 	s.t.Helper()
-	_, port, _ := net.SplitHostPort(s.addr)
 	ctx, leave := context.WithCancel(s.t.Context())
 	defer leave()
 	c, _ := connectTCP(s.t, s.tlsGateway, true)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://localhost:"+port+s.tokens["good token"]+"/held", nil)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	req := must(http.NewRequestWithContext(ctx, http.MethodGet, s.url(s.tokens["good token"]+"/held"), nil))(s.t)
 	left := make(chan struct{})
 	go func() {
 		defer close(left)
@@ -516,16 +491,11 @@ func TestSecretsStayOutOfEverySink(t *testing.T) {
 	}
 	list := s.onAPI().raw(t, s.apiRequest(http.MethodGet, ofAccount("stream/keys"), "", s.credited))
 	s.wantNothingIn("the list of keys", string(list.body), `"key_id":`)
-	if !s.collector.received.await("/held", startTimeout) {
-		t.Fatal("the span of the last request has not arrived")
-	}
-	s.stop(t) // which flushes logs and spans
+	s.collector.received.await(t, "/held") // the span of the last request
+	s.stop(t)                              // which flushes logs and spans
 
 	pem := s.ownKey()
-	text, err := base64.StdEncoding.DecodeString(pem)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := must(base64.StdEncoding.DecodeString(pem))(t)
 	inStore := maps.Clone(s.secrets)
 	s.secrets["the gateway's own key"], s.secrets["the text of the gateway's own key"] = pem[len(pem)/2:len(pem)-80], string(text[len(text)/2:len(text)-80])
 
@@ -536,19 +506,13 @@ func TestSecretsStayOutOfEverySink(t *testing.T) {
 	s.wantNothingIn("the origin", asked.String(), "/demo/video/1.ts", "/demo/inside", "Range:[bytes=0-99]")
 	s.wantNothingIn("bodies for viewers", s.answers.String(), "401 token_expired: token: expired token_expired "+idOf(s.tokens["expired token"]), "502")
 	for _, name := range []string{"access.log", "mounted.log", "api.log"} {
-		content, err := os.ReadFile(filepath.Join(s.dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		content := must(os.ReadFile(filepath.Join(s.dir, name)))(t)
 		s.wantNothingIn(name, string(content), "handled request", `"status":401`)
 		if name != "api.log" {
 			s.wantNothingIn(name, string(content), `"uri":"`, "/"+id+"/video/1.ts", "/"+id+"/iframe")
 		}
 	}
-	config, err := os.ReadFile(s.storage("autosave.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	config := must(os.ReadFile(s.storage("autosave.json")))(t)
 	s.wantNothingIn("the saved config", string(config), "{env.API_BEARER}")
 	s.secrets = inStore
 	s.wantNothingIn("the commands to Redis", s.monitor.String(), `"EVAL"`, "signed_playback", "kty")

@@ -14,8 +14,8 @@ import (
 
 // load loads a Caddyfile through the admin API, as `caddy reload --force` does. The
 // error is the server's.
-func (g *gateway) load(admin, caddyfile string) error {
-	req, err := http.NewRequest(http.MethodPost, "http://"+admin+"/load", strings.NewReader(caddyfile))
+func (g *gateway) load(caddyfile string) error {
+	req, err := http.NewRequest(http.MethodPost, "http://"+g.admin+"/load", strings.NewReader(caddyfile))
 	if err != nil {
 		return err
 	}
@@ -35,31 +35,27 @@ func (g *gateway) load(admin, caddyfile string) error {
 }
 
 // number returns the first match of a pattern in an answer of the admin API.
-func (g *gateway) number(t testing.TB, admin, path, pattern string) float64 {
+func (g *gateway) number(t testing.TB, path, pattern string) float64 {
 	t.Helper()
-	match := regexp.MustCompile(pattern).FindSubmatch(g.askAdmin(t, admin, path))
+	match := regexp.MustCompile(pattern).FindSubmatch(g.askAdmin(t, path))
 	if match == nil {
 		t.Fatalf("nothing like %q at %s", pattern, path)
 	}
-	n, err := strconv.ParseFloat(string(match[1]), 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return must(strconv.ParseFloat(string(match[1]), 64))(t)
 }
 
 // metric returns the value of a metric of the gate, which is named with its labels.
-func (g *gateway) metric(t testing.TB, admin, name string) float64 {
+func (g *gateway) metric(t testing.TB, name string) float64 {
 	t.Helper()
-	return g.number(t, admin, "/metrics", `(?m)^caddy_signed_playback_`+regexp.QuoteMeta(name)+` (\S+)$`)
+	return g.number(t, "/metrics", `(?m)^caddy_signed_playback_`+regexp.QuoteMeta(name)+` (\S+)$`)
 }
 
 // lookups are the hits and misses of the token cache since the start.
 type lookups struct{ hits, misses float64 }
 
-func (g *gateway) lookups(t testing.TB, admin string) lookups {
+func (g *gateway) lookups(t testing.TB) lookups {
 	t.Helper()
-	return lookups{g.metric(t, admin, "token_cache_hits_total"), g.metric(t, admin, "token_cache_misses_total")}
+	return lookups{g.metric(t, "token_cache_hits_total"), g.metric(t, "token_cache_misses_total")}
 }
 
 // rateSince returns the share of hits since earlier, without the expected misses.
@@ -70,15 +66,15 @@ func (l lookups) rateSince(earlier lookups, expected int) float64 {
 
 // rest closes all connections of viewers, and returns what the server holds once that
 // no longer decreases.
-func (g *gateway) rest(t testing.TB, admin string, viewers []*http.Client) holding {
+func (g *gateway) rest(t testing.TB, viewers []*http.Client) holding {
 	t.Helper()
 	for _, c := range viewers {
 		c.CloseIdleConnections()
 	}
 	const enough = 100 // polls
-	least, same := g.holds(t, admin), 0
+	least, same := g.holds(t), 0
 	eventually(t, "the server comes to rest", func() bool {
-		now := g.holds(t, admin)
+		now := g.holds(t)
 		same++
 		if now.goroutines < least.goroutines || now.descriptors < least.descriptors {
 			least, same = holding{min(now.goroutines, least.goroutines), min(now.descriptors, least.descriptors)}, 0
@@ -95,44 +91,38 @@ func atRest() bool { return true }
 type holding struct{ goroutines, descriptors int }
 
 // holds counts what the server holds now.
-func (g *gateway) holds(t testing.TB, admin string) holding {
+func (g *gateway) holds(t testing.TB) holding {
 	t.Helper()
-	count := regexp.MustCompile(`\d+`).FindString(g.goroutines(t, admin)) // "goroutine profile: total 31"
-	goroutines, err := strconv.Atoi(count)
-	if err != nil {
-		t.Fatal(err)
-	}
-	descriptors, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", g.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
+	count := regexp.MustCompile(`\d+`).FindString(g.goroutines(t)) // "goroutine profile: total 31"
+	goroutines := must(strconv.Atoi(count))(t)
+	descriptors := must(os.ReadDir(fmt.Sprintf("/proc/%d/fd", g.cmd.Process.Pid)))(t)
 	return holding{goroutines, len(descriptors)}
 }
 
 // goroutines returns the server's goroutines, grouped by what they do.
-func (g *gateway) goroutines(t testing.TB, admin string) string {
+func (g *gateway) goroutines(t testing.TB) string {
 	t.Helper()
-	return string(g.askAdmin(t, admin, "/debug/pprof/goroutine?debug=1"))
+	return string(g.askAdmin(t, "/debug/pprof/goroutine?debug=1"))
 }
 
 // askAdmin asks the admin API on a connection of its own, and closes it.
-func (g *gateway) askAdmin(t testing.TB, admin, path string) []byte {
+func (g *gateway) askAdmin(t testing.TB, path string) []byte {
 	t.Helper()
-	return rawTo(t, admin, "GET "+path+" HTTP/1.1\r\nHost: "+admin+"\r\nConnection: close\r\n\r\n").body
+	return rawTo(t, g.admin, "GET "+path+" HTTP/1.1\r\nHost: "+g.admin+"\r\nConnection: close\r\n\r\n").body
 }
 
 // wantReleased waits until a server holds no more than before. settle closes idle
 // connections and reports whether no others are left.
-func (g *gateway) wantReleased(t testing.TB, admin string, before holding, settle func() bool) {
+func (g *gateway) wantReleased(t testing.TB, before holding, settle func() bool) {
 	t.Helper()
 	var now holding
 	deadline := time.Now().Add(startTimeout)
 	eventually(t, "goroutines and descriptors are released", func() bool {
 		settled := settle()
-		now = g.holds(t, admin)
+		now = g.holds(t)
 		released := settled && now.goroutines <= before.goroutines && now.descriptors <= before.descriptors
 		if !released && time.Until(deadline) < time.Second {
-			t.Fatalf("%+v has become %+v:\n%.4000s", before, now, g.goroutines(t, admin))
+			t.Fatalf("%+v has become %+v:\n%.4000s", before, now, g.goroutines(t))
 		}
 		return released
 	})
@@ -140,26 +130,20 @@ func (g *gateway) wantReleased(t testing.TB, admin string, before holding, settl
 }
 
 // heap returns the bytes that are still reachable after a garbage collection.
-func (g *gateway) heap(t testing.TB, admin string) float64 {
+func (g *gateway) heap(t testing.TB) float64 {
 	t.Helper()
-	return g.number(t, admin, "/debug/pprof/heap?gc=1&debug=1", `(?m)^# HeapAlloc = (\d+)$`)
+	return g.number(t, "/debug/pprof/heap?gc=1&debug=1", `(?m)^# HeapAlloc = (\d+)$`)
 }
 
 // memory returns the sizes in /proc/<pid>/status in bytes, by their names.
 func (g *gateway) memory(t testing.TB) map[string]int {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
+	status := must(os.ReadFile(fmt.Sprintf("/proc/%d/status", g.cmd.Process.Pid)))(t)
 	sizes := make(map[string]int)
 	for line := range strings.Lines(string(status)) {
 		name, value, _ := strings.Cut(line, ":")
 		if kib, ok := strings.CutSuffix(strings.TrimSpace(value), " kB"); ok {
-			n, err := strconv.Atoi(kib)
-			if err != nil {
-				t.Fatal(err)
-			}
+			n := must(strconv.Atoi(kib))(t)
 			sizes[name] = n << 10
 		}
 	}

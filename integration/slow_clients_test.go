@@ -32,11 +32,7 @@ func dialSlow(t testing.TB, addr string) net.Conn {
 		var err error
 		return errors.Join(raw.Control(func(fd uintptr) { err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 1) }), err)
 	}}
-	conn, err := dialer.DialContext(t.Context(), "tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return conn
+	return must(dialer.DialContext(t.Context(), "tcp", addr))(t)
 }
 
 // The attack (slowloris): connections on which a request never ends. The server
@@ -45,9 +41,8 @@ func TestSlowHeadersEnd(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	const each = 40
 	o := startOrigin(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(goodSegment) }))
-	admin := freeAddr(t)
-	g := start(t, o, config{global: "admin " + admin + "\n" + shortTimeouts})
-	before := g.holds(t, admin)
+	g := start(t, o, config{global: shortTimeouts})
+	before := g.holds(t)
 	others := seat(t, []*gateway{g}, otherViewers(t))
 	target := "/" + mint(t, "vidA", nil) + "/seg.m4s"
 	request := "GET " + target + " HTTP/1.1\r\nHost: media.example.com\r\n"
@@ -75,7 +70,7 @@ func TestSlowHeadersEnd(t *testing.T) {
 		}
 	}
 	others.leave(t)
-	g.wantReleased(t, admin, before, func() bool {
+	g.wantReleased(t, before, func() bool {
 		client.CloseIdleConnections()
 		o.server.CloseClientConnections()
 		return true
@@ -183,15 +178,14 @@ type slowGateway struct {
 	*tlsGateway
 	origin *patientOrigin
 	plain  string // host:port of the site without TLS
-	admin  string
 }
 
 func startForSlowClients(t *testing.T) *slowGateway {
 	t.Helper()
 	o := startPatientOrigin(t)
-	s := &slowGateway{origin: o, plain: freeAddr(t), admin: freeAddr(t)}
+	s := &slowGateway{origin: o, plain: freeAddr(t)}
 	s.tlsGateway = startTLS(t, o.origin, config{
-		quick: true, log: quiet, global: "admin " + s.admin,
+		quick: true, log: quiet,
 		sites: site(s.plain, "signed_playback\nreverse_proxy "+o.addr()),
 	})
 	return s
@@ -223,7 +217,7 @@ func (s *slowGateway) baseline(t testing.TB) (held holding, memory int) {
 	eventually(t, "the server is idle", func() bool {
 		last := held
 		s.settle()
-		held = s.holds(t, s.admin)
+		held = s.holds(t)
 		return held == last
 	})
 	return held, s.resident(t)
@@ -232,7 +226,7 @@ func (s *slowGateway) baseline(t testing.TB) (held holding, memory int) {
 // resident returns the server's resident memory after a garbage collection.
 func (s *slowGateway) resident(t testing.TB) int {
 	t.Helper()
-	s.askAdmin(t, s.admin, "/debug/pprof/heap?gc=1")
+	s.askAdmin(t, "/debug/pprof/heap?gc=1")
 	return s.memory(t)["VmRSS"]
 }
 
@@ -260,7 +254,7 @@ func TestLongStalledClients(t *testing.T) {
 			}
 			s.watch(t, 2*time.Second)
 			leave()
-			s.wantReleased(t, s.admin, held, s.settle)
+			s.wantReleased(t, held, s.settle)
 		})
 	}
 }
@@ -274,9 +268,7 @@ func (s *slowGateway) readSlowly(t *testing.T, clients int) (leave func()) {
 	for range clients {
 		conn := dialSlow(t, s.plain)
 		conns = append(conns, conn)
-		if _, err := io.WriteString(conn, rawGet(target)); err != nil {
-			t.Fatal(err)
-		}
+		must(io.WriteString(conn, rawGet(target)))(t)
 		all.Go(func() {
 			second := time.NewTicker(time.Second)
 			defer second.Stop()
@@ -316,18 +308,11 @@ func (s *slowGateway) openStreams(t *testing.T, clients int) (leave func()) {
 		c := s.dialHTTP2(t, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1})
 		conns = append(conns, c.conn)
 		for n := range most {
-			if err := c.ask(n, target); err != nil {
-				t.Fatal(err)
-			}
+			noError(t, c.ask(n, target))
 		}
-		if err := c.out.Flush(); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, c.out.Flush())
 		for begun := 0; begun < most; {
-			frame, err := c.ReadFrame()
-			if err != nil {
-				t.Fatal(err)
-			}
+			frame := must(c.ReadFrame())(t)
 			if data, ok := frame.(*http2.DataFrame); ok {
 				begun++
 				if n := len(data.Data()); n != 1 {
@@ -393,7 +378,7 @@ func TestLongHTTP2Floods(t *testing.T) {
 				t.Errorf("the origin was asked %d times, want %d at the most", asked, maxAsked)
 			}
 			closeAll(conns)
-			s.wantReleased(t, s.admin, held, s.settle)
+			s.wantReleased(t, held, s.settle)
 		})
 	}
 }
@@ -460,17 +445,21 @@ func TestLongPausedPlayers(t *testing.T) {
 		c.Timeout = length + 2*startTimeout
 		done := make(chan error, 1)
 		downloads[name] = done
-		go func() { done <- downloadWithPause(c, base+space+"movie.mp4", movie, length) }()
+		began := time.Now()
+		go func() {
+			err := downloadWithPause(c, base+space+"movie.mp4", movie, length)
+			t.Logf("%s: %d MiB with a pause of %s took %s: %v", name, len(movie)>>20, length, time.Since(began).Round(time.Second), err)
+			done <- err
+		}()
 	}
 	conn := dialSlow(t, plain.addr)
 	defer conn.Close()
 	download("a small window", &http.Client{Transport: &http.Transport{
 		DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 	}}, plain.url(""))
-	_, port, _ := net.SplitHostPort(g.addr)
 	for _, protocol := range protocols {
 		c, _ := protocol.connect(t, g)
-		download(protocol.name, c, "https://localhost:"+port)
+		download(protocol.name, c, g.url(""))
 	}
 
 	for name, done := range downloads {

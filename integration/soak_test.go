@@ -8,7 +8,6 @@ import (
 	"maps"
 	mathrand "math/rand/v2"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"slices"
 	"strconv"
@@ -170,7 +169,6 @@ func (r soakRequest) want(at time.Time) (verdict, string) {
 type soak struct {
 	t        *testing.T
 	gateway  *tlsGateway
-	admin    string // host:port of the admin API
 	clients  []*http.Client
 	wrongKey *rsa.PrivateKey // with the id of the right key
 
@@ -191,20 +189,17 @@ func (s *soak) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func startSoak(t *testing.T, quick bool) *soak {
 	t.Helper()
-	s := &soak{t: t, admin: freeAddr(t), seen: make(map[verdict]int), wrongKey: newPrivateKey()}
+	s := &soak{t: t, seen: make(map[verdict]int), wrongKey: newPrivateKey()}
 	app := []string{withCountries(t), "max_token_lifetime " + soakLifetime.String(), "token_cache_size " + strconv.Itoa(soakCache)}
 	for id, video := range soakVideos {
 		app = append(app, "video "+id+" {\n"+video.options+"\n}")
 	}
-	server := &origin{server: httptest.NewServer(s)} // which keeps no requests
-	t.Cleanup(server.server.Close)
+	server := &origin{server: serve(t, s)} // which keeps no requests
 	s.gateway = startTLS(t, server, config{
-		quick: quick, log: quiet, global: "admin " + s.admin + "\n" + trusting("127.0.0.1"),
+		quick: quick, log: quiet, global: trusting("127.0.0.1"),
 		app: strings.Join(app, "\n"), gate: "origin_path /library/{video}/v1",
 	})
-	if err := s.gateway.load(s.admin, s.gateway.reloadable(t, server)); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, s.gateway.load(s.gateway.reloadable(t, server)))
 	random := mathrand.New(mathrand.NewPCG(mathrand.Uint64(), 0))
 	for i := range s.tokens {
 		s.tokens[i].Store(newSoakToken(random, s.wrongKey))
@@ -241,7 +236,7 @@ func (s *soak) ask(random *mathrand.Rand, c *http.Client) {
 	if r.token != nil {
 		first = r.token.compact
 	}
-	req, err := http.NewRequestWithContext(s.t.Context(), r.method, "https://localhost:"+port(s.gateway.addr), nil)
+	req, err := http.NewRequestWithContext(s.t.Context(), r.method, s.gateway.url(""), nil)
 	if err != nil {
 		s.t.Error(err)
 		return
@@ -317,10 +312,10 @@ func (s *soak) watchMemory(every time.Duration, done <-chan struct{}) (samples [
 		case <-done:
 			return samples
 		case <-tick.C:
-			sample := memorySample{s.gateway.heap(s.t, s.admin), float64(s.gateway.memory(s.t)["VmRSS"])}
+			sample := memorySample{s.gateway.heap(s.t), float64(s.gateway.memory(s.t)["VmRSS"])}
 			samples = append(samples, sample)
 			s.t.Logf("after %s: %d requests, heap %.2f MiB, resident %.2f MiB, %+v", time.Since(began).Round(time.Second), s.asked.Load(),
-				sample.heap/(1<<20), sample.resident/(1<<20), s.gateway.holds(s.t, s.admin))
+				sample.heap/(1<<20), sample.resident/(1<<20), s.gateway.holds(s.t))
 		}
 	}
 }
@@ -372,7 +367,7 @@ func TestLongSoak(t *testing.T) {
 		interval = 10 * time.Millisecond // of each client
 	)
 	s := startSoak(t, true) // the race detector keeps memory for goroutines that have ended
-	before := s.gateway.rest(t, s.admin, s.clients)
+	before := s.gateway.rest(t, s.clients)
 	duration := durationFrom(t, "SIGNED_PLAYBACK_SOAK", 20*time.Minute)
 	over, done := make(chan struct{}), make(chan struct{})
 	time.AfterFunc(duration, func() { close(over) })
@@ -383,8 +378,8 @@ func TestLongSoak(t *testing.T) {
 	taken := s.watchMemory(min(time.Minute, duration/samples), done)
 	s.wantFlat(taken)
 	s.wantRight()
-	s.gateway.rest(t, s.admin, s.clients)
-	s.gateway.wantReleased(t, s.admin, before, atRest)
+	s.gateway.rest(t, s.clients)
+	s.gateway.wantReleased(t, before, atRest)
 }
 
 // durationFrom reads a duration from the environment.

@@ -48,25 +48,15 @@ func publicJWKS(t testing.TB, keys ...*token.SigningKey) []byte {
 		Keys []json.RawMessage `json:"keys"`
 	}{}
 	for _, key := range keys {
-		jwk, err := key.Public().JWK()
-		if err != nil {
-			t.Fatal(err)
-		}
+		jwk := must(key.Public().JWK())(t)
 		set.Keys = append(set.Keys, jwk)
 	}
-	doc, err := json.Marshal(set)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return doc
+	return must(json.Marshal(set))(t)
 }
 
 func publicPEM(t testing.TB, key *rsa.PublicKey) []byte {
 	t.Helper()
-	der, err := x509.MarshalPKIXPublicKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	der := must(x509.MarshalPKIXPublicKey(key))(t)
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 }
 
@@ -77,11 +67,7 @@ func mint(t testing.TB, video string, edit func(*token.Claims)) string {
 	if edit != nil {
 		edit(&claims)
 	}
-	compact, err := token.Sign(claims, signingKey())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return compact
+	return must(token.Sign(claims, signingKey()))(t)
 }
 
 // withRules returns an edit for mint.

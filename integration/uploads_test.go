@@ -75,8 +75,7 @@ func TestUploadedPages(t *testing.T) {
 		for name, upload := range uploads {
 			t.Run(host.name+" "+name, func(t *testing.T) {
 				t.Parallel()
-				p := openTab(t, `stolen = []; addEventListener("message", e => { if (e.data.stolen) stolen.push(e.data.stolen) })`)
-				p.open(t, w.site("www.example.test")+"/")
+				p := openPage(t, w.site("www.example.test")+"/", `stolen = []; addEventListener("message", e => { if (e.data.stolen) stolen.push(e.data.stolen) })`)
 				if host.guarded && upload.contentType == "" {
 					evaluate[bool](t, p, fmt.Sprintf("embed('iframe', %q, {}), true", host.a+name))
 					eventually(t, "a download instead of a page", func() bool {
@@ -88,7 +87,7 @@ func TestUploadedPages(t *testing.T) {
 				evaluate[bool](t, p, fmt.Sprintf("embed('iframe', %q, {}).then(() => embed('iframe', %q, {})).then(() => true)", host.b+"iframe", host.a+name))
 				read := fmt.Sprintf("embed('iframe', 'about:blank', {}).then(() => stolen.includes(%q))", host.b+"iframe")
 				if !host.guarded {
-					eventually(t, "the address is stolen", func() bool { return evaluate[bool](t, p, read) })
+					p.until(t, "the address is stolen", read)
 				} else if evaluate[bool](t, p, read) {
 					t.Error("the file of one video reads the address of another")
 				}
@@ -107,7 +106,7 @@ func TestUploadedPages(t *testing.T) {
 			if want := map[bool]string{true: "true,failed,", false: "true,registered,planted=1"}[host.guarded]; got != want {
 				t.Errorf("the page runs, worker, cookies: %s, want %s", got, want)
 			}
-			if asked, ok := w.tap.first("GET", "/sw.js"); host.guarded && (!ok || asked.verdict() != verdict{403, "service_worker_not_allowed"}) {
+			if asked, ok := w.tap.first("GET", "/sw.js"); host.guarded && (!ok || asked.verdict() != refusedFor("service_worker_not_allowed")) {
 				t.Errorf("the script of the worker: %v", asked.verdict())
 			}
 		})
@@ -146,8 +145,7 @@ func TestSandboxedMediaPlay(t *testing.T) {
 	})`
 	for _, video := range []string{"demo", "untyped", "sites"} {
 		t.Run("embedded "+video, func(t *testing.T) {
-			p := openTab(t)
-			p.open(t, w.site("www.example.test")+"/")
+			p := openPage(t, w.site("www.example.test")+"/")
 			at := w.media("/" + mint(t, video, nil))
 			if got := evaluate[string](t, p, fmt.Sprintf("(%s)(%q, %q, %q)", show, at+image, at+film, at+"/en.vtt")); got != "shown" {
 				t.Error(got)
@@ -215,10 +213,7 @@ func TestOriginsGetNoReports(t *testing.T) {
 	}))
 	g := start(t, o, config{gate: "player"})
 	front := func(target string) string {
-		u, err := url.Parse(target)
-		if err != nil {
-			t.Fatal(err)
-		}
+		u := must(url.Parse(target))(t)
 		server := httptest.NewTLSServer(httputil.NewSingleHostReverseProxy(u))
 		t.Cleanup(server.Close)
 		return portOf(server)
