@@ -448,7 +448,7 @@ func TestLongPausedPlayers(t *testing.T) {
 		began := time.Now()
 		go func() {
 			err := downloadWithPause(c, base+space+"movie.mp4", movie, length)
-			t.Logf("%s: %d MiB with a pause of %s took %s: %v", name, len(movie)>>20, length, time.Since(began).Round(time.Second), err)
+			t.Logf("%s: %d MiB with a pause of %s took %s", name, len(movie)>>20, length, time.Since(began).Round(time.Second))
 			done <- err
 		}()
 	}
