@@ -52,28 +52,23 @@ func (s *State) FollowSessionSecret(ctx context.Context, make bool) {
 func (s *State) readSecret(ctx context.Context, write bool) (err error) {
 	defer func() { s.secret.stale.Store(err != nil && !errors.Is(err, ErrDamaged)) }()
 	object, err := s.get(ctx, secretName, store.Server)
-	if err != nil {
-		return err
-	}
-	if !object.Exists() {
-		if !write {
-			return nil
-		}
+	if err == nil && !object.Exists() && write {
 		err = s.update(ctx, secretName, func(present store.Object) ([]byte, error) {
-			object = present
-			if !present.Exists() {
-				secret := s.secret.known.Load()
-				if secret == nil {
-					secret = new([SecretLength]byte)
-					_, _ = rand.Read(secret[:]) // it never fails
-				}
-				object.Data, err = json.Marshal(secretDocument{secret[:]}) //nolint:gosec // it is for the store, as the signing key is
+			if object = present; present.Exists() {
+				return present.Data, present.Damage
 			}
-			return object.Data, errors.Join(err, object.Damage)
+			secret := s.secret.known.Load()
+			if secret == nil {
+				secret = new([SecretLength]byte)
+				_, _ = rand.Read(secret[:]) // it never fails
+			}
+			data, err := json.Marshal(secretDocument{secret[:]}) //nolint:gosec // it is for the store, as the signing key is
+			object.Data = data
+			return data, err
 		})
-		if err != nil {
-			return err
-		}
+	}
+	if err != nil || !object.Exists() {
+		return err
 	}
 	var doc secretDocument
 	if err := s.decode(object, &doc); err != nil {

@@ -1,10 +1,7 @@
 package store
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"path"
 	"strings"
 	"testing"
@@ -59,115 +56,6 @@ func TestNames(t *testing.T) {
 	if string(good) != want {
 		t.Errorf("ids may have %q, want %q", good, want)
 	}
-}
-
-// S4: an object that is cut off, changed, or under another name is damaged. It must never
-// count as missing, which would mean "not revoked" and "no settings".
-func TestForeignBytesAreDamage(t *testing.T) {
-	t.Parallel()
-	name := named(Videos, "v")
-	good, err := encode(name, []byte(`{"uid":"v","requireSignedURLs":true}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	envelopeOf := func(change func(*envelope)) []byte {
-		data := json.RawMessage(`{"uid":"v"}`)
-		s := envelope{Format: digested, Name: name.String(), SHA256: digest(data), Data: data}
-		change(&s)
-		raw, err := json.Marshal(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return raw
-	}
-	if object := decode(name, envelopeOf(func(*envelope) {})); object.Damage != nil {
-		t.Fatalf("what the rows differ from is damaged: %v", object.Damage)
-	}
-	cases := map[string][]byte{
-		"empty":                         {},
-		"NULs, as after a crash":        make([]byte, len(good)),
-		"null":                          []byte("null"),
-		"another document":              []byte(`{"requireSignedURLs":false}`),
-		"empty object":                  []byte("{}"),
-		"twice":                         slicesOf(good, good),
-		"a rest of what was longer":     slicesOf(good, good[len(good)-3:]),
-		"content without its envelope":  []byte(`{"uid":"v","requireSignedURLs":true}`),
-		"of another object":             envelopeOf(func(s *envelope) { s.Name = "videos/w" }),
-		"of another collection":         envelopeOf(func(s *envelope) { s.Name = "keys/v" }),
-		"without a name":                envelopeOf(func(s *envelope) { s.Name = "" }),
-		"of a later version":            envelopeOf(func(s *envelope) { s.Format = 3 }),
-		"authenticated, but not here":   envelopeOf(func(s *envelope) { s.Format = authenticated }),
-		"of no version":                 envelopeOf(func(s *envelope) { s.Format = 0 }),
-		"digest of something else":      envelopeOf(func(s *envelope) { s.SHA256 = digest([]byte("{}")) }),
-		"digest in capitals":            envelopeOf(func(s *envelope) { s.SHA256 = strings.ToUpper(s.SHA256) }),
-		"no digest":                     envelopeOf(func(s *envelope) { s.SHA256 = "" }),
-		"content of something else":     envelopeOf(func(s *envelope) { s.Data = json.RawMessage(`{"uid":"w"}`) }),
-		"content null under its digest": envelopeOf(func(s *envelope) { s.Data = nil }),
-		"no content, digest of nothing": fmt.Appendf(nil, `{"signed_playback":1,"name":"videos/v","sha256":%q}`, digest(nil)),
-	}
-	for length := range len(good) - 1 { // the last byte is a line feed
-		cases[fmt.Sprintf("cut to %d bytes", length)] = good[:length]
-	}
-	for what, raw := range cases {
-		object := decode(name, raw)
-		if !errors.Is(object.Damage, ErrDamaged) || object.Data != nil || object.Name != name {
-			t.Errorf("%s: decode(%.100q) = data %q, damage %v; want damage and no data", what, raw, object.Data, object.Damage)
-		}
-		if object.Damage != nil && !strings.Contains(object.Damage.Error(), name.String()) {
-			t.Errorf("%s: the damage does not name the object: %v", what, object.Damage)
-		}
-	}
-}
-
-func slicesOf(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
-
-// FuzzEnvelope checks that encode accepts JSON only, that decode returns the data of encode,
-// and that one changed byte is damage or does not change the data.
-func FuzzEnvelope(f *testing.F) {
-	name := named(Keys, "k")
-	for i, data := range []string{
-		`{"id":"k","revoked":"2026-01-02T03:04:05Z"}`, `null`, ` { "a" : [ 1 , 2 ] } `, `"<\u2028&>"`, `{`, ``, `{"a":"` + "\xff" + `"}`, `-0`,
-		`[]`, `""`, `{"a":1,"a":2}`, "{\"line\":\"\u2028\u2029\"}", `{"escaped":"\u003c\ud83d\ude00\/"}`, `{"number":1.0e+10}`, `12345678901234567890`,
-		`{"data":{"sha256":"x"}}`, "{}{}", "nul", `{"a":1}x`, "'a'", "\x00",
-	} {
-		for _, value := range []byte("\x00 \"\\:,{}0aAnZ\xff") {
-			f.Add([]byte(data), i*17, value)
-			f.Add([]byte(data), -1-i, value)
-		}
-	}
-	sample, err := encode(name, []byte(`{"a":1}`))
-	if err != nil {
-		f.Fatal(err)
-	}
-	for position := range sample {
-		f.Add([]byte(`{"a":1}`), position, sample[position]^0x20) // the other case
-		f.Add([]byte(`{"a":1}`), position, sample[position]^1)
-	}
-	f.Fuzz(func(t *testing.T, data []byte, position int, value byte) {
-		raw, err := encode(name, data)
-		if err != nil {
-			if json.Valid(data) {
-				t.Fatalf("encode(%q) = %v", data, err)
-			}
-			return
-		}
-		var want bytes.Buffer
-		if err := json.Compact(&want, data); err != nil {
-			t.Fatalf("encode accepts %q: %v", data, err)
-		}
-		if got := decode(name, raw); got.Damage != nil || !bytes.Equal(got.Data, want.Bytes()) {
-			t.Fatalf("decode(encode(%q)) = %q, %v", data, got.Data, got.Damage)
-		}
-		changed := bytes.Clone(raw)
-		changed[uint(position)%uint(len(raw))] = value
-		switch got := decode(name, changed); {
-		case got.Damage != nil && got.Data == nil:
-		case got.Damage != nil:
-			t.Fatalf("decode(%q) = %q and damage %v", changed, got.Data, got.Damage)
-		case !bytes.Equal(got.Data, want.Bytes()):
-			t.Fatalf("decode(%q) = %q, want %q or damage", changed, got.Data, want.Bytes())
-		}
-	})
 }
 
 // FuzzEscapedNamesAreDistinct checks that no two ids share a path, not even if the file
@@ -235,5 +123,3 @@ func checkPath(t *testing.T, name Name) {
 		}
 	}
 }
-
-var encode, decode = (*Secrets)(nil).encode, (*Secrets)(nil).decode // without a secret
