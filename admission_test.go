@@ -15,6 +15,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/admission"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
+	"github.com/signed-playback/caddy-signed-playback/internal/reportonly"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -254,7 +256,7 @@ func TestAdmissionReportOnly(t *testing.T) {
 				r := requestFor(t, "/"+sessionToken(nil)+"/"+name, nil)
 				d := newDecision(g, r, silentObserver{})
 				err := d.decide()
-				if wants := only != "origins"; (err == nil) != wants || (d.result == resultWouldRefuse) != (wants && !begun) || wants && !begun && d.reason != reasonAdmissionDenied {
+				if wants := only != "origins"; (err == nil) != wants || (d.result == refusal.WouldRefuse) != (wants && !begun) || wants && !begun && d.reason != refusal.AdmissionDenied {
 					t.Errorf("report_only %s: %s: %v, %s %s", only, name, err, d.result, d.reason)
 				}
 				begun = true
@@ -271,7 +273,7 @@ func TestAdmissionReportOnly(t *testing.T) {
 			t.Errorf("report_only %s: a session that begins with the response: %d questions, %d %s", only, n, a.status, a.text)
 		}
 		// Where admission is enforced, the same sessions need its permission.
-		g.enforcement = enforcement{}
+		g.enforcement = reportonly.Setting{}
 		session := sessions.Prefix + strings.SplitN(strings.SplitN(a.body, sessions.Prefix, 2)[1], "/", 2)[0]
 		for _, want := range []string{"admission_denied", ""} {
 			for _, name := range []string{"live.m3u8", "7.ts", session + "/7.ts"} {
@@ -295,7 +297,7 @@ func TestAdmissionFlood(t *testing.T) {
 	b := newBackEnd(t, denies)
 	g := b.gate(t, func(a *App) { a.AdmissionOnError = "allow" })
 	now := time.Now()
-	g.app.admission.budgets.Now = func() time.Time { return now }
+	g.app.admission.Budgets.Now = func() time.Time { return now }
 	flood := func(viewer, address string, starts int) map[string]int {
 		var mu sync.Mutex
 		var all sync.WaitGroup
@@ -317,7 +319,7 @@ func TestAdmissionFlood(t *testing.T) {
 	}
 	for viewer, address := range map[string]string{"mallory": "203.0.113.7", "everywhere": "10.N.0.1"} {
 		asked := 0
-		for _, want := range []int{admissionBurst, admissionRate} {
+		for _, want := range []int{admission.ViewerBurst, admission.ViewerRate} {
 			got := flood(viewer, address, 100)
 			asked += b.questions()
 			if got["admission_denied"] != want || got["verification_limited"] != 100-want {

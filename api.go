@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/console"
 	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
 	"github.com/signed-playback/caddy-signed-playback/internal/routecheck"
@@ -86,9 +87,9 @@ func (a *API) Provision(ctx caddy.Context) error {
 		Account:      account,
 		State:        app.state.State,
 		LookupKey: func(keyID string) (*token.PublicKey, bool) {
-			return app.keys.Lookup(keyID), app.keys.lookupAuthoritative(keyID)
+			return app.keys.Lookup(keyID), app.keys.Authoritative(keyID)
 		},
-		Revocable:     app.keys.revocable,
+		Revocable:     app.keys.Revocable,
 		CheckRules:    app.checkRules,
 		Defaults:      app.apiSettings(app.defaults, app.VideoSettings),
 		Videos:        make(map[string]controlapi.VideoSettings),
@@ -99,10 +100,10 @@ func (a *API) Provision(ctx caddy.Context) error {
 		SampledLogger: sampledLogger(ctx.Logger(), time.Second, 5),
 		Now:           func() time.Time { return app.now() },
 		Explain:       a.explainRunning,
-		Refusals:      func() controlapi.Refusals { return app.metrics.refusals.Last(time.Now()) },
+		Refusals:      func() controlapi.Refusals { return app.metrics.Refusals.Last(time.Now()) },
 		Gateway:       a.describeGateway,
 	}
-	if app.Sessions != nil && *app.Sessions {
+	if app.countsSessions() {
 		config.Sessions, config.MaxSession = app.state.tracker, time.Duration(app.MaxSession)
 	}
 	for id, own := range app.Videos {
@@ -171,7 +172,7 @@ func resolveSecret(text string) (string, error) {
 
 // checkRules implements controlapi.Config.CheckRules.
 func (a *App) checkRules(raw json.RawMessage) (warnings []string, err error) {
-	rules, err := compileRules(raw)
+	rules, err := accessrules.CompileClaim(raw)
 	if err != nil {
 		return nil, err
 	}

@@ -189,7 +189,7 @@ func TestMintedTokensPlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := newGate(t, app, new(Gate))
-	g.app.keys.state, g.app.verifier.catchUp = api.app.state.State, api.app.state.CatchUp
+	g.app.keys.State, g.app.verifier.CatchUp = api.app.state.State, api.app.state.CatchUp
 	api.app.state.Start()
 	stored, _, err := api.app.state.CreateKey(t.Context(), "")
 	if err != nil {

@@ -5,17 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"runtime/debug"
 	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/certmagic"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/admission"
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/manifestbody"
+	"github.com/signed-playback/caddy-signed-playback/internal/metrics"
+	"github.com/signed-playback/caddy-signed-playback/internal/reportonly"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/verification"
 	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -137,23 +142,24 @@ type App struct {
 
 	logger        *zap.Logger
 	now           func() time.Time // tests set their own
-	metrics       *metrics
+	metrics       *metrics.Metrics
 	policy        token.Policy
 	state         *sharedState
 	storage       certmagic.Storage
-	keys          *keyring
-	verifier      *verifier
+	keys          *verification.Keyring
+	remoteKeys    *remoteKeys // of keys, nil without jwks_url
+	verifier      *verification.Verifier
 	lookups       *worklimit.Networks // of videos, without a token
-	manifests     *manifestMemory
+	manifests     *manifestbody.Memory
 	geo           *geo.Databases
 	defaults      settings
-	authority     *sessionAuthority // nil with sessions off
-	sessionPolicy sessions.Policy   // of the state's tracker
-	enforcement   enforcement       // of gates and videos without a setting
+	authority     *sessions.Source   // nil with sessions off
+	sessionPolicy sessions.Policy    // of the state's tracker
+	enforcement   reportonly.Setting // of gates and videos without a setting
 	revokeShared  bool
-	eventsURL     *url.URL       // of session_events, nil for none
-	eventsKey     []byte         // that signs them, and questions of admission; nil for none
-	admission     *admissionDesk // nil without the option
+	eventsURL     *url.URL        // of session_events, nil for none
+	eventsKey     []byte          // that signs them, and questions of admission; nil for none
+	admission     *admission.Desk // nil without the option
 	videos        map[string]settings
 	publicURL     string
 	caches        []*Cache                   // of this config
@@ -175,10 +181,10 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 func (a *App) Provision(ctx caddy.Context) error {
 	a.logger = ctx.Logger()
 	a.now = time.Now
-	a.metrics = collectMetrics()
+	a.metrics = metrics.Process()
 	a.manifests = processManifestMemory()
 	a.lookups = worklimit.NewNetworks(lookupRate, lookupBurst)
-	if err := a.metrics.register(ctx.GetMetricsRegistry()); err != nil {
+	if err := a.metrics.Register(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
 	for _, provision := range []func() error{
@@ -257,59 +263,6 @@ func (a *App) resolveViewerClaim() (token.ViewerClaim, error) {
 	return viewer, nil
 }
 
-// tokenCacheKey is what tokens in a cache have in common: its size in bytes, and the
-// claim that names their viewers.
-type tokenCacheKey struct {
-	size        uint64
-	viewerClaim string
-}
-
-func (a *App) tokenCacheKey() tokenCacheKey {
-	return tokenCacheKey{a.TokenCacheSize, a.policy.ViewerClaim.Name()}
-}
-
-const (
-	defaultTokenCacheSize = 128 << 20
-	minTokenCacheSize     = 1 << 20
-	memoryShare           = 4 // one part in so many of the memory limit of the process
-)
-
-// tokenCachePool keeps token caches over config reloads, so that a reload does
-// not have the token of every viewer verified again. Its keys are tokenCacheKeys.
-var tokenCachePool = caddy.NewUsagePool()
-
-// Destruct implements caddy.Destructor.
-func (c *tokenCache) Destruct() error {
-	c.entries.InvalidateAll()
-	return nil
-}
-
-func (a *App) provisionVerifier() error {
-	if a.TokenCacheSize == 0 {
-		a.TokenCacheSize = memoryWithin(debug.SetMemoryLimit(-1), minTokenCacheSize, defaultTokenCacheSize)
-	}
-	if a.TokenCacheSize < minTokenCacheSize {
-		return fmt.Errorf("token_cache_size %d: want at least %d bytes", a.TokenCacheSize, minTokenCacheSize)
-	}
-	cache, _, err := tokenCachePool.LoadOrNew(a.tokenCacheKey(), func() (caddy.Destructor, error) {
-		return newTokenCache(a.TokenCacheSize), nil
-	})
-	if err != nil {
-		return err
-	}
-	a.verifier = &verifier{
-		cache: cache.(*tokenCache), viewer: a.policy.ViewerClaim, keys: a.keys, catchUp: a.state.CatchUp,
-		limit: newVerificationLimit(), metrics: a.metrics,
-	}
-	return nil
-}
-
-// memoryWithin returns the share of a cache in the memory limit of the process,
-// raised to least or lowered to most, all in bytes.
-func memoryWithin(limit int64, least, most uint64) uint64 {
-	return min(most, max(least, uint64(limit)/memoryShare))
-}
-
 func (a *App) provisionPublicURL() error {
 	address, err := resolve(a.PublicURL)
 	if err != nil {
@@ -332,36 +285,6 @@ func parsePublicURL(address string) (string, error) {
 	return strings.TrimSuffix(u.String(), "/"), nil
 }
 
-func (a *App) provisionKeys() error {
-	files, err := resolveAll("key_file", a.KeyFiles)
-	if err != nil {
-		return err
-	}
-	fixed, err := loadKeyFiles(files)
-	if err != nil {
-		return err
-	}
-	a.keys = &keyring{fixed: fixed, state: a.state.State}
-	if a.JWKSURL == "" {
-		return nil
-	}
-	address, err := resolve(a.JWKSURL)
-	if err != nil {
-		return fmt.Errorf("jwks_url: %w", err)
-	}
-	interval := time.Duration(a.JWKSInterval)
-	if interval == 0 {
-		interval = defaultJWKSInterval
-	}
-	if interval < minJWKSInterval {
-		return fmt.Errorf("jwks_url: interval %s is shorter than %s", interval, minJWKSInterval)
-	}
-	if a.keys.remote, err = acquireRemoteKeys(address, interval); err != nil {
-		return fmt.Errorf("jwks_url %q: %w", a.JWKSURL, err)
-	}
-	return nil
-}
-
 // resolve replaces {env.*} and {file.*}. An empty or unknown placeholder is an
 // error, because an option that silently becomes empty is off.
 func resolve(value string) (string, error) {
@@ -370,13 +293,6 @@ func resolve(value string) (string, error) {
 		return "", fmt.Errorf("%q: %w; {env.NAME} is a variable in the environment of the server's start", value, err)
 	}
 	return resolved, nil
-}
-
-// noKeys is the warning for a server without a verification key.
-const noKeys = "there are no verification keys yet, so no token plays; set key_file or jwks_url, or have the control API make a key or mint a token"
-
-func (a *App) lacksKeys() bool {
-	return a.keys.remote == nil && a.state.KeysKnown() && a.keys.count() == 0
 }
 
 // resolveAll resolves the values of an option, none of which may be empty.
@@ -404,8 +320,8 @@ func (a *App) Start() error {
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
 	go a.geo.Watch(ctx)
-	if a.keys.remote != nil {
-		a.keys.remote.Start()
+	if a.keys.Remote != nil {
+		a.keys.Remote.Start()
 	}
 	a.state.use(a)
 	a.state.Start()
@@ -413,7 +329,7 @@ func (a *App) Start() error {
 	if a.lacksKeys() {
 		a.logger.Warn(noKeys)
 	}
-	for _, keyID := range a.keys.fixed.IDs() {
+	for _, keyID := range a.keys.Fixed.IDs() {
 		stored, _ := a.state.Key(keyID)
 		a.logger.Info("verification key of a key_file", zap.String("key_id", keyID), zap.Bool("revoked", stored.Revoked))
 	}
@@ -439,10 +355,67 @@ func (a *App) Cleanup() error {
 	if a.admission != nil {
 		a.admission.Close()
 	}
-	if a.keys != nil && a.keys.remote != nil {
-		err = errors.Join(err, a.keys.remote.release())
+	if a.remoteKeys != nil {
+		err = errors.Join(err, a.remoteKeys.release())
 	}
 	return err
+}
+
+// registerGauges adds the gauges of an app to the registry of its config.
+func registerGauges(registry *prometheus.Registry, a *App) error {
+	g := metrics.Gauges{Registry: registry}
+	g.Add("keys", "Keys that verify tokens: of key files, of the control API and of the remote key set.",
+		func() float64 { return float64(a.keys.Count()) })
+	g.Add("token_cache_entries", "Tokens that are remembered as verified.",
+		func() float64 { return float64(a.verifier.Cache.Entries()) })
+	g.Add("token_cache_bytes", "Estimated memory of the remembered tokens.",
+		func() float64 { return float64(a.verifier.Cache.Bytes()) })
+	g.Add("manifest_memory_bytes", "Memory reserved for large manifests, which are buffered until they are rewritten and sent.",
+		func() float64 { return float64(a.manifests.Reserved()) })
+	g.Add("revocations", "Revocations of tokens and sessions in force.",
+		func() float64 { return float64(a.state.RevocationCount()) })
+	g.Add("store_up", "Whether the store of the control API's keys and settings answers; if not, the last known state is in force.",
+		func() float64 { return boolToFloat(!a.state.Unavailable()) })
+	for fact := range geo.FactCount {
+		if !a.geo.Has(fact) {
+			continue
+		}
+		option := fact.Option()
+		name := strings.TrimSuffix(option, "_database")
+		g.Add(name+"_build_timestamp_seconds", "When the "+option+" in force was built, in Unix seconds.",
+			func() float64 { return float64(a.geo.BuildTime(fact).Unix()) })
+		g.Add(name+"_last_reload_successful", "Whether the "+option+" in force is that of the file; if not, the file is missing or broken.",
+			func() float64 { return boolToFloat(!a.geo.Stale(fact)) })
+	}
+	if a.countsSessions() {
+		g.Add("sessions", "Playback sessions that run on this node.",
+			func() float64 { return float64(a.state.tracker.Count()) })
+	}
+	if remote := a.keys.Remote; remote != nil {
+		g.Add("jwks_last_success_timestamp_seconds", "When the remote key set was last loaded, in Unix seconds; 0 for never.",
+			func() float64 { return float64(remote.LoadedAt().Unix()) })
+	}
+	return g.Err
+}
+
+// registerCacheGauges adds the gauges of the media caches of an app.
+func registerCacheGauges(registry *prometheus.Registry, a *App) error {
+	for tier, usage := range map[string]func() (int, int64){"memory": a.cacheUsage, "disk": a.diskUsage} {
+		g := metrics.Gauges{Registry: registry, Labels: prometheus.Labels{"tier": tier}}
+		g.Add("cache_objects", "Objects of the media caches.", func() float64 { objects, _ := usage(); return float64(objects) })
+		g.Add("cache_bytes", "Bytes that the objects of the media caches take.", func() float64 { _, bytes := usage(); return float64(bytes) })
+		if g.Err != nil {
+			return g.Err
+		}
+	}
+	return nil
+}
+
+func boolToFloat(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // Interface guards

@@ -218,7 +218,7 @@ func TestDefaults(t *testing.T) {
 	if diff := cmp.Diff(playbackpath.Globs{"downloads/*"}, gate.paths.Downloads); diff != "" {
 		t.Errorf("downloads (-want +got):\n%s", diff)
 	}
-	if app.geo.Has(geo.Country) || app.keys.remote != nil || len(app.keys.fixed.IDs()) != 0 {
+	if app.geo.Has(geo.Country) || app.keys.Remote != nil || len(app.keys.Fixed.IDs()) != 0 {
 		t.Error("a gate without a config has a database or keys")
 	}
 }
@@ -252,11 +252,11 @@ func TestPlaceholdersInTheConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"k1"}, app.keys.fixed.IDs()); diff != "" {
+	if diff := cmp.Diff([]string{"k1"}, app.keys.Fixed.IDs()); diff != "" {
 		t.Errorf("keys (-want +got):\n%s", diff)
 	}
-	if want := "http://127.0.0.1:1/keys 5m0s"; app.keys.remote.poolKey != want {
-		t.Errorf("the key set is %q, want %q", app.keys.remote.poolKey, want)
+	if want := "http://127.0.0.1:1/keys 5m0s"; app.remoteKeys.poolKey != want {
+		t.Errorf("the key set is %q, want %q", app.remoteKeys.poolKey, want)
 	}
 	if got := app.geo.Lookup(netip.MustParseAddr("203.0.113.7")).Country; got.String() != "GB" {
 		t.Errorf("Country = %q, want GB", got)

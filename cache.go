@@ -3,30 +3,33 @@ package signedplayback
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime/debug"
 	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	oteltrace "go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/metrics"
 	"github.com/signed-playback/caddy-signed-playback/internal/recordconn"
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/routecheck"
 	"github.com/signed-playback/caddy-signed-playback/mediacache"
 )
 
 func init() {
 	caddy.RegisterModule(new(Cache))
+	caddy.RegisterModule(new(ListenerWrapper))
 }
 
 // Cache keeps the origin's answers, one object for all viewers: each is
@@ -74,7 +77,7 @@ type Cache struct {
 	poolKey  string
 	diskPath string
 	server   *caddyhttp.Server
-	metrics  *metrics
+	metrics  *metrics.Metrics
 }
 
 // CacheDisk is a folder with objects of a media cache, which outlive reloads and restarts.
@@ -121,7 +124,7 @@ func (c *Cache) Provision(ctx caddy.Context) error {
 	}
 	logger := ctx.Logger()
 	c.config.Panicked = func(value any, stack []byte) {
-		logger.Error("panic in a handler after the cache", zap.Any("error", redactPanic(value)), zap.ByteString("stack", stack))
+		logger.Error("panic in a handler after the cache", zap.Any("error", redact.Panic(value)), zap.ByteString("stack", stack))
 	}
 	c.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	key, lasts, err := app.cacheKey(c.server)
@@ -243,7 +246,7 @@ func (c *Cache) compile() error {
 		MemoryOnly: checkedHeader,
 	}
 	for _, name := range c.Query {
-		if err := checkParameter(name); err != nil {
+		if err := mediacache.CheckQuery(name); err != nil {
 			return err
 		}
 	}
@@ -257,24 +260,6 @@ func orDuration(d *caddy.Duration, otherwise time.Duration) time.Duration {
 	return time.Duration(*d)
 }
 
-// checkParameter checks the name of a query parameter, which is compared with the
-// undecoded query.
-func checkParameter(name string) error {
-	if name == "" || !isQueryName(name) {
-		return fmt.Errorf("query %q: want the name of a parameter as it is in URLs, without `=` and `&`", name)
-	}
-	return nil
-}
-
-func isQueryName(name string) bool {
-	for _, c := range []byte(name) {
-		if c <= ' ' || c >= 0x7f || c == '&' || c == '=' || c == '#' {
-			return false
-		}
-	}
-	return true
-}
-
 // cacheKey returns the name under which a cache that is being provisioned outlives its
 // config: the handlers of its site, and its place among the caches there. Other handlers
 // may have another upstream, so a site whose handlers have changed begins without objects.
@@ -286,13 +271,8 @@ func (a *App) cacheKey(server *caddyhttp.Server) (key string, lasts bool, err er
 	site := rand.Text() // of named routes and error routes, nothing is kept
 	for _, route := range server.Routes {
 		if route.HandlersRaw != nil && len(server.NamedRoutes) == 0 { // it is being provisioned
-			handlers, err := json.Marshal(withoutSources(route.HandlersRaw))
-			if err != nil {
-				return "", false, err
-			}
-			outside := caddy.NewReplacer().ReplaceAll(strings.Join(outsideText.FindAllString(string(handlers), -1), "\n"), "")
-			folder, _ := os.Getwd() // a relative root is below it
-			site, lasts = fmt.Sprintf("%x", sha256.Sum256(fmt.Append(handlers, "\n", outside, "\n", folder))), true
+			site, err = routecheck.Fingerprint(route.HandlersRaw, func(text string) string { return caddy.NewReplacer().ReplaceAll(text, "") })
+			lasts = true
 			break
 		}
 	}
@@ -302,12 +282,8 @@ func (a *App) cacheKey(server *caddyhttp.Server) (key string, lasts bool, err er
 			others++
 		}
 	}
-	return fmt.Sprintf("%s %d", site, others), lasts, nil
+	return fmt.Sprintf("%s %d", site, others), lasts, err
 }
-
-// outsideText finds the placeholders of a config whose values another process may have
-// otherwise.
-var outsideText = regexp.MustCompile(`\{(?:env|file)\.[^{}]*\}`)
 
 // cacheUsage returns how many objects all media caches have, and their memory.
 func (a *App) cacheUsage() (objects int, bytes int64) {
@@ -343,36 +319,6 @@ func (a *App) openDisks() error {
 	return nil
 }
 
-// withoutSources returns a part of a JSON config without what does not change objects: the
-// places of gates in the Caddyfile, which change with each line before them, and the sizes of
-// caches.
-func withoutSources(config any) any {
-	switch value := config.(type) {
-	case []json.RawMessage:
-		decoded := make([]any, len(value))
-		for i, raw := range value {
-			_ = json.Unmarshal(raw, &decoded[i]) // Caddy has decoded it before
-		}
-		return withoutSources(decoded)
-	case []any:
-		for i := range value {
-			value[i] = withoutSources(value[i])
-		}
-	case map[string]any:
-		switch value["handler"] {
-		case "signed_playback":
-			delete(value, "source")
-		case "signed_playback_cache":
-			delete(value, "memory")
-			delete(value, "disk")
-		}
-		for name := range value {
-			value[name] = withoutSources(value[name])
-		}
-	}
-	return config
-}
-
 // pastCaches is the value of mediacache.GenerationHeader that sends a request past the next
 // tier too.
 var pastCaches = []string{"unknown"}
@@ -384,7 +330,7 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 		return next.ServeHTTP(w, r)
 	}
 	if d := decisionOf(r); d != nil && d.pastCache {
-		c.metrics.cacheResults[mediacache.Bypass].Inc()
+		c.metrics.CacheResults[mediacache.Bypass].Inc()
 		r.Header[mediacache.GenerationHeader] = pastCaches
 		return next.ServeHTTP(w, r)
 	}
@@ -397,7 +343,7 @@ func (c *Cache) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 		}
 		return work.fill(w, r, next)
 	})
-	c.metrics.cacheResults[result].Inc()
+	c.metrics.CacheResults[result].Inc()
 	switch {
 	case errors.Is(err, context.Canceled):
 		return caddyhttp.Error(statusClientClosedRequest, err)
@@ -465,9 +411,67 @@ func (c *Cache) prepare(w http.ResponseWriter, r *http.Request) *http.Request {
 	return prepared.WithContext(withRouteGroups(prepared.Context(), r.Context()))
 }
 
+// largeWrite is how much goes to a connection at once. Each write costs a system call and
+// wakes the client up: in pieces of 64 KiB, Caddy's default, a megabyte costs half as much
+// again. Still larger writes save nothing.
+const largeWrite = 256 << 10
+
+// useLargeWrites has Caddy pass larger writes on, unless write_max_chunk says otherwise. The
+// timeout write_idle is for each write, so a shorter one than its default of a
+// minute has smaller writes, and the slowest client that it tolerates stays about the same:
+// 4 KiB a second.
+func useLargeWrites(r *http.Request) {
+	_, idle := caddyhttp.IdleTimeoutsFromContext(r.Context())
+	if idle == nil || idle.MaxChunk != caddyhttp.DefaultMaxWriteChunk {
+		return
+	}
+	size := largeWrite * min(idle.Deadline.Timeout, time.Minute) / time.Minute
+	idle.MaxChunk = max(int(size), caddyhttp.DefaultMaxWriteChunk)
+}
+
+// ListenerWrapper makes answers of `signed_playback_cache` over HTTP/1.1 cheaper. TLS writes
+// each record of 16 KiB to its connection by itself. The wrapper gathers the records of an
+// answer and writes them in pieces of 64 KiB. Without TLS, it writes the header of an answer
+// together with the body. It comes before `tls`, and changes nothing else.
+type ListenerWrapper struct{ logger *zap.Logger }
+
+// CaddyModule returns the Caddy module information.
+func (*ListenerWrapper) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "caddy.listeners.signed_playback",
+		New: func() caddy.Module { return new(ListenerWrapper) },
+	}
+}
+
+// UnmarshalCaddyfile parses the wrapper, which has no options:
+//
+//	signed_playback
+func (*ListenerWrapper) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	if d.NextArg() || d.NextBlock(d.Nesting()) {
+		return d.Errf("%q: the listener wrapper signed_playback has no options", d.Val())
+	}
+	return nil
+}
+
+// Provision prepares the log.
+func (l *ListenerWrapper) Provision(ctx caddy.Context) error {
+	l.logger = ctx.Logger()
+	return nil
+}
+
+// WrapListener implements caddy.ListenerWrapper.
+func (l *ListenerWrapper) WrapListener(listener net.Listener) net.Listener {
+	return recordconn.NewListener(listener, l.logger)
+}
+
 // Interface guards
 var (
 	_ caddy.Provisioner           = (*Cache)(nil)
 	_ caddy.CleanerUpper          = (*Cache)(nil)
 	_ caddyhttp.MiddlewareHandler = (*Cache)(nil)
+
+	_ caddy.Provisioner     = (*ListenerWrapper)(nil)
+	_ caddy.ListenerWrapper = (*ListenerWrapper)(nil)
+	_ caddyfile.Unmarshaler = (*ListenerWrapper)(nil)
 )

@@ -57,7 +57,7 @@ func TestManifestsInTheCache(t *testing.T) {
 					t.Errorf("viewer %d: %d %s %v\n%s\nwant:\n%s", i, e.status, e.reason, e.header, e.body, want)
 				}
 			}
-			if wrote := int(testutil.ToFloat64(g.app.metrics.urisRewritten)); asked != tc.asked || wrote != tc.wrote {
+			if wrote := int(testutil.ToFloat64(g.app.metrics.URIs.WithLabelValues("rewritten"))); asked != tc.asked || wrote != tc.wrote {
 				t.Errorf("asked for %d times and rewritten %d times, want %d and %d", asked, wrote, tc.asked, tc.wrote)
 			}
 		})
@@ -88,7 +88,7 @@ func TestConfirmedManifests(t *testing.T) {
 				t.Errorf("%s: %d %q %v", suffix, e.status, e.body, e.header)
 			}
 		}
-		if n := int(testutil.ToFloat64(g.app.metrics.urisRewritten)); n != 1 || conditions[0] != "" || conditions[len(conditions)-1] != `"1"` {
+		if n := int(testutil.ToFloat64(g.app.metrics.URIs.WithLabelValues("rewritten"))); n != 1 || conditions[0] != "" || conditions[len(conditions)-1] != `"1"` {
 			t.Errorf("rewritten %d times, conditions %q", n, conditions)
 		}
 	}

@@ -19,6 +19,8 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
+	"github.com/signed-playback/caddy-signed-playback/manifest"
+	"github.com/signed-playback/caddy-signed-playback/mediacache"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -168,8 +170,8 @@ func (g *Gate) options() map[string]option {
 			_, err := g.resolveManifest()
 			return located(d, err)
 		},
-		"manifest_hosts":        parsedArgs(&g.ManifestHosts, parseManifestHost),
-		"manifest_features":     parsedArgs(&g.ManifestFeatures, parseManifestFeature),
+		"manifest_hosts":        parsedArgs(&g.ManifestHosts, weborigin.ParseManifestHost),
+		"manifest_features":     parsedArgs(&g.ManifestFeatures, manifest.ParseFeature),
 		"pass_response_headers": parsedArgs(&g.PassResponseHeaders, headerpolicy.ParseResponseName),
 		"ambiguous_paths":       ambiguousPathsWords.read(&g.AmbiguousPaths),
 		"trust_origin_iframe": func(d *caddyfile.Dispenser) error {
@@ -744,7 +746,7 @@ func (c *Cache) options() map[string]option {
 		"segment_ttl":  ttl(&c.SegmentTTL),
 		"manifest_ttl": ttl(&c.ManifestTTL),
 		"error_ttl":    ttl(&c.ErrorTTL),
-		"query":        func(d *caddyfile.Dispenser) error { return someArgs(d, &c.Query, checkParameter) },
+		"query":        func(d *caddyfile.Dispenser) error { return someArgs(d, &c.Query, mediacache.CheckQuery) },
 	}
 }
 

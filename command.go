@@ -19,9 +19,12 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
+	"github.com/signed-playback/caddy-signed-playback/internal/verification"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -120,7 +123,7 @@ func fail(cmd *cobra.Command, err error) error {
 	if !errors.Is(err, errRefused) { // which is explained already
 		cmd.PrintErrln("Error:", redact.Tokens(err.Error()))
 	}
-	if _, refused := errors.AsType[*refusal](err); refused || errors.Is(err, errRefused) {
+	if _, refused := errors.AsType[*refusal.Error](err); refused || errors.Is(err, errRefused) {
 		return err
 	}
 	return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return 2, nil })(cmd, nil)
@@ -367,7 +370,7 @@ func sign(opts signOptions, out io.Writer) error {
 	if !claims.StartBy.IsZero() && !claims.StartBy.After(opts.now()) {
 		fmt.Fprintf(opts.warnings, "warning: --start-by %q is in the past, so no session begins with the token\n", opts.startBy)
 	}
-	rules, err := compileRules(claims.AccessRules)
+	rules, err := accessrules.CompileClaim(claims.AccessRules)
 	if err != nil {
 		return err
 	}
@@ -435,7 +438,7 @@ func readKeyFile(path string, stdin io.Reader) (data []byte, id string, err erro
 	if data, err = os.ReadFile(path); err != nil {
 		return nil, "", fmt.Errorf("--key: %w", err)
 	}
-	return data, keyIDOfFile(path), nil
+	return data, verification.KeyIDOfFile(path), nil
 }
 
 func (opts signOptions) claims() (claims token.Claims, err error) {
@@ -488,7 +491,7 @@ func readRules(text string) (rules []byte, err error) {
 			return nil, fmt.Errorf("--rules: %w", err)
 		}
 	}
-	if _, err := compileRules(rules); err != nil {
+	if _, err := accessrules.CompileClaim(rules); err != nil {
 		if !strings.ContainsAny(text, "@[{") {
 			return nil, fmt.Errorf("--rules %q: want a JSON array; for a file write @%s", text, text)
 		}

@@ -143,8 +143,8 @@ func errorIfRevoked() error {
 		return err
 	}
 	keys := app.(*App).keys
-	for _, keyID := range keys.fixed.IDs() {
-		if stored, _ := keys.state.Key(keyID); stored.Revoked {
+	for _, keyID := range keys.Fixed.IDs() {
+		if stored, _ := keys.State.Key(keyID); stored.Revoked {
 			return fmt.Errorf("--key: the control API has revoked the key %q, so its URLs do not play; `caddy signed-playback keygen` makes a key", keyID)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
+	"github.com/signed-playback/caddy-signed-playback/internal/verification"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -158,7 +159,7 @@ func TestKeygenSignAndGate(t *testing.T) {
 	if a := ask(t, g, requestFor(t, strings.TrimSpace(url.String()), nil)); !a.allowed() || a.origin[0].URL.Path != "/demo/manifest/video.m3u8" {
 		t.Errorf("the gate answers %d %s %s, want the request allowed", a.status, a.reason, a.text)
 	}
-	if set := must(loadKeyFiles([]string{file})); strings.Contains(string(must(set.Lookup("fresh").JWK())), `"d"`) {
+	if set := must(verification.LoadKeyFiles([]string{file})); strings.Contains(string(must(set.Lookup("fresh").JWK())), `"d"`) {
 		t.Error("the gate keeps the private key")
 	}
 }

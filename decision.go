@@ -3,9 +3,7 @@ package signedplayback
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -16,10 +14,12 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
-	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/verification"
 )
 
 // decision is all that the gate finds out about one request, in the order in
@@ -41,9 +41,9 @@ type decision struct {
 	playbackpath.Resource
 
 	// From the token and the store.
-	video           string         // "" until the viewer has proved that they may ask for it
-	verified        *verifiedToken // nil for a request by video id
-	rejected        *verifiedToken // a token with a valid signature and the wrong dates
+	video           string              // "" until the viewer has proved that they may ask for it
+	verified        *verification.Token // nil for a request by video id
+	rejected        *verification.Token // a token with a valid signature and the wrong dates
 	settings        settings
 	settingsUnknown bool // the settings cannot be read
 
@@ -64,17 +64,17 @@ type decision struct {
 	client      clientLocation
 	matchedRule int // of the access rules that were evaluated last, or NoRule
 
-	result result
-	reason reason // of a refusal, or of one that is only reported; else ""
+	result refusal.Result
+	reason refusal.Reason // of a refusal, or of one that is only reported; else ""
 
 	logged   bool
 	response response // part of the decision, so that both are one allocation
-	own      *ownHeaders
+	own      *headerpolicy.Own
 }
 
 func newDecision(g *Gate, r *http.Request, o stepObserver) *decision {
 	return &decision{
-		gate: g, app: g.app, request: r, observer: o, Resource: playbackpath.Resource{Kind: playbackpath.KindOther}, result: resultAllowed,
+		gate: g, app: g.app, request: r, observer: o, Resource: playbackpath.Resource{Kind: playbackpath.KindOther}, result: refusal.Allowed,
 		query: r.URL.RawQuery, requestOrigin: r.Header.Get("Origin"),
 	}
 }
@@ -112,101 +112,12 @@ func (d *decision) loadSettings(videoID string) (err error) {
 
 // refuse answers with a refusal.
 func (d *decision) refuse(w http.ResponseWriter, err error) error {
-	d.result = resultRefused
-	if why, ok := errors.AsType[*refusal](err); ok {
-		d.reason = why.reason
+	d.result = refusal.Refused
+	if why, ok := errors.AsType[*refusal.Error](err); ok {
+		d.reason = why.Reason
 	}
 	d.log()
 	return deny(w, err)
-}
-
-// result is the outcome of a request. It is a label of metrics and a value of
-// logs, so it comes from a closed set.
-type result string
-
-const (
-	resultAllowed     result = "allowed"
-	resultRefused     result = "refused"
-	resultWouldRefuse result = "would_refuse"
-	resultPreflight   result = "preflight"
-)
-
-// clientLocation caches the client's address and the facts about it, looked up on
-// first use.
-type clientLocation struct {
-	addr       netip.Addr // valid once it has been looked up
-	facts      geo.Facts
-	factsKnown bool
-}
-
-var (
-	errClientIP = errors.New("an access rule needs the viewer's address, which is unknown")
-	errTooEarly = errors.New("an access rule needs the viewer's address, which the TLS handshake has yet to confirm")
-)
-
-// Address implements accessrules.Viewer. Caddy has determined the address, so
-// trusted_proxies decides whose headers count.
-func (d *decision) Address() (netip.Addr, error) {
-	if d.client.addr.IsValid() {
-		return d.client.addr, nil
-	}
-	// Until the handshake is finished, the address may be spoofed and the
-	// request replayed (RFC 8470). Caddy's own matchers refuse it as well.
-	if tls := d.request.TLS; tls != nil && !tls.HandshakeComplete {
-		return netip.Addr{}, refuse(reasonTooEarly, errTooEarly)
-	}
-	addr, ok := clientAddress(d.request)
-	if !ok {
-		return netip.Addr{}, refuse(reasonClientIPUnknown, errClientIP)
-	}
-	d.client.addr = addr
-	return addr, nil
-}
-
-// clientAddress returns the client's address as Caddy has determined it. An
-// IPv4-mapped IPv6 address becomes IPv4 and a zone is dropped, so that every
-// IPv4 rule sees its viewers.
-func clientAddress(r *http.Request) (addr netip.Addr, ok bool) {
-	text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	addr, err := netip.ParseAddr(text)
-	return addr.Unmap().WithZone(""), err == nil
-}
-
-// Facts implements accessrules.Viewer.
-func (d *decision) Facts(needed geo.Fact) (geo.Facts, error) {
-	if !d.app.geo.Has(needed) {
-		return geo.Facts{}, refuse(factUnavailable(needed), fmt.Errorf("an access rule needs %s, which is not set", needed.Option()))
-	}
-	if !d.client.factsKnown {
-		addr, err := d.Address()
-		if err != nil {
-			return geo.Facts{}, err
-		}
-		d.client.facts, d.client.factsKnown = d.app.geo.Lookup(addr), true
-	}
-	if !d.client.facts.Readable(needed) {
-		return geo.Facts{}, refuse(factUnavailable(needed), fmt.Errorf("an access rule needs the record of the viewer's address in %s, which cannot be read", needed.Option()))
-	}
-	return d.client.facts, nil
-}
-
-// factUnavailable is the reason of a refusal because a rule needs a fact that the
-// gate cannot tell.
-func factUnavailable(fact geo.Fact) reason {
-	if fact == geo.Country {
-		return reasonCountryUnavailable
-	}
-	return reasonNetworkUnavailable
-}
-
-// knownCountry returns the viewer's country for logs, "" if it is unknown. It
-// decides nothing.
-func (d *decision) knownCountry() string {
-	addr, ok := clientAddress(d.request)
-	if !ok {
-		return ""
-	}
-	return d.app.geo.Lookup(addr).Country.String()
 }
 
 // record offers the decision as placeholders and as fields of the access log.
@@ -272,10 +183,10 @@ func (d *decision) recordedValue(name string) (value string, ok bool) {
 	case "kind":
 		return string(d.Kind), true
 	case "key_id":
-		if d.verified == nil || d.verified.key == nil {
+		if d.verified == nil || d.verified.Key == nil {
 			return "", true
 		}
-		return d.verified.key.ID(), true
+		return d.verified.Key.ID(), true
 	case "token_id":
 		return redact.TokenID(d.target.Token), true
 	case "country":

@@ -28,6 +28,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 )
 
@@ -71,7 +72,7 @@ func wantSame(t *testing.T, what string, there, documented []string) {
 // reasonConstants are the constants of refusal.go.
 func reasonConstants(t *testing.T) (names []string) {
 	t.Helper()
-	file, err := parser.ParseFile(gotoken.NewFileSet(), "refusal.go", nil, 0)
+	file, err := parser.ParseFile(gotoken.NewFileSet(), "internal/refusal/refusal.go", nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +81,7 @@ func reasonConstants(t *testing.T) (names []string) {
 		if !ok {
 			return true
 		}
-		if typ, ok := spec.Type.(*ast.Ident); ok && typ.Name == "reason" {
+		if typ, ok := spec.Type.(*ast.Ident); ok && typ.Name == "Reason" {
 			name, err := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
 			if err != nil {
 				t.Fatal(err)
@@ -97,19 +98,19 @@ func reasonConstants(t *testing.T) (names []string) {
 func TestReasonsAreComplete(t *testing.T) {
 	t.Parallel()
 	var listed []string
-	for _, r := range reasons {
+	for _, r := range refusal.Reasons() {
 		listed = append(listed, string(r))
 	}
 	wantSame(t, "reasons", reasonConstants(t), listed)
 }
 
 // retried reports whether players should try again, as the player page does.
-func retried(r reason) bool {
-	switch r.status() {
+func retried(r refusal.Reason) bool {
+	switch r.Status() {
 	case http.StatusTooEarly, http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		return true
 	}
-	return r == reasonTokenNotYetValid || r == reasonNotAvailableYet
+	return r == refusal.TokenNotYetValid || r == refusal.NotAvailableYet
 }
 
 // Each reason has a section with its status and with whether to try again, and a
@@ -122,8 +123,8 @@ func TestReasonsAreDocumented(t *testing.T) {
 	delete(explained, "All reasons")
 	wantSame(t, "sections of reasons", reasonConstants(t), slices.Collect(maps.Keys(explained)))
 	for name, section := range explained {
-		status, retry := strconv.Itoa(reason(name).status()), "no"
-		if retried(reason(name)) {
+		status, retry := strconv.Itoa(refusal.Reason(name).Status()), "no"
+		if retried(refusal.Reason(name)) {
 			retry = "yes"
 		}
 		row := "| [`" + name + "`](#" + name + ") | " + status + " | " + retry + " |"

@@ -29,6 +29,7 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/admission"
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
@@ -269,7 +270,7 @@ func loadCheckup(opts doctorOptions) (*checkup, error) {
 	c.replay, err = provision(opts.config, config)
 	if err == nil && c.app.admission != nil {
 		// The playback of doctor is no session about which a back end wants to know.
-		c.backEnd, c.app.admission = c.app.admission.url, nil
+		c.backEnd, c.app.admission = c.app.admission.URL, nil
 	}
 	return c, err
 }
@@ -358,7 +359,7 @@ func (c *checkup) checkWarnings(context.Context) {
 }
 
 func (c *checkup) checkKeys(context.Context) {
-	if remote := c.app.keys.remote; remote != nil {
+	if remote := c.app.keys.Remote; remote != nil {
 		if err := remote.Load(); err != nil {
 			c.toDo("until it can be loaded, the last good set is used, and after a restart none", "the key set of jwks_url cannot be loaded: %v", err)
 		}
@@ -366,7 +367,7 @@ func (c *checkup) checkKeys(context.Context) {
 	if c.app.lacksKeys() {
 		c.toDo("", noKeys)
 	}
-	c.ok(fmt.Sprintf("verification keys: %d", c.app.keys.count()))
+	c.ok(fmt.Sprintf("verification keys: %d", c.app.keys.Count()))
 }
 
 // readStore reads an object that need not exist.
@@ -455,12 +456,12 @@ func (c *checkup) checkPlayback(ctx context.Context) {
 	}
 	why := w.header.Get("Signed-Playback-Reason")
 	switch {
-	case why == string(reasonStateUnavailable) && c.app.countsSessions() && c.app.authority.get() == nil && c.readStore(ctx) == nil:
+	case why == string(refusal.StateUnavailable) && c.app.countsSessions() && c.app.authority.Authority() == nil && c.readStore(ctx) == nil:
 		c.toDo("start the server once, which makes the secret; or run doctor as the server's user, so that it reads the same store; or set session_secret",
 			"the URL was not checked: the store has no secret of sessions, because no server with this config has started on it")
-	case why == string(reasonManifestInvalid): // `explain` asks no origin, so it allows the request
+	case why == string(refusal.ManifestInvalid): // `explain` asks no origin, so it allows the request
 		c.toDo("ask the origin for the same path and look at its answer; the server's error log says what is wrong with it", "the gate refuses the origin's answer: %s", why)
-	case why == string(reasonOriginRequired):
+	case why == string(refusal.OriginRequired):
 		c.toDo("repeat this with --referer and the URL of a page that may show the video, or leave --url out", "the gate refuses the URL without a page: %s", why)
 	case why != "":
 		c.toDo("`caddy signed-playback explain` shows each check", "the gate refuses the URL: %s", why)

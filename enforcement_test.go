@@ -23,7 +23,10 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
+	"github.com/signed-playback/caddy-signed-playback/internal/reportonly"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/verification"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -35,10 +38,10 @@ func unenforced() Enforcement { return Enforcement{Enforce: new(false)} }
 func reporting(checks ...string) Enforcement { return Enforcement{ReportOnly: checks} }
 
 // reportingOnly is a config in which just these checks report.
-func reportingOnly(set checkSet) Enforcement {
+func reportingOnly(set reportonly.Set) Enforcement {
 	var e Enforcement
-	for c := range reportableChecks {
-		if set.has(c) {
+	for c := range reportonly.Checks {
+		if set.Has(c) {
 			e.ReportOnly = append(e.ReportOnly, c.String())
 		}
 	}
@@ -63,7 +66,7 @@ func TestEnforcementPrecedence(t *testing.T) {
 	for _, e := range choices {
 		gates = append(gates, &Gate{Enforcement: e})
 	}
-	reports := func(e Enforcement, c check) bool {
+	reports := func(e Enforcement, c reportonly.Check) bool {
 		return e.Enforce != nil && !*e.Enforce || slices.Contains(e.ReportOnly, c.String())
 	}
 	inForce := func(ofMostSpecific ...Enforcement) Enforcement {
@@ -96,13 +99,13 @@ func TestEnforcementPrecedence(t *testing.T) {
 				for _, tc := range []struct {
 					name, target string
 					change       func(*http.Request)
-					check        check
+					check        reportonly.Check
 					of           Enforcement
 				}{
-					{"the video's origins", targets[site], elsewhere, originsCheck, inForce(ofVideo, ofGate, global)},
-					{"a token's rules for the video", targets["blocked "+site], atHome, rulesCheck, inForce(ofVideo, ofGate, global)},
-					{"a video without settings", targets["blocked"], nil, rulesCheck, inForce(ofGate, global)},
-					{"a video whose settings say nothing of it", targets["silent"], atHome, rulesCheck, inForce(ofGate, global)},
+					{"the video's origins", targets[site], elsewhere, reportonly.Origins, inForce(ofVideo, ofGate, global)},
+					{"a token's rules for the video", targets["blocked "+site], atHome, reportonly.Rules, inForce(ofVideo, ofGate, global)},
+					{"a video without settings", targets["blocked"], nil, reportonly.Rules, inForce(ofGate, global)},
+					{"a video whose settings say nothing of it", targets["silent"], atHome, reportonly.Rules, inForce(ofGate, global)},
 				} {
 					a := ask(t, g, requestFor(t, tc.target, tc.change))
 					if want := reports(tc.of, tc.check); a.allowed() != want {
@@ -168,7 +171,7 @@ func TestEachReasonUnderReportOnly(t *testing.T) {
 // URI the origin gets.
 func wantReported(t *testing.T, g *Gate, r *http.Request, why string) {
 	t.Helper()
-	count := countOf(g, resultWouldRefuse, why)
+	count := countOf(g, refusal.WouldRefuse, why)
 	a := ask(t, g, r)
 	if !a.allowed() {
 		t.Fatalf("%s = %d %s %s, want it to pass", shortened(r), a.status, a.reason, a.text)
@@ -176,7 +179,7 @@ func wantReported(t *testing.T, g *Gate, r *http.Request, why string) {
 	if result, got := placeholder(r, "result"), placeholder(r, "reason"); result != "would_refuse" || got != why {
 		t.Errorf("recorded as %s %s, want would_refuse %s", result, got, why)
 	}
-	if got := countOf(g, resultWouldRefuse, why) - count; got != 1 {
+	if got := countOf(g, refusal.WouldRefuse, why) - count; got != 1 {
 		t.Errorf("counted %v times as would_refuse %s, want once", got, why)
 	}
 	if got := a.header.Get("WWW-Authenticate"); got != "" {
@@ -186,9 +189,9 @@ func wantReported(t *testing.T, g *Gate, r *http.Request, why string) {
 
 // countOf returns how many requests have been counted by their outcome, of
 // whatever kind.
-func countOf(g *Gate, became result, why string) (count float64) {
+func countOf(g *Gate, became refusal.Result, why string) (count float64) {
 	for _, k := range playbackpath.Kinds {
-		count += testutil.ToFloat64(g.app.metrics.requests.WithLabelValues(string(became), why, string(k)))
+		count += testutil.ToFloat64(g.app.metrics.Requests.WithLabelValues(string(became), why, string(k)))
 	}
 	return count
 }
@@ -265,10 +268,10 @@ func TestReportOnlyInventsNoVideo(t *testing.T) {
 // credential is the first segment of a playback path, with what is true of it.
 type credential struct {
 	first   string
-	video   string // that it names; "" for none
-	fails   reason // of the token check
-	path    bool   // is no path
-	vouched bool   // a key has signed it
+	video   string         // that it names; "" for none
+	fails   refusal.Reason // of the token check
+	path    bool           // is no path
+	vouched bool           // a key has signed it
 	rules   string
 	claim   bool // downloadable
 }
@@ -278,7 +281,7 @@ type site struct {
 	header http.Header
 	// What the origins check says of a resource and of an iframe, of a video
 	// that denies and of one that allows requests without an origin.
-	strict, strictFrame, lax, laxFrame reason
+	strict, strictFrame, lax, laxFrame refusal.Reason
 }
 
 // playback is a request by what it consists of, so that what must become of it
@@ -315,28 +318,28 @@ func playbacks() (credentials []credential, sites []site) {
 	})
 	const unreadable = `[{"type":"any"}]`
 	credentials = append(credentials, []credential{
-		{first: "demo", video: "demo", fails: reasonTokenRequired},
-		{first: "site", video: "site", fails: reasonTokenRequired},
+		{first: "demo", video: "demo", fails: refusal.TokenRequired},
+		{first: "site", video: "site", fails: refusal.TokenRequired},
 		{first: "public", video: "public"},
 		{first: "coming", video: "coming"},
-		{first: "gone", video: "gone", fails: reasonTokenRequired},
+		{first: "gone", video: "gone", fails: refusal.TokenRequired},
 		{first: signedFor("gone"), video: "gone", vouched: true},
 		{first: signedFor("coming"), video: "coming", vouched: true},
 		{first: "oursite", video: "oursite"},
 		{first: signed(downloadable), video: "demo", vouched: true, claim: true},
-		{first: expired, video: "site", fails: reasonTokenExpired, vouched: true, rules: needsAddress},
-		{first: early, video: "oursite", fails: reasonTokenNotYetValid, vouched: true, claim: true},
-		{first: forged("k1", "demo"), video: "demo", fails: reasonSignatureInvalid},
-		{first: forged("k1", "site"), video: "site", fails: reasonSignatureInvalid},
-		{first: forged(strangeKey, "oursite"), video: "oursite", fails: reasonKeyUnknown},
-		{first: forged(strangeKey, "public"), video: "public", fails: reasonKeyUnknown},
-		{first: signedWithRules(unreadable), video: "demo", fails: reasonRulesInvalid},
-		{first: plainToken() + "=", fails: reasonTokenMalformed},
-		{first: encoded(`{"alg":"HS256","kid":"k1"}`, `{"sub":"demo","exp":1800000060}`), fails: reasonAlgorithmNotAllowed},
+		{first: expired, video: "site", fails: refusal.TokenExpired, vouched: true, rules: needsAddress},
+		{first: early, video: "oursite", fails: refusal.TokenNotYetValid, vouched: true, claim: true},
+		{first: forged("k1", "demo"), video: "demo", fails: refusal.SignatureInvalid},
+		{first: forged("k1", "site"), video: "site", fails: refusal.SignatureInvalid},
+		{first: forged(strangeKey, "oursite"), video: "oursite", fails: refusal.KeyUnknown},
+		{first: forged(strangeKey, "public"), video: "public", fails: refusal.KeyUnknown},
+		{first: signedWithRules(unreadable), video: "demo", fails: refusal.RulesInvalid},
+		{first: plainToken() + "=", fails: refusal.TokenMalformed},
+		{first: encoded(`{"alg":"HS256","kid":"k1"}`, `{"sub":"demo","exp":1800000060}`), fails: refusal.AlgorithmNotAllowed},
 		{first: "a.b", path: true},
 		{first: "..", path: true},
 	}...)
-	no, required := reasonOriginNotAllowed, reasonOriginRequired
+	no, required := refusal.OriginNotAllowed, refusal.OriginRequired
 	sites = []site{
 		{header: http.Header{}, strict: required, strictFrame: required},
 		{header: http.Header{"Sec-Fetch-Dest": is("iframe")}, strict: required},
@@ -351,46 +354,46 @@ func playbacks() (credentials []credential, sites []site) {
 }
 
 // failures are the reasons for which each check refuses, "" where it passes.
-func (p playback) failures() (reasons [reportableChecks]reason) {
+func (p playback) failures() (reasons [reportonly.Checks]refusal.Reason) {
 	frame := p.suffix == "" || p.suffix == "/iframe"
-	reasons[tokenCheck] = p.fails
+	reasons[reportonly.Token] = p.fails
 	switch {
 	case p.video == "coming":
-		reasons[scheduleCheck] = reasonNotAvailableYet
+		reasons[reportonly.Schedule] = refusal.NotAvailableYet
 	case p.video == "gone":
-		reasons[scheduleCheck] = reasonNoLongerAvailable
+		reasons[reportonly.Schedule] = refusal.NoLongerAvailable
 	case p.video == "site" && frame:
-		reasons[originsCheck] = p.strictFrame
+		reasons[reportonly.Origins] = p.strictFrame
 	case p.video == "site":
-		reasons[originsCheck] = p.strict
+		reasons[reportonly.Origins] = p.strict
 	case p.video == "oursite" && frame:
-		reasons[originsCheck] = p.laxFrame
+		reasons[reportonly.Origins] = p.laxFrame
 	case p.video == "oursite":
-		reasons[originsCheck] = p.lax
+		reasons[reportonly.Origins] = p.lax
 	}
 	if p.vouched {
-		reasons[rulesCheck] = p.ruling()
+		reasons[reportonly.Rules] = p.ruling()
 	}
 	if strings.HasPrefix(p.suffix, "/downloads/") && (!p.vouched || !p.claim) {
-		reasons[downloadsCheck] = reasonDownloadNotAllowed
+		reasons[reportonly.Downloads] = refusal.DownloadNotAllowed
 	}
 	return reasons
 }
 
-func (p playback) ruling() reason {
+func (p playback) ruling() refusal.Reason {
 	switch p.rules {
 	case "", allowsAll, needsNothing:
 		return ""
 	case blocksAll:
-		return reasonRuleBlocked
+		return refusal.RuleBlocked
 	}
 	switch {
 	case p.early:
-		return reasonTooEarly
+		return refusal.TooEarly
 	case p.address == "" || p.address == "@":
-		return reasonClientIPUnknown
+		return refusal.ClientIPUnknown
 	case !strings.HasSuffix(p.address, "203.0.113.7"): // which both rules want
-		return reasonRuleBlocked
+		return refusal.RuleBlocked
 	}
 	return ""
 }
@@ -398,22 +401,22 @@ func (p playback) ruling() reason {
 // fate is what becomes of a request.
 type fate struct {
 	Status int
-	Result result
-	Reason reason
+	Result refusal.Result
+	Reason refusal.Reason
 	URI    string // at the origin, "" if it is not asked
 }
 
 // fate tells it for a gate on which some checks only report: what passes is what
 // every other check passes, and the first that fails gives the reason.
-func (p playback) fate(reportOnly checkSet) fate {
-	refusedFor := func(why reason) fate { return fate{Status: why.status(), Result: resultRefused, Reason: why} }
+func (p playback) fate(reportOnly reportonly.Set) fate {
+	refusedFor := func(why refusal.Reason) fate { return fate{Status: why.Status(), Result: refusal.Refused, Reason: why} }
 	switch {
 	case p.method == http.MethodPost:
-		return refusedFor(reasonMethodNotAllowed)
+		return refusedFor(refusal.MethodNotAllowed)
 	case p.path || strings.Contains(p.suffix, ".."):
-		return refusedFor(reasonPathInvalid)
+		return refusedFor(refusal.PathInvalid)
 	case p.method == http.MethodOptions:
-		return fate{Status: http.StatusNoContent, Result: resultPreflight}
+		return fate{Status: http.StatusNoContent, Result: refusal.Preflight}
 	case p.video == "":
 		return refusedFor(p.fails)
 	}
@@ -421,14 +424,14 @@ func (p playback) fate(reportOnly checkSet) fate {
 	if suffix == "" {
 		suffix = "/iframe"
 	}
-	passes := fate{Status: http.StatusOK, Result: resultAllowed, URI: "/" + p.video + suffix}
+	passes := fate{Status: http.StatusOK, Result: refusal.Allowed, URI: "/" + p.video + suffix}
 	for c, why := range p.failures() {
 		switch {
 		case why == "":
-		case !reportOnly.has(check(c)):
+		case !reportOnly.Has(reportonly.Check(c)):
 			return refusedFor(why)
 		case passes.Reason == "":
-			passes.Result, passes.Reason = resultWouldRefuse, why
+			passes.Result, passes.Reason = refusal.WouldRefuse, why
 		}
 	}
 	return passes
@@ -464,9 +467,9 @@ func randomPlaybacks() func() playback {
 // reportingGates are gates of one testApp, one for each set of checks that only report.
 func reportingGates(t *testing.T) []*Gate {
 	t.Helper()
-	var gates [allChecks + 1]*Gate
+	var gates [reportonly.All + 1]*Gate
 	for set := range gates {
-		gates[set] = &Gate{Enforcement: reportingOnly(checkSet(set))}
+		gates[set] = &Gate{Enforcement: reportingOnly(reportonly.Set(set))}
 	}
 	return newGates(t, testApp(), gates[:])
 }
@@ -481,19 +484,19 @@ func TestReportOnlyLoosensNothingElse(t *testing.T) {
 	next := randomPlaybacks()
 	seen := make(map[string]int)
 	for i := range 3000 {
-		p, set := next(), checkSet(i%len(gates))
-		g, want := gates[set], p.fate(checkSet(i%len(gates)))
+		p, set := next(), reportonly.Set(i%len(gates))
+		g, want := gates[set], p.fate(reportonly.Set(i%len(gates)))
 		before := countOf(g, want.Result, string(want.Reason))
 		r := p.request(t)
 		a := ask(t, g, r)
-		got := fate{Status: a.status, Result: result(placeholder(r, "result")), Reason: reason(placeholder(r, "reason"))}
+		got := fate{Status: a.status, Result: refusal.Result(placeholder(r, "result")), Reason: refusal.Reason(placeholder(r, "reason"))}
 		if len(a.origin) > 0 {
 			got.URI = a.origin[0].RequestURI
 		}
 		if got != want {
 			t.Fatalf("%s %s %v from %q (early %t), reporting [%s]: %+v, want %+v", p.method, shortened(r), p.header, p.address, p.early, set, got, want)
 		}
-		if want.Result == resultRefused && a.reason != string(want.Reason) || want.Result != resultRefused && a.reason != "" {
+		if want.Result == refusal.Refused && a.reason != string(want.Reason) || want.Result != refusal.Refused && a.reason != "" {
 			t.Fatalf("%s: the answer says %q, recorded is %s %s", shortened(r), a.reason, got.Result, got.Reason)
 		}
 		if n := countOf(g, want.Result, string(want.Reason)) - before; n != 1 {
@@ -501,11 +504,11 @@ func TestReportOnlyLoosensNothingElse(t *testing.T) {
 		}
 		seen[string(want.Result)+" "+string(want.Reason)]++
 	}
-	for _, why := range []reason{
-		reasonTokenRequired, reasonTokenExpired, reasonTokenNotYetValid, reasonSignatureInvalid, reasonKeyUnknown, reasonRulesInvalid,
-		reasonOriginRequired, reasonOriginNotAllowed, reasonRuleBlocked, reasonTooEarly, reasonClientIPUnknown, reasonDownloadNotAllowed,
+	for _, why := range []refusal.Reason{
+		refusal.TokenRequired, refusal.TokenExpired, refusal.TokenNotYetValid, refusal.SignatureInvalid, refusal.KeyUnknown, refusal.RulesInvalid,
+		refusal.OriginRequired, refusal.OriginNotAllowed, refusal.RuleBlocked, refusal.TooEarly, refusal.ClientIPUnknown, refusal.DownloadNotAllowed,
 	} {
-		for _, became := range []result{resultRefused, resultWouldRefuse} {
+		for _, became := range []refusal.Result{refusal.Refused, refusal.WouldRefuse} {
 			if n := seen[string(became)+" "+string(why)]; n < 5 {
 				t.Errorf("%d requests are %s %s: the test does not test it", n, became, why)
 			}
@@ -560,20 +563,20 @@ func TestBrowsersEnforceNoReportedOrigins(t *testing.T) {
 func TestFloodLimitsHoldUnderReportOnly(t *testing.T) {
 	t.Parallel()
 	g := newGate(t, testApp(), &Gate{Enforcement: reporting("token")})
-	g.app.verifier.limit.failures.Now = func() time.Time { return testTime }
-	invalid := g.app.metrics.verified[reasonSignatureInvalid]
-	before, limited := testutil.ToFloat64(invalid), countOf(g, resultWouldRefuse, "verification_limited")
+	g.app.verifier.Limit.Failures.Now = func() time.Time { return testTime }
+	invalid := g.app.metrics.Verified[refusal.SignatureInvalid]
+	before, limited := testutil.ToFloat64(invalid), countOf(g, refusal.WouldRefuse, "verification_limited")
 	forged := "/" + encoded(`{"alg":"RS256","kid":"k1"}`, `{"sub":"demo","exp":1800000060}`) + "/x.ts"
 	const beyond = 50
-	for range failedBurst + beyond {
+	for range verification.FailedBurst + beyond {
 		if a := ask(t, g, requestFor(t, forged, from("198.51.100.7"))); !a.allowed() {
 			t.Fatalf("%d %s, want it to pass", a.status, a.reason)
 		}
 	}
-	if n := testutil.ToFloat64(invalid) - before; n > failedBurst {
-		t.Errorf("%v forged tokens of one network were verified, want at most %d", n, failedBurst)
+	if n := testutil.ToFloat64(invalid) - before; n > verification.FailedBurst {
+		t.Errorf("%v forged tokens of one network were verified, want at most %d", n, verification.FailedBurst)
 	}
-	if n := countOf(g, resultWouldRefuse, "verification_limited") - limited; n < beyond {
+	if n := countOf(g, refusal.WouldRefuse, "verification_limited") - limited; n < beyond {
 		t.Errorf("%v requests are counted as verification_limited, want at least %d", n, beyond)
 	}
 	fresh := signed(func(c *token.Claims) { c.Downloadable, c.NotBefore = true, testTime.Add(-time.Second) })

@@ -26,6 +26,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/internal/routecheck"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
@@ -93,8 +94,8 @@ type explainOptions struct {
 // explanation is the output of explain.
 type explanation struct {
 	Allowed bool             `json:"allowed"`
-	Result  result           `json:"result"`
-	Reason  reason           `json:"reason,omitempty"`
+	Result  refusal.Result   `json:"result"`
+	Reason  refusal.Reason   `json:"reason,omitempty"`
 	Status  int              `json:"status,omitempty"` // of a refusal
 	Video   string           `json:"video,omitempty"`
 	TokenID string           `json:"token_id,omitempty"`
@@ -246,7 +247,7 @@ func loadReplay(file string) (*replay, error) {
 	if found.app.lacksKeys() {
 		found.notes = append(found.notes, noKeys)
 	}
-	if remote := found.app.keys.remote; remote != nil {
+	if remote := found.app.keys.Remote; remote != nil {
 		if err := remote.Load(); err != nil {
 			found.notes = append(found.notes, fmt.Sprintf("the key set of jwks_url cannot be loaded now: %v", err))
 		}
@@ -546,7 +547,7 @@ func (w *unread) Write(p []byte) (int, error) {
 func (t *trace) explanation() *explanation {
 	d := t.decision
 	e := &explanation{
-		Allowed: t.refusal == nil, Result: resultAllowed, At: t.at.UTC(), Checks: t.checks,
+		Allowed: t.refusal == nil, Result: refusal.Allowed, At: t.at.UTC(), Checks: t.checks,
 		Video: d.video, TokenID: redact.TokenID(d.target.Token), Country: d.knownCountry(),
 	}
 	e.KeyID, _ = d.recordedValue("key_id")
@@ -555,16 +556,16 @@ func (t *trace) explanation() *explanation {
 	}
 	err := t.reported
 	if err != nil {
-		e.Result = resultWouldRefuse
+		e.Result = refusal.WouldRefuse
 	}
 	if t.refusal != nil {
-		e.Result, err = resultRefused, t.refusal
+		e.Result, err = refusal.Refused, t.refusal
 	}
-	if why, ok := errors.AsType[*refusal](err); ok {
-		e.Reason = why.reason
+	if why, ok := errors.AsType[*refusal.Error](err); ok {
+		e.Reason = why.Reason
 	}
-	if e.Result == resultRefused {
-		e.Status = e.Reason.status()
+	if e.Result == refusal.Refused {
+		e.Status = e.Reason.Status()
 	}
 	if t.assumed {
 		e.Notes = append(e.Notes, "the checks after the token were made as though it were valid")
@@ -606,10 +607,10 @@ func (e *explanation) print(out io.Writer, asJSON bool) error {
 func (e *explanation) summary() string {
 	who := fmt.Sprintf("for %s at %s", cmp.Or(e.Client, "an unknown address"), e.At.Format(time.RFC3339))
 	switch e.Result {
-	case resultRefused:
+	case refusal.Refused:
 		return fmt.Sprintf("refused with %d %s, %s", e.Status, e.Reason, who)
-	case resultWouldRefuse:
-		return fmt.Sprintf("allowed, because it is only reported: would be refused with %d %s, %s", e.Reason.status(), e.Reason, who)
+	case refusal.WouldRefuse:
+		return fmt.Sprintf("allowed, because it is only reported: would be refused with %d %s, %s", e.Reason.Status(), e.Reason, who)
 	default:
 		return fmt.Sprintf("allowed, %s", who)
 	}

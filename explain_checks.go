@@ -13,7 +13,9 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/verification"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -36,10 +38,10 @@ type trace struct {
 
 // explainedCheck is a check with its outcome.
 type explainedCheck struct {
-	Check   string   `json:"check"`
-	Outcome verdict  `json:"outcome"`
-	Reason  reason   `json:"reason,omitempty"`
-	Details []string `json:"details"`
+	Check   string         `json:"check"`
+	Outcome verdict        `json:"outcome"`
+	Reason  refusal.Reason `json:"reason,omitempty"`
+	Details []string       `json:"details"`
 }
 
 type verdict string
@@ -70,7 +72,7 @@ func (t *trace) follow(d *decision, w http.ResponseWriter, next caddyhttp.Handle
 	if other && t.refusal != nil {
 		t.checks[row].Outcome = verdictRefuse
 	}
-	if t.refusal != nil || d.result == resultPreflight || d.gate.player != nil && d.gate.servePlayer(w, d) {
+	if t.refusal != nil || d.result == refusal.Preflight || d.gate.player != nil && d.gate.servePlayer(w, d) {
 		return nil
 	}
 	t.passed = true
@@ -122,19 +124,15 @@ func (t *trace) canContinue(d *decision, refusedBy string) bool {
 // though it were valid.
 func (t *trace) assumeClaims(d *decision) {
 	parsed, _ := d.app.policy.Parse(d.target.Token) // assumeVideo has parsed it
-	claims := parsed.Unverified()
-	rules, err := compileRules(claims.AccessRules)
-	if err != nil {
-		return
+	if verified, err := verification.NewToken(parsed.Unverified(), nil); err == nil {
+		t.assumed, d.verified = true, verified
 	}
-	t.assumed = true
-	d.verified = newVerifiedToken(claims, rules, nil)
 }
 
 func (t *trace) add(name string, became verdict, err error, details ...string) {
 	s := explainedCheck{Check: name, Outcome: became, Details: append([]string{}, details...)}
-	if why, ok := errors.AsType[*refusal](err); ok && (became == verdictRefuse || became == verdictReport) {
-		s.Reason = why.reason
+	if why, ok := errors.AsType[*refusal.Error](err); ok && (became == verdictRefuse || became == verdictReport) {
+		s.Reason = why.Reason
 		s.Details = append(s.Details, why.Error())
 	}
 	s.Details = redact.Each(s.Details) // headers and suffixes may contain tokens
@@ -193,28 +191,28 @@ func (t *trace) explainPath(d *decision, became verdict, err error) {
 // tokenParts are the parts of the token step in order, with the reasons of each.
 var tokenParts = []struct {
 	name    string
-	reasons []reason
+	reasons []refusal.Reason
 	detail  func(*decision, token.Claims) string
 }{
-	{"token", []reason{reasonTokenMalformed, reasonAlgorithmNotAllowed}, func(d *decision, c token.Claims) string {
+	{"token", []refusal.Reason{refusal.TokenMalformed, refusal.AlgorithmNotAllowed}, func(d *decision, c token.Claims) string {
 		return fmt.Sprintf("well-formed, RS256, token id %s, sub %q", redact.TokenID(d.target.Token), c.VideoID)
 	}},
-	{"key", []reason{reasonKeyUnknown, reasonStateUnavailable}, func(d *decision, c token.Claims) string {
+	{"key", []refusal.Reason{refusal.KeyUnknown, refusal.StateUnavailable}, func(d *decision, c token.Claims) string {
 		if stored, _ := d.app.state.Key(c.KeyID); stored.Revoked {
 			return fmt.Sprintf("kid %q, which the control API has revoked", c.KeyID)
 		}
 		return fmt.Sprintf("kid %q", c.KeyID)
 	}},
-	{"signature", []reason{reasonSignatureInvalid, reasonVerificationLimited}, func(_ *decision, c token.Claims) string {
+	{"signature", []refusal.Reason{refusal.SignatureInvalid, refusal.VerificationLimited}, func(_ *decision, c token.Claims) string {
 		return fmt.Sprintf("by the key %q", c.KeyID)
 	}},
-	{"claims", []reason{reasonRulesInvalid}, func(_ *decision, c token.Claims) string {
+	{"claims", []refusal.Reason{refusal.RulesInvalid}, func(_ *decision, c token.Claims) string {
 		return fmt.Sprintf("downloadable %t, %s", c.Downloadable, rulesCount(c))
 	}},
-	{"audience", []reason{reasonAudienceNotAllowed}, func(d *decision, c token.Claims) string {
+	{"audience", []refusal.Reason{refusal.AudienceNotAllowed}, func(d *decision, c token.Claims) string {
 		return explainAudience(d.app.policy, c)
 	}},
-	{"dates", []reason{reasonTokenExpired, reasonTokenNotYetValid, reasonTokenLifetimeExceeded}, func(d *decision, c token.Claims) string {
+	{"dates", []refusal.Reason{refusal.TokenExpired, refusal.TokenNotYetValid, refusal.TokenLifetimeExceeded}, func(d *decision, c token.Claims) string {
 		return explainDates(d.now(), c)
 	}},
 }
@@ -222,7 +220,7 @@ var tokenParts = []struct {
 // explainToken splits the token step into its parts. The reason of a refusal
 // tells which part has refused.
 func (t *trace) explainToken(d *decision, became verdict, err error) {
-	why, _ := errors.AsType[*refusal](err)
+	why, _ := errors.AsType[*refusal.Error](err)
 	var claims token.Claims
 	parsed, malformed := d.app.policy.Parse(d.target.Token)
 	if malformed == nil {
@@ -234,7 +232,7 @@ func (t *trace) explainToken(d *decision, became verdict, err error) {
 		case part.name == "audience" && explainAudience(d.app.policy, claims) == "":
 		case refused:
 			t.add(part.name, verdictSkip, nil, unchecked(part.name, d, claims, part.detail)...)
-		case why != nil && slices.Contains(part.reasons, why.reason):
+		case why != nil && slices.Contains(part.reasons, why.Reason):
 			refused = true
 			details := []string{}
 			if malformed == nil {
@@ -256,7 +254,7 @@ func unchecked(name string, d *decision, claims token.Claims, detail func(*decis
 }
 
 func rulesCount(c token.Claims) string {
-	rules, err := compileRules(c.AccessRules)
+	rules, err := accessrules.CompileClaim(c.AccessRules)
 	switch {
 	case err != nil:
 		return "access rules that are not valid"
@@ -304,7 +302,7 @@ func explainRevocation(d *decision) string {
 	if all == nil {
 		return "the revocations are not known"
 	}
-	r := all.Match(d.verified.subject(d.target.Token), d.now())
+	r := all.Match(d.verified.Subject(d.target.Token), d.now())
 	if r == nil {
 		return fmt.Sprintf("none of %d is about the token", len(all.Live(d.now())))
 	}
@@ -336,7 +334,7 @@ func (t *trace) explainSettings(d *decision, became verdict, err error) {
 		demand = "requires a token"
 	}
 	details := []string{fmt.Sprintf("video %q %s, %s (by %s)", id, demand, explainAllowed(d.settings.origins), source)}
-	if only := d.settings.enforcement.or(d.gate.enforcement).reportOnly; only != 0 {
+	if only := d.settings.enforcement.Or(d.gate.enforcement).Checks; only != 0 {
 		details = append(details, fmt.Sprintf("only reported: %s", only))
 	}
 	t.add("settings", became, err, details...)
@@ -389,7 +387,7 @@ func explainDownload(d *decision) string {
 	case d.verified == nil:
 		return "a download, with a token that does not verify"
 	default:
-		return fmt.Sprintf("a download, and downloadable is %t", d.verified.downloadable)
+		return fmt.Sprintf("a download, and downloadable is %t", d.verified.Downloadable)
 	}
 }
 
@@ -400,17 +398,17 @@ func explainTokenRules(d *decision, err error) []string {
 		return []string{"no token, so no rules"}
 	case d.verified == nil:
 		return []string{"the token does not verify, so its rules do not count"}
-	case len(d.verified.rules) == 0:
+	case len(d.verified.Rules) == 0:
 		return []string{"the token has none"}
 	}
-	return explainRules(d, d.verified.rules, d.matchedRule, err)
+	return explainRules(d, d.verified.Rules, d.matchedRule, err)
 }
 
 // explainSession shows the session of the request, and what limits the viewer's sessions; nothing
 // with sessions off.
 func explainSession(d *decision) (details []string) {
-	if t := d.verified; t != nil && t.startBy >= 0 {
-		details = append(details, "startBy "+explainDate(d.now(), time.Unix(t.startBy, 0)))
+	if t := d.verified; t != nil && t.StartBy >= 0 {
+		details = append(details, "startBy "+explainDate(d.now(), time.Unix(t.StartBy, 0)))
 	}
 	if !d.app.countsSessions() {
 		return details
@@ -421,12 +419,12 @@ func explainSession(d *decision) (details []string) {
 		details = append(details, "no session in the path")
 	}
 	if t := d.verified; t != nil {
-		if limit := sessions.SmallerLimit(t.sessionLimit, d.settings.maxSessions); limit > 0 {
+		if limit := sessions.SmallerLimit(t.SessionLimit, d.settings.maxSessions); limit > 0 {
 			details = append(details, fmt.Sprintf("at most %d at a time for the viewer; how many run, only the server knows", limit))
 		}
 	}
 	if desk := d.app.admission; desk != nil && !d.Resource.Own {
-		details = append(details, fmt.Sprintf("if the session does not run yet, the server asks %s (on_error %s); explain does not", desk.url.Host, desk.onError()))
+		details = append(details, fmt.Sprintf("if the session does not run yet, the server asks %s (on_error %s); explain does not", desk.URL.Host, cmp.Or(d.app.AdmissionOnError, onErrorWords.first)))
 	}
 	return details
 }

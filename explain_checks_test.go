@@ -19,6 +19,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -47,8 +48,8 @@ func explainedBy(t *testing.T, g *Gate, r *http.Request) *explanation {
 // told is the outcome in an explanation.
 type told struct {
 	Allowed bool
-	Result  result
-	Reason  reason
+	Result  refusal.Result
+	Reason  refusal.Reason
 	Status  int // of a refusal
 }
 
@@ -56,14 +57,14 @@ type told struct {
 func done(t *testing.T, g *Gate, r *http.Request) told {
 	t.Helper()
 	a := ask(t, g, r)
-	did := told{Result: result(placeholder(r, "result")), Reason: reason(placeholder(r, "reason"))}
-	if did.Result == resultRefused {
+	did := told{Result: refusal.Result(placeholder(r, "result")), Reason: refusal.Reason(placeholder(r, "reason"))}
+	if did.Result == refusal.Refused {
 		did.Status = a.status
 	}
-	if did.Result == resultPreflight {
-		did.Result = resultAllowed
+	if did.Result == refusal.Preflight {
+		did.Result = refusal.Allowed
 	}
-	did.Allowed = did.Result != resultRefused
+	did.Allowed = did.Result != refusal.Refused
 	return did
 }
 
@@ -75,7 +76,7 @@ func wantExplained(t *testing.T, g *Gate, request func() *http.Request) told {
 	want, e := done(t, g, request()), explainedBy(t, g, r)
 	if got := (told{e.Allowed, e.Result, e.Reason, e.Status}); got != want {
 		t.Fatalf("%s %s %v from %q, reporting [%s]: explained as %+v, want %+v:\n%s",
-			r.Method, shortened(r), r.Header, r.RemoteAddr, g.enforcement.reportOnly, got, want, printed(t, e, false))
+			r.Method, shortened(r), r.Header, r.RemoteAddr, g.enforcement.Checks, got, want, printed(t, e, false))
 	}
 	for _, asJSON := range []bool{false, true} {
 		wantNoToken(t, r, "the explanation", printed(t, e, asJSON))
@@ -129,12 +130,12 @@ func TestExplanationsAreNotCounted(t *testing.T) {
 	g := newGate(t, testApp(), &Gate{Enforcement: reporting("rules")})
 	for _, tc := range []struct {
 		target string
-		result result
+		result refusal.Result
 		reason string
 	}{
-		{"/" + plainToken() + "/x.ts", resultAllowed, ""},
-		{"/demo/x.ts", resultRefused, "token_required"},
-		{"/" + signedWithRules(blocksAll) + "/x.ts", resultWouldRefuse, "rule_blocked"},
+		{"/" + plainToken() + "/x.ts", refusal.Allowed, ""},
+		{"/demo/x.ts", refusal.Refused, "token_required"},
+		{"/" + signedWithRules(blocksAll) + "/x.ts", refusal.WouldRefuse, "rule_blocked"},
 	} {
 		before := countOf(g, tc.result, tc.reason)
 		explainedBy(t, g, requestFor(t, tc.target, nil))

@@ -21,6 +21,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -98,24 +100,24 @@ func TestExplainFindsTheGate(t *testing.T) {
 		headers       []string
 		want          told
 	}{
-		{"path matcher", own + "/" + good + "/x.ts", nil, told{true, resultAllowed, "", 0}},
-		{"path matcher, default port", own + ":80/" + good + "/x.ts", nil, told{true, resultAllowed, "", 0}},
-		{"host in capitals", "http://MEDIA.Example.net/" + good + "/x.ts", nil, told{true, resultAllowed, "", 0}},
-		{"handle_path", own + "/play/" + good + "/x.ts", nil, told{true, resultAllowed, "", 0}},
-		{"handle_path, video id", own + "/play/demo/x.ts", nil, told{false, resultRefused, reasonTokenRequired, 401}},
-		{"strip_prefix", own + "/vod/" + good + "/x.ts", nil, told{true, resultAllowed, "", 0}},
-		{"options of that gate", own + "/vod/" + good + "/x.mp4", nil, told{false, resultRefused, reasonDownloadNotAllowed, 403}},
-		{"report-only of that gate", own + "/vod/" + site + "/x.ts", nil, told{true, resultWouldRefuse, reasonOriginRequired, 0}},
-		{"rewrite", own + "/strict/" + good + "/x.ts", nil, told{false, resultRefused, reasonTokenRequired, 401}},
-		{"header matcher", own + "/demo/x.ts", []string{"X-Internal: yes"}, told{true, resultWouldRefuse, reasonTokenRequired, 0}},
-		{"header that is set before the gate", own + "/" + site + "/x.ts", []string{"X-Debug: 1"}, told{false, resultRefused, reasonOriginNotAllowed, 403}},
-		{"another port", own + ":8080/demo/x.ts", nil, told{true, resultWouldRefuse, reasonTokenRequired, 0}},
-		{"https", tls + "/demo/x.ts", nil, told{false, resultRefused, reasonTokenRequired, 401}},
-		{"https, in a route", tls + "/a/" + good + "/x.ts", nil, told{true, resultAllowed, "", 0}},
-		{"wildcard host", "https://any.example.org/" + good, nil, told{true, resultAllowed, "", 0}},
-		{"a path that is not clean", own + "/" + good + "/a/../x.ts", nil, told{false, resultRefused, reasonPathInvalid, 400}},
-		{"escapes", own + "/" + good + "/a%2fb", nil, told{false, resultRefused, reasonPathInvalid, 400}},
-		{"fragment", own + "/" + good + "/x.ts#a/../b", nil, told{true, resultAllowed, "", 0}},
+		{"path matcher", own + "/" + good + "/x.ts", nil, told{true, refusal.Allowed, "", 0}},
+		{"path matcher, default port", own + ":80/" + good + "/x.ts", nil, told{true, refusal.Allowed, "", 0}},
+		{"host in capitals", "http://MEDIA.Example.net/" + good + "/x.ts", nil, told{true, refusal.Allowed, "", 0}},
+		{"handle_path", own + "/play/" + good + "/x.ts", nil, told{true, refusal.Allowed, "", 0}},
+		{"handle_path, video id", own + "/play/demo/x.ts", nil, told{false, refusal.Refused, refusal.TokenRequired, 401}},
+		{"strip_prefix", own + "/vod/" + good + "/x.ts", nil, told{true, refusal.Allowed, "", 0}},
+		{"options of that gate", own + "/vod/" + good + "/x.mp4", nil, told{false, refusal.Refused, refusal.DownloadNotAllowed, 403}},
+		{"report-only of that gate", own + "/vod/" + site + "/x.ts", nil, told{true, refusal.WouldRefuse, refusal.OriginRequired, 0}},
+		{"rewrite", own + "/strict/" + good + "/x.ts", nil, told{false, refusal.Refused, refusal.TokenRequired, 401}},
+		{"header matcher", own + "/demo/x.ts", []string{"X-Internal: yes"}, told{true, refusal.WouldRefuse, refusal.TokenRequired, 0}},
+		{"header that is set before the gate", own + "/" + site + "/x.ts", []string{"X-Debug: 1"}, told{false, refusal.Refused, refusal.OriginNotAllowed, 403}},
+		{"another port", own + ":8080/demo/x.ts", nil, told{true, refusal.WouldRefuse, refusal.TokenRequired, 0}},
+		{"https", tls + "/demo/x.ts", nil, told{false, refusal.Refused, refusal.TokenRequired, 401}},
+		{"https, in a route", tls + "/a/" + good + "/x.ts", nil, told{true, refusal.Allowed, "", 0}},
+		{"wildcard host", "https://any.example.org/" + good, nil, told{true, refusal.Allowed, "", 0}},
+		{"a path that is not clean", own + "/" + good + "/a/../x.ts", nil, told{false, refusal.Refused, refusal.PathInvalid, 400}},
+		{"escapes", own + "/" + good + "/a%2fb", nil, told{false, refusal.Refused, refusal.PathInvalid, 400}},
+		{"fragment", own + "/" + good + "/x.ts#a/../b", nil, told{true, refusal.Allowed, "", 0}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			e := explainedTwice(t, config, inRunning, tc.address, func(o *explainOptions) { o.headers = tc.headers })
@@ -170,14 +172,14 @@ func TestExplainGoesOn(t *testing.T) {
 		want told
 		text string
 	}{
-		"one gate":             {"signed_playback\nreverse_proxy 127.0.0.1:1", told{true, resultAllowed, "", 0}, "allowed,"},
-		"another gate":         {"route {\nsigned_playback\n@a path *.ts\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{false, resultRefused, reasonTokenRequired, 401}, "gate       refuse"},
-		"another gate's path":  {"route {\nsigned_playback\n@a path *.ts\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{false, resultRefused, reasonTokenRequired, 401}, `gets the path "/demo/x.ts"`},
-		"not the other gate":   {"route {\nsigned_playback\n@a path *.m4s\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{true, resultAllowed, "", 0}, "allowed,"},
-		"nothing":              {"signed_playback", told{true, resultAllowed, "", 0}, "the server answers 502"},
-		"nothing at this path": {"signed_playback\nreverse_proxy /other/* 127.0.0.1:1", told{true, resultAllowed, "", 0}, "the server answers 502"},
-		"the player page":      {"signed_playback {\nplayer\n}", told{true, resultAllowed, "", 0}, "allowed,"},
-		"the player SDK":       {"signed_playback {\nplayer\n}", told{true, resultAllowed, "", 0}, "needs no token"},
+		"one gate":             {"signed_playback\nreverse_proxy 127.0.0.1:1", told{true, refusal.Allowed, "", 0}, "allowed,"},
+		"another gate":         {"route {\nsigned_playback\n@a path *.ts\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{false, refusal.Refused, refusal.TokenRequired, 401}, "gate       refuse"},
+		"another gate's path":  {"route {\nsigned_playback\n@a path *.ts\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{false, refusal.Refused, refusal.TokenRequired, 401}, `gets the path "/demo/x.ts"`},
+		"not the other gate":   {"route {\nsigned_playback\n@a path *.m4s\nsigned_playback @a\nreverse_proxy 127.0.0.1:1\n}", told{true, refusal.Allowed, "", 0}, "allowed,"},
+		"nothing":              {"signed_playback", told{true, refusal.Allowed, "", 0}, "the server answers 502"},
+		"nothing at this path": {"signed_playback\nreverse_proxy /other/* 127.0.0.1:1", told{true, refusal.Allowed, "", 0}, "the server answers 502"},
+		"the player page":      {"signed_playback {\nplayer\n}", told{true, refusal.Allowed, "", 0}, "allowed,"},
+		"the player SDK":       {"signed_playback {\nplayer\n}", told{true, refusal.Allowed, "", 0}, "needs no token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := writeFile(t, "Caddyfile", "{\nsigned_playback {\nkey_file "+key+"\n}\n}\nhttp://media.example.net {\n"+tc.site+"\n}\n")
@@ -280,7 +282,7 @@ func TestExplainReadsJSON(t *testing.T) {
 			if e := explanationOf(t, config, "https://media.example.net/"+plainToken()+"/x.ts", nil); !e.Allowed {
 				t.Errorf("it is refused: %s", e.Reason)
 			}
-			if e := explainedTwice(t, config, running(t, config), "https://media.example.net/demo/x.ts", nil); e.Reason != reasonTokenRequired {
+			if e := explainedTwice(t, config, running(t, config), "https://media.example.net/demo/x.ts", nil); e.Reason != refusal.TokenRequired {
 				t.Errorf("a video id: %q", e.Reason)
 			}
 		})
@@ -301,7 +303,7 @@ func TestExplainIsTheServersAnswer(t *testing.T) {
 	random := rand.New(rand.NewPCG(6, 2))
 	credentials, sites := playbacks()
 	credentials = slices.DeleteFunc(credentials, func(c credential) bool { return c.first == ".." }) // leads out of the prefix
-	seen := make(map[reason]int)
+	seen := make(map[refusal.Reason]int)
 	for range 100 {
 		first, from := pick(random, credentials).first, pick(random, sites)
 		target := pick(random, []string{"/play/", "/vod/"}) + first + pick(random, []string{"", "/x.ts", "/x.mp4", "/downloads/x", "/a/../b"})
@@ -315,7 +317,7 @@ func TestExplainIsTheServersAnswer(t *testing.T) {
 			opts.headers = append(opts.headers, name+": "+values[0])
 		}
 		e := must(explaining.explanation(must(opts.request()), testTime))
-		answer := reason(w.Header().Get(reasonHeader))
+		answer := refusal.Reason(w.Header().Get(headerpolicy.ReasonHeader))
 		if e.Allowed != (answer == "") || !e.Allowed && (e.Reason != answer || e.Status != w.Code) {
 			t.Fatalf("%s %.60s… %v from %s: the server answers %d %s, explain says allowed %t, %d %s",
 				m, target, from.header, ip, w.Code, answer, e.Allowed, e.Status, e.Reason)
@@ -391,12 +393,12 @@ func TestExplainReadsKeySetAndStore(t *testing.T) {
 	config := writeFile(t, "Caddyfile", fmt.Sprintf(text, folder, keys.URL))
 	for _, tc := range []struct {
 		name, compact string
-		want          reason
+		want          refusal.Reason
 	}{
 		{"of the key set", remote, ""},
 		{"of the store", of(stored), ""},
-		{"revoked", of(revoked), reasonKeyUnknown},
-		{"unknown", plainToken(), reasonKeyUnknown},
+		{"revoked", of(revoked), refusal.KeyUnknown},
+		{"unknown", plainToken(), refusal.KeyUnknown},
 	} {
 		if e := explanationOf(t, config, "http://media.example.net/"+tc.compact+"/x.ts", nil); e.Reason != tc.want || len(e.Notes) > 0 && e.Allowed {
 			t.Errorf("a token of a key %s: %q %q, want %q", tc.name, e.Reason, e.Notes, tc.want)
@@ -406,7 +408,7 @@ func TestExplainReadsKeySetAndStore(t *testing.T) {
 	keys.status = http.StatusInternalServerError
 	config = writeFile(t, "Caddyfile", fmt.Sprintf(text, t.TempDir(), keys.URL+"/away"))
 	e := explanationOf(t, config, "http://media.example.net/"+remote+"/x.ts", nil)
-	if e.Reason != reasonStateUnavailable || e.Status != http.StatusServiceUnavailable {
+	if e.Reason != refusal.StateUnavailable || e.Status != http.StatusServiceUnavailable {
 		t.Errorf("a key set that cannot be loaded: %d %s", e.Status, e.Reason)
 	}
 	if !slices.ContainsFunc(e.Notes, func(note string) bool { return strings.Contains(note, "the key set of jwks_url cannot be loaded now") }) {
@@ -473,7 +475,7 @@ func TestExplainOfTheProductionExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := explanationOf(t, config, "https://media.example.com/demo/x.ts", func(o *explainOptions) { o.ip, o.headers = "10.0.0.1", []string{"X-Forwarded-For: 203.0.113.7"} })
-	if e.Reason != reasonTokenRequired || e.Client != "203.0.113.7" || e.Country != "GB" {
+	if e.Reason != refusal.TokenRequired || e.Client != "203.0.113.7" || e.Country != "GB" {
 		t.Errorf("%s for %s in %s, want token_required for 203.0.113.7 in GB", e.Reason, e.Client, e.Country)
 	}
 }

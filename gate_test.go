@@ -29,7 +29,10 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
+	"github.com/signed-playback/caddy-signed-playback/internal/metrics"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -157,8 +160,8 @@ func appOf(t testing.TB, ctx caddy.Context) *App {
 	app := must(ctx.App(appID)).(*App)
 	app.now = func() time.Time { return testTime }
 	// A process has one each for all configs, which parallel tests would share.
-	app.metrics, app.manifests = newMetrics(), newManifestMemory(math.MaxInt64)
-	app.verifier.metrics = app.metrics
+	app.metrics, app.manifests = metrics.New(), newManifestMemory(math.MaxInt64)
+	app.verifier.Metrics = app.metrics
 	t.Cleanup(func() {
 		if err := app.Cleanup(); err != nil {
 			t.Errorf("App.Cleanup() = %v", err)
@@ -234,7 +237,7 @@ func exchange(t testing.TB, g *Gate, r *http.Request, origin func(http.ResponseW
 		return origin(w, r)
 	}))
 	a.status, a.header, a.body = w.Code, w.Header(), w.Body.String()
-	a.reason = a.header.Get(reasonHeader)
+	a.reason = a.header.Get(headerpolicy.ReasonHeader)
 	if err == nil {
 		return a
 	}
@@ -284,7 +287,7 @@ func wantOutcome(t testing.TB, g *Gate, r *http.Request, want string) answer {
 func wantRefusal(t testing.TB, r *http.Request, a answer, why string) {
 	t.Helper()
 	// docs/reasons.md has the statuses, too.
-	if status := reason(why).status(); a.reason != why || a.status != status {
+	if status := refusal.Reason(why).Status(); a.reason != why || a.status != status {
 		t.Errorf("%s %s = %d %q, want %d %q", r.Method, shortened(r), a.status, a.reason, status, why)
 	}
 	if len(a.origin) != 0 {

@@ -8,14 +8,16 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
-	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
+	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
+	"github.com/signed-playback/caddy-signed-playback/internal/reportonly"
 )
 
 // pipelineStep is one check of the pipeline.
 type pipelineStep struct {
-	name  string // as `explain` shows it
-	check check  // that the step belongs to, for report-only mode
+	name  string           // as `explain` shows it
+	check reportonly.Check // that the step belongs to, for report-only mode
 
 	// run returns a refusal, or nil to let the request continue. It may rely on
 	// all that the steps before it have found out.
@@ -29,17 +31,17 @@ type pipelineStep struct {
 
 // pipeline lists the steps of a decision in order. Cheap steps come first.
 var pipeline = [...]pipelineStep{
-	{name: "method", check: methodCheck, run: checkMethod, preflight: true},
-	{name: "path", check: pathCheck, run: checkPath, preflight: true},
-	{name: "token", check: tokenCheck, run: checkToken},
-	{name: "revoked", check: tokenCheck, run: checkRevocations},
-	{name: "settings", check: tokenCheck, run: checkSettings},
-	{name: "schedule", check: scheduleCheck, run: checkSchedule},
-	{name: "origins", check: originsCheck, run: checkOrigin},
-	{name: "access_rules", check: rulesCheck, run: checkOperatorRules},
-	{name: "rules", check: rulesCheck, run: checkRules},
-	{name: "download", check: downloadsCheck, run: checkDownload},
-	{name: "session", check: sessionsCheck, run: checkSession},
+	{name: "method", check: reportonly.Method, run: checkMethod, preflight: true},
+	{name: "path", check: reportonly.Path, run: checkPath, preflight: true},
+	{name: "token", check: reportonly.Token, run: checkToken},
+	{name: "revoked", check: reportonly.Token, run: checkRevocations},
+	{name: "settings", check: reportonly.Token, run: checkSettings},
+	{name: "schedule", check: reportonly.Schedule, run: checkSchedule},
+	{name: "origins", check: reportonly.Origins, run: checkOrigin},
+	{name: "access_rules", check: reportonly.Rules, run: checkOperatorRules},
+	{name: "rules", check: reportonly.Rules, run: checkRules},
+	{name: "download", check: reportonly.Downloads, run: checkDownload},
+	{name: "session", check: reportonly.Sessions, run: checkSession},
 }
 
 // ServeHTTP decides on a request and hands it to the next handler if it may
@@ -52,9 +54,9 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 	d := newDecision(g, r, silentObserver{})
 	d.record()
 	defer func() {
-		d.app.metrics.countRequest(d.result, d.reason, d.Kind)
+		d.app.metrics.CountRequest(d.result, d.reason, d.Kind)
 		if p := recover(); p != nil {
-			panic(redactPanic(p))
+			panic(redact.Panic(p))
 		}
 	}()
 	err := g.answer(w, d, next)
@@ -73,7 +75,7 @@ func (g *Gate) answer(w http.ResponseWriter, d *decision, next caddyhttp.Handler
 	if err := d.decide(); err != nil {
 		return d.refuse(w, err)
 	}
-	if d.result == resultPreflight {
+	if d.result == refusal.Preflight {
 		answerPreflight(w, d.request)
 		return nil
 	}
@@ -97,7 +99,7 @@ func (d *decision) decide() error {
 	for i := range pipeline {
 		s := &pipeline[i]
 		if d.request.Method == http.MethodOptions && !s.preflight {
-			d.result = resultPreflight
+			d.result = refusal.Preflight
 			return nil
 		}
 		err := s.run(d)
@@ -114,7 +116,7 @@ func (g *Gate) forward(w http.ResponseWriter, d *decision, next caddyhttp.Handle
 	r, done := g.originRequest(d.request, d)
 	defer done()
 	err := d.response.start(w, d).serve(next, r)
-	if isRefusal(err) {
+	if refusal.Is(err) {
 		return d.refuse(w, err)
 	}
 	if err != nil {
@@ -145,10 +147,10 @@ func checkMethod(d *decision) error {
 	switch d.request.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 	default:
-		return refuse(reasonMethodNotAllowed, errMethod)
+		return refusal.MethodNotAllowed.Because(errMethod)
 	}
 	if len(d.request.Header["Service-Worker"]) > 0 {
-		return refuse(reasonServiceWorker, errServiceWorker)
+		return refusal.ServiceWorker.Because(errServiceWorker)
 	}
 	return nil
 }
@@ -159,51 +161,9 @@ func checkPath(d *decision) (err error) {
 		if strings.HasSuffix(d.request.URL.Path, "/"+playbackpath.IframeSuffix) {
 			d.Kind = playbackpath.KindIframe
 		}
-		return refuse(reasonPathInvalid, err)
+		return refusal.PathInvalid.Because(err)
 	}
 	d.Resource = d.gate.paths.Resource(d.target.Suffix.Decoded)
-	return nil
-}
-
-// checkToken verifies the token, if the request has one, and then its
-// audience, issuer and dates. A token counts even where the video requires none.
-func checkToken(d *decision) error {
-	if d.target.Token == "" {
-		return nil
-	}
-	verify := d.app.verifier.verify
-	if d.explained() != nil {
-		verify = d.app.verifier.verifyUncounted
-	}
-	verified, err := verify(d.request, d.target.Token)
-	if err != nil {
-		return err
-	}
-	if err := verified.check(d.now(), d.app.policy); err != nil && !d.isExtended(verified, err) {
-		d.rejected = verified
-		return refuse(tokenReason(err), err)
-	}
-	d.verified, d.video = verified, verified.video
-	return nil
-}
-
-// checkRevocations refuses a revoked token. It looks each token up once for each set of
-// revocations.
-func checkRevocations(d *decision) error {
-	if d.verified == nil {
-		return nil
-	}
-	all := d.app.state.Revocations()
-	if all == nil {
-		return refuse(reasonStateUnavailable, errRevocationsUnknown)
-	}
-	if d.verified.clean.Load() == all {
-		return nil
-	}
-	if all.Match(d.verified.subject(d.target.Token), d.now()) != nil {
-		return refuse(reasonTokenRevoked, errRevoked)
-	}
-	d.verified.clean.Store(all)
 	return nil
 }
 
@@ -214,7 +174,7 @@ func checkSettings(d *decision) error {
 		return err
 	}
 	if d.target.Token == "" && d.settings.requireSignedURLs {
-		return refuse(reasonTokenRequired, errTokenRequired)
+		return refusal.TokenRequired.Because(errTokenRequired)
 	}
 	d.video = d.namedVideo()
 	return nil
@@ -228,9 +188,9 @@ func checkSchedule(d *decision) error {
 	}
 	switch now := d.now(); {
 	case now.Before(from):
-		return refuse(reasonNotAvailableYet, errNotAvailableYet)
+		return refusal.NotAvailableYet.Because(errNotAvailableYet)
 	case !until.IsZero() && !now.Before(until):
-		return refuse(reasonNoLongerAvailable, errNoLongerAvailable)
+		return refusal.NoLongerAvailable.Because(errNoLongerAvailable)
 	}
 	return nil
 }
@@ -239,48 +199,20 @@ func checkOrigin(d *decision) error {
 	return d.settings.origins.check(d.request, d.Kind, d.target.First())
 }
 
-// checkOperatorRules evaluates the operator's access rules.
-func checkOperatorRules(d *decision) error {
-	return d.evaluate(d.settings.rules, errOperatorRule)
-}
-
-// checkRules evaluates the access rules of the token.
-func checkRules(d *decision) error {
-	if d.verified == nil {
-		return nil
-	}
-	return d.evaluate(d.verified.rules, errRuleBlocked)
-}
-
-// evaluate refuses a viewer whom access rules block.
-func (d *decision) evaluate(rules accessrules.List, blocked error) (err error) {
-	if d.matchedRule, err = rules.Match(d); err != nil {
-		return err
-	}
-	if !rules.Allows(d.matchedRule) {
-		return refuse(reasonRuleBlocked, blocked)
-	}
-	return nil
-}
-
 // checkDownload requires the claim `downloadable` for downloads. A request
 // without a token has no such claim, even where the video requires no token.
 func checkDownload(d *decision) error {
-	if !d.Download || d.verified != nil && d.verified.downloadable {
+	if !d.Download || d.verified != nil && d.verified.Downloadable {
 		return nil
 	}
-	return refuse(reasonDownloadNotAllowed, errDownload)
+	return refusal.DownloadNotAllowed.Because(errDownload)
 }
 
 var (
-	errServiceWorker      = errors.New("no file of a video may become a service worker, which would see all requests to this host")
-	errRevocationsUnknown = errors.New("whether the token is revoked is unknown: the store has not been read, or an object in it is damaged")
-	errMethod             = errors.New("a playback URL is for GET, HEAD and OPTIONS")
-	errRevoked            = errors.New("the control API has revoked the token, its viewer or its video")
-	errTokenRequired      = errors.New("the video requires a signed token")
-	errNotAvailableYet    = errors.New("the video is not available yet: the time in available_from or availableFrom has not come")
-	errNoLongerAvailable  = errors.New("the video is no longer available: the time in available_until or availableUntil has passed")
-	errOperatorRule       = errors.New("an access rule of the operator blocks the viewer")
-	errRuleBlocked        = errors.New("an access rule of the token blocks the viewer")
-	errDownload           = errors.New("downloads need a token with the claim downloadable")
+	errServiceWorker     = errors.New("no file of a video may become a service worker, which would see all requests to this host")
+	errMethod            = errors.New("a playback URL is for GET, HEAD and OPTIONS")
+	errTokenRequired     = errors.New("the video requires a signed token")
+	errNotAvailableYet   = errors.New("the video is not available yet: the time in available_from or availableFrom has not come")
+	errNoLongerAvailable = errors.New("the video is no longer available: the time in available_until or availableUntil has passed")
+	errDownload          = errors.New("downloads need a token with the claim downloadable")
 )

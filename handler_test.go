@@ -22,7 +22,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -338,7 +340,7 @@ func TestRangesAreLimited(t *testing.T) {
 			case !tc.want:
 				want = http.Header{}
 			case tc.ranges != nil:
-				want["Accept-Encoding"] = identityCoding
+				want["Accept-Encoding"] = []string{"identity"}
 			}
 			a := ask(t, g, requestFor(t, "/"+plainToken()+"/x.ts", func(r *http.Request) { r.Header = sent }))
 			if !a.allowed() {
@@ -706,7 +708,7 @@ func TestErrorsOfTheHandler(t *testing.T) {
 	w := httptest.NewRecorder()
 	err := deny(w, io.ErrUnexpectedEOF)
 	var handlerError caddyhttp.HandlerError
-	if !errors.As(err, &handlerError) || handlerError.StatusCode != 500 || !errors.Is(err, io.ErrUnexpectedEOF) || w.Header().Get(reasonHeader) != "" {
+	if !errors.As(err, &handlerError) || handlerError.StatusCode != 500 || !errors.Is(err, io.ErrUnexpectedEOF) || w.Header().Get(headerpolicy.ReasonHeader) != "" {
 		t.Errorf("deny(%v) = %v, want a HandlerError of status 500 and no reason", io.ErrUnexpectedEOF, err)
 	}
 	g := newGate(t, testApp(), new(Gate))
@@ -714,7 +716,7 @@ func TestErrorsOfTheHandler(t *testing.T) {
 	if err := g.ServeHTTP(httptest.NewRecorder(), r, caddyhttp.HandlerFunc(nil)); !errors.Is(err, token.ErrExpired) {
 		t.Errorf("ServeHTTP = %v, want an error that is token.ErrExpired", err)
 	}
-	if got := reason("unknown").status(); got != http.StatusInternalServerError {
+	if got := refusal.Reason("unknown").Status(); got != http.StatusInternalServerError {
 		t.Errorf("the status of an unknown reason is %d, want 500", got)
 	}
 }

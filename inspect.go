@@ -11,7 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -79,7 +81,7 @@ type inspection struct {
 	StartBy   *time.Time      `json:"start_by,omitempty"`
 	Rules     *int            `json:"rules,omitempty"`
 	Verified  bool            `json:"verified"`         // with --key, and the dates are valid too
-	Reason    reason          `json:"reason,omitempty"` // why the gate would refuse the token
+	Reason    refusal.Reason  `json:"reason,omitempty"` // why the gate would refuse the token
 	Warnings  []string        `json:"warnings,omitempty"`
 }
 
@@ -98,8 +100,8 @@ func inspect(opts inspectOptions, out io.Writer) error {
 	}
 	found := inspection{TokenID: redact.TokenID(compact)}
 	err = found.read(compact, keys, opts.now())
-	if why, ok := errors.AsType[*refusal](err); ok {
-		found.Reason = why.reason
+	if why, ok := errors.AsType[*refusal.Error](err); ok {
+		found.Reason = why.Reason
 	}
 	if opts.json {
 		return errors.Join(writeJSON(out, found), err)
@@ -113,7 +115,7 @@ func inspect(opts inspectOptions, out io.Writer) error {
 func (i *inspection) read(compact string, keys *token.KeySet, now time.Time) error {
 	parsed, err := token.Parse(compact)
 	if err != nil {
-		return refuse(tokenReason(err), err)
+		return refusal.OfToken(err)
 	}
 	header, payload := parsed.Documents()
 	i.Header, i.Payload = json.RawMessage(header), json.RawMessage(payload)
@@ -122,9 +124,9 @@ func (i *inspection) read(compact string, keys *token.KeySet, now time.Time) err
 	i.ID, i.Viewer, i.Limit = claims.ID, claims.Viewer, claims.SessionLimit
 	i.Expires, i.NotBefore = shownDate(claims.ExpiresAt), shownDate(claims.NotBefore)
 	i.Issued, i.StartBy = shownDate(claims.IssuedAt), shownDate(claims.StartBy)
-	rules, err := compileRules(claims.AccessRules)
+	rules, err := accessrules.CompileClaim(claims.AccessRules)
 	if err != nil {
-		return refuse(reasonRulesInvalid, err)
+		return refusal.RulesInvalid.Because(err)
 	}
 	i.Rules, i.Warnings = new(len(rules)), rules.Warnings(anyDatabase)
 	if keys == nil {
@@ -135,7 +137,7 @@ func (i *inspection) read(compact string, keys *token.KeySet, now time.Time) err
 		err = fmt.Errorf("%w: the token's key id is %q, and --key has %q", err, claims.KeyID, keys.IDs())
 	}
 	if err != nil {
-		return refuse(tokenReason(err), err)
+		return refusal.OfToken(err)
 	}
 	i.Verified = true
 	return nil

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -22,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/verification"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -67,7 +67,7 @@ func TestKeyFiles(t *testing.T) {
 		{"site.2026.pem", publicPEM(t, testKey()), []string{"site.2026"}},
 		{"site", publicPEM(t, testKey()), []string{"site"}},
 	} {
-		set, err := loadKeyFiles([]string{writeFile(t, tc.file, tc.content)})
+		set, err := verification.LoadKeyFiles([]string{writeFile(t, tc.file, tc.content)})
 		if diff := cmp.Diff(tc.want, set.IDs()); err != nil || diff != "" {
 			t.Errorf("%s: loadKeyFiles = %v, key ids (-want +got):\n%s", tc.file, err, diff)
 		}
@@ -75,10 +75,10 @@ func TestKeyFiles(t *testing.T) {
 			t.Errorf("%s: k1 is another key", tc.file)
 		}
 	}
-	if set, err := loadKeyFiles(nil); err != nil || len(set.IDs()) != 0 {
-		t.Errorf("loadKeyFiles(nil) = %v, %v, want an empty set", set.IDs(), err)
+	if set, err := verification.LoadKeyFiles(nil); err != nil || len(set.IDs()) != 0 {
+		t.Errorf("verification.LoadKeyFiles(nil) = %v, %v, want an empty set", set.IDs(), err)
 	}
-	set, err := loadKeyFiles([]string{writeFile(t, "a.json", publicJWK(testKey())), writeFile(t, "k1.pem", publicPEM(t, testKey()))})
+	set, err := verification.LoadKeyFiles([]string{writeFile(t, "a.json", publicJWK(testKey())), writeFile(t, "k1.pem", publicPEM(t, testKey()))})
 	if err != nil || len(set.IDs()) != 1 {
 		t.Errorf("loadKeyFiles of the same key in two files = %v, %v, want one key", set.IDs(), err)
 	}
@@ -95,7 +95,7 @@ func TestKeyFilesThatAreRefused(t *testing.T) {
 		{[]string{good, writeFile(t, "b.json", publicJWK(strangerKey()))}, []string{`"k1"`}},
 		{[]string{writeFile(t, "empty.json", "")}, []string{"empty.json"}},
 	} {
-		set, err := loadKeyFiles(tc.files)
+		set, err := verification.LoadKeyFiles(tc.files)
 		if err == nil {
 			t.Errorf("loadKeyFiles(%q) = %v, want an error", tc.files, set.IDs())
 			continue
@@ -146,7 +146,7 @@ func TestUnknownKeyBeforeAndAfterTheFirstLoad(t *testing.T) {
 	} {
 		if step.body != "" {
 			server.body = step.body
-			_ = g.app.keys.remote.Load() // the tests of package jwks have its errors
+			_ = g.app.keys.Remote.Load() // the tests of package jwks have its errors
 		}
 		wantOutcome(t, g, requestFor(t, "/"+compact+"/x.ts", nil), step.want)
 		// A key of the config wins over one of the same id in the set.
@@ -170,32 +170,32 @@ func TestRemoteKeysAreSharedOverReloads(t *testing.T) {
 		}
 	}
 	old := load(0)
-	keys := old.keys.remote
+	keys := old.keys.Remote
 	if err := keys.Load(); err != nil {
 		t.Fatal(err)
 	}
 	server.status = http.StatusServiceUnavailable
 	check := func(step string, wantReferences int) {
 		t.Helper()
-		references, _ := remoteKeysPool.References(keys.poolKey)
+		references, _ := remoteKeysPool.References(old.remoteKeys.poolKey)
 		ended := errors.Is(keys.Load(), context.Canceled)
 		if references != wantReferences || ended != (wantReferences == 0) {
 			t.Errorf("%s: %d references, ended %t, want %d", step, references, ended, wantReferences)
 		}
 	}
 	next := load(caddy.Duration(5 * time.Minute)) // the default, written out
-	if next.keys.remote != keys {
+	if next.keys.Remote != keys {
 		t.Error("a config with the same interval does not share the set")
 	}
 	check("after a reload", 2)
 	unload(old)
 	check("after the end of the old config", 1)
 	other := load(caddy.Duration(time.Minute))
-	if other.keys.remote == keys {
+	if other.keys.Remote == keys {
 		t.Error("a config with another interval shares the set")
 	}
 	for name, app := range map[string]*App{"same interval": next, "another interval": other} {
-		if app.keys.Lookup("k1") == nil || !app.keys.lookupAuthoritative("k") {
+		if app.keys.Lookup("k1") == nil || !app.keys.Authoritative("k") {
 			t.Errorf("%s: the new config lost the key that the old one had loaded", name)
 		}
 	}
@@ -214,24 +214,5 @@ func TestFailedConfigReleasesTheRemoteKeys(t *testing.T) {
 	}
 	if n, known := remoteKeysPool.References(address + " 5m0s"); known {
 		t.Errorf("%d references to the key set of a config that failed", n)
-	}
-}
-
-// The error of a key file that cannot be read says what to do.
-func TestHintsForKeyFiles(t *testing.T) {
-	t.Parallel()
-	for _, tc := range []struct {
-		path string
-		err  error
-		want string
-	}{
-		{"https://id.example.com/jwks.json", fs.ErrNotExist, "jwks_url"},
-		{"/etc/caddy/public.json", fs.ErrPermission, "let the user"},
-		{"/etc/caddy/public.json", fs.ErrNotExist, "keygen --public"},
-		{"public.json", fs.ErrNotExist, "relative to the folder"},
-	} {
-		if got := fileHint(tc.path, tc.err); !strings.Contains(got, tc.want) {
-			t.Errorf("%s, %v: %q, want a hint with %q", tc.path, tc.err, got, tc.want)
-		}
 	}
 }

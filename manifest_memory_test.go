@@ -1,7 +1,6 @@
 package signedplayback
 
 import (
-	"context"
 	"errors"
 	"io"
 	"math"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/manifestbody"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
@@ -62,16 +62,16 @@ func TestManifestStormIsBounded(t *testing.T) {
 					all.Go(func() {
 						start := time.Now()
 						err := g.ServeHTTP(discarding(), requestFor(t, "/"+plainToken()+"/a.m3u8", nil), dribble(large, over, withLength))
-						if waited := time.Since(start); waited > maxManifestWait+over {
+						if waited := time.Since(start); waited > manifestbody.MaxWait+over {
 							t.Errorf("a client waited for %s", waited)
 						}
-						if reserved := memory.reserved.Load(); reserved > bound {
+						if reserved := memory.Reserved(); reserved > bound {
 							t.Errorf("%d bytes are reserved", reserved)
 						}
 						switch {
 						case err == nil:
 							whole.Add(1)
-						case errors.Is(err, errManifestMemory):
+						case errors.Is(err, manifestbody.ErrMemory):
 							refused.Add(1)
 						default:
 							t.Errorf("got %v", err)
@@ -80,14 +80,14 @@ func TestManifestStormIsBounded(t *testing.T) {
 				}
 				all.Wait()
 				// So many have room at a time, for as long as the others wait.
-				each := int64(manifestFactor * size)
+				each := int64((1 + manifest.MaxGrowth) * size)
 				if !withLength {
-					each = manifestFactor * manifest.MaxSize
+					each = (1 + manifest.MaxGrowth) * manifest.MaxSize
 				}
-				if least := min(clients, bound/each*int64(maxManifestWait/over)); whole.Load() < least {
+				if least := min(clients, bound/each*int64(manifestbody.MaxWait/over)); whole.Load() < least {
 					t.Errorf("%d clients got the manifest and %d did not, want at least %d", whole.Load(), refused.Load(), least)
 				}
-				if reserved := memory.reserved.Load(); reserved != 0 {
+				if reserved := memory.Reserved(); reserved != 0 {
 					t.Errorf("%d bytes stay reserved", reserved)
 				}
 			})
@@ -109,42 +109,6 @@ func (*discardingWriter) Write(p []byte) (int, error)           { return len(p),
 func (w *discardingWriter) SetWriteDeadline(at time.Time) error { w.deadline = at; return nil }
 func (*discardingWriter) ReadFrom(r io.Reader) (int64, error)   { return io.Copy(io.Discard, r) }
 
-// A manifest reserves at least what it and its rewritten form take, and at most
-// all that there is, or it would wait in vain.
-func TestManifestsReserveWhatTheyTake(t *testing.T) {
-	t.Parallel()
-	const most = manifest.MaxSize
-	for _, tc := range []struct {
-		name         string
-		length, size int
-		compressed   bool
-		want         int64
-	}{
-		{"small, with length", 20_000, 20_000, false, 0},
-		{"small, without length", 0, freeManifestSize, false, 0},
-		{"larger, without length", 0, freeManifestSize + 1, false, 3 * most},
-		{"larger, with length", freeManifestSize + 1, 1, false, 3 * (freeManifestSize + 1)},
-		{"large, with length", 5_000_000, 1, false, 15_000_000},
-		{"M9 compressed, so of any size", 50, 1, true, 4 * most},
-		{"M9 compressed and large", 0, most, true, 4 * most},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			memory := newManifestMemory(1) // the least
-			buffer := manifestBuffer{memory: memory, start: time.Now(), length: tc.length, compressed: tc.compressed}
-			ctx, cancel := context.WithCancel(t.Context())
-			cancel() // it must not wait
-			if err := buffer.write(ctx, make([]byte, tc.size)); err != nil || memory.reserved.Load() != tc.want {
-				t.Errorf("write = %v with %d bytes reserved, want %d", err, memory.reserved.Load(), tc.want)
-			}
-			buffer.release()
-			buffer.release()
-			if reserved := memory.reserved.Load(); reserved != 0 {
-				t.Errorf("%d bytes stay reserved", reserved)
-			}
-		})
-	}
-}
-
 // However a manifest ends, it gives its memory back. After a leak, no manifest
 // would have room in the end.
 func TestMemoryOfManifestsIsGivenBack(t *testing.T) {
@@ -156,7 +120,7 @@ func TestMemoryOfManifestsIsGivenBack(t *testing.T) {
 	begin := func(then func() error) caddyhttp.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) error {
 			_, _ = io.WriteString(w, large)
-			if memory.reserved.Load() == 0 {
+			if memory.Reserved() == 0 {
 				t.Error("nothing is reserved for a large manifest")
 			}
 			return then()
@@ -179,7 +143,7 @@ func TestMemoryOfManifestsIsGivenBack(t *testing.T) {
 		}},
 		{"longer than told", func(w http.ResponseWriter, _ *http.Request) error {
 			w.Header().Set("Content-Length", "100000")
-			if _, err := io.WriteString(w, large); !errors.Is(err, errManifestLength) {
+			if _, err := io.WriteString(w, large); !errors.Is(err, manifestbody.ErrLength) {
 				t.Errorf("got %v", err)
 			}
 			return nil
@@ -190,7 +154,7 @@ func TestMemoryOfManifestsIsGivenBack(t *testing.T) {
 				defer func() { _ = recover() }()
 				_ = g.ServeHTTP(httptest.NewRecorder(), requestFor(t, "/"+plainToken()+"/a.m3u8", nil), tc.origin)
 			}()
-			if reserved := memory.reserved.Load(); reserved != 0 {
+			if reserved := memory.Reserved(); reserved != 0 {
 				t.Errorf("%d bytes stay reserved", reserved)
 			}
 		})
@@ -203,7 +167,7 @@ func TestLargeManifestsMustBeRead(t *testing.T) {
 	t.Parallel()
 	g := newGate(t, new(App), new(Gate))
 	synctest.Test(t, func(t *testing.T) {
-		for size, want := range map[int]time.Time{20_000: {}, 2 << 20: time.Now().Add(manifestTimeout)} {
+		for size, want := range map[int]time.Time{20_000: {}, 2 << 20: time.Now().Add(manifestbody.Timeout)} {
 			w := new(discardingWriter)
 			w.header = make(http.Header)
 			if err := g.ServeHTTP(w, requestFor(t, "/"+plainToken()+"/a.m3u8", nil), dribble(playlistOf(size), 0, true)); err != nil {

@@ -2,134 +2,45 @@ package signedplayback
 
 import (
 	"bytes"
-	"cmp"
-	"compress/gzip"
-	"context"
-	"crypto/aes"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
-	"mime"
 	"net/http"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
+	"github.com/signed-playback/caddy-signed-playback/internal/manifestbody"
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
-	"github.com/signed-playback/caddy-signed-playback/internal/queue"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
-// manifestTimeout bounds how long the origin may take for a whole manifest. A
-// blocking playlist reload (LL-HLS) takes at most three target durations.
-const manifestTimeout = time.Minute
-
 var (
-	errManifestIncomplete = errors.New("the origin's response broke off")
-	errManifestPartial    = errors.New("the origin answered with a part of a manifest")
-	errManifestSize       = fmt.Errorf("the manifest is larger than %d bytes", manifest.MaxSize)
-	errManifestLength     = errors.New("the origin sends more bytes than its Content-Length")
-	errManifestForm       = errors.New("the origin's response is neither HLS nor DASH")
-	errManifestEmpty      = fmt.Errorf("%w: it is empty; does the origin have a site for the Host that it gets?", errManifestForm)
-	errUnchanged          = errors.New("captions or JSON without a URI to rewrite")
-	errManifestStart      = errors.New("the playlist does not begin with #EXTM3U in UTF-8")
-	errManifestEncoding   = errors.New("the origin compressed what may be a manifest by other means than gzip")
-	errRedirect           = errors.New("the origin redirects to a place outside the video's folder")
+	errManifestPartial  = errors.New("the origin answered with a part of a manifest")
+	errManifestEncoding = errors.New("the origin compressed what may be a manifest by other means than gzip")
+	errUnchanged        = errors.New("captions or JSON without a URI to rewrite")
+	errRedirect         = errors.New("the origin redirects to a place outside the video's folder")
 )
 
-// Standard types of manifests.
-const (
-	webVTTType = "text/vtt"
-	jsonType   = "application/json"
-)
-
-// standardType returns the type of a manifest of this format. Only the origin tells
-// a patch from an MPD.
-func standardType(format manifest.Format, contentType string) string {
-	switch {
-	case format == manifest.HLS:
-		return mediatype.HLS
-	case format == manifest.WebVTT:
-		return webVTTType
-	case format == manifest.AssetList:
-		return jsonType
-	case mediatype.Manifest(contentType) == mediatype.DASHPatch:
-		return mediatype.DASHPatch
-	}
-	return mediatype.DASH
+// newManifestMemory returns the memory for manifests of a process with a memory limit in bytes.
+func newManifestMemory(limit int64) *manifestbody.Memory {
+	return manifestbody.NewMemory(memoryWithin(limit, manifestbody.MinMemory, manifestbody.MaxMemory))
 }
 
-const (
-	// sniffLength is how many bytes tell most bodies from manifests.
-	sniffLength = 32
-
-	// maxPrologLength is how many bytes of an XML document the gate reads to find its
-	// root element. It holds a document with a longer prolog like a manifest.
-	maxPrologLength = 4 << 10
-)
-
-// beginsLikeHLS recognizes a playlist by its first bytes, whatever its name and
-// type, as players do. Some ignore white space. Browsers decode UTF-16 and
-// ISO-2022-JP first, whose byte order marks, zeros and escape sequences count for
-// nothing here; such a playlist is then refused. undecided is true if body ends within
-// the first tag.
-func beginsLikeHLS(body []byte) (yes, undecided bool) {
-	const start = "#EXTM3U"
-	found := 0
-	for i := 0; i < len(body) && found < len(start); i++ {
-		switch c := body[i]; {
-		case c == start[found]:
-			found++
-		case c == '\x1b':
-			i += 2 // the rest of an escape sequence
-		case c > ' ' && c < utf8.RuneSelf:
-			return false, false
-		}
-	}
-	return found == len(start), found > 0
-}
-
-// isManifestStart recognizes a manifest by the first bytes of a body. undecided is true
-// if more bytes are needed.
-func isManifestStart(start []byte) (found, undecided bool) {
-	found, undecided = beginsLikeHLS(start)
-	return found || manifest.Sniff(start) != 0, undecided || manifest.Undecided(start)
-}
-
-// isText reports whether the first bytes of a body may be text. Segments and keys begin
-// with bytes that no text has, except for AES-128 keys of printable characters.
-func isText(start []byte) bool {
-	if len(start) == aes.BlockSize {
-		return false // the whole body, because sniffLength is more
-	}
-	for cut := range min(utf8.UTFMax, len(start)+1) { // the last character may be cut
-		if text := start[:len(start)-cut]; utf8.Valid(text) {
-			return !bytes.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && !unicode.IsSpace(r) })
-		}
-	}
-	return false
-}
-
-// isOptional reports whether a body of this beginning may pass unrewritten if it is too large:
-// captions, and JSON, whose first 4 KiB need not tell whether it is an asset list.
-func isOptional(start []byte) bool {
-	return manifest.Sniff(start) == manifest.WebVTT ||
-		bytes.HasPrefix(bytes.TrimLeft(bytes.TrimPrefix(start, []byte("\ufeff")), " \t\r\n"), []byte("{"))
-}
+// processManifestMemory is shared by all gates of the process, also across
+// config reloads.
+var processManifestMemory = sync.OnceValue(func() *manifestbody.Memory { return newManifestMemory(debug.SetMemoryLimit(-1)) })
 
 // isManifest reports whether its name or type says that this is a manifest.
 func (w *response) isManifest() bool {
@@ -139,15 +50,15 @@ func (w *response) isManifest() bool {
 // holdManifest begins to buffer a manifest, or what may be one but is compressed or
 // has a long prolog.
 func (w *response) holdManifest() {
-	length, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64)
+	length, _ := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64)
 	coding := contentCoding(w.Header())
 	switch {
 	case w.status == http.StatusPartialContent:
 		w.repeat(whole)
-	case err == nil && length > manifest.MaxSize && w.optional:
+	case length > manifest.MaxSize && w.optional:
 		w.passMedia()
-	case err == nil && length > manifest.MaxSize:
-		w.refuse(errManifestSize)
+	case length > manifest.MaxSize:
+		w.refuse(manifestbody.ErrSize)
 	case coding != "" && coding != "gzip" && coding != "x-gzip":
 		w.refuse(errManifestEncoding)
 	case w.isHead() && !w.d.Manifest:
@@ -158,13 +69,7 @@ func (w *response) holdManifest() {
 		w.pass()
 	default:
 		w.state = holding
-		w.manifest = &manifestBuffer{memory: w.d.app.manifests, start: time.Now(), compressed: coding != ""}
-		if !w.forAll && w.d.mayLeadBelow() {
-			w.manifest.extra = sessionManifestFactor
-		}
-		if err == nil {
-			w.manifest.length = int(length)
-		}
+		w.manifest = manifestbody.NewBuffer(w.d.app.manifests, length, coding != "", !w.forAll && w.d.mayLeadBelow())
 	}
 }
 
@@ -177,16 +82,16 @@ func contentCoding(h http.Header) string {
 }
 
 func (w *response) hold(p []byte) (int, error) {
-	err := w.manifest.write(w.d.request.Context(), p)
+	err := w.manifest.Write(w.d.request.Context(), p)
 	switch {
 	case err == nil:
 		return len(p), nil
-	case errors.Is(err, errManifestSize) && w.optional:
+	case errors.Is(err, manifestbody.ErrSize) && w.optional:
 		w.passMedia()
-		if _, err = w.Write(w.manifest.body); err != nil {
+		if _, err = w.Write(w.manifest.Body); err != nil {
 			return 0, err
 		}
-		w.manifest.release()
+		w.manifest.Release()
 		return w.Write(p)
 	}
 	w.refuse(err)
@@ -202,19 +107,19 @@ func (w *response) sendManifest() error {
 		w.passForAll(unchangedMark)
 	case errors.Is(err, errForEach):
 		w.passForAll(nil)
-	case errors.Is(err, errManifestForm) && (!w.isManifest() || w.optional), errors.Is(err, errUnchanged):
+	case errors.Is(err, manifestbody.ErrForm) && (!w.isManifest() || w.optional), errors.Is(err, errUnchanged):
 		w.passMedia()
 	}
 	if w.state != holding {
-		_, err = w.Write(w.manifest.body)
+		_, err = w.Write(w.manifest.Body)
 		return err
 	}
 	if err != nil {
-		w.refuse(nameCharset(err, w.Header().Get("Content-Type")))
+		w.refuse(manifestbody.NameCharset(err, w.Header().Get("Content-Type")))
 		return w.err
 	}
 	h := w.Header()
-	contentType := standardType(format, h.Get("Content-Type"))
+	contentType := manifestbody.StandardType(format, h.Get("Content-Type"))
 	headerpolicy.DropBody(h)
 	h.Set("Content-Type", contentType)
 	h.Set("Content-Length", strconv.Itoa(len(rewritten)))
@@ -227,47 +132,24 @@ func (w *response) sendManifest() error {
 	if w.isHead() || w.state == denied {
 		return w.err
 	}
-	w.manifest.body = nil
-	if w.manifest.shrinkTo(int64(cap(rewritten))) {
+	w.manifest.Body = nil
+	if w.manifest.ShrinkTo(int64(cap(rewritten))) {
 		// A client that does not read must not keep the memory from others.
-		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(manifestTimeout))
+		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(manifestbody.Timeout))
 	}
 	n, err := w.ResponseWriterWrapper.Write(rewritten)
 	w.countBytes(int64(n))
 	return err
 }
 
-// nameCharset adds to an error the charset that the origin declares, if it is another than UTF-8.
-// What is ASCII is read in any charset, and manifests have none for viewers.
-func nameCharset(err error, contentType string) error {
-	const longest = 40
-	_, parameters, _ := mime.ParseMediaType(contentType)
-	charset := parameters["charset"]
-	if charset == "" || len(charset) > longest || strings.EqualFold(charset, "utf-8") {
-		return err
-	}
-	return fmt.Errorf("%w; the origin declares the charset %q, want UTF-8", err, charset)
-}
-
 func (w *response) rewrite() (rewritten []byte, format manifest.Format, err error) {
-	body := w.manifest.body
-	if w.manifest.compressed {
-		if body, err = decompressManifest(body); err != nil {
-			return nil, 0, err
-		}
-	}
-	if format = manifest.Sniff(body); format == 0 {
-		if isHLS, _ := beginsLikeHLS(body); isHLS {
-			return nil, 0, errManifestStart
-		}
-		if len(body) == 0 {
-			return nil, 0, errManifestEmpty
-		}
-		return nil, 0, errManifestForm
+	body, format, err := w.manifest.Decode()
+	if err != nil {
+		return nil, 0, err
 	}
 	at, optional := w.d.location(), format == manifest.WebVTT || format == manifest.AssetList
 	if optional && w.d.Manifest {
-		return nil, 0, errManifestForm
+		return nil, 0, manifestbody.ErrForm
 	}
 	hasAssets := format == manifest.AssetList || format == manifest.HLS && bytes.Contains(body, []byte("X-ASSET-"))
 	if w.forAll && (hasAssets || format == manifest.HLS && bytes.Contains(body, []byte("QUERYPARAM"))) {
@@ -281,7 +163,7 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 	text := ""
 	if !w.forAll && w.d.mayLeadBelow() {
 		text = w.d.newSessionText()
-		at.Session, at.Playing = sessions.Prefix+text+"/", w.d.followsPlaylist(w.d.app.authority.get())
+		at.Session, at.Playing = sessions.Prefix+text+"/", w.d.followsPlaylist(w.d.app.authority.Authority())
 	}
 	start := time.Now()
 	rewritten, stats, err := manifest.Rewrite(make([]byte, 0, len(body)+len(body)/4), body, format, at, w.d.query, w.d.gate.features)
@@ -290,8 +172,8 @@ func (w *response) rewrite() (rewritten []byte, format manifest.Format, err erro
 		at.Session = ""
 		rewritten, stats, err = manifest.Rewrite(nil, body, format, at, w.d.query, w.d.gate.features)
 	}
-	w.d.app.metrics.manifestSeconds.Observe(time.Since(start).Seconds())
-	w.d.app.metrics.countURIs(stats)
+	w.d.app.metrics.ManifestSeconds.Observe(time.Since(start).Seconds())
+	w.d.app.metrics.CountURIs(stats)
 	if stats.Refused > 0 {
 		w.d.warnOfRefusedURIs(at.Path, stats.Refused, refused)
 	}
@@ -314,141 +196,6 @@ func (d *decision) warnOfRefusedURIs(path string, count int, refused playbackpat
 		fix = "set `ambiguous_paths allow` in signed_playback"
 	}
 	d.gate.manifestLog.Warn("the gate refuses files of the manifest "+path, zap.Int("uris", count), zap.Error(refused.Why), zap.String("fix", fix))
-}
-
-// decompressManifest undoes gzip, for files that the origin has only compressed. The size limit stops a gzip bomb.
-func decompressManifest(body []byte) ([]byte, error) {
-	reader, err := gzip.NewReader(bytes.NewReader(body))
-	if err != nil {
-		return nil, fmt.Errorf("decompressing the manifest: %w", err)
-	}
-	decoded, err := io.ReadAll(io.LimitReader(reader, manifest.MaxSize+1))
-	if err != nil {
-		return nil, fmt.Errorf("decompressing the manifest: %w", err)
-	}
-	if len(decoded) > manifest.MaxSize {
-		return nil, errManifestSize
-	}
-	return decoded, nil
-}
-
-const (
-	// freeManifestSize is up to which size a manifest is buffered without a
-	// reservation: about the memory that copying any response takes.
-	freeManifestSize = 32 << 10
-
-	// A manifest takes at most this many times its size: itself, the rewritten
-	// manifest, which manifest.Rewrite bounds, and its compressed form.
-	manifestFactor           = 1 + manifest.MaxGrowth
-	compressedManifestFactor = manifestFactor + 1
-	sessionManifestFactor    = manifest.MaxSessionGrowth - manifest.MaxGrowth // more, if it leads below a session
-
-	// maxManifestMemory bounds the memory for all manifests, together with a
-	// quarter of the memory limit of the process.
-	maxManifestMemory = 256 << 20
-
-	// maxManifestWait is about how long players wait for a manifest.
-	maxManifestWait = 10 * time.Second
-
-	// maxManifestsWaiting bounds how many manifests wait for memory. Their
-	// connections to the origin are open meanwhile.
-	maxManifestsWaiting = 1024
-)
-
-var errManifestMemory = errors.New("too many large manifests are buffered at once; try again in a moment")
-
-// manifestMemory bounds the memory of all buffered manifests, because a viewer
-// could otherwise have as many large ones buffered as they can send requests. A
-// manifest reserves all that it can need once, before the memory is allocated,
-// and the gate reads no more from the origin until then. So no two manifests wait
-// for each other. It is safe for concurrent use.
-type manifestMemory struct {
-	free     *queue.Queue
-	reserved atomic.Int64 // bytes, for the metric
-}
-
-// processManifestMemory is shared by all gates of the process, also across
-// config reloads.
-var processManifestMemory = sync.OnceValue(func() *manifestMemory {
-	return newManifestMemory(debug.SetMemoryLimit(-1))
-})
-
-// newManifestMemory returns the memory for a process with a memory limit in
-// bytes. The largest manifest always fits in.
-func newManifestMemory(limit int64) *manifestMemory {
-	bytes := memoryWithin(limit, (compressedManifestFactor+sessionManifestFactor)*manifest.MaxSize, maxManifestMemory)
-	return &manifestMemory{free: queue.New(semaphore.NewWeighted(int64(bytes)), maxManifestsWaiting, maxManifestWait)}
-}
-
-// manifestBuffer holds the body of a manifest until it is complete.
-type manifestBuffer struct {
-	memory     *manifestMemory
-	body       []byte
-	start      time.Time
-	length     int // by Content-Length, 0 if unknown
-	extra      int // how many times its size more the rewritten one may have
-	compressed bool
-	reserved   int64 // bytes of memory
-}
-
-func (b *manifestBuffer) write(ctx context.Context, p []byte) error {
-	size := len(b.body) + len(p)
-	switch {
-	// A request for a resource that only its type or first bytes tell to be a
-	// manifest has no deadline.
-	case time.Since(b.start) > manifestTimeout:
-		return errManifestIncomplete
-	case size > manifest.MaxSize:
-		return errManifestSize
-	case b.length > 0 && size > b.length:
-		return errManifestLength
-	}
-	if err := b.reserve(ctx, max(size, b.length)); err != nil {
-		return err
-	}
-	b.body = append(slices.Grow(b.body, max(0, b.length-len(b.body))), p...)
-	return nil
-}
-
-// reserve waits for memory for a manifest of this many bytes. If the length is
-// unknown, it reserves memory for the largest.
-func (b *manifestBuffer) reserve(ctx context.Context, size int) error {
-	if b.reserved > 0 || size <= freeManifestSize && !b.compressed {
-		return nil
-	}
-	bytes := int64((manifestFactor + b.extra) * cmp.Or(b.length, manifest.MaxSize))
-	if b.compressed {
-		bytes = int64((compressedManifestFactor + b.extra) * manifest.MaxSize)
-	}
-	if err := b.memory.free.Enter(ctx, bytes); err != nil {
-		if ctx.Err() == nil {
-			err = errManifestMemory
-		}
-		return err
-	}
-	b.reserved = bytes
-	b.memory.reserved.Add(bytes)
-	return nil
-}
-
-// shrinkTo gives back all reserved memory except this many bytes, and reports whether
-// any is left.
-func (b *manifestBuffer) shrinkTo(bytes int64) (left bool) {
-	if excess := b.reserved - bytes; excess > 0 {
-		b.memory.free.Leave(excess)
-		b.memory.reserved.Add(-excess)
-		b.reserved = bytes
-	}
-	return b.reserved > 0
-}
-
-// release gives back the body and all memory. b may be nil.
-func (b *manifestBuffer) release() {
-	if b == nil {
-		return
-	}
-	b.body = nil
-	b.shrinkTo(0)
 }
 
 // redirect passes on a redirect that stays inside the video's folder, as a path
@@ -486,7 +233,7 @@ func (d *decision) inViewerSpace(location string) bool {
 // it from the Host header.
 func (d *decision) location() manifest.Location {
 	hosts := d.gate.manifestHosts
-	if own, err := parseManifestHost(d.request.Host); err == nil {
+	if own, err := weborigin.ParseManifestHost(d.request.Host); err == nil {
 		hosts = append(slices.Clip(hosts), own)
 	}
 	folder := d.gate.originPath.Folder(d.video) + "/"
@@ -519,29 +266,105 @@ func (d *decision) viewerFolder() string {
 	return scheme + "://" + r.Host + path
 }
 
-// parseManifestHost reads host[:port] into the form that package manifest
-// compares.
-func parseManifestHost(text string) (string, error) {
-	if strings.Contains(text, "/") {
-		return "", fmt.Errorf("manifest host %q must not specify protocol or path", text)
-	}
-	host, port, err := weborigin.SplitHostPort(text)
-	if err == nil {
-		host, err = weborigin.ParseWrittenHost(host)
-	}
-	if err != nil {
-		return "", fmt.Errorf("manifest host %q is not host[:port]: %w", text, err)
-	}
-	return weborigin.JoinHostPort(host, port), nil
+// decisionKey is the context key under which a gate hands its decision to the media cache.
+type decisionKey struct{}
+
+// decisionOf returns the decision of the gate before a cache, nil without a gate.
+func decisionOf(r *http.Request) *decision {
+	d, _ := r.Context().Value(decisionKey{}).(*decision)
+	return d
 }
 
-// parseManifestFeature reads the name of a feature in the config.
-func parseManifestFeature(name string) (manifest.Features, error) {
-	switch name {
-	case "steering":
-		return manifest.Steering, nil
-	case "reporting":
-		return manifest.Reporting, nil
+// findPurge finds out when the video was last purged. A video of the config needs the store
+// for that only. While nobody knows, requests go past the cache, because what is there may
+// have been purged.
+func (d *decision) findPurge() {
+	d.purged = d.settings.purged
+	d.pastCache = d.pastCache || d.settingsUnknown
+	if _, configured := d.app.videos[d.video]; !configured {
+		return
 	}
-	return 0, fmt.Errorf("manifest feature %q is unknown; known are steering and reporting", name)
+	switch video, err := d.app.state.Video(d.request.Context(), d.video); {
+	case err != nil:
+		d.pastCache = true
+	case video != nil:
+		d.purged = video.Purged
+	}
+}
+
+// manifestWorkKey is the context key of the decision of a fill, see decision.forAll.
+type manifestWorkKey struct{}
+
+// The gate checks and rewrites manifests in the cache's request to the origin, once for all
+// viewers. This header tells the gate so when the response comes out of the cache. The
+// values are secrets of the process, because an origin could otherwise keep its manifests
+// from being rewritten.
+const checkedHeader = "Signed-Playback-Checked"
+
+var (
+	rewrittenMark = []string{"rewritten " + rand.Text()}
+	unchangedMark = []string{"unchanged " + rand.Text()} // captions without a URI to rewrite
+)
+
+// errForEach is about manifests that contain the viewer's URL or depend on its query, so the
+// gate rewrites them for each viewer.
+var errForEach = errors.New("the manifest is different for each viewer")
+
+// identifyRewriting returns a text that is different for gates that rewrite manifests
+// differently: it depends on each option that the rewriting depends on.
+func (g *Gate) identifyRewriting() string {
+	decides := fmt.Sprintf("%q %q %v %q %v", g.originPath.String(), g.paths.Downloads, g.paths.AllowAmbiguous, g.manifestHosts, g.features)
+	return fmt.Sprintf("\x00%x", sha256.Sum256([]byte(decides)))
+}
+
+// rewritesInCache reports whether the gate does its work on manifests in the cache's
+// request to the origin. It does not for segments, which the cache passes on at once, nor
+// if a handler between gate and cache has changed what a manifest is relative to.
+func (d *decision) rewritesInCache(r *http.Request) bool {
+	return (!d.Media || d.WebVTT) && r.Host == d.request.Host && r.URL.EscapedPath() == d.originPath
+}
+
+// forAll returns a decision with no more than the work on manifests needs. It contains
+// nothing of the viewer and may outlive the request.
+func (d *decision) forAll() *decision {
+	return &decision{
+		gate: d.gate, app: d.app, observer: silentObserver{}, Resource: d.Resource, video: strings.Clone(d.video),
+		target: playbackpath.Target{Suffix: playbackpath.Suffix{Escaped: strings.Clone(d.target.Suffix.Escaped), Decoded: strings.Clone(d.target.Suffix.Decoded)}},
+	}
+}
+
+// fill asks the next handler for the cache, and checks and rewrites the manifest that it
+// answers with. The error is a refusal if no viewer may get the manifest.
+func (d *decision) fill(to http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	d.request, d.query = r, r.URL.RawQuery
+	w := &d.response
+	w.ResponseWriter, w.d, w.media, w.forAll, w.extent = to, d, d.Media && !d.WebVTT, true, whole
+	return w.attempt(next, r)
+}
+
+// passForAll passes a response to the cache, with the origin's headers.
+func (w *response) passForAll(mark []string) {
+	w.state = passing
+	if mark != nil {
+		w.Header()[checkedHeader] = mark
+	}
+	w.ResponseWriterWrapper.WriteHeader(w.status)
+}
+
+// takeMark removes the cache's header from a response, and reports what it says. The
+// validators of a rewritten manifest are for the cache.
+func (w *response) takeMark() (rewritten, unchanged bool) {
+	h := w.Header()
+	mark := h[checkedHeader]
+	if mark == nil {
+		return false, false
+	}
+	delete(h, checkedHeader)
+	if len(mark) != 1 || w.forAll {
+		return false, false
+	}
+	if rewritten = mark[0] == rewrittenMark[0]; rewritten {
+		headerpolicy.DropValidators(h)
+	}
+	return rewritten, mark[0] == unchangedMark[0]
 }

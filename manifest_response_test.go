@@ -15,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
+	"github.com/signed-playback/caddy-signed-playback/internal/manifestbody"
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -152,7 +154,7 @@ func TestPlaylistsAfterWhiteSpace(t *testing.T) {
 	t.Parallel()
 	g := manifestGate(t)
 	for _, blank := range []string{"\n", " \t\r\n", "\v\f", "\u00a0", "\u2003", "\u3000", "\ufeff", "\x1b(B"} {
-		for _, count := range []int{1, 7, 11, 40, maxPrologLength} {
+		for _, count := range []int{1, 7, 11, 40, manifestbody.MaxPrologLength} {
 			body := strings.Repeat(blank, count) + "#EXTM3U\n#EXT-X-CONTENT-STEERING:SERVER-URI=\"//evil.test\"\nx.ts\n"
 			for cut := range []int{0, 1, 2, 3} {
 				pieces := func(w http.ResponseWriter, _ *http.Request) error {
@@ -190,7 +192,7 @@ func TestCharsets(t *testing.T) {
 		"windows-1252": "<MPD><BaseURL>/demo/vid\xe9o/</BaseURL></MPD>", "utf-16le": "\xff\xfe#\x00E\x00X\x00T\x00M\x003\x00U\x00", "utf-16be": "\x00<\x00M\x00P\x00D\x00/\x00>",
 	} {
 		e := get(body, "text/xml; charset="+charset)
-		if err := nameCharset(io.EOF, "text/xml; charset="+charset); e.status != 502 || !strings.Contains(err.Error(), charset) {
+		if err := manifestbody.NameCharset(io.EOF, "text/xml; charset="+charset); e.status != 502 || !strings.Contains(err.Error(), charset) {
 			t.Errorf("%s: %d, %v", charset, e.status, err)
 		}
 	}
@@ -205,7 +207,7 @@ func TestMPDsUnderOtherNames(t *testing.T) {
 	invented := rand.Text()
 	for _, prolog := range []string{
 		"", "\ufeff", " \r\n", `<?xml version="1.0" encoding="utf-8"?>`, "<!-- " + strings.Repeat(invented+" <svg> ", 100) + "-->\n",
-		"<!--" + strings.Repeat(" ", maxPrologLength) + "-->", "<?x y='z'?>" + strings.Repeat("\n", 2*maxPrologLength),
+		"<!--" + strings.Repeat(" ", manifestbody.MaxPrologLength) + "-->", "<?x y='z'?>" + strings.Repeat("\n", 2*manifestbody.MaxPrologLength),
 	} {
 		for _, prefix := range []string{"", "x:"} {
 			for suffix, contentType := range map[string]string{"stream.php": "application/xml", "x/" + invented: "text/plain", "x/a.vtt": "x/" + invented, "x/1.m4s": "video/mp4"} {
@@ -264,7 +266,7 @@ func TestManifestRequests(t *testing.T) {
 	}
 	if diff := cmp.Diff(http.Header{
 		"Access-Control-Allow-Origin":   {"*"},
-		"Access-Control-Expose-Headers": {exposedHeaders},
+		"Access-Control-Expose-Headers": {headerpolicy.ExposedHeaders},
 		"Cache-Control":                 {"private, max-age=2"},
 		"Content-Length":                {strconv.Itoa(len(rewrittenPlaylist))},
 		"Content-Type":                  {"application/vnd.apple.mpegurl"},
@@ -392,8 +394,8 @@ func TestOtherResponsesPass(t *testing.T) {
 		{"part of a segment", "a.m4s", 206, media, []string{"Content-Range: bytes 5-9/100"}},
 		{"compressed subtitles", "a.vtt", 200, zipped("WEBVTT\n"), []string{"Content-Encoding: gzip"}},
 		{"image", "a.svg", 200, "<?xml version='1.0' encoding='iso-8859-1'?>\n<!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN' 'x'>\n<svg>\xe4</svg>", []string{"Content-Type: image/svg+xml", `Etag: "origin"`}},
-		{"image after a long comment", "a.svg", 200, "<!--" + strings.Repeat(" ", 2*maxPrologLength) + "--><svg/>", []string{"Content-Type: image/svg+xml", `Etag: "origin"`}},
-		{"image with entities", "a.svg", 200, "<!DOCTYPE svg [<!ENTITY a 'b'>" + strings.Repeat("\n", 2*maxPrologLength) + "]><svg/>", []string{`Etag: "origin"`}},
+		{"image after a long comment", "a.svg", 200, "<!--" + strings.Repeat(" ", 2*manifestbody.MaxPrologLength) + "--><svg/>", []string{"Content-Type: image/svg+xml", `Etag: "origin"`}},
+		{"image with entities", "a.svg", 200, "<!DOCTYPE svg [<!ENTITY a 'b'>" + strings.Repeat("\n", 2*manifestbody.MaxPrologLength) + "]><svg/>", []string{`Etag: "origin"`}},
 		{"captions in XML", "a.ttml", 200, "<tt xml:lang='en'><body><p>MPD</p></body></tt>", []string{"Content-Type: application/ttml+xml"}},
 		{"part of captions", "a.ttml", 206, "<tt xml:lang='en'><body><p>MPD</p></body></tt>", []string{"Content-Range: bytes 0-44/100"}},
 		{"page", "a.html", 200, "<!doctype html><title>MPD</title>" + strings.Repeat("<p>", 2000), []string{"Content-Type: text/html"}},
@@ -559,7 +561,7 @@ func TestManifestsWithURIsThatAreRefused(t *testing.T) {
 			g := newGate(t, testApp(), &Gate{AmbiguousPaths: tc.option})
 			log, logs := observedLog()
 			g.manifestLog = log
-			before := testutil.ToFloat64(g.app.metrics.urisRefused)
+			before := testutil.ToFloat64(g.app.metrics.URIs.WithLabelValues("refused"))
 			_ = exchange(t, g, requestFor(t, "/"+plainToken()+"/hls/video.m3u8", nil), func(w http.ResponseWriter, _ *http.Request) error {
 				_, err := w.Write([]byte(tc.body))
 				return err
@@ -567,7 +569,7 @@ func TestManifestsWithURIsThatAreRefused(t *testing.T) {
 			if tc.refused == 0 && logs.Len() != 0 || tc.refused > 0 && logs.Len() != 1 {
 				t.Fatalf("it is logged %d times: %v", logs.Len(), logs.All())
 			}
-			if got := testutil.ToFloat64(g.app.metrics.urisRefused) - before; got < tc.refused {
+			if got := testutil.ToFloat64(g.app.metrics.URIs.WithLabelValues("refused")) - before; got < tc.refused {
 				t.Errorf("%v URIs are counted, want %v", got, tc.refused)
 			}
 			for _, line := range logs.All() {

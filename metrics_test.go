@@ -20,8 +20,11 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/metrics"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/verification"
 	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -31,7 +34,7 @@ import (
 type requestLabels struct{ Result, Reason, Kind string }
 
 // countedRequests returns the requests that were counted so far.
-func countedRequests(t *testing.T, m *metrics) map[requestLabels]float64 {
+func countedRequests(t *testing.T, m *metrics.Metrics) map[requestLabels]float64 {
 	t.Helper()
 	counted := make(map[requestLabels]float64)
 	for labels, value := range countersOf(t, m, "requests_total") {
@@ -42,11 +45,11 @@ func countedRequests(t *testing.T, m *metrics) map[requestLabels]float64 {
 
 // countersOf returns the counters and histograms of a family by the values of
 // their labels, in the order of the labels' names.
-func countersOf(t *testing.T, m *metrics, name string) map[[3]string]float64 {
+func countersOf(t *testing.T, m *metrics.Metrics, name string) map[[3]string]float64 {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
 	for range 2 { // two gates of one config
-		if err := m.register(registry); err != nil {
+		if err := m.Register(registry); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -164,14 +167,14 @@ func TestMetricsSurviveReloads(t *testing.T) {
 		ctx := must(provisionContext(&caddy.Config{AppsRaw: caddy.ModuleMap{appID: caddyconfig.JSON(new(App), nil)}}))
 		app := must(ctx.App(appID)).(*App)
 		t.Cleanup(func() { _ = app.Cleanup() })
-		app.metrics.countURIs(manifest.Stats{Outside: 1})
+		app.metrics.CountURIs(manifest.Stats{Outside: 1})
 		if n := countersIn(ctx.GetMetricsRegistry(), "manifest_uris_total")[[3]string{"outside"}]; n < float64(config+1) {
 			t.Errorf("config %d: %v URIs outside are counted, want those of all configs", config, n)
 		}
-		app.metrics.countRequest(resultRefused, reasonTooEarly, playbackpath.KindOther)
+		app.metrics.CountRequest(refusal.Refused, refusal.TooEarly, playbackpath.KindOther)
 		refused := uint64(0)
-		for _, hour := range app.metrics.refusals.Last(time.Now()).Hours {
-			refused += hour.Refused[string(reasonTooEarly)]
+		for _, hour := range app.metrics.Refusals.Last(time.Now()).Hours {
+			refused += hour.Refused[string(refusal.TooEarly)]
 		}
 		if refused < uint64(config+1) {
 			t.Errorf("config %d: the history has %d refusals, want those of all configs", config, refused)
@@ -194,7 +197,7 @@ func TestRequestsBeginAtZero(t *testing.T) {
 			}
 		}
 	}
-	if diff := cmp.Diff(want, countedRequests(t, newMetrics())); diff != "" {
+	if diff := cmp.Diff(want, countedRequests(t, metrics.New())); diff != "" {
 		t.Errorf("the series of a server that nobody has asked yet (-want +got):\n%s", diff)
 	}
 }
@@ -207,9 +210,9 @@ func TestVerificationsAreCounted(t *testing.T) {
 	g := newGate(t, new(App), new(Gate))
 	const hit, miss = "token_cache_hits_total", "token_cache_misses_total"
 	limited := from("192.0.2.1")
-	g.app.verifier.limit.failures.Now = g.app.now // which stands still, so that no budget comes back
-	for range failedBurst {
-		g.app.verifier.limit.failures.Spend(worklimit.ClientNetworks{Own: netip.MustParsePrefix("192.0.2.0/24")})
+	g.app.verifier.Limit.Failures.Now = g.app.now // which stands still, so that no budget comes back
+	for range verification.FailedBurst {
+		g.app.verifier.Limit.Failures.Spend(worklimit.ClientNetworks{Own: netip.MustParsePrefix("192.0.2.0/24")})
 	}
 	// No other test has this one: the cache is shared.
 	fresh := signed(func(c *token.Claims) { c.ExpiresAt = testTime.Add(47 * time.Minute) })
@@ -372,7 +375,7 @@ func TestGaugesOfTheRemoteKeySet(t *testing.T) {
 	load := func(status int) (keys, loadedAt float64) {
 		t.Helper()
 		server.status = status
-		if err := app.keys.remote.Load(); (err == nil) != (status == http.StatusOK) {
+		if err := app.keys.Remote.Load(); (err == nil) != (status == http.StatusOK) {
 			t.Fatalf("loading keys from a server with status %d = %v", status, err)
 		}
 		gauges := gaugesOf(t, app)
@@ -427,14 +430,14 @@ func TestGaugesOfTheStore(t *testing.T) {
 func TestRefusalsAreCountedByReason(t *testing.T) {
 	t.Parallel()
 	g := newGate(t, new(App), new(Gate))
-	g.app.metrics = newMetrics()
+	g.app.metrics = metrics.New()
 	for path, times := range map[string]int{"/demo/x.ts": 3, "/a//b": 2, "/" + plainToken() + "/x.ts": 5} {
 		for range times {
 			ask(t, g, requestFor(t, path, nil))
 		}
 	}
 	ask(t, g, requestFor(t, "/demo/x.ts", method("OPTIONS")))
-	hours := g.app.metrics.refusals.Last(time.Now()).Hours
+	hours := g.app.metrics.Refusals.Last(time.Now()).Hours
 	refused := make(map[string]uint64)
 	for _, hour := range hours {
 		for why, n := range hour.Refused {
@@ -451,14 +454,16 @@ func TestOpenAPIHasEveryReason(t *testing.T) {
 	t.Parallel()
 	var file struct {
 		Components struct {
-			Schemas struct{ Reason struct{ Enum []reason } }
+			Schemas struct {
+				Reason struct{ Enum []refusal.Reason }
+			}
 		}
 	}
 	if err := json.Unmarshal(must(os.ReadFile("internal/controlapi/openapi.json")), &file); err != nil {
 		t.Fatal(err)
 	}
-	sorted := cmpopts.SortSlices(func(a, b reason) bool { return a < b })
-	if diff := cmp.Diff(reasons[:], file.Components.Schemas.Reason.Enum, sorted); diff != "" {
+	sorted := cmpopts.SortSlices(func(a, b refusal.Reason) bool { return a < b })
+	if diff := cmp.Diff(refusal.Reasons(), file.Components.Schemas.Reason.Enum, sorted); diff != "" {
 		t.Errorf("(-gate +file):\n%s", diff)
 	}
 }

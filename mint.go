@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -18,6 +17,7 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -156,7 +156,7 @@ func (m *Mint) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Han
 		h.Set("Allow", "GET, HEAD")
 		return caddyhttp.Error(http.StatusMethodNotAllowed, errMintMethod)
 	}
-	if isEmbeddedElsewhere(r) {
+	if weborigin.IsEmbeddedElsewhere(r.Header) {
 		return caddyhttp.Error(http.StatusForbidden, errMintEmbed)
 	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
@@ -205,19 +205,6 @@ func (a *App) manifestOfLinks() (string, error) {
 	default:
 		return paths[0], nil
 	}
-}
-
-// isEmbeddedElsewhere reports whether a browser says that a page of another site asks for
-// something to load into itself. The browser sends the user's credentials even then, and a
-// hidden frame or picture would begin playbacks in the user's name and use up `climit`. The
-// page cannot read the link. A user who follows a link from another site may pass.
-func isEmbeddedElsewhere(r *http.Request) bool {
-	for _, site := range r.Header["Sec-Fetch-Site"] {
-		if site != "same-origin" && site != "same-site" && site != "none" {
-			return !slices.Equal(r.Header["Sec-Fetch-Dest"], []string{"document"})
-		}
-	}
-	return false
 }
 
 // Interface guards

@@ -27,6 +27,8 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/player"
+	"github.com/signed-playback/caddy-signed-playback/internal/reportonly"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
@@ -127,7 +129,7 @@ type Gate struct {
 	Source string `json:"source,omitempty"`
 
 	app           *App
-	enforcement   enforcement
+	enforcement   reportonly.Setting
 	originPath    playbackpath.OriginPath
 	paths         playbackpath.Rules
 	manifest      string       // escaped
@@ -136,6 +138,7 @@ type Gate struct {
 	features      manifest.Features
 	rewritingID   string // the same for gates that make the same of each manifest
 	passResponse  headerpolicy.Response
+	passOnPage    headerpolicy.Response // the same, for a page that TrustOriginIframe trusts
 
 	requestHeaders headerpolicy.Request
 
@@ -174,6 +177,7 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	if g.passResponse, err = headerpolicy.ParseResponse(g.PassResponseHeaders); err != nil {
 		return err
 	}
+	g.passOnPage = g.passResponse.With(headerpolicy.CSP)
 	manifestPath, err := g.resolveManifest()
 	if err != nil {
 		return err
@@ -195,7 +199,7 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	}
 	g.manifestHosts = make([]string, len(g.ManifestHosts))
 	for i, host := range g.ManifestHosts {
-		if g.manifestHosts[i], err = parseManifestHost(host); err != nil {
+		if g.manifestHosts[i], err = weborigin.ParseManifestHost(host); err != nil {
 			return err
 		}
 	}
@@ -233,7 +237,7 @@ func (g *Gate) resolvePathRules() (p playbackpath.Rules, err error) {
 
 func (g *Gate) provisionFeatures() error {
 	for i, name := range g.ManifestFeatures {
-		feature, err := parseManifestFeature(name)
+		feature, err := manifest.ParseFeature(name)
 		if err == nil && slices.Contains(g.ManifestFeatures[:i], name) {
 			err = fmt.Errorf("manifest_features: %q is repeated", name)
 		}
@@ -250,12 +254,12 @@ func (g *Gate) provisionEnforcement(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	g.enforcement = own.or(g.app.enforcement)
-	g.mayReportTokens = g.enforcement.reportOnly.has(tokenCheck)
+	g.enforcement = own.Or(g.app.enforcement)
+	g.mayReportTokens = g.enforcement.Checks.Has(reportonly.Token)
 	for _, video := range g.app.videos {
-		g.mayReportTokens = g.mayReportTokens || video.enforcement.reportOnly.has(tokenCheck)
+		g.mayReportTokens = g.mayReportTokens || video.enforcement.Checks.Has(reportonly.Token)
 	}
-	own.warn(ctx.Logger(), "this gate")
+	own.Warn(ctx.Logger(), "this gate")
 	g.reportLog, g.manifestLog = sampledLogger(ctx.Logger(), time.Second, 5), sampledLogger(ctx.Logger(), time.Minute, 1)
 	return nil
 }

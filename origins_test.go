@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 )
 
@@ -30,16 +31,16 @@ func embedded(origin, referer []string) *http.Request {
 	return &http.Request{Host: "media.example.net", Header: h}
 }
 
-func reasonOf(t testing.TB, err error) reason {
+func reasonOf(t testing.TB, err error) refusal.Reason {
 	t.Helper()
-	var why *refusal
+	var why *refusal.Error
 	if err == nil {
 		return ""
 	}
 	if !errors.As(err, &why) {
 		t.Fatalf("the error is a %T, want a *refusal: %v", err, err)
 	}
-	return why.reason
+	return why.Reason
 }
 
 // Package weborigin tests all headers and patterns. The attack here: a header
@@ -50,14 +51,14 @@ func TestAllowedOrigins(t *testing.T) {
 		name            string
 		patterns        []string
 		origin, referer []string
-		want            reason
+		want            refusal.Reason
 	}{
 		{"R1 allowed Origin", is("example.com"), is("https://example.com"), nil, ""},
 		{"R1 allowed Referer", is("example.com"), nil, is("https://example.com/embed"), ""},
-		{"R1 other Origin", is("example.com"), is("https://evil.com"), nil, reasonOriginNotAllowed},
-		{"R7 null", is("*"), is("null"), nil, reasonOriginNotAllowed},
-		{"R7 empty", is("*"), is(""), nil, reasonOriginNotAllowed},
-		{"R9 repeated", is("*"), nil, is("https://example.com/", "https://example.com/"), reasonOriginNotAllowed},
+		{"R1 other Origin", is("example.com"), is("https://evil.com"), nil, refusal.OriginNotAllowed},
+		{"R7 null", is("*"), is("null"), nil, refusal.OriginNotAllowed},
+		{"R7 empty", is("*"), is(""), nil, refusal.OriginNotAllowed},
+		{"R9 repeated", is("*"), nil, is("https://example.com/", "https://example.com/"), refusal.OriginNotAllowed},
 		{"any origin", is("*"), is("https://evil.com"), nil, ""},
 		{"no patterns", nil, nil, nil, ""},
 		{"no patterns, other Origin", nil, is("https://evil.com"), nil, ""},
@@ -88,24 +89,24 @@ func TestOwnOrigin(t *testing.T) {
 	for _, tc := range []struct {
 		name, host, origin string
 		kind               playbackpath.Kind
-		want               reason
+		want               refusal.Reason
 	}{
 		{"R11 segment", "media.example.net", "https://media.example.net", playbackpath.KindSegment, ""},
 		{"R11 manifest", "media.example.net", "https://media.example.net", playbackpath.KindManifest, ""},
 		{"R11 other", "media.example.net", "https://media.example.net", playbackpath.KindOther, ""},
-		{"R11 iframe", "media.example.net", "https://media.example.net", playbackpath.KindIframe, reasonOriginNotAllowed},
+		{"R11 iframe", "media.example.net", "https://media.example.net", playbackpath.KindIframe, refusal.OriginNotAllowed},
 		{"R11 http behind a proxy that terminates TLS", "media.example.net", "http://media.example.net", playbackpath.KindSegment, ""},
 		{"R11 capitals", "MEDIA.example.net", "https://media.EXAMPLE.net", playbackpath.KindSegment, ""},
 		{"R11 explicit default port", "media.example.net:443", "https://media.example.net", playbackpath.KindSegment, ""},
 		{"R11 port", "media.example.net:8443", "https://media.example.net:8443", playbackpath.KindSegment, ""},
-		{"R11 another port", "media.example.net:8443", "https://media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
-		{"R11 Origin with another port", "media.example.net", "https://media.example.net:8443", playbackpath.KindSegment, reasonOriginNotAllowed},
-		{"R11 http on the port of https", "media.example.net:443", "http://media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
-		{"R11 subdomain", "media.example.net", "https://x.media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
+		{"R11 another port", "media.example.net:8443", "https://media.example.net", playbackpath.KindSegment, refusal.OriginNotAllowed},
+		{"R11 Origin with another port", "media.example.net", "https://media.example.net:8443", playbackpath.KindSegment, refusal.OriginNotAllowed},
+		{"R11 http on the port of https", "media.example.net:443", "http://media.example.net", playbackpath.KindSegment, refusal.OriginNotAllowed},
+		{"R11 subdomain", "media.example.net", "https://x.media.example.net", playbackpath.KindSegment, refusal.OriginNotAllowed},
 		{"R11 IPv6", "[::1]:8080", "http://[::1]:8080", playbackpath.KindSegment, ""},
-		{"R11 broken Host", "media.example.net:x", "https://media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
-		{"R11 no Host", "", "https://media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
-		{"R11 Host with userinfo", "x@media.example.net", "https://media.example.net", playbackpath.KindSegment, reasonOriginNotAllowed},
+		{"R11 broken Host", "media.example.net:x", "https://media.example.net", playbackpath.KindSegment, refusal.OriginNotAllowed},
+		{"R11 no Host", "", "https://media.example.net", playbackpath.KindSegment, refusal.OriginNotAllowed},
+		{"R11 Host with userinfo", "x@media.example.net", "https://media.example.net", playbackpath.KindSegment, refusal.OriginNotAllowed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -132,7 +133,7 @@ func TestOwnPages(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		header []string
-		want   reason
+		want   refusal.Reason
 	}{
 		{"the player page", is("Referer: " + own + "/T/iframe?muted"), ""},
 		{"the player page without a suffix", is("Referer: " + own + "/T?muted"), ""},
@@ -144,27 +145,27 @@ func TestOwnPages(t *testing.T) {
 		{"a page or a worker without a referrer", sameOrigin, ""},
 		{"Origin and the browser's word", append(is("Origin: "+own), sameOrigin...), ""},
 
-		{"R12 Origin alone", is("Origin: " + own), reasonOriginNotAllowed},
-		{"R12 an origin as Referer alone", is("Referer: " + own + "/"), reasonOriginNotAllowed},
-		{"R12 an origin as Referer without a slash", is("Referer: " + own), reasonOriginNotAllowed},
-		{"R12 another token of the video", append(is("Referer: "+own+"/T2/iframe"), sameOrigin...), reasonOriginNotAllowed},
-		{"R12 a page of another video", append(is("Referer: "+own+"/vidA/poster.jpg"), sameOrigin...), reasonOriginNotAllowed},
-		{"R12 a stylesheet of another video", is("Referer: " + own + "/vidA/style.css"), reasonOriginNotAllowed},
-		{"R12 the token in another place", is("Referer: " + own + "/vidA/T/style.css"), reasonOriginNotAllowed},
-		{"R12 the token in the query", is("Referer: " + own + "/?/T/iframe"), reasonOriginNotAllowed},
-		{"R12 the token in the fragment", is("Referer: " + own + "#/T/iframe"), reasonOriginNotAllowed},
-		{"R12 a longer segment", is("Referer: " + own + "/Tx/iframe"), reasonOriginNotAllowed},
-		{"R12 an empty segment", is("Referer: " + own + "//T/iframe"), reasonOriginNotAllowed},
-		{"R12 the video's own stylesheet on another site", is("Referer: "+own+"/T/style.css", "Sec-Fetch-Site: cross-site"), reasonOriginNotAllowed},
-		{"R12 the video's own stylesheet on a sibling", is("Referer: "+own+"/T/style.css", "Sec-Fetch-Site: same-site"), reasonOriginNotAllowed},
-		{"R12 two words of the browser", is("Referer: "+own+"/T/x", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site"), reasonOriginNotAllowed},
-		{"R12 own Origin, Referer of another site", append(is("Origin: "+own, "Referer: https://evil.com/T/"), sameOrigin...), reasonOriginNotAllowed},
-		{"R12 own Origin, Referer of another scheme", append(is("Origin: "+own, "Referer: http://media.example.net/T/"), sameOrigin...), reasonOriginNotAllowed},
-		{"R12 Origin of another site, own Referer", append(is("Origin: https://evil.com", "Referer: "+own+"/T/iframe"), sameOrigin...), reasonOriginNotAllowed},
-		{"R12 a link without a referrer", is("Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: navigate"), reasonOriginRequired},
-		{"R12 a link on a page that hides its path", is("Referer: "+own, "Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: navigate"), reasonOriginNotAllowed},
-		{"R12 another site without a referrer", is("Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: cors"), reasonOriginRequired},
-		{"R12 no site", is("Sec-Fetch-Site: none", "Sec-Fetch-Mode: cors"), reasonOriginRequired},
+		{"R12 Origin alone", is("Origin: " + own), refusal.OriginNotAllowed},
+		{"R12 an origin as Referer alone", is("Referer: " + own + "/"), refusal.OriginNotAllowed},
+		{"R12 an origin as Referer without a slash", is("Referer: " + own), refusal.OriginNotAllowed},
+		{"R12 another token of the video", append(is("Referer: "+own+"/T2/iframe"), sameOrigin...), refusal.OriginNotAllowed},
+		{"R12 a page of another video", append(is("Referer: "+own+"/vidA/poster.jpg"), sameOrigin...), refusal.OriginNotAllowed},
+		{"R12 a stylesheet of another video", is("Referer: " + own + "/vidA/style.css"), refusal.OriginNotAllowed},
+		{"R12 the token in another place", is("Referer: " + own + "/vidA/T/style.css"), refusal.OriginNotAllowed},
+		{"R12 the token in the query", is("Referer: " + own + "/?/T/iframe"), refusal.OriginNotAllowed},
+		{"R12 the token in the fragment", is("Referer: " + own + "#/T/iframe"), refusal.OriginNotAllowed},
+		{"R12 a longer segment", is("Referer: " + own + "/Tx/iframe"), refusal.OriginNotAllowed},
+		{"R12 an empty segment", is("Referer: " + own + "//T/iframe"), refusal.OriginNotAllowed},
+		{"R12 the video's own stylesheet on another site", is("Referer: "+own+"/T/style.css", "Sec-Fetch-Site: cross-site"), refusal.OriginNotAllowed},
+		{"R12 the video's own stylesheet on a sibling", is("Referer: "+own+"/T/style.css", "Sec-Fetch-Site: same-site"), refusal.OriginNotAllowed},
+		{"R12 two words of the browser", is("Referer: "+own+"/T/x", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site"), refusal.OriginNotAllowed},
+		{"R12 own Origin, Referer of another site", append(is("Origin: "+own, "Referer: https://evil.com/T/"), sameOrigin...), refusal.OriginNotAllowed},
+		{"R12 own Origin, Referer of another scheme", append(is("Origin: "+own, "Referer: http://media.example.net/T/"), sameOrigin...), refusal.OriginNotAllowed},
+		{"R12 Origin of another site, own Referer", append(is("Origin: https://evil.com", "Referer: "+own+"/T/iframe"), sameOrigin...), refusal.OriginNotAllowed},
+		{"R12 a link without a referrer", is("Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: navigate"), refusal.OriginRequired},
+		{"R12 a link on a page that hides its path", is("Referer: "+own, "Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: navigate"), refusal.OriginNotAllowed},
+		{"R12 another site without a referrer", is("Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: cors"), refusal.OriginRequired},
+		{"R12 no site", is("Sec-Fetch-Site: none", "Sec-Fetch-Mode: cors"), refusal.OriginRequired},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -199,23 +200,23 @@ func TestMissingOrigin(t *testing.T) {
 		allow    bool
 		kind     playbackpath.Kind
 		fetch    []string // Sec-Fetch-Dest
-		want     reason
+		want     refusal.Reason
 	}{
 		{"R8 no allowed origins", nil, false, playbackpath.KindManifest, nil, ""},
-		{"R8 deny", is("example.com"), false, playbackpath.KindManifest, nil, reasonOriginRequired},
+		{"R8 deny", is("example.com"), false, playbackpath.KindManifest, nil, refusal.OriginRequired},
 		{"R8 allow", is("example.com"), true, playbackpath.KindManifest, nil, ""},
-		{"R8 deny the iframe", is("example.com"), false, playbackpath.KindIframe, nil, reasonOriginRequired},
+		{"R8 deny the iframe", is("example.com"), false, playbackpath.KindIframe, nil, refusal.OriginRequired},
 		{"R8 allow the iframe", is("example.com"), true, playbackpath.KindIframe, nil, ""},
 		{"R8 iframe within an iframe", is("example.com"), false, playbackpath.KindIframe, is("iframe"), ""},
-		{"R8 iframe as a page", is("example.com"), false, playbackpath.KindIframe, is("document"), reasonOriginRequired},
-		{"R8 iframe by fetch", is("example.com"), false, playbackpath.KindIframe, is("empty"), reasonOriginRequired},
-		{"R8 iframe as a frame", is("example.com"), false, playbackpath.KindIframe, is("frame"), reasonOriginRequired},
-		{"R8 iframe as an object", is("example.com"), false, playbackpath.KindIframe, is("object"), reasonOriginRequired},
-		{"R8 iframe in capitals, which no browser sends", is("example.com"), false, playbackpath.KindIframe, is("IFRAME"), reasonOriginRequired},
-		{"R8 header twice", is("example.com"), false, playbackpath.KindIframe, is("iframe", "iframe"), reasonOriginRequired},
-		{"R8 header empty", is("example.com"), false, playbackpath.KindIframe, is(""), reasonOriginRequired},
-		{"R8 manifest that claims to be a frame", is("example.com"), false, playbackpath.KindManifest, is("iframe"), reasonOriginRequired},
-		{"R8 segment that claims to be a frame", is("example.com"), false, playbackpath.KindSegment, is("iframe"), reasonOriginRequired},
+		{"R8 iframe as a page", is("example.com"), false, playbackpath.KindIframe, is("document"), refusal.OriginRequired},
+		{"R8 iframe by fetch", is("example.com"), false, playbackpath.KindIframe, is("empty"), refusal.OriginRequired},
+		{"R8 iframe as a frame", is("example.com"), false, playbackpath.KindIframe, is("frame"), refusal.OriginRequired},
+		{"R8 iframe as an object", is("example.com"), false, playbackpath.KindIframe, is("object"), refusal.OriginRequired},
+		{"R8 iframe in capitals, which no browser sends", is("example.com"), false, playbackpath.KindIframe, is("IFRAME"), refusal.OriginRequired},
+		{"R8 header twice", is("example.com"), false, playbackpath.KindIframe, is("iframe", "iframe"), refusal.OriginRequired},
+		{"R8 header empty", is("example.com"), false, playbackpath.KindIframe, is(""), refusal.OriginRequired},
+		{"R8 manifest that claims to be a frame", is("example.com"), false, playbackpath.KindManifest, is("iframe"), refusal.OriginRequired},
+		{"R8 segment that claims to be a frame", is("example.com"), false, playbackpath.KindSegment, is("iframe"), refusal.OriginRequired},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -230,8 +231,8 @@ func TestMissingOrigin(t *testing.T) {
 			}
 			// A frame that sends its address is judged by it.
 			r.Header.Set("Referer", "https://evil.com/")
-			if got := reasonOf(t, policy.check(r, tc.kind, "T")); tc.patterns != nil && got != reasonOriginNotAllowed {
-				t.Errorf("with the Referer of another site: %q, want %q", got, reasonOriginNotAllowed)
+			if got := reasonOf(t, policy.check(r, tc.kind, "T")); tc.patterns != nil && got != refusal.OriginNotAllowed {
+				t.Errorf("with the Referer of another site: %q, want %q", got, refusal.OriginNotAllowed)
 			}
 		})
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
+	"github.com/signed-playback/caddy-signed-playback/internal/manifestbody"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -100,7 +101,7 @@ func TestRangesOfManifests(t *testing.T) {
 	g, tok := rangeGate(t)
 	mpd := `<MPD><Metrics/><BaseURL>/demo/x/</BaseURL></MPD>`
 	for _, body := range []string{
-		absolutePlaylist, mpd, "<!-- " + strings.Repeat("a", 2*maxPrologLength) + " -->" + mpd, strings.Repeat("\n", 5000) + mpd,
+		absolutePlaylist, mpd, "<!-- " + strings.Repeat("a", 2*manifestbody.MaxPrologLength) + " -->" + mpd, strings.Repeat("\n", 5000) + mpd,
 		"\ufeff" + absolutePlaylist + strings.Repeat("#\n", 5000), "\n" + absolutePlaylist, "\xff\xfe#\x00E\x00X\x00T\x00M\x003\x00U\x00",
 	} {
 		whole := exchangeThrough(t, g, requestFor(t, "/"+tok+"/x/y", nil), reply(200, body))

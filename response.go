@@ -8,11 +8,15 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
+	"github.com/signed-playback/caddy-signed-playback/internal/manifestbody"
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 )
 
 // response is the response writer that the handlers after the gate see. It
@@ -24,13 +28,13 @@ type response struct {
 	d        *decision
 	state    responseState
 	status   int
-	media    bool            // nothing to rewrite, by its name or by its beginning
-	optional bool            // may pass as it is
-	forAll   bool            // it is for the cache, which answers all viewers
-	sized    bool            // whether the headers tell the length of the body
-	sniffed  []byte          // the first bytes of a body that may be a manifest
-	manifest *manifestBuffer // nil unless one is held
-	err      error           // why the response is denied
+	media    bool                 // nothing to rewrite, by its name or by its beginning
+	optional bool                 // may pass as it is
+	forAll   bool                 // it is for the cache, which answers all viewers
+	sized    bool                 // whether the headers tell the length of the body
+	sniffed  []byte               // the first bytes of a body that may be a manifest
+	manifest *manifestbody.Buffer // nil unless one is held
+	err      error                // why the response is denied
 
 	// Of a request for a range:
 	extent   extent // how much the origin is asked for
@@ -52,13 +56,14 @@ const (
 // start prepares the writer for a request that the gate lets pass.
 func (w *response) start(to http.ResponseWriter, d *decision) *response {
 	w.ResponseWriter, w.d, w.media = to, d, d.Media && !d.WebVTT
-	w.rememberHeaders()
+	d.own = headerpolicy.NewOwn()
+	d.own.Remember(w.Header(), d.passing())
 	return w
 }
 
 // setHeaders puts the gate's headers in the place of the origin's.
 func (w *response) setHeaders() {
-	w.dropOriginHeaders()
+	w.d.own.Restore(w.Header(), w.d.passing())
 	w.d.setAccessHeaders(w.Header())
 	w.d.setDocumentHeaders(w.Header())
 }
@@ -66,7 +71,7 @@ func (w *response) setHeaders() {
 // attempt has the next handler answer once.
 func (w *response) attempt(next caddyhttp.Handler, r *http.Request) (err error) {
 	defer func() {
-		w.manifest.release()
+		w.manifest.Release()
 		// reverse_proxy panics with this value when it cannot read or write a
 		// body to its end.
 		if p := recover(); p != nil {
@@ -75,13 +80,13 @@ func (w *response) attempt(next caddyhttp.Handler, r *http.Request) (err error) 
 				panic(p)
 			}
 			if w.state != denied && w.state != repeating {
-				w.refuse(errManifestIncomplete)
+				w.refuse(manifestbody.ErrIncomplete)
 			}
 			err = w.err
 		}
 	}()
 	if err := next.ServeHTTP(w, r); err != nil && w.state != denied && w.state != repeating {
-		if _, refused := errors.AsType[*refusal](err); refused { // by the gate's work in the cache
+		if _, refused := errors.AsType[*refusal.Error](err); refused { // by the gate's work in the cache
 			w.state, w.err = denied, err
 		} else {
 			w.abandon()
@@ -181,10 +186,10 @@ func (w *response) pass() {
 // refuse has serve return a refusal, whatever the next handler still does.
 func (w *response) refuse(why error) {
 	w.state = denied
-	if w.err = why; !isRefusal(why) {
-		w.err = refuse(reasonManifestInvalid, why)
+	if w.err = why; !refusal.Is(why) {
+		w.err = refusal.ManifestInvalid.Because(why)
 	}
-	w.manifest.release()
+	w.manifest.Release()
 }
 
 func (w *response) Write(p []byte) (int, error) {
@@ -224,8 +229,8 @@ func (w *response) sniff(p []byte) (int, error) {
 		w.sniffed = append(w.sniffed, p...)
 		start = w.sniffed
 	}
-	found, undecided := isManifestStart(start)
-	if !found && (len(start) < sniffLength || undecided && len(start) < maxPrologLength) {
+	found, undecided := manifestbody.Begins(start)
+	if !found && (len(start) < manifestbody.SniffLength || undecided && len(start) < manifestbody.MaxPrologLength) {
 		w.sniffed = append(w.sniffed[:0], start...)
 		return len(p), nil
 	}
@@ -239,8 +244,8 @@ func (w *response) sniff(p []byte) (int, error) {
 
 // decide knows the first bytes of a body, and whether it is or may be a manifest.
 func (w *response) decide(start []byte, manifest bool) {
-	w.optional = isOptional(start)
-	if manifest && (!w.optional || !w.media) || w.isManifest() && !w.optional && isText(start) {
+	w.optional = manifestbody.IsOptional(start)
+	if manifest && (!w.optional || !w.media) || w.isManifest() && !w.optional && manifestbody.MayBeText(start) {
 		w.holdManifest()
 	} else {
 		w.passMedia()
@@ -269,7 +274,7 @@ func (w *response) ReadFrom(r io.Reader) (n int64, err error) {
 	}
 	toWrite := struct{ io.Writer }{w}
 	if w.state == sniffing {
-		n, err = io.CopyN(toWrite, r, int64(sniffLength))
+		n, err = io.CopyN(toWrite, r, int64(manifestbody.SniffLength))
 		if errors.Is(err, io.EOF) {
 			return n, nil
 		}
@@ -313,7 +318,7 @@ func (w *response) finish() error {
 			return caddyhttp.Error(http.StatusBadGateway, errNothingBehind)
 		}
 	case sniffing:
-		found, undecided := isManifestStart(w.sniffed)
+		found, undecided := manifestbody.Begins(w.sniffed)
 		w.decide(w.sniffed, found || undecided && !w.media && w.status == http.StatusPartialContent)
 		if _, err := w.Write(w.sniffed); err != nil || w.state == passing {
 			return err
@@ -332,6 +337,100 @@ var (
 	errUpgrade       = errors.New("the origin switches to another protocol, which a playback request never asks for")
 	errNothingBehind = errors.New("no handler after the gate answers the request; add reverse_proxy or file_server after signed_playback")
 )
+
+// dropLateHeaders drops the headers that a handler has set after the response was
+// denied, and trailers, which it sets after the headers were sent. No player reads
+// any. The server does not know of announced trailers, because the header Trailer does
+// not pass.
+func (w *response) dropLateHeaders() {
+	h := w.Header()
+	switch {
+	case w.state == denied:
+		headerpolicy.DropEntity(h)
+		w.d.own.Restore(w.Header(), w.d.passing())
+		return
+	case w.sized && len(h["Content-Length"]) > 0 && w.d.request.ProtoMajor == 1:
+		return // HTTP/1.1 has trailers after a body of unknown length only
+	}
+	for name := range h {
+		if strings.HasPrefix(name, http.TrailerPrefix) {
+			delete(h, name)
+		}
+	}
+}
+
+// setDocumentHeaders says what the response may do as a document of the gate's
+// origin. A browser enforces each policy, also those that earlier handlers have
+// set.
+func (d *decision) setDocumentHeaders(h http.Header) {
+	d.own.Set(h, headerpolicy.Nosniff, "nosniff")
+	if !d.trustsPage() {
+		earlier := h[headerpolicy.CSP]
+		d.own.Set(h, headerpolicy.CSP, headerpolicy.SandboxOf(h.Get("Content-Type")))
+		if len(earlier) > 0 {
+			h[headerpolicy.CSP] = append(h[headerpolicy.CSP], earlier...)
+		}
+	}
+	if d.Kind == playbackpath.KindIframe {
+		d.settings.origins.setFrameAncestors(h)
+	}
+}
+
+// trustsPage reports whether the request is for the origin's own player page, which
+// runs as it is.
+func (d *decision) trustsPage() bool {
+	return d.gate.TrustOriginIframe && d.target.Suffix.Decoded == playbackpath.IframeSuffix
+}
+
+// passing are the headers of the origin that reach the viewer of this response.
+func (d *decision) passing() headerpolicy.Response {
+	if d.trustsPage() {
+		return d.gate.passOnPage
+	}
+	return d.gate.passResponse
+}
+
+// setDefaultType gives a body without a usable type a neutral one, because servers
+// and browsers otherwise guess, and may guess HTML.
+func (w *response) setDefaultType() {
+	h := w.Header()
+	if types := h["Content-Type"]; len(types) == 1 && headerpolicy.IsMediaType(types[0]) {
+		return
+	}
+	if w.status == http.StatusNotModified || w.status == http.StatusNoContent {
+		delete(h, "Content-Type") // it would be that of the cached response
+		return
+	}
+	w.d.own.Set(h, "Content-Type", headerpolicy.DefaultType)
+}
+
+// setAccessHeaders says who may read and cache a response. The response is private if
+// another viewer may not get it, or may not get it for as long.
+func (d *decision) setAccessHeaders(h http.Header) {
+	d.settings.origins.setCORS(h, d.own, d.requestOrigin)
+	lifetime, until := time.Duration(1<<63-1), d.settings.availableUntil
+	if d.session != nil && !d.session.Ends().IsZero() {
+		lifetime = d.session.Ends().Sub(d.app.now())
+	}
+	if d.verified != nil {
+		ends := d.verified.ExpiresAt()
+		if d.until.After(ends) {
+			ends = d.until
+		}
+		lifetime = min(lifetime, ends.Sub(d.now()))
+	}
+	if !until.IsZero() {
+		lifetime = min(lifetime, until.Sub(d.now()))
+	}
+	switch {
+	case d.rooted:
+		// Each viewer of it would have the session of the first.
+		d.own.Set(h, "Cache-Control", "no-store")
+		headerpolicy.DropSharedCaching(h)
+	case d.verified != nil || !until.IsZero() || d.settings.origins.allowed != nil || len(d.settings.rules) > 0 || d.app.admission != nil:
+		d.own.SetPrivateCaching(h, lifetime)
+	}
+}
 
 // Interface guards
 var (

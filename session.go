@@ -3,21 +3,19 @@ package signedplayback
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/subtle"
 	"errors"
-	"fmt"
 	"hash/crc32"
 	"net/http"
-	"net/netip"
-	"strings"
-	"sync/atomic"
 	"time"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/admission"
 	"github.com/signed-playback/caddy-signed-playback/internal/cmcd"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
+	"github.com/signed-playback/caddy-signed-playback/internal/reportonly"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
-	"github.com/signed-playback/caddy-signed-playback/internal/state"
+	"github.com/signed-playback/caddy-signed-playback/internal/verification"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -30,73 +28,6 @@ var (
 	errSessionSecret   = errors.New("the secret of sessions cannot be read from the store; set session_secret to need no store")
 )
 
-// minSessionSecret is the length of the shortest session_secret.
-const minSessionSecret = 16
-
-// sessionAuthority finds the secret that authenticates sessions in paths: that of the
-// config, else that of the store.
-type sessionAuthority struct {
-	state  *state.State
-	fixed  *sessions.Authority // nil without session_secret
-	stored atomic.Pointer[storedAuthority]
-}
-
-type storedAuthority struct {
-	*sessions.Authority
-	secret *[state.SecretLength]byte
-}
-
-// countsSessions reports whether `sessions` is on.
-func (a *App) countsSessions() bool { return a.Sessions != nil && *a.Sessions }
-
-func (a *App) provisionSessionSecret() error {
-	switch {
-	case !a.countsSessions() && a.SessionSecret != "":
-		return fmt.Errorf("session_secret: %w", errSessionsOff)
-	case !a.countsSessions():
-		return nil
-	}
-	a.authority = &sessionAuthority{state: a.state.State}
-	if a.SessionSecret == "" {
-		a.state.FollowSessionSecret(context.Background(), false)
-		return nil
-	}
-	secret, err := resolveSecret(a.SessionSecret)
-	if err != nil {
-		return fmt.Errorf("session_secret: %w", err)
-	}
-	if len(secret) < minSessionSecret {
-		return fmt.Errorf("session_secret: it has %d bytes, want at least %d; `openssl rand -hex 32` makes one", len(secret), minSessionSecret)
-	}
-	a.authority.fixed = sessions.NewAuthority([]byte(secret))
-	a.eventsKey = keyOfEvents(secret)
-	return nil
-}
-
-// startSessions has the store keep a secret, if the config has none.
-func (a *App) startSessions() {
-	if a.countsSessions() && a.authority.fixed == nil {
-		a.state.FollowSessionSecret(context.Background(), true)
-	}
-}
-
-// get returns nil while the secret of the store is unknown.
-func (s *sessionAuthority) get() *sessions.Authority {
-	if s.fixed != nil {
-		return s.fixed
-	}
-	secret := s.state.SessionSecret()
-	if secret == nil {
-		return nil
-	}
-	known := s.stored.Load()
-	if known == nil || known.secret != secret {
-		known = &storedAuthority{sessions.NewAuthority(secret[:]), secret}
-		s.stored.Store(known)
-	}
-	return known.Authority
-}
-
 // checkSession counts the request for its session, which it may begin. The manifest with
 // which a session begins is counted when it is known to be one (see beginSession).
 func checkSession(d *decision) error {
@@ -106,9 +37,9 @@ func checkSession(d *decision) error {
 		}
 		return nil
 	}
-	switch authority := d.app.authority.get(); {
+	switch authority := d.app.authority.Authority(); {
 	case authority == nil:
-		return refuse(reasonStateUnavailable, errSessionSecret)
+		return refusal.StateUnavailable.Because(errSessionSecret)
 	case d.renewsSession():
 		return d.checkRenewal()
 	case d.target.Session != "":
@@ -132,32 +63,23 @@ func checkSession(d *decision) error {
 // sessionInPath returns the key of the session in the path, if it is one of this token or
 // video.
 func (d *decision) sessionInPath() (sessions.Key, error) {
-	text, authority := d.target.Session, d.app.authority.get()
+	authority := d.app.authority.Authority()
 	if authority == nil {
-		return sessions.Key{}, refuse(reasonStateUnavailable, errSessionSecret)
+		return sessions.Key{}, refusal.StateUnavailable.Because(errSessionSecret)
 	}
-	if d.verified != nil {
-		last := d.verified.session.Load()
-		if last != nil && last.authority == authority && subtle.ConstantTimeCompare([]byte(last.text), []byte(text)) == 1 {
-			return last.key, nil
-		}
-	}
-	key, err := authority.Verify(text, d.owner())
+	key, err := d.sessionMemory().Verify(authority, d.target.Session, d.owner())
 	if err != nil {
-		return key, refuse(reasonSessionInvalid, errSessionInvalid)
-	}
-	if d.verified != nil {
-		d.verified.session.Store(&verifiedSession{authority, string([]byte(text)), key})
+		return key, refusal.SessionInvalid.Because(errSessionInvalid)
 	}
 	return key, nil
 }
 
-// verifiedSession is the session of the last request with a token, so that the requests of one
-// player have it verified once.
-type verifiedSession struct {
-	authority *sessions.Authority
-	text      string
-	key       sessions.Key
+// sessionMemory returns what the token of the request remembers, nil without a token.
+func (d *decision) sessionMemory() *sessions.Memory {
+	if d.verified == nil {
+		return nil
+	}
+	return &d.verified.Sessions
 }
 
 // owner returns what the session ids of this request belong to.
@@ -165,8 +87,8 @@ func (d *decision) owner() sessions.Owner {
 	switch {
 	case d.target.Token == "":
 		return sessions.Owner{Video: d.target.VideoID}
-	case d.verified != nil && d.verified.key != nil:
-		return sessions.Owner{Token: d.verified.digest}
+	case d.verified != nil && d.verified.Key != nil:
+		return sessions.Owner{Token: d.verified.Digest}
 	default: // in report-only mode, or assumed by `explain`
 		return sessions.Owner{Token: sha256.Sum256([]byte(d.target.Token))}
 	}
@@ -175,63 +97,35 @@ func (d *decision) owner() sessions.Owner {
 // visitOutside counts a request without a session in its path. What it begins has no id, so
 // only this gate and its fleet know of it.
 func (d *decision) visitOutside(authority *sessions.Authority) error {
-	client := d.outsideClient()
-	key := d.outsideKey(authority, client)
-	if t := d.verified; t != nil && t.startBy >= 0 {
+	player := d.player()
+	key := d.sessionMemory().KeyOf(authority, player, d.owner())
+	if t := d.verified; t != nil && t.StartBy >= 0 {
 		err := d.checkStartBy(d.app.now())
 		if runs, _ := d.app.state.tracker.Runs(key); err != nil && !runs {
 			return err
 		}
 	}
-	return d.visit(sessions.Visit{Key: key, Address: client.address})
+	return d.visit(sessions.Visit{Key: key, Address: player.Address})
 }
 
-// outsideClient distinguishes clients without a session in their path.
-type outsideClient struct {
-	address netip.Addr
-	named   bool   // text is what the player calls its session, and not its user agent
-	text    string // without a copy of its own
-}
-
-func (d *decision) outsideClient() (c outsideClient) {
-	c.address, _ = clientAddress(d.request)
-	if c.text = cmcd.Session(d.request.Header, d.query); c.text != "" {
-		c.named = true
+func (d *decision) player() (p sessions.Player) {
+	p.Address, _ = clientAddress(d.request)
+	if p.Text = cmcd.Session(d.request.Header, d.query); p.Text != "" {
+		p.Named = true
 	} else if agent := d.request.Header["User-Agent"]; len(agent) > 0 {
-		c.text = agent[0]
+		p.Text = agent[0]
 	}
-	return c
+	return p
 }
 
-// outsideSession is the session of the last such request with a token, so that the requests of one
-// player have its key computed once.
-type outsideSession struct {
-	authority *sessions.Authority
-	client    outsideClient
-	key       sessions.Key
-}
-
-func (d *decision) outsideKey(authority *sessions.Authority, client outsideClient) (key sessions.Key) {
-	if d.verified != nil {
-		if last := d.verified.outside.Load(); last != nil && last.authority == authority && last.client == client {
-			return last.key
-		}
-	}
-	if client.named {
-		key = authority.KeyOfPlayer(d.owner(), client.text)
-	} else {
-		key = authority.KeyOfClient(d.owner(), client.address, client.text)
-	}
-	if d.verified != nil {
-		client.text = strings.Clone(client.text)
-		d.verified.outside.Store(&outsideSession{authority, client, key})
-	}
-	return key
+// outsideKey returns the key of the session of a request without one in its path.
+func (d *decision) outsideKey(authority *sessions.Authority) sessions.Key {
+	return d.sessionMemory().KeyOf(authority, d.player(), d.owner())
 }
 
 // followsPlaylist reports whether the client has had this playlist already, as a live one without a session.
 func (d *decision) followsPlaylist(authority *sessions.Authority) bool {
-	return d.app.state.tracker.Follows(d.outsideKey(authority, d.outsideClient()), d.playlist())
+	return d.app.state.tracker.Follows(d.outsideKey(authority), d.playlist())
 }
 
 func (d *decision) playlist() uint32 { return crc32.ChecksumIEEE([]byte(d.target.Suffix.Decoded)) }
@@ -240,7 +134,7 @@ func (d *decision) playlist() uint32 { return crc32.ChecksumIEEE([]byte(d.target
 // session nor be of one that runs. The response tells which of the two it is.
 func (d *decision) mayBegin(authority *sessions.Authority) error {
 	d.uncounted = true
-	runs, admitted := d.app.state.tracker.Runs(d.outsideKey(authority, d.outsideClient()))
+	runs, admitted := d.app.state.tracker.Runs(d.outsideKey(authority))
 	if runs && (admitted || !d.enforcesAdmission()) {
 		return nil
 	}
@@ -258,7 +152,7 @@ func (d *decision) mayBegin(authority *sessions.Authority) error {
 // mayLeadBelow reports whether a manifest in the response leads below a new session, if players
 // begin with it: the request has none.
 func (d *decision) mayLeadBelow() bool {
-	return d.app.countsSessions() && d.target.Session == "" && d.app.authority.get() != nil
+	return d.app.countsSessions() && d.target.Session == "" && d.app.authority.Authority() != nil
 }
 
 // checkManifestStart holds startBy against a manifest with sessions off.
@@ -280,7 +174,7 @@ func (d *decision) beginSession(text string) error {
 	d.uncounted = false
 	d.learnManifest(d.rooted)
 	if text == "" {
-		err := d.visitOutside(d.app.authority.get())
+		err := d.visitOutside(d.app.authority.Authority())
 		if d.session != nil {
 			d.session.Follow(d.playlist())
 		}
@@ -297,10 +191,10 @@ func (d *decision) beginSession(text string) error {
 func (d *decision) checkRevokedSession(key sessions.Key) error {
 	all := d.app.state.Revocations()
 	if all == nil {
-		return refuse(reasonStateUnavailable, errRevocationsUnknown)
+		return refusal.StateUnavailable.Because(errRevocationsUnknown)
 	}
 	if all.HasSessions() && all.Session(key.ID().String(), d.now()) != nil {
-		return refuse(reasonSessionEnded, errSessionEnded)
+		return refusal.SessionEnded.Because(errSessionEnded)
 	}
 	return nil
 }
@@ -325,34 +219,34 @@ func (d *decision) complete(v sessions.Visit) sessions.Visit {
 		v.Address, _ = clientAddress(d.request)
 	}
 	if t := d.verified; t != nil {
-		v.Viewer, v.Expires = t.sessionViewer, t.expiresAt()
-		v.Limit = sessions.SmallerLimit(t.sessionLimit, d.settings.maxSessions)
+		v.Viewer, v.Expires = t.SessionViewer, t.ExpiresAt()
+		v.Limit = sessions.SmallerLimit(t.SessionLimit, d.settings.maxSessions)
 	}
 	return v
 }
 
 func sessionRefusal(err error) error {
 	switch {
-	case err == nil || isRefusal(err):
+	case err == nil || refusal.Is(err):
 		return err
 	case errors.Is(err, sessions.ErrEnded):
-		return refuse(reasonSessionEnded, errSessionEnded)
+		return refusal.SessionEnded.Because(errSessionEnded)
 	default:
-		return refuse(reasonSessionLimit, errSessionLimit)
+		return refusal.SessionLimit.Because(errSessionLimit)
 	}
 }
 
 // checkStartBy refuses what begins at or after the time of the claim startBy.
 func (d *decision) checkStartBy(begins time.Time) error {
-	if d.verified != nil && d.verified.startBy >= 0 && begins.Unix() >= d.verified.startBy {
-		return refuse(reasonStartByPassed, errStartBy)
+	if d.verified != nil && d.verified.StartBy >= 0 && begins.Unix() >= d.verified.StartBy {
+		return refusal.StartByPassed.Because(errStartBy)
 	}
 	return nil
 }
 
 // isExtended reports whether an expired token still plays for the session in the path, which
 // has been extended.
-func (d *decision) isExtended(t *verifiedToken, why error) bool {
+func (d *decision) isExtended(t *verification.Token, why error) bool {
 	if d.target.Session == "" || !d.app.countsSessions() || !errors.Is(why, token.ErrExpired) {
 		return false
 	}
@@ -364,11 +258,11 @@ func (d *decision) isExtended(t *verifiedToken, why error) bool {
 	}
 	until := d.app.state.tracker.Until(key)
 	// A revocation of the token lasts as long, whatever newer tokens or an earlier config permit.
-	if latest := t.expiresAt().Add(time.Duration(d.app.MaxSession)); until.After(latest) {
+	if latest := t.ExpiresAt().Add(time.Duration(d.app.MaxSession)); until.After(latest) {
 		until = latest
 	}
 	// The other claims count as a second before exp.
-	if !d.now().Before(until) || t.check(t.expiresAt().Add(-time.Second), d.app.policy) != nil {
+	if !d.now().Before(until) || t.Check(t.ExpiresAt().Add(-time.Second), d.app.policy) != nil {
 		return false
 	}
 	d.until = until
@@ -380,3 +274,91 @@ type sessionClient struct{ d *decision }
 
 func (c sessionClient) Country() string   { return c.d.knownCountry() }
 func (c sessionClient) UserAgent() string { return redact.Tokens(c.d.request.UserAgent()) }
+
+// admitted is an answer that a decision has got before the origin was asked.
+type admitted struct {
+	id    sessions.ID
+	text  string // of the session in paths, "" for one that has none
+	terms sessions.Terms
+	err   error // a refusal
+}
+
+// Admit implements sessions.Client.
+func (c sessionClient) Admit(ctx context.Context, id sessions.ID) (sessions.Terms, error) {
+	return c.d.admit(ctx, id)
+}
+
+// admitBeforeOrigin asks for the session that the manifest in the response probably begins, so
+// that the origin is not asked for a viewer who may not begin one. Only the response tells which
+// session that is. If it is another one, it is asked for then.
+func (d *decision) admitBeforeOrigin(authority *sessions.Authority) error {
+	desk := d.app.admission
+	if desk == nil || d.explained() != nil {
+		return nil
+	}
+	var key sessions.Key
+	text := ""
+	if d.Manifest && !desk.IsLive(d.livePlaylist()) {
+		text = authority.New(d.owner(), d.now())
+		key, _ = sessions.KeyIn(text)
+	} else {
+		key = d.outsideKey(authority)
+	}
+	terms, err := d.admit(d.request.Context(), key.ID())
+	d.admitted = &admitted{key.ID(), text, terms, err}
+	if d.enforcesAdmission() {
+		return err
+	}
+	return nil
+}
+
+// enforcesAdmission reports whether a session must not play without the permission of the back end.
+func (d *decision) enforcesAdmission() bool {
+	return d.app.admission != nil && !d.reports(reportonly.Admission) && !d.reports(reportonly.Sessions)
+}
+
+// livePlaylist returns the key of a manifest in the memory of the desk.
+func (d *decision) livePlaylist() string { return d.video + "/" + d.target.Suffix.Decoded }
+
+// learnManifest remembers whether a session is written into the manifest of a response.
+func (d *decision) learnManifest(leadsBelow bool) {
+	if d.admitted != nil && d.Manifest {
+		d.app.admission.Learn(d.livePlaylist(), !leadsBelow)
+	}
+}
+
+// newSessionText returns the text of the session that the response begins.
+func (d *decision) newSessionText() string {
+	if d.admitted != nil && d.admitted.text != "" {
+		return d.admitted.text
+	}
+	return d.app.authority.Authority().New(d.owner(), d.now())
+}
+
+// admit asks the back end whether a session may begin. In report-only mode, the caller lets it
+// begin anyway.
+func (d *decision) admit(ctx context.Context, id sessions.ID) (sessions.Terms, error) {
+	if d.admitted != nil && d.admitted.id == id {
+		return d.admitted.terms, d.admitted.err
+	}
+	terms, err := d.ask(ctx, id)
+	if err != nil && !d.enforcesAdmission() {
+		d.report(err)
+	}
+	return terms, err
+}
+
+// ask asks the back end. Its errors are refusals.
+func (d *decision) ask(ctx context.Context, id sessions.ID) (sessions.Terms, error) {
+	v := d.complete(sessions.Visit{})
+	question := admission.Question{
+		ID: id.String(), Video: d.video, Country: d.knownCountry(), UserAgent: sessions.ShortUserAgent(v.Client.UserAgent()),
+	}
+	if prefix := sessions.NetworkOf(v.Address); prefix.IsValid() {
+		question.Network = prefix.String()
+	}
+	if t := d.verified; t != nil {
+		question.UID, question.JTI = t.Viewer, t.ID
+	}
+	return d.app.admission.Admit(ctx, v.Viewer, question)
+}

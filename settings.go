@@ -11,6 +11,8 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
+	"github.com/signed-playback/caddy-signed-playback/internal/reportonly"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/internal/worklimit"
@@ -85,11 +87,11 @@ type settings struct {
 	requireSignedURLs bool
 	origins           originPolicy
 	rules             accessrules.List
-	availableFrom     time.Time   // zero for always
-	availableUntil    time.Time   // zero for ever
-	maxSessions       int         // of a viewer at a time, 0 for no limit
-	enforcement       enforcement // usually unset, so the gate's counts
-	purged            int64       // see state.VideoDocument; unknown for a video of the config
+	availableFrom     time.Time          // zero for always
+	availableUntil    time.Time          // zero for ever
+	maxSessions       int                // of a viewer at a time, 0 for no limit
+	enforcement       reportonly.Setting // usually unset, so the gate's counts
+	purged            int64              // see state.VideoDocument; unknown for a video of the config
 }
 
 func (a *App) provisionSettings() (err error) {
@@ -99,8 +101,8 @@ func (a *App) provisionSettings() (err error) {
 	if a.defaults, err = a.VideoSettings.compile(settings{requireSignedURLs: true}); err != nil {
 		return err
 	}
-	a.enforcement, a.defaults.enforcement = a.defaults.enforcement, enforcement{}
-	a.enforcement.warn(a.logger, "all gates and videos that do not say otherwise")
+	a.enforcement, a.defaults.enforcement = a.defaults.enforcement, reportonly.Setting{}
+	a.enforcement.Warn(a.logger, "all gates and videos that do not say otherwise")
 	if err := a.checkOwnRules(a.defaults.rules); err != nil {
 		return err
 	}
@@ -112,7 +114,7 @@ func (a *App) provisionSettings() (err error) {
 		if a.videos[id], err = own.compile(a.defaults); err != nil {
 			return fmt.Errorf("video %q: %w", id, err)
 		}
-		a.videos[id].enforcement.warn(a.logger, "video "+id)
+		a.videos[id].enforcement.Warn(a.logger, "video "+id)
 		if own.AccessRules == nil {
 			continue
 		}
@@ -226,10 +228,10 @@ func (a *App) settings(r *http.Request, videoID string, stranger bool) (settings
 		video, err = a.state.Video(r.Context(), videoID)
 	}
 	if errors.Is(err, state.ErrLimited) {
-		return settings{}, refuse(reasonVerificationLimited, errLookupsLimited)
+		return settings{}, refusal.VerificationLimited.Because(errLookupsLimited)
 	}
 	if err != nil {
-		return settings{}, refuse(reasonStateUnavailable, errSettingsUnknown)
+		return settings{}, refusal.StateUnavailable.Because(errSettingsUnknown)
 	}
 	return mergeInto(a.defaults, video), nil
 }

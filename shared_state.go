@@ -1,8 +1,11 @@
 package signedplayback
 
 import (
+	"cmp"
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,9 +18,11 @@ import (
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/metrics"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
+	"github.com/signed-playback/caddy-signed-playback/internal/webhook"
 )
 
 // statePool keeps states over config reloads, so that a revocation is in force
@@ -34,7 +39,7 @@ type sharedState struct {
 	ctx      context.Context
 	stop     context.CancelFunc // ends it
 	poolKey  string
-	metrics  *metrics
+	metrics  *metrics.Metrics
 
 	endedUpTo *state.Revocations // that the tracker knows; of its goroutine
 
@@ -122,17 +127,17 @@ func (a *App) acquireState(poolKey string, open openStore) error {
 			return nil, err
 		}
 		config := sessions.Config{
-			Policy: a.sessionPolicy, Ended: s.sessionEnded, Shared: s.viewersShare, Dropped: a.metrics.countDropped,
+			Policy: a.sessionPolicy, Ended: s.sessionEnded, Shared: s.viewersShare, Dropped: a.metrics.CountDropped,
 			Revoked:    s.revokedSessions,
 			Extended:   func(id sessions.ID) time.Time { return s.ExtendedUntil(context.Background(), id.String()) },
-			CountError: func() { a.metrics.countStoreError("sessions") }, Away: s.sessionsAway,
+			CountError: func() { a.metrics.CountStoreError("sessions") }, Away: s.sessionsAway,
 		}
 		if redis, shared := opened.(*store.Redis); shared {
 			config.Redis = redis
 		}
 		s.tracker = sessions.New(config)
 		s.ctx, s.stop = context.WithCancel(context.Background())
-		s.State = state.New(state.Config{Store: opened, Renew: len(a.EarlierStoreSecrets) > 0, Logger: s.logger, CountError: a.metrics.countStoreError})
+		s.State = state.New(state.Config{Store: opened, Renew: len(a.EarlierStoreSecrets) > 0, Logger: s.logger, CountError: a.metrics.CountStoreError})
 		return s, nil
 	})
 	if err != nil {
@@ -195,7 +200,7 @@ func (s *sharedState) use(config *App) {
 	s.configs = append(without(s.configs, config), config)
 	s.tracker.Use(config.sessionPolicy)
 	s.sendEventsOf(config)
-	if config.Sessions != nil && *config.Sessions && !s.tracking {
+	if config.countsSessions() && !s.tracking {
 		s.tracking = true
 		go s.tracker.Run(s.ctx)
 	}
@@ -209,4 +214,115 @@ func (s *sharedState) storage() certmagic.Storage {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.configs[len(s.configs)-1].storage
+}
+
+// sessionEnded tells of the end of a session: in the log, in a metric, and to the receiver of
+// session_events.
+func (s *sharedState) sessionEnded(e sessions.Event) {
+	s.metrics.SessionsEnded[e.Reason].Inc()
+	s.logger().Named("sessions").Info("session ended", zap.Inline(e))
+	s.mu.RLock()
+	receiver := s.receiver
+	s.mu.RUnlock()
+	if receiver == nil {
+		return
+	}
+	if body, err := json.Marshal(e); err == nil {
+		receiver.Send(body)
+	}
+}
+
+// viewersShare tells of viewers who probably share a token, and revokes their tokens if the config in
+// force says so. Its caller does not wait for the store, because the fleet's sessions depend on it.
+func (s *sharedState) viewersShare(reports []sessions.Sharing) {
+	s.mu.RLock()
+	config := s.configs[len(s.configs)-1]
+	s.mu.RUnlock()
+	var list []*state.Revocation
+	for _, report := range reports {
+		s.metrics.Sharing.Inc()
+		s.logger().Named("sessions").Warn("a viewer probably shares a token", zap.Inline(report))
+		if config.revokeShared {
+			list = append(list, sharedTokens(report, config)...)
+		}
+	}
+	go s.revokeShared(list)
+}
+
+func (s *sharedState) revokeShared(list []*state.Revocation) {
+	ctx, cancel := context.WithTimeout(s.ctx, revokeTimeout)
+	defer cancel()
+	for some := range slices.Chunk(list, state.MaxInCall) {
+		if err := s.Refuse(ctx, some); err != nil {
+			s.logger().Named("sessions").Error("could not revoke the tokens of viewers who probably share them", zap.Int("revocations", len(some)), zap.Error(err))
+		}
+	}
+}
+
+// sessionsAway tells that the Redis of a fleet does not answer, or that it does again.
+func (s *sharedState) sessionsAway(err error) {
+	if err == nil {
+		s.logger().Info("playback sessions are counted over the fleet again")
+		return
+	}
+	s.logger().Error("playback sessions are counted by this node alone, because redis does not answer; they play on", zap.Error(err))
+}
+
+const revokeTimeout = 5 * time.Second
+
+// sharedTokens returns revocations of the tokens of a viewer: by uid, else by jti, else of the
+// token. A jti may look like the digest of a token, so it is revoked as both.
+func sharedTokens(report sessions.Sharing, config *App) []*state.Revocation {
+	now := config.now()
+	expires := report.Expires
+	if longest := now.Add(cmp.Or(config.policy.MaxLifetime, state.MaxTokenLifetime)); longest.After(expires) {
+		expires = longest
+	}
+	expires = expires.Add(time.Duration(config.MaxSession)) // of sessions that play on
+	revocation := func(selector state.Selector, value string, issuedBefore int64) *state.Revocation {
+		return &state.Revocation{Selector: selector, Value: value, IssuedBefore: issuedBefore, Expires: expires.Unix(), Reason: "on_sharing"}
+	}
+	if uid := report.UID(); uid != "" {
+		return []*state.Revocation{revocation(state.SelectViewer, uid, now.Unix())}
+	}
+	name := strings.TrimPrefix(report.Viewer, sessions.Unnamed)
+	list := []*state.Revocation{revocation(state.SelectJTI, name, 0)}
+	if digest, err := hex.DecodeString(name); err == nil && len(digest) == sha256.Size {
+		list = append(list, revocation(state.SelectToken, name, 0))
+	}
+	return list
+}
+
+// eventReceiver is where a config has the ends of sessions posted.
+type eventReceiver struct {
+	*webhook.Webhook
+	identity string // of its configuration
+}
+
+// keyOfEvents signs events. It is derived from session_secret, because the receiver of events must
+// not be able to make sessions.
+func keyOfEvents(sessionSecret string) []byte {
+	mac := hmac.New(sha256.New, []byte(sessionSecret))
+	mac.Write([]byte("session_events"))
+	return []byte(hex.EncodeToString(mac.Sum(nil)))
+}
+
+// sendEventsOf posts the ends of sessions to the receiver of a config. The caller holds s.mu.
+func (s *sharedState) sendEventsOf(config *App) {
+	identity := ""
+	if config.eventsURL != nil {
+		identity = fmt.Sprintf("%s %x", config.eventsURL, config.eventsKey)
+	}
+	if s.receiver != nil && s.receiver.identity == identity {
+		return
+	}
+	if s.receiver != nil {
+		go s.receiver.Close()
+		s.receiver = nil
+	}
+	if identity != "" {
+		s.receiver = &eventReceiver{webhook.New(webhook.Config{
+			URL: config.eventsURL, Key: config.eventsKey, Logger: s.logger, Drop: func() { s.metrics.CountDropped(metrics.DroppedEvent) },
+		}), identity}
+	}
 }

@@ -17,10 +17,12 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/jwks"
+	"github.com/signed-playback/caddy-signed-playback/internal/metrics"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/internal/store/storetest"
+	"github.com/signed-playback/caddy-signed-playback/internal/verification"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
@@ -76,7 +78,7 @@ func stateOf(t testing.TB, m *memStore) *state.State {
 	t.Helper()
 	m.fleet.Restore(m.fleet.Backup()) // another state may have heard of it
 	s := state.New(state.Config{
-		Store: m.Node, Logger: zap.NewNop, CountError: collectMetrics().countStoreError,
+		Store: m.Node, Logger: zap.NewNop, CountError: metrics.Process().CountStoreError,
 		Now: func() time.Time { return testTime },
 	})
 	t.Cleanup(s.Close)
@@ -88,7 +90,7 @@ func useState(t testing.TB, app *App, s *state.State) {
 	t.Helper()
 	before := app.state
 	use := func(s *sharedState) {
-		app.state, app.keys.state, app.verifier.catchUp = s, s.State, s.CatchUp
+		app.state, app.keys.State, app.verifier.CatchUp = s, s.State, s.CatchUp
 	}
 	use(&sharedState{State: s})
 	t.Cleanup(func() { use(before) })
@@ -116,7 +118,7 @@ func TestKeyring(t *testing.T) {
 	type verdict struct{ Found, Authoritative, MayAppear, Revocable bool }
 	for _, tc := range []struct {
 		name, id string
-		remote   *remoteKeys
+		remote   *jwks.Set
 		unknown  bool    // the keys of the store have not been read
 		want     verdict // while the store is unavailable, only a revocation is final
 	}{
@@ -139,41 +141,41 @@ func TestKeyring(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m.setDown(tc.unknown)
-			k := &keyring{fixed: fixed, state: stateOf(t, m), remote: tc.remote}
+			k := &verification.Keyring{Fixed: fixed, State: stateOf(t, m), Remote: tc.remote}
 			for range 2 {
-				got := verdict{k.Lookup(tc.id) != nil, k.lookupAuthoritative(tc.id), k.mayAppear(tc.id), k.revocable(tc.id)}
+				got := verdict{k.Lookup(tc.id) != nil, k.Authoritative(tc.id), k.MayAppear(tc.id), k.Revocable(tc.id)}
 				if diff := cmp.Diff(tc.want, got); diff != "" {
-					t.Errorf("%s, unavailable: %t (-want +got):\n%s", tc.id, k.state.Unavailable(), diff)
+					t.Errorf("%s, unavailable: %t (-want +got):\n%s", tc.id, k.State.Unavailable(), diff)
 				}
 				m.setDown(true)
-				k.state.Sync(t.Context())
+				k.State.Sync(t.Context())
 				tc.want.Authoritative = tc.want.Revocable && !tc.want.Found && !strings.HasSuffix(tc.id, "-damaged")
 			}
 		})
 	}
 	m.setDown(false)
-	k := &keyring{fixed: fixed, state: stateOf(t, m), remote: loaded}
+	k := &verification.Keyring{Fixed: fixed, State: stateOf(t, m), Remote: loaded}
 	if !k.Lookup("fixed").Equal(keyOf("fixed").Public()) {
 		t.Error("the key of the config does not win over that of the store")
 	}
-	if got := k.count(); got != 4 { // fixed, fixed-only, stored, remote
+	if got := k.Count(); got != 4 { // fixed, fixed-only, stored, remote
 		t.Errorf("%d keys verify, want 4", got)
 	}
 	m.setDown(true)
-	k.state = stateOf(t, m)
-	if got := k.count(); got != 0 {
+	k.State = stateOf(t, m)
+	if got := k.Count(); got != 0 {
 		t.Errorf("%d keys verify while the store is unknown, want none", got)
 	}
 }
 
-func remoteSet(t *testing.T, address string) *remoteKeys {
+func remoteSet(t *testing.T, address string) *jwks.Set {
 	t.Helper()
 	set, err := jwks.New(address, time.Hour, zap.NewNop)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(set.Stop)
-	return &remoteKeys{Set: set}
+	return set
 }
 
 // A token of a revoked key is refused, and where nothing is final the viewer may
@@ -268,7 +270,7 @@ func TestMergeInto(t *testing.T) {
 	site, other := must(weborigin.Compile([]string{"example.com"})), must(weborigin.Compile([]string{"example.org"}))
 	private := settings{requireSignedURLs: true, origins: originPolicy{allowed: site, allowMissing: true}}
 	public := settings{}
-	rules, otherRules := must(compileRules([]byte(blocksAll))), must(compileRules([]byte(needsAddress)))
+	rules, otherRules := must(accessrules.CompileClaim([]byte(blocksAll))), must(accessrules.CompileClaim([]byte(needsAddress)))
 	for _, tc := range []struct {
 		name     string
 		video    *state.Video
@@ -363,7 +365,7 @@ func TestStateIsSharedOverReloads(t *testing.T) {
 	check(old.Start())
 	next, elsewhere := loaded(t, folder, new(App)), loaded(t, t.TempDir(), new(App))
 	shared := old.state
-	if next.state != shared || next.keys.state != old.keys.state || elsewhere.state == shared || shared.storage() != old.storage {
+	if next.state != shared || next.keys.State != old.keys.State || elsewhere.state == shared || shared.storage() != old.storage {
 		t.Error("configs of one storage do not share a state, or others do")
 	}
 	check(errors.Join(elsewhere.Cleanup(), next.Start(), old.Stop(), next.state.Revoke(t.Context(), "a")))

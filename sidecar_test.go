@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/manifestbody"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
@@ -30,10 +31,10 @@ func TestStoryboardsAndAssetLists(t *testing.T) {
 		{"storyboard", storyboard, strings.ReplaceAll(storyboard, "/demo/", "../"), "text/vtt"},
 		{"storyboard in a text of captions", captions + "\n" + storyboard[8:], captions + "\n" + strings.ReplaceAll(storyboard[8:], "/demo/", "../"), "text/vtt"},
 		{"asset list", assets, strings.ReplaceAll(assets, "https://origin.example.com/demo/", own), "application/json"},
-		{"asset list after other members", `{"X":"` + strings.Repeat("a", 2*maxPrologLength) + `",` + assets[1:], `{"X":"` + strings.Repeat("a", 2*maxPrologLength) + `",` + strings.ReplaceAll(assets[1:], "https://origin.example.com/demo/", own), "application/json"},
+		{"asset list after other members", `{"X":"` + strings.Repeat("a", 2*manifestbody.MaxPrologLength) + `",` + assets[1:], `{"X":"` + strings.Repeat("a", 2*manifestbody.MaxPrologLength) + `",` + strings.ReplaceAll(assets[1:], "https://origin.example.com/demo/", own), "application/json"},
 		{"captions", captions, captions, ""},
 		{"JSON", otherJSON, otherJSON, ""},
-		{"long JSON", `{"a":"` + strings.Repeat("a", 2*maxPrologLength) + `"}`, `{"a":"` + strings.Repeat("a", 2*maxPrologLength) + `"}`, ""},
+		{"long JSON", `{"a":"` + strings.Repeat("a", 2*manifestbody.MaxPrologLength) + `"}`, `{"a":"` + strings.Repeat("a", 2*manifestbody.MaxPrologLength) + `"}`, ""},
 	} {
 		for suffix, contentType := range map[string]string{"x/a.vtt": "text/vtt", "x/a.json": "application/json", "x/a": "text/plain", "thumbnails/a.jpg": "image/jpeg"} {
 			for _, coding := range []string{"", "gzip"} {

@@ -118,6 +118,17 @@ const (
 	Reporting
 )
 
+// ParseFeature returns the feature of a name: `steering` or `reporting`.
+func ParseFeature(name string) (Features, error) {
+	switch name {
+	case "steering":
+		return Steering, nil
+	case "reporting":
+		return Reporting, nil
+	}
+	return 0, fmt.Errorf("manifest feature %q is unknown; known are steering and reporting", name)
+}
+
 // Stats counts the URIs of a manifest. Each is counted once.
 type Stats struct {
 	Rewritten int

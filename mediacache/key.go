@@ -1,6 +1,7 @@
 package mediacache
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -63,6 +64,24 @@ func keyOf(r *http.Request, config *Config) key {
 		k.Generation, _ = generationOf(r)
 	}
 	return k
+}
+
+// CheckQuery checks the name of a query parameter, which is compared with the
+// undecoded query.
+func CheckQuery(name string) error {
+	if name == "" || !isQueryName(name) {
+		return fmt.Errorf("query %q: want the name of a parameter as it is in URLs, without `=` and `&`", name)
+	}
+	return nil
+}
+
+func isQueryName(name string) bool {
+	for _, c := range []byte(name) {
+		if c <= ' ' || c >= 0x7f || c == '&' || c == '=' || c == '#' {
+			return false
+		}
+	}
+	return true
 }
 
 // filterQuery keeps the parameters that count, byte for byte and in their order: to

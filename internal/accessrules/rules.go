@@ -90,6 +90,15 @@ func Compile(raw []byte) (List, error) {
 	return rules, nil
 }
 
+// CompileClaim compiles the claim `accessRules`, and names it in errors.
+func CompileClaim(raw []byte) (List, error) {
+	rules, err := Compile(raw)
+	if err != nil {
+		return nil, fmt.Errorf("accessRules: %w", err)
+	}
+	return rules, nil
+}
+
 // members are the members of a rule.
 type members struct{ typ, action, ip, country, asn, kinds strictjson.Value }
 

@@ -1,5 +1,4 @@
-// Package admission asks a back end of the operator whether a playback session may begin. How many
-// questions are about one viewer is up to the caller.
+// Package admission asks a back end of the operator whether a playback session may begin.
 package admission
 
 import (

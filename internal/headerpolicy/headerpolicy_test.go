@@ -31,7 +31,7 @@ func TestPrivateCacheControl(t *testing.T) {
 		{"expired while the origin answered", "max-age=60", "private, max-age=0", -time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if got := PrivateCacheControl([]string{tc.origin}, tc.lifetime); got != tc.want {
+			if got := privateCacheControl([]string{tc.origin}, tc.lifetime); got != tc.want {
 				t.Errorf("privateCacheControl(%q, %s) = %q, want %q", tc.origin, tc.lifetime, got, tc.want)
 			}
 		})

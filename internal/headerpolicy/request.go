@@ -122,3 +122,53 @@ func CleanQuery(query string, t playbackpath.Target) string {
 	}
 	return query
 }
+
+// maxRanges is how many byte ranges one request may ask for. Players ask for
+// one.
+const maxRanges = 8
+
+// LimitRanges drops a Range header that asks for many ranges, which would let a
+// short request make the origin send a file many times over. The answer is then
+// the whole file (RFC 9110 section 14.2).
+func LimitRanges(h http.Header) {
+	ranges := h["Range"]
+	if len(ranges) > 1 || len(ranges) == 1 && strings.Count(ranges[0], ",") >= maxRanges {
+		DropRange(h)
+	}
+}
+
+// DropRange asks for the whole resource.
+func DropRange(h http.Header) {
+	delete(h, "Range")
+	delete(h, "If-Range")
+}
+
+// AskForWhole asks the origin for the whole resource, uncompressed.
+func AskForWhole(h http.Header) {
+	DropRange(h)
+	AskForIdentity(h)
+}
+
+// AskForIdentity asks the origin for an uncompressed resource.
+func AskForIdentity(h http.Header) { h["Accept-Encoding"] = identityCoding }
+
+// DropConditions asks for the resource whether it has changed or not.
+func DropConditions(h http.Header) {
+	for _, name := range []string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"} {
+		delete(h, name)
+	}
+}
+
+var identityCoding, gzipCoding = []string{"identity"}, []string{"gzip"}
+
+// LimitCoding lets the origin compress by gzip only. In any other coding, the gate
+// could not tell a manifest by its first bytes.
+func LimitCoding(h http.Header) {
+	switch coding := strings.Join(h["Accept-Encoding"], ","); {
+	case coding == "":
+	case strings.Contains(coding, "gzip") && !strings.Contains(coding, "q=0"):
+		h["Accept-Encoding"] = gzipCoding
+	default:
+		h["Accept-Encoding"] = identityCoding
+	}
+}

@@ -177,9 +177,9 @@ func DropSharedCaching(h http.Header) {
 	}
 }
 
-// PrivateCacheControl returns the Cache-Control of a response that is for one viewer, and fresh for
+// privateCacheControl returns the Cache-Control of a response that is for one viewer, and fresh for
 // a lifetime at most. Otherwise the directives of the origin stay.
-func PrivateCacheControl(origin []string, lifetime time.Duration) string {
+func privateCacheControl(origin []string, lifetime time.Duration) string {
 	const private, unset = "private", ", max-age=0"
 	if len(origin) == 0 {
 		return private + unset
@@ -222,6 +222,53 @@ func DropCORS(h http.Header) {
 
 // IsCORS reports whether a header, by its canonical name, is one that the gate sets itself.
 func IsCORS(name string) bool { return strings.HasPrefix(name, "Access-Control-") }
+
+// ReasonHeader has the reason of a refusal.
+const ReasonHeader = "Signed-Playback-Reason"
+
+// ExposedHeaders lists the headers that a page on another origin may read.
+const ExposedHeaders = "Content-Length, Content-Range, Accept-Ranges, Date, " + ReasonHeader
+
+// SetRefusalCORS lets a player on any site read the reason of a refusal. A
+// refusal contains no secret.
+func SetRefusalCORS(h http.Header) {
+	DropCORS(h)
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Access-Control-Expose-Headers", ExposedHeaders)
+	h.Add("Vary", "Origin")
+}
+
+// AllowPreflight lets any site read, with the headers for which its preflight asks.
+func AllowPreflight(h, request http.Header) {
+	if request.Get("Access-Control-Request-Method") == "" {
+		return
+	}
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Access-Control-Allow-Methods", "GET, HEAD")
+	if names := requestedHeaders(request); names != "" {
+		h.Set("Access-Control-Allow-Headers", names)
+	}
+	h.Set("Access-Control-Max-Age", "86400")
+}
+
+// maxRequestedHeaders bounds the list of header names that a preflight repeats.
+const maxRequestedHeaders = 4 << 10
+
+// requestedHeaders returns the headers that a preflight asks to send, "" unless they are
+// a list of names. Players, tracing and CMCD add headers of their own. The gate reads no
+// credentials, and the origin gets headers by a list.
+func requestedHeaders(h http.Header) string {
+	names := strings.Join(h["Access-Control-Request-Headers"], ",")
+	if len(names) > maxRequestedHeaders {
+		return ""
+	}
+	for name := range strings.SplitSeq(names, ",") {
+		if !httpguts.ValidHeaderFieldName(strings.Trim(name, " \t")) {
+			return ""
+		}
+	}
+	return names
+}
 
 // DropEntity removes the headers that describe a body that the viewer does
 // not get.

@@ -232,6 +232,22 @@ func SplitHostPort(s string) (host string, port uint16, err error) {
 	return s[:colon], uint16(n), nil
 }
 
+// ParseManifestHost returns the canonical form of a host[:port] to which manifests lead, as a person
+// has written it.
+func ParseManifestHost(s string) (string, error) {
+	if strings.Contains(s, "/") {
+		return "", fmt.Errorf("manifest host %q must not specify protocol or path", s)
+	}
+	host, port, err := SplitHostPort(s)
+	if err == nil {
+		host, err = ParseWrittenHost(host)
+	}
+	if err != nil {
+		return "", fmt.Errorf("manifest host %q is not host[:port]: %w", s, err)
+	}
+	return JoinHostPort(host, port), nil
+}
+
 // JoinHostPort returns host[:port], with an IPv6 address in brackets. Port 0
 // means none.
 func JoinHostPort(host string, port uint16) string {

@@ -1,13 +1,17 @@
 package signedplayback
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"go.uber.org/zap"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/admission"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/webhook"
 )
@@ -63,26 +67,22 @@ const minSessionTimeout = 15 * time.Second
 func (a *App) provisionSessions() error {
 	a.sessionPolicy.Timeout = sessions.DefaultTimeout
 	o := a.SessionOptions
-	if a.Sessions == nil || !*a.Sessions {
-		option := ""
-		switch {
-		case o.SessionTimeout != 0:
-			option = "session_timeout"
-		case o.OnSessionLimit != "":
-			option = "on_session_limit"
-		case o.MaxSession != 0:
-			option = "max_session"
-		case o.SessionEvents != "":
-			option = "session_events"
-		case o.Admission != "":
-			option = "admission"
-		case o.OnSharing != "":
-			option = "on_sharing"
-		case a.limitsSessions():
-			option = "max_sessions"
-		}
-		if option != "" {
-			return fmt.Errorf("%s: %w", option, errSessionsOff)
+	if !a.countsSessions() {
+		for _, needs := range []struct {
+			option string
+			isSet  bool
+		}{
+			{"session_timeout", o.SessionTimeout != 0},
+			{"on_session_limit", o.OnSessionLimit != ""},
+			{"max_session", o.MaxSession != 0},
+			{"session_events", o.SessionEvents != ""},
+			{"admission", o.Admission != ""},
+			{"on_sharing", o.OnSharing != ""},
+			{"max_sessions", a.limitsSessions()},
+		} {
+			if needs.isSet {
+				return fmt.Errorf("%s: %w", needs.option, errSessionsOff)
+			}
 		}
 		return nil
 	}
@@ -121,6 +121,115 @@ var (
 	onSessionLimitWords = twoWords{"on_session_limit", "end_oldest", "refuse_new"}
 	onSharingWords      = twoWords{"on_sharing", "report", "revoke"}
 )
+
+// countsSessions reports whether `sessions` is on.
+func (a *App) countsSessions() bool { return a.Sessions != nil && *a.Sessions }
+
+// minSessionSecret is the length of the shortest session_secret.
+const minSessionSecret = 16
+
+func (a *App) provisionSessionSecret() error {
+	switch {
+	case !a.countsSessions() && a.SessionSecret != "":
+		return fmt.Errorf("session_secret: %w", errSessionsOff)
+	case !a.countsSessions():
+		return nil
+	}
+	a.authority = &sessions.Source{Stored: a.state.SessionSecret}
+	if a.SessionSecret == "" {
+		a.state.FollowSessionSecret(context.Background(), false)
+		return nil
+	}
+	secret, err := resolveSecret(a.SessionSecret)
+	if err != nil {
+		return fmt.Errorf("session_secret: %w", err)
+	}
+	if len(secret) < minSessionSecret {
+		return fmt.Errorf("session_secret: it has %d bytes, want at least %d; `openssl rand -hex 32` makes one", len(secret), minSessionSecret)
+	}
+	a.authority.Fixed = sessions.NewAuthority([]byte(secret))
+	a.eventsKey = keyOfEvents(secret)
+	return nil
+}
+
+// startSessions has the store keep a secret, if the config has none.
+func (a *App) startSessions() {
+	if a.countsSessions() && a.authority.Fixed == nil {
+		a.state.FollowSessionSecret(context.Background(), true)
+	}
+}
+
+// provisionSessionEvents checks session_events. Its errors quote no URL, which may contain a
+// secret.
+func (a *App) provisionSessionEvents() error {
+	address, err := resolveSecret(a.SessionEvents)
+	if err == nil && address != "" {
+		a.eventsURL, err = webhook.ParsePrivate(address, isLoopback)
+	}
+	if err != nil {
+		return fmt.Errorf("session_events: %w", err)
+	}
+	return nil
+}
+
+var (
+	onErrorWords = twoWords{"on_error", "deny", "allow"}
+
+	errAdmissionURL    = errors.New("admission takes the URL of your back end, and perhaps `on_error allow` or `on_error deny`")
+	errOnErrorNoServer = errors.New("admission_on_error: it needs admission, the URL of your back end")
+)
+
+// provisionAdmission comes after the secrets. Its errors quote no URL, which may contain a secret.
+func (a *App) provisionAdmission(ctx caddy.Context) error {
+	allow, err := onErrorWords.isSecond(a.AdmissionOnError)
+	switch {
+	case err != nil:
+		return fmt.Errorf("admission: %w", err)
+	case a.Admission == "" && a.AdmissionOnError != "":
+		return errOnErrorNoServer
+	case a.Admission == "":
+		return nil
+	}
+	address, err := resolveSecret(a.Admission)
+	var u *url.URL
+	if err == nil {
+		u, err = webhook.Parse(address)
+	}
+	if err != nil {
+		return fmt.Errorf("admission: %w", err)
+	}
+	if webhook.IsExposed(u, isLoopback) {
+		a.logger.Warn("admission is not encrypted, so others on the network can read who watches and let anybody begin; use https", zap.String("host", u.Host))
+	}
+	if a.eventsKey == nil {
+		a.logger.Warn("admission without session_secret: the questions have no signature, so your back end cannot tell them from forged ones; set session_secret", zap.String("host", u.Host))
+	}
+	a.admission = admission.NewDesk(
+		admission.Config{URL: u, Key: a.eventsKey, Now: time.Now, Asked: a.metrics.CountAdmission}, allow, sampledLogger(ctx.Logger(), time.Minute, 1))
+	return nil
+}
+
+// parseAdmission reads a URL that no error quotes: it may contain a secret.
+func (o *SessionOptions) parseAdmission(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) != 1 && (len(args) != 3 || args[1] != onErrorWords.option) || args[0] == "" {
+		return d.Errf("%v, not \"%d\" arguments", errAdmissionURL, len(args))
+	}
+	o.Admission = args[0]
+	if len(args) > 1 {
+		o.AdmissionOnError = args[2]
+		if _, err := onErrorWords.isSecond(args[2]); err != nil || args[2] == "" {
+			return d.Errf("admission: on_error %q: want deny or allow", args[2])
+		}
+	}
+	if hasPlaceholder(o.Admission) {
+		return nil // Provision resolves and checks it
+	}
+	if _, err := webhook.Parse(o.Admission); err != nil {
+		return d.Errf("admission: %v", err)
+	}
+	return nil
+}
 
 // parseSessionEvents reads a URL that no error quotes: it may contain a secret.
 func (o *SessionOptions) parseSessionEvents(d *caddyfile.Dispenser) error {
