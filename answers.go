@@ -3,9 +3,7 @@ package signedplayback
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
-	"os"
 	"strconv"
 	"time"
 
@@ -24,32 +22,16 @@ type PlayerConfig struct {
 	HLSJS string `json:"hls_js,omitempty"`
 }
 
-// getHLSJS is the command that leaves the file in the current folder.
-const getHLSJS = "npm pack hls.js && tar -xzf hls.js-*.tgz --strip-components=2 package/dist/hls.min.js"
-
 var errTwoPages = errors.New("trust_origin_iframe: `player` serves a page of its own at /iframe; remove one of the two")
-
-var errManifestOfPage = errors.New("the player page plays HLS; give the path of a playlist, like master.m3u8")
 
 // provision loads hls.js and prepares the page. manifestPath is the escaped path of the
 // manifest that the page plays, relative to the video.
 func (c *PlayerConfig) provision(manifestPath string) (*player.Page, error) {
-	if c.HLSJS == "" {
-		return player.New(nil, manifestPath)
-	}
 	path, err := resolve(c.HLSJS)
 	if err != nil {
 		return nil, err
 	}
-	var page *player.Page
-	script, err := os.ReadFile(path)
-	if err == nil {
-		page, err = player.New(script, manifestPath)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%q: %w; want dist/hls.min.js of the npm package hls.js; this gets the file: %s", path, err, getHLSJS)
-	}
-	return page, nil
+	return player.Load(path, manifestPath)
 }
 
 // servePlayer answers a request for the player page or its script after the

@@ -1,21 +1,29 @@
 package signedplayback
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
+	"github.com/signed-playback/caddy-signed-playback/internal/command"
 	"github.com/signed-playback/caddy-signed-playback/internal/console"
 	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
+	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/replay"
 	"github.com/signed-playback/caddy-signed-playback/internal/routecheck"
+	"github.com/signed-playback/caddy-signed-playback/internal/siteconfig"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -134,7 +142,7 @@ func (a *API) provisionConsole(ctx caddy.Context, account string) (err error) {
 		return errConsoleWithoutToken
 	}
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
-		if path := routecheck.KeptFromConsole(serverConfig(server), console.Path, console.Path+"console.js"); path != "" {
+		if path := routecheck.KeptFromConsole(siteconfig.Server(server), console.Path, console.Path+"console.js"); path != "" {
 			return fmt.Errorf("console: no request for %q gets to signed_playback_api; let its matcher, or that of the handle block around it, "+
 				"have the path %q too", path, console.Path+"*")
 		}
@@ -195,6 +203,67 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	}
 	a.server.ServeHTTP(w, r)
 	return nil
+}
+
+// explainRunning is the call of the control API that replays a request in the running
+// config.
+func (a *API) explainRunning(ctx context.Context, asked controlapi.ExplainedRequest) (any, error) {
+	servers, err := a.servers()
+	if err != nil {
+		return nil, err
+	}
+	request, err := replay.Request{URL: asked.URL, IP: asked.IP, Origin: asked.Origin, Referer: asked.Referer, Method: http.MethodGet}.HTTP()
+	if err != nil {
+		return nil, err
+	}
+	var notes []string
+	if missing := a.app.missingKeys(); missing != "" {
+		notes = []string{missing}
+	}
+	return replay.Running(servers, traced, notes...).Explain(request.WithContext(ctx), asked.At)
+}
+
+// servers returns the servers of the running config.
+func (a *API) servers() (map[string]*caddyhttp.Server, error) {
+	app, err := a.ctx.AppIfConfigured("http")
+	if err != nil {
+		return nil, err
+	}
+	return app.(*caddyhttp.App).Servers, nil
+}
+
+// describeGateway describes the running config for pages and scripts.
+func (a *API) describeGateway() (controlapi.Gateway, error) {
+	servers, err := a.servers()
+	if err != nil {
+		return controlapi.Gateway{}, err
+	}
+	g := controlapi.Gateway{Version: command.Version(), Databases: make(map[string]bool)}
+	for fact, name := range map[geo.Fact]string{geo.Country: "country", geo.ASN: "asn", geo.Anonymous: "anonymous"} {
+		g.Databases[name] = a.app.geo.Has(fact)
+	}
+	g.Defaults.AccessRules = a.app.AccessRules
+	for _, name := range slices.Sorted(maps.Keys(servers)) {
+		server := servers[name]
+		add := func(handler caddyhttp.MiddlewareHandler, hosts []string) {
+			if gate, ok := handler.(*Gate); ok {
+				g.Gates = append(g.Gates, controlapi.Gate{
+					Playback: siteconfig.BaseURL(server, hosts), Hosts: append([]string{}, hosts...), Manifest: gate.manifest, Player: gate.player != nil,
+				})
+			}
+		}
+		siteconfig.Handlers(server.Routes, nil, add)
+		for _, route := range slices.Sorted(maps.Keys(server.NamedRoutes)) {
+			siteconfig.Handlers(caddyhttp.RouteList{*server.NamedRoutes[route]}, nil, add)
+		}
+	}
+	public, _ := url.Parse(a.app.publicURL)
+	for i, gate := range g.Gates {
+		if a.app.publicURL != "" && (len(g.Gates) == 1 || len(gate.Hosts) == 0 || slices.Contains(gate.Hosts, public.Hostname())) {
+			g.Gates[i].Playback = a.app.publicURL
+		}
+	}
+	return g, nil
 }
 
 // Interface guards

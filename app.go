@@ -326,8 +326,8 @@ func (a *App) Start() error {
 	a.state.use(a)
 	a.state.Start()
 	a.startSessions()
-	if a.lacksKeys() {
-		a.logger.Warn(noKeys)
+	if missing := a.missingKeys(); missing != "" {
+		a.logger.Warn(missing)
 	}
 	for _, keyID := range a.keys.Fixed.IDs() {
 		stored, _ := a.state.Key(keyID)

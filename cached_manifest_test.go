@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/replay"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/mediacache"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -159,7 +160,7 @@ func TestExplainedCache(t *testing.T) {
 			r = r.WithContext(context.WithValue(r.Context(), traceKey{}, found))
 			exchange(t, g, r, c.through(func(http.ResponseWriter, *http.Request) error { return nil }))
 			last := found.checks[len(found.checks)-1]
-			if diff := cmp.Diff(explainedCheck{Check: "cache", Outcome: verdictPass, Details: tc.want}, last); diff != "" {
+			if diff := cmp.Diff(replay.Check{Check: "cache", Outcome: replay.Pass, Details: tc.want}, last); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 			if objects, _ := c.cache.Usage(); objects > 0 {

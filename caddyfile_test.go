@@ -113,13 +113,13 @@ func checkGolden(t *testing.T, file, text, got string) {
 func TestUnknownOptionsHaveHints(t *testing.T) {
 	t.Parallel()
 	right := make(map[string][]string) // the places of each option
-	for _, place := range optionPlaces() {
-		for name := range place.options() {
-			right[name] = append(right[name], place.name)
+	for _, place := range blocks().Places {
+		for name := range place.Options() {
+			right[name] = append(right[name], place.Name)
 		}
 	}
-	for _, place := range optionPlaces() {
-		here := place.options()
+	for _, place := range blocks().Places {
+		here := place.Options()
 		for name, places := range right {
 			if len(name) < 3 {
 				continue // half of it is a misspelling of anything
@@ -136,7 +136,7 @@ func TestUnknownOptionsHaveHints(t *testing.T) {
 				if here[word] != nil || word != name && right[word] != nil {
 					continue
 				}
-				hint := hintAt(word, here)
+				hint := blocks().Hint(word, here)
 				var wants []string
 				if here[name] == nil {
 					wants = append(wants, places...)
@@ -146,14 +146,14 @@ func TestUnknownOptionsHaveHints(t *testing.T) {
 				}
 				for _, want := range wants {
 					if !strings.Contains(hint, want) {
-						t.Errorf("%s in %s: the hint is %q, want one with %q", word, place.name, hint, want)
+						t.Errorf("%s in %s: the hint is %q, want one with %q", word, place.Name, hint, want)
 					}
 				}
 			}
 		}
 		for word, want := range map[string]string{"reverse_proxy": "directive of Caddy", "zzz": "", "log_level_of_the_server": ""} {
-			if hint := hintAt(word, here); !strings.Contains(hint, want) || want == "" && hint != "" {
-				t.Errorf("%s in %s: the hint is %q, want %q", word, place.name, hint, want)
+			if hint := blocks().Hint(word, here); !strings.Contains(hint, want) || want == "" && hint != "" {
+				t.Errorf("%s in %s: the hint is %q, want %q", word, place.Name, hint, want)
 			}
 		}
 	}

@@ -3,550 +3,54 @@ package signedplayback
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
-	"net/netip"
-	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/spf13/cobra"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
-	"github.com/signed-playback/caddy-signed-playback/internal/routecheck"
-	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
+	"github.com/signed-playback/caddy-signed-playback/internal/replay"
+	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/verification"
+	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-func explainCommand() *cobra.Command {
-	opts := explainOptions{now: time.Now}
-	cmd := &cobra.Command{
-		Use:   "explain <url> --config <file> [--ip <address>] [--origin <origin>] [--referer <url>] [--at <time>]",
-		Short: "Shows why a request is allowed or refused",
-		Long: `
-Replays a request against a config and prints each check of the gate with its
-outcome and the values that decided it. It starts no server, writes nothing and
-sends nothing to the origin. The ports, matchers, rewrites and trusted proxies of
-the config apply, and the gate decides with the code that serves viewers. Keys, key
-sets, the geo database and the store are read as the server reads them.
+// traceKey is the context key of a trace. A gate that finds one decides and does
+// not serve.
+type traceKey struct{}
 
-It also shows the checks after the one that refuses, as far as possible.
-The exit status is 0 for a request that is allowed (also in report-only mode), 1
-for one that is refused, and 2 for an error.
-
-	$ caddy signed-playback explain --config /etc/caddy/Caddyfile \
-		'https://media.example.com/eyJhbGci…/manifest/video.m3u8' \
-		--ip 203.0.113.7 --origin https://www.example.com
-	…
-	origins   pass    Origin "https://www.example.com"
-	rules     refuse  rule 1 of 2: ip.geoip.country [GB] allow: client 203.0.113.7 is in DE, no match
-	                  rule 2 of 2: any block: match: block
-	…
-	refused with 403 rule_blocked, for 203.0.113.7 at 2030-01-31T12:00:00Z
-	$ pbpaste | caddy signed-playback explain - --ip 203.0.113.7
-
-Times are RFC 3339, Unix seconds, or durations from now (-5m, 1h).`,
-		Args: cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			opts.stdin = cmd.InOrStdin()
-			if opts.url, err = oneURL(cmd, opts.url, args); err != nil {
-				return err
-			}
-			return explain(opts, cmd.OutOrStdout())
-		},
-	}
-	flags := cmd.Flags()
-	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
-	flags.StringVar(&opts.url, "url", "", "the `URL` that the viewer requested, or - for standard input; you may leave out --url")
-	flags.StringVar(&opts.ip, "ip", "", "the viewer's `address` (default: 127.0.0.1)")
-	flags.StringVar(&opts.origin, "origin", "", "the `Origin` header (default: none)")
-	flags.StringVar(&opts.referer, "referer", "", "the `Referer` header (default: none)")
-	flags.StringArrayVar(&opts.headers, "header", nil, "another header, as `'Name: value'`; may be repeated")
-	flags.StringVar(&opts.method, "method", http.MethodGet, "the request's `method`")
-	flags.StringVar(&opts.at, "at", "", "the `time` of the request (default: now)")
-	flags.BoolVar(&opts.json, "json", false, "print JSON")
-	return cmd
+// trace is the stepObserver of a request that `explain` replays. The pipeline decides
+// as it does for viewers, but continues after a refusal as far as it can, so that
+// you see all reasons and not only the first.
+type trace struct {
+	at       time.Time // of the request
+	decision *decision // nil until the request has reached a gate
+	checks   []replay.Check
+	refusal  error // the first refusal with which the request ends
+	reported error // the first refusal in report-only mode
+	assumed  bool  // the claims count although the signature is not valid
+	passed   bool  // the request goes on to the handlers after the gate
 }
 
-type explainOptions struct {
-	config, url, ip string
-	origin, referer string
-	headers         []string
-	method, at      string
-	json            bool
-	stdin           io.Reader
-	now             func() time.Time
+// traced implements replay.Trace.
+func traced(r *http.Request, at time.Time) (*http.Request, func() (*replay.Explanation, bool)) {
+	t := &trace{at: at}
+	return r.WithContext(context.WithValue(r.Context(), traceKey{}, t)), func() (*replay.Explanation, bool) { return t.explanation(), t.passed }
 }
 
-// explanation is the output of explain.
-type explanation struct {
-	Allowed bool             `json:"allowed"`
-	Result  refusal.Result   `json:"result"`
-	Reason  refusal.Reason   `json:"reason,omitempty"`
-	Status  int              `json:"status,omitempty"` // of a refusal
-	Video   string           `json:"video,omitempty"`
-	TokenID string           `json:"token_id,omitempty"`
-	KeyID   string           `json:"key_id,omitempty"`
-	Client  string           `json:"client_ip,omitempty"`
-	Country string           `json:"country,omitempty"`
-	At      time.Time        `json:"at"`
-	Checks  []explainedCheck `json:"checks"`
-	Notes   []string         `json:"notes,omitempty"`
-}
-
-// errRefused sets the exit status of a refusal that has been printed.
-var errRefused = errors.New("the request is refused")
-
-// explain prints why the gate of a config allows or refuses a request. It returns
-// errRefused for a refusal, and another error if it cannot decide.
-func explain(opts explainOptions, out io.Writer) (err error) {
-	request, err := opts.request()
-	if err != nil {
-		return fmt.Errorf("--%w", err)
-	}
-	at, err := opts.time()
-	if err != nil {
-		return err
-	}
-	replayed, err := loadReplay(opts.config)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, replayed.app.Cleanup()) }()
-	e, err := replayed.explanation(request, at)
-	if err != nil {
-		return err
-	}
-	if err := e.print(out, opts.json); err != nil {
-		return err
-	}
-	if !e.Allowed {
-		return errRefused
-	}
-	return nil
-}
-
-func (o explainOptions) time() (time.Time, error) {
-	if o.at == "" {
-		return o.now(), nil
-	}
-	at, err := parseTime(o.at, o.now())
-	if err != nil {
-		return time.Time{}, fmt.Errorf("--at %w", err)
-	}
-	return at, nil
-}
-
-// request returns the request of the options as a server would read it. Its errors begin
-// with the name of the option.
-func (o explainOptions) request() (*http.Request, error) {
-	address := o.url
-	if address == "-" {
-		text, err := io.ReadAll(io.LimitReader(o.stdin, 1<<20))
-		if err != nil {
-			return nil, fmt.Errorf("url: reading standard input: %w", err)
-		}
-		address = strings.TrimSpace(string(text))
-	}
-	// The gate must see the path byte for byte, so it is not parsed here.
-	scheme, rest, ok := strings.Cut(address, "://")
-	if !ok || scheme != "http" && scheme != "https" {
-		return nil, errors.New("url: want the whole URL that the viewer requested, like https://media.example.com/eyJhbGci…/manifest/video.m3u8")
-	}
-	host, target := rest, "/"
-	if i := strings.IndexAny(rest, "/?"); i >= 0 {
-		host, target = rest[:i], rest[i:]
-	}
-	target, _, _ = strings.Cut(target, "#") // browsers do not send it
-	if strings.HasPrefix(target, "?") {
-		target = "/" + target
-	}
-	u, err := url.ParseRequestURI(target)
-	if err != nil || host == "" || strings.ContainsAny(host, "@ ") {
-		return nil, errors.New("url: it has no host, or a path that no server accepts")
-	}
-	ip, err := netip.ParseAddr(cmp.Or(o.ip, "127.0.0.1"))
-	if err != nil {
-		return nil, fmt.Errorf("ip %q: want an IP address", o.ip)
-	}
-	r := &http.Request{
-		Method: o.method, URL: u, RequestURI: target, Host: host,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: make(http.Header), Body: http.NoBody,
-		RemoteAddr: netip.AddrPortFrom(ip, 12345).String(),
-	}
-	if scheme == "https" {
-		name, _, err := net.SplitHostPort(host)
-		if err != nil {
-			name = host
-		}
-		r.TLS = &tls.ConnectionState{HandshakeComplete: true, ServerName: name, Version: tls.VersionTLS13}
-	}
-	return r, o.setHeaders(r.Header)
-}
-
-func (o explainOptions) setHeaders(h http.Header) error {
-	if _, host, _ := strings.Cut(o.origin, "://"); o.origin != "" && o.origin != "null" && (host == "" || strings.Contains(host, "/")) {
-		return fmt.Errorf("origin %q: want an origin as browsers send it, like https://www.example.com", o.origin)
-	}
-	if o.referer != "" && !strings.Contains(o.referer, "://") {
-		return fmt.Errorf("referer %q: want a URL like https://www.example.com/page", o.referer)
-	}
-	for name, value := range map[string]string{"Origin": o.origin, "Referer": o.referer} {
-		if value != "" {
-			h.Set(name, value)
-		}
-	}
-	for _, line := range o.headers {
-		name, value, ok := strings.Cut(line, ":")
-		if name = strings.TrimSpace(name); !ok || name == "" || strings.ContainsAny(name, " \t") {
-			return fmt.Errorf("header %q: want 'Name: value'", name)
-		}
-		h.Add(name, strings.TrimSpace(value))
-	}
-	return nil
-}
-
-// replay is a config in which requests are replayed.
-type replay struct {
-	app     *App // nil for the running config
-	servers map[string]*caddyhttp.Server
-	serve   func(*caddyhttp.Server, http.ResponseWriter, *http.Request)
-	notes   []string
-	https   bool // Caddy may redirect from port 80
-}
-
-// loadReplay provisions the parts of a config that decide about requests.
-func loadReplay(file string) (*replay, error) {
-	config, err := adaptConfig(file)
-	if err != nil {
-		return nil, err
-	}
-	var p pruned
-	if err := p.prune(config); err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	found, err := provision(file, config)
-	if err != nil {
-		return nil, err
-	}
-	found.https = p.https
-	if found.app.lacksKeys() {
-		found.notes = append(found.notes, noKeys)
-	}
-	if remote := found.app.keys.Remote; remote != nil {
-		if err := remote.Load(); err != nil {
-			found.notes = append(found.notes, fmt.Sprintf("the key set of jwks_url cannot be loaded now: %v", err))
-		}
-	}
-	return found, nil
-}
-
-// provision provisions a config without starting it.
-func provision(file string, config map[string]any) (*replay, error) {
-	raw, err := json.Marshal(config)
-	if err != nil {
-		return nil, err
-	}
-	var cfg caddy.Config
-	if err := caddy.StrictUnmarshalJSON(raw, &cfg); err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	ctx, err := caddy.ProvisionContext(&cfg)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	server, err := ctx.App("http")
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	app, err := ctx.App(appID)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	return &replay{app: app.(*App), servers: server.(*caddyhttp.App).Servers, serve: (*caddyhttp.Server).ServeHTTP}, nil
-}
-
-// adaptConfig reads a config file as `caddy run` does.
-func adaptConfig(file string) (config map[string]any, err error) {
-	raw, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("--config: %w; name the config of the server, like --config /etc/caddy/Caddyfile", err)
-	}
-	if filepath.Ext(file) != ".json" {
-		if raw, _, err = caddyconfig.GetAdapter("caddyfile").Adapt(raw, map[string]any{"filename": file}); err != nil {
-			return nil, fmt.Errorf("--config %q: %w", file, err)
-		}
-	}
-	if err := json.Unmarshal(raw, &config); err != nil {
-		return nil, fmt.Errorf("--config %q: %w", file, err)
-	}
-	dropIDs(config)
-	return config, nil
-}
-
-// dropIDs removes the members that only the admin API reads.
-func dropIDs(value any) {
-	switch value := value.(type) {
-	case map[string]any:
-		delete(value, "@id")
-		for _, element := range value {
-			dropIDs(element)
-		}
-	case []any:
-		for _, element := range value {
-			dropIDs(element)
-		}
-	}
-}
-
-// pruned removes from a config everything that listens, writes logs, obtains
-// certificates, sends requests or answers them.
-type pruned struct {
-	https bool // a server has TLS, or the port for it
-}
-
-func (p *pruned) prune(config map[string]any) error {
-	app, servers, err := httpServers(config)
-	if err != nil {
-		return err
-	}
-	for _, s := range servers {
-		listen, _ := s["listen"].([]any)
-		p.https = p.https || s["tls_connection_policies"] != nil || slices.Contains(listen, any(":443"))
-	}
-	if err := isolate(config); err != nil {
-		return err
-	}
-	config["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{"level": "ERROR"}}}
-	for _, s := range servers {
-		for _, name := range []string{"logs", "errors", "strict_sni_host", "metrics"} {
-			delete(s, name)
-		}
-		p.routes(s["routes"])
-		named, _ := s["named_routes"].(map[string]any)
-		for _, route := range named {
-			p.routes([]any{route})
-		}
-	}
-	delete(app, "metrics")
-	return nil
-}
-
-// httpServers returns the http app of a config, and its servers.
-func httpServers(config map[string]any) (app map[string]any, servers []map[string]any, err error) {
-	apps, _ := config["apps"].(map[string]any)
-	app, _ = apps["http"].(map[string]any)
-	named, _ := app["servers"].(map[string]any)
-	for _, value := range named {
-		server, ok := value.(map[string]any)
-		if !ok {
-			return nil, nil, errors.New("a server of the http app is not an object")
-		}
-		servers = append(servers, server)
-	}
-	return app, servers, nil
-}
-
-// isolate removes from a config everything that listens or obtains certificates.
-func isolate(config map[string]any) error {
-	app, servers, err := httpServers(config)
-	if err != nil {
-		return err
-	}
-	if len(servers) == 0 {
-		return errors.New("the config has no site, so no gate")
-	}
-	kept := map[string]any{"http": app}
-	apps, _ := config["apps"].(map[string]any)
-	if own, ok := apps[appID]; ok {
-		kept[appID] = own
-	}
-	config["apps"], config["admin"] = kept, map[string]any{"disabled": true}
-	for _, s := range servers {
-		for _, name := range []string{"listener_wrappers", "packet_conn_wrappers", "tls_connection_policies"} {
-			delete(s, name)
-		}
-		s["automatic_https"] = map[string]any{"disable": true}
-	}
-	return nil
-}
-
-// replayedHandlers are the handlers that only change what the gate sees.
-var replayedHandlers = []string{"signed_playback", "signed_playback_cache", "subroute", "rewrite", "vars", "map", "headers", "invoke"}
-
-// The headers of a response that name the handlers which a request has met.
-const (
-	answeredBy  = "X-Answered-By"
-	notReplayed = "X-Not-Replayed"
-)
-
-// answersRequests reports whether a handler answers the requests that reach it. One with routes for
-// responses only asks another server.
-func answersRequests(name string, handlesResponses bool) bool {
-	return routecheck.AnswersAlone(name) || routecheck.ServesMedia(name) && !handlesResponses
-}
-
-func (p *pruned) routes(routes any) {
-	list, _ := routes.([]any)
-	for _, route := range list {
-		fields, ok := route.(map[string]any)
-		if !ok {
-			continue
-		}
-		handlers, _ := fields["handle"].([]any)
-		var kept []any
-		for _, value := range handlers {
-			handler, _ := value.(map[string]any)
-			name, _ := handler["handler"].(string)
-			switch {
-			case slices.Contains(replayedHandlers, name):
-				p.routes(handler["routes"])
-				kept = append(kept, handler)
-			case answersRequests(name, handler["handle_response"] != nil):
-				kept = append(kept, map[string]any{
-					"handler": "static_response",
-					"headers": map[string]any{answeredBy: []any{name}},
-				})
-			case name != "encode":
-				kept = append(kept, map[string]any{
-					"handler":  "headers",
-					"response": map[string]any{"add": map[string]any{notReplayed: []any{name}}},
-				})
-			}
-		}
-		fields["handle"] = kept
-	}
-}
-
-// explanation replays a request on the server that listens on its port.
-func (p *replay) explanation(r *http.Request, at time.Time) (*explanation, error) {
-	server, err := p.listening(r)
-	if err != nil {
-		return nil, err
-	}
-	found := &trace{at: at}
-	w := &unread{header: make(http.Header)}
-	p.serve(server, w, r.WithContext(context.WithValue(r.Context(), traceKey{}, found)))
-	by := w.header.Get(answeredBy)
-	left := slices.Compact(slices.Sorted(slices.Values(w.header[notReplayed])))
-	for _, name := range left {
-		p.notes = append(p.notes, fmt.Sprintf("the handler %s was not replayed; if it comes before the gate, it may answer or change the request", name))
-	}
-	switch {
-	case found.decision != nil && found.passed && by == "" && len(left) == 0:
-		p.notes = append(p.notes, "no handler after the gate answers the request, so the server answers 502")
-	case found.decision != nil:
-	default:
-		return nil, noGateReached(server, r, by)
-	}
-	e := found.explanation()
-	e.Notes = append(e.Notes, p.notes...)
-	return e, nil
-}
-
-// noGateReached says why a request reaches no gate. A handler may have answered it.
-func noGateReached(server *caddyhttp.Server, r *http.Request, by string) error {
-	gates, err := gatesOf(server, r)
-	if err != nil {
-		return err
-	}
-	places := strings.Join(gates, ", ")
-	switch {
-	case places == "" && by == "":
-		return fmt.Errorf("no gate is reached: no site with signed_playback is for the host %q", r.Host)
-	case places == "":
-		return fmt.Errorf("no gate is reached: no site with signed_playback is for the host %q, and %s answers", r.Host, by)
-	case by == "":
-		return fmt.Errorf("no gate is reached: each gate of the site for %q (%s) has a matcher, or one of a block around it, that does not match the request", r.Host, places)
-	default:
-		return fmt.Errorf("no gate is reached: %s answers %q; each gate of the site (%s) comes after that handler, or has a matcher, or one of a block around it, that does not match the request",
-			by, r.Host, places)
-	}
-}
-
-// gatesOf returns the places of the gates of the sites that are for the host of a
-// request.
-func gatesOf(server *caddyhttp.Server, r *http.Request) (places []string, err error) {
-	config := serverConfig(server)
-	report, err := routecheck.Check(config)
-	if err != nil {
-		return nil, err
-	}
-	r = r.WithContext(context.WithValue(r.Context(), caddy.ReplacerCtxKey, caddy.NewReplacer()))
-	for _, g := range report.Gates {
-		hosts := caddyhttp.MatchHost(strings.Fields(g.Site))
-		matches := g.Site == strings.Join(config.Listen, " ") // without hosts
-		if !matches {
-			if err := hosts.Provision(caddy.Context{}); err != nil {
-				return nil, err
-			}
-			if matches, err = hosts.MatchWithError(r); err != nil {
-				return nil, err
-			}
-		}
-		if matches {
-			places = append(places, cmp.Or(g.Source, g.Site))
-		}
-	}
-	return places, nil
-}
-
-// listening returns the server that listens on the port of a request.
-func (p *replay) listening(r *http.Request) (*caddyhttp.Server, error) {
-	_, text, err := net.SplitHostPort(r.Host)
-	if err != nil {
-		text = strconv.Itoa(int(weborigin.DefaultPort(r.TLS != nil)))
-	}
-	port, _ := strconv.ParseUint(text, 10, 16) // nothing listens on an invalid one
-	var addresses []string
-	for _, server := range p.servers {
-		for _, listener := range server.Listen {
-			address, err := caddy.ParseNetworkAddress(listener)
-			if err == nil && uint64(address.StartPort) <= port && port <= uint64(address.EndPort) {
-				return server, nil
-			}
-			addresses = append(addresses, listener)
-		}
-	}
-	slices.Sort(addresses)
-	redirects := ""
-	if p.https {
-		redirects = " (and perhaps on port 80 to redirect to HTTPS)"
-	}
-	return nil, fmt.Errorf("no server of the config listens on port %q, but on %s%s; "+
-		"if a proxy in front changes the port, give the URL that it requests", text, strings.Join(addresses, ", "), redirects)
-}
-
-// unread is a response writer that keeps only the status and the headers.
-type unread struct {
-	header http.Header
-	status int
-}
-
-func (w *unread) Header() http.Header    { return w.header }
-func (w *unread) WriteHeader(status int) { w.status = status }
-func (w *unread) Write(p []byte) (int, error) {
-	w.status = cmp.Or(w.status, http.StatusOK)
-	return len(p), nil
-}
-
-func (t *trace) explanation() *explanation {
+// explanation returns what explain shows, nil if the request has reached no gate.
+func (t *trace) explanation() *replay.Explanation {
 	d := t.decision
-	e := &explanation{
+	if d == nil {
+		return nil
+	}
+	e := &replay.Explanation{
 		Allowed: t.refusal == nil, Result: refusal.Allowed, At: t.at.UTC(), Checks: t.checks,
 		Video: d.video, TokenID: redact.TokenID(d.target.Token), Country: d.knownCountry(),
 	}
@@ -554,18 +58,14 @@ func (t *trace) explanation() *explanation {
 	if addr, ok := clientAddress(d.request); ok {
 		e.Client = addr.String()
 	}
-	err := t.reported
-	if err != nil {
-		e.Result = refusal.WouldRefuse
-	}
-	if t.refusal != nil {
-		e.Result, err = refusal.Refused, t.refusal
-	}
-	if why, ok := errors.AsType[*refusal.Error](err); ok {
+	if why, ok := errors.AsType[*refusal.Error](cmp.Or(t.refusal, t.reported)); ok {
 		e.Reason = why.Reason
 	}
-	if e.Result == refusal.Refused {
-		e.Status = e.Reason.Status()
+	switch {
+	case t.refusal != nil:
+		e.Result, e.Status = refusal.Refused, e.Reason.Status()
+	case t.reported != nil:
+		e.Result = refusal.WouldRefuse
 	}
 	if t.assumed {
 		e.Notes = append(e.Notes, "the checks after the token were made as though it were valid")
@@ -573,45 +73,372 @@ func (t *trace) explanation() *explanation {
 	return e
 }
 
-func (e *explanation) print(out io.Writer, asJSON bool) error {
-	if asJSON {
-		return writeJSON(out, e)
+// follow decides on a request. An allowed one continues to the handlers after the
+// gate, which do not answer: another gate may be among them.
+func (t *trace) follow(d *decision, w http.ResponseWriter, next caddyhttp.Handler) error {
+	row := len(t.checks)
+	other := t.decision != nil
+	if !other {
+		t.decision = d
+	} else {
+		t.passed = false
+		t.add("gate", replay.Pass, nil, fmt.Sprintf("%s gets the path %q", strings.TrimSuffix("another gate at "+d.gate.Source, " at "), d.request.URL.Path))
 	}
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for _, check := range e.Checks {
-		first := ""
-		details := check.Details
-		if len(details) > 0 {
-			first, details = details[0], details[1:]
-		}
-		name := string(check.Outcome)
-		if check.Outcome == verdictReport {
-			name = "would refuse"
-		}
-		fmt.Fprintf(table, "%s\t%s\t%s\n", check.Check, name, first)
-		for _, detail := range details {
-			fmt.Fprintf(table, "\t\t%s\n", detail)
-		}
+	if d.gate.serveSDK(w, d) {
+		t.add("player", replay.Pass, nil, "the player SDK, which needs no token")
+		return nil
 	}
-	fmt.Fprintf(table, "\n")
-	if err := table.Flush(); err != nil {
-		return err
+	_ = d.decide() // stepDone has seen each error
+	if other && t.refusal != nil {
+		t.checks[row].Outcome = replay.Refuse
 	}
-	for _, note := range e.Notes {
-		fmt.Fprintf(out, "note: %s\n", note)
+	if t.refusal != nil || d.result == refusal.Preflight || d.gate.player != nil && d.gate.servePlayer(w, d) {
+		return nil
 	}
-	_, err := fmt.Fprintln(out, e.summary())
-	return err
+	t.passed = true
+	r, done := d.gate.originRequest(d.request, d)
+	defer done()
+	return next.ServeHTTP(w, r)
 }
 
-func (e *explanation) summary() string {
-	who := fmt.Sprintf("for %s at %s", cmp.Or(e.Client, "an unknown address"), e.At.Format(time.RFC3339))
-	switch e.Result {
-	case refusal.Refused:
-		return fmt.Sprintf("refused with %d %s, %s", e.Status, e.Reason, who)
-	case refusal.WouldRefuse:
-		return fmt.Sprintf("allowed, because it is only reported: would be refused with %d %s, %s", e.Reason.Status(), e.Reason, who)
-	default:
-		return fmt.Sprintf("allowed, %s", who)
+// stepDone implements stepObserver.
+func (t *trace) stepDone(d *decision, s *pipelineStep, err error, reportOnly bool) error {
+	became := replay.Pass
+	switch {
+	case err != nil && reportOnly:
+		became = replay.Report
+		t.reported = cmp.Or(t.reported, err)
+	case err != nil:
+		became = replay.Refuse
+		t.refusal = cmp.Or(t.refusal, err)
 	}
+	t.explain(d, s.name, became, err)
+	if became == replay.Refuse && !t.canContinue(d, s.name) {
+		return err
+	}
+	return nil
+}
+
+// canContinue reports whether the steps after one that refuses can be explained,
+// and lets the decision continue with the video that the request names.
+func (t *trace) canContinue(d *decision, refusedBy string) bool {
+	switch refusedBy {
+	case "path":
+		return false
+	case "token":
+		video := d.assumeVideo()
+		if video == "" {
+			return false
+		}
+		d.continueWith(video)
+		if d.verified == nil {
+			t.assumeClaims(d)
+		}
+	case "revoked", "settings":
+		d.continueWith(d.namedVideo())
+	}
+	return true
+}
+
+// assumeClaims lets the steps after an invalid signature judge the claims as
+// though it were valid.
+func (t *trace) assumeClaims(d *decision) {
+	parsed, _ := d.app.policy.Parse(d.target.Token) // assumeVideo has parsed it
+	if verified, err := verification.NewToken(parsed.Unverified(), nil); err == nil {
+		t.assumed, d.verified = true, verified
+	}
+}
+
+func (t *trace) add(name string, became replay.Outcome, err error, details ...string) {
+	s := replay.Check{Check: name, Outcome: became, Details: append([]string{}, details...)}
+	if why, ok := errors.AsType[*refusal.Error](err); ok && (became == replay.Refuse || became == replay.Report) {
+		s.Reason = why.Reason
+		s.Details = append(s.Details, why.Error())
+	}
+	s.Details = redact.Each(s.Details) // headers and suffixes may contain tokens
+	t.checks = append(t.checks, s)
+}
+
+func (t *trace) explain(d *decision, name string, became replay.Outcome, err error) {
+	switch name {
+	case "method":
+		t.add(name, became, err, d.request.Method)
+	case "path":
+		t.explainPath(d, became, err)
+	case "token":
+		if d.target.Token != "" {
+			t.explainToken(d, became, err)
+		}
+	case "revoked":
+		if err != nil || d.verified != nil && d.app.state.RevocationCount() > 0 {
+			t.add(name, became, err, explainRevocation(d))
+		}
+	case "settings":
+		t.explainSettings(d, became, err)
+	case "schedule":
+		if text := explainSchedule(d); text != "" {
+			t.add(name, became, err, text)
+		}
+	case "origins":
+		t.add(name, became, err, explainOrigins(d)...)
+	case "access_rules":
+		if len(d.settings.rules) > 0 {
+			t.add(name, became, err, explainRules(d, d.settings.rules, err)...)
+		}
+	case "rules":
+		t.add(name, became, err, explainTokenRules(d, err)...)
+	case "download":
+		t.add(name, became, err, explainDownload(d))
+	case "session":
+		if details := explainSession(d); err != nil || len(details) > 0 {
+			t.add(name, became, err, details...)
+		}
+	}
+}
+
+func (t *trace) explainPath(d *decision, became replay.Outcome, err error) {
+	if err != nil {
+		t.add("path", became, err)
+		return
+	}
+	under := "under a token"
+	if d.target.Token == "" {
+		under = fmt.Sprintf("of the video %q, without a token", d.target.VideoID)
+	}
+	t.add("path", became, nil, fmt.Sprintf("%q, kind %s, %s", d.target.Suffix.Decoded, d.Kind, under))
+}
+
+// tokenParts are the parts of the token step in order, with the reasons of each.
+var tokenParts = []struct {
+	name    string
+	reasons []refusal.Reason
+	detail  func(*decision, token.Claims) string
+}{
+	{"token", []refusal.Reason{refusal.TokenMalformed, refusal.AlgorithmNotAllowed}, func(d *decision, c token.Claims) string {
+		return fmt.Sprintf("well-formed, RS256, token id %s, sub %q", redact.TokenID(d.target.Token), c.VideoID)
+	}},
+	{"key", []refusal.Reason{refusal.KeyUnknown, refusal.StateUnavailable}, func(d *decision, c token.Claims) string {
+		if stored, _ := d.app.state.Key(c.KeyID); stored.Revoked {
+			return fmt.Sprintf("kid %q, which the control API has revoked", c.KeyID)
+		}
+		return fmt.Sprintf("kid %q", c.KeyID)
+	}},
+	{"signature", []refusal.Reason{refusal.SignatureInvalid, refusal.VerificationLimited}, func(_ *decision, c token.Claims) string {
+		return fmt.Sprintf("by the key %q", c.KeyID)
+	}},
+	{"claims", []refusal.Reason{refusal.RulesInvalid}, func(_ *decision, c token.Claims) string {
+		return fmt.Sprintf("downloadable %t, %s", c.Downloadable, replay.CountRules(c))
+	}},
+	{"audience", []refusal.Reason{refusal.AudienceNotAllowed}, func(d *decision, c token.Claims) string {
+		return replay.Audience(d.app.policy, c)
+	}},
+	{"dates", []refusal.Reason{refusal.TokenExpired, refusal.TokenNotYetValid, refusal.TokenLifetimeExceeded}, func(d *decision, c token.Claims) string {
+		return replay.Dates(d.now(), c)
+	}},
+}
+
+// explainToken splits the token step into its parts. The reason of a refusal
+// tells which part has refused.
+func (t *trace) explainToken(d *decision, became replay.Outcome, err error) {
+	why, _ := errors.AsType[*refusal.Error](err)
+	var claims token.Claims
+	parsed, malformed := d.app.policy.Parse(d.target.Token)
+	if malformed == nil {
+		claims = parsed.Unverified()
+	}
+	refused := false
+	for _, part := range tokenParts {
+		switch {
+		case part.name == "audience" && replay.Audience(d.app.policy, claims) == "":
+		case refused:
+			t.add(part.name, replay.Skip, nil, unchecked(part.name, d, claims, part.detail)...)
+		case why != nil && slices.Contains(part.reasons, why.Reason):
+			refused = true
+			details := []string{}
+			if malformed == nil {
+				details = append(details, part.detail(d, claims))
+			}
+			t.add(part.name, became, err, details...)
+		default:
+			t.add(part.name, replay.Pass, nil, part.detail(d, claims))
+		}
+	}
+}
+
+// unchecked describes a part of a token that was not checked.
+func unchecked(name string, d *decision, claims token.Claims, detail func(*decision, token.Claims) string) []string {
+	if claims.VideoID == "" || name == "signature" {
+		return []string{"not reached"}
+	}
+	return []string{"not reached; it says: " + detail(d, claims)}
+}
+
+// explainRevocation shows which revocation refuses the token.
+func explainRevocation(d *decision) string {
+	all := d.app.state.Revocations()
+	if all == nil {
+		return "the revocations are not known"
+	}
+	r := all.Match(d.verified.Subject(d.target.Token), d.now())
+	if r == nil {
+		return fmt.Sprintf("none of %d is about the token", len(all.Live(d.now())))
+	}
+	text := fmt.Sprintf("revocation %s, of the %s %q", r.ID, r.Selector, r.Value)
+	if r.IssuedBefore != 0 {
+		text += ", for tokens issued up to " + time.Unix(r.IssuedBefore, 0).UTC().Format(time.RFC3339)
+	}
+	if text += ", until " + replay.Date(d.now(), time.Unix(r.Expires, 0)); r.Reason != "" {
+		text += fmt.Sprintf(": %q", r.Reason)
+	}
+	return text
+}
+
+// explainSettings shows what the video requires, and where that is configured.
+func (t *trace) explainSettings(d *decision, became replay.Outcome, err error) {
+	id := d.namedVideo()
+	if id == "" {
+		t.add("settings", became, err)
+		return
+	}
+	source := "the global options"
+	if _, ok := d.app.videos[id]; ok {
+		source = "its video block in the config"
+	} else if stored, readErr := d.app.state.Video(d.request.Context(), id); readErr == nil && stored.HasSettings() {
+		source = "the control API, over the global options"
+	}
+	demand := "requires no token"
+	if d.settings.requireSignedURLs {
+		demand = "requires a token"
+	}
+	details := []string{fmt.Sprintf("video %q %s, %s (by %s)", id, demand, explainAllowed(d.settings.origins), source)}
+	if only := d.settings.enforcement.Or(d.gate.enforcement).Checks; only != 0 {
+		details = append(details, fmt.Sprintf("only reported: %s", only))
+	}
+	t.add("settings", became, err, details...)
+}
+
+func explainAllowed(p originPolicy) string {
+	if p.allowed == nil {
+		return "allows any origin"
+	}
+	missing := "denies requests without one"
+	if p.allowMissing {
+		missing = "allows requests without one"
+	}
+	return fmt.Sprintf("allows the origins %s and %s", strings.Join(p.allowed.Patterns(), " "), missing)
+}
+
+// explainSchedule shows when the video may be played, "" for always.
+func explainSchedule(d *decision) string {
+	var bounds []string
+	if from := d.settings.availableFrom; !from.IsZero() {
+		bounds = append(bounds, "available from "+replay.Date(d.now(), from))
+	}
+	if until := d.settings.availableUntil; !until.IsZero() {
+		bounds = append(bounds, "available until "+replay.Date(d.now(), until))
+	}
+	return strings.Join(bounds, ", ")
+}
+
+func explainOrigins(d *decision) []string {
+	h := d.request.Header
+	sent := "neither Origin nor Referer is sent"
+	switch origins, referers := h["Origin"], h["Referer"]; {
+	case len(origins) > 0:
+		sent = fmt.Sprintf("Origin %q", strings.Join(origins, ", "))
+	case len(referers) > 0:
+		sent = fmt.Sprintf("no Origin; Referer %q", redact.Tokens(strings.Join(referers, ", ")))
+	}
+	if d.settings.origins.allowed == nil {
+		sent += "; any origin is allowed"
+	}
+	return []string{sent}
+}
+
+func explainDownload(d *decision) string {
+	switch {
+	case !d.Download:
+		return "this is no download"
+	case d.target.Token == "":
+		return "a download, without a token"
+	case d.verified == nil:
+		return "a download, with a token that does not verify"
+	default:
+		return fmt.Sprintf("a download, and downloadable is %t", d.verified.Downloadable)
+	}
+}
+
+// explainTokenRules shows what the rules of the token decide.
+func explainTokenRules(d *decision, err error) []string {
+	switch {
+	case d.target.Token == "":
+		return []string{"no token, so no rules"}
+	case d.verified == nil:
+		return []string{"the token does not verify, so its rules do not count"}
+	case len(d.verified.Rules) == 0:
+		return []string{"the token has none"}
+	}
+	return explainRules(d, d.verified.Rules, err)
+}
+
+// explainSession shows the session of the request, and what limits the viewer's sessions; nothing
+// with sessions off.
+func explainSession(d *decision) (details []string) {
+	if t := d.verified; t != nil && t.StartBy >= 0 {
+		details = append(details, "startBy "+replay.Date(d.now(), time.Unix(t.StartBy, 0)))
+	}
+	if !d.app.countsSessions() {
+		return details
+	}
+	if key, err := d.sessionInPath(); d.target.Session != "" && err == nil {
+		details = append(details, fmt.Sprintf("the session %s, which began %s", key.ID(), replay.Date(d.now(), key.Begun())))
+	} else if d.target.Session == "" {
+		details = append(details, "no session in the path")
+	}
+	if t := d.verified; t != nil {
+		if limit := sessions.SmallerLimit(t.SessionLimit, d.settings.maxSessions); limit > 0 {
+			details = append(details, fmt.Sprintf("at most %d at a time for the viewer; how many run, only the server knows", limit))
+		}
+	}
+	if desk := d.app.admission; desk != nil && !d.Resource.Own {
+		details = append(details, fmt.Sprintf("if the session does not run yet, the server asks %s (on_error %s); explain does not", desk.URL.Host, cmp.Or(d.app.AdmissionOnError, onErrorWords.First)))
+	}
+	return details
+}
+
+func explainRules(d *decision, rules accessrules.List, err error) []string {
+	failed := err != nil && !errors.Is(err, errRuleBlocked) && !errors.Is(err, errOperatorRule)
+	return rules.Explain(d, d.matchedRule, failed)
+}
+
+// explainCache shows what a media cache would do with a request that has passed the gate.
+func (t *trace) explainCache(c *Cache, r *http.Request) {
+	d := decisionOf(r)
+	if d == nil {
+		return
+	}
+	plan := c.config.Plan(r)
+	switch {
+	case d.pastCache:
+		t.add("cache", replay.Pass, nil, "goes past the cache: it has a header of pass_request_headers, or nobody knows when the video was last purged")
+		return
+	case plan.Bypass:
+		t.add("cache", replay.Pass, nil, "goes past the cache: it has Authorization, or its method is neither GET nor HEAD")
+		return
+	}
+	query := "no query"
+	if plan.Query != "" {
+		query = fmt.Sprintf("query %q", plan.Query)
+	}
+	ttl := fmt.Sprintf("fresh for %s if the origin does not say", plan.TTL)
+	if !plan.Known {
+		ttl += ", and only if its type is one of media"
+	}
+	purged := ""
+	if d.purged > 0 {
+		purged = ", purged " + time.UnixMilli(d.purged).UTC().Format(time.RFC3339)
+	}
+	t.add("cache", replay.Pass, nil,
+		fmt.Sprintf("one object for all viewers: host %q, path %q, %s%s", plan.Host, plan.Path, query, purged),
+		fmt.Sprintf("%s; 404 and 410 for %s", ttl, c.config.ErrorTTL))
 }

@@ -20,13 +20,14 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
+	"github.com/signed-playback/caddy-signed-playback/internal/replay"
 	"github.com/signed-playback/caddy-signed-playback/internal/store"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
 // explainedBy returns a gate's explanation of a request. The gate must not answer
 // the request, and only an allowed one reaches the next handler.
-func explainedBy(t *testing.T, g *Gate, r *http.Request) *explanation {
+func explainedBy(t *testing.T, g *Gate, r *http.Request) *replay.Explanation {
 	t.Helper()
 	found := &trace{at: g.app.now()}
 	w := httptest.NewRecorder()
@@ -84,10 +85,18 @@ func wantExplained(t *testing.T, g *Gate, request func() *http.Request) told {
 	return want
 }
 
-func printed(t *testing.T, e *explanation, asJSON bool) string {
+func printed(t *testing.T, e *replay.Explanation, asJSON bool) string {
 	t.Helper()
 	var out bytes.Buffer
-	if err := e.print(&out, asJSON); err != nil {
+	err := e.Print(&out)
+	if asJSON {
+		out.Reset()
+		encoder := json.NewEncoder(&out)
+		encoder.SetIndent("", "  ")
+		encoder.SetEscapeHTML(false)
+		err = encoder.Encode(e)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	return out.String()

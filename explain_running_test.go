@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/command"
 	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/token"
@@ -152,7 +153,7 @@ http://three.example.com, http://*.example.com {
 		}
 		got.Gates = nil
 		full := controlapi.Gateway{
-			Version: moduleVersion(), PublicURL: strings.TrimPrefix(option, "public_url "), MaxTokenLifetime: 7200,
+			Version: command.Version(), PublicURL: strings.TrimPrefix(option, "public_url "), MaxTokenLifetime: 7200,
 			Databases: map[string]bool{"country": true, "asn": false, "anonymous": false},
 			Defaults:  controlapi.Defaults{RequireSignedURLs: true, AllowedOrigins: []string{"example.com"}, AccessRules: json.RawMessage(`[{"action":"block","ip":["192.0.2.1"],"type":"ip.src"}]`)},
 		}

@@ -21,9 +21,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/signed-playback/caddy-signed-playback/internal/command"
 	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
+	"github.com/signed-playback/caddy-signed-playback/internal/replay"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
+	"github.com/signed-playback/caddy-signed-playback/internal/siteconfig"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
@@ -37,46 +40,41 @@ func siteFile(t *testing.T) string {
 
 // adaptedWithoutLog adapts a Caddyfile to a config in JSON that logs nothing.
 func adaptedWithoutLog(file string) string {
-	config := must(adaptConfig(file))
+	config := must(siteconfig.Adapt(file))
 	delete(config, "logging")
 	return string(must(json.Marshal(config)))
 }
 
 // running provisions a config as a server does, and returns the explanations of its API. Only
 // the command notes that there are no keys: the tests have them in files.
-func running(t *testing.T, config string) func(address string, change func(*explainOptions)) (*explanation, error) {
+func running(t *testing.T, config string) func(address string, change func(*replay.Request)) (*replay.Explanation, error) {
 	t.Helper()
 	servers := serversOf(t, adaptedWithoutLog(config))
-	return func(address string, change func(*explainOptions)) (*explanation, error) {
-		opts := explainOptions{url: address, ip: "203.0.113.7", method: http.MethodGet}
+	return func(address string, change func(*replay.Request)) (*replay.Explanation, error) {
+		asked := replay.Request{URL: address, IP: "203.0.113.7", Method: http.MethodGet}
 		if change != nil {
-			change(&opts)
+			change(&asked)
 		}
-		return (&replay{servers: servers, serve: serveReplayed}).explanation(must(opts.request()), testTime)
+		return replay.Running(servers, traced).Explain(must(asked.HTTP()), testTime)
 	}
 }
 
 // explanationOf is explaining for a request that reaches a gate.
-func explanationOf(t *testing.T, config, address string, change func(*explainOptions)) *explanation {
+func explanationOf(t *testing.T, config, address string, change func(*replay.Request)) *replay.Explanation {
 	t.Helper()
-	out, err := explaining(config, address, func(o *explainOptions) {
-		o.json = true
-		if change != nil {
-			change(o)
-		}
-	})
-	e := new(explanation)
+	out, err := explaining(config, address, change, "--json")
+	e := new(replay.Explanation)
 	if decodeErr := json.Unmarshal([]byte(out), e); decodeErr != nil {
 		t.Fatalf("explain printed %q: %v, %v", out, err, decodeErr)
 	}
-	if refused := errors.Is(err, errRefused); refused == e.Allowed || err != nil && !refused {
+	if refused := errors.Is(err, command.ErrRefused); refused == e.Allowed || err != nil && !refused {
 		t.Errorf("explain of a request that is allowed: %t ends with %v", e.Allowed, err)
 	}
 	return e
 }
 
 // explainedTwice explains a request by the command and in a running config, with the same result.
-func explainedTwice(t *testing.T, config string, inRunning func(string, func(*explainOptions)) (*explanation, error), address string, change func(*explainOptions)) *explanation {
+func explainedTwice(t *testing.T, config string, inRunning func(string, func(*replay.Request)) (*replay.Explanation, error), address string, change func(*replay.Request)) *replay.Explanation {
 	t.Helper()
 	e := explanationOf(t, config, address, change)
 	e.Notes = slices.DeleteFunc(e.Notes, func(note string) bool { return note == noKeys })
@@ -120,7 +118,7 @@ func TestExplainFindsTheGate(t *testing.T) {
 		{"fragment", own + "/" + good + "/x.ts#a/../b", nil, told{true, refusal.Allowed, "", 0}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			e := explainedTwice(t, config, inRunning, tc.address, func(o *explainOptions) { o.headers = tc.headers })
+			e := explainedTwice(t, config, inRunning, tc.address, func(o *replay.Request) { o.Headers = tc.headers })
 			if diff := cmp.Diff(tc.want, told{e.Allowed, e.Result, e.Reason, e.Status}); diff != "" {
 				t.Errorf("(-want +got):\n%s%s", diff, printed(t, e, false))
 			}
@@ -214,7 +212,7 @@ func TestExplainDoesNotAskOthers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			config := writeFile(t, "Caddyfile", "http://media.example.net {\n"+guard+"\nsigned_playback\nfile_server\n}\nhttp://other.example.net {\nsigned_playback\nfile_server\n}\n")
 			out, err := explaining(config, "http://media.example.net/demo/x.ts", nil)
-			if !errors.Is(err, errRefused) || !strings.Contains(out, "refused with 401 token_required") {
+			if !errors.Is(err, command.ErrRefused) || !strings.Contains(out, "refused with 401 token_required") {
 				t.Errorf("explain = %v, want it refused by the gate: %s", err, out)
 			}
 			want := "note: the handler " + name + " was not replayed"
@@ -224,7 +222,7 @@ func TestExplainDoesNotAskOthers(t *testing.T) {
 			if e, err := running(t, config)("http://media.example.net/demo/x.ts", nil); err != nil || !strings.Contains("note: "+strings.Join(e.Notes, "\nnote: "), want) {
 				t.Errorf("the running config: %+v, %v, want %q", e, err, want)
 			}
-			if out, err = explaining(config, "http://other.example.net/demo/x.ts", nil); !errors.Is(err, errRefused) || strings.Contains(out, "not replayed") {
+			if out, err = explaining(config, "http://other.example.net/demo/x.ts", nil); !errors.Is(err, command.ErrRefused) || strings.Contains(out, "not replayed") {
 				t.Errorf("explain = %v, and mentions a handler of another site: %s", err, out)
 			}
 		})
@@ -256,7 +254,7 @@ func TestExplainAddresses(t *testing.T) {
 		{"not a trusted header", "10.0.0.1", []string{"X-Real-IP: 203.0.113.7"}, "10.0.0.1", "", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			e := explainedTwice(t, config, inRunning, "http://media.example.net/"+compact+"/x.ts", func(o *explainOptions) { o.ip, o.headers = tc.ip, tc.headers })
+			e := explainedTwice(t, config, inRunning, "http://media.example.net/"+compact+"/x.ts", func(o *replay.Request) { o.IP, o.Headers = tc.ip, tc.headers })
 			if e.Client != tc.client || e.Country != tc.country || e.Allowed != tc.allowed {
 				t.Errorf("client %s in %q, allowed %t; want %s in %q, %t", e.Client, e.Country, e.Allowed, tc.client, tc.country, tc.allowed)
 			}
@@ -312,11 +310,11 @@ func TestExplainIsTheServersAnswer(t *testing.T) {
 		r.Host, r.RemoteAddr, r.Header = "media.example.net", net.JoinHostPort(ip, "1234"), from.header.Clone()
 		w := httptest.NewRecorder()
 		server.ServeHTTP(w, r)
-		opts := explainOptions{url: "http://media.example.net" + target, ip: ip, method: m}
+		asked := replay.Request{URL: "http://media.example.net" + target, IP: ip, Method: m}
 		for name, values := range from.header {
-			opts.headers = append(opts.headers, name+": "+values[0])
+			asked.Headers = append(asked.Headers, name+": "+values[0])
 		}
-		e := must(explaining.explanation(must(opts.request()), testTime))
+		e := must(explaining.Explain(must(asked.HTTP()), testTime))
 		answer := refusal.Reason(w.Header().Get(headerpolicy.ReasonHeader))
 		if e.Allowed != (answer == "") || !e.Allowed && (e.Reason != answer || e.Status != w.Code) {
 			t.Fatalf("%s %.60s… %v from %s: the server answers %d %s, explain says allowed %t, %d %s",
@@ -474,7 +472,7 @@ func TestExplainOfTheProductionExample(t *testing.T) {
 	if _, err := os.Stat(config); err != nil {
 		t.Fatal(err)
 	}
-	e := explanationOf(t, config, "https://media.example.com/demo/x.ts", func(o *explainOptions) { o.ip, o.headers = "10.0.0.1", []string{"X-Forwarded-For: 203.0.113.7"} })
+	e := explanationOf(t, config, "https://media.example.com/demo/x.ts", func(o *replay.Request) { o.IP, o.Headers = "10.0.0.1", []string{"X-Forwarded-For: 203.0.113.7"} })
 	if e.Reason != refusal.TokenRequired || e.Client != "203.0.113.7" || e.Country != "GB" {
 		t.Errorf("%s for %s in %s, want token_required for 203.0.113.7 in GB", e.Reason, e.Client, e.Country)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
 	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
+	"github.com/signed-playback/caddy-signed-playback/internal/option"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
@@ -116,9 +117,9 @@ func (m *Mint) checkRequired() error {
 // check looks at the values of options that are set.
 func (m *Mint) check() error {
 	switch {
-	case m.Video != "" && !hasPlaceholder(m.Video) && !token.ValidVideoID(m.Video):
-		return fmt.Errorf("video %q: %w", m.Video, errVideoID)
-	case m.UID != "" && !hasPlaceholder(m.UID):
+	case m.Video != "" && !option.HasPlaceholder(m.Video) && !token.ValidVideoID(m.Video):
+		return fmt.Errorf("video %q: %w", m.Video, playbackpath.ErrVideoID)
+	case m.UID != "" && !option.HasPlaceholder(m.UID):
 		return fmt.Errorf("uid %q: want a placeholder for the user who is logged in, like {http.auth.user.id}", m.UID)
 	case m.Exp != 0 && m.Exp < caddy.Duration(time.Second) || m.Exp > caddy.Duration(state.MaxTokenLifetime):
 		return fmt.Errorf("exp %s: want a duration from 1s to %s", time.Duration(m.Exp), state.MaxTokenLifetime)

@@ -25,6 +25,7 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/headerpolicy"
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
+	"github.com/signed-playback/caddy-signed-playback/internal/option"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/player"
 	"github.com/signed-playback/caddy-signed-playback/internal/reportonly"
@@ -211,12 +212,12 @@ func (g *Gate) Provision(ctx caddy.Context) error {
 	return err
 }
 
-var ambiguousPathsWords = twoWords{"ambiguous_paths", "refuse", "allow"}
+var ambiguousPathsWords = option.Words{Option: "ambiguous_paths", First: "refuse", Second: "allow"}
 
 // resolvePathRules compiles the options about suffixes.
 func (g *Gate) resolvePathRules() (p playbackpath.Rules, err error) {
 	p.Sessions = g.app.countsSessions()
-	if p.AllowAmbiguous, err = ambiguousPathsWords.isSecond(g.AmbiguousPaths); err != nil {
+	if p.AllowAmbiguous, err = ambiguousPathsWords.IsSecond(g.AmbiguousPaths); err != nil {
 		return p, err
 	}
 	globs := g.Downloads
@@ -288,7 +289,7 @@ func (g *Gate) resolveManifest() (playbackpath.Suffix, error) {
 	}
 	parsed, err := playbackpath.ParseManifestPath(path)
 	if err == nil && g.Player != nil && (mediatype.Ending(parsed.Decoded) == "mpd" || parsed.Decoded == playbackpath.HLSJSSuffix) {
-		err = errManifestOfPage
+		err = player.ErrManifest
 	}
 	if err != nil {
 		return playbackpath.Suffix{}, fmt.Errorf("manifest %q: %w", path, err)

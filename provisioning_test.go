@@ -15,6 +15,9 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
+
+	"github.com/signed-playback/caddy-signed-playback/internal/command"
+	"github.com/signed-playback/caddy-signed-playback/internal/replay"
 )
 
 // provisioning guards defaults of the whole process, to which Caddy writes while it
@@ -58,29 +61,36 @@ func validateConfig(cfg *caddy.Config) error {
 	return alone(func() error { return caddy.Validate(cfg) })
 }
 
-// explaining runs the command at testTime for a viewer at 203.0.113.7.
-func explaining(config, address string, change func(*explainOptions)) (string, error) {
-	opts := explainOptions{config: config, url: address, ip: "203.0.113.7", method: http.MethodGet, now: func() time.Time { return testTime }}
+// explaining runs the command for a request at testTime, of a viewer at 203.0.113.7 unless change
+// says otherwise. The error of a command that fails has its text.
+func explaining(config, address string, change func(*replay.Request), flags ...string) (string, error) {
+	asked := replay.Request{IP: "203.0.113.7", Method: http.MethodGet}
 	if change != nil {
-		change(&opts)
+		change(&asked)
 	}
-	var out bytes.Buffer
-	err := alone(func() error { return explain(opts, &out) })
-	return out.String(), err
+	args := append([]string{"explain", address, "--config", config, "--ip", asked.IP, "--method", asked.Method, "--at", testTime.Format(time.RFC3339)}, flags...)
+	for _, header := range asked.Headers {
+		args = append(args, "--header", header)
+	}
+	stdout, stderr, err := run(args...)
+	if err != nil && !errors.Is(err, command.ErrRefused) {
+		err = errors.New(stderr)
+	}
+	return stdout, err
 }
 
 // replayed is what the command explain replays requests in.
-func replayed(t *testing.T, config string) (loaded *replay) {
+func replayed(t *testing.T, config string) (loaded *replay.Config) {
 	t.Helper()
-	if err := alone(func() (err error) { loaded, err = loadReplay(config); return err }); err != nil {
+	err := alone(func() (err error) {
+		loaded, err = replay.Load(config, replay.Module{Gateway: gatewayOf, Trace: traced})
+		return err
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = loaded.app.Cleanup() })
+	t.Cleanup(func() { _ = loaded.Gateway.Cleanup() })
 	return loaded
-}
-
-func diagnosing(t *testing.T, opts doctorOptions, out *bytes.Buffer) error {
-	return alone(func() error { return doctor(t.Context(), opts, out) })
 }
 
 // run executes `caddy signed-playback` with arguments as the command line does. stderr has

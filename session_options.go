@@ -8,10 +8,10 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/zap"
 
 	"github.com/signed-playback/caddy-signed-playback/internal/admission"
+	"github.com/signed-playback/caddy-signed-playback/internal/option"
 	"github.com/signed-playback/caddy-signed-playback/internal/sessions"
 	"github.com/signed-playback/caddy-signed-playback/internal/webhook"
 )
@@ -97,10 +97,10 @@ func (a *App) provisionSessions() error {
 	}
 	a.sessionPolicy.Extension = time.Duration(o.MaxSession)
 	var err error
-	if a.revokeShared, err = onSharingWords.isSecond(o.OnSharing); err != nil {
+	if a.revokeShared, err = onSharingWords.IsSecond(o.OnSharing); err != nil {
 		return err
 	}
-	if a.sessionPolicy.RefuseNew, err = onSessionLimitWords.isSecond(o.OnSessionLimit); err != nil {
+	if a.sessionPolicy.RefuseNew, err = onSessionLimitWords.IsSecond(o.OnSessionLimit); err != nil {
 		return err
 	}
 	return a.provisionSessionEvents()
@@ -118,8 +118,8 @@ func (a *App) limitsSessions() bool {
 }
 
 var (
-	onSessionLimitWords = twoWords{"on_session_limit", "end_oldest", "refuse_new"}
-	onSharingWords      = twoWords{"on_sharing", "report", "revoke"}
+	onSessionLimitWords = option.Words{Option: "on_session_limit", First: "end_oldest", Second: "refuse_new"}
+	onSharingWords      = option.Words{Option: "on_sharing", First: "report", Second: "revoke"}
 )
 
 // countsSessions reports whether `sessions` is on.
@@ -173,7 +173,7 @@ func (a *App) provisionSessionEvents() error {
 }
 
 var (
-	onErrorWords = twoWords{"on_error", "deny", "allow"}
+	onErrorWords = option.Words{Option: "on_error", First: "deny", Second: "allow"}
 
 	errAdmissionURL    = errors.New("admission takes the URL of your back end, and perhaps `on_error allow` or `on_error deny`")
 	errOnErrorNoServer = errors.New("admission_on_error: it needs admission, the URL of your back end")
@@ -181,7 +181,7 @@ var (
 
 // provisionAdmission comes after the secrets. Its errors quote no URL, which may contain a secret.
 func (a *App) provisionAdmission(ctx caddy.Context) error {
-	allow, err := onErrorWords.isSecond(a.AdmissionOnError)
+	allow, err := onErrorWords.IsSecond(a.AdmissionOnError)
 	switch {
 	case err != nil:
 		return fmt.Errorf("admission: %w", err)
@@ -210,19 +210,19 @@ func (a *App) provisionAdmission(ctx caddy.Context) error {
 }
 
 // parseAdmission reads a URL that no error quotes: it may contain a secret.
-func (o *SessionOptions) parseAdmission(d *caddyfile.Dispenser) error {
+func (o *SessionOptions) parseAdmission(d option.Dispenser) error {
 	args := d.RemainingArgs()
-	if len(args) != 1 && (len(args) != 3 || args[1] != onErrorWords.option) || args[0] == "" {
+	if len(args) != 1 && (len(args) != 3 || args[1] != onErrorWords.Option) || args[0] == "" {
 		return d.Errf("%v, not \"%d\" arguments", errAdmissionURL, len(args))
 	}
 	o.Admission = args[0]
 	if len(args) > 1 {
 		o.AdmissionOnError = args[2]
-		if _, err := onErrorWords.isSecond(args[2]); err != nil || args[2] == "" {
+		if _, err := onErrorWords.IsSecond(args[2]); err != nil || args[2] == "" {
 			return d.Errf("admission: on_error %q: want deny or allow", args[2])
 		}
 	}
-	if hasPlaceholder(o.Admission) {
+	if option.HasPlaceholder(o.Admission) {
 		return nil // Provision resolves and checks it
 	}
 	if _, err := webhook.Parse(o.Admission); err != nil {
@@ -232,13 +232,13 @@ func (o *SessionOptions) parseAdmission(d *caddyfile.Dispenser) error {
 }
 
 // parseSessionEvents reads a URL that no error quotes: it may contain a secret.
-func (o *SessionOptions) parseSessionEvents(d *caddyfile.Dispenser) error {
+func (o *SessionOptions) parseSessionEvents(d option.Dispenser) error {
 	args := d.RemainingArgs()
 	if len(args) != 1 || args[0] == "" {
 		return d.Errf("session_events takes one URL, not %d arguments", len(args))
 	}
 	o.SessionEvents = args[0]
-	if hasPlaceholder(o.SessionEvents) {
+	if option.HasPlaceholder(o.SessionEvents) {
 		return nil // Provision resolves and checks it
 	}
 	if _, err := webhook.ParsePrivate(o.SessionEvents, isLoopback); err != nil {
@@ -247,15 +247,15 @@ func (o *SessionOptions) parseSessionEvents(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-func (o *SessionOptions) options() map[string]option {
-	return map[string]option{
-		"sessions":         func(d *caddyfile.Dispenser) error { return switchArg(d, &o.Sessions) },
-		"session_timeout":  func(d *caddyfile.Dispenser) error { return durationArg(d, &o.SessionTimeout) },
-		"session_secret":   func(d *caddyfile.Dispenser) error { return secretArg(d, &o.SessionSecret) },
-		"max_session":      func(d *caddyfile.Dispenser) error { return durationArg(d, &o.MaxSession) },
+func (o *SessionOptions) options() option.Options {
+	return option.Options{
+		"sessions":         option.Switch(&o.Sessions),
+		"session_timeout":  duration(&o.SessionTimeout),
+		"session_secret":   option.Secret(&o.SessionSecret),
+		"max_session":      duration(&o.MaxSession),
 		"session_events":   o.parseSessionEvents,
 		"admission":        o.parseAdmission,
-		"on_sharing":       onSharingWords.read(&o.OnSharing),
-		"on_session_limit": onSessionLimitWords.read(&o.OnSessionLimit),
+		"on_sharing":       onSharingWords.Read(&o.OnSharing),
+		"on_session_limit": onSessionLimitWords.Read(&o.OnSessionLimit),
 	}
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/signed-playback/caddy-signed-playback/internal/accessrules"
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
+	"github.com/signed-playback/caddy-signed-playback/internal/option"
+	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
 	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
 	"github.com/signed-playback/caddy-signed-playback/internal/reportonly"
 	"github.com/signed-playback/caddy-signed-playback/internal/state"
@@ -109,7 +111,7 @@ func (a *App) provisionSettings() (err error) {
 	a.videos = make(map[string]settings, len(a.Videos))
 	for id, own := range a.Videos {
 		if !token.ValidVideoID(id) {
-			return fmt.Errorf("video %q: %w", id, errVideoID)
+			return fmt.Errorf("video %q: %w", id, playbackpath.ErrVideoID)
 		}
 		if a.videos[id], err = own.compile(a.defaults); err != nil {
 			return fmt.Errorf("video %q: %w", id, err)
@@ -137,8 +139,6 @@ func (a *App) checkOwnRules(rules accessrules.List) error {
 	}
 	return nil
 }
-
-var errVideoID = errors.New("a video id is 1 to 64 of A-Z a-z 0-9 _ -")
 
 // compile returns the settings, with defaults for what is not set.
 func (v VideoSettings) compile(defaults settings) (settings, error) {
@@ -168,7 +168,7 @@ func (v VideoSettings) compile(defaults settings) (settings, error) {
 	}
 	compiled.maxSessions = cmp.Or(v.MaxSessions, defaults.maxSessions)
 	if v.MissingOrigin != "" {
-		allow, err := missingOriginWords.isSecond(v.MissingOrigin)
+		allow, err := missingOriginWords.IsSecond(v.MissingOrigin)
 		if err != nil {
 			return settings{}, err
 		}
@@ -204,7 +204,7 @@ func parseTimeOption(option, text string) (at time.Time, err error) {
 	return at, nil
 }
 
-var missingOriginWords = twoWords{"missing_origin", "deny", "allow"}
+var missingOriginWords = option.Words{Option: "missing_origin", First: "deny", Second: "allow"}
 
 const (
 	// A network may ask for this many videos at once without a token, and then for

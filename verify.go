@@ -137,8 +137,12 @@ func (k *remoteKeys) Destruct() error {
 // noKeys is the warning for a server without a verification key.
 const noKeys = "there are no verification keys yet, so no token plays; set key_file or jwks_url, or have the control API make a key or mint a token"
 
-func (a *App) lacksKeys() bool {
-	return a.keys.Remote == nil && a.state.KeysKnown() && a.keys.Count() == 0
+// missingKeys returns why no token plays, "" if there are keys or may be.
+func (a *App) missingKeys() string {
+	if a.keys.Remote == nil && a.state.KeysKnown() && a.keys.Count() == 0 {
+		return noKeys
+	}
+	return ""
 }
 
 // tokenCacheKey is what tokens in a cache have in common: its size in bytes, and the

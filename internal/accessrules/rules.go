@@ -338,20 +338,20 @@ func (r Rule) String() string {
 	if values != nil {
 		text += " [" + strings.Join(values, " ") + "]"
 	}
-	return text + " " + r.Action()
+	return text + " " + r.action()
 }
 
-// Action returns `allow` or `block`.
-func (r Rule) Action() string {
+// action returns `allow` or `block`.
+func (r Rule) action() string {
 	if r.block {
 		return "block"
 	}
 	return "allow"
 }
 
-// Seen describes the facts of a viewer that the rule depends on, such as
+// seen describes the facts of a viewer that the rule depends on, such as
 // `client 203.0.113.7 is in GB, `. It is "" if the rule depends on none.
-func (r Rule) Seen(v Viewer) string {
+func (r Rule) seen(v Viewer) string {
 	addr, err := v.Address()
 	if err != nil || r.kind == anyViewer {
 		return ""
@@ -419,4 +419,25 @@ func (l List) Warnings(has func(geo.Fact) bool) (warnings []string) {
 		warnings = append(warnings, "there are rules for IPv4 addresses and none for IPv6, and viewers who have both may come by IPv6")
 	}
 	return warnings
+}
+
+// Explain shows for each rule whether it matches the viewer. matched is the index of the rule
+// that decides, or, if failed, that cannot be evaluated.
+func (rules List) Explain(v Viewer, matched int, failed bool) (details []string) {
+	for i, rule := range rules {
+		made := "not reached"
+		switch {
+		case i < matched || matched == NoRule:
+			made = rule.seen(v) + "no match"
+		case i == matched && failed:
+			made = "cannot be evaluated"
+		case i == matched:
+			made = rule.seen(v) + "match: " + rule.action()
+		}
+		details = append(details, fmt.Sprintf("rule %d of %d: %s: %s", i+1, len(rules), rule, made))
+	}
+	if matched == NoRule {
+		details = append(details, "no rule matches, so the viewer is allowed")
+	}
+	return details
 }

@@ -23,6 +23,9 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
+// ErrVideoID says what a video id is. The function token.ValidVideoID decides.
+var ErrVideoID = errors.New("a video id is 1 to 64 of A-Z a-z 0-9 _ -")
+
 // Target is the parsed path of a playback request: a token or a video id, and a
 // suffix.
 type Target struct {

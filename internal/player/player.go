@@ -9,8 +9,11 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/base64"
+	"errors"
+	"fmt"
 	"html"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 )
@@ -51,6 +54,27 @@ type Page struct {
 	policy  string      // the Content-Security-Policy less frame-ancestors
 	refusal string      // the Content-Security-Policy of a refusal
 	hlsJS   *scriptFile // nil without hls.js
+}
+
+// GetHLSJS is the command that leaves the file with hls.js in the current folder.
+const GetHLSJS = "npm pack hls.js && tar -xzf hls.js-*.tgz --strip-components=2 package/dist/hls.min.js"
+
+// ErrManifest refuses a manifest that the page cannot play.
+var ErrManifest = errors.New("the player page plays HLS; give the path of a playlist, like master.m3u8")
+
+// Load is New with the file of hls.js, "" for none.
+func Load(file, manifestPath string) (page *Page, err error) {
+	if file == "" {
+		return New(nil, manifestPath)
+	}
+	script, err := os.ReadFile(file)
+	if err == nil {
+		page, err = New(script, manifestPath)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%q: %w; want dist/hls.min.js of the npm package hls.js; this gets the file: %s", file, err, GetHLSJS)
+	}
+	return page, nil
 }
 
 // New prepares the page. hlsJS is the content of the hls.js file that the

@@ -1,4 +1,4 @@
-package signedplayback
+package command
 
 import (
 	"bytes"
@@ -25,7 +25,7 @@ import (
 const apiTokenVariable = "SIGNED_PLAYBACK_API_TOKEN"
 
 func revokeCommand() *cobra.Command {
-	opts := revokeOptions{now: time.Now, values: make(map[state.Selector]*string)}
+	opts := revokeOptions{values: make(map[state.Selector]*string)}
 	cmd := &cobra.Command{
 		Use:   "revoke --api <url> --token <token>|--jti <id>|--uid <viewer>|--video <video>|--session <id> [--issued-before <time>] [--expires <time>] [--reason <text>] [--secret <file>] [--account <id>]",
 		Short: "Revokes a token, a viewer, a video or a session",
@@ -43,8 +43,8 @@ or in the file of --secret. A time is a duration from now (1h, -5m), Unix second
 or RFC 3339.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			opts.stdin, opts.warnings = cmd.InOrStdin(), cmd.ErrOrStderr()
-			return revoke(cmd.Context(), opts, cmd.OutOrStdout())
+			opts.terminal = terminalOf(cmd)
+			return opts.revoke(cmd.Context())
 		},
 	}
 	flags := cmd.Flags()
@@ -67,18 +67,16 @@ or RFC 3339.`,
 }
 
 type revokeOptions struct {
+	terminal
 	api                   string
 	values                map[state.Selector]*string
 	issuedBefore, expires string
 	reason                string
 	secret, account       string
-	stdin                 io.Reader
-	warnings              io.Writer
-	now                   func() time.Time
 }
 
 // revoke makes the call and prints the id of the revocation.
-func revoke(ctx context.Context, opts revokeOptions, out io.Writer) error {
+func (opts revokeOptions) revoke(ctx context.Context) error {
 	address, err := opts.address()
 	if err != nil {
 		return err
@@ -92,22 +90,22 @@ func revoke(ctx context.Context, opts revokeOptions, out io.Writer) error {
 		return err
 	}
 	if ip, _ := netip.ParseAddr(address.Hostname()); address.Scheme == "http" && address.Hostname() != "localhost" && !ip.IsLoopback() {
-		fmt.Fprintf(opts.warnings, "warning: --api %q: others on the network can read the secret, because the connection is not encrypted\n", opts.api)
+		opts.warn("--api %q: others on the network can read the secret, because the connection is not encrypted", opts.api)
 	}
 	id, err := callRevocations(ctx, address.String(), secret, body)
 	if err != nil {
 		return fmt.Errorf("--api %q: %w", opts.api, err)
 	}
-	_, err = fmt.Fprintln(out, id)
+	_, err = fmt.Fprintln(opts.out, id)
 	return err
 }
 
 func (opts revokeOptions) address() (*url.URL, error) {
-	base, err := url.Parse(opts.api)
+	base := parseBaseURL(opts.api)
 	switch {
 	case opts.api == "":
 		return nil, errors.New("--api is missing: give the address of the control API, like https://api.example.com")
-	case err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "":
+	case base == nil:
 		return nil, fmt.Errorf("--api %q: give an address like https://api.example.com", opts.api)
 	}
 	if err := controlapi.CheckAccount(opts.account); err != nil {
@@ -132,7 +130,7 @@ func (opts revokeOptions) body() ([]byte, error) {
 		if text == "-" && opts.secret == "-" {
 			return nil, errors.New("--token and --secret cannot both come from standard input")
 		}
-		compact, err := findToken(inspectOptions{token: text, stdin: opts.stdin})
+		compact, err := findToken(text, "", opts.in)
 		if err != nil {
 			return nil, fmt.Errorf("--token: %w", err)
 		}
@@ -142,7 +140,7 @@ func (opts revokeOptions) body() ([]byte, error) {
 		if date[0] == "" {
 			continue
 		}
-		when, err := parseTime(date[0], opts.now())
+		when, err := parseTime(date[0], opts.now)
 		if err != nil {
 			return nil, fmt.Errorf("--%s %w", flag, err)
 		}
@@ -159,7 +157,7 @@ func (opts revokeOptions) readSecret() (string, error) {
 	switch opts.secret {
 	case "":
 	case "-":
-		data, err = io.ReadAll(opts.stdin)
+		data, err = io.ReadAll(opts.in)
 	default:
 		data, err = os.ReadFile(opts.secret)
 	}

@@ -1,4 +1,4 @@
-package signedplayback
+package command
 
 import (
 	"cmp"
@@ -17,8 +17,8 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-func inspectCommand() *cobra.Command {
-	opts := inspectOptions{now: time.Now}
+func inspectCommand(m Module) *cobra.Command {
+	var opts inspectOptions
 	cmd := &cobra.Command{
 		Use:   "inspect <token or URL> [--key <file>] [--json]",
 		Short: "Shows the content of a token",
@@ -41,11 +41,11 @@ The exit status is 0 if the token is well-formed and, with --key, is valid now,
 1 for another token, and 2 for an error.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			opts.stdin = cmd.InOrStdin()
+			opts.terminal = terminalOf(cmd)
 			if opts.token, err = oneURL(cmd, opts.token, args); err != nil {
 				return err
 			}
-			return inspect(opts, cmd.OutOrStdout())
+			return opts.inspect(m)
 		},
 	}
 	flags := cmd.Flags()
@@ -56,11 +56,10 @@ The exit status is 0 if the token is well-formed and, with --key, is valid now,
 }
 
 type inspectOptions struct {
+	terminal
 	token string
 	key   string
 	json  bool
-	stdin io.Reader
-	now   func() time.Time
 }
 
 // inspection is the output of inspect, as far as the token can be read.
@@ -85,34 +84,39 @@ type inspection struct {
 	Warnings  []string        `json:"warnings,omitempty"`
 }
 
-// inspect prints the content of a token, as far as it can be read. Its error is
-// the reason why the gate would refuse the token, or why inspect cannot tell.
-func inspect(opts inspectOptions, out io.Writer) error {
-	compact, err := findToken(opts)
+// inspect prints the content of a token, as far as it can be read, and why the gate would
+// refuse it.
+func (opts inspectOptions) inspect(m Module) error {
+	compact, err := findToken(opts.token, opts.key, opts.in)
 	if err != nil {
 		return err
 	}
 	var keys *token.KeySet
 	if opts.key != "" {
-		if keys, err = readKeySet(opts); err != nil {
+		if keys, err = readKeySet(opts.key, opts.in); err != nil {
 			return err
 		}
 	}
 	found := inspection{TokenID: redact.TokenID(compact)}
-	err = found.read(compact, keys, opts.now())
-	if why, ok := errors.AsType[*refusal.Error](err); ok {
+	refused := found.read(compact, keys, m.Leeway, opts.now)
+	if why, ok := errors.AsType[*refusal.Error](refused); ok {
 		found.Reason = why.Reason
 	}
 	if opts.json {
-		return errors.Join(writeJSON(out, found), err)
+		err = writeJSON(opts.out, found)
+	} else {
+		found.print(opts.out, keys != nil, opts.now)
 	}
-	found.print(out, keys != nil, opts.now())
+	if err == nil && refused != nil {
+		fmt.Fprintln(opts.err, "Error:", redact.Tokens(refused.Error()))
+		err = ErrRefused
+	}
 	return err
 }
 
-// read takes what a token says, and verifies it if there are keys. Its error is a
-// refusal.
-func (i *inspection) read(compact string, keys *token.KeySet, now time.Time) error {
+// read takes what a token says, and verifies it if there are keys. It returns why the gate would
+// refuse the token, nil if it would not.
+func (i *inspection) read(compact string, keys *token.KeySet, leeway time.Duration, now time.Time) error {
 	parsed, err := token.Parse(compact)
 	if err != nil {
 		return refusal.OfToken(err)
@@ -132,7 +136,7 @@ func (i *inspection) read(compact string, keys *token.KeySet, now time.Time) err
 	if keys == nil {
 		return nil
 	}
-	_, err = token.Verify(compact, keys, now, token.Policy{Leeway: defaultLeeway})
+	_, err = token.Verify(compact, keys, now, token.Policy{Leeway: leeway})
 	if errors.Is(err, token.ErrKeyUnknown) {
 		err = fmt.Errorf("%w: the token's key id is %q, and --key has %q", err, claims.KeyID, keys.IDs())
 	}
@@ -198,27 +202,26 @@ func (i *inspection) printClaims(out io.Writer, now time.Time) {
 	}
 }
 
-func readKeySet(opts inspectOptions) (*token.KeySet, error) {
-	data, id, err := readKeyFile(opts.key, opts.stdin)
+func readKeySet(path string, in io.Reader) (*token.KeySet, error) {
+	data, id, err := readKeyFile(path, in)
 	if err != nil {
 		return nil, err
 	}
 	keys, err := token.ParsePublicKeys(data, id)
 	if err != nil {
-		return nil, fmt.Errorf("--key %q: %w", opts.key, err)
+		return nil, fmt.Errorf("--key %q: %w", path, err)
 	}
 	return token.NewKeySet(keys...)
 }
 
 // findToken returns the token on the command line or on standard input: the
-// whole text, or the segment of a URL's path that has two dots.
-func findToken(opts inspectOptions) (string, error) {
-	text := opts.token
+// whole text, or the segment of a URL's path that has two dots. key is the value of --key.
+func findToken(text, key string, in io.Reader) (string, error) {
 	if text == "-" {
-		if opts.key == "-" {
+		if key == "-" {
 			return "", errors.New("the token and --key cannot both come from standard input")
 		}
-		data, err := io.ReadAll(io.LimitReader(opts.stdin, 4*token.MaxLength))
+		data, err := io.ReadAll(io.LimitReader(in, 4*token.MaxLength))
 		if err != nil {
 			return "", err
 		}

@@ -1,8 +1,7 @@
-package signedplayback
+package command
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,11 +12,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/google/go-cmp/cmp"
 
@@ -116,17 +115,28 @@ func proxying(t *testing.T, change func(*proxyOptions)) (opts proxyOptions, warn
 	t.Helper()
 	warnings = new(bytes.Buffer)
 	opts = proxyOptions{
-		from: "http://127.0.0.1:8080", to: "127.0.0.1:8081",
-		key: "-", stdin: strings.NewReader(must(testKey().JWK())), video: "demo", expires: "1h", path: playbackpath.DefaultManifest,
-		publicKey: filepath.Join(t.TempDir(), "public.json"), warnings: warnings,
-		now:   func() time.Time { return testTime },
-		claim: func(string) error { return nil },
-		reach: func(weborigin.Origin) error { return nil },
+		terminal: terminal{in: strings.NewReader(must(testKey().JWK())), err: warnings, now: testTime},
+		from:     "http://127.0.0.1:8080", to: "127.0.0.1:8081",
+		key: "-", video: "demo", expires: "1h", path: playbackpath.DefaultManifest,
+		publicKey: filepath.Join(t.TempDir(), "public.json"),
+		claim:     func(string) error { return nil },
+		reach:     func(weborigin.Origin) error { return nil },
 	}
 	if change != nil {
 		change(&opts)
 	}
 	return opts, warnings
+}
+
+// ProxyConfig returns the config of a proxy command, and the address on which it listens.
+func ProxyConfig(t *testing.T, from string) (caddyfile []byte, listen string) {
+	t.Helper()
+	opts, _ := proxying(t, func(o *proxyOptions) { o.from, o.player = from, true })
+	caddyfile, _, err := opts.proxy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return caddyfile, must(parseProxySite(from)).listen()
 }
 
 func caddyfileOf(t *testing.T, opts proxyOptions) string {
@@ -151,7 +161,7 @@ func TestProxyCaddyfile(t *testing.T) {
 	}
 	signed_playback {
 		key_file 'PUBLIC'
-		geoip_database 'testdata/country.mmdb'
+		geoip_database '../../testdata/country.mmdb'
 		allowed_origins '*.example.com' 'localhost:3000'
 	}
 }
@@ -168,7 +178,7 @@ https://media.example.com {
 `
 	opts, _ := proxying(t, func(o *proxyOptions) {
 		o.from, o.to = "media.example.com", "https://origin.example.com/videos"
-		o.allowedOrigins, o.geoIPDatabase = []string{"*.example.com", "localhost:3000"}, "testdata/country.mmdb"
+		o.allowedOrigins, o.geoIPDatabase = []string{"*.example.com", "localhost:3000"}, "../../testdata/country.mmdb"
 		o.path = "hls/master%20playlist.m3u8"
 		o.player, o.hlsJS, o.accessLog, o.debug = true, "hls.min.js", true, true
 	})
@@ -191,24 +201,6 @@ https://media.example.com {
 	}
 }
 
-// Caddy loads the config for each form of address, and listens there.
-func TestProxyConfigLoads(t *testing.T) {
-	for _, from := range []string{"media.example.com:8443", ":8080", "http://[::1]:8080", "https://127.0.0.1:8443", "0.0.0.0:8080", "[::]:8080"} {
-		opts, _ := proxying(t, func(o *proxyOptions) { o.from, o.player = from, true })
-		var config caddy.Config
-		if err := caddy.StrictUnmarshalJSON(must(proxy(opts, io.Discard)), &config); err != nil {
-			t.Fatal(err)
-		}
-		http := string(config.AppsRaw["http"])
-		if listen := must(parseProxySite(from)).listen(); !strings.Contains(http, `"listen":["`+listen+`"]`) {
-			t.Errorf("--from %s: want %s in %s", from, listen, http)
-		}
-		if err := validateConfig(&config); err != nil {
-			t.Errorf("--from %s: %v", from, err)
-		}
-	}
-}
-
 // The attack: a script passes a file name or a pattern of somebody else to
 // proxy, and the value ends its token in the Caddyfile and adds a directive, or
 // makes Caddy read an environment variable. Such a value is refused, and every
@@ -219,7 +211,7 @@ func TestProxyValuesAreNotCaddyfileSyntax(t *testing.T) {
 		"a\n}\nadmin :2019", "a\r\nb", "a`b", "` `", "`", "{$HOME}", "{$HOME:x}", "{env.HOME}", "{file./etc/passwd}", "{", "}", "{ respond", "a\x00b", "a\u0085b", "\xff",
 	} {
 		opts, _ := proxying(t, func(o *proxyOptions) { o.geoIPDatabase = hostile })
-		if _, err := proxy(opts, io.Discard); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("--geoip-database: %q", hostile)) {
+		if _, _, err := opts.proxy(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("--geoip-database: %q", hostile)) {
 			t.Errorf("%q: %v, want an error that names the flag and the value", hostile, err)
 		}
 	}
@@ -229,15 +221,31 @@ func TestProxyValuesAreNotCaddyfileSyntax(t *testing.T) {
 		opts, _ := proxying(t, func(o *proxyOptions) {
 			o.player, o.hlsJS, o.geoIPDatabase, o.publicKey = true, odd, odd, odd
 		})
-		adapted := adapt(t, string(caddyfile.Format([]byte(caddyfileOf(t, opts)))))
-		value := string(must(json.Marshal(odd)))
-		for _, want := range []string{`"key_file":[` + value + `]`, `"geoip_database":` + value, `"hls_js":` + value, `"admin":{"disabled":true`} {
-			var compact bytes.Buffer
-			if err := json.Compact(&compact, []byte(adapted)); err != nil || !strings.Contains(compact.String(), want) {
-				t.Errorf("%q: no %s in %s", odd, want, adapted)
+		for _, name := range []string{"key_file", "geoip_database", "player"} {
+			if got := argumentsOf(t, opts, name); !slices.Equal(got, []string{odd}) {
+				t.Errorf("%q: %s has the arguments %q", odd, name, got)
 			}
 		}
+		if got := argumentsOf(t, opts, "admin"); !slices.Equal(got, []string{"off"}) {
+			t.Errorf("%q: admin has the arguments %q", odd, got)
+		}
 	}
+}
+
+// argumentsOf returns the arguments of an option in the config, as Caddy's parser reads them.
+func argumentsOf(t *testing.T, opts proxyOptions, option string) []string {
+	t.Helper()
+	tokens, err := caddyfile.Tokenize([]byte(caddyfileOf(t, opts)), "Caddyfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d := caddyfile.NewDispenser(tokens); d.Next(); {
+		if d.Val() == option {
+			return d.RemainingArgs()
+		}
+	}
+	t.Fatalf("the config has no %s", option)
+	return nil
 }
 
 // An error names the flag, and no password in the origin's address, because it may end up in a log. proxy
@@ -250,7 +258,7 @@ func TestProxyRefuses(t *testing.T) {
 	} {
 		opts, _ := proxying(t, func(o *proxyOptions) { o.to, o.expires = to, expires })
 		want := map[bool]string{true: "--to", false: `--exp "` + expires + `"`}[expires == "1h"]
-		if _, err := proxy(opts, io.Discard); err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), want) {
+		if _, _, err := opts.proxy(); err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), want) {
 			t.Errorf("proxy --to %s --exp %s = %v, want an error with %s and not the password", to, expires, err, want)
 		}
 	}
@@ -261,9 +269,18 @@ func TestProxyRefuses(t *testing.T) {
 func TestProxyKeepsThePrivateKey(t *testing.T) {
 	t.Parallel()
 	seen := make(map[string]bool)
-	for i, key := range []string{"", "", writeFile(t, "k1.pem", testKey().PEM()), "-"} {
+	file := filepath.Join(t.TempDir(), "k1.pem")
+	if err := os.WriteFile(file, []byte(testKey().PEM()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i, key := range []string{"", "", file, "-"} {
 		opts, written := proxying(t, func(o *proxyOptions) { o.key = key })
-		written.Write(must(proxy(opts, written)))
+		config, description, err := opts.proxy()
+		if err != nil {
+			t.Fatal(err)
+		}
+		written.Write(config)
+		written.WriteString(description)
 		public := must(os.ReadFile(opts.publicKey))
 		written.Write(public)
 		keys, err := token.ParsePublicKeys(public, "")
@@ -271,7 +288,7 @@ func TestProxyKeepsThePrivateKey(t *testing.T) {
 			t.Fatalf("--key %q: the gate gets %s: %v", key, public, err)
 		}
 		seen[keys[0].ID()] = true
-		compact := must(findToken(inspectOptions{token: must(firstURL(written.String()))}))
+		compact := must(findToken(must(firstURL(written.String())), "", nil))
 		if _, err := token.Verify(compact, must(token.NewKeySet(keys...)), testTime, token.Policy{}); err != nil {
 			t.Errorf("--key %q: the gate's key does not verify the URL: %v", key, err)
 		}
@@ -329,10 +346,12 @@ Stop with Ctrl-C.
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			opts, warnings := proxying(t, tc.change)
-			var out bytes.Buffer
-			must(proxy(opts, &out))
-			compact := must(findToken(inspectOptions{token: must(firstURL(out.String()))}))
-			if diff := cmp.Diff(tc.want, strings.ReplaceAll(out.String(), compact, "T")); diff != "" && tc.want != "" {
+			_, out, err := opts.proxy()
+			if err != nil {
+				t.Fatal(err)
+			}
+			compact := must(findToken(must(firstURL(out)), "", nil))
+			if diff := cmp.Diff(tc.want, strings.ReplaceAll(out, compact, "T")); diff != "" && tc.want != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 			if claims := must(token.Parse(compact)).Unverified(); claims.VideoID != "demo" || !claims.ExpiresAt.Equal(testTime.Add(time.Hour)) {

@@ -1,13 +1,11 @@
-package signedplayback
+package command
 
 import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -27,12 +25,14 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/mediatype"
 	"github.com/signed-playback/caddy-signed-playback/internal/playbackpath"
+	"github.com/signed-playback/caddy-signed-playback/internal/player"
+	"github.com/signed-playback/caddy-signed-playback/internal/siteconfig"
 	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/token"
 )
 
-func proxyCommand() *cobra.Command {
-	opts := proxyOptions{now: time.Now, claim: claimAddress, reach: reachOrigin}
+func proxyCommand(m Module) *cobra.Command {
+	opts := proxyOptions{claim: claimAddress, reach: reachOrigin}
 	cmd := &cobra.Command{
 		Use:   "proxy --to <origin> [--from <address>] [--key <file>] [--sub <video>] [--exp <time>] [--allowed-origins <pattern>...] [--geoip-database <file>] [--path <manifest>] [--player [--hls-js <file>]] [--access-log] [--debug]",
 		Short: "Runs a gate without a config file, and prints a signed URL",
@@ -66,8 +66,8 @@ Keys and settings that the control API has stored on this machine apply here
 too. The log contains no tokens.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			opts.stdin, opts.warnings = cmd.InOrStdin(), cmd.ErrOrStderr()
-			return serveProxy(opts, cmd.OutOrStdout())
+			opts.terminal = terminalOf(cmd)
+			return opts.serve(m)
 		},
 	}
 	flags := cmd.Flags()
@@ -87,6 +87,7 @@ too. The log contains no tokens.`,
 }
 
 type proxyOptions struct {
+	terminal
 	from, to         string
 	key              string // "" for a new one
 	video, expires   string
@@ -97,16 +98,13 @@ type proxyOptions struct {
 	hlsJS            string
 	accessLog, debug bool
 
-	publicKey string // the file that gives the gate its public key
-	stdin     io.Reader
-	warnings  io.Writer
-	now       func() time.Time
+	publicKey string                              // the file that gives the gate its public key
 	claim     func(address string) error          // reports why a server cannot listen on an address
 	reach     func(origin weborigin.Origin) error // reports why an origin does not answer
 }
 
-// serveProxy runs the gateway until a signal ends the process.
-func serveProxy(opts proxyOptions, out io.Writer) error {
+// serve runs the gateway until a signal ends the process.
+func (opts proxyOptions) serve(m Module) error {
 	caddy.TrapSignals()
 	file, err := os.CreateTemp("", "signed-playback-*.json")
 	if err != nil {
@@ -119,8 +117,11 @@ func serveProxy(opts proxyOptions, out io.Writer) error {
 	if err := file.Close(); err != nil {
 		return err
 	}
-	var description bytes.Buffer
-	config, err := proxy(opts, &description)
+	text, description, err := opts.proxy()
+	if err != nil {
+		return err
+	}
+	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt(text, nil)
 	if err != nil {
 		return err
 	}
@@ -128,88 +129,74 @@ func serveProxy(opts proxyOptions, out io.Writer) error {
 		return err
 	}
 	remove()
-	if err := errorIfRevoked(); err != nil {
-		return errors.Join(err, caddy.Stop())
-	}
-	fmt.Fprint(out, &description)
-	select {}
-}
-
-// errorIfRevoked returns an error if the control API has revoked the gateway's
-// key on this machine: the signed URL would not play.
-func errorIfRevoked() error {
-	app, err := caddy.ActiveContext().AppIfConfigured(appID)
+	app, err := caddy.ActiveContext().AppIfConfigured(siteconfig.AppID)
 	if err != nil {
 		return err
 	}
-	keys := app.(*App).keys
-	for _, keyID := range keys.Fixed.IDs() {
-		if stored, _ := keys.State.Key(keyID); stored.Revoked {
-			return fmt.Errorf("--key: the control API has revoked the key %q, so its URLs do not play; `caddy signed-playback keygen` makes a key", keyID)
-		}
+	if keyID := m.Gateway(app).RevokedKey(); keyID != "" { // the signed URL would not play
+		err := fmt.Errorf("--key: the control API has revoked the key %q, so its URLs do not play; `caddy signed-playback keygen` makes a key", keyID)
+		return errors.Join(err, caddy.Stop())
 	}
-	return nil
+	fmt.Fprint(opts.out, description)
+	select {}
 }
 
-// proxy checks the flags and returns the gateway's config as JSON. It prints to
-// out what the user needs to know once the gateway runs. It writes the public
-// key to opts.publicKey; the private key stays in memory.
-func proxy(opts proxyOptions, out io.Writer) ([]byte, error) {
+// proxy checks the flags and returns the gateway's Caddyfile, and the description that the user
+// needs once the gateway runs. It writes the public key to opts.publicKey; the private key
+// stays in memory.
+func (opts proxyOptions) proxy() (config []byte, description string, err error) {
 	site, err := parseProxySite(opts.from)
 	if err != nil {
-		return nil, fmt.Errorf("--from %q: %w; give an address like media.example.com, :8080 or http://127.0.0.1:8080", opts.from, err)
+		return nil, "", fmt.Errorf("--from %q: %w; give an address like media.example.com, :8080 or http://127.0.0.1:8080", opts.from, err)
 	}
 	if strings.Contains(opts.to, "@") { // perhaps with a password, which an error must not repeat
-		return nil, errors.New("--to: user names and passwords are not supported; a Caddyfile can send them with header_up")
+		return nil, "", errors.New("--to: user names and passwords are not supported; a Caddyfile can send them with header_up")
 	}
 	origin, err := parseProxyOrigin(opts.to)
 	if err != nil {
-		return nil, fmt.Errorf("--to %q: %w; give an origin like 127.0.0.1:8081 or https://origin.example.com/videos", opts.to, err)
+		return nil, "", fmt.Errorf("--to %q: %w; give an origin like 127.0.0.1:8081 or https://origin.example.com/videos", opts.to, err)
 	}
 	if err := opts.check(); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	manifestPath, err := playbackpath.ParseManifestPath(opts.path)
 	if err == nil && opts.player && mediatype.Ending(manifestPath.Decoded) == "mpd" {
-		err = errManifestOfPage
+		err = player.ErrManifest
 	}
 	if err != nil {
-		return nil, fmt.Errorf("--path %q: %w", opts.path, err)
+		return nil, "", fmt.Errorf("--path %q: %w", opts.path, err)
 	}
 	opts.path = manifestPath.Escaped
 	if err := opts.claim(site.listen()); err != nil {
-		return nil, fmt.Errorf("--from %q: %w; give a port that no other server has and that this user may listen on, like :8080", opts.from, err)
+		return nil, "", fmt.Errorf("--from %q: %w; give a port that no other server has and that this user may listen on, like :8080", opts.from, err)
 	}
 	key, err := opts.signingKey()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	claims, err := signOptions{video: opts.video, expires: opts.expires, now: opts.now}.claims()
+	claims, err := signOptions{terminal: opts.terminal, video: opts.video, expires: opts.expires}.claims()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	if !claims.ExpiresAt.After(opts.now()) {
-		return nil, fmt.Errorf("--exp %q is in the past, so the URL would not play; give a time in the future, like 1h", opts.expires)
+	if !claims.ExpiresAt.After(opts.now) {
+		return nil, "", fmt.Errorf("--exp %q is in the past, so the URL would not play; give a time in the future, like 1h", opts.expires)
 	}
 	compact, err := token.Sign(claims, key)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	public, err := key.Public().JWK()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if err := os.WriteFile(opts.publicKey, public, 0o600); err != nil {
-		return nil, fmt.Errorf("giving the public key to the gate: %w", err)
+		return nil, "", fmt.Errorf("giving the public key to the gate: %w", err)
 	}
-	text, err := opts.caddyfile(site, origin)
-	if err != nil {
-		return nil, err
+	if config, err = opts.caddyfile(site, origin); err != nil {
+		return nil, "", err
 	}
-	opts.warn(site, origin)
-	opts.describe(out, site, origin, claims, compact)
-	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt(text, nil)
-	return config, err
+	opts.warnUser(site, origin)
+	return config, opts.describe(site, origin, claims, compact), nil
 }
 
 // proxySite is the address at which viewers reach the gateway.
@@ -355,7 +342,7 @@ func (opts proxyOptions) check() error {
 	if opts.hlsJS != "" && !opts.player {
 		return fmt.Errorf("--hls-js %q is for the player page; add --player", opts.hlsJS)
 	}
-	if _, err := (&PlayerConfig{HLSJS: opts.hlsJS}).provision(playbackpath.DefaultManifest); err != nil {
+	if _, err := player.Load(opts.hlsJS, playbackpath.DefaultManifest); err != nil {
 		return fmt.Errorf("--hls-js %w", err)
 	}
 	if _, err := weborigin.Compile(opts.allowedOrigins); err != nil {
@@ -389,43 +376,44 @@ func (opts proxyOptions) signingKey() (*token.SigningKey, error) {
 	if opts.key == "" {
 		return token.GenerateSigningKey("")
 	}
-	key, err := readSigningKey(signOptions{key: opts.key, stdin: opts.stdin})
+	key, err := readSigningKey(opts.key, "", opts.in)
 	if err != nil {
 		return nil, fmt.Errorf("%w; `caddy signed-playback keygen` makes a key", err)
 	}
 	return key, nil
 }
 
-// warn prints what does not stop the gateway but may surprise the user.
-func (opts proxyOptions) warn(site proxySite, origin proxyOrigin) {
+// warnUser prints what may surprise the user.
+func (opts proxyOptions) warnUser(site proxySite, origin proxyOrigin) {
 	if opts.key == "" {
-		fmt.Fprintln(opts.warnings, "warning: there is no --key, so proxy signs with a new key that is in memory only: its URLs end with this process")
+		opts.warn("there is no --key, so proxy signs with a new key that is in memory only: its URLs end with this process")
 	}
 	if opts.player && opts.hlsJS == "" {
-		fmt.Fprintln(opts.warnings, "warning: without --hls-js, the player page plays only in Safari, and in Chrome from 142 on; this gets the file: "+getHLSJS)
+		opts.warn("without --hls-js, the player page plays only in Safari, and in Chrome from 142 on; this gets the file: %s", player.GetHLSJS)
 	}
 	if site.anyHost && len(opts.allowedOrigins) > 0 {
-		fmt.Fprintf(opts.warnings, "warning: --from %q answers to every host name, so a page under any name that leads here counts as allowed; give the host name\n", opts.from)
+		opts.warn("--from %q answers to every host name, so a page under any name that leads here counts as allowed; give the host name", opts.from)
 	}
 	if err := opts.reach(origin.Origin); err != nil {
-		fmt.Fprintf(opts.warnings, "warning: --to %q does not answer (%v): viewers get status 502 until it does\n", opts.to, err)
+		opts.warn("--to %q does not answer (%v): viewers get status 502 until it does", opts.to, err)
 	}
 }
 
-// describe prints the addresses, a first URL and how to sign more.
-func (opts proxyOptions) describe(out io.Writer, site proxySite, origin proxyOrigin, claims token.Claims, compact string) {
-	base := site.String()
+// describe returns the addresses, a first URL and how to sign more.
+func (opts proxyOptions) describe(site proxySite, origin proxyOrigin, claims token.Claims, compact string) string {
+	out, base := new(strings.Builder), site.String()
 	fmt.Fprintf(out, "\nThe gate listens on %s. Viewers ask it for\n  %s/<token>/<path>\n", site.listen(), base)
 	fmt.Fprintf(out, "and it asks the origin for\n  %s%s/<path>\n\n",
 		origin.String(), strings.ReplaceAll(origin.template, playbackpath.VideoPlaceholder, "<video>"))
 
-	fmt.Fprintf(out, "The video %s plays until %s:\n", claims.VideoID, relativeTime(claims.ExpiresAt, opts.now()))
+	fmt.Fprintf(out, "The video %s plays until %s:\n", claims.VideoID, relativeTime(claims.ExpiresAt, opts.now))
 	if opts.player {
 		fmt.Fprintf(out, "  Page  %s/%s/%s\n", base, compact, playbackpath.IframeSuffix)
 	}
 	fmt.Fprintf(out, "  HLS   %s/%s/%s\n", base, compact, opts.path)
 	if len(opts.allowedOrigins) > 0 {
-		fmt.Fprintf(out, "It plays on the allowed sites only, the page in an iframe there. With curl, add\n  -H 'Origin: %s'\n", exampleOrigin(opts.allowedOrigins[0]))
+		example, _ := weborigin.ParsePattern(opts.allowedOrigins[0]) // which check has parsed
+		fmt.Fprintf(out, "It plays on the allowed sites only, the page in an iframe there. With curl, add\n  -H 'Origin: %s'\n", example.Example())
 	}
 
 	how := "Sign more with"
@@ -435,12 +423,7 @@ func (opts proxyOptions) describe(out io.Writer, site proxySite, origin proxyOri
 	}
 	fmt.Fprintf(out, "\n%s\n  caddy signed-playback sign --key %s --sub %s --url %s\nStop with Ctrl-C.\n\n",
 		how, shellWord(cmp.Or(opts.key, "key.json")), claims.VideoID, shellWord(base))
-}
-
-// exampleOrigin returns an origin that a valid pattern covers.
-func exampleOrigin(pattern string) string {
-	p, _ := weborigin.ParsePattern(pattern)
-	return p.Example().String()
+	return out.String()
 }
 
 var plainShellWord = regexp.MustCompile(`^[A-Za-z0-9_./:=+-]+$`)
@@ -467,14 +450,5 @@ func claimAddress(address string) error {
 // reachOrigin reports why a connection to an origin fails. An origin that is down
 // delays the start by at most two seconds.
 func reachOrigin(origin weborigin.Origin) error {
-	dialer := &net.Dialer{Timeout: 2 * time.Second}
-	dial := dialer.Dial
-	if origin.HTTPS {
-		dial = (&tls.Dialer{NetDialer: dialer}).Dial
-	}
-	conn, err := dial("tcp", origin.Address())
-	if err != nil {
-		return err
-	}
-	return conn.Close()
+	return connects(context.Background(), "tcp", origin.Address(), origin.HTTPS, 2*time.Second)
 }

@@ -1,38 +1,16 @@
-package signedplayback
+package replay
 
 import (
-	"context"
 	"net/http"
 	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-
-	"github.com/signed-playback/caddy-signed-playback/internal/controlapi"
 )
 
-// explainRunning is the call of the control API that replays a request in the running
-// config.
-func (a *API) explainRunning(ctx context.Context, asked controlapi.ExplainedRequest) (any, error) {
-	servers, err := a.servers()
-	if err != nil {
-		return nil, err
-	}
-	opts := explainOptions{url: asked.URL, ip: asked.IP, origin: asked.Origin, referer: asked.Referer, method: http.MethodGet}
-	request, err := opts.request()
-	if err != nil {
-		return nil, err
-	}
-	running := &replay{servers: servers, serve: serveReplayed}
-	if a.app.lacksKeys() {
-		running.notes = append(running.notes, noKeys)
-	}
-	return running.explanation(request.WithContext(ctx), asked.At)
-}
-
-// serveReplayed has the routes of a running server decide on a request, and nothing answer it.
-func serveReplayed(s *caddyhttp.Server, w http.ResponseWriter, r *http.Request) {
+// serveRunning has the routes of a running server decide on a request, and nothing answer it.
+func serveRunning(s *caddyhttp.Server, w http.ResponseWriter, r *http.Request) {
 	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, s)
 	// An error is that of a matcher, which leads to no gate.
 	_ = replayedRoutes(s.Routes).Compile(noHandler).ServeHTTP(w, r)
@@ -54,7 +32,7 @@ func replayedRoutes(routes caddyhttp.RouteList) caddyhttp.RouteList {
 }
 
 // replayedHandler is a handler of the running config that neither answers nor asks another
-// server. It treats the same handlers as pruned does.
+// server. It treats the same handlers as pruneRoutes does.
 type replayedHandler struct{ caddyhttp.MiddlewareHandler }
 
 func (h replayedHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {

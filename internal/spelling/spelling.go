@@ -1,10 +1,11 @@
-package signedplayback
+// Package spelling suggests a known name for a misspelt one.
+package spelling
 
 import "strings"
 
-// closest returns the name that a user has probably meant by a word, or "". Capitals,
+// Closest returns the name that a user has probably meant by a word, or "". Capitals,
 // hyphens and underscores do not count.
-func closest(word string, names []string) string {
+func Closest(word string, names []string) string {
 	word = plainName(word)
 	best, least := "", 3 // at most two typing errors
 	for _, name := range names {

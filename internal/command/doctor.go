@@ -1,15 +1,13 @@
-package signedplayback
+package command
 
 import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"html"
-	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -18,6 +16,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -30,11 +29,14 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/internal/geo"
 	"github.com/signed-playback/caddy-signed-playback/internal/redact"
 	"github.com/signed-playback/caddy-signed-playback/internal/refusal"
+	"github.com/signed-playback/caddy-signed-playback/internal/replay"
+	"github.com/signed-playback/caddy-signed-playback/internal/siteconfig"
+	"github.com/signed-playback/caddy-signed-playback/internal/weborigin"
 	"github.com/signed-playback/caddy-signed-playback/manifest"
 )
 
-func doctorCommand() *cobra.Command {
-	opts := doctorOptions{now: time.Now}
+func doctorCommand(m Module) *cobra.Command {
+	var opts doctorOptions
 	cmd := &cobra.Command{
 		Use:   "doctor --config <file> [--url <url>] [--accept <check>]... [--json]",
 		Short: "Finds mistakes and risks of a deployment",
@@ -61,71 +63,27 @@ The exit status is 0 if there is nothing to do, 1 if there is, and 2 for an erro
 If you intend what a check finds, accept it by the name of the check.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			opts.stdin = cmd.InOrStdin()
-			return doctor(cmd.Context(), opts, cmd.OutOrStdout())
+			opts.terminal = terminalOf(cmd)
+			return opts.doctor(cmd.Context(), m)
 		},
 	}
+	opts.request.Method = http.MethodGet
 	flags := cmd.Flags()
 	flags.StringVarP(&opts.config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
-	flags.StringVar(&opts.url, "url", "", "the `URL` of a manifest or player page that plays, or - for standard input")
-	flags.StringVar(&opts.origin, "origin", "", "the `Origin` header with --url (default: none)")
-	flags.StringVar(&opts.referer, "referer", "", "the `Referer` header with --url (default: none)")
+	flags.StringVar(&opts.request.URL, "url", "", "the `URL` of a manifest or player page that plays, or - for standard input")
+	flags.StringVar(&opts.request.Origin, "origin", "", "the `Origin` header with --url (default: none)")
+	flags.StringVar(&opts.request.Referer, "referer", "", "the `Referer` header with --url (default: none)")
 	flags.StringArrayVar(&opts.accepted, "accept", nil, "the `check` whose findings you accept; may be repeated")
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	return cmd
 }
 
-func healthCommand() *cobra.Command {
-	var config string
-	cmd := &cobra.Command{
-		Use:   "health --config <file>",
-		Short: "Checks whether the server of a config runs",
-		Long: `
-Connects to each port of the config, on this machine. The exit status is 0 if all
-accept connections, and 2 if one does not. Containers use it as their health check.`,
-		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error { return health(cmd.Context(), config) },
-	}
-	cmd.Flags().StringVarP(&config, "config", "c", "Caddyfile", "the config `file`: a Caddyfile, or JSON if its name ends in .json")
-	return cmd
-}
-
-// health connects to all TCP and Unix sockets of the servers of a config.
-func health(ctx context.Context, file string) error {
-	config, err := adaptConfig(file)
-	if err != nil {
-		return err
-	}
-	_, servers, err := httpServers(config)
-	if err != nil {
-		return err
-	}
-	for _, server := range servers {
-		listen, _ := server["listen"].([]any)
-		for _, listener := range listen {
-			text, _ := listener.(string)
-			address, err := caddy.ParseNetworkAddress(text)
-			if err != nil {
-				return err
-			}
-			if host, err := netip.ParseAddr(address.Host); address.Host == "" || err == nil && host.IsUnspecified() {
-				address.Host = "127.0.0.1" // a container may not resolve localhost
-			}
-			if err := answers(ctx, address.Network, address.JoinHostPort(0), originTimeout); err != nil {
-				return fmt.Errorf("the server does not listen: %w", err)
-			}
-		}
-	}
-	return nil
-}
-
 type doctorOptions struct {
-	config, url     string
-	origin, referer string // of the viewer's page
-	accepted        []string
-	json            bool
-	stdin           io.Reader
-	now             func() time.Time
+	terminal
+	config   string
+	request  replay.Request // without a URL, there is none
+	accepted []string
+	json     bool
 }
 
 // finding is a line of doctor's output.
@@ -144,9 +102,9 @@ const (
 
 // checkup is one run of doctor.
 type checkup struct {
-	*replay
-	opts      doctorOptions
-	log       string // the file with the warnings
+	doctorOptions
+	gateway   replay.Gateway
+	warnings  string // the file with them
 	upstreams []upstream
 	backEnd   *url.URL          // of admission, nil without the option
 	playback  *http.Request     // nil without --url
@@ -171,8 +129,8 @@ var doctorChecks = []struct {
 	{"config", (*checkup).checkWarnings},
 }
 
-// doctor checks a deployment. It returns errRefused if there is something to do.
-func doctor(ctx context.Context, opts doctorOptions, out io.Writer) (err error) {
+// doctor checks a deployment. It returns ErrRefused if there is something to do.
+func (opts doctorOptions) doctor(ctx context.Context, m Module) (err error) {
 	names := make([]string, 0, len(doctorChecks))
 	for _, check := range doctorChecks {
 		names = append(names, check.name)
@@ -182,32 +140,58 @@ func doctor(ctx context.Context, opts doctorOptions, out io.Writer) (err error) 
 			return fmt.Errorf("--accept %q: known checks are %s", name, strings.Join(names, ", "))
 		}
 	}
-	var playback *http.Request
-	if opts.url != "" {
-		if playback, err = (explainOptions{url: opts.url, origin: opts.origin, referer: opts.referer, stdin: opts.stdin, method: http.MethodGet}).request(); err != nil {
-			return fmt.Errorf("--%w", err)
+	c := &checkup{doctorOptions: opts}
+	if opts.request.URL != "" {
+		if c.playback, err = opts.readRequest(opts.request); err != nil {
+			return err
 		}
+		c.playback = c.playback.WithContext(ctx)
 	}
-	c, err := loadCheckup(opts)
-	if c != nil {
-		defer func() { err = errors.Join(err, os.Remove(c.log)) }()
-	}
+	config, err := siteconfig.Adapt(opts.config)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.app.Cleanup()) }()
-	if playback != nil {
-		if c.server, err = c.listening(playback); err != nil {
-			return err
-		}
-		c.playback = playback.WithContext(ctx)
+	file, err := os.CreateTemp("", "signed-playback-doctor-*.log")
+	if err != nil {
+		return err
 	}
+	defer func() { err = errors.Join(err, os.Remove(file.Name())) }()
+	if err := file.Close(); err != nil {
+		return err
+	}
+	c.warnings = file.Name()
+	if err := c.load(config, m); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.gateway.Cleanup()) }()
 	for _, check := range doctorChecks {
 		c.check = check.name
 		check.run(c, ctx)
 		c.ok("")
 	}
-	return c.print(out)
+	return c.print()
+}
+
+// load provisions a config, and has its warnings written to the file.
+func (c *checkup) load(config map[string]any, m Module) error {
+	if err := siteconfig.Isolate(config); err != nil {
+		return fmt.Errorf("%s: %w", c.config, err)
+	}
+	c.upstreams = guardedUpstreams(config)
+	writeWarnings(config, c.warnings)
+	http, app, err := siteconfig.Provision(c.config, config)
+	if err != nil {
+		return err
+	}
+	c.gateway = m.Gateway(app)
+	if c.playback != nil {
+		if c.server, err = siteconfig.Listening(http.Servers, c.playback, false); err != nil {
+			return errors.Join(err, c.gateway.Cleanup())
+		}
+	}
+	// The playback of doctor is no session about which a back end wants to know.
+	c.backEnd = c.gateway.TakeAdmission()
+	return nil
 }
 
 // ok reports that the present check has found nothing to do, unless it has.
@@ -219,18 +203,17 @@ func (c *checkup) ok(text string) {
 
 func (c *checkup) toDo(fix, format string, args ...any) {
 	outcome := foundToDo
-	if slices.Contains(c.opts.accepted, c.check) {
+	if slices.Contains(c.accepted, c.check) {
 		outcome = foundAccepted
 	}
 	c.findings = append(c.findings, finding{c.check, outcome, redact.Tokens(fmt.Sprintf(format, args...)), fix})
 }
 
-func (c *checkup) print(out io.Writer) error {
-	var err error
-	if c.opts.json {
-		err = writeJSON(out, c.findings)
+func (c *checkup) print() (err error) {
+	if c.json {
+		err = writeJSON(c.out, c.findings)
 	} else {
-		table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+		table := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
 		for _, f := range c.findings {
 			fmt.Fprintf(table, "%s\t%s\t%s\n", f.Check, f.Outcome, f.Text)
 			if f.Fix != "" {
@@ -240,44 +223,14 @@ func (c *checkup) print(out io.Writer) error {
 		err = table.Flush()
 	}
 	if err == nil && slices.ContainsFunc(c.findings, func(f finding) bool { return f.Outcome == foundToDo }) {
-		return errRefused
+		return ErrRefused
 	}
 	return err
 }
 
-// loadCheckup provisions a config, and has its warnings written to a file. The file is
-// to be removed even if there is an error.
-func loadCheckup(opts doctorOptions) (*checkup, error) {
-	config, err := adaptConfig(opts.config)
-	if err != nil {
-		return nil, err
-	}
-	file, err := os.CreateTemp("", "signed-playback-doctor-*.log")
-	if err != nil {
-		return nil, err
-	}
-	c := &checkup{opts: opts, log: file.Name()}
-	if err := file.Close(); err != nil {
-		return c, err
-	}
-	if err := isolate(config); err != nil {
-		return c, fmt.Errorf("%s: %w", opts.config, err)
-	}
-	if c.upstreams, err = guardedUpstreams(config); err != nil {
-		return c, fmt.Errorf("%s: %w", opts.config, err)
-	}
-	writeWarnings(config, c.log)
-	c.replay, err = provision(opts.config, config)
-	if err == nil && c.app.admission != nil {
-		// The playback of doctor is no session about which a back end wants to know.
-		c.backEnd, c.app.admission = c.app.admission.URL, nil
-	}
-	return c, err
-}
-
 // guardedUpstreams returns the upstreams of sites with a gate.
-func guardedUpstreams(config map[string]any) (upstreams []upstream, err error) {
-	_, servers, err := httpServers(config)
+func guardedUpstreams(config map[string]any) (upstreams []upstream) {
+	_, servers, _ := siteconfig.HTTPServers(config) // Isolate has returned the error
 	for _, server := range servers {
 		sites, _ := server["routes"].([]any)
 		for _, site := range sites {
@@ -286,7 +239,7 @@ func guardedUpstreams(config map[string]any) (upstreams []upstream, err error) {
 			}
 		}
 	}
-	return upstreams, err
+	return upstreams
 }
 
 // handlersIn returns the handlers of a name in a part of a config.
@@ -326,7 +279,7 @@ func writeWarnings(config map[string]any, file string) {
 	}
 	written["default"] = map[string]any{"level": "PANIC"}
 	written["warnings"] = map[string]any{
-		"level": "WARN", "include": []any{appID, "http.handlers.signed_playback"},
+		"level": "WARN", "include": []any{siteconfig.AppID, "http.handlers.signed_playback"},
 		"encoder": map[string]any{"format": "signed_playback", "wrap": map[string]any{"format": "json"}},
 		"writer":  map[string]any{"output": "file", "filename": file, "roll": false},
 	}
@@ -336,7 +289,7 @@ func writeWarnings(config map[string]any, file string) {
 // checkWarnings reports the warnings that the module has logged while it loaded the config
 // and made the other checks.
 func (c *checkup) checkWarnings(context.Context) {
-	lines, err := os.ReadFile(c.log)
+	lines, err := os.ReadFile(c.warnings)
 	if err != nil {
 		c.toDo("", "the warnings cannot be read: %v", err)
 		return
@@ -359,25 +312,17 @@ func (c *checkup) checkWarnings(context.Context) {
 }
 
 func (c *checkup) checkKeys(context.Context) {
-	if remote := c.app.keys.Remote; remote != nil {
-		if err := remote.Load(); err != nil {
-			c.toDo("until it can be loaded, the last good set is used, and after a restart none", "the key set of jwks_url cannot be loaded: %v", err)
-		}
+	if err := c.gateway.LoadKeySet(); err != nil {
+		c.toDo("until it can be loaded, the last good set is used, and after a restart none", "the key set of jwks_url cannot be loaded: %v", err)
 	}
-	if c.app.lacksKeys() {
-		c.toDo("", noKeys)
+	if missing := c.gateway.MissingKeys(); missing != "" {
+		c.toDo("", "%s", missing)
 	}
-	c.ok(fmt.Sprintf("verification keys: %d", c.app.keys.Count()))
-}
-
-// readStore reads an object that need not exist.
-func (c *checkup) readStore(ctx context.Context) error {
-	_, err := c.app.state.VideoDocument(ctx, "doctor")
-	return err
+	c.ok(fmt.Sprintf("verification keys: %d", c.gateway.CountKeys()))
 }
 
 func (c *checkup) checkStore(ctx context.Context) {
-	if err := c.readStore(ctx); err != nil {
+	if err := c.gateway.ReadStore(ctx); err != nil {
 		c.toDo("see that it runs, and that this user may read it", "the store cannot be read: %v", err)
 	}
 }
@@ -389,11 +334,11 @@ const staleAfter = 60 * 24 * time.Hour
 func (c *checkup) checkGeo(context.Context) {
 	var built []string
 	for fact := range geo.FactCount {
-		if !c.app.geo.Has(fact) {
+		if !c.gateway.Geo.Has(fact) {
 			continue
 		}
-		at := c.app.geo.BuildTime(fact)
-		if age := c.opts.now().Sub(at); age > staleAfter {
+		at := c.gateway.Geo.BuildTime(fact)
+		if age := c.now.Sub(at); age > staleAfter {
 			c.toDo("download a new one over the old file; the server loads it without a restart", "%s was built %s, %d days ago", fact.Option(), at.UTC().Format(time.DateOnly), int(age.Hours()/24))
 		}
 		built = append(built, fmt.Sprintf("%s was built %s", fact.Option(), at.UTC().Format(time.DateOnly)))
@@ -411,28 +356,12 @@ func (c *checkup) checkAdmission(ctx context.Context) {
 		return
 	}
 	const fix = "start it, or correct the URL of admission; until it answers, on_error decides about each session that begins"
-	if err := reaches(ctx, c.backEnd); err != nil {
+	secure := c.backEnd.Scheme == "https"
+	port := cmp.Or(c.backEnd.Port(), strconv.Itoa(int(weborigin.DefaultPort(secure))))
+	if err := connects(ctx, "tcp", net.JoinHostPort(c.backEnd.Hostname(), port), secure, admission.Timeout); err != nil {
 		c.toDo(fix, "%s does not answer: %v", c.backEnd.Host, err)
 	}
 	c.ok(c.backEnd.Host + " answers")
-}
-
-// reaches connects to the server of a URL.
-func reaches(ctx context.Context, u *url.URL) error {
-	ctx, cancel := context.WithTimeout(ctx, admission.Timeout)
-	defer cancel()
-	var dialer interface {
-		DialContext(ctx context.Context, network, address string) (net.Conn, error)
-	} = new(net.Dialer)
-	port := "80"
-	if u.Scheme == "https" {
-		dialer, port = new(tls.Dialer), "443"
-	}
-	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port)))
-	if err != nil {
-		return err
-	}
-	return conn.Close()
 }
 
 // manifestOfPage matches the path of the playlist in the player page.
@@ -456,7 +385,7 @@ func (c *checkup) checkPlayback(ctx context.Context) {
 	}
 	why := w.header.Get("Signed-Playback-Reason")
 	switch {
-	case why == string(refusal.StateUnavailable) && c.app.countsSessions() && c.app.authority.Authority() == nil && c.readStore(ctx) == nil:
+	case why == string(refusal.StateUnavailable) && c.gateway.LacksSecret() && c.gateway.ReadStore(ctx) == nil:
 		c.toDo("start the server once, which makes the secret; or run doctor as the server's user, so that it reads the same store; or set session_secret",
 			"the URL was not checked: the store has no secret of sessions, because no server with this config has started on it")
 	case why == string(refusal.ManifestInvalid): // `explain` asks no origin, so it allows the request
@@ -474,7 +403,7 @@ func (c *checkup) checkPlayback(ctx context.Context) {
 
 // view returns the answer to a viewer's request.
 func (c *checkup) view(r *http.Request) *seen {
-	w := &seen{unread: unread{header: make(http.Header)}}
+	w := &seen{header: make(http.Header)}
 	c.server.ServeHTTP(w, r)
 	return w
 }
@@ -499,12 +428,15 @@ func (c *checkup) checkURIs(path string, body []byte) {
 
 // seen is a response writer that keeps a response.
 type seen struct {
-	unread
-	body bytes.Buffer
+	header http.Header
+	status int
+	body   bytes.Buffer
 }
 
+func (w *seen) Header() http.Header    { return w.header }
+func (w *seen) WriteHeader(status int) { w.status = status }
 func (w *seen) Write(p []byte) (int, error) {
-	_, _ = w.unread.Write(p)
+	w.status = cmp.Or(w.status, http.StatusOK)
 	return w.body.Write(p)
 }
 
@@ -546,7 +478,7 @@ const (
 // checkOrigins checks that each origin answers, and that only this machine can reach it.
 func (c *checkup) checkOrigins(ctx context.Context) {
 	for _, u := range c.upstreams {
-		if err := answers(ctx, u.network.Network, u.String(), originTimeout); err != nil {
+		if err := connects(ctx, u.network.Network, u.String(), false, originTimeout); err != nil {
 			c.toDo("start it, or correct the address in reverse_proxy", "%s does not answer: %v", u, err)
 			continue
 		}
@@ -555,16 +487,6 @@ func (c *checkup) checkOrigins(ctx context.Context) {
 		}
 	}
 	c.ok(fmt.Sprintf("servers that reverse_proxy asks: %d", len(c.upstreams)))
-}
-
-func answers(ctx context.Context, network, address string, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, network, address)
-	if err != nil {
-		return err
-	}
-	return conn.Close()
 }
 
 // exposedAt returns the addresses at which others can reach an upstream: of this machine,
@@ -584,7 +506,7 @@ func (c *checkup) exposedAt(ctx context.Context, u upstream) (found []string) {
 		}
 		if host.IsLoopback() {
 			for _, own := range ownAddresses() {
-				if address := net.JoinHostPort(own.String(), port); answers(ctx, "tcp", address, exposedTimeout) == nil {
+				if address := net.JoinHostPort(own.String(), port); connects(ctx, "tcp", address, false, exposedTimeout) == nil {
 					found = append(found, address)
 				}
 			}
@@ -617,7 +539,7 @@ func (c *checkup) checkClock(ctx context.Context) {
 			continue
 		}
 		compared = append(compared, u.String())
-		if difference := c.opts.now().Sub(theirs); difference.Abs() > maxClockDifference {
+		if difference := c.now.Sub(theirs); difference.Abs() > maxClockDifference {
 			c.toDo("run an NTP client on both; dates of tokens are exact, and a cache counts the age of media",
 				"the clock of this machine and that of %s differ by %s", u, difference.Abs().Round(time.Second))
 		}
