@@ -43,9 +43,9 @@ func privatePEM(t testing.TB, key *token.SigningKey) *pem.Block {
 }
 
 func keySetOf(keys ...*token.SigningKey) string {
-	set := publicKeySet{Keys: []json.RawMessage{}}
+	set := map[string][]json.RawMessage{"keys": {}}
 	for _, key := range keys {
-		set.Keys = append(set.Keys, must(key.Public().JWK()))
+		set["keys"] = append(set["keys"], must(key.Public().JWK()))
 	}
 	return string(must(json.Marshal(set)))
 }
