@@ -32,9 +32,9 @@ func Register(m Module) {
 		Name:  "signed-playback",
 		Short: "Makes keys, signs playback URLs and explains refusals",
 		Long: `
-Makes keys, signs playback URLs with them, and shows the content of tokens.
-Explains the decision of a gate about a request, checks a deployment, and runs a
-gate without a config file. Only revoke and health need a running server.`,
+Makes keys, signs playback URLs with them, shows the content of tokens, and
+revokes them. Explains why a gate allows or refuses a request, checks a deployment,
+and runs a gate without a config file. Only revoke and health need a running server.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Use, cmd.Args = cmd.Name(), cobra.ArbitraryArgs
 			cmd.SetHelpTemplate(`{{with or .Long .Short}}{{. | trimTrailingWhitespaces}}

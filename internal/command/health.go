@@ -20,9 +20,8 @@ func healthCommand() *cobra.Command {
 		Use:   "health --config <file>",
 		Short: "Checks whether the server of a config runs",
 		Long: `
-Connects to each port of the config, on this machine. The exit status
-is 0 if all accept connections, and 2 if one does not. Containers, which have no
-other program for health checks, use it.`,
+Connects to each port of the config, on this machine. The exit status is 0 if all
+accept connections, and 2 if one does not. Containers use it as their health check.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return health(cmd.Context(), config) },
 	}
