@@ -47,8 +47,8 @@ func directive[T any, H interface {
 	return handler, handler.UnmarshalCaddyfile(h.Dispenser)
 }
 
-// blocks returns the blocks of the Caddyfile that have options of this module.
-func blocks() option.Blocks {
+// caddyfileBlocks returns the blocks of the Caddyfile that have options of this module.
+func caddyfileBlocks() option.Blocks {
 	return option.Blocks{
 		Places: []option.Place{
 			{Name: "the global option signed_playback, in the block { … } at the top of the Caddyfile", Options: new(App).options},
@@ -71,7 +71,7 @@ func readBlock(d *caddyfile.Dispenser, options option.Options) error {
 	if d.NextArg() {
 		return d.Errf("unexpected argument %q; put the options of %s into a block", d.Val(), name)
 	}
-	return blocks().Read(d, options)
+	return caddyfileBlocks().Read(d, options)
 }
 
 // UnmarshalCaddyfile sets up the gate from Caddyfile tokens. Syntax:
@@ -148,7 +148,7 @@ func (a *API) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("unexpected argument; put the options of signed_playback_api into a block")
 	}
-	if err := blocks().Read(d, a.options()); err != nil {
+	if err := caddyfileBlocks().Read(d, a.options()); err != nil {
 		return err
 	}
 	if len(a.BearerTokens)+len(a.AuthKeys) == 0 {
@@ -343,7 +343,7 @@ func (a *App) readVideo(d option.Dispenser) error {
 		return d.Errf("video %q is repeated; put its settings into one block", id)
 	}
 	var own VideoSettings
-	if err := blocks().Read(d, own.videoOptions()); err != nil {
+	if err := caddyfileBlocks().Read(d, own.videoOptions()); err != nil {
 		return err
 	}
 	if a.Videos == nil {

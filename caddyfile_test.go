@@ -113,12 +113,12 @@ func checkGolden(t *testing.T, file, text, got string) {
 func TestUnknownOptionsHaveHints(t *testing.T) {
 	t.Parallel()
 	right := make(map[string][]string) // the places of each option
-	for _, place := range blocks().Places {
+	for _, place := range caddyfileBlocks().Places {
 		for name := range place.Options() {
 			right[name] = append(right[name], place.Name)
 		}
 	}
-	for _, place := range blocks().Places {
+	for _, place := range caddyfileBlocks().Places {
 		here := place.Options()
 		for name, places := range right {
 			if len(name) < 3 {
@@ -136,7 +136,7 @@ func TestUnknownOptionsHaveHints(t *testing.T) {
 				if here[word] != nil || word != name && right[word] != nil {
 					continue
 				}
-				hint := blocks().Hint(word, here)
+				hint := caddyfileBlocks().Hint(word, here)
 				var wants []string
 				if here[name] == nil {
 					wants = append(wants, places...)
@@ -152,7 +152,7 @@ func TestUnknownOptionsHaveHints(t *testing.T) {
 			}
 		}
 		for word, want := range map[string]string{"reverse_proxy": "directive of Caddy", "zzz": "", "log_level_of_the_server": ""} {
-			if hint := blocks().Hint(word, here); !strings.Contains(hint, want) || want == "" && hint != "" {
+			if hint := caddyfileBlocks().Hint(word, here); !strings.Contains(hint, want) || want == "" && hint != "" {
 				t.Errorf("%s in %s: the hint is %q, want %q", word, place.Name, hint, want)
 			}
 		}

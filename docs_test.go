@@ -175,8 +175,8 @@ func optionBlocks(t *testing.T) []optionBlock {
 		},
 	}
 	described := sections(page(t, "docs/caddyfile.md"), "##")
-	for i, place := range optionPlaces() {
-		blocks[i].options = slices.Collect(maps.Keys(place.options()))
+	for i, place := range caddyfileBlocks().Places {
+		blocks[i].options = slices.Collect(maps.Keys(place.Options()))
 		if blocks[i].documented = described[blocks[i].heading]; blocks[i].documented == "" {
 			t.Fatalf("docs/caddyfile.md has no section %q", blocks[i].heading)
 		}
