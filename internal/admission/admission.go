@@ -122,10 +122,7 @@ func (c *Client) Ask(ctx context.Context, q Question) (sessions.Terms, error) {
 // its body is, as servers of forward_auth do.
 func (c *Client) ask(ctx context.Context, q Question) (sessions.Terms, Result, error) {
 	q.Event, q.Time = Event, c.config.Now().UTC().Format(time.RFC3339)
-	body, err := json.Marshal(q)
-	if err != nil {
-		return sessions.Terms{}, Failed, err
-	}
+	body, _ := json.Marshal(q) // texts cannot fail
 	status, answer, err := c.receiver.Post(ctx, body, maxAnswer+1)
 	switch {
 	case status == http.StatusForbidden:
@@ -157,7 +154,7 @@ func parse(body []byte) (allow bool, terms sessions.Terms, err error) {
 	if err != nil || !doc.IsObject() {
 		return false, terms, errors.New(`the answer is no JSON object like {"allow": true}`)
 	}
-	err = errNoDecision
+	err = errors.New("the answer has no member allow")
 	var wrong error
 	for name, value := range doc.Members() {
 		var n int64
@@ -186,8 +183,6 @@ func parse(body []byte) (allow bool, terms sessions.Terms, err error) {
 	}
 	return allow, terms, nil
 }
-
-var errNoDecision = errors.New("the answer has no member allow")
 
 // number reads a whole number from 1 on. null is 0, as is a member that is not there.
 func number(v strictjson.Value, most int64) (n int64, ok bool) {

@@ -9,7 +9,6 @@ import (
 	"embed"
 	"fmt"
 	"html"
-	"io/fs"
 	"net/http"
 	"net/url"
 	"path"
@@ -65,15 +64,9 @@ func New(account, publicURL string) (*Page, error) {
 		"require-trusted-types-for 'script'", // text never becomes markup or code
 		"trusted-types 'none'",
 	}, "; ")}
-	entries, err := fs.ReadDir(embedded, "page")
-	if err != nil {
-		return nil, err
-	}
+	entries, _ := embedded.ReadDir("page") // the files are in the binary
 	for _, entry := range entries {
-		data, err := embedded.ReadFile("page/" + entry.Name())
-		if err != nil {
-			return nil, err
-		}
+		data, _ := embedded.ReadFile("page/" + entry.Name())
 		name := Path + entry.Name()
 		if entry.Name() == "index.html" {
 			name = Path

@@ -138,12 +138,6 @@ func (c *call) endSession(strictjson.Value) (any, error) {
 // endedWithoutToken is how long the end of a session without a token holds.
 const endedWithoutToken = 24 * time.Hour
 
-// extendedSession is the answer to an extension.
-type extendedSession struct {
-	ID    string `json:"id"`
-	Until int64  `json:"until"` // Unix seconds
-}
-
 // extendSession lets a session play beyond its token.
 func (c *call) extendSession(body strictjson.Value) (any, error) {
 	if c.Sessions != nil && c.MaxSession == 0 {
@@ -170,7 +164,7 @@ func (c *call) extendSession(body strictjson.Value) (any, error) {
 	}
 	c.Sessions.Extend(info.ID, until)
 	c.changed = []zap.Field{zap.Time("until", until)}
-	return extendedSession{c.subject, until.Unix()}, nil
+	return map[string]any{"id": c.subject, "until": until.Unix()}, nil
 }
 
 var errSessionsOff = refuse(http.StatusForbidden, codeForbidden, "playback sessions are off; the global option `sessions on` counts them")

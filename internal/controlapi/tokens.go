@@ -25,10 +25,6 @@ type mintRequest struct {
 	warnings   []string     // about the rules
 }
 
-type createdToken struct {
-	Token string `json:"token"`
-}
-
 // Complete adds the claims that a gate with this policy requires, which refuses other
 // tokens, and the time of signing.
 func Complete(claims *token.Claims, policy token.Policy, now time.Time) {
@@ -67,7 +63,7 @@ func (c *call) createToken(body strictjson.Value) (any, error) {
 	if longest := c.Policy.MaxLifetime; longest > 0 && claims.ExpiresAt.Sub(now) > longest {
 		c.warn("exp is further away than the gateway's max_token_lifetime of %s, so the gate refuses the token until no more than that is left", longest)
 	}
-	return createdToken{compact}, nil
+	return map[string]string{"token": compact}, nil
 }
 
 func (c *call) parseMintRequest(body strictjson.Value) (*mintRequest, error) {

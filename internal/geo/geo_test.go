@@ -29,12 +29,6 @@ func readFile(t *testing.T, path string) []byte {
 	return data
 }
 
-func openTestDatabase(t *testing.T, path string) *Databases {
-	t.Helper()
-	d, _ := openLogged(t, path)
-	return d
-}
-
 func openLogged(t *testing.T, path string) (*Databases, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
@@ -72,7 +66,7 @@ var knownAddresses = []struct{ name, addr, country, bare, updated string }{
 func TestCountries(t *testing.T) {
 	t.Parallel()
 	for i, name := range []string{"country.mmdb", "flat.mmdb", "bare.mmdb", "updated.mmdb"} {
-		d := openTestDatabase(t, testdata+name)
+		d, _ := openLogged(t, testdata+name)
 		for range 2 {
 			for _, tc := range knownAddresses {
 				want := []string{tc.country, tc.country, tc.bare, tc.updated}[i]

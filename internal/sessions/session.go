@@ -32,12 +32,10 @@ func (id ID) String() string { return hex.EncodeToString(id[:]) }
 // ParseID is the inverse of String.
 func ParseID(text string) (id ID, err error) {
 	if n, err := hex.Decode(id[:], []byte(text[:min(len(text), 2*len(id))])); err != nil || n != len(id) || id.String() != text {
-		return ID{}, errID
+		return ID{}, errors.New("sessions: a session id has 32 lower case hexadecimal digits")
 	}
 	return id, nil
 }
-
-var errID = errors.New("sessions: a session id has 32 lower case hexadecimal digits")
 
 // Client describes the player of a session. The tracker asks it at the start of a session
 // and when the network changes, so other requests do not pay for the answer.

@@ -177,12 +177,10 @@ func (w *Webhook) Send(event []byte) {
 // Close sends what is left, for five seconds at most, and gives up the rest.
 func (w *Webhook) Close() {
 	w.mu.Lock()
-	if w.closed {
-		w.mu.Unlock()
-		return
+	if !w.closed {
+		w.closed = true
+		close(w.queue)
 	}
-	w.closed = true
-	close(w.queue)
 	w.mu.Unlock()
 	stop := time.AfterFunc(closeTimeout, w.cancel)
 	defer stop.Stop()
