@@ -91,58 +91,47 @@ func (a *Authority) New(owner Owner, now time.Time) (text string) {
 // Text returns the text that a session has for an owner: for a new token of the same
 // viewer, another text means the same session.
 func (a *Authority) Text(key Key, owner Owner) string {
+	text := a.text(key, owner)
+	return string(text[:])
+}
+
+func (a *Authority) text(key Key, owner Owner) (text [TextLength]byte) {
+	m := a.macs.Get().(*mac)
+	defer a.macs.Put(m)
+	m.begin('s', owner)
+	m.Write(append(m.buffer[:0], key[:nameLength]...))
 	var id [nameLength + macLength]byte
-	copy(id[:], key[:nameLength])
-	a.sign(id[nameLength:], key, owner)
-	return base64.RawURLEncoding.EncodeToString(id[:])
+	copy(id[copy(id[:], key[:nameLength]):], m.Sum(m.sum[:0]))
+	base64.RawURLEncoding.Encode(text[:], id[:])
+	return text
 }
 
 // Verify returns the key of the session that a text names, if it is a session of this owner.
 func (a *Authority) Verify(text string, owner Owner) (Key, error) {
-	key, given, ok := parse(text)
+	key, ok := KeyIn(text)
 	if !ok {
 		return Key{}, ErrSession
 	}
-	var expected [macLength]byte
-	a.sign(expected[:], key, owner)
-	if subtle.ConstantTimeCompare(given[:], expected[:]) != 1 {
+	if expected := a.text(key, owner); subtle.ConstantTimeCompare([]byte(text), expected[:]) != 1 {
 		return Key{}, ErrSession
 	}
 	return key, nil
 }
 
-// sign writes the HMAC of a session, cut to the length of dst.
-func (a *Authority) sign(dst []byte, key Key, owner Owner) {
-	m := a.macs.Get().(*mac)
-	defer a.macs.Put(m)
-	m.begin('s', owner)
-	m.Write(append(m.buffer[:0], key[:nameLength]...))
-	copy(dst, m.Sum(m.sum[:0]))
-}
-
-// parse decodes the text of a session. There is one text for each 24 bytes, because 32
+// KeyIn returns the key that the text of a session names, without a check of whose it is.
+// The caller has to know the session of this key. There is one text for each 24 bytes, because 32
 // characters leave no bits over.
-func parse(text string) (key Key, mac [macLength]byte, ok bool) {
-	if len(text) != TextLength {
-		return Key{}, mac, false
-	}
+func KeyIn(text string) (key Key, ok bool) {
 	var encoded [TextLength]byte
 	var id [nameLength + macLength]byte
 	copy(encoded[:], text)
 	// The decoder skips line breaks, and then finds fewer bytes.
-	if n, err := base64.RawURLEncoding.Decode(id[:], encoded[:]); err != nil || n != len(id) {
-		return Key{}, mac, false
+	n, err := base64.RawURLEncoding.Decode(id[:], encoded[:])
+	if len(text) != TextLength || err != nil || n != len(id) {
+		return Key{}, false
 	}
 	copy(key[:], id[:nameLength])
-	copy(mac[:], id[nameLength:])
-	return key, mac, true
-}
-
-// KeyIn returns the key that the text of a session names, without a check of whose it is.
-// The caller has to know the session of this key.
-func KeyIn(text string) (key Key, ok bool) {
-	key, _, ok = parse(text)
-	return key, ok
+	return key, true
 }
 
 // Begun returns when the session of a key from a URL has begun, in whole seconds.
