@@ -375,7 +375,7 @@ func (t *Tracker) listInFleet(ctx context.Context, index string) (list []Info, e
 		for fields := range slices.Chunk(answer[1:], 5) {
 			info, err := t.parseInfo(fields)
 			if err != nil {
-				return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+				return nil, err
 			}
 			list = append(list, info)
 		}
@@ -415,22 +415,20 @@ func (t *Tracker) findInFleet(ctx context.Context, id ID) (info Info, found bool
 	if err != nil || len(answer) == 0 {
 		return Info{}, false, err
 	}
-	if info, err = t.parseInfo(answer); err != nil {
-		return Info{}, false, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	return info, true, nil
+	info, err = t.parseInfo(answer)
+	return info, err == nil, err
 }
 
-// parseInfo reads a session of listScript.
+// parseInfo reads a session of listScript. Its errors wrap ErrUnavailable.
 func (t *Tracker) parseInfo(fields []string) (info Info, err error) {
 	if len(fields) != 5 {
-		return Info{}, errors.New("part of a session")
+		return Info{}, fmt.Errorf("%w: part of a session", ErrUnavailable)
 	}
 	var has description
 	id, idErr := ParseID(fields[0])
 	n, err := numbers(fields[1:4]...) // how long ago it was used, its beginning, bytes
 	if err := errors.Join(idErr, err, json.Unmarshal([]byte(fields[4]), &has)); err != nil {
-		return Info{}, err
+		return Info{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	network, _ := netip.ParsePrefix(has.Network)
 	return Info{
