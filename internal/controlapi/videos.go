@@ -165,12 +165,14 @@ func (c *call) parseEdit(body strictjson.Value) (edit videoEdit, err error) {
 				return badRequest("%s is %.80s: want %s", name, v.Raw(), member.want)
 			}
 			change(func(doc *state.VideoDocument) {
+				if isNull(v) {
+					delete(doc.Descriptive, name)
+					return
+				}
 				if doc.Descriptive == nil {
 					doc.Descriptive = make(map[string]json.RawMessage)
 				}
-				if doc.Descriptive[name] = v.Raw(); isNull(v) {
-					delete(doc.Descriptive, name)
-				}
+				doc.Descriptive[name] = v.Raw()
 			})
 			return nil
 		}
