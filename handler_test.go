@@ -87,7 +87,6 @@ var refused = []struct {
 	{"P1 dot segments", under(plainToken, "/../vidB/x.ts"), nil, "path_invalid"},
 	{"P12 neither token nor id", literal("/a.b/x.ts"), nil, "path_invalid"},
 	{"P10 a prefix that is not removed", func() string { return "/public/" + plainToken() + "/x.ts" }, nil, "path_invalid"},
-	{"P19 a stream of NTFS", under(plainToken, "/downloads::$INDEX_ALLOCATION/x.mp4"), nil, "path_invalid"},
 	{"P15 CONNECT with a path", under(plainToken, "/x.ts"), method("CONNECT"), "method_not_allowed"},
 	{"P15 CONNECT", literal("/x"), func(r *http.Request) { r.Method, r.URL.Path = "CONNECT", "" }, "method_not_allowed"},
 	{"H6 POST", under(plainToken, "/x.ts"), method("POST"), "method_not_allowed"},
@@ -101,7 +100,6 @@ var refused = []struct {
 	{"J25 no exp", under(forgedToken(`{"alg":"RS256","kid":"k1"}`, `{"sub":"demo"}`), "/x.ts"), nil, "token_malformed"},
 	{"J1 alg none", under(forgedToken(`{"alg":"none"}`, `{"sub":"demo","exp":1800000060}`), "/x.ts"), nil, "algorithm_not_allowed"},
 	{"J11 unknown key", under(forgedToken(`{"alg":"RS256","kid":"k2"}`, `{"sub":"demo","exp":1800000060}`), "/x.ts"), nil, "key_unknown"},
-	{"J11 key id that is a path", under(forgedToken(`{"alg":"RS256","kid":"../k1"}`, `{"sub":"demo","exp":1800000060}`), "/x.ts"), nil, "key_unknown"},
 	{"signature of another key", under(func() string {
 		return must(token.Sign(token.Claims{VideoID: "demo", ExpiresAt: testTime.Add(time.Hour), ID: "j1", IssuedAt: testTime}, strangerKey()))
 	}, "/x.ts"), nil, "signature_invalid"},

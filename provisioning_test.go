@@ -50,11 +50,14 @@ func provisionContext(cfg *caddy.Config) (ctx caddy.Context, err error) {
 		folder := must(os.MkdirTemp(caddy.DefaultStorage.Path, ""))
 		cfg.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": folder}, "module", "file_system", nil)
 	}
-	if cfg.Logging == nil {
-		cfg.Logging = noLog()
+	if cfg.Logging != nil {
+		err = alone(func() error { ctx, err = caddy.ProvisionContext(cfg); return err })
+		return ctx, err
 	}
-	err = alone(func() error { ctx, err = caddy.ProvisionContext(cfg); return err })
-	return ctx, err
+	cfg.Logging = noLog()
+	provisioning.Lock()
+	defer provisioning.Unlock()
+	return caddy.ProvisionContext(cfg)
 }
 
 func validateConfig(cfg *caddy.Config) error {
