@@ -3,6 +3,7 @@ package mediacache
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,53 +19,34 @@ type freshness struct {
 // maxDelta is what a larger number of seconds counts as (RFC 9111 section 1.2.2).
 const maxDelta = 1<<31 - 1
 
-// directives are the members of a Cache-Control field that a shared cache obeys.
-type directives struct {
-	noStore, private, noCache, mustRevalidate bool
-
-	maxAge, sMaxAge, staleWhileRevalidate, staleIfError *time.Duration
-}
+// directives are the members of Cache-Control fields by their names in lower case, with the
+// seconds of their arguments.
+type directives map[string]time.Duration
 
 // parseDirectives reads Cache-Control fields. An argument that is no number of
 // seconds, and a directive that appears twice with different arguments, count as
 // zero seconds, as RFC 9111 section 4.2.1 encourages.
 func parseDirectives(fields []string) directives {
-	var d directives
+	d := directives{}
 	for _, field := range fields {
 		for name, argument := range members(field) {
-			d.set(strings.ToLower(name), argument)
+			name, seconds := strings.ToLower(name), parseSeconds(argument)
+			if earlier, repeated := d[name]; repeated && earlier != seconds {
+				seconds = 0
+			}
+			d[name] = seconds
 		}
 	}
 	return d
 }
 
-func (d *directives) set(name, argument string) {
-	switch name {
-	case "no-store":
-		d.noStore = true
-	case "private":
-		d.private = true // with names of fields, too: less is kept than could be
-	case "no-cache":
-		d.noCache = true
-	case "must-revalidate", "proxy-revalidate":
-		d.mustRevalidate = true
-	case "max-age":
-		setSeconds(&d.maxAge, argument)
-	case "s-maxage":
-		setSeconds(&d.sMaxAge, argument)
-	case "stale-while-revalidate":
-		setSeconds(&d.staleWhileRevalidate, argument)
-	case "stale-if-error":
-		setSeconds(&d.staleIfError, argument)
-	}
-}
-
-func setSeconds(to **time.Duration, argument string) {
-	seconds := parseSeconds(argument)
-	if *to != nil && **to != seconds {
-		seconds = 0
-	}
-	*to = &seconds
+// has reports whether one of the directives is there. Names of fields in the argument of
+// `private` or `no-cache` are ignored, so less is kept than could be.
+func (d directives) has(names ...string) bool {
+	return slices.ContainsFunc(names, func(name string) bool {
+		_, found := d[name]
+		return found
+	})
 }
 
 // parseSeconds parses delta-seconds (RFC 9111 section 1.2.2). Anything else is 0.
@@ -130,7 +112,7 @@ func isNegative(status int) bool { return status == http.StatusNotFound || statu
 // isShareable reports whether a response to a request without credentials may be
 // given to all who ask for the same now, even if it is not kept for later.
 func isShareable(status int, header http.Header, d directives) bool {
-	if d.noStore || d.private || status == http.StatusPartialContent {
+	if d.has("no-store", "private") || status == http.StatusPartialContent {
 		return false
 	}
 	for _, field := range header["Content-Encoding"] {
@@ -153,9 +135,9 @@ func isShareable(status int, header http.Header, d directives) bool {
 func freshnessOf(status int, header http.Header, d directives, byDefault time.Duration, isManifest bool, now time.Time) (f freshness, keep bool) {
 	explicit, isExplicit := explicitLifetime(header, d, now)
 	switch {
-	case !keepable(status), d.noStore, d.private:
+	case !keepable(status), d.has("no-store", "private"):
 		return freshness{}, false
-	case d.noCache:
+	case d.has("no-cache"):
 		explicit, isExplicit = 0, true
 	case !isExplicit && (status == http.StatusFound || status == http.StatusTemporaryRedirect):
 		return freshness{}, false
@@ -163,32 +145,29 @@ func freshnessOf(status int, header http.Header, d directives, byDefault time.Du
 		explicit = byDefault
 	}
 	f.lifetime = explicit
-	if !d.mustRevalidate && !d.noCache && d.sMaxAge == nil && !isManifest && status == http.StatusOK {
-		f.staleWhileRevalidate = orZero(d.staleWhileRevalidate)
-		f.staleIfError = orZero(d.staleIfError)
+	if !isManifest && status == http.StatusOK && !d.has("must-revalidate", "proxy-revalidate", "no-cache", "s-maxage") {
+		f.staleWhileRevalidate, f.staleIfError = d["stale-while-revalidate"], d["stale-if-error"]
 	}
 	hasValidator := len(header["Etag"]) > 0 || len(header["Last-Modified"]) > 0
 	return f, f.lifetime > 0 || f.staleWhileRevalidate > 0 || f.staleIfError > 0 || isExplicit && hasValidator
 }
 
 func explicitLifetime(header http.Header, d directives, now time.Time) (time.Duration, bool) {
-	switch expires := header["Expires"]; {
-	case d.sMaxAge != nil:
-		return *d.sMaxAge, true
-	case d.maxAge != nil:
-		return *d.maxAge, true
-	case len(expires) > 0:
-		at, ok := parseExpires(expires)
-		if !ok {
-			return 0, true
+	for _, name := range []string{"s-maxage", "max-age"} {
+		if lifetime, found := d[name]; found {
+			return lifetime, true
 		}
-		date, err := http.ParseTime(header.Get("Date"))
-		if err != nil {
-			date = now
-		}
-		return max(at.Sub(date), 0), true
 	}
-	return 0, false
+	expires := header["Expires"]
+	at, ok := parseExpires(expires)
+	if !ok {
+		return 0, len(expires) > 0
+	}
+	date, err := http.ParseTime(header.Get("Date"))
+	if err != nil {
+		date = now
+	}
+	return max(at.Sub(date), 0), true
 }
 
 // parseExpires parses a date in one of the three forms of RFC 9110 section 5.6.7, byte
@@ -217,11 +196,4 @@ func ageOnArrival(header http.Header, asked, arrived time.Time) time.Duration {
 		age = max(age, arrived.Sub(date)-time.Second)
 	}
 	return max(age, 0)
-}
-
-func orZero(d *time.Duration) time.Duration {
-	if d == nil {
-		return 0
-	}
-	return *d
 }
