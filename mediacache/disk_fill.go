@@ -151,8 +151,7 @@ func (w *restWriter) WriteHeader(status int) {
 	o := newObject(status, w.header, w.entry.key.path, w.body)
 	w.isSame = status == w.object.status && o.hasValidator() && o.isOf(w.object) && (o.length < 0 || o.length == w.object.length)
 	if n := w.entry.key.slice; n > 0 {
-		part, _ := parseContentRange(w.header.Get("Content-Range"))
-		w.isSame = w.isSame && part.first == (n-1)*sliceSize && part.length() == w.object.length
+		w.isSame = w.isSame && w.header.Get("Content-Range") == sliceOf(n-1, w.old.length).String()
 	}
 }
 
