@@ -129,6 +129,9 @@ func (b *body) grow(ctx context.Context, expected, limit int64) ([]byte, error) 
 		}
 	}
 	size := min(max(b.length, minChunk), maxChunk)
+	if b.windowed {
+		size = maxChunk
+	}
 	if expected >= 0 {
 		size = min(expected-b.length, maxChunk)
 		if size <= 0 {

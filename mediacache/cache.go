@@ -227,7 +227,6 @@ func (c *Cache) find(v *visit, k key, old *object) (o *object, f *fill, rd *read
 	if e.object != nil && e.object.canBeStale(now, e.object.freshness.staleWhileRevalidate) {
 		if e.fill == nil {
 			f := c.start(v, e, e.object)
-			close(f.gone)
 			time.AfterFunc(refreshWithin, func() { c.abandon(f) })
 		}
 		return e.object, nil, e.object.body.read(), false
@@ -272,13 +271,13 @@ func (c *Cache) isUnshared(k key, now time.Time) bool {
 
 // start starts a fill. The caller has locked the index.
 func (c *Cache) start(v *visit, e *entry, old *object) *fill {
-	ctx, cancel := v.config.originContext(v.r)
 	f := &fill{
-		cache: c, config: v.config, entry: e, old: old, asked: c.now(), cancel: cancel, body: newBody(&c.memory, old),
-		ready: make(chan struct{}), takeOver: make(chan http.ResponseWriter), gone: make(chan struct{}), ended: make(chan struct{}),
+		cache: c, config: v.config, entry: e, old: old, asked: c.now(), body: newBody(&c.memory, old),
+		header: http.Header{}, expected: -1, ready: make(chan struct{}), ended: make(chan struct{}),
 	}
+	f.ctx, f.cancel = v.config.originContext(v.r)
 	e.fill = f
-	go f.run(v.next, originRequest(ctx, v.r, e.key, old))
+	go f.run(v.next, originRequest(f.ctx, v.r, e.key, old))
 	return f
 }
 

@@ -7,30 +7,30 @@ import (
 
 // fromDisk answers from the disk, as far as it can. It returns the request to send to the
 // origin, and who gets the answer, or nil if the origin is not needed.
-func (w *fillWriter) fromDisk(r *http.Request) (http.ResponseWriter, *http.Request) {
-	k := w.entry.key
-	if w.old != nil && k.slice == 0 {
-		return w, r // memory has what the disk has, or a newer one
+func (f *fill) fromDisk(r *http.Request) (http.ResponseWriter, *http.Request) {
+	k := f.entry.key
+	if f.old != nil && k.slice == 0 {
+		return f, r // memory has what the disk has, or a newer one
 	}
-	s := w.config.Disk.find(w.ctx, w.config.Site, k)
+	s := f.config.Disk.find(f.ctx, f.config.Site, k)
 	if s == nil {
-		return w, r
+		return f, r
 	}
 	defer s.file.Close()
-	now := w.cache.now()
-	o := s.object(k.path, w.body, now)
+	now := f.cache.now()
+	o := s.object(k.path, f.body, now)
 	switch {
-	case k.slice > 0 && (!o.isFresh(now) || !o.isOf(w.old) || o.length != sliceOf(k.slice-1, w.old.length).length()):
-		return w, r
+	case k.slice > 0 && (!o.isFresh(now) || !o.isOf(f.old) || o.length != sliceOf(k.slice-1, f.old.length).length()):
+		return f, r
 	case o.isFresh(now):
-		return w.stream(s, o, r)
-	case !w.load(s, o):
-		return w, r
+		return f.stream(s, o, r)
+	case !f.load(s, o):
+		return f, r
 	case o.canBeStale(now, o.freshness.staleWhileRevalidate):
-		w.discard(confirmed, o) // the next request revalidates it
+		f.discard(confirmed, o) // the next request revalidates it
 		return nil, nil
 	}
-	return w, originRequest(r.Context(), r, k, o)
+	return f, originRequest(r.Context(), r, k, o)
 }
 
 // blockBuffers has memory for blocks that are not checked yet.
@@ -38,10 +38,10 @@ var blockBuffers = sync.Pool{New: func() any { return new([fileBlock]byte) }}
 
 // blocks calls use with each block of a file, which is checked. It returns how many bytes
 // were used, and whether that is all of them.
-func (w *fillWriter) blocks(s *stored, use func(block []byte) error) (used int64, complete bool) {
+func (f *fill) blocks(s *stored, use func(block []byte) error) (used int64, complete bool) {
 	buffer := blockBuffers.Get().(*[fileBlock]byte)
-	for used < s.header.Stored && w.ctx.Err() == nil {
-		block, err := read(w.ctx, w.config.Disk, func() ([]byte, error) { return s.block(buffer[:], used) })
+	for used < s.header.Stored && f.ctx.Err() == nil {
+		block, err := read(f.ctx, f.config.Disk, func() ([]byte, error) { return s.block(buffer[:], used) })
 		if err != nil {
 			s.drop(err)
 			return used, false // a read that hangs may still write to the buffer
@@ -57,65 +57,59 @@ func (w *fillWriter) blocks(s *stored, use func(block []byte) error) (used int64
 
 // stream fills the body from a file. If a part of it is damaged, the origin is asked for
 // the object, and viewers who have the beginning get the rest from there.
-func (w *fillWriter) stream(s *stored, o *object, r *http.Request) (http.ResponseWriter, *http.Request) {
-	if s.header.Stored == 0 && !w.startStored(o, 0) {
-		return w, r
+func (f *fill) stream(s *stored, o *object, r *http.Request) (http.ResponseWriter, *http.Request) {
+	if s.header.Stored == 0 && !f.startStored(o, 0) {
+		return f, r
 	}
-	used, complete := w.blocks(s, func(block []byte) error {
-		if w.state == waiting {
-			w.startStored(o, s.header.Stored)
+	used, complete := f.blocks(s, func(block []byte) error {
+		if f.state == waiting {
+			f.startStored(o, s.header.Stored)
 		}
-		_, err := w.Write(block)
+		_, err := f.Write(block)
 		return err
 	})
 	switch {
 	case complete:
 		return nil, nil
 	case used == 0:
-		return w, r
+		return f, r
 	}
-	return &restWriter{fillWriter: w, skip: used}, r
+	return &restWriter{fill: f, skip: used}, r
 }
 
 // startStored settles the fill with an object whose bytes come from a file. It reports whether
 // there is memory for one without bytes.
-func (w *fillWriter) startStored(o *object, length int64) bool {
-	if !w.body.reserve(w.overheadOf(o) + length) {
+func (f *fill) startStored(o *object, length int64) bool {
+	if !f.body.reserve(f.overheadOf(o) + length) {
 		if o.sliced {
 			return false
 		}
-		w.body.doNotKeep()
+		f.body.doNotKeep()
 	}
-	w.onDisk, w.expected, w.limit = true, length, length
-	if o.sliced {
-		w.body.end(nil)
-		w.discard(shared, o)
-		return true
-	}
-	w.state = keeping
-	w.settle(shared, o)
+	f.onDisk, f.expected, f.limit = true, length, length
+	f.share(o)
 	return true
 }
 
 // load reads an object that is not fresh any more into memory, for the origin to confirm. It
 // reports whether it is of use.
-func (w *fillWriter) load(s *stored, o *object) bool {
-	if now := w.cache.now(); !o.hasValidator() && !o.canBeStale(now, max(o.freshness.staleWhileRevalidate, o.freshness.staleIfError)) {
+func (f *fill) load(s *stored, o *object) bool {
+	if now := f.cache.now(); !o.hasValidator() && !o.canBeStale(now, max(o.freshness.staleWhileRevalidate, o.freshness.staleIfError)) {
 		return false
 	}
-	b := newBody(&w.cache.memory, nil)
-	if !b.reserve(w.overheadOf(o) + s.header.Stored) {
+	b := newBody(&f.cache.memory, nil)
+	if !b.reserve(f.overheadOf(o) + s.header.Stored) {
 		b.drop()
 		return false
 	}
-	used, _ := w.blocks(s, func(block []byte) error { return b.write(w.ctx, block, s.header.Stored, s.header.Stored) })
+	used, _ := f.blocks(s, func(block []byte) error { return b.write(f.ctx, block, s.header.Stored, s.header.Stored) })
 	if used != s.header.Stored {
 		b.drop()
 		return false
 	}
 	b.end(nil)
-	o.body, w.old = b, o
-	w.body.replaceOld(b)
+	o.body, f.old = b, o
+	f.body.replaceOld(b)
 	return true
 }
 
@@ -137,7 +131,7 @@ const waitingPart = 8
 // restWriter is the response writer of an origin that is asked for an object of which
 // viewers have the beginning already, because the rest of the file is damaged.
 type restWriter struct {
-	*fillWriter
+	*fill
 	skip     int64
 	answered bool // status and headers are known
 	isSame   bool // as the object in the file
@@ -162,6 +156,6 @@ func (w *restWriter) Write(p []byte) (int, error) {
 	}
 	skipped := min(w.skip, int64(len(p)))
 	w.skip -= skipped
-	n, err := w.fillWriter.Write(p[skipped:])
+	n, err := w.fill.Write(p[skipped:])
 	return int(skipped) + n, err
 }

@@ -4,21 +4,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"runtime/debug"
 	"time"
 )
 
-// fill is one request to the origin, for all viewers who ask for the same meanwhile.
+// fill is one request to the origin, for all viewers who ask for the same meanwhile. The
+// origin's handler sees it as the response writer.
 type fill struct {
 	cache  *Cache
 	config *Config
 	entry  *entry
 	old    *object // that is revalidated; nil if there is none
 	asked  time.Time
+	ctx    context.Context
 	cancel context.CancelFunc
 	body   *body
+	header http.Header
+
+	state    fillState
+	expected int64 // Content-Length; -1 if there is none
+	limit    int64 // of a body of unknown length that is kept
 
 	// ready is closed when the fields below it are known.
 	ready   chan struct{}
@@ -28,10 +34,7 @@ type fill struct {
 	renewed bool  // the origin has given another answer than the old object
 	onDisk  bool  // the object is from there
 
-	// The first viewer takes a response over that nobody else may get.
-	takeOver chan http.ResponseWriter
-	gone     chan struct{} // closed when the first viewer has left before that
-	ended    chan struct{} // closed when the origin's handler has returned
+	ended chan struct{} // closed when the origin's handler has returned
 }
 
 // outcome is what has become of a fill.
@@ -40,7 +43,7 @@ type outcome int
 const (
 	shared    outcome = iota // object is for all who wait, and its body arrives
 	confirmed                // object is the old one, which is still right, or is used because of an error
-	exclusive                // the response is for one viewer; the others ask for themselves
+	exclusive                // object is for the first viewer; the others ask for themselves
 	failed                   // the origin's handler has not answered
 )
 
@@ -70,7 +73,6 @@ func (f *fill) isJoinable(now time.Time) bool {
 
 // run asks the disk, and the origin for what is not there.
 func (f *fill) run(next Handler, r *http.Request) {
-	w := &fillWriter{fill: f, ctx: r.Context(), header: http.Header{}, expected: -1}
 	defer f.cancel()
 	defer func() {
 		p := recover()
@@ -80,30 +82,27 @@ func (f *fill) run(next Handler, r *http.Request) {
 		if p != any(http.ErrAbortHandler) && f.config.Panicked != nil {
 			f.config.Panicked(p, debug.Stack())
 		}
-		w.finish(http.ErrAbortHandler)
+		f.finish(http.ErrAbortHandler)
 	}()
 	var failure error
-	if origin, request := w.fromDisk(r); origin != nil {
+	if origin, request := f.fromDisk(r); origin != nil {
 		failure = next(origin, request)
 	}
-	w.finish(failure)
+	f.finish(failure)
 }
 
 // finish ends the fill when the origin's handler has returned.
-func (w *fillWriter) finish(failure error) {
-	f := w.fill
+func (f *fill) finish(failure error) {
 	complete := false
 	originFailed := failure != nil && (f.config.OriginFailed == nil || f.config.OriginFailed(failure))
 	switch {
-	case w.state == waiting && originFailed && f.mayUseOld(f.cache.now()):
+	case f.state == waiting && originFailed && f.mayUseOld(f.cache.now()):
 		f.settle(confirmed, f.old)
-	case w.state == waiting:
+	case f.state == waiting:
 		f.failure = failure
 		f.settle(failed, nil)
-	case w.state == passing:
-		f.failure = failure
-	case w.state != keeping:
-	case failure != nil || w.expected >= 0 && w.expected != f.body.received():
+	case f.state == discarding:
+	case failure != nil || f.expected >= 0 && f.expected != f.body.received():
 		f.body.end(errTruncated)
 	default:
 		f.body.end(nil)
@@ -119,84 +118,79 @@ func (f *fill) mayUseOld(now time.Time) bool {
 	return f.entry.key.slice == 0 && f.old != nil && f.old.canBeStale(now, f.old.freshness.staleIfError)
 }
 
-// fillWriter is the response writer that the origin's handler sees.
-type fillWriter struct {
-	*fill
-	ctx      context.Context
-	header   http.Header
-	state    fillState
-	expected int64 // Content-Length; -1 if there is none
-	limit    int64 // of a body of unknown length that is kept
-	viewer   http.ResponseWriter
-}
-
 type fillState int
 
 const (
 	waiting    fillState = iota // until the headers are known
 	keeping                     // bytes go into the body
-	passing                     // bytes go to the first viewer
 	discarding                  // nobody needs the bytes
 )
 
-func (w *fillWriter) Header() http.Header { return w.header }
+// Header implements http.ResponseWriter.
+func (f *fill) Header() http.Header { return f.header }
 
 // errNotNeeded ends the origin's handler when nobody needs the body.
 var errNotNeeded = errors.New("mediacache: nobody needs the rest of this response")
 
-func (w *fillWriter) WriteHeader(status int) {
-	if w.state != waiting || status < 200 {
+// WriteHeader implements http.ResponseWriter.
+func (f *fill) WriteHeader(status int) {
+	if f.state != waiting || status < 200 {
 		return
 	}
-	now := w.cache.now()
-	d := parseDirectives(w.header["Cache-Control"])
-	made := now.Add(-ageOnArrival(w.header, w.asked, now))
-	w.renewed = status < 500 && status != http.StatusNotModified && w.entry.key.slice == 0
+	now := f.cache.now()
+	d := parseDirectives(f.header["Cache-Control"])
+	made := now.Add(-ageOnArrival(f.header, f.asked, now))
+	f.renewed = status < 500 && status != http.StatusNotModified && f.entry.key.slice == 0
 	switch {
-	case w.entry.key.slice > 0:
-		w.startSlice(status, made, d)
-	case status == http.StatusNotModified && w.old != nil:
-		w.confirm(made)
-	case status >= 500 && w.mayUseOld(now):
-		w.discard(confirmed, w.old)
-	case !isShareable(status, w.header, d):
-		w.passToFirst(status)
+	case f.entry.key.slice > 0:
+		f.startSlice(status, made, d)
+	case status == http.StatusNotModified && f.old != nil:
+		f.confirm(made)
+	case status >= 500 && f.mayUseOld(now):
+		f.discard(confirmed, f.old)
 	default:
-		w.start(status, made, d)
+		f.start(status, made, d)
 	}
 }
 
 // confirm refreshes the old object.
-func (w *fillWriter) confirm(made time.Time) {
-	o := w.old.refreshed(w.header, made)
+func (f *fill) confirm(made time.Time) {
+	o := f.old.refreshed(f.header, made)
 	header := o.fields.header()
 	d := parseDirectives(header["Cache-Control"])
-	o.freshness, o.keep = freshnessOf(o.status, header, d, w.config.ttl(o.status, o.isManifest, o.isMedia), o.isManifest, w.asked)
+	o.freshness, o.keep = freshnessOf(o.status, header, d, f.config.ttl(o.status, o.isManifest, o.isMedia), o.isManifest, f.asked)
 	o.keep = o.keep && isShareable(o.status, header, d)
-	w.discard(confirmed, o)
+	f.discard(confirmed, o)
 }
 
 // start keeps the response, if it can be.
-func (w *fillWriter) start(status int, made time.Time, d directives) {
-	o := newObject(status, w.header, w.entry.key.path, w.body)
+func (f *fill) start(status int, made time.Time, d directives) {
+	o := newObject(status, f.header, f.entry.key.path, f.body)
 	o.made = made
-	o.freshness, o.keep = freshnessOf(status, w.header, d, w.config.ttl(status, o.isManifest, o.isMedia), o.isManifest, w.asked)
-	w.expected, w.limit = o.length, w.config.MaxObject
-	o.sliced = o.length > w.config.MaxObject && o.keep && o.canBeSliced() && o.fields.get(w.config.MemoryOnly) == ""
-	size := w.overheadOf(o)
+	o.freshness, o.keep = freshnessOf(status, f.header, d, f.config.ttl(status, o.isManifest, o.isMedia), o.isManifest, f.asked)
+	f.expected, f.limit = o.length, f.config.MaxObject
+	o.sliced = o.length > f.config.MaxObject && o.keep && o.canBeSliced() && o.fields.get(f.config.MemoryOnly) == ""
+	size := f.overheadOf(o)
 	if !o.sliced {
 		size += max(o.length, 0)
 	}
 	switch {
-	case o.length > w.config.MaxObject && !o.sliced, !w.body.reserve(size):
-		w.passToFirst(status)
-	case o.sliced:
-		w.body.end(nil)
-		w.discard(shared, o)
+	case !isShareable(status, f.header, d), o.length > f.config.MaxObject && !o.sliced, !f.body.reserve(size):
+		f.passToFirst(o)
 	default:
-		w.state = keeping
-		w.settle(shared, o)
+		f.share(o)
 	}
+}
+
+// share settles the fill with an object for all who wait.
+func (f *fill) share(o *object) {
+	if o.sliced {
+		f.body.end(nil)
+		f.discard(shared, o)
+		return
+	}
+	f.state = keeping
+	f.settle(shared, o)
 }
 
 // overheadOf is what an object takes of the memory besides its body.
@@ -205,83 +199,57 @@ func (f *fill) overheadOf(o *object) int64 {
 }
 
 // discard settles the fill when the body of the response is not needed.
-func (w *fillWriter) discard(result outcome, o *object) {
-	w.state = discarding
-	w.settle(result, o)
-	w.cancel()
+func (f *fill) discard(result outcome, o *object) {
+	f.state = discarding
+	f.settle(result, o)
+	f.cancel()
 }
 
 // startSlice keeps a part of a large object. It must be a part of the same object as
 // the other slices, which If-Range and the headers ensure.
-func (w *fillWriter) startSlice(status int, made time.Time, d directives) {
-	o := newObject(status, w.header, w.entry.key.path, w.body)
-	want := sliceOf(w.entry.key.slice-1, w.old.length)
-	if status != http.StatusPartialContent || w.header.Get("Content-Range") != want.String() || !o.isOf(w.old) || !isShareable(http.StatusOK, w.header, d) {
-		w.failure = errOtherObject
-		w.discard(failed, nil)
+func (f *fill) startSlice(status int, made time.Time, d directives) {
+	o := newObject(status, f.header, f.entry.key.path, f.body)
+	want := sliceOf(f.entry.key.slice-1, f.old.length)
+	if status != http.StatusPartialContent || f.header.Get("Content-Range") != want.String() || !o.isOf(f.old) || !isShareable(http.StatusOK, f.header, d) {
+		f.failure = errOtherObject
+		f.discard(failed, nil)
 		return
 	}
-	o.made, o.freshness, o.keep = made, freshness{lifetime: w.old.freshness.lifetime}, true
-	o.length, w.expected = want.length(), want.length()
-	if !w.body.reserve(w.overheadOf(o) + o.length) {
-		w.body.doNotKeep()
+	o.made, o.freshness, o.keep = made, freshness{lifetime: f.old.freshness.lifetime}, true
+	o.length, f.expected = want.length(), want.length()
+	if !f.body.reserve(f.overheadOf(o) + o.length) {
+		f.body.doNotKeep()
 	}
-	w.state = keeping
-	w.settle(shared, o)
+	f.share(o)
 }
 
-// passToFirst gives the response to the first viewer, if it still waits.
-func (w *fillWriter) passToFirst(status int) {
-	w.cache.markUnshared(w.entry.key)
-	w.settle(exclusive, nil)
-	w.state = discarding
-	select {
-	case w.viewer = <-w.takeOver:
-		w.state = passing
-		header := w.viewer.Header()
-		maps.Copy(header, w.header)
-		addCacheStatus(header, Bypass)
-		w.viewer.WriteHeader(status)
-	case <-w.gone:
-		w.cancel()
-	case <-w.ctx.Done():
-	}
+// passToFirst gives the response to the first viewer, with all its fields.
+func (f *fill) passToFirst(o *object) {
+	f.cache.markUnshared(f.entry.key)
+	f.body.doNotKeep()
+	o.fields, o.keep, o.sliced = encodeFields(f.header), false, false
+	f.state, f.expected, f.limit = keeping, o.length, 0
+	f.settle(exclusive, o)
 }
 
-func (w *fillWriter) Write(p []byte) (int, error) {
-	if w.state == waiting {
-		w.WriteHeader(http.StatusOK)
+// Write implements http.ResponseWriter.
+func (f *fill) Write(p []byte) (int, error) {
+	if f.state == waiting {
+		f.WriteHeader(http.StatusOK)
 	}
-	switch w.state {
-	case keeping:
-		if err := w.body.write(w.ctx, p, w.expected, w.limit); err != nil {
-			w.state = discarding
-			w.body.end(err)
-			return 0, err
-		}
-		return len(p), nil
-	case passing:
-		return w.viewer.Write(p)
-	default:
+	if f.state == discarding {
 		return 0, errNotNeeded
 	}
+	if err := f.body.write(f.ctx, p, f.expected, f.limit); err != nil {
+		f.state = discarding
+		f.body.end(err)
+		return 0, err
+	}
+	return len(p), nil
 }
 
-// FlushError implements what http.ResponseController looks for.
-func (w *fillWriter) FlushError() error {
-	if w.state == passing {
-		return http.NewResponseController(w.viewer).Flush()
-	}
-	return nil
-}
-
-// SetWriteDeadline implements what http.ResponseController looks for.
-func (w *fillWriter) SetWriteDeadline(deadline time.Time) error {
-	if w.state == passing {
-		return http.NewResponseController(w.viewer).SetWriteDeadline(deadline)
-	}
-	return nil // nothing waits for a viewer
-}
+// FlushError implements what http.ResponseController looks for. Viewers flush what they get.
+func (*fill) FlushError() error { return nil }
 
 var errOtherObject = errors.New("mediacache: a large object has changed on the origin, or the origin does not answer ranges")
 

@@ -31,7 +31,7 @@ func (v *visit) serve(k key) (Result, error) {
 	if f == nil {
 		return Bypass, v.goAlone(k)
 	}
-	defer v.leave(f, rd, first)
+	defer v.leave(f, rd)
 	select {
 	case <-f.ready:
 	case <-v.r.Context().Done():
@@ -42,11 +42,9 @@ func (v *visit) serve(k key) (Result, error) {
 		return Miss, f.fail()
 	case exclusive:
 		if first && v.needsAll() {
-			return Bypass, v.takeOver(f)
+			return Bypass, v.answer(f.object, rd, Bypass)
 		}
-		if first {
-			f.cancel()
-		}
+		v.leave(f, rd)
 		return Bypass, v.goAlone(f.entry.key)
 	case confirmed:
 		use := f.object.body.read() // f.body uses it while it has readers
@@ -70,10 +68,7 @@ func (v *visit) serve(k key) (Result, error) {
 // leave ends the viewer's part in a fill. A fill that has lost its last viewer goes
 // on only if little is missing, and not for long: later viewers must not wait for an
 // origin that has stalled.
-func (v *visit) leave(f *fill, rd *reader, first bool) {
-	if first {
-		close(f.gone)
-	}
+func (v *visit) leave(f *fill, rd *reader) {
 	if last := rd.close(); !last || isClosed(f.ended) {
 		return
 	}
@@ -97,7 +92,7 @@ const (
 // it is missing.
 func (f *fill) isNearlyDone() bool {
 	switch {
-	case !isClosed(f.ready):
+	case !isClosed(f.ready) || f.outcome == exclusive:
 		return false
 	case f.outcome != shared || f.body.isDone():
 		return true
@@ -136,24 +131,14 @@ func (v *visit) goAlone(k key) error {
 	return v.next(v.w, out)
 }
 
-// takeOver gets the response of a fill that is for no one else.
-func (v *visit) takeOver(f *fill) error {
-	defer context.AfterFunc(v.r.Context(), f.cancel)()
-	select {
-	case f.takeOver <- v.w:
-	case <-f.ended:
-	}
-	// The handler writes to w until it returns.
-	<-f.ended
-	return f.fail()
-}
-
 // answer sends an object, whose body may still arrive.
 func (v *visit) answer(o *object, rd *reader, result Result) error {
 	h := v.w.Header()
 	o.fields.addTo(h)
 	addCacheStatus(h, result)
-	h["Age"] = []string{strconv.FormatInt(int64(o.age(v.cache.now())/time.Second), 10)}
+	if result != Bypass {
+		h["Age"] = []string{strconv.FormatInt(int64(o.age(v.cache.now())/time.Second), 10)}
+	}
 	if o.status == http.StatusOK {
 		switch v.evaluate(o) {
 		case http.StatusNotModified:
@@ -228,11 +213,11 @@ func (v *visit) sendSlices(o *object, part span) error {
 }
 
 func (v *visit) sendSlice(o *object, k key, slice, part span) error {
-	s, f, rd, first := v.cache.find(v, k, o)
+	s, f, rd, _ := v.cache.find(v, k, o)
 	if s != nil && !s.isOf(o) {
 		rd.close()
 		v.cache.forget(v.config, k)
-		s, f, rd, first = v.cache.find(v, k, o)
+		s, f, rd, _ = v.cache.find(v, k, o)
 	}
 	if s != nil {
 		defer rd.close()
@@ -240,7 +225,7 @@ func (v *visit) sendSlice(o *object, k key, slice, part span) error {
 			return errOtherObject
 		}
 	} else {
-		defer v.leave(f, rd, first)
+		defer v.leave(f, rd)
 		select {
 		case <-f.ready:
 		case <-v.r.Context().Done():
