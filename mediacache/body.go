@@ -30,18 +30,22 @@ var (
 type body struct {
 	memory *memory
 
-	mu       sync.Mutex
-	chunks   []chunk
-	length   int64         // received so far
-	reserved int64         // bytes of the budget
-	done     bool          // no more bytes will come
-	err      error         // why, if the body is not complete
-	wake     chan struct{} // closed at the next change; nil while nobody waits
-	uses     int           // by the index and fills
-	old      *body         // of the old object that readers may get instead; nil without one
-	readers  []*reader     // in no order
-	windowed bool          // chunks that all readers have passed are used again
-	room     chan struct{} // closed when a reader of a windowed body advances
+	mu     sync.Mutex
+	chunks []chunk
+	bodyState
+	err     error         // why no more bytes will come, if the body is not complete
+	wake    chan struct{} // closed at the next change; nil while nobody waits
+	uses    int           // by the index and fills
+	old     *body         // of the old object that readers may get instead; nil without one
+	readers []*reader     // in no order
+	room    chan struct{} // closed when a reader of a windowed body advances
+}
+
+type bodyState struct {
+	length   int64 // received so far
+	reserved int64 // bytes of the budget
+	done     bool  // no more bytes will come
+	windowed bool  // chunks that all readers have passed are used again
 }
 
 // chunk is a part of a body. Its memory is allocated at once and then filled.
@@ -402,29 +406,10 @@ func (r *reader) copyTo(ctx context.Context, w io.Writer, offset, end int64, flu
 	return nil
 }
 
-// taken returns how many bytes of the budget the body takes.
-func (b *body) taken() int64 {
+func (b *body) state() bodyState {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.reserved
-}
-
-func (b *body) isWindowed() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.windowed
-}
-
-func (b *body) isDone() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.done
-}
-
-func (b *body) received() int64 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.length
+	return b.bodyState
 }
 
 func (b *body) hasReaders() bool {

@@ -293,7 +293,7 @@ func (c *Cache) ended(f *fill, complete bool) {
 	switch {
 	case current && complete && f.object.keep:
 		whole := *f.object
-		whole.length = f.body.received()
+		whole.length = f.body.state().length
 		kept = &whole
 		c.replace(e, kept)
 	case current && f.outcome == confirmed && !f.object.keep:

@@ -68,7 +68,7 @@ func isClosed(c <-chan struct{}) bool {
 // isJoinable reports whether a request that comes now may have the response of the
 // fill. The caller has locked the index.
 func (f *fill) isJoinable(now time.Time) bool {
-	return !isClosed(f.ready) || f.outcome == shared && f.object.isFresh(now) && !f.body.isWindowed()
+	return !isClosed(f.ready) || f.outcome == shared && f.object.isFresh(now)
 }
 
 // run asks the disk, and the origin for what is not there.
@@ -102,11 +102,11 @@ func (f *fill) finish(failure error) {
 		f.failure = failure
 		f.settle(failed, nil)
 	case f.state == discarding:
-	case failure != nil || f.expected >= 0 && f.expected != f.body.received():
+	case failure != nil || f.expected >= 0 && f.expected != f.body.state().length:
 		f.body.end(errTruncated)
 	default:
 		f.body.end(nil)
-		complete = !f.body.isWindowed()
+		complete = !f.body.state().windowed
 	}
 	f.cache.ended(f, complete)
 	close(f.ended)

@@ -85,7 +85,7 @@ var (
 const objectOverhead = 896
 
 // size is what an object takes of the budget.
-func (o *object) size() int64 { return o.body.taken() }
+func (o *object) size() int64 { return o.body.state().reserved }
 
 func (o *object) age(now time.Time) time.Duration { return max(now.Sub(o.made), 0) }
 

@@ -91,13 +91,14 @@ const (
 // isNearlyDone reports whether the body is not needed, or less than 1 MiB or a tenth of
 // it is missing.
 func (f *fill) isNearlyDone() bool {
+	body := f.body.state()
 	switch {
 	case !isClosed(f.ready) || f.outcome == exclusive:
 		return false
-	case f.outcome != shared || f.body.isDone():
+	case f.outcome != shared || body.done:
 		return true
 	}
-	missing := f.object.length - f.body.received()
+	missing := f.object.length - body.length
 	return f.object.length >= 0 && (missing < smallRest || missing < f.object.length/10)
 }
 
@@ -192,7 +193,7 @@ func (v *visit) copy(rd *reader, from, to int64, toTheEnd bool) (err error) {
 	if toTheEnd {
 		to = unknownEnd
 	}
-	if v.config.Gather != nil && to-from >= minGather && rd.body.isDone() {
+	if v.config.Gather != nil && to-from >= minGather && rd.body.state().done {
 		if send := v.config.Gather(v.r); send != nil {
 			defer func() { err = errors.Join(err, send()) }()
 		}
