@@ -29,7 +29,7 @@ func TestAssetList(t *testing.T) {
 	for _, tc := range assetCases {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			if f := manifest.Sniff([]byte(tc.in)); f != manifest.AssetList {
+			if f := formatOf(tc.in); f != manifest.AssetList {
 				t.Errorf("Sniff = %d", f)
 			}
 			want := tc.want
@@ -46,8 +46,8 @@ func TestAssetList(t *testing.T) {
 		`{}`: false, `{"assets":[]}`: false, `{"A":{"ASSETS":[]}}`: false, `{]`: false, `{"a":1} {"ASSETS":[]}`: false, `[{"ASSETS":[]}]`: false,
 		`{`: true, `{"ASS`: true, `{"A":[1,2,`: true, " {\n": true,
 	} {
-		if f := manifest.Sniff([]byte(body)); f != 0 || manifest.Undecided([]byte(body)) != undecided {
-			t.Errorf("Sniff(%q) = %d, undecided %t", body, f, !undecided)
+		if f, more := manifest.Sniff([]byte(body)); f != 0 || more != undecided {
+			t.Errorf("Sniff(%q) = %d, undecided %t", body, f, more)
 		}
 	}
 }

@@ -70,11 +70,11 @@ func TestFeatures(t *testing.T) {
 	for _, tc := range featureCases {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			check(t, manifest.Sniff([]byte(tc.in)), "", tc.in, "", tc.want, 0)
+			check(t, formatOf(tc.in), "", tc.in, "", tc.want, 0)
 			if strings.Contains(tc.want, tc.in) || tc.want == refused {
 				return
 			}
-			_, stats, err := manifest.Rewrite(nil, []byte(tc.in), manifest.Sniff([]byte(tc.in)), here, "", allowed)
+			_, stats, err := manifest.Rewrite(nil, []byte(tc.in), formatOf(tc.in), here, "", allowed)
 			if err == nil && stats.Removed > 0 {
 				t.Errorf("%d parts were removed although all are allowed", stats.Removed)
 			}

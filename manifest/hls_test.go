@@ -204,7 +204,7 @@ func TestInternationalHosts(t *testing.T) {
 			"#EXTM3U\n" + uri: "#EXTM3U\nx", "#EXTM3U\n#EXT-X-PREFETCH:" + uri: "#EXTM3U\n#EXT-X-PREFETCH:x", "#EXTM3U\n#EXT-X-MEDIA:,,URI=\"" + uri + "\"": "#EXTM3U\n#EXT-X-MEDIA:,,URI=\"x\"",
 			"WEBVTT\n\n00:00.000 --> 00:01.000\n" + uri: "WEBVTT\n\n00:00.000 --> 00:01.000\nx", `{"ASSETS":[{"URI":"` + uri + `"}]}`: `{"ASSETS":[{"URI":"./x"}]}`,
 		} {
-			if got, _, err := manifest.Rewrite(nil, []byte(in), manifest.Sniff([]byte(in)), at, "", 0); err != nil || string(got) != want {
+			if got, _, err := manifest.Rewrite(nil, []byte(in), formatOf(in), at, "", 0); err != nil || string(got) != want {
 				t.Errorf("Rewrite(%q) = %q, %v", in, got, err)
 			}
 		}

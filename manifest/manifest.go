@@ -245,22 +245,11 @@ var byteOrderMark = []byte("\ufeff")
 
 // Sniff recognizes a manifest by its first bytes, whatever its name and content type
 // are. body may be a prefix that extends to the end of the name of the root element, or to
-// the member ASSETS of an asset list.
-// Sniff returns 0 for anything else. Rewrite refuses some manifests that Sniff
+// the member ASSETS of an asset list. f is 0 for anything else. undecided reports whether
+// body may be the beginning of an XML document whose root element is still to come, or of a
+// JSON object, so that Sniff needs more of it. Rewrite refuses some manifests that Sniff
 // recognizes, for example in UTF-16 or with a document type declaration.
-func Sniff(body []byte) Format {
-	f, _ := sniff(body)
-	return f
-}
-
-// Undecided reports whether body may be the beginning of an XML document whose root
-// element is still to come, or of a JSON object, so that Sniff needs more of it.
-func Undecided(body []byte) bool {
-	_, undecided := sniff(body)
-	return undecided
-}
-
-func sniff(body []byte) (f Format, undecided bool) {
+func Sniff(body []byte) (f Format, undecided bool) {
 	body = decodeUTF16(body)
 	switch text := bytes.TrimPrefix(body, byteOrderMark); {
 	case bytes.HasPrefix(text, []byte("#EXTM3U")):

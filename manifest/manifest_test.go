@@ -68,7 +68,7 @@ func TestGolden(t *testing.T) {
 		t.Run(tc.file, func(t *testing.T) {
 			t.Parallel()
 			in := readFile(t, tc.file)
-			got, stats, err := manifest.Rewrite(nil, in, manifest.Sniff(in), tc.at, tc.query, allowed)
+			got, stats, err := manifest.Rewrite(nil, in, formatOf(in), tc.at, tc.query, allowed)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -134,7 +134,7 @@ func TestSniff(t *testing.T) {
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			if got := manifest.Sniff([]byte(tc.body)); got != tc.want {
+			if got := formatOf(tc.body); got != tc.want {
 				t.Errorf("Sniff(%q) = %d, want %d", tc.body, got, tc.want)
 			}
 		})
@@ -143,10 +143,15 @@ func TestSniff(t *testing.T) {
 		"Period", "AdaptationSet", "EmptyAdaptationSet", "Representation", "Preselection", "SegmentBase", "SegmentList", "SegmentTemplate",
 		"EventStream", "InitializationSet", "InitializationGroup", "InitializationPresentation", "ServiceDescription",
 	} {
-		if got := manifest.Sniff([]byte("\ufeff<!-- --><x:" + name + " xmlns:x='urn:x'/>")); got != manifest.DASH {
+		if got := formatOf("\ufeff<!-- --><x:" + name + " xmlns:x='urn:x'/>"); got != manifest.DASH {
 			t.Errorf("Sniff of %s = %d, want %d", name, got, manifest.DASH)
 		}
 	}
+}
+
+func formatOf[Text ~string | ~[]byte](body Text) manifest.Format {
+	f, _ := manifest.Sniff([]byte(body))
+	return f
 }
 
 func inUTF16(order binary.ByteOrder, text string) string {
@@ -168,19 +173,20 @@ func TestUndecided(t *testing.T) {
 		for _, root := range []string{"MPD", name + ":MPD", "Patch", "Period", name, "html"} {
 			doc := prolog + "<" + root
 			for i := 3; i <= len(doc); i++ {
-				if !manifest.Undecided([]byte(doc[:i])) {
+				if _, undecided := manifest.Sniff([]byte(doc[:i])); !undecided {
 					t.Fatalf("%q is decided", doc[:i])
 				}
 			}
-			f := manifest.Sniff([]byte(doc + " "))
-			if manifest.Undecided([]byte(doc+" ")) || (f == manifest.DASH) != (root != name && root != "html") {
+			f, undecided := manifest.Sniff([]byte(doc + " "))
+			if undecided || (f == manifest.DASH) != (root != name && root != "html") {
 				t.Errorf("%q is undecided or %d", doc, f)
 			}
 		}
 	}
 	for _, prefix := range []string{"G@", "\x00\x00\x00\x18ftyp", "ID3", "\xff\xf1P", "\x1aE\xdf\xa3", "\xff\xd8\xff", "WEBVTT", "\x89PNG"} {
 		body := []byte(prefix)
-		if manifest.Undecided(body) || testing.AllocsPerRun(10, func() { manifest.Undecided(body) }) > 0 {
+		_, undecided := manifest.Sniff(body)
+		if undecided || testing.AllocsPerRun(10, func() { manifest.Sniff(body) }) > 0 {
 			t.Errorf("%q is undecided, or allocates", body)
 		}
 	}
@@ -191,7 +197,7 @@ func TestErrorReturnsDst(t *testing.T) {
 	t.Parallel()
 	dst := append(make([]byte, 0, 4096), "before"...)
 	for _, body := range []string{"", "#EXTM3U\n/library/vidA/v1/1.ts\n#EXT-X-KEY:URI=\"", "<MPD><BaseURL>/library/vidA/v1/</BaseURL>"} {
-		f := manifest.Sniff([]byte(body))
+		f := formatOf(body)
 		if f == 0 {
 			f = manifest.HLS
 		}
@@ -249,7 +255,7 @@ func TestWorkIsLinear(t *testing.T) {
 	for _, uri := range []string{chain, chain + "library/vidA/v1/x", strings.Repeat("a/../", 1_600_000), strings.Repeat("/", 8_000_000)} {
 		for _, format := range []string{"#EXTM3U\n%\n", "#EXTM3U\n#EXT-X-PREFETCH:%\n", `<MPD><SegmentTemplate media="%"/></MPD>`, `<MPD><BaseURL>%</BaseURL></MPD>`} {
 			body := []byte(strings.Replace(format, "%", uri, 1))
-			if _, _, err := manifest.Rewrite(nil, body, manifest.Sniff(body), here, "", allowed); err != nil {
+			if _, _, err := manifest.Rewrite(nil, body, formatOf(body), here, "", allowed); err != nil {
 				t.Errorf("%.20s of %.20s: %v", uri, format, err)
 			}
 		}
@@ -281,7 +287,7 @@ func TestURIsShareMemory(t *testing.T) {
 			body := []byte(tc.before + strings.Repeat(tc.each, n) + tc.after)
 			dst := make([]byte, 0, 2*len(body))
 			return testing.AllocsPerRun(5, func() {
-				_, stats, err := manifest.Rewrite(dst, body, manifest.Sniff(body), here, "", allowed)
+				_, stats, err := manifest.Rewrite(dst, body, formatOf(body), here, "", allowed)
 				if err != nil || stats.Rewritten < n {
 					t.Errorf("%q: %v, %v", tc.each, stats, err)
 				}
@@ -306,7 +312,7 @@ func TestGrowthIsBounded(t *testing.T) {
 			strings.Repeat("{$a}{$a}\n", 10_000),
 		"BaseURL": "<MPD><BaseURL>" + strings.Repeat("a/", 900) + "</BaseURL>" + strings.Repeat(`<SegmentURL media="/library/vidA/v1/x"/>`, 10_000) + "</MPD>",
 	} {
-		_, _, err := manifest.Rewrite(nil, []byte(body), manifest.Sniff([]byte(body)), deep, "", allowed)
+		_, _, err := manifest.Rewrite(nil, []byte(body), formatOf(body), deep, "", allowed)
 		if !errors.Is(err, manifest.ErrInvalid) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
 		}

@@ -156,7 +156,7 @@ func TestManifestsLeadBelowTheSession(t *testing.T) {
 	count := 0
 	check := func(body []byte, query string) {
 		for _, features := range []manifest.Features{0, allowed} {
-			if checkRooted(t, body, manifest.Sniff(body), query, features) {
+			if checkRooted(t, body, formatOf(body), query, features) {
 				count++
 			}
 		}
@@ -164,7 +164,7 @@ func TestManifestsLeadBelowTheSession(t *testing.T) {
 	for _, pattern := range []string{"*.m3u8", "*.mpd"} {
 		for _, body := range testdata(t, pattern) {
 			check(body, "session=abc-123")
-			if manifest.Sniff(body) == manifest.HLS {
+			if formatOf(body) == manifest.HLS {
 				check(append(body, "\n#EXT-X-ENDLIST\n"...), "session=abc-123")
 			}
 		}
@@ -231,7 +231,7 @@ func TestRooted(t *testing.T) {
 	} {
 		at := here
 		at.Session, at.Base = session, "https://gw.example/T/"
-		got, stats, err := manifest.Rewrite(nil, []byte(tc.in), manifest.Sniff([]byte(tc.in)), at, "", 0)
+		got, stats, err := manifest.Rewrite(nil, []byte(tc.in), formatOf(tc.in), at, "", 0)
 		want := tc.want
 		if want == "" {
 			want = tc.in
@@ -251,7 +251,7 @@ func TestGrowthByASessionIsBounded(t *testing.T) {
 		"#EXTM3U\n#EXT-X-ENDLIST\n" + strings.Repeat("1\n", 10_000),
 		"<MPD>" + strings.Repeat("<PatchLocation>1.mpp</PatchLocation>", 10) + strings.Repeat("<Location>1.mpd</Location>", 10_000) + "</MPD>",
 	} {
-		_, _, err := manifest.Rewrite(nil, []byte(body), manifest.Sniff([]byte(body)), at, "", allowed)
+		_, _, err := manifest.Rewrite(nil, []byte(body), formatOf(body), at, "", allowed)
 		if got := errors.Is(err, manifest.ErrInvalid); got != strings.HasPrefix(body, "#") {
 			t.Errorf("%.20q: %v", body, err)
 		}

@@ -25,14 +25,14 @@ func TestWebVTT(t *testing.T) {
 	for _, tc := range vttCases {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			if f := manifest.Sniff([]byte(tc.in)); f != manifest.WebVTT {
+			if f := formatOf(tc.in); f != manifest.WebVTT {
 				t.Errorf("Sniff = %d", f)
 			}
 			check(t, manifest.WebVTT, "", tc.in, "", tc.want, 0)
 		})
 	}
 	for _, body := range []string{"WEBVTTX", "webvtt", "\nWEBVTT", "WEBVT"} {
-		if f := manifest.Sniff([]byte(body)); f != 0 {
+		if f := formatOf(body); f != 0 {
 			t.Errorf("Sniff(%q) = %d", body, f)
 		}
 	}

@@ -411,7 +411,8 @@ func (c *checkup) view(r *http.Request) *seen {
 // checkURIs counts the URIs of a manifest, as a viewer gets it, that lead out of the
 // video's folder.
 func (c *checkup) checkURIs(path string, body []byte) {
-	format, inside := manifest.Sniff(body), 0
+	format, _ := manifest.Sniff(body)
+	inside := 0
 	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	at := manifest.Location{Path: path, Folder: "/" + first + "/", Refuses: func([]byte) bool { inside++; return false }}
 	_, stats, err := manifest.Rewrite(nil, body, format, at, "", 0)

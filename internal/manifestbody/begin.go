@@ -43,7 +43,8 @@ func beginsLikeHLS(body []byte) (yes, undecided bool) {
 // if more bytes are needed.
 func Begins(start []byte) (found, undecided bool) {
 	found, undecided = beginsLikeHLS(start)
-	return found || manifest.Sniff(start) != 0, undecided || manifest.Undecided(start)
+	format, more := manifest.Sniff(start)
+	return found || format != 0, undecided || more
 }
 
 // MayBeText reports whether the first bytes of a body may be text. Segments and keys begin
@@ -63,6 +64,7 @@ func MayBeText(start []byte) bool {
 // IsOptional reports whether a body of this beginning may pass unrewritten if it is too large:
 // captions, and JSON, whose first 4 KiB need not tell whether it is an asset list.
 func IsOptional(start []byte) bool {
-	return manifest.Sniff(start) == manifest.WebVTT ||
+	format, _ := manifest.Sniff(start)
+	return format == manifest.WebVTT ||
 		bytes.HasPrefix(bytes.TrimLeft(bytes.TrimPrefix(start, []byte("\ufeff")), " \t\r\n"), []byte("{"))
 }

@@ -33,7 +33,7 @@ func (b *Buffer) Decode() (body []byte, f manifest.Format, err error) {
 			return nil, 0, err
 		}
 	}
-	f = manifest.Sniff(body)
+	f, _ = manifest.Sniff(body)
 	isHLS, _ := beginsLikeHLS(body)
 	switch {
 	case f != 0:
