@@ -14,22 +14,19 @@ import (
 	"github.com/signed-playback/caddy-signed-playback/mediacache"
 )
 
-// Request are the headers of viewers that the origin gets. They are a list
-// of what may pass, because proxies and login services invent headers that contain
-// the URL, and so the token, and headers that differ between viewers defeat the
-// caches in front of an origin.
-type Request struct {
-	more map[string]bool
-	all  bool // all that name no path or method
-}
+// Request has the canonical names of headers of viewers that the origin gets besides the
+// usual ones. Headers pass by a list, because proxies and login services invent headers that
+// contain the URL, and so the token, and headers that differ between viewers defeat the
+// caches in front of an origin. It is immutable.
+type Request map[string]bool
 
-// anyHeader is the name in pass_request_headers that means all headers.
+// anyHeader is the name in pass_request_headers that means all headers that name no path or
+// method.
 const anyHeader = "*"
 
 // ParseRequest compiles the option pass_request_headers.
 func ParseRequest(names []string) (Request, error) {
-	more, err := parseHeaderNames("pass_request_headers", names, ParseRequestName)
-	return Request{more, more[anyHeader]}, err
+	return parseHeaderNames("pass_request_headers", names, ParseRequestName)
 }
 
 // ParseRequestName returns the canonical form of a name in pass_request_headers.
@@ -68,7 +65,7 @@ func isUsual(name string) bool {
 
 // passes reports whether a header that is not usual reaches the origin.
 func (h Request) passes(name string, values []string) bool {
-	return h.more[name] || h.all && !slices.Contains(neverPassed, name) && !namesTarget(name, values)
+	return h[name] || h[anyHeader] && !slices.Contains(neverPassed, name) && !namesTarget(name, values)
 }
 
 // namesTarget reports whether some origin may take a header for the path or the
