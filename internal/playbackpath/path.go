@@ -335,19 +335,12 @@ func checkSegments(s string) error {
 // that have a meaning in paths, and of `%`, which an origin that decodes twice
 // would decode again.
 func decodeSuffix(escaped string) (string, error) {
-	decoded := make([]byte, 0, len(escaped))
-	for i := 0; i < len(escaped); i++ {
-		c := escaped[i]
-		if c == '%' {
-			octet, ok := percent.Octet(escaped[i:])
-			if !ok || strings.IndexByte(`/\.;%?#`, octet) >= 0 {
-				return "", errEscape
-			}
-			c, i = octet, i+2
+	for i := range len(escaped) {
+		if octet, ok := percent.Octet(escaped[i:]); escaped[i] == '%' && (!ok || strings.IndexByte(`/\.;%?#`, octet) >= 0) {
+			return "", errEscape
 		}
-		decoded = append(decoded, c)
 	}
-	text := string(decoded)
+	text := decodeOnce(escaped, true)
 	if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
 		return "", errEscape
 	}
