@@ -135,20 +135,11 @@ func (m *mapper) followBase(base *baseURI, ref []byte) *baseURI {
 }
 
 // trim removes the white space that browsers remove at the ends of a URL.
-func trim(uri []byte) []byte {
-	uri = trimStart(uri)
-	for len(uri) > 0 && uri[len(uri)-1] <= ' ' {
-		uri = uri[:len(uri)-1]
-	}
-	return uri
-}
+func trim(uri []byte) []byte { return bytes.TrimFunc(uri, isControl) }
 
-func trimStart(uri []byte) []byte {
-	for len(uri) > 0 && uri[0] <= ' ' {
-		uri = uri[1:]
-	}
-	return uri
-}
+func trimStart(uri []byte) []byte { return bytes.TrimLeftFunc(uri, isControl) }
+
+func isControl(r rune) bool { return r <= ' ' }
 
 // trimReference trims a reference that was decoded or expanded. wasCut reports
 // whether a query or fragment followed it: then white space at its end is not at
