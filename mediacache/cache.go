@@ -226,7 +226,8 @@ func (c *Cache) find(v *visit, k key, old *object) (o *object, f *fill, rd *read
 	}
 	if e.object != nil && e.object.canBeStale(now, e.object.freshness.staleWhileRevalidate) {
 		if e.fill == nil {
-			f := c.start(v, e, e.object)
+			f, rd := c.start(v, e, e.object)
+			rd.close()
 			time.AfterFunc(refreshWithin, func() { c.abandon(f) })
 		}
 		return e.object, nil, e.object.body.read(), false
@@ -244,8 +245,8 @@ func (c *Cache) find(v *visit, k key, old *object) (o *object, f *fill, rd *read
 	if old == nil {
 		old = e.object
 	}
-	f = c.start(v, e, old)
-	return nil, f, f.body.read(), true
+	f, rd = c.start(v, e, old)
+	return nil, f, rd, true
 }
 
 const (
@@ -270,15 +271,16 @@ func (c *Cache) isUnshared(k key, now time.Time) bool {
 }
 
 // start starts a fill. The caller has locked the index.
-func (c *Cache) start(v *visit, e *entry, old *object) *fill {
-	f := &fill{
+func (c *Cache) start(v *visit, e *entry, old *object) (f *fill, rd *reader) {
+	f = &fill{
 		cache: c, config: v.config, entry: e, old: old, asked: c.now(), body: newBody(&c.memory, old),
 		header: http.Header{}, expected: -1, ready: make(chan struct{}), ended: make(chan struct{}),
 	}
 	f.ctx, f.cancel = v.config.originContext(v.r)
 	e.fill = f
+	rd = f.body.read() // before any byte comes: a windowed body without readers ends
 	go f.run(v.next, originRequest(f.ctx, v.r, e.key, old))
-	return f
+	return f, rd
 }
 
 // ended puts the object of a fill into the index.
