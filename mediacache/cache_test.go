@@ -2,154 +2,126 @@ package mediacache
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-// server is a cache in front of an origin, behind a real HTTP server.
-type server struct {
-	*httptest.Server
-	cache    *Cache
-	config   Config
-	requests atomic.Int64
-	clock    atomic.Int64 // of the cache, in seconds
-	seen     sync.Map     // how often each URI was asked for at the origin
+// scene is a cache without sockets, whose origin is a handler.
+type scene struct {
+	*Cache
+	config  Config
+	clock   atomic.Int64 // nanoseconds since sceneStart
+	origin  Handler
+	running atomic.Int64 // requests to the origin, without a disk that answers some of them
+	mu      sync.Mutex
+	asked   []*http.Request
 }
 
-func newServer(t *testing.T, origin http.HandlerFunc, configure ...func(*Config)) *server {
-	t.Helper()
-	s := &server{config: Config{Memory: 8 << 20, MaxObject: 4 << 20, SegmentTTL: time.Hour, ManifestTTL: time.Second, ErrorTTL: 500 * time.Millisecond}}
+var sceneStart = time.Unix(1_800_000_000, 0)
+
+func newScene(origin Handler, configure ...func(*Config)) *scene {
+	s := &scene{origin: origin}
+	s.config = Config{Memory: 8 << 20, MaxObject: 4 << 20, SegmentTTL: time.Hour, ManifestTTL: time.Second, ErrorTTL: 500 * time.Millisecond, Context: func(*http.Request) context.Context {
+		if s.config.Disk == nil {
+			s.running.Add(1)
+		}
+		return context.WithValue(context.Background(), ofCache{}, true)
+	}}
 	for _, change := range configure {
 		change(&s.config)
 	}
-	s.cache = New(s.config.Memory)
-	s.cache.now = func() time.Time { return time.Unix(1_800_000_000+s.clock.Load(), 0) }
-	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.requests.Add(1)
-		n, _ := s.seen.LoadOrStore(r.URL.RequestURI(), new(atomic.Int64))
-		n.(*atomic.Int64).Add(1)
-		w.Header()["Date"] = nil // the cache's clock is another one
-		origin(w, r)
-	}))
-	t.Cleanup(upstream.Close)
-	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, err := s.cache.Serve(w, r, &s.config, forwardTo(upstream)); err != nil && r.Context().Err() == nil {
-			w.WriteHeader(http.StatusBadGateway)
-		}
-	}))
-	t.Cleanup(s.Close)
+	s.Cache = New(s.config.Memory)
+	s.now = func() time.Time { return sceneStart.Add(time.Duration(s.clock.Load())) }
 	return s
 }
 
-// forwardTo is a small proxy, which breaks responses off as Caddy's does.
-func forwardTo(upstream *httptest.Server) Handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		out, err := http.NewRequestWithContext(r.Context(), r.Method, upstream.URL+r.URL.RequestURI(), nil)
-		if err != nil {
-			return err
-		}
-		out.Header = r.Header
-		response, err := upstream.Client().Transport.RoundTrip(out)
-		if err != nil {
-			return err
-		}
-		defer response.Body.Close()
-		maps.Copy(w.Header(), response.Header)
-		w.WriteHeader(response.StatusCode)
-		buffer := make([]byte, 32<<10)
-		for {
-			n, err := response.Body.Read(buffer)
-			if _, err := w.Write(buffer[:n]); err != nil {
-				return nil
-			}
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			if err != nil {
-				panic(http.ErrAbortHandler)
-			}
-		}
-	}
-}
+func (s *scene) advance(d time.Duration) { s.clock.Add(int64(d)) }
 
-type answer struct {
-	status int
-	header http.Header
-	body   []byte
-	err    error
-}
+// ofCache is the context key of requests of the cache, as opposed to those that go past it.
+type ofCache struct{}
 
-func (s *server) get(t *testing.T, path string, fields ...string) answer {
-	t.Helper()
-	r, err := http.NewRequest(http.MethodGet, s.URL+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+// ask makes a request and waits until the origin's handler has returned. Fields are
+// names and values of the request's header in turn.
+func (s *scene) ask(method, target string, fields ...string) (*httptest.ResponseRecorder, error) {
+	r := httptest.NewRequest(method, target, nil)
 	for i := 0; i < len(fields); i += 2 {
 		r.Header.Set(fields[i], fields[i+1])
 	}
-	response, err := s.Client().Transport.RoundTrip(r)
-	if err != nil {
-		return answer{err: err}
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	return answer{status: response.StatusCode, header: response.Header, body: body, err: err}
+	w := httptest.NewRecorder()
+	err := s.serve(w, r)
+	return w, err
 }
 
-// patience is so many milliseconds: a busy machine does in them what takes one on others.
-const patience = 120_000
+func (s *scene) serve(w http.ResponseWriter, r *http.Request) error {
+	defer s.untilIdle()
+	return s.visit(w, r)
+}
 
-// idle waits until no fill is under way.
-func (s *server) idle(t *testing.T) {
-	t.Helper()
-	for range patience {
-		s.cache.index.mu.RLock()
-		busy := false
-		for _, e := range s.cache.index.entries {
+// visit makes a request, like others at the same time.
+func (s *scene) visit(w http.ResponseWriter, r *http.Request) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("broken off: %v", p)
+		}
+	}()
+	_, err = s.Serve(w, r, &s.config, func(w http.ResponseWriter, r *http.Request) error {
+		if r.Context().Value(ofCache{}) != nil && s.config.Disk == nil {
+			defer s.running.Add(-1)
+		}
+		s.mu.Lock()
+		s.asked = append(s.asked, r)
+		s.mu.Unlock()
+		return s.origin(w, r)
+	})
+	return err
+}
+
+func (s *scene) untilIdle() {
+	for {
+		s.index.mu.RLock()
+		busy := s.running.Load() > 0
+		for _, e := range s.index.entries {
 			busy = busy || e.fill != nil
 		}
-		s.cache.index.mu.RUnlock()
+		s.index.mu.RUnlock()
 		if !busy {
 			return
 		}
 		<-time.After(time.Millisecond)
 	}
-	t.Fatal("a fill does not end")
 }
 
 // checkMemory compares the budget with what the objects in the index take.
-func (s *server) checkMemory(t *testing.T) {
+func (s *scene) checkMemory(t *testing.T) {
 	t.Helper()
-	s.idle(t)
-	s.cache.index.mu.Lock()
-	defer s.cache.index.mu.Unlock()
+	s.untilIdle()
+	s.index.mu.Lock()
+	defer s.index.mu.Unlock()
 	var want int64
-	for _, e := range s.cache.index.entries {
+	for _, e := range s.index.entries {
 		if e.object != nil {
 			want += e.object.size()
 		}
 	}
-	if got := s.cache.memory.used.Load(); got != want || got > s.config.Memory {
+	if got := s.memory.used.Load(); got != want || got > s.config.Memory {
 		t.Errorf("the budget has %d bytes in use, the objects take %d of at most %d", got, want, s.config.Memory)
 	}
 }
 
-func status(a answer) string { return a.header.Get("Cache-Status") }
+func status(w *httptest.ResponseRecorder) string { return w.Header().Get("Cache-Status") }
 
 func randomBytes(seed uint64, n int) []byte {
 	var key [32]byte
@@ -159,69 +131,53 @@ func randomBytes(seed uint64, n int) []byte {
 	return b
 }
 
-func TestOneRequestForManyViewers(t *testing.T) {
-	t.Parallel()
-	want := randomBytes(1, 300<<10)
-	release := make(chan struct{})
-	s := newServer(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "video/mp2t")
-		w.Write(want[:100])
-		w.(http.Flusher).Flush()
-		<-release
-		w.Write(want[100:])
-	})
-	var group sync.WaitGroup
-	for range 50 {
-		group.Go(func() {
-			if a := s.get(t, "/demo/s0.ts"); !bytes.Equal(a.body, want) {
-				t.Errorf("status %d, %d bytes, error %v", a.status, len(a.body), a.err)
-			}
-		})
+// large answers ranges of a file as http.ServeContent does.
+func large(file []byte) Handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("ETag", `"v1"`)
+		http.ServeContent(w, r, "v.mp4", time.Time{}, bytes.NewReader(file))
+		return nil
 	}
-	close(release)
-	group.Wait()
-	s.idle(t)
-	if a := s.get(t, "/demo/s0.ts?CMCD=a"); !bytes.Equal(a.body, want) || status(a) != "signed-playback; hit" {
-		t.Errorf("a later request: %q", status(a))
-	}
-	if n := s.requests.Load(); n != 1 {
-		t.Errorf("the origin was asked %d times", n)
-	}
-	s.checkMemory(t)
 }
 
-func TestFollowersGetTheFirstBytesAtOnce(t *testing.T) {
+// Viewers who come while an object arrives get each part as soon as it is there, and the origin
+// is asked once.
+func TestOneRequestForManyViewers(t *testing.T) {
 	t.Parallel()
-	step := make(chan struct{})
-	s := newServer(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "video/mp4")
-		for i := range 3 {
-			fmt.Fprintf(w, "part %d.", i)
-			w.(http.Flusher).Flush()
-			<-step
-		}
-	})
-	var bodies [2]io.Reader
-	for i := range bodies {
-		response, err := s.Client().Get(s.URL + "/live.m4s")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer response.Body.Close()
-		bodies[i] = response.Body
-	}
-	for i := range 3 {
-		for _, body := range bodies {
-			got := make([]byte, len("part 0."))
-			if _, err := io.ReadFull(body, got); err != nil || string(got) != fmt.Sprintf("part %d.", i) {
-				t.Fatalf("%q, %v", got, err)
+	synctest.Test(t, func(t *testing.T) {
+		step := make(chan struct{})
+		s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+			for i := range 3 {
+				fmt.Fprintf(w, "part %d.", i)
+				<-step
+			}
+			return nil
+		})
+		var viewers []*httptest.ResponseRecorder
+		want := ""
+		for _, part := range []string{"part 0.", "part 1.", "part 2.", ""} {
+			for range 20 {
+				w := httptest.NewRecorder()
+				viewers = append(viewers, w)
+				go s.visit(w, httptest.NewRequest("GET", "/demo/s0.ts?CMCD=a", nil))
+			}
+			synctest.Wait()
+			want += part
+			for _, w := range viewers {
+				if w.Body.String() != want || part != "" && !w.Flushed {
+					t.Errorf("%q after %q, flushed %t", w.Body, want, w.Flushed)
+				}
+			}
+			if part != "" {
+				step <- struct{}{}
+				synctest.Wait()
 			}
 		}
-		step <- struct{}{}
-	}
-	if n := s.requests.Load(); n != 1 {
-		t.Errorf("the origin was asked %d times", n)
-	}
+		if status(viewers[len(viewers)-1]) != memoryHit || len(s.asked) != 1 {
+			t.Errorf("%q, and the origin was asked %d times", status(viewers[len(viewers)-1]), len(s.asked))
+		}
+		s.checkMemory(t)
+	})
 }
 
 func TestWhatIsKept(t *testing.T) {
@@ -260,36 +216,31 @@ func TestWhatIsKept(t *testing.T) {
 		{name: "a redirect without a word", path: "/s.ts", status: 302, header: "Location: /x", want: "fwd=uri-miss"},
 		{name: "a redirect with max-age", path: "/s.ts", status: 302, header: "Location: /x\nCache-Control: max-age=5", want: "hit"},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			t.Parallel()
-			s := newServer(t, func(w http.ResponseWriter, _ *http.Request) {
-				w.Header()["Content-Type"] = nil
-				for line := range strings.Lines(row.header) {
-					name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
-					w.Header().Add(name, value)
-				}
-				w.WriteHeader(max(row.status, 200))
-				io.WriteString(w, "body")
-			})
-			s.get(t, row.path)
-			s.idle(t)
-			s.clock.Store(row.after)
-			a := s.get(t, row.path)
-			if _, got, _ := strings.Cut(status(a), "; "); got != row.want || string(a.body) != "body" {
-				t.Errorf("got %q with body %q, want %q", got, a.body, row.want)
+		s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+			for line := range strings.Lines(row.header) {
+				name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+				w.Header().Add(name, value)
 			}
-			s.checkMemory(t)
+			w.WriteHeader(max(row.status, 200))
+			_, err := io.WriteString(w, "body")
+			return err
 		})
+		_, _ = s.ask("GET", row.path)
+		s.advance(time.Duration(row.after) * time.Second)
+		w, err := s.ask("GET", row.path)
+		if _, got, _ := strings.Cut(status(w), "; "); got != row.want || w.Body.String() != "body" || err != nil {
+			t.Errorf("%s: %q with body %q, want %q, error %v", row.name, got, w.Body, row.want, err)
+		}
+		s.checkMemory(t)
 	}
 }
 
 func TestOriginIsToldNothingOfViewers(t *testing.T) {
 	t.Parallel()
-	got := make(chan http.Header, 1)
-	s := newServer(t, func(_ http.ResponseWriter, r *http.Request) { got <- r.Header })
-	s.get(t, "/s.ts", "Cookie", "a=b", "X-Forwarded-Host", "evil", "Accept-Language", "de", "Range", "bytes=1-2", "If-None-Match", `"x"`, "Cache-Control", "no-cache")
+	s := newScene(large(nil))
+	_, _ = s.ask("GET", "/s.ts", "Cookie", "a=b", "X-Forwarded-Host", "evil", "Accept-Language", "de", "Range", "bytes=1-2", "If-None-Match", `"x"`, "Cache-Control", "no-cache")
 	want := http.Header{"User-Agent": {"signed-playback"}, "Accept-Encoding": {"identity"}}
-	if diff := cmp.Diff(want, <-got); diff != "" {
+	if diff := cmp.Diff(want, s.asked[0].Header); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -297,11 +248,7 @@ func TestOriginIsToldNothingOfViewers(t *testing.T) {
 func TestRanges(t *testing.T) {
 	t.Parallel()
 	whole := []byte("0123456789")
-	s := newServer(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("ETag", `"v1"`)
-		w.Header().Set("Content-Type", "video/mp4")
-		w.Write(whole)
-	})
+	s := newScene(large(whole))
 	for _, row := range []struct {
 		field, ifRange string
 		status         int
@@ -330,42 +277,33 @@ func TestRanges(t *testing.T) {
 		if row.ifRange != "" {
 			fields = append(fields, "If-Range", row.ifRange)
 		}
-		a := s.get(t, "/v.mp4", fields...)
-		if a.status != row.status || string(a.body) != row.body || a.header.Get("Content-Range") != row.span {
-			t.Errorf("%v: %d %q %q", fields, a.status, a.body, a.header.Get("Content-Range"))
+		w, _ := s.ask("GET", "/v.mp4", fields...)
+		if w.Code != row.status || w.Body.String() != row.body || w.Header().Get("Content-Range") != row.span {
+			t.Errorf("%v: %d %q %q", fields, w.Code, w.Body, w.Header().Get("Content-Range"))
 		}
 	}
-	a := s.get(t, "/v.mp4", "Range", "bytes=0-1,8-9")
-	if a.status != 206 || strings.Count(string(a.body), "Content-Range: bytes ") != 2 {
-		t.Errorf("two ranges: %d %q", a.status, a.body)
+	w, _ := s.ask("GET", "/v.mp4", "Range", "bytes=0-1,8-9")
+	if w.Code != 206 || strings.Count(w.Body.String(), "Content-Range: bytes ") != 2 {
+		t.Errorf("two ranges: %d %q", w.Code, w.Body)
 	}
-	if n := s.requests.Load(); n != 1 {
-		t.Errorf("the origin was asked %d times", n)
+	if len(s.asked) != 1 {
+		t.Errorf("the origin was asked %d times", len(s.asked))
 	}
 }
 
 func TestLargeObjectsAreKeptInSlices(t *testing.T) {
 	t.Parallel()
 	whole := randomBytes(2, 5<<20+17)
-	s := newServer(t, func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("ETag", `"v1"`)
-		http.ServeContent(w, r, "v.mp4", time.Time{}, bytes.NewReader(whole))
-	}, func(c *Config) { c.MaxObject = 2 << 20 })
-	for _, row := range []struct{ field, want string }{
-		{"", "whole"}, {"bytes=3145700-3145800", ""}, {"bytes=-100", ""}, {"bytes=5242870-", ""}, {"", "whole"},
-	} {
-		a := s.get(t, "/v.mp4", "Range", row.field)
-		want, _ := parseRange(row.field, int64(len(whole)))
-		part := whole
-		if len(want) == 1 {
-			part = whole[want[0].first : want[0].last+1]
-		}
-		if !bytes.Equal(a.body, part) {
-			t.Errorf("%q: status %d, %d bytes of %d, %v", row.field, a.status, len(a.body), len(part), a.err)
+	s := newScene(large(whole), func(c *Config) { c.MaxObject = 2 << 20 })
+	for field, want := range map[string][]byte{"": whole, "bytes=3145700-3145800": whole[3145700:3145801], "bytes=-100": whole[len(whole)-100:], "bytes=5242870-": whole[5242870:]} {
+		for range 2 {
+			if w, err := s.ask("GET", "/v.mp4", "Range", field); err != nil || !bytes.Equal(w.Body.Bytes(), want) {
+				t.Errorf("%q: status %d, %d bytes of %d, %v", field, w.Code, w.Body.Len(), len(want), err)
+			}
 		}
 	}
-	if n := s.requests.Load(); n != 1+6 {
-		t.Errorf("the origin was asked %d times, want once for the whole and for each of 6 slices", n)
+	if len(s.asked) != 1+6 {
+		t.Errorf("the origin was asked %d times, want once for the whole and for each of 6 slices", len(s.asked))
 	}
 	s.checkMemory(t)
 }
@@ -373,155 +311,55 @@ func TestLargeObjectsAreKeptInSlices(t *testing.T) {
 // The attack of time: the slices of a large file that has changed are still fresh.
 func TestLargeObjectsThatChange(t *testing.T) {
 	t.Parallel()
-	var version atomic.Uint64
-	s := newServer(t, func(w http.ResponseWriter, r *http.Request) {
-		v := version.Load()
-		w.Header().Set("ETag", fmt.Sprintf(`"%d"`, v))
+	version, versions := 0, [][]byte{randomBytes(0, 3<<20), randomBytes(1, 3<<20), randomBytes(2, 3<<20)}
+	s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("ETag", fmt.Sprintf(`"%d"`, version))
 		w.Header().Set("Cache-Control", "max-age=10")
-		http.ServeContent(w, r, "v.mp4", time.Time{}, bytes.NewReader(randomBytes(v, 3<<20)))
+		http.ServeContent(w, r, "v.mp4", time.Time{}, bytes.NewReader(versions[version]))
+		return nil
 	}, func(c *Config) { c.MaxObject = 1 << 20 })
-	get := func(at int64, field string) answer {
-		s.clock.Store(at)
-		return s.get(t, "/v.mp4", "Range", field)
-	}
-	get(0, "bytes=0-9")
-	get(8, "bytes=1048576-1048579") // is fresh until 18
-	version.Add(1)
-	want := randomBytes(1, 3<<20)
-	if a := get(12, ""); !bytes.Equal(a.body, want) {
-		t.Errorf("status %d, %d bytes, %v: not the new version", a.status, len(a.body), a.err)
-	}
-	version.Add(1)
-	if a := get(13, "bytes=2097152-"); !bytes.Equal(a.body, want[2<<20:]) {
-		t.Errorf("status %d, %d bytes, %v: not the version that is fresh", a.status, len(a.body), a.err)
-	}
-	s.cache.forget(&s.config, key{host: strings.TrimPrefix(s.URL, "http://"), path: "/v.mp4", slice: 3})
-	// The answer breaks off, and the client may ask again by itself.
-	if a := get(14, "bytes=2097152-"); a.err == nil && !bytes.Equal(a.body, randomBytes(2, 3<<20)[2<<20:]) {
-		t.Errorf("got %d bytes of a version that does not exist any more", len(a.body))
-	}
-	if a := get(15, ""); !bytes.Equal(a.body, randomBytes(2, 3<<20)) {
-		t.Errorf("status %d, %d bytes, %v: not the newest version", a.status, len(a.body), a.err)
-	}
-	s.checkMemory(t)
-}
-
-func TestBrokenBodiesAreNotKept(t *testing.T) {
-	t.Parallel()
-	want := randomBytes(3, 200<<10)
-	var times atomic.Int64
-	s := newServer(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Length", strconv.Itoa(len(want)))
-		if times.Add(1) == 1 {
-			w.Write(want[:1000])
-			panic(http.ErrAbortHandler)
-		}
-		w.Write(want)
-	})
-	if a := s.get(t, "/s.ts"); a.err == nil && len(a.body) == len(want) {
-		t.Error("the first answer is complete")
-	}
-	s.idle(t)
-	if a := s.get(t, "/s.ts"); !bytes.Equal(a.body, want) {
-		t.Errorf("%d bytes, %v", len(a.body), a.err)
-	}
-	s.checkMemory(t)
-}
-
-func TestMemoryIsBounded(t *testing.T) {
-	t.Parallel()
-	s := newServer(t, func(w http.ResponseWriter, r *http.Request) {
-		n, _ := strconv.Atoi(r.URL.Query().Get("n"))
-		w.Write(randomBytes(uint64(n), 10<<10+n%100<<10))
-	}, func(c *Config) { c.Memory = 2 << 20 })
-	for n := range 300 {
-		a := s.get(t, fmt.Sprintf("/s.ts?n=%d", n))
-		if !bytes.Equal(a.body, randomBytes(uint64(n), 10<<10+n%100<<10)) {
-			t.Fatalf("%d: wrong bytes", n)
-		}
-		if used := s.cache.memory.used.Load(); used > s.config.Memory {
-			t.Fatalf("%d bytes in use", used)
+	want := func(at time.Duration, field string, want []byte) {
+		t.Helper()
+		s.clock.Store(int64(at * time.Second))
+		w, err := s.ask("GET", "/v.mp4", "Range", field)
+		if (err != nil) != (want == nil) || want != nil && !bytes.Equal(w.Body.Bytes(), want) {
+			t.Errorf("%d: status %d, %d bytes, %v", at, w.Code, w.Body.Len(), err)
 		}
 	}
+	want(0, "bytes=0-9", versions[0][:10])
+	want(8, "bytes=1048576-1048579", versions[0][1<<20:1<<20+4]) // is fresh until 18
+	version = 1
+	want(12, "", versions[1])
+	version = 2
+	want(13, "bytes=2097152-", versions[1][2<<20:]) // is fresh
+	s.forget(&s.config, key{host: "example.com", path: "/v.mp4", slice: 3})
+	want(14, "bytes=2097152-", nil) // a version that does not exist any more: breaks off
+	want(15, "", versions[2])
 	s.checkMemory(t)
 }
 
 func TestEndlessBodiesStreamThrough(t *testing.T) {
 	t.Parallel()
 	want := randomBytes(4, 12<<20)
-	s := newServer(t, func(w http.ResponseWriter, _ *http.Request) {
+	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
 		for part := want; len(part) > 0; part = part[min(len(part), 50<<10):] {
-			w.Write(part[:min(len(part), 50<<10)])
-			w.(http.Flusher).Flush()
+			if _, err := w.Write(part[:min(len(part), 50<<10)]); err != nil {
+				return err
+			}
 		}
+		return nil
 	}, func(c *Config) { c.MaxObject = 1 << 20 })
 	var group sync.WaitGroup
 	for range 5 {
 		group.Go(func() {
-			if a := s.get(t, "/live.ts"); !bytes.Equal(a.body, want) {
-				t.Errorf("%d bytes, %v", len(a.body), a.err)
+			if w, err := s.ask("GET", "/live.ts"); err != nil || !bytes.Equal(w.Body.Bytes(), want) {
+				t.Errorf("%d bytes, %v", w.Body.Len(), err)
 			}
 		})
 	}
 	group.Wait()
-	s.idle(t)
 	s.checkMemory(t)
-	if used := s.cache.memory.used.Load(); used != 0 {
+	if used := s.memory.used.Load(); used != 0 {
 		t.Errorf("%d bytes are kept", used)
 	}
-}
-
-func TestRevalidation(t *testing.T) {
-	t.Parallel()
-	s := newServer(t, func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("ETag", `"v1"`)
-		w.Header().Set("Cache-Control", "max-age=10")
-		if r.Header.Get("If-None-Match") == `"v1"` {
-			w.WriteHeader(http.StatusNotModified)
-			return
-		}
-		io.WriteString(w, "body")
-	})
-	for i, want := range []string{"fwd=uri-miss", "hit", "fwd=stale; fwd-status=304", "hit"} {
-		s.clock.Store([]int64{0, 5, 20, 25}[i])
-		a := s.get(t, "/s.ts")
-		s.idle(t)
-		if _, got, _ := strings.Cut(status(a), "; "); got != want || string(a.body) != "body" {
-			t.Errorf("request %d: %q %q, want %q", i, got, a.body, want)
-		}
-	}
-	if a := s.get(t, "/s.ts", "If-None-Match", `"v1"`); a.status != http.StatusNotModified {
-		t.Errorf("status %d for a viewer who has it", a.status)
-	}
-	s.checkMemory(t)
-}
-
-func TestStale(t *testing.T) {
-	t.Parallel()
-	var broken atomic.Bool
-	s := newServer(t, func(w http.ResponseWriter, _ *http.Request) {
-		if broken.Load() {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-		w.Header().Set("Cache-Control", "max-age=10, stale-if-error=100")
-		io.WriteString(w, "body")
-	})
-	for _, path := range []string{"/s.ts", "/v.m3u8"} {
-		s.get(t, path)
-	}
-	s.idle(t)
-	broken.Store(true)
-	s.clock.Store(50)
-	if a := s.get(t, "/s.ts"); string(a.body) != "body" || status(a) != "signed-playback; hit; detail=stale" {
-		t.Errorf("a segment while the origin fails: %d %q", a.status, status(a))
-	}
-	if a := s.get(t, "/v.m3u8"); a.status != http.StatusServiceUnavailable {
-		t.Errorf("a manifest while the origin fails: %d", a.status)
-	}
-	s.clock.Store(200)
-	if a := s.get(t, "/s.ts"); a.status != http.StatusServiceUnavailable {
-		t.Errorf("a segment that is too stale: %d", a.status)
-	}
-	s.checkMemory(t)
 }

@@ -20,104 +20,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// scene is a cache without sockets, whose origin is a handler.
-type scene struct {
-	*Cache
-	config    Config
-	clock     time.Duration
-	diskClock atomic.Int64 // clock at the last request
-	origin    Handler
-	running   sync.WaitGroup // requests to the origin, without a disk that answers some of them
-	mu        sync.Mutex
-	asked     []*http.Request
-}
-
-var sceneStart = time.Unix(1_800_000_000, 0)
-
-func newScene(origin Handler) *scene {
-	s := &scene{origin: origin}
-	s.config = Config{Memory: 8 << 20, MaxObject: 4 << 20, SegmentTTL: time.Hour, ManifestTTL: time.Second, Context: func(*http.Request) context.Context {
-		if s.config.Disk == nil {
-			s.running.Add(1)
-		}
-		return context.WithValue(context.Background(), ofCache{}, true)
-	}}
-	s.Cache = New(s.config.Memory)
-	s.now = func() time.Time { return sceneStart.Add(s.clock) }
-	return s
-}
-
-// ofCache is the context key of requests of the cache, as opposed to those that go past it.
-type ofCache struct{}
-
-// ask makes a request and waits until the origin's handler has returned. Fields are
-// names and values of the request's header in turn.
-func (s *scene) ask(method, target string, fields ...string) (*httptest.ResponseRecorder, error) {
-	r := httptest.NewRequest(method, target, nil)
-	for i := 0; i < len(fields); i += 2 {
-		r.Header.Set(fields[i], fields[i+1])
-	}
-	w := httptest.NewRecorder()
-	err := s.serve(w, r)
-	return w, err
-}
-
-func (s *scene) serve(w http.ResponseWriter, r *http.Request) error {
-	s.diskClock.Store(int64(s.clock))
-	defer s.untilIdle()
-	defer s.running.Wait()
-	return s.visit(w, r)
-}
-
-// visit makes a request, like others at the same time.
-func (s *scene) visit(w http.ResponseWriter, r *http.Request) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("broken off: %v", p)
-		}
-	}()
-	_, err = s.Serve(w, r, &s.config, func(w http.ResponseWriter, r *http.Request) error {
-		if r.Context().Value(ofCache{}) != nil && s.config.Disk == nil {
-			defer s.running.Done()
-		}
-		s.mu.Lock()
-		s.asked = append(s.asked, r)
-		s.mu.Unlock()
-		return s.origin(w, r)
-	})
-	return err
-}
-
-func (s *scene) untilIdle() {
-	for {
-		s.index.mu.RLock()
-		busy := false
-		for _, e := range s.index.entries {
-			busy = busy || e.fill != nil
-		}
-		s.index.mu.RUnlock()
-		if !busy {
-			return
-		}
-		<-time.After(time.Millisecond)
-	}
-}
-
-// large answers ranges of a file as http.ServeContent does.
-func large(file []byte) Handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		w.Header().Set("ETag", `"v1"`)
-		http.ServeContent(w, r, "v.mp4", time.Time{}, bytes.NewReader(file))
-		return nil
-	}
-}
-
 func TestSlicesThatFindNoRoomStreamThrough(t *testing.T) {
 	t.Parallel()
 	file := randomBytes(5, 3<<20+100)
-	s := newScene(large(file))
-	s.config.Memory, s.config.MaxObject = 1<<20, 1<<19
-	s.Cache = New(s.config.Memory)
+	s := newScene(large(file), func(c *Config) { c.Memory, c.MaxObject = 1<<20, 1<<19 })
 	for field, want := range map[string][]byte{"": file, "bytes=1048570-2097160": file[1048570:2097161], "bytes=-10": file[len(file)-10:]} {
 		if w, err := s.ask("GET", "/v.mp4", "Range", field); err != nil || !bytes.Equal(w.Body.Bytes(), want) {
 			t.Errorf("%q: status %d, %d bytes of %d, %v", field, w.Code, w.Body.Len(), len(want), err)
@@ -130,7 +36,7 @@ func TestAgeOfSlowAnswers(t *testing.T) {
 	t.Parallel()
 	var s *scene
 	s = newScene(func(w http.ResponseWriter, _ *http.Request) error {
-		s.clock += 5 * time.Second
+		s.advance(5 * time.Second)
 		w.Header().Set("Age", "10")
 		w.Header().Set("Cache-Control", "max-age=60")
 		_, err := io.WriteString(w, "body")
@@ -155,7 +61,7 @@ func TestStaleSlices(t *testing.T) {
 		if w, err := s.ask("GET", "/v.mp4"); err != nil || !bytes.Equal(w.Body.Bytes(), file) {
 			t.Errorf("status %d, %d bytes, %v", w.Code, w.Body.Len(), err)
 		}
-		s.clock += 15 * time.Second
+		s.advance(15 * time.Second)
 	}
 	for _, r := range s.asked {
 		if asked := r.Header.Get("Range"); !slices.Contains([]string{"", "bytes=0-1048575", "bytes=1048576-2097151", "bytes=2097152-3145727"}, asked) {
@@ -247,11 +153,12 @@ func TestStaleWhenTheOriginDoesNotAnswer(t *testing.T) {
 		})
 		s.config.OriginFailed = func(err error) bool { return !errors.Is(err, gone) }
 		_, _ = s.ask("GET", "/s.ts")
-		broken, s.clock = true, 50*time.Second
+		broken = true
+		s.advance(50 * time.Second)
 		if w, err := s.ask("GET", "/s.ts"); w.Body.String() != row.want || (row.want == "") != (err != nil) {
 			t.Errorf("%v: %q, %v", row, w.Body, err)
 		}
-		s.clock = 200 * time.Second
+		s.advance(150 * time.Second)
 		if w, err := s.ask("GET", "/s.ts"); err == nil {
 			t.Errorf("%v: %q when it is too stale", row, w.Body)
 		}
@@ -283,7 +190,7 @@ func TestConfirmations(t *testing.T) {
 			return err
 		})
 		_, _ = s.ask("GET", "/s.ts")
-		s.clock = 20 * time.Second
+		s.advance(20 * time.Second)
 		w, err := s.ask("GET", "/s.ts")
 		if err != nil || w.Body.String() != "body" || w.Header().Get("Set-Cookie") != "" {
 			t.Errorf("%s: %s: %q, %v, %v", row.field, row.value, w.Body, w.Header(), err)
@@ -369,16 +276,26 @@ func TestAnswersForOneViewer(t *testing.T) {
 	}
 }
 
-func TestBodiesThatAreTooLongAreNotKept(t *testing.T) {
+func TestBrokenBodiesAreNotKept(t *testing.T) {
 	t.Parallel()
-	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
-		w.Header().Set("Content-Length", "4")
-		_, _ = io.WriteString(w, "body, and more")
-		return nil
-	})
-	_, _ = s.ask("GET", "/s.ts")
-	if n, _ := s.Usage(); n != 0 {
-		t.Error("it is kept")
+	for name, tc := range map[string]struct {
+		body   string
+		panics bool
+	}{"too long": {body: "body, and more"}, "too short": {body: "bo"}, "broken off": {body: "bo", panics: true}} {
+		s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("Content-Length", "4")
+			_, _ = io.WriteString(w, tc.body)
+			if tc.panics {
+				panic(http.ErrAbortHandler)
+			}
+			return nil
+		})
+		if w, err := s.ask("GET", "/s.ts"); err == nil && len(tc.body) < 4 {
+			t.Errorf("%s: %q for a complete answer", name, w.Body)
+		}
+		if n, used := s.Usage(); n != 0 || used != 0 {
+			t.Errorf("%s: it is kept", name)
+		}
 	}
 }
 
@@ -411,7 +328,7 @@ func TestHeadersAreEnough(t *testing.T) {
 			<-late
 			return err
 		})
-		go s.ask("HEAD", "/v.mp4")
+		go s.visit(httptest.NewRecorder(), httptest.NewRequest("HEAD", "/v.mp4", nil))
 		synctest.Wait()
 		close(late)
 		synctest.Wait()
@@ -472,7 +389,7 @@ func TestStalledRefreshesAreGivenUp(t *testing.T) {
 			synctest.Wait()
 		}
 		ask()
-		s.clock += 2 * time.Second
+		s.advance(2 * time.Second)
 		ask()
 		ask()
 		<-time.After(refreshWithin + time.Second) // of the bubble's clock
@@ -586,9 +503,7 @@ func TestSlowReadersDoNotEmptyTheCache(t *testing.T) {
 	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
 		_, err := w.Write(make([]byte, 100<<10))
 		return err
-	})
-	s.config.Memory = 1 << 20
-	s.Cache = New(s.config.Memory)
+	}, func(c *Config) { c.Memory = 1 << 20 })
 	_, _ = s.ask("GET", "/watched.ts")
 	rd := s.index.entries[key{host: "example.com", path: "/watched.ts"}].object.body.read()
 	for n := range 100 {
@@ -623,25 +538,32 @@ func TestWatchedObjectsSurviveAScan(t *testing.T) {
 	}
 }
 
-func TestPreconditionsWithoutAnEntityTag(t *testing.T) {
+func TestPreconditions(t *testing.T) {
 	t.Parallel()
-	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
-		_, err := io.WriteString(w, "body")
-		return err
-	})
-	got := map[string]int{}
-	for _, field := range []string{"If-Match", "If-None-Match"} {
-		for _, value := range []string{"*", `"x"`, `""`, ""} {
+	for etag, want := range map[string]map[string]int{
+		"": {
+			"If-Match: *": 200, `If-Match: "x"`: 412, `If-Match: ""`: 412, "If-Match: ": 412, `If-Match: W/"x"`: 412,
+			"If-None-Match: *": 304, `If-None-Match: "x"`: 200, `If-None-Match: ""`: 200, "If-None-Match: ": 200, `If-None-Match: W/"x"`: 200,
+		},
+		`"x"`: {
+			"If-Match: *": 200, `If-Match: "x"`: 200, `If-Match: ""`: 412, "If-Match: ": 412, `If-Match: W/"x"`: 412,
+			"If-None-Match: *": 304, `If-None-Match: "x"`: 304, `If-None-Match: ""`: 200, "If-None-Match: ": 200, `If-None-Match: W/"x"`: 304,
+		},
+	} {
+		s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("ETag", etag)
+			_, err := io.WriteString(w, "body")
+			return err
+		})
+		got := map[string]int{}
+		for row := range want {
+			field, value, _ := strings.Cut(row, ": ")
 			w, _ := s.ask("GET", "/s.ts", field, value)
-			got[field+": "+value] = w.Code
+			got[row] = w.Code
 		}
-	}
-	want := map[string]int{
-		"If-Match: *": 200, `If-Match: "x"`: 412, `If-Match: ""`: 412, "If-Match: ": 412,
-		"If-None-Match: *": 304, `If-None-Match: "x"`: 200, `If-None-Match: ""`: 200, "If-None-Match: ": 200,
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s:\n%s", etag, diff)
+		}
 	}
 }
 

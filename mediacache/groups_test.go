@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
-	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -27,98 +28,107 @@ func byGroup(c *Config) {
 // them back.
 func TestGenerations(t *testing.T) {
 	t.Parallel()
-	var version atomic.Int64
-	version.Store(1)
-	large := randomBytes(1, 5<<20)
-	arriving, rest := make(chan struct{}), make(chan struct{})
-	s := newServer(t, func(w http.ResponseWriter, r *http.Request) {
-		h := w.Header()
-		h["Content-Type"], h["Etag"] = []string{"video/mp4"}, []string{strconv.Quote(fmt.Sprint(version.Load()))}
-		switch r.URL.Path {
-		case "/large":
-			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(large))
-		case "/slow":
-			fmt.Fprint(w, version.Load())
-			w.(http.Flusher).Flush()
-			if version.Load() == 1 {
-				close(arriving)
-				<-rest
+	synctest.Test(t, func(t *testing.T) {
+		version, file, rest := 1, randomBytes(1, 5<<20), make(chan struct{})
+		s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+			h := w.Header()
+			h["Content-Type"], h["Etag"] = []string{"video/mp4"}, []string{strconv.Quote(fmt.Sprint(version))}
+			switch r.URL.Path {
+			case "/large":
+				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(file))
+			case "/slow":
+				fmt.Fprint(w, version)
+				if version == 1 {
+					<-rest
+				}
+				io.WriteString(w, ".")
+			default:
+				fmt.Fprint(w, version)
 			}
-			io.WriteString(w, ".")
-		default:
-			fmt.Fprint(w, version.Load())
+			return nil
+		}, byGroup)
+		ask := func(path, group string, generation int) string {
+			w, r := httptest.NewRecorder(), httptest.NewRequest("GET", fmt.Sprintf("%s?group=%s&g=%d", path, group, generation), nil)
+			r.Header.Set("Range", "bytes=0-1")
+			if err := s.visit(w, r); err != nil {
+				t.Error(path, err)
+			}
+			synctest.Wait()
+			return fmt.Sprintf("%.2q %s", w.Body, status(w))
 		}
-	}, byGroup)
-	ask := func(path, group string, generation int) string {
-		a := s.get(t, fmt.Sprintf("%s?group=%s&g=%d", path, group, generation), "Range", "bytes=0-1")
-		return fmt.Sprintf("%.2q %s", a.body, status(a))
-	}
-	slow := make(chan answer)
-	go func() { slow <- s.get(t, "/slow?group=a&g=0") }()
-	<-arriving
-	for _, path := range []string{"/1?group=a", "/2?group=a", "/3?group=b", "/large?group=a"} {
-		s.get(t, path)
-	}
-	version.Store(2)
-	const hit, miss = "signed-playback; hit", "signed-playback; fwd=uri-miss"
-	var got []string
-	for _, of := range []struct {
-		path, group string
-		generation  int
-	}{{"/1", "a", 7}, {"/2", "a", 3}, {"/2", "a", 0}, {"/1", "a", 7}, {"/3", "b", 0}, {"/slow", "a", 7}} {
-		got = append(got, ask(of.path, of.group, of.generation))
-	}
-	want := []string{`"2" ` + miss, `"2" ` + miss, `"2" ` + hit, `"2" ` + hit, `"1" ` + hit, `"2." ` + miss}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
-	close(rest)
-	if a := <-slow; string(a.body) != "1." {
-		t.Errorf("a viewer from before got %q, %v", a.body, a.err)
-	}
-	s.idle(t)
-	if got := ask("/slow", "a", 0); got != `"2." `+hit {
-		t.Errorf("after a fill from before: %s", got)
-	}
-	for k := range s.cache.index.entries {
-		if k.Group == "a" && k.Generation != 7 {
-			t.Errorf("the cache still has %+v", k)
+		slow := httptest.NewRecorder()
+		go s.visit(slow, httptest.NewRequest("GET", "/slow?group=a&g=0", nil))
+		synctest.Wait()
+		for path, group := range map[string]string{"/1": "a", "/2": "a", "/3": "b", "/large": "a"} {
+			ask(path, group, 0)
 		}
-	}
-	s.checkMemory(t)
+		version = 2
+		const miss = `"2" ` + fromOrigin
+		for _, tc := range []struct {
+			path, group string
+			generation  int
+			want        string
+		}{
+			{"/1", "a", 7, miss}, {"/2", "a", 3, miss}, {"/2", "a", 0, `"2" ` + memoryHit}, {"/1", "a", 7, `"2" ` + memoryHit},
+			{"/3", "b", 0, `"1" ` + memoryHit}, {"/slow", "a", 7, `"2." ` + fromOrigin},
+		} {
+			if got := ask(tc.path, tc.group, tc.generation); got != tc.want {
+				t.Errorf("%+v: %s", tc, got)
+			}
+		}
+		close(rest)
+		synctest.Wait()
+		if slow.Body.String() != "1." {
+			t.Errorf("a viewer from before got %q", slow.Body)
+		}
+		if got := ask("/slow", "a", 0); got != `"2." `+memoryHit {
+			t.Errorf("after a fill from before: %s", got)
+		}
+		for k := range s.index.entries {
+			if k.Group == "a" && k.Generation != 7 {
+				t.Errorf("the cache still has %+v", k)
+			}
+		}
+		s.checkMemory(t)
+	})
 }
 
 // A cache tells the one in the next tier the generation, so what was purged before is not
 // used there either. No value that a stranger invents shows another generation or drops one.
 func TestGenerationsInTheNextTier(t *testing.T) {
 	t.Parallel()
-	var asked atomic.Int64
-	next := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+	var next *scene
+	next = newScene(func(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Content-Type", "video/mp2t")
-		fmt.Fprintf(w, "%d%q", asked.Add(1), r.Header[GenerationHeader])
+		_, err := fmt.Fprintf(w, "%d%q", len(next.asked), r.Header[GenerationHeader])
+		return err
 	})
-	first := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+	first := newScene(func(w http.ResponseWriter, r *http.Request) error {
 		var fields []string
 		if r.Header[GenerationHeader] != nil {
 			fields = []string{GenerationHeader, r.Header.Get(GenerationHeader)}
 		}
+		answer, err := next.ask("GET", r.URL.Path, fields...)
 		w.Header().Set("Content-Type", "video/mp2t")
-		w.Write(next.get(t, r.URL.Path, fields...).body)
+		w.Write(answer.Body.Bytes())
+		return err
 	}, func(c *Config) { byGroup(c); c.SegmentTTL = 0 })
-	const hit = "signed-playback; hit"
 	var got []string
 	for _, generation := range []int{0, 7, 7, 3, 9, 9} {
-		got = append(got, string(first.get(t, fmt.Sprintf("/1?group=a&g=%d", generation)).body))
-		first.idle(t)
+		w, err := first.ask("GET", fmt.Sprintf("/1?group=a&g=%d", generation))
+		if err != nil {
+			t.Error(err)
+		}
+		got = append(got, w.Body.String())
 	}
 	for _, value := range []string{"", "-1", "9, 7", "1e3", "9223372036854775808", "unknown", "0", "9", "7", "70"} {
-		a := next.get(t, "/1", GenerationHeader, value)
-		got = append(got, fmt.Sprintf("%s: %s %s", value, a.body, status(a)))
+		w, _ := next.ask("GET", "/1", GenerationHeader, value)
+		got = append(got, fmt.Sprintf("%s: %s %s", value, w.Body, status(w)))
 	}
 	want := []string{
 		`1[]`, `2["7"]`, `2["7"]`, `2["7"]`, `3["9"]`, `3["9"]`,
 		`: 4[""] `, `-1: 5["-1"] `, `9, 7: 6["9, 7"] `, `1e3: 7["1e3"] `, `9223372036854775808: 8["9223372036854775808"] `, `unknown: 9["unknown"] `,
-		`0: 1[] ` + hit, `9: 3["9"] ` + hit, `7: 2["7"] ` + hit, `70: 10["70"] signed-playback; fwd=uri-miss`,
+		`0: 1[] ` + memoryHit, `9: 3["9"] ` + memoryHit, `7: 2["7"] ` + memoryHit, `70: 10["70"] ` + fromOrigin,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -192,7 +192,7 @@ func TestAgainstAModel(t *testing.T) {
 		m.config.SegmentTTL, m.config.ManifestTTL, m.config.ErrorTTL = 20*time.Second, 20*time.Second, 5*time.Second
 		for step := range 60 {
 			m.now += m.random.IntN(5) * m.random.IntN(3)
-			m.clock = time.Duration(m.now) * time.Second
+			m.clock.Store(int64(m.now) * int64(time.Second))
 			if withDisk && m.random.IntN(4) == 0 {
 				m.emptyMemory(t)
 				for path := range m.current {
