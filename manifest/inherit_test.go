@@ -97,11 +97,11 @@ var inheritCases = []struct{ name, in, want string }{
 	},
 	{
 		"a list that would grow with the square of the manifest",
-		`<MPD><Period><AdaptationSet><SegmentList>` + strings.Repeat(`<SegmentURL media="/library/vidA/v1/x"/>`, 300) + `</SegmentList>` + strings.Repeat(`<Representation/><Representation><BaseURL>a/</BaseURL></Representation>`, 300) + `</AdaptationSet></Period></MPD>`, refused,
+		`<MPD><Period><AdaptationSet><SegmentList>` + strings.Repeat(`<SegmentURL media="/library/vidA/v1/x"/>`, 60) + `</SegmentList>` + strings.Repeat(`<Representation/><Representation><BaseURL>a/</BaseURL></Representation>`, 60) + `</AdaptationSet></Period></MPD>`, refused,
 	},
 	{
 		"a list that would take quadratic time",
-		`<MPD><Period><AdaptationSet><SegmentList>` + strings.Repeat(`<SegmentURL media="x"/>`, 2000) + `</SegmentList>` + strings.Repeat(`<Representation><BaseURL>a/</BaseURL></Representation>`, 2000) + `</AdaptationSet></Period></MPD>`, refused,
+		`<MPD><Period><AdaptationSet><SegmentList>` + strings.Repeat(`<SegmentURL media="x"/>`, 2000) + `</SegmentList><Representation><BaseURL>a/</BaseURL></Representation>` + strings.Repeat(`<Representation/>`, 2000) + `</AdaptationSet></Period></MPD>`, refused,
 	},
 	{
 		"a list of which no Representation uses anything, in quadratic time",
@@ -386,7 +386,7 @@ func randomMPD(r *rand.Rand, tame bool) string {
 func TestRandomTrees(t *testing.T) {
 	t.Parallel()
 	for _, tame := range []bool{true, false} {
-		rewritten, n := 0, 500
+		rewritten, n := 0, 250
 		for i := range n {
 			body := randomMPD(rand.New(rand.NewPCG(uint64(i), 0)), tame)
 			if checkPlayed(t, []byte(body)) {
