@@ -340,7 +340,7 @@ func TestLargeObjectsThatChange(t *testing.T) {
 
 func TestEndlessBodiesStreamThrough(t *testing.T) {
 	t.Parallel()
-	want := randomBytes(4, 12<<20)
+	want := randomBytes(4, 4<<20)
 	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
 		for part := want; len(part) > 0; part = part[min(len(part), 50<<10):] {
 			if _, err := w.Write(part[:min(len(part), 50<<10)]); err != nil {

@@ -206,9 +206,9 @@ func TestDamagedFilesAreDetected(t *testing.T) {
 		if diff := cmp.Diff(http.Header{"Etag": {`"v1"`}, "X-A": {"1", "\xff2"}}, header); diff != "" || err != nil || !bytes.Equal(body, content) {
 			t.Fatalf("%d: %v, %d bytes, headers:\n%s", length, err, len(body), diff)
 		}
-		isLong := length > 100 // only some places of it
+		isLong := length > 100 // only some places of it: a short file has all places of a header
 		for at := range file {
-			if isLong && at > 1000 && at < len(file)-20 && at%9973 != 0 {
+			if isLong && at < len(file)-20 && at%9973 != 0 {
 				continue
 			}
 			for bit := range 8 {
@@ -1005,7 +1005,7 @@ func TestNoWrongBytesFromDisk(t *testing.T) {
 		return faulty(&longLived{ResponseWriter: w}, r)
 	}, func(c *Config) { c.Memory, c.MaxObject = 3<<20, 1<<20 })
 	var damaged atomic.Int64
-	for round := range 6 {
+	for round := range 3 {
 		s.config.Disk = NewDisk(path, func(string, error) { damaged.Add(1) })
 		s.config.Disk.Use(4 << 20)
 		s.config.Disk.now = s.now
@@ -1021,11 +1021,11 @@ func TestNoWrongBytesFromDisk(t *testing.T) {
 					if err := s.visitAtRandom(path, random); err != nil {
 						t.Errorf("%s: %v", path, err)
 					}
-					switch files := s.config.Disk.list(t); random.IntN(20) {
+					switch random.IntN(20) {
 					case 0:
 						version.Add(1)
 					case 1:
-						if len(files) > 0 {
+						if files := s.config.Disk.list(t); len(files) > 0 {
 							file := files[random.IntN(len(files))]
 							if info, err := os.Stat(file); err == nil && info.Size() > 0 {
 								flip(file, random.IntN(int(info.Size())))

@@ -519,9 +519,9 @@ func TestSlowReadersDoNotEmptyTheCache(t *testing.T) {
 func TestWatchedObjectsSurviveAScan(t *testing.T) {
 	t.Parallel()
 	s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
-		_, err := w.Write(make([]byte, 100<<10))
+		_, err := w.Write(make([]byte, 10<<10))
 		return err
-	})
+	}, func(c *Config) { c.Memory = 1 << 20 })
 	for n := range 500 {
 		for watched := range 20 {
 			if n%10 == 0 {

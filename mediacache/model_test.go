@@ -181,7 +181,7 @@ func (m *model) answer(w http.ResponseWriter, r *http.Request) error {
 // memory is emptied now and then.
 func TestAgainstAModel(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(300) {
+	for seed := range uint64(200) {
 		m := &model{random: rand.New(rand.NewPCG(seed, 9)), current: map[string]said{}, lost: map[string]bool{}}
 		m.scene = newScene(m.answer)
 		withDisk := seed%5 == 1
