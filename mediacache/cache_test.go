@@ -318,12 +318,12 @@ func TestLargeObjectsThatChange(t *testing.T) {
 		http.ServeContent(w, r, "v.mp4", time.Time{}, bytes.NewReader(versions[version]))
 		return nil
 	}, func(c *Config) { c.MaxObject = 1 << 20 })
-	want := func(at time.Duration, field string, want []byte) {
+	want := func(seconds int64, field string, want []byte) {
 		t.Helper()
-		s.clock.Store(int64(at * time.Second))
+		s.clock.Store(seconds * int64(time.Second))
 		w, err := s.ask("GET", "/v.mp4", "Range", field)
 		if (err != nil) != (want == nil) || want != nil && !bytes.Equal(w.Body.Bytes(), want) {
-			t.Errorf("%d: status %d, %d bytes, %v", at, w.Code, w.Body.Len(), err)
+			t.Errorf("%d: status %d, %d bytes, %v", seconds, w.Code, w.Body.Len(), err)
 		}
 	}
 	want(0, "bytes=0-9", versions[0][:10])

@@ -69,8 +69,12 @@ func TestGenerations(t *testing.T) {
 			generation  int
 			want        string
 		}{
-			{"/1", "a", 7, miss}, {"/2", "a", 3, miss}, {"/2", "a", 0, `"2" ` + memoryHit}, {"/1", "a", 7, `"2" ` + memoryHit},
-			{"/3", "b", 0, `"1" ` + memoryHit}, {"/slow", "a", 7, `"2." ` + fromOrigin},
+			{"/1", "a", 7, miss},
+			{"/2", "a", 3, miss},
+			{"/2", "a", 0, `"2" ` + memoryHit},
+			{"/1", "a", 7, `"2" ` + memoryHit},
+			{"/3", "b", 0, `"1" ` + memoryHit},
+			{"/slow", "a", 7, `"2." ` + fromOrigin},
 		} {
 			if got := ask(tc.path, tc.group, tc.generation); got != tc.want {
 				t.Errorf("%+v: %s", tc, got)
