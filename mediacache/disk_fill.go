@@ -6,31 +6,31 @@ import (
 )
 
 // fromDisk answers from the disk, as far as it can. It returns the request to send to the
-// origin, and who gets the answer, or nil if the origin is not needed.
-func (f *fill) fromDisk(r *http.Request) (http.ResponseWriter, *http.Request) {
+// origin, or nil if the origin is not needed.
+func (f *fill) fromDisk(r *http.Request) *http.Request {
 	k := f.entry.key
 	if f.old != nil && k.slice == 0 {
-		return f, r // memory has what the disk has, or a newer one
+		return r // memory has what the disk has, or a newer one
 	}
 	s := f.config.Disk.find(f.ctx, f.config.Site, k)
 	if s == nil {
-		return f, r
+		return r
 	}
 	defer s.file.Close()
 	now := f.cache.now()
 	o := s.object(k.path, f.body, now)
 	switch {
 	case k.slice > 0 && (!o.isFresh(now) || !o.isOf(f.old) || o.length != sliceOf(k.slice-1, f.old.length).length()):
-		return f, r
+		return r
 	case o.isFresh(now):
 		return f.stream(s, o, r)
 	case !f.load(s, o):
-		return f, r
+		return r
 	case o.canBeStale(now, o.freshness.staleWhileRevalidate):
 		f.discard(confirmed, o) // the next request revalidates it
-		return nil, nil
+		return nil
 	}
-	return f, originRequest(r.Context(), r, k, o)
+	return originRequest(r.Context(), r, k, o)
 }
 
 // blockBuffers has memory for blocks that are not checked yet.
@@ -57,9 +57,9 @@ func (f *fill) blocks(s *stored, use func(block []byte) error) (used int64, comp
 
 // stream fills the body from a file. If a part of it is damaged, the origin is asked for
 // the object, and viewers who have the beginning get the rest from there.
-func (f *fill) stream(s *stored, o *object, r *http.Request) (http.ResponseWriter, *http.Request) {
+func (f *fill) stream(s *stored, o *object, r *http.Request) *http.Request {
 	if s.header.Stored == 0 && !f.startStored(o, 0) {
-		return f, r
+		return r
 	}
 	used, complete := f.blocks(s, func(block []byte) error {
 		if f.state == waiting {
@@ -68,13 +68,13 @@ func (f *fill) stream(s *stored, o *object, r *http.Request) (http.ResponseWrite
 		_, err := f.Write(block)
 		return err
 	})
-	switch {
-	case complete:
-		return nil, nil
-	case used == 0:
-		return f, r
+	if complete {
+		return nil
 	}
-	return &restWriter{fill: f, skip: used}, r
+	if used > 0 {
+		f.state, f.skip = resuming, used
+	}
+	return r
 }
 
 // startStored settles the fill with an object whose bytes come from a file. It reports whether
@@ -128,34 +128,18 @@ func (f *fill) toDisk(kept *object) {
 // waitingPart is the part of the memory that may wait to be written.
 const waitingPart = 8
 
-// restWriter is the response writer of an origin that is asked for an object of which
-// viewers have the beginning already, because the rest of the file is damaged.
-type restWriter struct {
-	*fill
-	skip     int64
-	answered bool // status and headers are known
-	isSame   bool // as the object in the file
-}
-
-func (w *restWriter) WriteHeader(status int) {
-	if w.answered || status < 200 {
+// resume goes on with an object of which viewers have the beginning already, because the rest of
+// the file is damaged, if the origin has the same object.
+func (f *fill) resume(status int) {
+	o := newObject(status, f.header, f.entry.key.path, f.body)
+	isSame := status == f.object.status && o.hasValidator() && o.isOf(f.object) && (o.length < 0 || o.length == f.object.length)
+	if n := f.entry.key.slice; n > 0 {
+		isSame = isSame && f.header.Get("Content-Range") == sliceOf(n-1, f.old.length).String()
+	}
+	if isSame {
+		f.state = keeping
 		return
 	}
-	w.answered = true
-	o := newObject(status, w.header, w.entry.key.path, w.body)
-	w.isSame = status == w.object.status && o.hasValidator() && o.isOf(w.object) && (o.length < 0 || o.length == w.object.length)
-	if n := w.entry.key.slice; n > 0 {
-		w.isSame = w.isSame && w.header.Get("Content-Range") == sliceOf(n-1, w.old.length).String()
-	}
-}
-
-func (w *restWriter) Write(p []byte) (int, error) {
-	w.WriteHeader(http.StatusOK)
-	if !w.isSame {
-		return 0, errOtherObject
-	}
-	skipped := min(w.skip, int64(len(p)))
-	w.skip -= skipped
-	n, err := w.fill.Write(p[skipped:])
-	return int(skipped) + n, err
+	f.state = discarding
+	f.body.end(errOtherObject)
 }

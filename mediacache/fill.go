@@ -25,6 +25,7 @@ type fill struct {
 	state    fillState
 	expected int64 // Content-Length; -1 if there is none
 	limit    int64 // of a body of unknown length that is kept
+	skip     int64 // bytes of the origin's body that came from the disk
 
 	// ready is closed when the fields below it are known.
 	ready   chan struct{}
@@ -85,8 +86,8 @@ func (f *fill) run(next Handler, r *http.Request) {
 		f.finish(http.ErrAbortHandler)
 	}()
 	var failure error
-	if origin, request := f.fromDisk(r); origin != nil {
-		failure = next(origin, request)
+	if request := f.fromDisk(r); request != nil {
+		failure = next(f, request)
 	}
 	f.finish(failure)
 }
@@ -122,6 +123,7 @@ type fillState int
 
 const (
 	waiting    fillState = iota // until the headers are known
+	resuming                    // the same for the rest of a damaged file
 	keeping                     // bytes go into the body
 	discarding                  // nobody needs the bytes
 )
@@ -134,7 +136,11 @@ var errNotNeeded = errors.New("mediacache: nobody needs the rest of this respons
 
 // WriteHeader implements http.ResponseWriter.
 func (f *fill) WriteHeader(status int) {
-	if f.state != waiting || status < 200 {
+	switch {
+	case status < 200 || f.state == keeping || f.state == discarding:
+		return
+	case f.state == resuming:
+		f.resume(status)
 		return
 	}
 	now := f.cache.now()
@@ -234,13 +240,13 @@ func (f *fill) passToFirst(o *object) {
 
 // Write implements http.ResponseWriter.
 func (f *fill) Write(p []byte) (int, error) {
-	if f.state == waiting {
-		f.WriteHeader(http.StatusOK)
-	}
+	f.WriteHeader(http.StatusOK)
 	if f.state == discarding {
 		return 0, errNotNeeded
 	}
-	if err := f.body.write(f.ctx, p, f.expected, f.limit); err != nil {
+	skipped := min(f.skip, int64(len(p)))
+	f.skip -= skipped
+	if err := f.body.write(f.ctx, p[skipped:], f.expected, f.limit); err != nil {
 		f.state = discarding
 		f.body.end(err)
 		return 0, err
