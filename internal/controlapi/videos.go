@@ -164,16 +164,7 @@ func (c *call) parseEdit(body strictjson.Value) (edit videoEdit, err error) {
 			if !member.fits(v) {
 				return badRequest("%s is %.80s: want %s", name, v.Raw(), member.want)
 			}
-			change(func(doc *state.VideoDocument) {
-				if isNull(v) {
-					delete(doc.Descriptive, name)
-					return
-				}
-				if doc.Descriptive == nil {
-					doc.Descriptive = make(map[string]json.RawMessage)
-				}
-				doc.Descriptive[name] = v.Raw()
-			})
+			change(func(doc *state.VideoDocument) { setDescribing(doc, name, v) })
 			return nil
 		}
 	}
@@ -181,6 +172,18 @@ func (c *call) parseEdit(body strictjson.Value) (edit videoEdit, err error) {
 		return nil, err
 	}
 	return edit, c.checkNotConfigured()
+}
+
+// setDescribing sets a describing member, or removes it if it is null.
+func setDescribing(doc *state.VideoDocument, name string, v strictjson.Value) {
+	if isNull(v) {
+		delete(doc.Descriptive, name)
+		return
+	}
+	if doc.Descriptive == nil {
+		doc.Descriptive = make(map[string]json.RawMessage)
+	}
+	doc.Descriptive[name] = v.Raw()
 }
 
 // parseTime reads a time, nil for null.

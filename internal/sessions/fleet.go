@@ -74,7 +74,7 @@ func (f *fleet) hurry() {
 func (t *Tracker) run(ctx context.Context, script *rueidis.Lua, args ...any) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	texts := []string{fmt.Sprint(t.policy.Load().Timeout.Milliseconds()), t.fleet.node}
+	texts := append(make([]string, 0, 2+len(args)), fmt.Sprint(t.policy.Load().Timeout.Milliseconds()), t.fleet.node)
 	for _, arg := range args {
 		switch arg {
 		case true:
@@ -158,9 +158,8 @@ func (t *Tracker) startInFleet(ctx context.Context, s *Session, v Visit, sibling
 		begun = s.begun
 	}
 	viewer := s.viewerKey(v.Viewer)
-	args := []any{
-		s.id, viewer, s.video, begun, v.Begins, max(0, s.limit), t.policy.Load().RefuseNew, t.left(s), s.describe(shortName(v.Viewer, viewer)), unasked,
-	}
+	args := append(make([]any, 0, 10+2*len(siblings)),
+		s.id, viewer, s.video, begun, v.Begins, max(0, s.limit), t.policy.Load().RefuseNew, t.left(s), s.describe(shortName(v.Viewer, viewer)), unasked)
 	for _, sibling := range siblings {
 		args = append(args, sibling.id, t.ago(sibling))
 	}
@@ -237,7 +236,7 @@ func (t *Tracker) beat(ctx context.Context, used []*Session, all bool) (lost boo
 }
 
 func (t *Tracker) beatBatch(ctx context.Context, batch []*Session, all bool) ([]string, error) {
-	refuseNew, args := t.policy.Load().RefuseNew, []any{all}
+	refuseNew, args := t.policy.Load().RefuseNew, append(make([]any, 0, 1+10*len(batch)), all)
 	seen, bytes := make([]int64, len(batch)), make([]int64, len(batch))
 	t.mu.Lock()
 	for i, s := range batch {

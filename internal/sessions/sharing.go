@@ -150,7 +150,7 @@ func (t *Tracker) score(of *viewer) (s Sharing) {
 // scoreInFleet tells the fleet of uses, and returns the viewers whose score over all nodes is high enough.
 func (t *Tracker) scoreInFleet(ctx context.Context, uses []use) (reports []Sharing) {
 	for batch := range slices.Chunk(uses, beatBatch) {
-		args := []any{sharingPeriod.Milliseconds(), SharingThreshold}
+		args := append(make([]any, 0, 2+5*len(batch)), sharingPeriod.Milliseconds(), SharingThreshold)
 		t.mu.Lock()
 		for _, u := range batch {
 			own := 0
