@@ -473,20 +473,15 @@ func TestOwnPlayer(t *testing.T) {
 		// Without a referrer, only requests with CORS say where they come from.
 		{name: "native without referrer", site: "www.example.test", page: noReferrer, how: "native", want: refused(native, missing, plays)},
 		{name: "native with CORS without referrer", site: "www.example.test", page: noReferrer, how: "native", attributes: cors, want: playing},
-		{name: "hls.js without referrer on another site", site: "evil.test", page: noReferrer, how: "hls.js", want: refused(hls, notAllowed, notAllowed)},
 
-		{name: "native in a sandbox", site: "www.example.test", page: sandbox, how: "native", want: refused(native, missing, notAllowed)},
 		{name: "hls.js in a sandbox", site: "www.example.test", page: sandbox, how: "hls.js", want: refused(hls, notAllowed, notAllowed)},
 
-		{name: "missing_origin allow, native without referrer", video: "apps", site: "www.example.test", page: noReferrer, how: "native", want: playing},
-		{name: "missing_origin allow, hls.js on another site", video: "apps", site: "evil.test", page: noReferrer, how: "hls.js", want: refused(hls, notAllowed, notAllowed)},
 		// That is what the option costs: such a page looks like an app.
 		{
 			name: "missing_origin allow, native without referrer on another site", video: "apps", site: "evil.test", page: noReferrer, how: "native",
 			want: ownPlayer{Manifest: plays, Plays: true, Script: notAllowed},
 		},
 		{name: "no allowed origins, native", video: "demo", site: "evil.test", page: noReferrer, how: "native", want: playing},
-		{name: "no allowed origins, hls.js in a sandbox", video: "demo", site: "evil.test", page: sandbox, how: "hls.js", want: playing},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := openPage(t, w.site(tc.site)+"/"+tc.page)

@@ -110,36 +110,23 @@ func TestCacheInFrontOfFileServer(t *testing.T) {
 func TestGatheredWritesAreWhole(t *testing.T) {
 	t.Parallel()
 	o := startOrigin(t, exampleMedia())
-	c := config{
+	g := startTLS(t, o, config{
 		global: "servers {\nlistener_wrappers {\nsigned_playback\ntls\n}\n}",
 		site:   cachedSite + "reverse_proxy " + o.addr(),
-	}
-	plain, overTLS := start(t, o, c), startTLS(t, o, c)
-	get := map[string]func(path string, header ...string) *response{
-		"HTTP/1.1 without TLS": func(path string, header ...string) *response { return plain.get(t, path, header...) },
-	}
-	for _, p := range protocols {
-		client, _ := p.connect(t, overTLS)
-		get[p.name] = func(path string, header ...string) *response {
-			return overTLS.ask(t, client, http.MethodGet, path, header...)
-		}
-	}
+	})
 	viewer := "/" + mint(t, "demo", func(c *token.Claims) { c.Downloadable = true })
-	for name, get := range get {
+	for _, protocol := range protocols {
+		c, _ := protocol.connect(t, g)
 		var group sync.WaitGroup
 		for range 8 {
 			group.Go(func() {
-				for _, file := range []string{"ts/002.ts", "downloads/default.mp4", "ts/003.ts", "ts/002.ts", "downloads/default.mp4"} {
-					want, err := os.ReadFile("../examples/media/demo/" + file)
-					if err != nil {
-						t.Error(err)
-						return
+				for _, file := range []string{"/ts/002.ts", "/downloads/default.mp4", "/ts/003.ts", "/ts/002.ts", "/downloads/default.mp4"} {
+					want := readText(t, "../examples/media/demo"+file)
+					if res := g.ask(t, c, http.MethodGet, viewer+file); res.StatusCode != http.StatusOK || string(res.body) != want {
+						t.Errorf("%s: %s: status %d, %d bytes of %d", protocol.name, file, res.StatusCode, len(res.body), len(want))
 					}
-					if res := get(viewer + "/" + file); res.StatusCode != http.StatusOK || !bytes.Equal(res.body, want) {
-						t.Errorf("%s: %s: status %d, %d bytes of %d", name, file, res.StatusCode, len(res.body), len(want))
-					}
-					if res := get(viewer+"/"+file, "Range: bytes=1000-40999"); !bytes.Equal(res.body, want[1000:min(41000, len(want))]) {
-						t.Errorf("%s: %s: status %d, %d bytes of a range", name, file, res.StatusCode, len(res.body))
+					if res := g.ask(t, c, http.MethodGet, viewer+file, "Range: bytes=1000-40999"); string(res.body) != want[1000:min(41000, len(want))] {
+						t.Errorf("%s: %s: status %d, %d bytes of a range", protocol.name, file, res.StatusCode, len(res.body))
 					}
 				}
 			})
