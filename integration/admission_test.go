@@ -55,7 +55,7 @@ func TestAdmissionOfAFleet(t *testing.T) {
 	wantAsked("two sessions that are denied", 2)
 	o.wantUntouched(t)
 
-	until := time.Now().Add(8 * time.Second)
+	until := time.Now().Add(25 * time.Second) // a node starts again meanwhile
 	answer.Store(fmt.Sprintf(`{"allow":true,"climit":1,"until":%d}`, until.Unix()))
 	first, _ := f.nodes[0].beginSession(t, compact)
 	f.wantEverywhere(t, "a session that moves between nodes", first, plays)

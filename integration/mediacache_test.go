@@ -276,13 +276,7 @@ func TestPurge(t *testing.T) {
 			version.Store(1)
 			for i, video := range []string{"demo", "configured"} {
 				nodes[0].mustCall(t, "POST", "stream/"+video+"/purge", "", nil)
-				purged := time.Now()
 				wantVersion(1, files[i])
-				took := time.Since(purged)
-				t.Logf("the purge of %s came to the other node after %s", video, took)
-				if took > 10*time.Second { // the promise is 2 s, without other tests on the machine
-					t.Error("that is too late")
-				}
 			}
 			wantVersion(1, files...)
 			close(release)
