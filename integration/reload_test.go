@@ -308,9 +308,10 @@ var invalids = []invalid{
 	{"a database of another type", "asn.mmdb", 1, func(th *theater, caddyfile string) string {
 		return regexp.MustCompile(`(country|updated)\.mmdb`).ReplaceAllLiteralString(caddyfile, "asn.mmdb")
 	}},
-	// By then, the app may have been started, or not: their order is random.
-	{"an address that is taken", "address already in use", 4, func(th *theater, caddyfile string) string {
-		return caddyfile + "\nhttp://" + th.origin.addr() + " {\n\trespond taken\n}\n"
+	// By then, the app may have been started, or not: their order is random. Until Caddy comes to that
+	// address, with a gate or without, it serves new connections by this config, so it is the present one otherwise.
+	{"an address that is taken", "address already in use", 4, func(th *theater, _ string) string {
+		return th.write(th.present, strconv.Itoa(th.present.number)) + "\nhttp://" + th.origin.addr() + " {\n\trespond taken\n}\n"
 	}},
 }
 
