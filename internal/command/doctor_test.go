@@ -3,7 +3,10 @@ package command
 import (
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"testing"
+	"time"
 )
 
 // An origin that listens on all addresses is exposed at each of this machine's.
@@ -16,6 +19,25 @@ func TestDoctorFindsExposedOrigins(t *testing.T) {
 		list := upstreamsOf(map[string]any{"handler": "reverse_proxy", "upstreams": []any{map[string]any{"dial": dial}}})
 		if found := new(checkup).exposedAt(t.Context(), list[0]); len(found) != want {
 			t.Errorf("an origin that listens on %s: found %q, want %d addresses", listen, found, want)
+		}
+	}
+}
+
+// The clocks of this machine and of an origin are compared at the same time, however long the checks before
+// have waited for servers that do not answer.
+func TestDoctorComparesClocks(t *testing.T) {
+	t.Parallel()
+	for ahead, want := range map[time.Duration]string{0: foundOK, time.Hour: foundToDo, -time.Hour: foundToDo} {
+		origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Date", time.Now().Add(ahead).UTC().Format(http.TimeFormat))
+		}))
+		defer origin.Close()
+		c := &checkup{
+			doctorOptions: doctorOptions{terminal: terminal{now: time.Now().Add(-time.Minute)}}, check: "clock",
+			upstreams: upstreamsOf(map[string]any{"handler": "reverse_proxy", "upstreams": []any{map[string]any{"dial": origin.Listener.Addr().String()}}}),
+		}
+		if c.checkClock(t.Context()); len(c.findings) != 1 || c.findings[0].Outcome != want {
+			t.Errorf("an origin whose clock is ahead by %s: %+v, want %s", ahead, c.findings, want)
 		}
 	}
 }
