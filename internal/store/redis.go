@@ -246,23 +246,41 @@ func optional(raw []byte) string {
 
 // Names implements Store.
 func (r *Redis) Names(ctx context.Context, collection Collection) (names []Name, err error) {
-	key := hashOf(collection)
-	answers, err := r.ask(ctx, Server, question{[]string{key}, 1, func(ctx context.Context, s *session) rueidis.RedisResult {
-		return namesScript.Exec(ctx, s.client, []string{key}, nil)
-	}})
-	if err != nil {
-		return nil, err
+	cursor := ""
+	if collection == Videos || collection == Extensions {
+		cursor = "0" // there may be so many that one command would keep Redis from everything else
 	}
-	ids, err := answers[0].AsStrSlice()
-	if err != nil {
-		return nil, fmt.Errorf("%w: redis: not an answer to HKEYS", ErrUnavailable)
-	}
-	for _, id := range ids {
-		if name, err := NewName(collection, id); err == nil {
-			names = append(names, name)
+	known := make(map[string]bool) // a scan may meet a field twice
+	for {
+		ids, next, err := r.names(ctx, collection, cursor)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range ids {
+			if name, err := NewName(collection, id); err == nil && !known[id] {
+				known[id] = true
+				names = append(names, name)
+			}
+		}
+		if cursor = next; cursor == "0" {
+			return names, nil
 		}
 	}
-	return names, nil
+}
+
+// names returns the fields of a hash from a cursor on, and the cursor of the next.
+func (r *Redis) names(ctx context.Context, collection Collection, cursor string) (ids []string, next string, err error) {
+	key := hashOf(collection)
+	answers, err := r.ask(ctx, Server, question{[]string{key}, 2, func(ctx context.Context, s *session) rueidis.RedisResult {
+		return namesScript.Exec(ctx, s.client, []string{key}, []string{cursor})
+	}})
+	if err != nil {
+		return nil, "", err
+	}
+	if ids, err = answers[1].AsStrSlice(); err != nil {
+		return nil, "", fmt.Errorf("%w: redis: not a list of names", ErrUnavailable)
+	}
+	return ids, string(value(answers[0])), nil
 }
 
 // Stamps implements Store.

@@ -91,10 +91,14 @@ return {state, found[1], '` + swappedAnswer + `', false}`)
 for i = 1, #ARGV do answer[#KEYS + i] = redis.call('HGET', KEYS[1], ARGV[i]) end
 return answer`)
 
-	// namesScript takes a hash. With a call of its own, the epoch could be older than a
-	// FLUSHALL and the fields newer.
+	// namesScript takes a hash, and the cursor of a scan or "" for all names at once, which reads
+	// no values. With a call of its own, the epoch could be older than a FLUSHALL and the names newer.
 	namesScript = rueidis.NewLuaScriptNoSha(`
-return {redis.call('HGET', KEYS[1], '#epoch'), redis.call('HKEYS', KEYS[1])}`)
+local epoch = redis.call('HGET', KEYS[1], '#epoch')
+if ARGV[1] == '' then return {epoch, '0', redis.call('HKEYS', KEYS[1])} end
+local page, names = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 500), {}
+for i = 1, #page[2], 2 do names[#names + 1] = page[2][i] end
+return {epoch, page[1], names}`)
 )
 
 const swappedAnswer = "swapped"

@@ -439,7 +439,7 @@ func TestRedisEvictedHash(t *testing.T) {
 }
 
 // Data is lost during a call: the call writes nothing into other data, and a list does not
-// look complete. A list skips fields that are no ids.
+// look complete. A list skips fields that are no ids, and reads a large collection in parts.
 func TestRedisFlushAllMeanwhile(t *testing.T) {
 	t.Parallel()
 	server, r, name := startRedisWith(t)
@@ -455,7 +455,12 @@ func TestRedisFlushAllMeanwhile(t *testing.T) {
 		args = append(args, id, string(raw))
 	}
 	server.do(t, args...)
+	server.do(t, "CONFIG", "RESETSTAT")
 	wantAll(t, r, Videos, want)
+	reply := server.do(t, "INFO", "commandstats")
+	if stats, err := reply.ToString(); err != nil || strings.Contains(stats, "cmdstat_hkeys") {
+		t.Errorf("one command reads all names of a large collection, and Redis answers nobody else meanwhile: %v\n%s", err, stats)
+	}
 	read := 0
 	var last error
 	for _, err := range All(t.Context(), r, Videos) {
