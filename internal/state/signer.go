@@ -137,7 +137,10 @@ func (s *State) decodeSigningKey(object store.Object) (*ownKey, error) {
 // Tokens of the key before it remain valid.
 func (s *State) RotateSigningKey(ctx context.Context) (Key, error) {
 	old, err := s.readSigningKey(ctx)
-	if err != nil && !errors.Is(err, ErrDamaged) {
+	switch {
+	case errors.Is(err, ErrDamaged):
+		s.signer.own.Store(nil) // else the known key would pass for one that is newer
+	case err != nil:
 		return Key{}, err
 	}
 	key, err := s.replaceSigningKey(ctx, old)

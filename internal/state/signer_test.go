@@ -263,10 +263,11 @@ func TestDamagedSigningKey(t *testing.T) {
 	}
 }
 
-// Rotation on demand replaces the key at once. It needs the store.
+// Rotation on demand replaces the key at once, also one that this node signs with and whose object is
+// damaged since. It needs the store.
 func TestRotation(t *testing.T) {
 	t.Parallel()
-	_, n, s := signingFleet(t)
+	f, n, s := signingFleet(t)
 	wantSigningKey(t, s, "own")
 	next, err := s.RotateSigningKey(t.Context())
 	if err != nil || next.ID == "own" || !next.Created.Equal(testTime) || !next.Own {
@@ -274,6 +275,12 @@ func TestRotation(t *testing.T) {
 	}
 	wantSigningKey(t, s, next.ID)
 	wantKeys(t, s, "own live")
+	f.Write(signingName, damaged)
+	healed, err := s.RotateSigningKey(t.Context())
+	if err != nil || healed.ID == next.ID {
+		t.Fatalf("RotateSigningKey of a damaged key = %+v, %v", healed, err)
+	}
+	wantSigningKey(t, newTestState(t, f.Join()), healed.ID)
 	n.Intercept(on("get", "", down), nil)
 	if _, err := s.RotateSigningKey(t.Context()); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("RotateSigningKey = %v, want ErrUnavailable", err)
