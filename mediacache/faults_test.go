@@ -271,6 +271,13 @@ func TestAnswersForOneViewer(t *testing.T) {
 	if w, err := s.ask("GET", "/file", "Range", "bytes=5-9", "If-Range", `"v1"`); err != nil || w.Code != 206 || !bytes.Equal(w.Body.Bytes(), file[5:10]) {
 		t.Errorf("a range: status %d, %d bytes, %v", w.Code, w.Body.Len(), err)
 	}
+	// An answer without a body must not announce one, or clients wait for it.
+	for field, want := range map[string]int{"If-Match": 412, "If-None-Match": 304} {
+		w, err := s.ask("GET", "/file", field, map[int]string{412: `"v2"`, 304: `"v1"`}[want])
+		if err != nil || w.Code != want || w.Body.Len() > 0 || w.Header().Get("Content-Length") != "" {
+			t.Errorf("%s: status %d, %d bytes, %v, %v", field, w.Code, w.Body.Len(), w.Header(), err)
+		}
+	}
 	if w, err := s.ask("HEAD", "/endless"); err != nil || w.Code != 200 || w.Body.Len() > 0 {
 		t.Errorf("HEAD: status %d, %d bytes, %v", w.Code, w.Body.Len(), err)
 	}

@@ -141,16 +141,11 @@ func (v *visit) answer(o *object, rd *reader, result Result) error {
 		h["Age"] = []string{strconv.FormatInt(int64(o.age(v.cache.now())/time.Second), 10)}
 	}
 	if o.status == http.StatusOK {
-		switch v.evaluate(o) {
-		case http.StatusNotModified:
+		if status := v.evaluate(o); status != 0 {
 			for _, name := range []string{"Content-Type", "Content-Length", "Content-Encoding"} {
 				delete(h, name)
 			}
-			v.w.WriteHeader(http.StatusNotModified)
-			return nil
-		case http.StatusPreconditionFailed:
-			delete(h, "Content-Type")
-			v.w.WriteHeader(http.StatusPreconditionFailed)
+			v.w.WriteHeader(status)
 			return nil
 		}
 		if spans, ok := v.ranges(o); ok {
