@@ -283,6 +283,64 @@ func TestAnswersForOneViewer(t *testing.T) {
 	}
 }
 
+// stalled is a viewer who does not read until it is closed.
+type stalled struct {
+	http.ResponseWriter
+	closed chan struct{}
+}
+
+func (v stalled) Write([]byte) (int, error) {
+	<-v.closed
+	return 0, io.ErrClosedPipe
+}
+
+// The attack: viewers who do not read hold what the origin's handler has, for example the memory
+// of a manifest. It sets a deadline, as it would on their connections.
+func TestWritesWaitForViewersUntilADeadline(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var ended time.Duration
+		s := newScene(func(w http.ResponseWriter, _ *http.Request) error {
+			start := time.Now()
+			w.Header().Set("Cache-Control", "private")
+			_ = http.NewResponseController(w).SetWriteDeadline(start.Add(time.Minute))
+			_, err := w.Write(make([]byte, 1<<20))
+			ended = time.Since(start)
+			return err
+		})
+		viewer := stalled{httptest.NewRecorder(), make(chan struct{})}
+		go s.visit(viewer, httptest.NewRequest("GET", "/v.m3u8", nil))
+		<-time.After(2 * time.Minute) // of the bubble's clock
+		synctest.Wait()
+		if ended != time.Minute {
+			t.Errorf("the handler waits for %s, want a minute; 0s is longer than two", ended)
+		}
+		close(viewer.closed)
+	})
+}
+
+// A viewer who has all bytes of a response that is for them alone does not end the request to
+// the origin, whose connection may be used again.
+func TestTheOriginEndsWhatItHasSent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for _, control := range []string{"", "private"} {
+			var failure error
+			s := newScene(func(w http.ResponseWriter, r *http.Request) error {
+				w.Header().Set("Cache-Control", control)
+				w.Header().Set("Content-Length", "4")
+				_, _ = io.WriteString(w, "body")
+				<-time.After(time.Second) // of the bubble's clock
+				failure = r.Context().Err()
+				return nil
+			})
+			if w, err := s.ask("GET", "/s.ts"); err != nil || w.Body.String() != "body" || failure != nil {
+				t.Errorf("%q: %q, %v, at the origin: %v", control, w.Body, err, failure)
+			}
+		}
+	})
+}
+
 func TestBrokenBodiesAreNotKept(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

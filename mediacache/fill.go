@@ -23,9 +23,10 @@ type fill struct {
 	header http.Header
 
 	state    fillState
-	expected int64 // Content-Length; -1 if there is none
-	limit    int64 // of a body of unknown length that is kept
-	skip     int64 // bytes of the origin's body that came from the disk
+	expected int64     // Content-Length; -1 if there is none
+	limit    int64     // of a body of unknown length that is kept
+	skip     int64     // bytes of the origin's body that came from the disk
+	deadline time.Time // until when a write may wait for viewers; zero without one
 
 	// ready is closed when the fields below it are known.
 	ready   chan struct{}
@@ -246,7 +247,13 @@ func (f *fill) Write(p []byte) (int, error) {
 	}
 	skipped := min(f.skip, int64(len(p)))
 	f.skip -= skipped
-	if err := f.body.write(f.ctx, p[skipped:], f.expected, f.limit); err != nil {
+	ctx := f.ctx
+	if !f.deadline.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, f.deadline)
+		defer cancel()
+	}
+	if err := f.body.write(ctx, p[skipped:], f.expected, f.limit); err != nil {
 		f.state = discarding
 		f.body.end(err)
 		return 0, err
@@ -256,6 +263,13 @@ func (f *fill) Write(p []byte) (int, error) {
 
 // FlushError implements what http.ResponseController looks for. Viewers flush what they get.
 func (*fill) FlushError() error { return nil }
+
+// SetWriteDeadline implements what http.ResponseController looks for. Only a body without room
+// has writes wait, for its viewers.
+func (f *fill) SetWriteDeadline(at time.Time) error {
+	f.deadline = at
+	return nil
+}
 
 var errOtherObject = errors.New("mediacache: a large object has changed on the origin, or the origin does not answer ranges")
 

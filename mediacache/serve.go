@@ -89,12 +89,14 @@ const (
 )
 
 // isNearlyDone reports whether the body is not needed, or less than 1 MiB or a tenth of
-// it is missing.
+// it is missing. Of one that is for nobody else, nothing may be missing.
 func (f *fill) isNearlyDone() bool {
 	body := f.body.state()
 	switch {
-	case !isClosed(f.ready) || f.outcome == exclusive:
+	case !isClosed(f.ready):
 		return false
+	case f.outcome == exclusive:
+		return body.done || body.length == f.object.length
 	case f.outcome != shared || body.done:
 		return true
 	}
