@@ -254,7 +254,11 @@ func TestManifestRequests(t *testing.T) {
 	if h := other.origin[0].Header; h.Get("Accept-Encoding") != "identity" {
 		t.Errorf("header at the origin for what may be a manifest: %v", h)
 	}
-	e := exchangeThrough(t, g, requestFor(t, target, change), reply(200, absolutePlaylist,
+	conditions := func(r *http.Request) {
+		change(r)
+		r.Header["If-Match"], r.Header["If-Unmodified-Since"] = is(`"other"`), is("Mon, 23 Nov 2020 00:00:00 GMT")
+	}
+	e := exchangeThrough(t, g, requestFor(t, target, conditions), reply(200, absolutePlaylist,
 		"Content-Type: application/x-mpegURL", `Etag: "origin"`, "Last-Modified: Mon, 23 Nov 2026 00:00:00 GMT",
 		"Accept-Ranges: bytes", "Content-Length: "+strconv.Itoa(len(absolutePlaylist)), "Digest: x", "Cache-Control: public, max-age=2"))
 	want := http.Header{"Accept-Encoding": {"identity"}}
@@ -281,7 +285,10 @@ func TestManifestRequests(t *testing.T) {
 func TestHeadOfManifest(t *testing.T) {
 	t.Parallel()
 	g := manifestGate(t)
-	head := func(r *http.Request) { r.Method = http.MethodHead }
+	head := func(r *http.Request) {
+		r.Method = http.MethodHead
+		r.Header.Set("Range", "bytes=0-1")
+	}
 	e := exchangeThrough(t, g, requestFor(t, "/"+plainToken()+"/manifest/video.m3u8", head), reply(200, absolutePlaylist))
 	if e.origin[0].Method != http.MethodGet || e.status != 200 || e.body != "" || e.header.Get("Content-Length") != strconv.Itoa(len(rewrittenPlaylist)) {
 		t.Errorf("got %d with %q bytes and body %q, after %s at the origin", e.status, e.header.Get("Content-Length"), e.body, e.origin[0].Method)
