@@ -3,6 +3,7 @@ package signedplayback
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/rand"
 	"io"
 	"maps"
@@ -11,7 +12,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -278,6 +281,25 @@ func TestManifestRequests(t *testing.T) {
 		"X-Content-Type-Options":        {"nosniff"},
 	}, e.header); diff != "" || e.status != 200 || e.body != rewrittenPlaylist {
 		t.Errorf("got %d %q, header (-want +got):\n%s", e.status, e.body, diff)
+	}
+}
+
+// A viewer who leaves leaves no request at the origin, which holds a blocking reload.
+func TestABlockingReloadEndsWithItsViewer(t *testing.T) {
+	t.Parallel()
+	r := requestFor(t, "/"+plainToken()+"/manifest/video.m3u8?_HLS_msn=7", nil)
+	ctx, leave := context.WithCancel(r.Context())
+	e := exchange(t, manifestGate(t), r.WithContext(ctx), func(_ http.ResponseWriter, r *http.Request) error {
+		leave()
+		select {
+		case <-r.Context().Done():
+			return caddyhttp.Error(statusClientClosedRequest, r.Context().Err())
+		case <-time.After(manifestbody.Timeout / 2):
+			return caddyhttp.Error(http.StatusGatewayTimeout, nil)
+		}
+	})
+	if e.status != statusClientClosedRequest {
+		t.Errorf("the origin ends the request with %d", e.status)
 	}
 }
 
