@@ -415,11 +415,11 @@ func TestReachOrigin(t *testing.T) {
 	t.Parallel()
 	originOf := func(server *httptest.Server) weborigin.Origin { return must(parseProxyOrigin(server.URL)).Origin }
 	plain := httptest.NewServer(nil)
+	defer plain.Close()
 	if err := reachOrigin(originOf(plain)); err != nil {
 		t.Errorf("an origin that is up: %v", err)
 	}
-	plain.Close()
-	if err := reachOrigin(originOf(plain)); err == nil {
+	if err := reachOrigin(must(parseProxyOrigin("http://" + reservedAddr(t.Cleanup))).Origin); err == nil {
 		t.Error("an origin that is down counts as up")
 	}
 	untrusted := httptest.NewUnstartedServer(nil)
