@@ -284,7 +284,7 @@ func TestManifestRequests(t *testing.T) {
 	}
 }
 
-// A viewer who leaves leaves no request at the origin, which holds a blocking reload.
+// The request of a viewer who leaves ends at the origin too, which holds a blocking reload.
 func TestABlockingReloadEndsWithItsViewer(t *testing.T) {
 	t.Parallel()
 	r := requestFor(t, "/"+plainToken()+"/manifest/video.m3u8?_HLS_msn=7", nil)
