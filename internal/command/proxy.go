@@ -421,8 +421,11 @@ func (opts proxyOptions) describe(site proxySite, origin proxyOrigin, claims tok
 		fmt.Fprint(out, "\nTo sign more, make a key and start again with --key key.json:\n  caddy signed-playback keygen -o key.json\n")
 		how = "Then sign with"
 	}
-	fmt.Fprintf(out, "\n%s\n  caddy signed-playback sign --key %s --sub %s --url %s\nStop with Ctrl-C.\n\n",
-		how, shellWord(cmp.Or(opts.key, "key.json")), claims.VideoID, shellWord(base))
+	fmt.Fprintf(out, "\n%s\n  caddy signed-playback sign --key %s --sub %s --url %s", how, shellWord(cmp.Or(opts.key, "key.json")), claims.VideoID, shellWord(base))
+	if opts.path != playbackpath.DefaultManifest {
+		fmt.Fprintf(out, " --path %s", shellWord(opts.path))
+	}
+	fmt.Fprint(out, "\nStop with Ctrl-C.\n\n")
 	return out.String()
 }
 

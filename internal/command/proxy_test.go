@@ -335,6 +335,20 @@ Then sign with
 Stop with Ctrl-C.
 
 `, []string{"--key", "in memory", "--hls-js", "npm pack hls.js"}},
+		{"another manifest", func(o *proxyOptions) { o.path = "hls/$a.m3u8" }, `
+The gate listens on 127.0.0.1:8080. Viewers ask it for
+  http://127.0.0.1:8080/<token>/<path>
+and it asks the origin for
+  http://127.0.0.1:8081/<video>/<path>
+
+The video demo plays until 2027-01-15T09:00:00Z (in 1h0m0s):
+  HLS   http://127.0.0.1:8080/T/hls/$a.m3u8
+
+Sign more with
+  caddy signed-playback sign --key - --sub demo --url http://127.0.0.1:8080 --path 'hls/$a.m3u8'
+Stop with Ctrl-C.
+
+`, nil},
 		{"an origin that does not answer", func(o *proxyOptions) {
 			o.reach = func(origin weborigin.Origin) error { return errors.New("no way to " + origin.Address()) }
 		}, "", []string{`--to "127.0.0.1:8081"`, "no way to 127.0.0.1:8081", "502"}},
