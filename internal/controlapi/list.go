@@ -64,7 +64,13 @@ func parsePage(query string, readers map[string]func(string) error) (listPage, e
 		"limit":          limit,
 	}
 	maps.Copy(all, readers)
-	for name, given := range values {
+	for _, same := range [][2]string{{"start", "after"}, {"end", "before"}, {"limit", "per_page"}} {
+		if values.Has(same[0]) && values.Has(same[1]) {
+			return p, badRequest("%s and %s are the same query parameter; give one of them", same[0], same[1])
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		given := values[name]
 		read, known := all[name]
 		if !known || len(given) != 1 {
 			return p, badRequest("query parameter %.40q is unknown or repeated; known are %s",

@@ -32,6 +32,7 @@ func TestListQueriesThatAreRefused(t *testing.T) {
 		"before":         {"before=2026-01-02T25:00:00Z"},
 		"asc":            {"asc=yes", "asc="},
 		"include_counts": {"include_counts=2"},
+		"same":           {"limit=2&per_page=3", "per_page=2&limit=2", "start=2026-01-02T03:04:05Z&after=2026-01-02T03:04:05Z", "before=x&end=y"},
 		"query":          {"%zz=1", "a;b=1", "search=%zz"},
 		"unknown": {
 			"page=2", "Status=ready", "status=ready&status=error", "id=a&id=b", "q=x", "=x", "requireSignedURLs=true", strings.Repeat("x", 300) + "=1",
