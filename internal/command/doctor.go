@@ -287,13 +287,14 @@ func writeWarnings(config map[string]any, file string) {
 }
 
 // checkWarnings reports the warnings that the module has logged while it loaded the config
-// and made the other checks.
+// and made the other checks. They are sorted, because Caddy loads the sites of a config in any order.
 func (c *checkup) checkWarnings(context.Context) {
 	lines, err := os.ReadFile(c.warnings)
 	if err != nil {
 		c.toDo("", "the warnings cannot be read: %v", err)
 		return
 	}
+	before := len(c.findings)
 	for line := range bytes.Lines(lines) {
 		var fields map[string]any
 		if err := json.Unmarshal(line, &fields); err != nil {
@@ -309,6 +310,9 @@ func (c *checkup) checkWarnings(context.Context) {
 		}
 		c.toDo(strings.Join(details, ", "), "%s", text)
 	}
+	slices.SortFunc(c.findings[before:], func(a, b finding) int {
+		return cmp.Or(strings.Compare(a.Text, b.Text), strings.Compare(a.Fix, b.Fix))
+	})
 }
 
 func (c *checkup) checkKeys(context.Context) {

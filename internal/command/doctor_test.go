@@ -5,6 +5,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -39,5 +42,22 @@ func TestDoctorComparesClocks(t *testing.T) {
 		if c.checkClock(t.Context()); len(c.findings) != 1 || c.findings[0].Outcome != want {
 			t.Errorf("an origin whose clock is ahead by %s: %+v, want %s", ahead, c.findings, want)
 		}
+	}
+}
+
+// The warnings of a config are in the same order each time.
+func TestDoctorSortsWarnings(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "warnings.log")
+	const lines = `{"level":"warn","msg":"b","of":"video z"}` + "\n" + `{"level":"warn","msg":"b","of":"video a"}` + "\n" + `{"level":"warn","msg":"a"}` + "\n"
+	if err := os.WriteFile(file, []byte(lines), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first := finding{"clock", foundToDo, "of an earlier check", ""}
+	c := &checkup{check: "config", warnings: file, findings: []finding{first}}
+	c.checkWarnings(t.Context())
+	want := []finding{first, {"config", foundToDo, "a", ""}, {"config", foundToDo, "b", "of: video a"}, {"config", foundToDo, "b", "of: video z"}}
+	if !slices.Equal(c.findings, want) {
+		t.Errorf("found %v, want %v", c.findings, want)
 	}
 }
