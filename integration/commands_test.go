@@ -346,8 +346,7 @@ func stateHome(t testing.TB, dir string) {
 	}
 }
 
-// explain runs beside the server with the same config and says what the server
-// answers. It reads the keys and settings of the control API in the shared store, and the
+// explain runs beside the server with the same config, and predicts its answer. It reads the keys and settings of the control API in the shared store, and the
 // origin gets no request. TestExplainReadsKeySetAndStore and TestExplainAddresses have more.
 func TestExplainBesideTheServer(t *testing.T) {
 	redis := startRedis(t)

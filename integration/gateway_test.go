@@ -434,7 +434,7 @@ func noError(t testing.TB, err error) {
 	}
 }
 
-// wantEqual compares a value with what it must be. The format says what it is.
+// wantEqual compares a value with the expected one. The format names the value.
 func wantEqual(t testing.TB, want, got any, format string, args ...any) {
 	t.Helper()
 	if diff := gocmp.Diff(want, got); diff != "" {

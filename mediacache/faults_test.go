@@ -294,8 +294,8 @@ func (v stalled) Write([]byte) (int, error) {
 	return 0, io.ErrClosedPipe
 }
 
-// The attack: viewers who do not read hold what the origin's handler has, for example the memory
-// of a manifest. It sets a deadline, as it would on their connections.
+// The attack: a viewer who does not read keeps the origin's handler waiting, and with it the memory
+// of a manifest. The deadline that the handler sets ends the wait.
 func TestWritesWaitForViewersUntilADeadline(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -264,8 +264,8 @@ func (f *fill) Write(p []byte) (int, error) {
 // FlushError implements what http.ResponseController looks for. Viewers flush what they get.
 func (*fill) FlushError() error { return nil }
 
-// SetWriteDeadline implements what http.ResponseController looks for. Only a body without room
-// has writes wait, for its viewers.
+// SetWriteDeadline implements what http.ResponseController looks for. Writes wait
+// for viewers only if there is no room for the body.
 func (f *fill) SetWriteDeadline(at time.Time) error {
 	f.deadline = at
 	return nil

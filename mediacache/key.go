@@ -128,7 +128,7 @@ func (c *Config) Plan(r *http.Request) Plan {
 	}
 }
 
-// userAgent is what the origin sees instead of the viewers' user agents.
+// userAgent is the user agent of requests to the origin. Those of viewers do not reach it.
 const userAgent = "signed-playback"
 
 // GenerationHeader tells a cache in the tier after this one the generation of the object, if

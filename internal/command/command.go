@@ -61,7 +61,7 @@ https://github.com/signed-playback/caddy-signed-playback
 // there is to do.
 var ErrRefused = errors.New("the request is refused")
 
-// terminal is what a command reads and writes, and its time.
+// terminal is the input, the outputs and the clock of a command.
 type terminal struct {
 	in       io.Reader
 	out, err io.Writer

@@ -114,8 +114,8 @@ func (opts inspectOptions) inspect(m Module) error {
 	return err
 }
 
-// read takes what a token says, and verifies it if there are keys. It returns why the gate would
-// refuse the token, nil if it would not.
+// read copies the claims of a token, and verifies the token if there are keys. The error is the
+// gate's reason to refuse it, nil if the gate accepts it.
 func (i *inspection) read(compact string, keys *token.KeySet, leeway time.Duration, now time.Time) error {
 	parsed, err := token.Parse(compact)
 	if err != nil {

@@ -377,7 +377,7 @@ func (r *revocations) lost(now time.Time) (lost []*Revocation) {
 	return lost
 }
 
-// forget gives up all knowledge of what is in force, but no revocation.
+// forget makes the revocations unknown until the next complete reading. It removes none of them.
 func (r *revocations) forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -152,7 +152,7 @@ type Store interface {
 	Close()
 }
 
-// All reads a whole collection, in no order. An error is that of Names, or as GetAll has it.
+// All reads a whole collection, in no order. Its errors are those of Names and GetAll.
 func All(ctx context.Context, s Store, collection Collection) iter.Seq2[Object, error] {
 	return func(yield func(Object, error) bool) {
 		names, err := s.Names(ctx, collection)

@@ -32,7 +32,7 @@ func (c *Cache) Bytes() uint64 { return c.entries.WeightedSize() }
 // Clear forgets all tokens.
 func (c *Cache) Clear() { c.entries.InvalidateAll() }
 
-// get returns the entry of a token, nil if there is none.
+// get returns the entry of a token, nil without one.
 func (c *Cache) get(compact string) *Token {
 	t, _ := c.entries.GetIfPresent(compact)
 	return t

@@ -175,9 +175,8 @@ func TestKeyRevokedDuringItsCheck(t *testing.T) {
 }
 
 // Attack: networks that have sent forged tokens fill the queue of new viewers.
-// Such a network is limited, then it waits in a queue of its own until failedMemory
-// is over, because a company's one player with an old key must not set it back for
-// good. S9: the times are the same, however the clock is set meanwhile.
+// A network whose signatures fail is limited. Then it waits in a queue of its own until
+// failedMemory is over: one player with an old key must not slow down a company for good. S9: the times are the same, however the clock is set meanwhile.
 func TestNetworksWithFailures(t *testing.T) {
 	t.Parallel()
 	failing, other := worklimit.ClientNetworks{Own: netip.MustParsePrefix("198.51.100.0/24")}, worklimit.ClientNetworks{Own: netip.MustParsePrefix("203.0.113.0/24")}
